@@ -1,0 +1,83 @@
+// Argument checks whose messages name the argument, what came and what is wanted. They run before any state
+// changes.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace torch_lsh {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Becomes a RuntimeError in Python. Like TORCH_CHECK, without the source line, which means nothing to a user.
+template <typename... Parts>
+[[noreturn, gnu::noinline, gnu::cold]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  message << "torch_lsh: ";
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+#define TORCH_LSH_CHECK(condition, ...)               \
+  do {                                                \
+    if (!(condition)) ::torch_lsh::fail(__VA_ARGS__); \
+  } while (0)
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  return text + "]";
+}
+
+inline void check_cpu(const Tensor& tensor, const char* name) {
+  TORCH_LSH_CHECK(tensor.device().type() == torch::headeronly::DeviceType::CPU, name,
+                  " is not on the CPU; torch_lsh computes on CPUs only, move it with .cpu()");
+}
+
+inline void check_dim(const Tensor& tensor, const char* name, int64_t dim) {
+  TORCH_LSH_CHECK(tensor.dim() == dim, name, " has shape ", shape_of(tensor), "; wanted ", dim,
+                  " dimension(s)");
+}
+
+inline void check_dtype(const Tensor& tensor, const char* name, ScalarType wanted) {
+  TORCH_LSH_CHECK(tensor.scalar_type() == wanted, name, " has dtype ",
+                  torch::headeronly::toString(tensor.scalar_type()), "; wanted ",
+                  torch::headeronly::toString(wanted));
+}
+
+inline void check_floating(const Tensor& tensor, const char* name) {
+  const auto dtype = tensor.scalar_type();
+  TORCH_LSH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
+                  name, " has dtype ", torch::headeronly::toString(dtype),
+                  "; wanted Float, Double or BFloat16");
+}
+
+inline void check_size(const Tensor& tensor, const char* name, int64_t dim, int64_t wanted) {
+  TORCH_LSH_CHECK(tensor.size(dim) == wanted, name, " has shape ", shape_of(tensor), "; wanted ", wanted,
+                  " in dimension ", dim);
+}
+
+inline void check_contiguous(const Tensor& tensor, const char* name) {
+  TORCH_LSH_CHECK(tensor.is_contiguous(), name, " is not contiguous; call .contiguous() first");
+}
+
+// The checks that nearly every operand needs.
+inline void check_operand(const Tensor& tensor, const char* name, int64_t dim, ScalarType wanted) {
+  check_cpu(tensor, name);
+  check_dim(tensor, name, dim);
+  check_dtype(tensor, name, wanted);
+  check_contiguous(tensor, name);
+}
+
+inline void check_rows_in_range(const int64_t* rows, int64_t count, int64_t num_rows, const char* name) {
+  for (int64_t i = 0; i < count; ++i)
+    TORCH_LSH_CHECK(rows[i] >= 0 && rows[i] < num_rows, name, "[", i, "] is ", rows[i], "; wanted 0 to ",
+                    num_rows - 1);
+}
+
+}  // namespace torch_lsh

@@ -1,0 +1,28 @@
+// Row gathers. Compiled once per instruction set: include only from kernels/levels/*.cpp.
+#pragma once
+
+#include "kernels/convert.h"
+#include "kernels/kernels.h"
+
+namespace torch_lsh::TORCH_LSH_LEVEL {
+
+// Rows are far apart in memory, so each one costs a cache miss per line; asking for a row this many
+// iterations before it is copied lets about that many misses run at the same time.
+constexpr int64_t kPrefetchRows = 8;
+
+template <typename T>
+inline void prefetch_row(const T* row, int64_t width) {
+  const char* bytes = reinterpret_cast<const char*>(row);
+  const int64_t size = width * static_cast<int64_t>(sizeof(T));
+  for (int64_t offset = 0; offset < size; offset += 64) __builtin_prefetch(bytes + offset);
+}
+
+template <typename From, typename To>
+void gather(const From* table, const int64_t* rows, int64_t count, int64_t width, To* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + kPrefetchRows < count) prefetch_row(table + rows[i + kPrefetchRows] * width, width);
+    convert(table + rows[i] * width, width, out + i * width);
+  }
+}
+
+}  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -1,0 +1,41 @@
+// The kernels of one instruction set as a table of function pointers, and the choice of that table.
+//
+// A kernel works on raw pointers and sizes, uses neither torch nor the STL, and runs in the calling thread;
+// the caller (csrc/ops) splits the work so that no two threads write to the same row. The bodies are in
+// kernels/<family>.h and are compiled once per file in kernels/levels/. kernels() picks a table at the first
+// call, so dispatch costs one load and stays outside of loops.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace torch_lsh {
+
+// Storage of a bfloat16 number. Kernels compute in float.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+struct Kernels {
+  const char* name;
+
+  // gather.h: out[i, :] = table[rows[i], :], converted to the type of out.
+  void (*gather_f32_f32)(const float* table, const int64_t* rows, int64_t count, int64_t width, float* out);
+  void (*gather_f64_f64)(const double* table, const int64_t* rows, int64_t count, int64_t width, double* out);
+  void (*gather_bf16_bf16)(const BFloat16* table, const int64_t* rows, int64_t count, int64_t width,
+                           BFloat16* out);
+  void (*gather_f32_bf16)(const float* table, const int64_t* rows, int64_t count, int64_t width,
+                          BFloat16* out);
+  void (*gather_bf16_f32)(const BFloat16* table, const int64_t* rows, int64_t count, int64_t width,
+                          float* out);
+};
+
+// The table for this CPU, or the one that the environment variable TORCH_LSH_SIMD names
+// (scalar, avx2, avx512 or neon). Throws std::runtime_error when that one cannot run here.
+const Kernels& kernels();
+
+// Makes kernels() return the table of that name from now on, in every thread. For tests and benchmarks, which
+// compare levels in one process; not to be called while an operator runs.
+void use_level(const char* name);
+
+}  // namespace torch_lsh

@@ -1,0 +1,17 @@
+// x86-64-v4: AVX-512 F, BW, DQ, VL on top of AVX2 (Intel Skylake-X, AMD Zen 4 and later).
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(                                                                        \
+    __attribute__((                                                                                  \
+        target("avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt"))), \
+    apply_to = function)
+#else
+#pragma GCC target( \
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,prefer-vector-width=512")
+#endif
+#define TORCH_LSH_LEVEL avx512
+#include "kernels/levels/level.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,21 @@
+// The body of a level: every kernel family, compiled with the instruction set that the including file has
+// switched on. That file defines TORCH_LSH_LEVEL, a namespace of its own, so that no two levels share a
+// symbol.
+#include "kernels/gather.h"
+
+namespace torch_lsh::TORCH_LSH_LEVEL {
+
+#define TORCH_LSH_STRING_(x) #x
+#define TORCH_LSH_STRING(x) TORCH_LSH_STRING_(x)
+
+extern const Kernels table;
+const Kernels table = {
+    .name = TORCH_LSH_STRING(TORCH_LSH_LEVEL),
+    .gather_f32_f32 = gather<float, float>,
+    .gather_f64_f64 = gather<double, double>,
+    .gather_bf16_bf16 = gather<BFloat16, BFloat16>,
+    .gather_f32_bf16 = gather<float, BFloat16>,
+    .gather_bf16_f32 = gather<BFloat16, float>,
+};
+
+}  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -1,0 +1,6 @@
+// AArch64: NEON is part of the base instruction set, so the compiler's own vectorisation is all that is
+// needed.
+#if defined(__aarch64__)
+#define TORCH_LSH_LEVEL neon
+#include "kernels/levels/level.h"
+#endif

@@ -1,0 +1,63 @@
+// gather_rows: the rows of a table that a step touches, copied next to each other.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+
+#include "checks.h"
+#include "kernels/kernels.h"
+
+namespace torch_lsh {
+namespace {
+
+// Rows per task: 64 rows of 512 bytes take some microseconds, well above the cost of handing out a task.
+constexpr int64_t kGrainRows = 64;
+
+template <typename From, typename To>
+void gather(void (*kernel)(const From*, const int64_t*, int64_t, int64_t, To*), const Tensor& table,
+            const Tensor& rows, Tensor& out) {
+  const auto* from = static_cast<const From*>(table.const_data_ptr());
+  const auto* ids = rows.const_data_ptr<int64_t>();
+  auto* to = static_cast<To*>(out.mutable_data_ptr());
+  const int64_t width = table.dim() == 1 ? 1 : table.size(1);
+  torch::stable::parallel_for(0, rows.numel(), kGrainRows, [&](int64_t begin, int64_t end) {
+    kernel(from, ids + begin, end - begin, width, to + begin * width);
+  });
+}
+
+Tensor gather_rows(const Tensor& table, const Tensor& rows, std::optional<ScalarType> dtype) {
+  check_cpu(table, "table");
+  check_floating(table, "table");
+  check_contiguous(table, "table");
+  TORCH_LSH_CHECK(table.dim() == 1 || table.dim() == 2, "table has shape ", shape_of(table),
+                  "; wanted one or two dimensions");
+  check_operand(rows, "rows", 1, ScalarType::Long);
+  check_rows_in_range(rows.const_data_ptr<int64_t>(), rows.numel(), table.size(0), "rows");
+  const ScalarType from = table.scalar_type(), to = dtype.value_or(from);
+  Tensor out = table.dim() == 1 ? torch::stable::empty({rows.numel()}, to)
+                                : torch::stable::empty({rows.numel(), table.size(1)}, to);
+  const Kernels& k = kernels();
+  if (from == ScalarType::Float && to == ScalarType::Float) {
+    gather(k.gather_f32_f32, table, rows, out);
+  } else if (from == ScalarType::Double && to == ScalarType::Double) {
+    gather(k.gather_f64_f64, table, rows, out);
+  } else if (from == ScalarType::BFloat16 && to == ScalarType::BFloat16) {
+    gather(k.gather_bf16_bf16, table, rows, out);
+  } else if (from == ScalarType::Float && to == ScalarType::BFloat16) {
+    gather(k.gather_f32_bf16, table, rows, out);
+  } else if (from == ScalarType::BFloat16 && to == ScalarType::Float) {
+    gather(k.gather_bf16_f32, table, rows, out);
+  } else {
+    TORCH_LSH_CHECK(false, "table has dtype ", torch::headeronly::toString(from),
+                    ", which cannot be gathered as ", torch::headeronly::toString(to));
+  }
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
+  m.impl("gather_rows", TORCH_BOX(&gather_rows));
+}
+
+}  // namespace torch_lsh

@@ -1,0 +1,55 @@
+"""Builds the C++ operators. Metadata and tool settings are in pyproject.toml."""
+
+import os
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+MINIMUM_TORCH = (2, 10)  # first release whose stable ABI has parallel_for and typed data pointers
+INSTALL_TORCH = (
+    "torch_lsh needs PyTorch 2.10 or newer in this environment: run `pip install 'torch>=2.10' ninja` "
+    "and then `pip install --no-build-isolation torch_lsh`"
+)
+
+try:
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ImportError:
+    sys.exit(f"{INSTALL_TORCH} (no torch was found).")
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
+    sys.exit(f"{INSTALL_TORCH} (torch {torch.__version__} was found).")
+
+debug = os.environ.get("TORCH_LSH_DEBUG") == "1"
+compile_args = [
+    "-std=c++20",
+    "-O0" if debug else "-O3",
+    *(["-g", "-D_GLIBCXX_ASSERTIONS"] if debug else ["-g0"]),
+    "-fvisibility=hidden",
+    "-fopenmp-simd",
+    "-fno-math-errno",  # lets sqrt and friends become vector instructions; results do not change
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+    "-Wno-unknown-pragmas",
+    # Only the stable ABI of this release: the library built here loads in every later torch.
+    "-DTORCH_TARGET_VERSION=0x020a000000000000",
+]
+
+root = Path(__file__).parent
+setup(
+    ext_modules=[
+        CppExtension(
+            "torch_lsh._C",
+            sorted(str(path.relative_to(root)) for path in (root / "csrc").rglob("*.cpp")),
+            include_dirs=[str(root / "csrc")],
+            depends=[str(path) for path in (root / "csrc").rglob("*.h")],
+            extra_compile_args={"cxx": compile_args},
+            py_limited_api=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

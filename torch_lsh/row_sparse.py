@@ -1,0 +1,106 @@
+"""The agreement between layers and optimizers about parameters of which a step touches few rows.
+
+Two facts are kept per parameter, outside of the parameter itself so that copies and checkpoints carry nothing:
+
+* whether a living optimizer can update it row by row (:func:`mark`, :func:`wants_row_sparse`). Only then do layers produce
+  row-sparse gradients: sparse COO tensors with one sparse dimension. ``torch.optim`` optimizers mark nothing, so they
+  get the dense gradients that they need;
+* which rows changed (:func:`record_update`, :class:`ChangedRows`), by comparing tensor versions: PyTorch raises
+  ``tensor._version`` at every in-place change, so a change that nobody recorded shows as a gap.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+_optimizers: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> weak set of the optimizers that marked it
+_listeners: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> weak set of its ChangedRows
+
+
+def mark(parameter: Tensor, optimizer: Any) -> None:
+    """Says that ``optimizer`` takes row-sparse gradients of ``parameter``, for as long as it lives."""
+    _optimizers.setdefault(parameter, weakref.WeakSet()).add(optimizer)
+
+
+def wants_row_sparse(parameter: Tensor) -> bool:
+    """Whether layers should produce a row-sparse gradient for ``parameter``."""
+    return len(_optimizers.get(parameter, ())) > 0
+
+
+def record_update(parameter: Tensor, rows: Tensor, version_before: int) -> None:
+    """Says that ``rows`` (``[A]`` int64) are all that changed since ``parameter._version`` was ``version_before``.
+
+    Called by row-sparse optimizers right after the update. Keeps a reference to ``rows``, which must not change any more.
+    """
+    for listener in _listeners.get(parameter, ()):
+        listener._record(rows, version_before, parameter._version)
+
+
+class ChangedRows:
+    """Collects the rows of a parameter that change, from now on.
+
+    >>> weight = torch.zeros(10, 2)
+    >>> changed = ChangedRows(weight)
+    >>> before = weight._version
+    >>> rows = torch.tensor([3, 7])
+    >>> _ = weight.index_fill_(0, rows, 1.0)
+    >>> record_update(weight, rows, before)
+    >>> changed.take()
+    tensor([3, 7])
+    >>> _ = weight.zero_()  # nobody recorded which rows
+    >>> changed.take() is None
+    True
+    """
+
+    def __init__(self, parameter: Tensor) -> None:
+        self._parameter = weakref.ref(parameter)
+        self._num_rows = parameter.shape[0]
+        self._reset(parameter._version)
+        _listeners.setdefault(parameter, weakref.WeakSet()).add(self)
+
+    def _reset(self, version: int) -> None:
+        self._version = version
+        self._rows: list[Tensor] = []
+        self._count = 0
+        self._everything = False
+
+    def _record(self, rows: Tensor, version_before: int, version_after: int) -> None:
+        if version_before != self._version:
+            self._everything = True
+        self._version = version_after
+        if not self._everything:
+            self._rows.append(rows)
+            self._count += rows.numel()
+            if self._count > self._num_rows:  # bounds the memory of rows that nobody takes
+                self._rows = [torch.cat(self._rows).unique()]
+                self._count = self._rows[0].numel()
+                self._everything = self._count > self._num_rows // 2
+        if self._everything:
+            self._rows, self._count = [], 0
+
+    def _current(self) -> Tensor:
+        parameter = self._parameter()
+        if parameter is None:
+            raise RuntimeError("the parameter whose changes were collected does not exist any more")
+        return parameter
+
+    def unrecorded(self) -> bool:
+        """Whether something changed of which the rows are not known."""
+        return self._everything or self._current()._version != self._version
+
+    def any(self) -> bool:
+        """Whether anything changed since the last :meth:`take`."""
+        return self.unrecorded() or self._count > 0
+
+    def take(self) -> Tensor | None:
+        """The rows changed since the last call (``[A]`` int64, sorted, unique), or None: any row may have changed."""
+        unknown, rows = self.unrecorded(), self._rows
+        self._reset(self._current()._version)
+        if unknown:
+            return None
+        return torch.cat(rows).unique() if rows else torch.empty(0, dtype=torch.int64)
