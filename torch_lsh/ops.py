@@ -1,7 +1,7 @@
 """Typed wrappers of the C++ operators: documentation, fake kernels, autograd and autocast.
 
-The operators themselves are ``torch.ops.torch_lsh.*`` (schemas in ``csrc/library.cpp``); their plain-PyTorch twins are in
-:mod:`torch_lsh.reference`. Every wrapper checks nothing itself: argument errors come from C++ and name the argument.
+The operators themselves are ``torch.ops.torch_lsh.*`` (schemas in ``csrc/library.cpp``); their plain-PyTorch twins are
+in :mod:`torch_lsh.reference`. The wrappers check nothing: argument errors come from C++ and name the argument.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Two facts are kept per parameter, outside of the parameter itself so that copies and checkpoints carry nothing:
 
-* whether a living optimizer can update it row by row (:func:`mark`, :func:`wants_row_sparse`). Only then do layers produce
-  row-sparse gradients: sparse COO tensors with one sparse dimension. ``torch.optim`` optimizers mark nothing, so they
-  get the dense gradients that they need;
+* whether a living optimizer can update it row by row (:func:`mark`, :func:`wants_row_sparse`). Only then do layers
+  produce row-sparse gradients: sparse COO tensors with one sparse dimension. ``torch.optim`` optimizers mark nothing,
+  so they get the dense gradients that they need;
 * which rows changed (:func:`record_update`, :class:`ChangedRows`), by comparing tensor versions: PyTorch raises
   ``tensor._version`` at every in-place change, so a change that nobody recorded shows as a gap.
 """
@@ -35,7 +35,7 @@ def wants_row_sparse(parameter: Tensor) -> bool:
 def record_update(parameter: Tensor, rows: Tensor, version_before: int) -> None:
     """Says that ``rows`` (``[A]`` int64) are all that changed since ``parameter._version`` was ``version_before``.
 
-    Called by row-sparse optimizers right after the update. Keeps a reference to ``rows``, which must not change any more.
+    Called by row-sparse optimizers right after the update. Keeps a reference to ``rows``, which must not change later.
     """
     for listener in _listeners.get(parameter, ()):
         listener._record(rows, version_before, parameter._version)
