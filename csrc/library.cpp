@@ -9,4 +9,10 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
 
   // rows
   m.def("gather_rows(Tensor table, Tensor rows, ScalarType? dtype=None) -> Tensor");
+  m.def("sampled_dot(Tensor x, Tensor table, Tensor rows) -> Tensor");
+
+  // active sets
+  m.def(
+      "select_rows(Tensor labels, Tensor candidates, int num_rows, int active, int num_random, int seed, "
+      "bool per_sample) -> (Tensor rows, Tensor is_random, Tensor positions)");
 }

@@ -28,6 +28,14 @@ struct Kernels {
                           BFloat16* out);
   void (*gather_bf16_f32)(const BFloat16* table, const int64_t* rows, int64_t count, int64_t width,
                           float* out);
+
+  // dot.h: out[i] = x · table[rows[i], :], 0 where rows[i] is negative.
+  void (*dot_rows_f32)(const float* x, const float* table, const int64_t* rows, int64_t count, int64_t width,
+                       float* out);
+  void (*dot_rows_f64)(const double* x, const double* table, const int64_t* rows, int64_t count,
+                       int64_t width, double* out);
+  void (*dot_rows_bf16)(const BFloat16* x, const BFloat16* table, const int64_t* rows, int64_t count,
+                        int64_t width, BFloat16* out);
 };
 
 // The table for this CPU, or the one that the environment variable TORCH_LSH_SIMD names

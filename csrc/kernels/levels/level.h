@@ -1,6 +1,7 @@
 // The body of a level: every kernel family, compiled with the instruction set that the including file has
 // switched on. That file defines TORCH_LSH_LEVEL, a namespace of its own, so that no two levels share a
 // symbol.
+#include "kernels/dot.h"
 #include "kernels/gather.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
@@ -16,6 +17,9 @@ const Kernels table = {
     .gather_bf16_bf16 = gather<BFloat16, BFloat16>,
     .gather_f32_bf16 = gather<float, BFloat16>,
     .gather_bf16_f32 = gather<BFloat16, float>,
+    .dot_rows_f32 = dot_rows<float, float>,
+    .dot_rows_f64 = dot_rows<double, double>,
+    .dot_rows_bf16 = dot_rows<BFloat16, float>,
 };
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL
