@@ -11,6 +11,25 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def("gather_rows(Tensor table, Tensor rows, ScalarType? dtype=None) -> Tensor");
   m.def("sampled_dot(Tensor x, Tensor table, Tensor rows) -> Tensor");
 
+  m.def("coalesce_rows(Tensor rows, Tensor values) -> (Tensor, Tensor)");
+
+  // embedding bag
+  m.def("embedding_bag(Tensor weight, Tensor crow, Tensor col, Tensor values) -> Tensor");
+  m.def("embedding_bag_backward(Tensor grad, Tensor crow, Tensor col, Tensor values) -> (Tensor, Tensor)");
+  m.def("embedding_bag_values_backward(Tensor grad, Tensor weight, Tensor crow, Tensor col) -> Tensor");
+
+  // row-sparse optimizers
+  m.def(
+      "row_sparse_adam_(Tensor(a!) parameter, Tensor(b!) first, Tensor(c!) second, Tensor rows, Tensor gradient, "
+      "Tensor? decays, float lr, float beta1, float beta2, float eps, float weight_decay, float bias_correction1, "
+      "float bias_correction2, bool decoupled, bool maximize) -> ()");
+  m.def(
+      "row_sparse_sgd_(Tensor(a!) parameter, Tensor(b!)? momentum_buffer, Tensor rows, Tensor gradient, float lr, "
+      "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize) -> ()");
+  m.def(
+      "row_sparse_adagrad_(Tensor(a!) parameter, Tensor(b!) squares, Tensor rows, Tensor gradient, float lr, "
+      "float eps, float weight_decay, bool maximize) -> ()");
+
   // active sets
   m.def(
       "select_rows(Tensor labels, Tensor candidates, int num_rows, int active, int num_random, int seed, "

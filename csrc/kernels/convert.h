@@ -28,6 +28,13 @@ inline BFloat16 to_bfloat16(float value) {
   return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
 }
 
+inline float square_root(float value) {
+  return __builtin_sqrtf(value);
+}
+inline double square_root(double value) {
+  return __builtin_sqrt(value);
+}
+
 inline void store(float value, float* out) {
   *out = value;
 }

@@ -16,6 +16,20 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// The numbers of one optimizer step, named as in torch.optim.
+struct AdamStep {
+  double lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2;
+  bool decoupled, maximize;
+};
+struct SgdStep {
+  double lr, momentum, dampening, weight_decay;
+  bool nesterov, maximize;
+};
+struct AdagradStep {
+  double lr, eps, weight_decay;
+  bool maximize;
+};
+
 struct Kernels {
   const char* name;
 
@@ -36,6 +50,39 @@ struct Kernels {
                        int64_t width, double* out);
   void (*dot_rows_bf16)(const BFloat16* x, const BFloat16* table, const int64_t* rows, int64_t count,
                         int64_t width, BFloat16* out);
+
+  // embedding_bag.h: out = sum over i of values[i] * table[rows[i], :]; values may be null, which stands for
+  // ones.
+  void (*weighted_sum_f32)(const float* table, const int64_t* rows, const float* values, int64_t count,
+                           int64_t width, float* out);
+  void (*weighted_sum_f64)(const double* table, const int64_t* rows, const double* values, int64_t count,
+                           int64_t width, double* out);
+  void (*weighted_sum_bf16)(const BFloat16* table, const int64_t* rows, const BFloat16* values, int64_t count,
+                            int64_t width, BFloat16* out);
+
+  // optimizer.h: one step on the rows of a parameter; gradient[i, :] belongs to row rows[i]. `decays` is null
+  // or holds three factors per row: for the first moment, the second, and the weights.
+  void (*adam_rows_f32)(float* parameter, float* first, float* second, const int64_t* rows,
+                        const float* gradient, const double* decays, int64_t count, int64_t width,
+                        const AdamStep& step);
+  void (*sgd_rows_f32)(float* parameter, float* momentum, const int64_t* rows, const float* gradient,
+                       int64_t count, int64_t width, const SgdStep& step);
+  void (*adagrad_rows_f32)(float* parameter, float* squares, const int64_t* rows, const float* gradient,
+                           int64_t count, int64_t width, const AdagradStep& step);
+  void (*adam_rows_f64)(double* parameter, double* first, double* second, const int64_t* rows,
+                        const double* gradient, const double* decays, int64_t count, int64_t width,
+                        const AdamStep& step);
+  void (*sgd_rows_f64)(double* parameter, double* momentum, const int64_t* rows, const double* gradient,
+                       int64_t count, int64_t width, const SgdStep& step);
+  void (*adagrad_rows_f64)(double* parameter, double* squares, const int64_t* rows, const double* gradient,
+                           int64_t count, int64_t width, const AdagradStep& step);
+  void (*adam_rows_bf16)(BFloat16* parameter, BFloat16* first, BFloat16* second, const int64_t* rows,
+                         const BFloat16* gradient, const double* decays, int64_t count, int64_t width,
+                         const AdamStep& step);
+  void (*sgd_rows_bf16)(BFloat16* parameter, BFloat16* momentum, const int64_t* rows,
+                        const BFloat16* gradient, int64_t count, int64_t width, const SgdStep& step);
+  void (*adagrad_rows_bf16)(BFloat16* parameter, BFloat16* squares, const int64_t* rows,
+                            const BFloat16* gradient, int64_t count, int64_t width, const AdagradStep& step);
 };
 
 // The table for this CPU, or the one that the environment variable TORCH_LSH_SIMD names

@@ -2,7 +2,9 @@
 // switched on. That file defines TORCH_LSH_LEVEL, a namespace of its own, so that no two levels share a
 // symbol.
 #include "kernels/dot.h"
+#include "kernels/embedding_bag.h"
 #include "kernels/gather.h"
+#include "kernels/optimizer.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
@@ -20,6 +22,18 @@ const Kernels table = {
     .dot_rows_f32 = dot_rows<float, float>,
     .dot_rows_f64 = dot_rows<double, double>,
     .dot_rows_bf16 = dot_rows<BFloat16, float>,
+    .weighted_sum_f32 = weighted_sum<float, float>,
+    .weighted_sum_f64 = weighted_sum<double, double>,
+    .weighted_sum_bf16 = weighted_sum<BFloat16, float>,
+    .adam_rows_f32 = adam_rows<float, float>,
+    .sgd_rows_f32 = sgd_rows<float, float>,
+    .adagrad_rows_f32 = adagrad_rows<float, float>,
+    .adam_rows_f64 = adam_rows<double, double>,
+    .sgd_rows_f64 = sgd_rows<double, double>,
+    .adagrad_rows_f64 = adagrad_rows<double, double>,
+    .adam_rows_bf16 = adam_rows<BFloat16, float>,
+    .sgd_rows_bf16 = sgd_rows<BFloat16, float>,
+    .adagrad_rows_bf16 = adagrad_rows<BFloat16, float>,
 };
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

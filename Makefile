@@ -1,0 +1,38 @@
+# make test    lint, types, tests (what CI runs)
+# make demo    train the SLIDE model on generated Amazon-670K-shaped data; DATA=train.txt TEST=test.txt for files of yours
+#
+# Both set up .venv first. On Linux x86, plain `torch` from PyPI brings CUDA along; TORCH_INDEX takes the index of
+# the CPU builds (see pytorch.org) to avoid that.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: test lint demo clean
+test: lint
+	$(BIN)/python -m pytest --doctest-modules torch_lsh tests
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+	$(BIN)/mypy
+
+demo: $(VENV)/.ready
+	$(BIN)/python examples/amazon670k.py $(if $(DATA),--train $(DATA)) $(if $(TEST),--test $(TEST)) $(ARGS)
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.torch setup.py pyproject.toml $(SOURCES)
+	$(BIN)/python -m pip install -q --disable-pip-version-check ninja 'setuptools>=77' wheel
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info torch_lsh/_C*.so

@@ -1,0 +1,379 @@
+"""LSHLinear as an nn.Linear, and its sampled losses against the dense ones."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import torch_lsh
+from torch_lsh import FixedInterval, LSHConfig, LSHLinear
+
+N, D, B = 301, 13, 7
+EVERY_ROW = {scope: LSHConfig(active=1.0, scope=scope) for scope in ("batch", "sample")}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def make_pair(config, dtype=torch.float32, bias=True):
+    linear = nn.Linear(D, N, bias=bias).to(dtype)
+    layer = LSHLinear(D, N, bias=bias, dtype=dtype, config=config)
+    layer.load_state_dict(linear.state_dict())
+    return linear, layer
+
+
+def gradients(module, loss_of, x):
+    x = x.clone().requires_grad_()
+    module.zero_grad()
+    loss = loss_of(module(x))
+    loss.sum().backward()
+    return [loss.detach(), x.grad, *(parameter.grad for parameter in module.parameters())]
+
+
+def assert_same_training(config, loss_of, dtype=torch.float32, bias=True, x=None, dense_loss_of=None):
+    linear, layer = make_pair(config, dtype, bias)
+    x = torch.randn(B, D, dtype=dtype) if x is None else x
+    expected = gradients(linear, dense_loss_of or loss_of, x)
+    for got, want in zip(gradients(layer, loss_of, x), expected):
+        torch.testing.assert_close(got, want, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+@pytest.mark.parametrize("correction", ["none", "stratified", "auto"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_with_every_row_active_training_equals_dense(simd_level, threads, dtype, scope, correction, bias):
+    y = torch.randint(0, N, (B,))
+    config = LSHConfig(active=1.0, scope=scope, correction=correction)
+    assert_same_training(config, lambda logits: F.cross_entropy(logits, y), dtype, bias)
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_options_of_cross_entropy(scope, reduction, label_smoothing, weighted):
+    y = torch.randint(0, N, (B,))
+    y[2] = y[5] = 11
+    weight = torch.rand(N, dtype=torch.float64) if weighted else None
+    assert_same_training(
+        EVERY_ROW[scope],
+        lambda logits: F.cross_entropy(
+            logits, y, weight=weight, ignore_index=11, reduction=reduction, label_smoothing=label_smoothing
+        ),
+        torch.float64,
+    )
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_csr_target_equals_dense_probabilities(scope, label_smoothing):
+    y = (torch.rand(B, N, dtype=torch.float64) < 0.02).double()
+    y[3] = 0  # a row without labels
+    for reduction in ("mean", "sum", "none"):
+        assert_same_training(
+            EVERY_ROW[scope],
+            lambda z, r=reduction: F.cross_entropy(z, y.to_sparse_csr(), reduction=r, label_smoothing=label_smoothing),
+            torch.float64,
+            dense_loss_of=lambda z, r=reduction: F.cross_entropy(z, y, reduction=r, label_smoothing=label_smoothing),
+        )
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_padded_targets_share_the_distribution_equally(scope):
+    y = torch.full((B, 4), -100)
+    y[0, :2], y[1, 0], y[4, :4] = torch.tensor([5, 9]), 300, torch.tensor([1, 2, 3, 4])
+    shares = torch.zeros(B, N, dtype=torch.float64)
+    for b in range(B):
+        labels = y[b][y[b] >= 0]
+        shares[b, labels] = 1 / max(1, len(labels))
+    assert_same_training(
+        EVERY_ROW[scope],
+        lambda z: F.cross_entropy(z, y),
+        torch.float64,
+        dense_loss_of=lambda z: F.cross_entropy(z, shares, reduction="sum") / 3,  # 3 rows have labels
+    )
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_binary_cross_entropy_with_csr_target(scope, reduction, weighted):
+    y = (torch.rand(B, N) < 0.02).double()
+    weight = torch.rand(N).double() if weighted else None
+    pos_weight = torch.rand(N).double() if weighted else None
+    assert_same_training(
+        EVERY_ROW[scope],
+        lambda z: (
+            F.binary_cross_entropy_with_logits(
+                z, y if z.layout is not torch.strided else y, weight, reduction=reduction, pos_weight=pos_weight
+            )
+            if type(z) is torch.Tensor
+            else F.binary_cross_entropy_with_logits(
+                z, y.to_sparse_csr(), weight, reduction=reduction, pos_weight=pos_weight
+            )
+        ),
+        torch.float64,
+    )
+
+
+def test_log_softmax_and_nll_loss():
+    y = torch.randint(0, N, (B,))
+    assert_same_training(EVERY_ROW["batch"], lambda z: F.nll_loss(F.log_softmax(z, dim=-1), y), torch.float64)
+    assert_same_training(EVERY_ROW["batch"], lambda z: nn.NLLLoss()(z.log_softmax(1), y), torch.float64)
+
+
+def test_language_model_shapes():
+    x = torch.randn(3, 5, D, dtype=torch.float64)
+    y = torch.randint(0, N, (3, 5))
+    y[0, 1] = -100
+    config = EVERY_ROW["batch"]
+
+    def hugging_face(z):
+        z = z.double()
+        return F.cross_entropy(z[..., :-1, :].contiguous().view(-1, N), y[..., 1:].contiguous().view(-1))
+
+    assert_same_training(config, hugging_face, torch.float64, x=x)
+    assert_same_training(config, lambda z: F.cross_entropy(z.transpose(1, 2), y), torch.float64, x=x)
+    assert_same_training(config, lambda z: F.cross_entropy(z.transpose(1, 2), y, reduction="none"), torch.float64, x=x)
+    assert_same_training(config, lambda z: F.cross_entropy(z.flatten(0, 1) / 0.7, y.flatten()), torch.float64, x=x)
+    assert_same_training(config, lambda z: F.cross_entropy(z[y >= 0], y[y >= 0]), torch.float64, x=x)
+
+
+def test_temperature_may_be_learned():
+    temperature = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    linear, layer = make_pair(EVERY_ROW["batch"], torch.float64)
+    x, y = torch.randn(B, D, dtype=torch.float64), torch.randint(0, N, (B,))
+    grads = []
+    for module in (linear, layer):
+        temperature.grad = None
+        F.cross_entropy(module(x) / temperature, y).backward()
+        grads.append(temperature.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_gradcheck_through_the_layer():
+    _, layer = make_pair(EVERY_ROW["sample"], torch.float64)
+    y = torch.randint(0, N, (2,))
+
+    def loss(x, weight, bias):
+        logits = torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,))
+        return F.cross_entropy(logits, y)
+
+    x = torch.randn(2, D, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(loss, (x, layer.weight, layer.bias), fast_mode=True)
+
+
+def test_it_is_an_nn_linear():
+    layer = LSHLinear(D, N)
+    assert isinstance(layer, nn.Linear)
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    torch.manual_seed(3)
+    expected = nn.Linear(D, N)
+    torch.manual_seed(3)
+    layer = LSHLinear(D, N)
+    assert torch.equal(layer.weight, expected.weight)
+    assert torch.equal(layer.bias, expected.bias)
+    nn.Linear(D, N).load_state_dict(layer.state_dict())
+    layer.load_state_dict(nn.Linear(D, N).state_dict())
+    assert "hash=simhash" in repr(layer)
+    assert LSHLinear(D, N, bias=False).bias is None
+
+
+def test_copies():
+    layer = LSHLinear(D, N, config=LSHConfig(active=50))
+    layer.sample(torch.randn(2, D))
+    for clone in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(clone.weight, layer.weight)
+        assert clone.weight is not layer.weight
+        x = torch.randn(4, D)
+        assert torch.equal(clone.eval()(x).topk(3).indices, layer(x).topk(3).indices)
+        assert clone.config == layer.config
+        assert torch.equal(clone.train().sample(x).rows, copy.deepcopy(layer).sample(x).rows)
+
+
+def test_bfloat16_and_autocast():
+    layer = LSHLinear(D, N, config=EVERY_ROW["batch"]).to(torch.bfloat16)
+    x, y = torch.randn(B, D), torch.randint(0, N, (B,))
+    loss = F.cross_entropy(layer(x.bfloat16()), y)
+    assert loss.dtype is torch.bfloat16
+    loss.backward()
+    assert layer.weight.grad.dtype is torch.bfloat16
+    linear, layer = make_pair(EVERY_ROW["batch"])
+    losses = []
+    for module in (linear, layer):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = module(x)
+            assert logits.dtype is torch.bfloat16
+            loss = F.cross_entropy(logits, y)
+        assert loss.dtype is torch.float32
+        loss.backward()
+        losses.append(loss.detach())
+    torch.testing.assert_close(*losses, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(linear.weight.grad, layer.weight.grad, rtol=5e-2, atol=2e-3)
+
+
+def test_eval_mode_is_exact():
+    linear, layer = make_pair(LSHConfig(active=20), torch.float64)
+    linear.eval(), layer.eval()
+    x, y = torch.randn(B, D, dtype=torch.float64), torch.randint(0, N, (B,))
+    y[1] = -100
+    weight = torch.rand(N, dtype=torch.float64)
+    for smoothing in (0.0, 0.2):
+        for reduction in ("mean", "sum", "none"):
+            options = {"weight": weight, "label_smoothing": smoothing, "reduction": reduction}
+            expected = F.cross_entropy(linear(x), y, **options)
+            torch.testing.assert_close(F.cross_entropy(layer(x), y, **options), expected)
+            with torch.no_grad():
+                torch.testing.assert_close(F.cross_entropy(layer(x), y, **options), expected)
+
+
+def test_sampled_loss_with_stratified_correction_estimates_the_full_one():
+    linear, layer = make_pair(LSHConfig(active=150, correction="stratified", random_fraction=0.5))
+    x, y = torch.randn(B, D), torch.randint(0, N, (B,))
+    exact = F.cross_entropy(linear(x), y)
+    estimates = torch.stack([F.cross_entropy(layer(x), y).detach() for _ in range(50)])
+    assert estimates.std() > 0
+    assert abs(estimates.mean() - exact) < 0.05
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_only_active_rows_get_gradients(scope):
+    layer = LSHLinear(D, N, config=LSHConfig(active=20, scope=scope))
+    x, y = torch.randn(B, D), torch.arange(B)
+    F.cross_entropy(layer(x), y).backward()
+    touched = layer.weight.grad.abs().sum(1) > 0
+    assert touched[y].all()
+    assert touched.sum() <= (B if scope == "sample" else 1) * 27
+
+
+def test_same_seed_same_rows_whatever_the_threads():
+    x, y = torch.randn(B, D), torch.arange(B)
+    draws = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        torch.manual_seed(1)
+        layer = LSHLinear(D, N, config=LSHConfig(active=40))
+        draws.append([layer.sample(x, y).rows for _ in range(3)])
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*draws))
+    assert not torch.equal(draws[0][0], draws[0][1])
+
+
+def retrieved(layer, x):
+    """The best class that the tables know for x."""
+    return layer.topk(x, 1, exact=False).indices[0, 0].item()
+
+
+def test_tables_follow_edits_and_checkpoints():
+    layer = LSHLinear(D, N, bias=False, config=LSHConfig(active=60))
+    x = torch.ones(1, D)
+    layer.sample(x)
+    with torch.no_grad():
+        layer.weight[123] = 10.0
+    assert retrieved(layer, x) == 123
+    assert 123 in layer.sample(x).rows
+    state = {"weight": layer.weight.detach().clone()}
+    state["weight"][[123, 77]] = state["weight"][[77, 123]]
+    layer.load_state_dict(state)
+    assert 77 in layer.sample(x).rows
+    assert retrieved(layer, x) == 77
+    layer.weight = nn.Parameter(torch.randn(N, D).index_fill_(0, torch.tensor([5]), 10.0))
+    assert 5 in layer.sample(x).rows
+
+
+def test_dense_optimizer_rehashes_by_policy():
+    layer = LSHLinear(D, N, config=LSHConfig(active=60, rehash=FixedInterval(3)))
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
+    x, y = torch.randn(B, D), torch.randint(0, N, (B,))
+    rehashes = []
+    for _ in range(7):
+        F.cross_entropy(layer(x), y).backward()
+        assert not layer.weight.grad.is_sparse
+        optimizer.step()
+        optimizer.zero_grad()
+        rehashes.append(layer.sampler_state()["rehashes"])
+    assert rehashes == [0, 0, 0, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "error", "message"),
+    [
+        (torch.randn(2, D + 1), torch.tensor([1, 2]), ValueError, "input has shape"),
+        (torch.randn(2, D).double(), torch.tensor([1, 2]), TypeError, "input has dtype torch.float64"),
+        (torch.randn(2, D), torch.tensor([1, N]), IndexError, f"class {N}; wanted 0 to {N - 1}"),
+        (torch.randn(2, D), torch.tensor([1, -5]), IndexError, "class -5"),
+        (torch.randn(2, D), torch.tensor([1, 2, 3]), ValueError, "target has shape"),
+        (torch.randn(2, D), torch.tensor([1, 2], dtype=torch.int32), TypeError, "target has dtype torch.int32"),
+        (torch.randn(2, D), torch.tensor([1.0, 2.0]), ValueError, "target has shape"),
+        (torch.randn(2, D), "y", TypeError, "target is a str"),
+        (torch.randn(2, D), torch.eye(2, N + 1).to_sparse_csr(), ValueError, "target has shape"),
+    ],
+)
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_bad_input(scope, x, y, error, message):
+    layer = LSHLinear(D, N, config=LSHConfig(active=30, scope=scope))
+    state = layer.sampler_state()
+    with pytest.raises(error, match=message):
+        F.cross_entropy(layer(x), y)
+    assert layer.sampler_state() == state
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_empty_batch_is_as_in_pytorch(scope):
+    linear, layer = make_pair(LSHConfig(active=30, scope=scope))
+    x, y = torch.randn(0, D), torch.empty(0, dtype=torch.int64)
+    for reduction in ("mean", "sum", "none"):
+        got, expected = (F.cross_entropy(module(x), y, reduction=reduction) for module in (layer, linear))
+        torch.testing.assert_close(got, expected, equal_nan=True)
+    assert layer(x).topk(3).indices.shape == (0, 3)
+    assert layer.topk(x, 3, exact=False).indices.shape == (0, 3)
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_nan_stays_nan_and_does_not_crash(scope):
+    layer = LSHLinear(D, N, config=LSHConfig(active=30, scope=scope))
+    x = torch.randn(3, D)
+    x[1, 2] = float("nan")
+    loss = F.cross_entropy(layer(x), torch.tensor([1, 2, 3]), reduction="none")
+    assert loss.isnan().tolist() == [False, True, False]
+
+
+def test_more_active_rows_than_the_layer_has_means_all():
+    assert LSHConfig(active=10**9).active_rows(N) == N
+    y = torch.randint(0, N, (B,))
+    assert_same_training(LSHConfig(active=10**9), lambda z: F.cross_entropy(z, y), torch.float64)
+
+
+def test_meta_device_behaves_as_nn_linear():
+    layer = LSHLinear(D, N, device="meta")
+    assert layer(torch.empty(2, D, device="meta")).shape == (2, N)
+
+
+@pytest.mark.parametrize("k", [0, N + 1])
+def test_topk_checks_k(k):
+    layer = LSHLinear(D, N)
+    for exact in (True, False):
+        with pytest.raises(ValueError, match=f"k is {k}; wanted 1 to {N}"):
+            layer.topk(torch.randn(1, D), k, exact=exact)
+
+
+def test_approximate_topk_pads_what_it_does_not_find():
+    layer = LSHLinear(D, 3, config=LSHConfig(active=2))
+    values, indices = layer.topk(torch.randn(5, D), 3, exact=False)
+    assert values.shape == indices.shape == (5, 3)
+    assert torch.equal(indices < 0, values.isinf())
+
+
+def test_bad_config():
+    with pytest.raises(TypeError, match="config is a dict"):
+        LSHLinear(D, N, config={"active": 3})
+    with pytest.raises(TypeError, match="linear is a Conv1d"):
+        LSHLinear.from_linear(nn.Conv1d(1, 1, 1))
+    for field, value in [("hash", "md5"), ("scope", "x"), ("active", 0), ("active", 1.5), ("correction", "x")]:
+        with pytest.raises(ValueError, match=f"{field} is"):
+            torch_lsh.LSHConfig(**{field: value})

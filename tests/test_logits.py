@@ -1,0 +1,228 @@
+"""SampledLogits behaves as the dense tensor: lazily where it can, exactly where it cannot."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from torch_lsh import LSHConfig, LSHLinear, SampledLogits
+
+N, D = 97, 6
+
+
+@pytest.fixture
+def layer():
+    return LSHLinear(D, N, config=LSHConfig(active=20), dtype=torch.float64)
+
+
+def dense(layer, x):
+    return F.linear(x, layer.weight, layer.bias)
+
+
+LAZY = {
+    "view": lambda z: z.view(-1, N),
+    "view, class size inferred": lambda z: z.view(6, -1),
+    "reshape": lambda z: z.reshape(3, 2, N),
+    "flatten": lambda z: z.flatten(0, 1),
+    "slice": lambda z: z[..., :-1, :],
+    "slices": lambda z: z[:, 1:],
+    "first": lambda z: z[0],
+    "None": lambda z: z[None],
+    "mask": lambda z: z[torch.tensor([[True, False, True], [False, True, True]])],
+    "index": lambda z: z[torch.tensor([1, 0, 1]), torch.tensor([2, 0, 1])],
+    "contiguous": lambda z: z.contiguous(),
+    "float": lambda z: z.float(),
+    "to dtype": lambda z: z.to(torch.float32),
+    "to device": lambda z: z.to("cpu"),
+    "temperature": lambda z: z / 0.5,
+    "times": lambda z: 2 * z * 3.0,
+    "transpose": lambda z: z.transpose(1, 2),
+    "mT": lambda z: z.mT,
+    "permute": lambda z: z.permute(2, 0, 1),
+    "movedim": lambda z: z.movedim(-1, 1),
+    "transpose twice": lambda z: z.transpose(1, 2).transpose(0, 2).permute(1, 2, 0),
+    "unsqueeze": lambda z: z.unsqueeze(0),
+    "unsqueeze and squeeze": lambda z: z.unsqueeze(1).squeeze(1),
+    "unsqueeze after classes": lambda z: z.transpose(1, 2).unsqueeze(2),
+    "clone": lambda z: z.clone(),
+    "detach": lambda z: z.detach(),
+    "log_softmax": lambda z: z.log_softmax(-1),
+    "log_softmax of transposed": lambda z: F.log_softmax(z.transpose(1, 2), dim=1),
+}
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_stays_lazy_and_equals_dense(layer, name):
+    x = torch.randn(2, 3, D, dtype=torch.float64)
+    expected = LAZY[name](dense(layer, x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logits = LAZY[name](layer(x))
+        assert isinstance(logits, SampledLogits)
+        assert logits.shape == expected.shape
+        assert logits.dtype == expected.dtype
+        assert logits.requires_grad == expected.requires_grad
+    torch.testing.assert_close(logits.dense(), expected)
+
+
+EXACT = {
+    "softmax": lambda z: z.softmax(-1),
+    "sum": lambda z: z.sum(),
+    "class": lambda z: z[..., 3],
+    "add": lambda z: z + 1,
+    "sigmoid": torch.sigmoid,
+    "view that splits classes": lambda z: z.reshape(-1),
+    "max of all": lambda z: z.max(),
+    "smallest": lambda z: z.topk(2, largest=False).values,
+    "cat": lambda z: torch.cat([z, z]),
+    "einsum": lambda z: torch.einsum("btn,btn->b", z, z),
+    "multi margin": lambda z: F.multi_margin_loss(z.flatten(0, 1), torch.arange(6)),
+    "dense probabilities": lambda z: F.cross_entropy(z.flatten(0, 1), torch.full((6, N), 1 / N, dtype=torch.float64)),
+    "dense bce": lambda z: F.binary_cross_entropy_with_logits(z, torch.ones(2, 3, N, dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_anything_else_is_exact_with_gradients_and_one_warning(layer, name):
+    x = torch.randn(2, 3, D, dtype=torch.float64, requires_grad=True)
+    expected = EXACT[name](dense(layer, x))
+    expected_grads = torch.autograd.grad(expected.sum(), [x, layer.weight, layer.bias])
+    with pytest.warns(UserWarning, match="all 97 outputs of the layer are computed"):
+        got = EXACT[name](layer(x))
+    assert not isinstance(got, SampledLogits)
+    torch.testing.assert_close(got, expected)
+    for a, b in zip(torch.autograd.grad(got.sum(), [x, layer.weight, layer.bias]), expected_grads):
+        torch.testing.assert_close(a, b)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EXACT[name](layer(x))
+
+
+class _Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z * z
+
+    @staticmethod
+    def backward(ctx, grad):
+        (z,) = ctx.saved_tensors
+        return 2 * z * grad
+
+
+def test_inside_of_an_autograd_function_gradients_reach_the_layer(layer):
+    x = torch.randn(4, D, dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad((dense(layer, x) ** 2).sum(), [x, layer.weight, layer.bias])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        got = torch.autograd.grad(_Square.apply(layer(x)).sum(), [x, layer.weight, layer.bias])
+    for a, b in zip(got, expected):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("shape", [(5, D), (2, 3, D), (D,), (0, D)])
+def test_best_classes(layer, shape):
+    x = torch.randn(shape, dtype=torch.float64)
+    z, logits = dense(layer, x), layer(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for k in (1, 5, N):
+            got, expected = logits.topk(k), z.topk(k)
+            assert isinstance(got, torch.return_types.topk)
+            torch.testing.assert_close(got.values, expected.values)
+            assert torch.equal(got.indices, expected.indices)
+        assert torch.equal(logits.argmax(-1), z.argmax(-1))
+        assert torch.equal(logits.argmax(dim=-1, keepdim=True), z.argmax(-1, keepdim=True))
+        for got, expected in ((logits.max(-1), z.max(-1)), (torch.max(logits, -1, True), torch.max(z, -1, True))):
+            torch.testing.assert_close(got.values, expected.values)
+            assert torch.equal(got.indices, expected.indices)
+        torch.testing.assert_close((logits / 2).amax(-1), z.amax(-1) / 2)
+        if len(shape) == 3:
+            assert torch.equal(logits.transpose(1, 2).argmax(1), z.argmax(-1))
+
+
+def test_topk_in_several_blocks_is_the_same(layer, monkeypatch):
+    from torch_lsh.nn import losses
+
+    layer = LSHLinear(D, 5000)
+    x = torch.randn(3, D)
+    expected = dense(layer, x).topk(7)
+    monkeypatch.setattr(losses, "BLOCK_ELEMENTS", 1)  # blocks have at least 1,024 rows
+    got = layer.topk(x, 7)
+    assert torch.equal(got.indices, expected.indices)
+    torch.testing.assert_close(got.values, expected.values)
+    layer.eval()
+    y = torch.tensor([0, 1024, 4999])
+    torch.testing.assert_close(layer.cross_entropy(x, y), F.cross_entropy(dense(layer, x), y))
+
+
+def test_topk_values_have_gradients(layer):
+    x = torch.randn(4, D, dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad(dense(layer, x).topk(3).values.sum(), [x, layer.weight])
+    for got, want in zip(torch.autograd.grad(layer(x).topk(3).values.sum(), [x, layer.weight]), expected):
+        torch.testing.assert_close(got, want)
+
+
+def test_negative_temperature_turns_the_order_round(layer):
+    x = torch.randn(4, D, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="topk"):
+        assert torch.equal((layer(x) * -1.0).topk(3).indices, (-dense(layer, x)).topk(3).indices)
+
+
+def test_no_dense_tensor_is_made(layer, monkeypatch):
+    wide = LSHLinear(4, 1_000_000, config=LSHConfig(active=100))
+    x, y = torch.randn(2048, 4), torch.randint(0, 1_000_000, (2048,))
+    # [2048, 1_000_000] floats would be 8 GB
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    F.cross_entropy(wide(x), y)
+    wide(x[:64]).topk(5)
+    wide.eval()
+    with torch.no_grad():
+        wide.cross_entropy(x[:64], y[:64])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # KiB
+
+
+def test_detached_logits_train_nothing(layer):
+    x = torch.randn(4, D, dtype=torch.float64, requires_grad=True)
+    loss = F.cross_entropy(layer(x).detach(), torch.arange(4))
+    assert not loss.requires_grad
+    assert not layer(x).data.requires_grad
+    with torch.no_grad():
+        assert not layer(x).requires_grad
+
+
+def test_hooks_are_refused_with_advice(layer):
+    with pytest.raises(RuntimeError, match=r"logits.dense\(\)"):
+        layer(torch.randn(2, D, dtype=torch.float64)).register_hook(print)
+
+
+def test_repr_and_saving(layer):
+    logits = layer(torch.randn(2, D, dtype=torch.float64)).detach()
+    assert "SampledLogits(shape=(2, 97)" in repr(logits)
+    buffer = io.BytesIO()
+    torch.save(logits, buffer)
+    buffer.seek(0)
+    torch.testing.assert_close(torch.load(buffer), logits.dense())
+
+
+def test_cross_entropy_module_and_keywords(layer):
+    layer.config = LSHConfig(active=1.0)
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
+    expected = F.cross_entropy(dense(layer, x), y)
+    torch.testing.assert_close(nn.CrossEntropyLoss()(layer(x), y), expected)
+    torch.testing.assert_close(F.cross_entropy(input=layer(x), target=y), expected)
+    torch.testing.assert_close(layer.cross_entropy(x, y), expected)
+
+
+def test_compiled_model_is_right():
+    layer = LSHLinear(D, N)
+    compiled = torch.compile(layer, backend="eager")
+    x = torch.randn(3, D)
+    torch.testing.assert_close(compiled(x), dense(layer, x))

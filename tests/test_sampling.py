@@ -1,0 +1,154 @@
+"""Active sets: the selection operator against its twin, and the statistics of the stratified correction."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torch_lsh import LSHConfig, LSHLinear, ops, reference
+from torch_lsh.sampling import ActiveSet
+
+
+@st.composite
+def selections(draw):
+    num_rows = draw(st.integers(1, 200))
+    batch, width, ranks = draw(st.integers(0, 5)), draw(st.integers(0, 3)), draw(st.integers(0, 20))
+    active = draw(st.integers(1, num_rows))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    labels = torch.randint(-1, num_rows, (batch, width), generator=generator)
+    candidates = torch.randint(-1, num_rows, (batch, ranks), generator=generator)
+    return labels, candidates, num_rows, active, draw(st.integers(0, active)), draw(st.integers(0, 100))
+
+
+@settings(max_examples=200, deadline=None)
+@given(selections(), st.booleans())
+def test_select_rows_has_the_properties_it_promises(arguments, per_sample):
+    labels, candidates, num_rows, active, num_random, seed = arguments
+    rows, is_random, positions = ops.select_rows(*arguments, per_sample)
+    has_samples = len(labels) > 0
+    expected_rows, expected_random, _ = reference.select_rows(*arguments, per_sample) if has_samples else (rows,) * 3
+    if not per_sample:
+        rows, is_random, positions = rows[None], is_random[None], positions.reshape(1, -1)
+        labels = labels.reshape(1, -1)
+        expected_rows, expected_random = expected_rows.reshape(1, -1), expected_random.reshape(1, -1)
+    for b in range(len(rows)):
+        present = rows[b] >= 0
+        chosen, random = rows[b][present], is_random[b][present]
+        assert torch.equal(chosen, chosen.unique())  # increasing, no repetition
+        assert (chosen < num_rows).all()
+        for label, position in zip(labels[b].tolist(), positions[b].tolist()):
+            assert (position == -1) if label < 0 else (rows[b, position] == label and not is_random[b, position])
+        want = expected_rows[b][expected_rows[b] >= 0]
+        if has_samples:
+            assert len(chosen) == len(want)
+            fixed = want[~expected_random[b][: len(want)]]
+            assert torch.equal(chosen[~random], fixed)  # the fixed part does not depend on the draw
+    again = ops.select_rows(*arguments, per_sample)
+    assert torch.equal(again[0].reshape(rows.shape), rows)
+
+
+def test_random_rows_are_uniform():
+    labels, none = torch.tensor([[3]]), torch.empty(1, 0, dtype=torch.int64)
+    for num_rows, active in ((40, 9), (12, 9)):  # rejection, and shuffling where most rows are drawn
+        counts = torch.zeros(num_rows)
+        draws = 4000
+        for seed in range(draws):
+            rows, is_random, _ = ops.select_rows(labels, none, num_rows, active, active - 1, seed, False)
+            counts[rows[is_random]] += 1
+        expected = draws * (active - 1) / (num_rows - 1)
+        assert counts[3] == 0
+        rest = torch.cat([counts[:3], counts[4:]])
+        # draws without replacement: variance of a count is draws * p * (1 - p)
+        sigma = math.sqrt(expected * (1 - (active - 1) / (num_rows - 1)))
+        assert ((rest - expected).abs() < 4.5 * sigma).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.tensor([[10]]), torch.empty(1, 0).long(), 10, 2, 1, 0, False), "class 10; wanted 0 to 9"),
+        ((torch.tensor([[1]]), torch.tensor([[10]]), 10, 2, 1, 0, False), "candidates holds row 10"),
+        ((torch.tensor([[1]]), torch.tensor([[1]]), 10, 11, 1, 0, False), "active is 11; wanted 1 to 10"),
+        ((torch.tensor([[1]]), torch.tensor([[1]]), 10, 2, 3, 0, False), "num_random is 3"),
+        ((torch.tensor([1]), torch.tensor([[1]]), 10, 2, 1, 0, False), "labels has shape"),
+        ((torch.tensor([[1]]), torch.tensor([[1], [2]]), 10, 2, 1, 0, False), "candidates has shape"),
+    ],
+)
+def test_select_rows_names_the_bad_argument(arguments, message):
+    with pytest.raises(RuntimeError, match=message):
+        ops.select_rows(*arguments)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_opcheck_select_rows(per_sample):
+    arguments = (torch.tensor([[1, -1], [4, 2]]), torch.tensor([[5], [6]]), 50, 7, 2, 0, per_sample)
+    torch.library.opcheck(torch.ops.torch_lsh.select_rows, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+N, D, B = 400, 8, 5
+
+
+def stratified_draws(count, num_random, per_sample=False):
+    """``count`` active sets with the same labels and the same retrieved rows."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(B, D, generator=generator, dtype=torch.float64)
+    weight = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, N, (B, 1), generator=generator)
+    retrieved = (x @ weight.T).topk(4).indices
+    fixed = 4 if per_sample else 20
+    for seed in range(count):
+        rows, is_random, positions = ops.select_rows(y, retrieved, N, fixed + num_random, num_random, seed, per_sample)
+        yield x, weight, y, ActiveSet(rows, is_random, positions, N)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_partition_function_is_unbiased(per_sample):
+    estimates = []
+    for x, weight, _, active in stratified_draws(2000, num_random=30, per_sample=per_sample):
+        logits = (x @ weight.T).gather(1, active.rows.clamp(min=0).expand(B, -1))
+        estimates.append((active.weights().double() * logits.exp()).sum(1))
+    estimates = torch.stack(estimates)
+    exact = (x @ weight.T).exp().sum(1)
+    standard_error = estimates.std(0) / math.sqrt(len(estimates))
+    assert (standard_error > 0).all()
+    assert ((estimates.mean(0) - exact).abs() < 3 * standard_error).all()
+
+
+def test_mean_gradient_approaches_the_full_one():
+    errors = []
+    for num_random in (10, 40, 160):
+        mean = 0.0
+        for x, weight, y, active in stratified_draws(300, num_random):
+            z = x @ weight[active.rows].T + active.weights().double().log()
+            p = torch.zeros(B, N, dtype=torch.float64)
+            p[:, active.rows] = z.softmax(1) - F.one_hot(active.positions[:, 0], len(active.rows))
+            mean = mean + p / 300
+        full = (x @ weight.T).softmax(1) - F.one_hot(y[:, 0], N)
+        errors.append((mean - full).norm() / full.norm())
+    # The bias falls as 1 / |R|, the noise of the mean as 1 / sqrt(300 |R|).
+    assert errors[0] > 1.5 * errors[1] > 1.5 * 1.5 * errors[2]
+    assert errors[2] < 0.05
+
+
+def test_weights_of_an_active_set():
+    active = ActiveSet(
+        torch.tensor([[0, 3, 7, -1], [2, 4, 5, 6]]),
+        torch.tensor([[False, True, True, False], [False, False, False, True]]),
+        torch.tensor([[0], [0]]),
+        num_rows=10,
+    )
+    assert active.weights().tolist() == [[1, 4.5, 4.5, 0], [1, 1, 1, 7]]
+
+
+def test_random_fraction_zero_means_no_random_row():
+    layer = LSHLinear(D, N, config=LSHConfig(active=50, random_fraction=0.0))
+    assert not layer.sample(torch.randn(3, D), torch.tensor([1, 2, 3])).is_random.any()
+    layer = LSHLinear(D, N, config=LSHConfig(active=50, random_fraction=1.0))
+    active = layer.sample(torch.randn(3, D), torch.tensor([1, 2, 3]))
+    assert (~active.is_random).sum() == 3
+    assert len(active.rows) == 53

@@ -1,0 +1,154 @@
+"""sparsify_ and densify_: swap the wide linear layers of an existing model, in place."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import optim
+from .config import LSHConfig
+from .nn.linear import LSHLinear
+
+FilterFn = Callable[[nn.Module, str], bool]
+
+# Layers narrower than this are not worth a measurement: their dense step takes less than the look-ups of a sampled one.
+_NARROW = 4096
+# The dense step is measured on at most this many rows and scaled up; its cost is proportional to them.
+_MEASURED_ROWS = 32_768
+_BATCH = 128
+
+
+def _median_seconds(step: Callable[[], None], repetitions: int = 5) -> float:
+    step()
+    step()
+    seconds = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _training_step(layer: nn.Linear, batch: int) -> Callable[[], None]:
+    optimizer = optim.SGD(layer.parameters(), lr=1e-3)
+    x = torch.randn(batch, layer.in_features)
+    y = torch.randint(layer.out_features, (batch,))
+
+    def step() -> None:
+        F.cross_entropy(layer(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+@functools.lru_cache(maxsize=256)
+def _measured_speedup(in_features: int, out_features: int, bias: bool, config: LSHConfig, threads: int) -> float:
+    """Seconds of a dense training step over those of a sampled one for a layer of that shape, on this machine.
+
+    Plain SGD updates both, so that the comparison is about the layer; a dense Adam would make the sampled layer look
+    better still. The layer that is measured has at most ``_MEASURED_ROWS`` rows, and the dense time is scaled to
+    ``out_features``.
+    """
+    rows = min(out_features, _MEASURED_ROWS)
+    active = min(config.active_rows(out_features), rows)
+    generator_state = torch.get_rng_state()
+    try:
+        dense = nn.Linear(in_features, rows, bias)
+        sampled = LSHLinear(in_features, rows, bias, config=replace(config, active=active))
+        dense_seconds = _median_seconds(_training_step(dense, _BATCH)) * out_features / rows
+        return dense_seconds / _median_seconds(_training_step(sampled, _BATCH))
+    finally:
+        torch.set_rng_state(generator_state)
+
+
+def pays(linear: nn.Linear, config: LSHConfig | None = None) -> bool:
+    """Whether a training step of ``linear`` as an LSH layer is faster, measured on this machine.
+
+    Layers of fewer than 4,096 outputs stay dense without a measurement. A measurement takes some tenths of a second and
+    is kept for layers of the same shape and configuration.
+
+    >>> pays(nn.Linear(128, 100))
+    False
+    """
+    config = config if config is not None else LSHConfig()
+    if linear.out_features < _NARROW or linear.weight.device.type != "cpu":
+        return False
+    if config.active_rows(linear.out_features) >= linear.out_features:
+        return False
+    speedup = _measured_speedup(
+        linear.in_features, linear.out_features, linear.bias is not None, config, torch.get_num_threads()
+    )
+    return speedup > 1.0
+
+
+def sparsify_(
+    model: nn.Module,
+    config: LSHConfig | None = None,
+    filter_fn: FilterFn | None = None,
+) -> nn.Module:
+    """Swaps linear layers of ``model`` for :class:`LSHLinear`, in place; Parameters stay the very same objects.
+
+    So an optimizer made before stays valid, tied weights stay tied, and ``state_dict`` keys do not change.
+
+    Args:
+        model: any module. If it is itself a linear layer, the new layer is returned.
+        config: for all swapped layers; default: ``LSHConfig()``.
+        filter_fn: ``filter_fn(module, name) -> bool`` says which ``nn.Linear`` to swap; default: those for which
+            the swap is measured to pay (:func:`pays`).
+
+    Returns:
+        The model.
+
+    >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 20_000))
+    >>> model = sparsify_(model, filter_fn=lambda module, name: name == "2")
+    >>> type(model[0]).__name__, type(model[2]).__name__
+    ('Linear', 'LSHLinear')
+    """
+
+    def swap(module: nn.Module, name: str) -> nn.Module | None:
+        # A subclass of nn.Linear may compute something else; it is not ours to replace.
+        if type(module) is not nn.Linear:
+            return None
+        wanted = filter_fn(module, name) if filter_fn is not None else pays(module, config)
+        return LSHLinear.from_linear(module, config) if wanted else None
+
+    return _swap_modules(model, swap)
+
+
+def densify_(model: nn.Module) -> nn.Module:
+    """Swaps every :class:`LSHLinear` of ``model`` back for an ``nn.Linear`` that shares the very same Parameters.
+
+    Returns:
+        The model (or the new layer, where the model itself is one).
+    """
+    return _swap_modules(model, lambda module, name: module.to_linear() if isinstance(module, LSHLinear) else None)
+
+
+def _swap_modules(model: nn.Module, swap: Callable[[nn.Module, str], nn.Module | None]) -> nn.Module:
+    swapped: dict[nn.Module, nn.Module] = {}  # a module that is registered twice is swapped once
+    for name, module in list(model.named_modules()):
+        new = swap(module, name)
+        if new is not None:
+            _move_hooks(module, new)
+            swapped[module] = new
+    if model in swapped:
+        return swapped[model]
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if child in swapped:
+                setattr(parent, key, swapped[child])
+    return model
+
+
+def _move_hooks(old: nn.Module, new: nn.Module) -> None:
+    for name, value in vars(old).items():
+        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
+            setattr(new, name, value)

@@ -1,0 +1,346 @@
+"""LSHLinear: an nn.Linear that computes and updates only the rows that matter for a batch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..config import LSHConfig
+from ..index import LSHIndex
+from ..row_sparse import ChangedRows, wants_row_sparse
+from ..sampling import ActiveSet, choose_active_rows, needs_index
+from . import losses
+from .logits import SampledLogits
+
+
+class LSHLinear(nn.Linear):
+    """A linear layer for very wide outputs, trained through a sampled set of its rows.
+
+    It *is* an :class:`torch.nn.Linear`: same constructor, initialisation and ``state_dict`` keys. ``forward`` computes
+    nothing yet but returns :class:`SampledLogits`, which behave as the ``[*, out_features]`` tensor: a loss on them
+    knows the labels, chooses the active rows (labels, rows found by locality-sensitive hashing, random rows) and
+    computes only those. In ``eval()`` mode every result is exact. Whatever has no sampled path gives exactly
+    what ``nn.Linear`` would give.
+
+    The hash tables are built at their first use and follow the weights: rows that a row-sparse optimizer touched are
+    re-hashed as ``config.rehash`` says while training, and before any look-up in ``eval()`` mode; ``load_state_dict``
+    and other in-place edits of the parameters lead to a full rebuild before the next look-up. (Edits through
+    ``weight.data`` cannot be seen; call ``rehash(full=True)`` after them.) Tables are not part of the ``state_dict``;
+    copies and unpickled layers build their own.
+
+    Args:
+        in_features: size of an input sample.
+        out_features: N, the number of classes.
+        bias: whether to learn an additive bias.
+        config: see :class:`torch_lsh.LSHConfig`.
+
+    Shape:
+        input ``[*, in_features]``, output ``[*, out_features]``; float32, float64 or bfloat16 on the CPU.
+
+    References:
+        Spring & Shrivastava, "Scalable and Sustainable Deep Learning via Randomized Hashing", KDD 2017;
+        Chen et al., "SLIDE: In Defense of Smart Algorithms over Hardware Acceleration", MLSys 2020.
+
+    >>> layer = LSHLinear(16, 5_000)
+    >>> x, y = torch.randn(4, 16), torch.tensor([1, 2, 3, 4_999])
+    >>> loss = torch.nn.functional.cross_entropy(layer(x), y)
+    >>> loss.backward()
+    >>> layer(x).topk(5).indices.shape
+    torch.Size([4, 5])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        config: LSHConfig | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self._set_up(config)
+
+    def _set_up(self, config: LSHConfig | None) -> None:
+        if config is not None and not isinstance(config, LSHConfig):
+            raise TypeError(f"config is a {type(config).__name__}; wanted LSHConfig or None")
+        self.config = config if config is not None else LSHConfig()
+        self.scheduled = False  # a RehashScheduler decides when to re-hash
+        self._draws = 0  # active sets drawn so far: the position in the random stream
+        self._since_rehash = 0  # training draws since the last re-hash
+        self._rehashes = 0
+        self._warned = False
+        self._forget_tables()
+
+    def _forget_tables(self) -> None:
+        self._index: LSHIndex | None = None
+        self._changed: list[tuple[Tensor, ChangedRows]] = []
+        self._trained = False  # drawn for training since the tables were last in step with the weights
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, config: LSHConfig | None = None) -> LSHLinear:
+        """An LSH layer that shares the very same Parameters with ``linear``.
+
+        >>> linear = nn.Linear(8, 1_000)
+        >>> LSHLinear.from_linear(linear).weight is linear.weight
+        True
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear is a {type(linear).__name__}; wanted torch.nn.Linear")
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer.in_features, layer.out_features = linear.in_features, linear.out_features
+        layer.weight = linear.weight
+        layer.register_parameter("bias", linear.bias)
+        layer._set_up(config)
+        return layer.train(linear.training)
+
+    def to_linear(self) -> nn.Linear:
+        """An ``nn.Linear`` that shares the very same Parameters."""
+        linear = nn.Linear.__new__(nn.Linear)
+        nn.Module.__init__(linear)
+        linear.in_features, linear.out_features = self.in_features, self.out_features
+        linear.weight = self.weight
+        linear.register_parameter("bias", self.bias)
+        return linear.train(self.training)
+
+    def extra_repr(self) -> str:
+        config = self.config
+        active = config.active_rows(self.out_features)
+        return f"{super().extra_repr()}, hash={config.hash}, active={active}, scope={config.scope}"
+
+    # --- copies and checkpoints ---
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_index"], state["_changed"] = None, []
+        return state
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._forget_tables()
+
+    def sampler_state(self) -> dict[str, int]:
+        """Position of the random stream and of the re-hash schedule, for checkpoints that resume exactly.
+
+        With the tables rebuilt (``rehash(full=True)``) at the time of the checkpoint and after loading it, training
+        goes on as if it had never stopped.
+        """
+        return {"draws": self._draws, "since_rehash": self._since_rehash, "rehashes": self._rehashes}
+
+    def load_sampler_state(self, state: dict[str, int]) -> None:
+        self._draws, self._since_rehash = int(state["draws"]), int(state["since_rehash"])
+        self._rehashes = int(state["rehashes"])
+
+    # --- forward ---
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self._is_sampled_here(input):
+            return super().forward(input)
+        return SampledLogits.of(input, self)
+
+    def _is_sampled_here(self, input: Tensor) -> bool:
+        """Whether the lazy path can take this input; else nn.Linear's own forward computes or raises."""
+        if torch.compiler.is_compiling() or input.device.type != "cpu" or self.weight.device.type != "cpu":
+            return False
+        if input.dim() < 1 or input.shape[-1] != self.in_features:
+            raise ValueError(
+                f"input has shape {tuple(input.shape)}; wanted {self.in_features} features in the last dimension"
+            )
+        if input.dtype != self.weight.dtype and not torch.is_autocast_enabled("cpu"):
+            raise TypeError(f"input has dtype {input.dtype}; wanted {self.weight.dtype}, the dtype of the weights")
+        return True
+
+    # --- explicit forms ---
+
+    @torch.compiler.disable
+    def cross_entropy(
+        self,
+        x: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """``F.cross_entropy(self(x), target, ...)``, explicitly: sampled while training, exact in ``eval()`` mode.
+
+        Args:
+            x: ``[*, in_features]``.
+            target: class indices ``[*]``; or ``[*, P]`` padded with ``ignore_index``, where a sample's labels share
+                the target distribution equally; or a sparse CSR tensor ``[B, out_features]`` of probabilities.
+            weight, ignore_index, reduction, label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
+        """
+        return F.cross_entropy(
+            self(x),
+            target,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+
+    @torch.compiler.disable
+    def topk(self, x: Tensor, k: int, exact: bool = True) -> torch.return_types.topk:
+        """The ``k`` highest scoring classes of each sample; no ``[B, out_features]`` tensor is made.
+
+        Args:
+            x: ``[*, in_features]``.
+            k: 1 to ``out_features``.
+            exact: False: look candidates up in the hash tables and score only those exactly; classes that the
+                tables do not find are missing, and -1 with value ``-inf`` stands where fewer than ``k`` were found.
+
+        Returns:
+            ``(values, indices)`` of shape ``[*, k]``, values in descending order.
+        """
+        if not 1 <= k <= self.out_features:
+            raise ValueError(f"k is {k}; wanted 1 to {self.out_features}")
+        if exact:
+            return torch.topk(self(x), k)
+        self._is_sampled_here(x)
+        flat = x.reshape(-1, self.in_features)
+        candidates = max(4 * k, self.config.active_rows(self.out_features) // 4)
+        rows = self._synchronised_index().query(flat.detach(), min(candidates, self.out_features))
+        logits = self.active_logits(flat, rows).masked_fill(rows < 0, -math.inf)
+        missing = k - rows.shape[1]
+        if missing > 0:
+            rows, logits = F.pad(rows, (0, missing), value=-1), F.pad(logits, (0, missing), value=-math.inf)
+        values, order = logits.topk(k, dim=1)
+        shape = (*x.shape[:-1], k)
+        return torch.return_types.topk((values.reshape(shape), rows.gather(1, order).reshape(shape)))
+
+    @torch.compiler.disable
+    def sample(self, x: Tensor, target: Tensor | None = None) -> ActiveSet:
+        """The active rows that a training step on ``x`` would use; every call is a new draw.
+
+        Args:
+            x: ``[*, in_features]``.
+            target: as in :meth:`cross_entropy`, or None: no labels.
+        """
+        self._is_sampled_here(x)
+        flat = x.detach().reshape(-1, self.in_features)
+        labels = torch.empty(len(flat), 0, dtype=torch.int64)
+        if target is not None:
+            parsed = losses.as_target(target, x.shape[:-1], self.out_features, -100, torch.float32)
+            if parsed is None:
+                raise ValueError(
+                    "target is a dense distribution over all classes; wanted indices or a sparse CSR tensor"
+                )
+            labels = parsed.labels
+        return self.draw_active_rows(flat, labels)
+
+    # --- what SampledLogits asks for ---
+
+    def draw_active_rows(self, x: Tensor, labels: Tensor) -> ActiveSet:
+        """Draws the active set of ``x`` ``[B, in]`` and ``labels`` ``[B, P]`` (negative: none)."""
+        index = None
+        if needs_index(self.config, self.out_features):
+            index = self._index_for_training() if self.training else self._synchronised_index()
+        seed = self.config.seed * 1_000_003 + self._draws
+        active = choose_active_rows(index, x, labels, self.out_features, self.config, seed)
+        self._draws += 1
+        return active
+
+    def active_logits(self, x: Tensor, rows: Tensor) -> Tensor:
+        """``[B, A]`` logits of the active rows ``[A]`` or ``[B, A]`` for ``x`` ``[B, in]``; differentiable."""
+        if rows.dim() == 1:
+            return ops.gather_matmul(x, self.weight, self.bias, rows)
+        logits = ops.sampled_dot(x, self.weight, rows)
+        if self.bias is not None:
+            present = rows.clamp(min=0)
+            bias = ops.gather_rows(self.bias, present.flatten()).view_as(rows).to(logits.dtype)
+            logits = logits + bias * (rows >= 0)
+        return logits
+
+    # --- tables ---
+
+    def rehash(self, full: bool = False) -> int:
+        """Brings the hash tables in step with the weights.
+
+        Args:
+            full: rebuild them from all rows; else re-hash the rows that changed since the last time. (Where it is not
+                known which rows changed, that is all of them.)
+
+        Returns:
+            The number of rows that were re-hashed.
+        """
+        if not needs_index(self.config, self.out_features):
+            return 0
+        self._since_rehash = 0
+        self._rehashes += 1
+        return self._synchronise(full)
+
+    def _bias_for_index(self) -> Tensor | None:
+        return None if self.bias is None else self.bias.detach()
+
+    def _is_watched(self) -> bool:
+        """Whether the changes that are being collected are those of the present parameters."""
+        parameters = [parameter for parameter in (self.weight, self.bias) if parameter is not None]
+        return len(parameters) == len(self._changed) and all(
+            watched is parameter for (watched, _), parameter in zip(self._changed, parameters)
+        )
+
+    def _synchronise(self, full: bool = False) -> int:
+        index = self._index
+        if index is None or full or not self._is_watched():
+            return self._build()
+        taken = [changed.take() for _, changed in self._changed]
+        self._trained = False
+        if any(rows is None for rows in taken):
+            return self._build()
+        rows = torch.cat([rows for rows in taken if rows is not None]).unique()
+        if len(rows) > 0:
+            index.update(self.weight.detach(), self._bias_for_index(), rows)
+        return len(rows)
+
+    def _build(self) -> int:
+        if self._index is None:
+            config = self.config
+            self._index = LSHIndex(
+                self.out_features,
+                self.in_features,
+                hash=config.hash,
+                hashes_per_table=config.hashes_per_table,
+                num_tables=config.num_tables,
+                bucket_size=config.bucket_size,
+                mips=config.mips,
+                seed=config.seed,
+            )
+        self._index.build(self.weight.detach(), self._bias_for_index())
+        parameters = [parameter for parameter in (self.weight, self.bias) if parameter is not None]
+        self._changed = [(parameter, ChangedRows(parameter)) for parameter in parameters]
+        self._trained = False
+        return self.out_features
+
+    def _synchronised_index(self) -> LSHIndex:
+        """The tables, exactly in step with the weights."""
+        if self._index is None or not self._is_watched() or any(changed.any() for _, changed in self._changed):
+            self._synchronise()
+        assert self._index is not None
+        return self._index
+
+    def _index_for_training(self) -> LSHIndex:
+        """The tables, as fresh as the re-hash policy wants them."""
+        if self._index is None or not self._is_watched() or self._was_edited():
+            self._synchronise()
+        elif not self.scheduled and self._since_rehash >= self.config.rehash.interval(self._rehashes):
+            self.rehash()
+        self._since_rehash += 1
+        self._trained = True
+        assert self._index is not None
+        return self._index
+
+    def _was_edited(self) -> bool:
+        """Whether somebody other than an optimizer changed the parameters.
+
+        A row-sparse optimizer records its updates, so anything unrecorded is an edit. Dense optimizers record nothing;
+        their step follows a draw for training.
+        """
+        unrecorded = any(changed.unrecorded() for _, changed in self._changed)
+        return unrecorded and (wants_row_sparse(self.weight) or not self._trained)

@@ -1,0 +1,277 @@
+"""Losses over an active set, and the same losses exactly, block by block.
+
+Both take a :class:`Target`, the common form of every kind of target: the labels of each sample with their shares of the
+target distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..sampling import ActiveSet
+
+# Logits of a block that exact evaluation holds at a time: 16 MiB in float32.
+BLOCK_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Target:
+    """Labels and what each counts.
+
+    Attributes:
+        labels: ``[B, P]`` int64; negative where there is none.
+        shares: ``[B, P]`` floating: the label's share of the target distribution; 0 where there is no label.
+        probabilities: the target came as a distribution over all classes (CSR), for which PyTorch's mean divides by
+            the batch size; class indices divide by what is not ignored.
+    """
+
+    labels: Tensor
+    shares: Tensor
+    probabilities: bool
+
+    @property
+    def several(self) -> bool:
+        """Whether the form allows more than one label per sample."""
+        return self.probabilities or self.labels.shape[1] != 1
+
+
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    if labels.numel() > 0 and int(labels.max()) >= num_classes:
+        raise IndexError(f"target holds class {int(labels.max())}; wanted 0 to {num_classes - 1}")
+
+
+def as_target(
+    target: Tensor, batch_shape: torch.Size, num_classes: int, ignore_index: int, dtype: torch.dtype
+) -> Target | None:
+    """Brings a target into the common form, or returns None for a dense ``[B, num_classes]`` one.
+
+    Args:
+        target: class indices of shape ``batch_shape``; indices ``[*batch_shape, P]`` padded with ``ignore_index``
+            (each label counts ``1 / number of labels``); or a sparse CSR tensor ``[B, num_classes]`` whose values
+            are the target's probabilities.
+        batch_shape: shape of the logits without the class dimension.
+        num_classes: N.
+        ignore_index: index that stands for no label.
+        dtype: of the shares.
+    """
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target is a {type(target).__name__}; wanted a tensor")
+    count = math.prod(batch_shape)
+    if target.layout is torch.sparse_csr:
+        if target.shape != (count, num_classes):
+            raise ValueError(f"target has shape {tuple(target.shape)}; wanted {(count, num_classes)}")
+        return _from_csr(target, dtype)
+    if target.is_floating_point():
+        if target.numel() != count * num_classes:
+            raise ValueError(
+                f"target has shape {tuple(target.shape)} and dtype {target.dtype}; wanted class indices (int64) of "
+                f"shape {tuple(batch_shape)}, or probabilities of the shape of the logits"
+            )
+        return None
+    if target.dtype is not torch.int64:
+        raise TypeError(f"target has dtype {target.dtype}; wanted torch.int64 class indices")
+    if target.shape == batch_shape:
+        labels = target.reshape(count, 1)
+    elif target.shape[:-1] == batch_shape:
+        labels = target.reshape(count, target.shape[-1])
+    else:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}; wanted {tuple(batch_shape)}, "
+            f"or {(*batch_shape, 'P')} with several labels per sample, padded with {ignore_index}"
+        )
+    ignored = labels == ignore_index
+    if bool(((labels < 0) & ~ignored).any()):
+        raise IndexError(
+            f"target holds class {int(labels[~ignored].min())}; "
+            f"wanted 0 to {num_classes - 1}, or {ignore_index} for none"
+        )
+    labels = labels.masked_fill(ignored, -1)
+    _check_labels(labels, num_classes)
+    shares = (~ignored).to(dtype)
+    return Target(labels, shares / shares.sum(1, keepdim=True).clamp(min=1), probabilities=False)
+
+
+def _from_csr(target: Tensor, dtype: torch.dtype) -> Target:
+    crow, col = target.crow_indices().long(), target.col_indices().long()
+    _check_labels(col, target.shape[1])
+    per_row = crow.diff()
+    width = int(per_row.max()) if len(per_row) else 0
+    row = torch.repeat_interleave(per_row)
+    offset = torch.arange(len(col)) - crow[:-1][row]
+    labels = col.new_full((len(per_row), width), -1)
+    shares = torch.zeros(len(per_row), width, dtype=dtype)
+    labels[row, offset] = col
+    shares[row, offset] = target.values().to(dtype)
+    return Target(labels, shares, probabilities=True)
+
+
+def _reduce_cross_entropy(loss: Tensor, normaliser: Tensor, target: Target, reduction: str) -> Tensor:
+    """``loss`` and ``normaliser`` are ``[B]``: each sample's loss and what it adds to the divisor of the mean."""
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "mean":
+        return loss.sum() / (len(loss) if target.probabilities else normaliser.sum())
+    raise ValueError(f"{reduction!r} is not a valid value for reduction; wanted 'mean', 'sum' or 'none'")
+
+
+def _combine(
+    log_p: Tensor, target: Target, class_weight: Tensor | None, smooth: Tensor | float, smoothing: float, reduction: str
+) -> Tensor:
+    """Cross entropy from the labels' log probabilities and ``smooth`` ``[B]``, the mean of -log p over all classes."""
+    shares = target.shares
+    if class_weight is not None:
+        shares = shares * class_weight[target.labels.clamp(min=0)]
+    loss = -(shares * log_p).sum(1)
+    if smoothing > 0:
+        # Ignored samples are no part of a loss over class indices; a distribution has no ignored samples.
+        counted = 1.0 if target.probabilities else (target.labels >= 0).any(1)
+        loss = (1 - smoothing) * loss + smoothing * smooth * counted
+    return _reduce_cross_entropy(loss, shares.sum(1), target, reduction)
+
+
+def sampled_cross_entropy(
+    logits: Tensor,
+    active: ActiveSet,
+    target: Target,
+    *,
+    corrected: bool,
+    class_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """Cross entropy over an active set; with every row active exactly that of PyTorch.
+
+    Args:
+        logits: ``[B, A]`` of the active rows, float32 or float64.
+        active: the active set; its positions are those of ``target.labels``.
+        target: see :func:`as_target`.
+        corrected: add ``log`` of the importance weights to the logits, so that ``sum(exp(logits))`` estimates the full
+            partition function without bias.
+        class_weight: ``[N]`` or None, as in :func:`torch.nn.functional.cross_entropy`.
+        label_smoothing: 0 to 1; the mean over all classes is estimated with the importance weights.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` (``[B]``).
+    """
+    adjusted = logits
+    if corrected:
+        adjusted = logits + active.weights().to(logits.dtype).log()
+    elif active.per_sample:
+        adjusted = logits.masked_fill(~active.present, -math.inf)
+    log_z = torch.logsumexp(adjusted, 1)
+    log_p = logits.gather(1, active.positions.clamp(min=0)) - log_z.unsqueeze(1)
+    smooth: Tensor | float = 0.0
+    if label_smoothing > 0:
+        weights = active.weights().to(logits.dtype)
+        weights = weights / weights.sum(-1, keepdim=True)
+        if class_weight is not None:
+            weights = weights * class_weight[active.rows.clamp(min=0)]
+        smooth = log_z * weights.sum(-1) - (weights * logits).sum(1)
+    return _combine(log_p, target, class_weight, smooth, label_smoothing, reduction)
+
+
+def sampled_binary_cross_entropy(
+    logits: Tensor,
+    active: ActiveSet,
+    target: Target,
+    *,
+    corrected: bool,
+    class_weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Binary cross entropy over an active set: an unbiased estimate of the sum (or mean) over all N classes.
+
+    With ``corrected=False`` it is the plain sum (or mean) over the active set.
+
+    Args:
+        logits: ``[B, A]``.
+        active: the active set; its positions are those of ``target.labels``.
+        target: labels; their shares are the targets' values.
+        corrected: weigh random rows by their sampling probability.
+        class_weight: ``[N]``: rescales each class.
+        pos_weight: ``[N]``: rescales the positive part of each class.
+        reduction: ``"mean"`` or ``"sum"``.
+    """
+    values = torch.zeros_like(logits).scatter_add_(1, active.positions.clamp(min=0), target.shares)
+    rows = active.rows.clamp(min=0)
+    weight = active.weights().to(logits.dtype) if corrected else active.present.to(logits.dtype)
+    count = active.num_rows * len(logits) if corrected else weight.expand_as(logits).sum()
+    if class_weight is not None:
+        weight = weight * class_weight[rows]
+    loss = F.binary_cross_entropy_with_logits(
+        logits, values, weight, pos_weight=None if pos_weight is None else pos_weight[rows], reduction="sum"
+    )
+    return loss / count if reduction == "mean" else loss
+
+
+def logit_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+    """The exact logits in blocks of classes: ``(first class, [B, block])``, some MiB at a time."""
+    block = max(1024, BLOCK_ELEMENTS // max(1, len(x)))
+    for start in range(0, len(weight), block):
+        stop = min(start + block, len(weight))
+        yield start, F.linear(x, weight[start:stop], None if bias is None else bias[start:stop])
+
+
+def exact_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: float | Tensor,
+    target: Target,
+    *,
+    class_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """Cross entropy over all classes without a ``[B, N]`` tensor; not differentiable.
+
+    Args as in :func:`sampled_cross_entropy`, with the layer's ``x`` ``[B, in]``, ``weight``, ``bias`` and a factor
+    ``scale`` of the logits in place of the logits.
+    """
+    dtype = target.shares.dtype
+    log_z = x.new_full((len(x),), -math.inf, dtype=dtype)
+    total = x.new_zeros(len(x), dtype=dtype)
+    at_labels = x.new_zeros(target.labels.shape, dtype=dtype)
+    for start, block in logit_blocks(x, weight, bias):
+        logits = block.to(dtype) * scale
+        log_z = torch.logaddexp(log_z, logits.logsumexp(1))
+        position = target.labels - start
+        inside = (position >= 0) & (position < logits.shape[1])
+        at_labels = torch.where(inside, logits.gather(1, position.clamp(0, logits.shape[1] - 1)), at_labels)
+        if label_smoothing > 0:
+            stop = start + logits.shape[1]
+            total += logits.sum(1) if class_weight is None else logits @ class_weight[start:stop].to(dtype)
+    smooth: Tensor | float = 0.0
+    if label_smoothing > 0:
+        mass = len(weight) if class_weight is None else class_weight.sum()
+        smooth = (log_z * mass - total) / len(weight)
+    return _combine(at_labels - log_z.unsqueeze(1), target, class_weight, smooth, label_smoothing, reduction)
+
+
+def exact_topk(x: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` largest logits of each sample and their classes without a ``[B, N]`` tensor; not differentiable.
+
+    Args:
+        x: ``[B, in]``.
+        weight: ``[N, in]``; ``bias``: ``[N]`` or None.
+        k: 1 to N.
+
+    Returns:
+        values ``[B, k]`` in descending order and classes ``[B, k]`` int64.
+    """
+    values, classes = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64)
+    for start, logits in logit_blocks(x, weight, bias):
+        block_values, block_classes = logits.topk(min(k, logits.shape[1]), dim=1)
+        values = torch.cat([values.to(block_values.dtype), block_values], 1)
+        classes = torch.cat([classes, block_classes + start], 1)
+        # A stable sort keeps the lower class first among equals, whatever the block size.
+        order = values.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        values, classes = values.gather(1, order), classes.gather(1, order)
+    return values, classes
