@@ -36,6 +36,18 @@ struct Kernels {
                        int64_t width, double* out);
   void (*dot_rows_bf16)(const BFloat16* x, const BFloat16* table, const int64_t* rows, int64_t count,
                         int64_t width, BFloat16* out);
+
+  // hash.h: SimHash codes [count, num_tables] of rows x[count, width] by the signs of their products with
+  // projections[width, num_tables * bits]. scratch: 4 * (width + num_tables * bits) floats.
+  void (*simhash_f32)(const float* x, int64_t count, int64_t width, const float* projections,
+                      int64_t num_tables, int64_t bits, float* scratch, int32_t* codes);
+  void (*simhash_f64)(const double* x, int64_t count, int64_t width, const float* projections,
+                      int64_t num_tables, int64_t bits, float* scratch, int32_t* codes);
+  void (*simhash_bf16)(const BFloat16* x, int64_t count, int64_t width, const float* projections,
+                       int64_t num_tables, int64_t bits, float* scratch, int32_t* codes);
+  // The same of one sparse row with `count` nonzeros. scratch: num_tables * bits floats.
+  void (*simhash_sparse)(const int64_t* columns, const float* values, int64_t count, const float* projections,
+                         int64_t num_tables, int64_t bits, float* scratch, int32_t* codes);
 };
 
 // The table for this CPU, or the one that the environment variable TORCH_LSH_SIMD names

@@ -3,6 +3,7 @@
 // symbol.
 #include "kernels/dot.h"
 #include "kernels/gather.h"
+#include "kernels/hash.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
@@ -20,6 +21,10 @@ const Kernels table = {
     .dot_rows_f32 = dot_rows<float, float>,
     .dot_rows_f64 = dot_rows<double, double>,
     .dot_rows_bf16 = dot_rows<BFloat16, float>,
+    .simhash_f32 = simhash<float>,
+    .simhash_f64 = simhash<double>,
+    .simhash_bf16 = simhash<BFloat16>,
+    .simhash_sparse = simhash_sparse,
 };
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL
