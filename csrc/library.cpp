@@ -34,4 +34,23 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def(
       "select_rows(Tensor labels, Tensor candidates, int num_rows, int active, int num_random, int seed, "
       "bool per_sample) -> (Tensor rows, Tensor is_random, Tensor positions)");
+
+  // hashing
+  m.def("simhash_codes(Tensor x, Tensor projections, int hashes_per_table) -> Tensor");
+  m.def(
+      "simhash_codes_csr(Tensor crow, Tensor col, Tensor values, Tensor projections, int hashes_per_table) "
+      "-> Tensor");
+  m.def("dwta_codes(Tensor x, Tensor bins, int hashes_per_table, int seed) -> Tensor");
+  m.def(
+      "dwta_codes_csr(Tensor crow, Tensor col, Tensor values, Tensor bins, int in_features, "
+      "int hashes_per_table, int seed) -> Tensor");
+
+  // hash tables
+  m.def(
+      "build_tables(Tensor row_buckets, int bucket_bits, int bucket_size, int seed) -> (Tensor ids, Tensor "
+      "counts)");
+  m.def(
+      "update_tables(Tensor(a!) ids, Tensor(b!) counts, Tensor(c!) row_buckets, Tensor rows, Tensor buckets, "
+      "int seed) -> Tensor");
+  m.def("query_tables(Tensor ids, Tensor counts, Tensor buckets, int max_candidates) -> Tensor");
 }

@@ -223,3 +223,188 @@ def _(
     count = torch.library.get_ctx().new_dynamic_size()
     shape = (labels.shape[0], count) if per_sample else (count,)
     return labels.new_empty(shape), labels.new_empty(shape, dtype=torch.bool), torch.empty_like(labels)
+
+
+# --- hashing --------------------------------------------------------------------------------------------------------
+
+
+def simhash_codes(x: Tensor, projections: Tensor, hashes_per_table: int) -> Tensor:
+    """SimHash codes (Charikar 2002): the signs of random projections, K of them packed into the code of a table.
+
+    Bit ``k`` of ``codes[i, t]`` is ``x[i] · projections[:, t * K + k] > 0``: 0 where the product is zero or NaN.
+    Products are taken in float32 and in the order of the features: a row has the same code in any batch.
+
+    Args:
+        x: ``[n, in]`` float32, float64 or bfloat16, contiguous.
+        projections: ``[in, L * K]`` float32.
+        hashes_per_table: K, 1 to 30.
+
+    Returns:
+        ``[n, L]`` int32, each in ``0 .. 2**K - 1``.
+
+    >>> simhash_codes(torch.tensor([[1.0, -1.0]]), torch.eye(2), 2)
+    tensor([[1]], dtype=torch.int32)
+    """
+    return _ops.simhash_codes(x, projections, hashes_per_table)
+
+
+@torch.library.register_fake("torch_lsh::simhash_codes")
+def _(x: Tensor, projections: Tensor, hashes_per_table: int) -> Tensor:
+    return x.new_empty((x.shape[0], projections.shape[1] // hashes_per_table), dtype=torch.int32)
+
+
+def simhash_codes_csr(crow: Tensor, col: Tensor, values: Tensor, projections: Tensor, hashes_per_table: int) -> Tensor:
+    """:func:`simhash_codes` of sparse rows; the same codes when each row's columns are in increasing order.
+
+    Args:
+        crow: ``[n + 1]`` int64; row ``i`` has the entries ``crow[i] .. crow[i + 1] - 1``.
+        col: ``[nnz]`` int64.
+        values: ``[nnz]`` float32.
+        projections: ``[in, L * K]`` float32.
+        hashes_per_table: K, 1 to 30.
+
+    Returns:
+        ``[n, L]`` int32.
+
+    >>> simhash_codes_csr(torch.tensor([0, 1]), torch.tensor([1]), torch.tensor([3.0]), torch.eye(2), 2)
+    tensor([[2]], dtype=torch.int32)
+    """
+    return _ops.simhash_codes_csr(crow, col, values, projections, hashes_per_table)
+
+
+@torch.library.register_fake("torch_lsh::simhash_codes_csr")
+def _(crow: Tensor, col: Tensor, values: Tensor, projections: Tensor, hashes_per_table: int) -> Tensor:
+    return crow.new_empty((crow.shape[0] - 1, projections.shape[1] // hashes_per_table), dtype=torch.int32)
+
+
+def dwta_codes(x: Tensor, bins: Tensor, hashes_per_table: int, seed: int) -> Tensor:
+    """Densified winner-take-all codes (Chen & Shrivastava 2018): which of 8 coordinates is the largest, K times.
+
+    Zero and NaN coordinates do not take part, so a sparse row has the code of its dense form. A bin without any other
+    coordinate borrows the winner of a bin drawn by hashing (seed, bin, attempt), in at most 100 attempts; then it
+    is 0, as it is for a row of zeros. Among equals the first wins. Values are compared in float32.
+
+    Args:
+        x: ``[n, in]`` float32, float64 or bfloat16, contiguous.
+        bins: ``[L * K, 8]`` int64: the coordinates that each hash looks at.
+        hashes_per_table: K, 1 to 10.
+        seed: of the borrowing.
+
+    Returns:
+        ``[n, L]`` int32, each in ``0 .. 8**K - 1``; hash ``k`` is in bits ``3 * k .. 3 * k + 2``.
+
+    >>> dwta_codes(torch.tensor([[0.0, -2.0, 0, 0, 0, 7.0, 0, 0]]), torch.arange(8).view(1, 8), 1, seed=0)
+    tensor([[5]], dtype=torch.int32)
+    """
+    return _ops.dwta_codes(x, bins, hashes_per_table, seed)
+
+
+@torch.library.register_fake("torch_lsh::dwta_codes")
+def _(x: Tensor, bins: Tensor, hashes_per_table: int, seed: int) -> Tensor:
+    return x.new_empty((x.shape[0], bins.shape[0] // hashes_per_table), dtype=torch.int32)
+
+
+def dwta_codes_csr(
+    crow: Tensor, col: Tensor, values: Tensor, bins: Tensor, in_features: int, hashes_per_table: int, seed: int
+) -> Tensor:
+    """:func:`dwta_codes` of sparse rows (as in :func:`simhash_codes_csr`); repeated columns add up.
+
+    >>> x = torch.tensor([[0.0, 3.0, 5.0]]).to_sparse_csr()
+    >>> bins = torch.tensor([[0, 1, 2, 0, 1, 2, 0, 1]])
+    >>> dwta_codes_csr(x.crow_indices(), x.col_indices(), x.values(), bins, 3, 1, seed=0)
+    tensor([[2]], dtype=torch.int32)
+    """
+    return _ops.dwta_codes_csr(crow, col, values, bins, in_features, hashes_per_table, seed)
+
+
+@torch.library.register_fake("torch_lsh::dwta_codes_csr")
+def _(
+    crow: Tensor, col: Tensor, values: Tensor, bins: Tensor, in_features: int, hashes_per_table: int, seed: int
+) -> Tensor:
+    return crow.new_empty((crow.shape[0] - 1, bins.shape[0] // hashes_per_table), dtype=torch.int32)
+
+
+# --- hash tables ----------------------------------------------------------------------------------------------------
+
+
+def build_tables(row_buckets: Tensor, bucket_bits: int, bucket_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """L hash tables of row numbers, with ``2**bucket_bits`` buckets of fixed capacity each.
+
+    A bucket that more than ``bucket_size`` rows belong to keeps a uniform sample of them, drawn by (seed, table, row).
+
+    Args:
+        row_buckets: ``[N, L]`` int32: the bucket of each row in each table.
+        bucket_bits: 0 to 30.
+        bucket_size: capacity of a bucket.
+        seed: of the samples.
+
+    Returns:
+        ``ids``: ``[L, 2**bucket_bits, bucket_size]`` int32, -1 where unused; ``counts``: ``[L, 2**bucket_bits]`` int32.
+
+    >>> build_tables(torch.tensor([[1], [0], [1]], dtype=torch.int32), 1, 2, seed=0)[1]
+    tensor([[1, 2]], dtype=torch.int32)
+    """
+    return _ops.build_tables(row_buckets, bucket_bits, bucket_size, seed)
+
+
+@torch.library.register_fake("torch_lsh::build_tables")
+def _(row_buckets: Tensor, bucket_bits: int, bucket_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    shape = (row_buckets.shape[1], 1 << bucket_bits)
+    return row_buckets.new_empty((*shape, bucket_size)), row_buckets.new_empty(shape)
+
+
+def update_tables(ids: Tensor, counts: Tensor, row_buckets: Tensor, rows: Tensor, buckets: Tensor, seed: int) -> Tensor:
+    """Moves rows to other buckets, in the tables where their bucket changed. In place.
+
+    The last id of the old bucket takes the place of the one that leaves. Entries of ``ids`` beyond ``counts`` are
+    left as they are. A full bucket keeps the rows that :func:`build_tables` would prefer.
+
+    Args:
+        ids, counts: as :func:`build_tables` made them.
+        row_buckets: ``[N, L]`` int32, the present buckets of all rows.
+        rows: ``[A]`` int64, unique.
+        buckets: ``[A, L]`` int32, their new buckets.
+        seed: that of :func:`build_tables`.
+
+    Returns:
+        How many (row, table) entries moved: a scalar int64 tensor.
+
+    >>> row_buckets = torch.tensor([[1], [0], [1]], dtype=torch.int32)
+    >>> ids, counts = build_tables(row_buckets, 1, 2, seed=0)
+    >>> update_tables(ids, counts, row_buckets, torch.tensor([1]), torch.tensor([[1]], dtype=torch.int32), seed=0)
+    tensor(1)
+    >>> counts, row_buckets.T
+    (tensor([[0, 2]], dtype=torch.int32), tensor([[1, 1, 1]], dtype=torch.int32))
+    """
+    return _ops.update_tables(ids, counts, row_buckets, rows, buckets, seed)
+
+
+@torch.library.register_fake("torch_lsh::update_tables")
+def _(ids: Tensor, counts: Tensor, row_buckets: Tensor, rows: Tensor, buckets: Tensor, seed: int) -> Tensor:
+    return rows.new_empty(())
+
+
+def query_tables(ids: Tensor, counts: Tensor, buckets: Tensor, max_candidates: int) -> Tensor:
+    """The rows that share most buckets with each sample.
+
+    Among rows in equally many buckets the first seen goes first; the table and the entry of each bucket to begin with
+    are drawn by the sample's buckets.
+
+    Args:
+        ids, counts: as :func:`build_tables` made them.
+        buckets: ``[B, L]`` int32, one bucket of each table per sample.
+        max_candidates: M, at least 1.
+
+    Returns:
+        ``[B, M]`` int64, most frequent first, padded with -1.
+
+    >>> ids, counts = build_tables(torch.tensor([[0, 1], [0, 0]], dtype=torch.int32), 1, 2, seed=0)
+    >>> query_tables(ids, counts, torch.tensor([[0, 1]], dtype=torch.int32), 3)
+    tensor([[ 0,  1, -1]])
+    """
+    return _ops.query_tables(ids, counts, buckets, max_candidates)
+
+
+@torch.library.register_fake("torch_lsh::query_tables")
+def _(ids: Tensor, counts: Tensor, buckets: Tensor, max_candidates: int) -> Tensor:
+    return buckets.new_empty((buckets.shape[0], max_candidates), dtype=torch.int64)

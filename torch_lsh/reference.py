@@ -51,3 +51,140 @@ def select_rows(
     is_random = order >= len(fixed)
     positions = torch.where(labels < 0, -1, torch.searchsorted(rows, labels.clamp(min=0)))
     return rows, is_random, positions
+
+
+_MASK = (1 << 64) - 1
+
+
+def _mix(value: int) -> int:
+    """splitmix64's output function, as in csrc/random.h."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def _random_bits(seed: int, counter: int) -> int:
+    return _mix((_mix(seed & _MASK) + counter) & _MASK)
+
+
+def _random_below(seed: int, counter: int, bound: int) -> int:
+    return (_random_bits(seed, counter) * bound) >> 64
+
+
+def _pack(hashes: Tensor, hashes_per_table: int, bits: int) -> Tensor:
+    """Codes ``[n, L]`` of hashes ``[n, L * K]``, each of ``bits`` bits, the first in the lowest bits."""
+    shifts = bits * torch.arange(hashes_per_table)
+    return (hashes.long().unflatten(1, (-1, hashes_per_table)) << shifts).sum(2).int()
+
+
+def simhash_codes(x: Tensor, projections: Tensor, hashes_per_table: int) -> Tensor:
+    return _pack(x.float() @ projections > 0, hashes_per_table, bits=1)
+
+
+def _to_dense(crow: Tensor, col: Tensor, values: Tensor, in_features: int) -> Tensor:
+    dense = values.new_zeros(len(crow) - 1, in_features)
+    rows = torch.repeat_interleave(torch.arange(len(crow) - 1), crow.diff())
+    return dense.index_put_((rows, col), values, accumulate=True)
+
+
+def simhash_codes_csr(crow: Tensor, col: Tensor, values: Tensor, projections: Tensor, hashes_per_table: int) -> Tensor:
+    return simhash_codes(_to_dense(crow, col, values, len(projections)), projections, hashes_per_table)
+
+
+def dwta_codes(x: Tensor, bins: Tensor, hashes_per_table: int, seed: int) -> Tensor:
+    values = x.float()[:, bins]
+    present = (values != 0) & ~values.isnan()
+    # The first of the largest among those present: lexicographic by (value, -position).
+    masked = values.masked_fill(~present, -float("inf"))
+    is_best = present & (masked == masked.amax(2, keepdim=True))
+    winners = torch.where(present.any(2), is_best.int().argmax(2), -1)
+    attempts = 100
+    for row in winners:
+        original = row.tolist()
+        for h, winner in enumerate(original):
+            if winner < 0:
+                donors = (original[_random_below(seed, h * attempts + a, len(original))] for a in range(attempts))
+                row[h] = next((donor for donor in donors if donor >= 0), 0)
+    return _pack(winners, hashes_per_table, bits=3)
+
+
+def dwta_codes_csr(
+    crow: Tensor, col: Tensor, values: Tensor, bins: Tensor, in_features: int, hashes_per_table: int, seed: int
+) -> Tensor:
+    return dwta_codes(_to_dense(crow, col, values, in_features), bins, hashes_per_table, seed)
+
+
+def _insert(bucket: list[int], row: int, bucket_size: int, table_seed: int) -> None:
+    """In a full bucket the row that goes first, the one of the highest priority number, is at the front."""
+    if len(bucket) == bucket_size:
+        if _random_bits(table_seed, row) >= _random_bits(table_seed, bucket[0]):
+            return
+        bucket[0] = row
+    else:
+        bucket.append(row)
+    if len(bucket) == bucket_size:
+        worst = max(range(bucket_size), key=lambda i: _random_bits(table_seed, bucket[i]))
+        bucket[0], bucket[worst] = bucket[worst], bucket[0]
+
+
+def _remove(bucket: list[int], row: int) -> None:
+    if row in bucket:
+        bucket[bucket.index(row)] = bucket[-1]
+        bucket.pop()
+
+
+def _store(ids: Tensor, counts: Tensor, table: int, bucket: int, rows: list[int]) -> None:
+    ids[table, bucket, : len(rows)] = torch.tensor(rows, dtype=torch.int32)
+    counts[table, bucket] = len(rows)
+
+
+def build_tables(row_buckets: Tensor, bucket_bits: int, bucket_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    num_tables, num_buckets = row_buckets.shape[1], 1 << bucket_bits
+    ids = torch.full((num_tables, num_buckets, bucket_size), -1, dtype=torch.int32)
+    counts = torch.zeros((num_tables, num_buckets), dtype=torch.int32)
+    for table in range(num_tables):
+        buckets: list[list[int]] = [[] for _ in range(num_buckets)]
+        for row, bucket in enumerate(row_buckets[:, table].tolist()):
+            _insert(buckets[bucket], row, bucket_size, _random_bits(seed, table))
+        for bucket, rows in enumerate(buckets):
+            _store(ids, counts, table, bucket, rows)
+    return ids, counts
+
+
+def update_tables(ids: Tensor, counts: Tensor, row_buckets: Tensor, rows: Tensor, buckets: Tensor, seed: int) -> Tensor:
+    moved = 0
+    for table in range(ids.shape[0]):
+        for row, new in zip(rows.tolist(), buckets[:, table].tolist()):
+            old = int(row_buckets[row, table])
+            if old == new:
+                continue
+            source = ids[table, old, : counts[table, old]].tolist()
+            target = ids[table, new, : counts[table, new]].tolist()
+            _remove(source, row)
+            _insert(target, row, ids.shape[2], _random_bits(seed, table))
+            _store(ids, counts, table, old, source)
+            _store(ids, counts, table, new, target)
+            row_buckets[row, table] = new
+            moved += 1
+    return torch.tensor(moved)
+
+
+def query_tables(ids: Tensor, counts: Tensor, buckets: Tensor, max_candidates: int) -> Tensor:
+    num_tables = ids.shape[0]
+    out = torch.full((len(buckets), max_candidates), -1)
+    for sample, numbers in enumerate(buckets.tolist()):
+        salt = 0
+        for number in numbers:
+            salt = _mix((salt + number) & _MASK)
+        first_table = _random_below(salt, 0, num_tables)
+        seen: dict[int, int] = {}  # keeps the order of first sight
+        for i in range(num_tables):
+            table = (first_table + i) % num_tables
+            rows = ids[table, numbers[table], : counts[table, numbers[table]]].tolist()
+            first = _random_below(salt, table + 1, len(rows))
+            for row in rows[first:] + rows[:first]:
+                seen[row] = seen.get(row, 0) + 1
+        best = sorted(seen, key=lambda row: -seen[row])[:max_candidates]
+        out[sample, : len(best)] = torch.tensor(best, dtype=torch.int64)
+    return out

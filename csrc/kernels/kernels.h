@@ -83,6 +83,18 @@ struct Kernels {
                         const BFloat16* gradient, int64_t count, int64_t width, const SgdStep& step);
   void (*adagrad_rows_bf16)(BFloat16* parameter, BFloat16* squares, const int64_t* rows,
                             const BFloat16* gradient, int64_t count, int64_t width, const AdagradStep& step);
+
+  // hash.h: SimHash codes [count, num_tables] of rows x[count, width] by the signs of their products with
+  // projections[width, num_tables * bits]. scratch: 4 * (width + num_tables * bits) floats.
+  void (*simhash_f32)(const float* x, int64_t count, int64_t width, const float* projections,
+                      int64_t num_tables, int64_t bits, float* scratch, int32_t* codes);
+  void (*simhash_f64)(const double* x, int64_t count, int64_t width, const float* projections,
+                      int64_t num_tables, int64_t bits, float* scratch, int32_t* codes);
+  void (*simhash_bf16)(const BFloat16* x, int64_t count, int64_t width, const float* projections,
+                       int64_t num_tables, int64_t bits, float* scratch, int32_t* codes);
+  // The same of one sparse row with `count` nonzeros. scratch: num_tables * bits floats.
+  void (*simhash_sparse)(const int64_t* columns, const float* values, int64_t count, const float* projections,
+                         int64_t num_tables, int64_t bits, float* scratch, int32_t* codes);
 };
 
 // The table for this CPU, or the one that the environment variable TORCH_LSH_SIMD names

@@ -4,6 +4,7 @@
 #include "kernels/dot.h"
 #include "kernels/embedding_bag.h"
 #include "kernels/gather.h"
+#include "kernels/hash.h"
 #include "kernels/optimizer.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
@@ -34,6 +35,11 @@ const Kernels table = {
     .adam_rows_bf16 = adam_rows<BFloat16, float>,
     .sgd_rows_bf16 = sgd_rows<BFloat16, float>,
     .adagrad_rows_bf16 = adagrad_rows<BFloat16, float>,
+
+    .simhash_f32 = simhash<float>,
+    .simhash_f64 = simhash<double>,
+    .simhash_bf16 = simhash<BFloat16>,
+    .simhash_sparse = simhash_sparse,
 };
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -1,0 +1,219 @@
+// simhash_codes, dwta_codes: the codes of rows in every hash table, from dense or sparse (CSR) rows.
+//
+// A code is the K hashes of a table packed into an int32, the first one in the lowest bits.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <vector>
+
+#include "checks.h"
+#include "kernels/kernels.h"
+#include "random.h"
+
+namespace torch_lsh {
+namespace {
+
+constexpr int64_t kMaxCodeBits = 30;  // so that codes are never negative
+constexpr int64_t kGrainRows = 16;    // rows per task; one takes about a microsecond or more
+
+constexpr int64_t kBinWidth = 8;  // coordinates that a winner-take-all hash looks at
+constexpr int64_t kBinBits = 3;
+// Other bins that an empty one asks in turn; with half of the bins empty, all fail with probability 2^-100.
+constexpr int64_t kBorrowAttempts = 100;
+
+// The number of tables, after checking that `hashes` hashes of `bits` bits make whole tables.
+int64_t count_tables(const Tensor& parameters, const char* name, int64_t dim, int64_t hashes_per_table,
+                     int64_t bits) {
+  TORCH_LSH_CHECK(hashes_per_table >= 1 && hashes_per_table * bits <= kMaxCodeBits, "hashes_per_table is ",
+                  hashes_per_table, "; wanted 1 to ", kMaxCodeBits / bits);
+  TORCH_LSH_CHECK(parameters.size(dim) % hashes_per_table == 0, name, " has shape ", shape_of(parameters),
+                  "; wanted a multiple of hashes_per_table = ", hashes_per_table, " in dimension ", dim);
+  return parameters.size(dim) / hashes_per_table;
+}
+
+void check_csr(const Tensor& crow, const Tensor& col, const Tensor& values, int64_t in_features) {
+  check_operand(crow, "crow", 1, ScalarType::Long);
+  check_operand(col, "col", 1, ScalarType::Long);
+  check_operand(values, "values", 1, ScalarType::Float);
+  check_size(values, "values", 0, col.size(0));
+  TORCH_LSH_CHECK(crow.size(0) >= 1, "crow is empty; wanted one entry more than rows");
+  const auto* offset = crow.const_data_ptr<int64_t>();
+  const int64_t rows = crow.size(0) - 1;
+  TORCH_LSH_CHECK(offset[0] == 0 && offset[rows] == col.size(0), "crow runs from ", offset[0], " to ",
+                  offset[rows], "; wanted 0 to ", col.size(0));
+  for (int64_t i = 0; i < rows; ++i)
+    TORCH_LSH_CHECK(offset[i] <= offset[i + 1], "crow decreases after entry ", i);
+  check_rows_in_range(col.const_data_ptr<int64_t>(), col.size(0), in_features, "col");
+}
+
+template <typename T>
+void simhash(void (*kernel)(const T*, int64_t, int64_t, const float*, int64_t, int64_t, float*, int32_t*),
+             const Tensor& x, const Tensor& projections, int64_t num_tables, int64_t bits, Tensor& codes) {
+  const auto* rows = static_cast<const T*>(x.const_data_ptr());
+  const auto* projection = projections.const_data_ptr<float>();
+  auto* out = codes.mutable_data_ptr<int32_t>();
+  const int64_t width = x.size(1);
+  torch::stable::parallel_for(0, x.size(0), kGrainRows, [&](int64_t begin, int64_t end) {
+    thread_local std::vector<float> scratch;
+    scratch.resize(4 * (width + num_tables * bits));
+    kernel(rows + begin * width, end - begin, width, projection, num_tables, bits, scratch.data(),
+           out + begin * num_tables);
+  });
+}
+
+Tensor simhash_codes(const Tensor& x, const Tensor& projections, int64_t hashes_per_table) {
+  check_floating(x, "x");
+  check_operand(x, "x", 2, x.scalar_type());
+  check_operand(projections, "projections", 2, ScalarType::Float);
+  check_size(x, "x", 1, projections.size(0));
+  const int64_t num_tables = count_tables(projections, "projections", 1, hashes_per_table, 1);
+  Tensor codes = torch::stable::empty({x.size(0), num_tables}, ScalarType::Int);
+  if (x.scalar_type() == ScalarType::Float) {
+    simhash(kernels().simhash_f32, x, projections, num_tables, hashes_per_table, codes);
+  } else if (x.scalar_type() == ScalarType::Double) {
+    simhash(kernels().simhash_f64, x, projections, num_tables, hashes_per_table, codes);
+  } else {
+    simhash(kernels().simhash_bf16, x, projections, num_tables, hashes_per_table, codes);
+  }
+  return codes;
+}
+
+Tensor simhash_codes_csr(const Tensor& crow, const Tensor& col, const Tensor& values,
+                         const Tensor& projections, int64_t hashes_per_table) {
+  check_operand(projections, "projections", 2, ScalarType::Float);
+  check_csr(crow, col, values, projections.size(0));
+  const int64_t num_tables = count_tables(projections, "projections", 1, hashes_per_table, 1);
+  const int64_t rows = crow.size(0) - 1;
+  Tensor codes = torch::stable::empty({rows, num_tables}, ScalarType::Int);
+  const auto* offset = crow.const_data_ptr<int64_t>();
+  const auto* column = col.const_data_ptr<int64_t>();
+  const auto* value = values.const_data_ptr<float>();
+  const auto* projection = projections.const_data_ptr<float>();
+  auto* out = codes.mutable_data_ptr<int32_t>();
+  const auto kernel = kernels().simhash_sparse;
+  torch::stable::parallel_for(0, rows, kGrainRows, [&](int64_t begin, int64_t end) {
+    thread_local std::vector<float> scratch;
+    scratch.resize(num_tables * hashes_per_table);
+    for (int64_t i = begin; i < end; ++i)
+      kernel(column + offset[i], value + offset[i], offset[i + 1] - offset[i], projection, num_tables,
+             hashes_per_table, scratch.data(), out + i * num_tables);
+  });
+  return codes;
+}
+
+struct WinnerTakeAll {
+  const int64_t* bins;  // [num_hashes, kBinWidth]: coordinates of x
+  int64_t num_hashes;
+  int64_t hashes_per_table;
+  uint64_t seed;
+};
+
+// Codes of one dense row. winners: num_hashes numbers of scratch.
+void winner_codes(const float* x, const WinnerTakeAll& family, int32_t* winners, int32_t* codes) {
+  bool any = false;
+  for (int64_t h = 0; h < family.num_hashes; ++h) {
+    const int64_t* bin = family.bins + h * kBinWidth;
+    int32_t winner = -1;
+    float best = 0;
+    for (int32_t i = 0; i < kBinWidth; ++i) {
+      const float value = x[bin[i]];
+      const bool present = value != 0 && value == value;  // zero and NaN do not take part
+      if (present && (winner < 0 || value > best)) {
+        winner = i;
+        best = value;
+      }
+    }
+    winners[h] = winner;
+    any |= winner >= 0;
+  }
+  for (int64_t t = 0; t < family.num_hashes / family.hashes_per_table; ++t) {
+    int32_t code = 0;
+    for (int64_t k = 0; k < family.hashes_per_table; ++k) {
+      const int64_t h = t * family.hashes_per_table + k;
+      int32_t winner = winners[h];
+      for (int64_t attempt = 0; winner < 0 && any && attempt < kBorrowAttempts; ++attempt)
+        winner = winners[random_below(family.seed, static_cast<uint64_t>(h * kBorrowAttempts + attempt),
+                                      family.num_hashes)];
+      code |= (winner < 0 ? 0 : winner) << (k * kBinBits);
+    }
+    codes[t] = code;
+  }
+}
+
+WinnerTakeAll winner_take_all(const Tensor& bins, int64_t in_features, int64_t hashes_per_table,
+                              int64_t seed) {
+  check_operand(bins, "bins", 2, ScalarType::Long);
+  check_size(bins, "bins", 1, kBinWidth);
+  count_tables(bins, "bins", 0, hashes_per_table, kBinBits);
+  check_rows_in_range(bins.const_data_ptr<int64_t>(), bins.numel(), in_features, "bins");
+  return {bins.const_data_ptr<int64_t>(), bins.size(0), hashes_per_table, static_cast<uint64_t>(seed)};
+}
+
+Tensor dwta_codes(const Tensor& x, const Tensor& bins, int64_t hashes_per_table, int64_t seed) {
+  check_floating(x, "x");
+  check_operand(x, "x", 2, x.scalar_type());
+  const int64_t width = x.size(1);
+  const WinnerTakeAll family = winner_take_all(bins, width, hashes_per_table, seed);
+  const int64_t num_tables = family.num_hashes / hashes_per_table;
+  Tensor codes = torch::stable::empty({x.size(0), num_tables}, ScalarType::Int);
+  auto* out = codes.mutable_data_ptr<int32_t>();
+  const void* data = x.const_data_ptr();
+  const ScalarType dtype = x.scalar_type();
+  torch::stable::parallel_for(0, x.size(0), kGrainRows, [&](int64_t begin, int64_t end) {
+    thread_local std::vector<float> row;
+    thread_local std::vector<int32_t> winners;
+    row.resize(width);
+    winners.resize(family.num_hashes);
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = 0; j < width; ++j) {
+        if (dtype == ScalarType::Float) {
+          row[j] = static_cast<const float*>(data)[i * width + j];
+        } else if (dtype == ScalarType::Double) {
+          row[j] = static_cast<float>(static_cast<const double*>(data)[i * width + j]);
+        } else {
+          const uint32_t bits = static_cast<uint32_t>(static_cast<const BFloat16*>(data)[i * width + j].bits)
+                                << 16;
+          __builtin_memcpy(&row[j], &bits, sizeof(bits));
+        }
+      }
+      winner_codes(row.data(), family, winners.data(), out + i * num_tables);
+    }
+  });
+  return codes;
+}
+
+Tensor dwta_codes_csr(const Tensor& crow, const Tensor& col, const Tensor& values, const Tensor& bins,
+                      int64_t in_features, int64_t hashes_per_table, int64_t seed) {
+  const WinnerTakeAll family = winner_take_all(bins, in_features, hashes_per_table, seed);
+  check_csr(crow, col, values, in_features);
+  const int64_t num_tables = family.num_hashes / hashes_per_table;
+  const int64_t rows = crow.size(0) - 1;
+  Tensor codes = torch::stable::empty({rows, num_tables}, ScalarType::Int);
+  const auto* offset = crow.const_data_ptr<int64_t>();
+  const auto* column = col.const_data_ptr<int64_t>();
+  const auto* value = values.const_data_ptr<float>();
+  auto* out = codes.mutable_data_ptr<int32_t>();
+  torch::stable::parallel_for(0, rows, kGrainRows, [&](int64_t begin, int64_t end) {
+    thread_local std::vector<float> row;  // all zeros between rows
+    thread_local std::vector<int32_t> winners;
+    if (static_cast<int64_t>(row.size()) < in_features) row.resize(in_features);
+    winners.resize(family.num_hashes);
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = offset[i]; j < offset[i + 1]; ++j) row[column[j]] += value[j];
+      winner_codes(row.data(), family, winners.data(), out + i * num_tables);
+      for (int64_t j = offset[i]; j < offset[i + 1]; ++j) row[column[j]] = 0;
+    }
+  });
+  return codes;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
+  m.impl("simhash_codes", TORCH_BOX(&simhash_codes));
+  m.impl("simhash_codes_csr", TORCH_BOX(&simhash_codes_csr));
+  m.impl("dwta_codes", TORCH_BOX(&dwta_codes));
+  m.impl("dwta_codes_csr", TORCH_BOX(&dwta_codes_csr));
+}
+
+}  // namespace torch_lsh

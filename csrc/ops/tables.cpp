@@ -1,0 +1,314 @@
+// build_tables, update_tables, query_tables: hash tables of row numbers.
+//
+// L tables of 2^bucket_bits buckets of fixed capacity: ids [L, buckets, bucket_size] int32, of which the
+// first counts [L, buckets] of each bucket are in use. row_buckets [N, L] says which bucket each row belongs
+// to.
+//
+// A bucket that more rows belong to than fit keeps those of lowest priority number, a pure function of (seed,
+// table, row): a uniform sample of them, whatever the order of insertion. A row that found no room comes back
+// when it is inserted again (its bucket changes) or at the next build.
+//
+// While tables change, each table is owned by one thread.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "checks.h"
+#include "random.h"
+
+namespace torch_lsh {
+namespace {
+
+constexpr int64_t kMaxBucketBits = 30;
+constexpr int64_t kPrefetch = 8;  // insertions that a bucket is asked for ahead of time
+constexpr int64_t kLine = 64;     // bytes of a cache line
+
+// One table, of which only one thread knows.
+struct Table {
+  int32_t* ids;
+  int32_t* counts;
+  int64_t bucket_size;
+  uint64_t seed;
+
+  int32_t* bucket(int64_t number) const { return ids + number * bucket_size; }
+
+  int64_t fill(int64_t number) const { return std::clamp<int64_t>(counts[number], 0, bucket_size); }
+
+  uint64_t priority(int32_t row) const { return random_bits(seed, static_cast<uint64_t>(row)); }
+
+  void prefetch(int64_t number) const {
+    __builtin_prefetch(counts + number);
+    __builtin_prefetch(bucket(number));
+  }
+
+  // In a full bucket the row that goes first is at entry 0.
+  void move_worst_to_front(int32_t* rows) const {
+    int64_t worst = 0;
+    uint64_t worst_priority = priority(rows[0]);
+    for (int64_t i = 1; i < bucket_size; ++i) {
+      const uint64_t p = priority(rows[i]);
+      if (p > worst_priority) {
+        worst = i;
+        worst_priority = p;
+      }
+    }
+    std::swap(rows[0], rows[worst]);
+  }
+
+  void insert(int64_t number, int32_t row) const {
+    int32_t* rows = bucket(number);
+    const int64_t used = fill(number);
+    if (used < bucket_size) {
+      rows[used] = row;
+      counts[number] = static_cast<int32_t>(used + 1);
+      if (used + 1 == bucket_size) move_worst_to_front(rows);
+    } else if (priority(row) < priority(rows[0])) {
+      rows[0] = row;
+      move_worst_to_front(rows);
+    }
+  }
+
+  void remove(int64_t number, int32_t row) const {
+    int32_t* rows = bucket(number);
+    const int64_t used = fill(number);
+    int32_t* found = std::find(rows, rows + used, row);
+    if (found == rows + used) return;  // it had found no room
+    *found = rows[used - 1];
+    counts[number] = static_cast<int32_t>(used - 1);
+  }
+};
+
+Table table_of(int32_t* ids, int32_t* counts, int64_t num_buckets, int64_t bucket_size, int64_t number,
+               int64_t seed) {
+  return {ids + number * num_buckets * bucket_size, counts + number * num_buckets, bucket_size,
+          random_bits(static_cast<uint64_t>(seed), static_cast<uint64_t>(number))};
+}
+
+void check_buckets(const int32_t* buckets, int64_t count, int64_t num_buckets, const char* name) {
+  int32_t lowest = 0, highest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    lowest = std::min(lowest, buckets[i]);
+    highest = std::max(highest, buckets[i]);
+  }
+  TORCH_LSH_CHECK(lowest >= 0 && highest < num_buckets, name, " holds ", lowest < 0 ? lowest : highest,
+                  "; wanted 0 to ", num_buckets - 1);
+}
+
+void check_tables(const Tensor& ids, const Tensor& counts) {
+  check_operand(ids, "ids", 3, ScalarType::Int);
+  check_operand(counts, "counts", 2, ScalarType::Int);
+  check_size(counts, "counts", 0, ids.size(0));
+  check_size(counts, "counts", 1, ids.size(1));
+}
+
+std::tuple<Tensor, Tensor> build_tables(const Tensor& row_buckets, int64_t bucket_bits, int64_t bucket_size,
+                                        int64_t seed) {
+  check_operand(row_buckets, "row_buckets", 2, ScalarType::Int);
+  TORCH_LSH_CHECK(bucket_bits >= 0 && bucket_bits <= kMaxBucketBits, "bucket_bits is ", bucket_bits,
+                  "; wanted 0 to ", kMaxBucketBits);
+  TORCH_LSH_CHECK(bucket_size >= 1 && bucket_size <= INT32_MAX, "bucket_size is ", bucket_size,
+                  "; wanted at least 1");
+  TORCH_LSH_CHECK(row_buckets.size(0) <= INT32_MAX, "row_buckets has shape ", shape_of(row_buckets),
+                  "; wanted at most ", INT32_MAX, " rows");
+  const int64_t num_rows = row_buckets.size(0), num_tables = row_buckets.size(1);
+  const int64_t num_buckets = int64_t{1} << bucket_bits;
+  const auto* bucket = row_buckets.const_data_ptr<int32_t>();
+  check_buckets(bucket, row_buckets.numel(), num_buckets, "row_buckets");
+  Tensor ids = torch::stable::empty({num_tables, num_buckets, bucket_size}, ScalarType::Int);
+  Tensor counts = torch::stable::empty({num_tables, num_buckets}, ScalarType::Int);
+  auto* id = ids.mutable_data_ptr<int32_t>();
+  auto* count = counts.mutable_data_ptr<int32_t>();
+  torch::stable::parallel_for(0, num_tables, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const Table table = table_of(id, count, num_buckets, bucket_size, t, seed);
+      std::fill_n(table.ids, num_buckets * bucket_size, -1);
+      std::fill_n(table.counts, num_buckets, 0);
+      for (int64_t row = 0; row < num_rows; ++row) {
+        if (row + kPrefetch < num_rows) table.prefetch(bucket[(row + kPrefetch) * num_tables + t]);
+        table.insert(bucket[row * num_tables + t], static_cast<int32_t>(row));
+      }
+    }
+  });
+  return {ids, counts};
+}
+
+Tensor update_tables(Tensor ids, Tensor counts, Tensor row_buckets, const Tensor& rows, const Tensor& buckets,
+                     int64_t seed) {
+  check_tables(ids, counts);
+  const int64_t num_tables = ids.size(0), num_buckets = ids.size(1), bucket_size = ids.size(2);
+  check_operand(row_buckets, "row_buckets", 2, ScalarType::Int);
+  check_size(row_buckets, "row_buckets", 1, num_tables);
+  check_operand(rows, "rows", 1, ScalarType::Long);
+  check_operand(buckets, "buckets", 2, ScalarType::Int);
+  check_size(buckets, "buckets", 0, rows.size(0));
+  check_size(buckets, "buckets", 1, num_tables);
+  const int64_t num_updates = rows.size(0);
+  const auto* row = rows.const_data_ptr<int64_t>();
+  const auto* wanted = buckets.const_data_ptr<int32_t>();
+  auto* current = row_buckets.mutable_data_ptr<int32_t>();
+  check_rows_in_range(row, num_updates, row_buckets.size(0), "rows");
+  check_buckets(wanted, buckets.numel(), num_buckets, "buckets");
+  for (int64_t i = 0; i < num_updates; ++i) {
+    if (i + kPrefetch < num_updates)
+      for (int64_t offset = 0; offset < num_tables; offset += kLine / 4)
+        __builtin_prefetch(current + row[i + kPrefetch] * num_tables + offset);
+    check_buckets(current + row[i] * num_tables, num_tables, num_buckets, "row_buckets");
+  }
+
+  auto* id = ids.mutable_data_ptr<int32_t>();
+  auto* count = counts.mutable_data_ptr<int32_t>();
+  std::vector<int64_t> moved(num_tables);
+  torch::stable::parallel_for(0, num_tables, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const Table table = table_of(id, count, num_buckets, bucket_size, t, seed);
+      int64_t changed = 0;
+      for (int64_t i = 0; i < num_updates; ++i) {
+        if (i + kPrefetch < num_updates) {
+          const int32_t from = current[row[i + kPrefetch] * num_tables + t];
+          const int32_t to = wanted[(i + kPrefetch) * num_tables + t];
+          if (from != to) {
+            table.prefetch(from);
+            table.prefetch(to);
+          }
+        }
+        int32_t& from = current[row[i] * num_tables + t];
+        const int32_t to = wanted[i * num_tables + t];
+        if (from == to) continue;
+        table.remove(from, static_cast<int32_t>(row[i]));
+        table.insert(to, static_cast<int32_t>(row[i]));
+        from = to;
+        ++changed;
+      }
+      moved[t] = changed;
+    }
+  });
+  Tensor total = torch::stable::empty({}, ScalarType::Long);
+  int64_t sum = 0;
+  for (const int64_t count_of_table : moved) sum += count_of_table;
+  *total.mutable_data_ptr<int64_t>() = sum;
+  return total;
+}
+
+// How often each id was seen, in the order of the first time: an open-addressing hash table that is emptied
+// by its entries, so a sample costs its candidates only. Not thread-safe: one per thread.
+class Tally {
+ public:
+  void reserve(int64_t candidates) {
+    int64_t bits = 4;
+    while ((int64_t{1} << bits) < 2 * candidates) ++bits;
+    if (static_cast<size_t>(1) << bits <= slots_.size()) return;
+    slots_.assign(static_cast<size_t>(1) << bits, {kEmpty, 0});
+    shift_ = 32 - bits;
+    mask_ = (uint32_t{1} << bits) - 1;
+    seen_.resize(slots_.size() / 2);
+  }
+
+  void add(int32_t id) {
+    uint32_t slot = (static_cast<uint32_t>(id) * kMultiplier) >> shift_;
+    while (slots_[slot].id != id) {
+      if (slots_[slot].id == kEmpty) {
+        slots_[slot].id = id;
+        seen_[size_++] = slot;
+        break;
+      }
+      slot = (slot + 1) & mask_;
+    }
+    ++slots_[slot].count;
+  }
+
+  // Writes the `wanted` most frequent ids, most frequent first and in the order of first sight among equals,
+  // pads with -1 and empties the tally. Frequencies above `highest` count as `highest`.
+  void take(int64_t wanted, int64_t highest, int64_t* out) {
+    start_.assign(highest + 2, 0);
+    for (int64_t i = 0; i < size_; ++i) ++start_[rank(slots_[seen_[i]], highest) + 1];
+    for (int64_t r = 0; r < highest; ++r) start_[r + 1] += start_[r];
+    std::fill(out, out + wanted, -1);
+    for (int64_t i = 0; i < size_; ++i) {
+      Slot& slot = slots_[seen_[i]];
+      const int64_t position = start_[rank(slot, highest)]++;
+      if (position < wanted) out[position] = slot.id;
+      slot = {kEmpty, 0};
+    }
+    size_ = 0;
+  }
+
+ private:
+  static constexpr int32_t kEmpty = INT32_MIN;
+  static constexpr uint32_t kMultiplier = 0x9e3779b1u;  // 2^32 / golden ratio (Knuth)
+  struct Slot {
+    int32_t id, count;
+  };
+  static int64_t rank(const Slot& slot, int64_t highest) {
+    return highest - std::min<int64_t>(slot.count, highest);
+  }
+  std::vector<Slot> slots_;
+  std::vector<uint32_t> seen_;  // slots in use
+  std::vector<int64_t> start_;  // where the ids of each frequency begin
+  int64_t size_ = 0;
+  int64_t shift_ = 0;
+  uint32_t mask_ = 0;
+};
+
+Tensor query_tables(const Tensor& ids, const Tensor& counts, const Tensor& buckets, int64_t max_candidates) {
+  check_tables(ids, counts);
+  check_operand(buckets, "buckets", 2, ScalarType::Int);
+  const int64_t num_tables = ids.size(0), num_buckets = ids.size(1), bucket_size = ids.size(2);
+  check_size(buckets, "buckets", 1, num_tables);
+  TORCH_LSH_CHECK(max_candidates >= 1, "max_candidates is ", max_candidates, "; wanted at least 1");
+  TORCH_LSH_CHECK(num_tables * bucket_size < int64_t{1} << 30, "ids has shape ", shape_of(ids),
+                  "; wanted fewer than 2^30 entries in a bucket of every table");
+  const int64_t batch = buckets.size(0);
+  const auto* bucket = buckets.const_data_ptr<int32_t>();
+  check_buckets(bucket, buckets.numel(), num_buckets, "buckets");
+  Tensor candidates = torch::stable::empty({batch, max_candidates}, ScalarType::Long);
+  const auto* id = ids.const_data_ptr<int32_t>();
+  const auto* count = counts.const_data_ptr<int32_t>();
+  auto* out = candidates.mutable_data_ptr<int64_t>();
+
+  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+    thread_local Tally tally;
+    tally.reserve(num_tables * bucket_size);
+    const auto prefetch = [&](int64_t b) {
+      for (int64_t t = 0; t < num_tables; ++t) {
+        const int64_t number = t * num_buckets + bucket[b * num_tables + t];
+        __builtin_prefetch(count + number);
+        for (int64_t i = 0; i < bucket_size; i += kLine / 4)
+          __builtin_prefetch(id + number * bucket_size + i);
+      }
+    };
+    if (begin < end) prefetch(begin);
+    for (int64_t b = begin; b < end; ++b) {
+      if (b + 1 < end) prefetch(b + 1);
+      const int32_t* mine = bucket + b * num_tables;
+      // Among equally frequent ids the first seen wins: start at a table and an entry that depend on the
+      // sample's buckets, so that neither the first table nor low ids are preferred.
+      uint64_t salt = 0;
+      for (int64_t t = 0; t < num_tables; ++t) salt = mix(salt + static_cast<uint64_t>(mine[t]));
+      const int64_t first_table = random_below(salt, 0, num_tables);
+      for (int64_t i = 0; i < num_tables; ++i) {
+        const int64_t t = first_table + i < num_tables ? first_table + i : first_table + i - num_tables;
+        const int64_t number = t * num_buckets + mine[t];
+        const int32_t* rows = id + number * bucket_size;
+        const int64_t fill = std::clamp<int64_t>(count[number], 0, bucket_size);
+        const int64_t first = random_below(salt, static_cast<uint64_t>(t + 1), fill);
+        for (int64_t j = first; j < fill; ++j) tally.add(rows[j]);
+        for (int64_t j = 0; j < first; ++j) tally.add(rows[j]);
+      }
+      tally.take(max_candidates, num_tables, out + b * max_candidates);
+    }
+  });
+  return candidates;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
+  m.impl("build_tables", TORCH_BOX(&build_tables));
+  m.impl("update_tables", TORCH_BOX(&update_tables));
+  m.impl("query_tables", TORCH_BOX(&query_tables));
+}
+
+}  // namespace torch_lsh

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torch_lsh import ops, reference
+from torch_lsh.hashing import DWTA, FAMILIES, SimHash, SparseSignProjection, make_family
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+SHAPES = [(0, 5), (1, 1), (3, 7), (37, 130), (70, 16)]  # rows, features
+TABLES = [(1, 1), (5, 3), (10, 7)]  # hashes per table, tables
+
+
+def small_integers(*shape):
+    """Products of these are exact in float32, so every instruction set and order gives the same sign."""
+    return torch.randint(-3, 4, shape).float()
+
+
+def csr_parts(x):
+    x = x.to_sparse_csr()
+    return x.crow_indices(), x.col_indices(), x.values()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "features"), SHAPES)
+@pytest.mark.parametrize(("hashes", "tables"), TABLES)
+def test_simhash_codes_equal_reference(simd_level, threads, dtype, rows, features, hashes, tables):
+    x, projections = small_integers(rows, features).to(dtype), small_integers(features, hashes * tables)
+    expected = reference.simhash_codes(x, projections, hashes)
+    assert expected.shape == (rows, tables)
+    assert torch.equal(ops.simhash_codes(x, projections, hashes), expected)
+    crow, col, values = csr_parts(x.float())
+    assert torch.equal(ops.simhash_codes_csr(crow, col, values, projections, hashes), expected)
+    assert torch.equal(reference.simhash_codes_csr(crow, col, values, projections, hashes), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "features"), SHAPES)
+@pytest.mark.parametrize(("hashes", "tables"), TABLES)
+@pytest.mark.parametrize("density", [0.02, 1.0])
+def test_dwta_codes_equal_reference(threads, dtype, rows, features, hashes, tables, density):
+    x = (small_integers(rows, features) * (torch.rand(rows, features) < density)).to(dtype)
+    bins = DWTA(features, hashes, tables, seed=3).bins
+    expected = reference.dwta_codes(x, bins, hashes, 5)
+    assert expected.shape == (rows, tables)
+    assert torch.equal(ops.dwta_codes(x, bins, hashes, 5), expected)
+    crow, col, values = csr_parts(x.float())
+    assert torch.equal(ops.dwta_codes_csr(crow, col, values, bins, features, hashes, 5), expected)
+    assert torch.equal(reference.dwta_codes_csr(crow, col, values, bins, features, hashes, 5), expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_code_of_a_row_depends_neither_on_the_batch_nor_on_its_layout(simd_level, threads, name):
+    family = make_family(name, 67, 9, 5) if name != "dwta" else make_family(name, 67, 4, 5)
+    x = torch.randn(45, 67).relu()
+    codes = family.codes(x)
+    assert codes.shape == (45, 5)
+    assert codes.min() >= 0
+    assert codes.max() < 2**family.code_bits
+    assert torch.equal(torch.cat([family.codes(row.unsqueeze(0)) for row in x]), codes)
+    assert torch.equal(family.codes(x.to_sparse_csr()), codes)
+    assert torch.equal(family.codes(x.T.contiguous().T), codes)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_are_a_function_of_the_seed(name):
+    x = torch.randn(50, 20)
+    assert torch.equal(make_family(name, 20, 4, 6, seed=1).codes(x), make_family(name, 20, 4, 6, seed=1).codes(x))
+    assert not torch.equal(make_family(name, 20, 4, 6, seed=1).codes(x), make_family(name, 20, 4, 6, seed=2).codes(x))
+
+
+def measured_collisions(family, cosine, pairs=300):
+    """Share of equal codes over `pairs` Gaussian pairs of exactly this cosine, and all tables."""
+    a = torch.nn.functional.normalize(torch.randn(pairs, family.in_features))
+    b = torch.randn_like(a)
+    b = torch.nn.functional.normalize(b - (a * b).sum(1, keepdim=True) * a)
+    b = cosine * a + (1 - cosine**2) ** 0.5 * b
+    return (family.codes(a) == family.codes(b)).float().mean()
+
+
+# 300 pairs x 200 tables: the standard error is below 0.003 even if the pairs alone counted for a tenth of the draws.
+@pytest.mark.parametrize("cosine", [-0.5, 0.0, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize(
+    ("family", "tolerance"),
+    [
+        (SimHash(100, 1, 200), 0.015),
+        (SimHash(100, 5, 200), 0.015),
+        (SparseSignProjection(300, 2, 200), 0.02),
+        (DWTA(256, 1, 200), 0.02),
+        (DWTA(256, 2, 200), 0.02),
+    ],
+)
+def test_collision_probability(family, tolerance, cosine):
+    expected = family.collision_probability(torch.tensor([cosine]))
+    assert expected.shape == (1,)
+    assert abs(measured_collisions(family, cosine) - expected.item()) < tolerance
+
+
+def test_empty_bins_agree_as_often_as_their_donors():
+    """A sparse pair with the same nonzeros always agrees; with disjoint ones, no more often than chance."""
+    family = DWTA(4000, 1, 500)
+    x, y = torch.zeros(1, 4000), torch.zeros(1, 4000)
+    x[0, :200:2], y[0, 1:200:2] = torch.rand(100), torch.rand(100)
+    assert torch.equal(family.codes(x), family.codes(3 * x))
+    assert (family.codes(x) == family.codes(y)).float().mean() < 0.25
+    assert (family.codes(x).unique()).numel() == 8
+
+
+def test_values_that_are_not_numbers():
+    nan, inf = float("nan"), float("inf")
+    projections = torch.randn(4, 12)
+    codes = ops.simhash_codes(torch.tensor([[nan, 1, 2, 3], [inf, -inf, 1, 0], [0, 0, 0, 0]]), projections, 6)
+    assert codes[0].eq(0).all()
+    assert codes[2].eq(0).all()
+    bins = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])
+    x = torch.tensor([[nan, 1, 2, 0], [-inf, nan, 0, 0], [1, inf, 2, 3], [nan, nan, nan, nan]])
+    assert ops.dwta_codes(x, bins, 1, 0).flatten().tolist() == [2, 0, 1, 0]
+    assert torch.equal(reference.dwta_codes(x, bins, 1, 0), ops.dwta_codes(x, bins, 1, 0))
+
+
+def test_opcheck():
+    x, projections, bins = torch.randn(5, 9), torch.randn(9, 12), DWTA(9, 3, 4).bins
+    parts = [part.clone() for part in csr_parts(x)]  # fake tensors cannot be views of a sparse one
+    calls = {
+        "simhash_codes": (x, projections, 3),
+        "simhash_codes_csr": (*parts, projections, 3),
+        "dwta_codes": (x, bins, 3, 0),
+        "dwta_codes_csr": (*parts, bins, 9, 3, 0),
+    }
+    for name, arguments in calls.items():
+        torch.library.opcheck(getattr(torch.ops.torch_lsh, name), arguments)
+
+
+X, P, BINS = torch.randn(4, 6), torch.randn(6, 8), torch.zeros(8, 8, dtype=torch.int64)
+CROW, COL, VALUES = torch.tensor([0, 1, 2]), torch.tensor([0, 5]), torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ops.simhash_codes(X.int(), P, 4), "x has dtype Int"),
+        (lambda: ops.simhash_codes(X.T, P, 4), "x is not contiguous"),
+        (lambda: ops.simhash_codes(X[:, :5].contiguous(), P, 4), r"x has shape \[4, 5\]; wanted 6 in dimension 1"),
+        (lambda: ops.simhash_codes(X, P.double(), 4), "projections has dtype Double"),
+        (lambda: ops.simhash_codes(X, P, 3), "wanted a multiple of hashes_per_table = 3"),
+        (lambda: ops.simhash_codes(X, P, 0), "hashes_per_table is 0; wanted 1 to 30"),
+        (lambda: ops.simhash_codes(X, P, 31), "hashes_per_table is 31; wanted 1 to 30"),
+        (lambda: ops.dwta_codes(X, BINS, 11, 0), "hashes_per_table is 11; wanted 1 to 10"),
+        (lambda: ops.dwta_codes(X, BINS + 6, 4, 0), r"bins\[0\] is 6; wanted 0 to 5"),
+        (lambda: ops.dwta_codes(X, BINS[:, :4].contiguous(), 4, 0), "bins has shape"),
+        (lambda: ops.simhash_codes_csr(CROW, COL + 1, VALUES, P, 4), r"col\[1\] is 6; wanted 0 to 5"),
+        (lambda: ops.simhash_codes_csr(CROW[:2], COL, VALUES, P, 4), "crow runs from 0 to 1; wanted 0 to 2"),
+        (lambda: ops.simhash_codes_csr(torch.tensor([0, 3, 2]), COL, VALUES, P, 4), "crow decreases after entry 1"),
+        (lambda: ops.simhash_codes_csr(CROW[:0], COL, VALUES, P, 4), "crow is empty"),
+        (lambda: ops.dwta_codes_csr(CROW, COL, VALUES[:1], BINS, 6, 4, 0), "values has shape"),
+    ],
+)
+def test_operators_name_the_bad_argument(call, message):
+    with pytest.raises(RuntimeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: make_family("md5", 4, 2, 2), "hash is 'md5'; wanted one of 'simhash', 'dwta', 'srp_sparse'"),
+        (lambda: SimHash(0, 2, 2), "in_features is 0; wanted at least 1"),
+        (lambda: SimHash(4, 0, 2), "hashes_per_table is 0; wanted at least 1"),
+        (lambda: SimHash(4, 2, -1), "num_tables is -1; wanted at least 1"),
+        (lambda: SimHash(4, 31, 1), "hashes_per_table is 31; wanted at most 30"),
+        (lambda: DWTA(4, 11, 1), "hashes_per_table is 11; wanted at most 10"),
+        (lambda: SimHash(4, 2, 2).codes(torch.randn(3, 5)), r"x has shape \[3, 5\]; wanted \[n, 4\]"),
+        (lambda: SimHash(4, 2, 2).codes(torch.ones(3, 4).int()), "x has dtype torch.int32"),
+        (lambda: SimHash(4, 2, 2).codes(torch.ones(3, 4).to_sparse()), "x has layout torch.sparse_coo"),
+    ],
+)
+def test_families_name_the_bad_argument(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from torch_lsh.hashing import FAMILIES
+from torch_lsh.index import LSHIndex
+
+
+def built(num_rows=2000, in_features=24, scale=1.0, **arguments):
+    weight = torch.randn(num_rows, in_features) * scale
+    bias = torch.randn(num_rows)
+    index = LSHIndex(num_rows, in_features, **arguments)
+    index.build(weight, bias)
+    return index, weight, bias
+
+
+def recall(found, scores, k):
+    best = scores.topk(k).indices
+    return (best.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean().item()
+
+
+@pytest.mark.parametrize("hash", FAMILIES)
+@pytest.mark.parametrize("mips", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_finds_rows_with_large_inner_products(hash, mips, bias):
+    index, weight, shift = built(hash=hash, mips=mips)
+    if not bias:
+        shift = None
+        index.build(weight)
+    x = weight[:200] + 0.3 * torch.randn(200, 24)
+    scores = torch.nn.functional.linear(x, weight, shift)
+    found = index.query(x, 100)
+    assert found.shape == (200, 100)
+    assert recall(found, scores, 1) > 4 * 100 / 2000  # four times as many as a random 100 would hold
+
+
+def test_mips_prefers_long_rows():
+    """Of rows in the same direction the longest has the largest inner product, which the angle alone cannot tell."""
+    direction = torch.nn.functional.normalize(torch.randn(16), dim=0)
+    lengths = torch.linspace(0.1, 1, 300)
+    weight = lengths.unsqueeze(1) * direction + 1e-4 * torch.randn(300, 16)
+    index = LSHIndex(300, 16, hashes_per_table=6, num_tables=60, bucket_size=300, mips=True)
+    index.build(weight)
+    found = index.query(100 * direction.unsqueeze(0), 20)[0]
+    assert lengths[found].mean() > 0.9
+
+
+def test_a_new_build_and_an_update_agree(threads):
+    index, weight, bias = built(bucket_size=2000, hashes_per_table=5, mips=False)
+    rows = torch.randperm(2000)[:700]
+    before = index.state_dict()["row_buckets"].clone()
+    weight[rows] += 0.1 * torch.randn(700, 24)
+    bias[rows] -= 0.1
+    moved = index.update(weight, bias, rows)
+    after = index.state_dict()["row_buckets"]
+    assert moved == int((before != after).sum()) > 0
+    assert index.update(weight, bias, rows) == 0
+    fresh = LSHIndex(2000, 24, bucket_size=2000, hashes_per_table=5, mips=False)
+    fresh.build(weight, bias)
+    assert torch.equal(fresh.state_dict()["row_buckets"], after)
+    x = torch.randn(10, 24)
+    everything = index.query(x, 2000).sort(1).values
+    assert torch.equal(everything, fresh.query(x, 2000).sort(1).values)
+
+
+def test_update_of_unchanged_rows_moves_nothing(threads, simd_level):
+    index, weight, bias = built(num_rows=100)
+    assert index.update(weight, bias, torch.arange(100)) == 0
+    assert index.update(weight, bias, torch.tensor([3])) == 0
+    assert index.update(weight, bias, torch.empty(0, dtype=torch.int64)) == 0
+
+
+def test_rows_that_outgrow_the_largest_norm():
+    index, weight, bias = built(num_rows=100, in_features=8)
+    weight[5] *= 100
+    index.update(weight, bias, torch.tensor([5]))
+    assert 5 in index.query(weight[[5]], 20)
+    index.build(weight, bias)
+    assert 5 in index.query(weight[[5]], 20)
+
+
+@pytest.mark.parametrize("hash", FAMILIES)
+def test_same_result_for_any_number_of_threads(hash):
+    results = []
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        torch.manual_seed(1)
+        index, weight, bias = built(hash=hash)
+        weight[::3] += 0.1
+        index.update(weight, bias, torch.arange(0, 2000, 3))
+        state = index.state_dict()
+        results.append((state["row_buckets"], state["counts"], state["ids"], index.query(weight[:50], 30)))
+        torch.set_num_threads(before)
+    for one, two in zip(*results):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes(dtype):
+    weight, bias = torch.randn(300, 8).to(dtype), torch.randn(300).to(dtype)
+    index, same = LSHIndex(300, 8), LSHIndex(300, 8)
+    index.build(weight, bias)
+    same.build(weight.float(), bias.float())
+    assert torch.equal(index.query(weight[:9], 5), same.query(weight[:9].float(), 5))
+    assert index.update(weight, bias, torch.arange(300)) == 0
+
+
+@pytest.mark.parametrize("hash", FAMILIES)
+@pytest.mark.parametrize("mips", [True, False])
+def test_tiny_layers_and_empty_batches(hash, mips):
+    index = LSHIndex(1, 1, hash=hash, mips=mips)
+    index.build(torch.ones(1, 1))
+    assert index.query(torch.ones(2, 1), 3).shape == (2, 3)
+    assert index.query(torch.ones(0, 1), 3).shape == (0, 3)
+    assert 0 in index.query(torch.tensor([[5.0]]), 1)
+
+
+@pytest.mark.parametrize("hash", FAMILIES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_numbers_spoil_nothing_else(hash, value):
+    index, weight, bias = built(num_rows=300, hash=hash)
+    spoiled, rows = weight.clone(), torch.tensor([4, 9])
+    spoiled[rows, 2] = value
+    index.update(spoiled, bias, rows)
+    assert index.update(weight, bias, rows) > 0
+    index.build(spoiled, bias)
+    x = 3 * weight[20:40]
+    assert recall(index.query(x, 60), x @ weight.T + bias, 1) > 0.5
+    x[0, 0] = value
+    assert torch.equal(index.query(x, 60)[1:], index.query(x[1:], 60))
+
+
+def test_state_goes_over_to_another_index():
+    index, weight, bias = built()
+    index.update(weight + 0.3, bias, torch.arange(0, 2000, 5))
+    other = LSHIndex(2000, 24)
+    assert not other.is_built
+    other.load_state_dict(index.state_dict())
+    assert other.is_built
+    x = torch.randn(20, 24)
+    for same in (other, copy.deepcopy(index), pickle.loads(pickle.dumps(index))):
+        assert torch.equal(same.query(x, 50), index.query(x, 50))
+        assert same.update(weight, bias, torch.arange(2000)) > 0
+    assert index.update(weight, bias, torch.arange(2000)) > 0  # the copies shared nothing with it
+    other.load_state_dict(LSHIndex(2000, 24).state_dict())
+    assert not other.is_built
+
+
+def test_memory_of_the_default_is_bounded():
+    """At most 12 bytes per row and table beside the hash functions: 4 of buckets, 8 of ids; counts are small."""
+    for num_rows in (1000, 5000, 65536, 70000):
+        index = LSHIndex(num_rows, 4)
+        index.build(torch.randn(num_rows, 4))
+        assert index.nbytes - index.family.nbytes < 12.5 * num_rows * index.num_tables
+
+
+def test_repr_and_properties():
+    index = LSHIndex(1000, 8, num_tables=5)
+    assert (index.num_rows, index.num_tables) == (1000, 5)
+    assert repr(index).startswith("LSHIndex(num_rows=1000, in_features=8, hash='simhash', ")
+
+
+INDEX = built(num_rows=50, in_features=4)[0]
+W = torch.randn(50, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: LSHIndex(0, 4), "num_rows is 0"),
+        (lambda: LSHIndex(2**31, 4), "num_rows is 2147483648"),
+        (lambda: LSHIndex(5, 0), "in_features is 0"),
+        (lambda: LSHIndex(5, 4, hash="md5"), "hash is 'md5'"),
+        (lambda: LSHIndex(5, 4, hashes_per_table=0), "hashes_per_table is 0"),
+        (lambda: LSHIndex(5, 4, hashes_per_table=31), "hashes_per_table is 31"),
+        (lambda: LSHIndex(5, 4, num_tables=0), "num_tables is 0"),
+        (lambda: LSHIndex(5, 4, bucket_size=0), "bucket_size is 0"),
+        (lambda: INDEX.build(W[:, :3]), r"weight has shape \[50, 3\]; wanted \[50, 4\]"),
+        (lambda: INDEX.build(W.int()), "weight has dtype torch.int32"),
+        (lambda: INDEX.build(W, torch.ones(49)), "bias has shape"),
+        (lambda: INDEX.update(W, None, torch.tensor([50])), "rows runs from 50 to 50; wanted 0 to 49"),
+        (lambda: INDEX.update(W, None, torch.tensor([-1])), "rows runs from -1"),
+        (lambda: INDEX.update(W, None, torch.tensor([1.0])), "rows has shape"),
+        (lambda: INDEX.query(W[:, :3], 5), r"x has shape \[50, 3\]; wanted \[B, 4\]"),
+        (lambda: INDEX.query(W.half(), 5), "x has dtype torch.float16"),
+        (lambda: INDEX.query(W, 0), "max_candidates is 0"),
+        (lambda: LSHIndex(50, 4).load_state_dict(LSHIndex(51, 4).state_dict()), "the state is of an index with"),
+        (lambda: LSHIndex(50, 4).load_state_dict({**INDEX.state_dict(), "counts": W}), "counts has shape"),
+        (
+            lambda: LSHIndex(50, 4).load_state_dict({**INDEX.state_dict(), "ids": INDEX.state_dict()["ids"] + 50}),
+            "ids runs from",
+        ),
+    ],
+)
+def test_names_the_bad_argument(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_needs_a_build():
+    with pytest.raises(RuntimeError, match="the index was not built"):
+        LSHIndex(50, 4).query(W, 1)
+    with pytest.raises(RuntimeError, match="the index was not built"):
+        LSHIndex(50, 4).update(W, None, torch.tensor([0]))
