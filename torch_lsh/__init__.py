@@ -1,4 +1,31 @@
+"""Train and serve PyTorch layers with millions of outputs on CPUs, by locality-sensitive hashing."""
+
+from . import nn, ops, optim, reference, rehash
+from .clip import clip_grad_norm_, clip_grad_value_
 from .config import LSHConfig
-from .nn import LSHLinear, SampledLogits
+from .convert import densify_, sparsify_
+from .nn import EmbeddingBag, LSHLinear, SampledLogits
 from .rehash import ExponentialBackoff, FixedInterval, RehashScheduler
 from .sampling import ActiveSet
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActiveSet",
+    "EmbeddingBag",
+    "ExponentialBackoff",
+    "FixedInterval",
+    "LSHConfig",
+    "LSHLinear",
+    "RehashScheduler",
+    "SampledLogits",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "densify_",
+    "nn",
+    "ops",
+    "optim",
+    "reference",
+    "rehash",
+    "sparsify_",
+]

@@ -182,6 +182,186 @@ def _sampled_dot_autocast(x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
 _autocast.impl("sampled_dot", _sampled_dot_autocast)
 
 
+def coalesce_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums the values of equal rows: the same for any number of threads.
+
+    Args:
+        rows: ``[A]`` int64, not negative.
+        values: ``[A, width]`` or ``[A]``.
+
+    Returns:
+        ``(unique rows, increasing; sums)``. Not differentiable.
+
+    >>> coalesce_rows(torch.tensor([5, 2, 5]), torch.tensor([1.0, 2.0, 3.0]))
+    (tensor([2, 5]), tensor([2., 4.]))
+    """
+    return _ops.coalesce_rows(rows, values)
+
+
+@torch.library.register_fake("torch_lsh::coalesce_rows")
+def _(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    count = torch.library.get_ctx().new_dynamic_size()
+    return rows.new_empty(count), values.new_empty((count, *values.shape[1:]))
+
+
+# --- embedding bag --------------------------------------------------------------------------------------------------
+
+
+def embedding_bag(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
+    """Weighted sums of a table's rows: the product of a sparse CSR batch ``[B, F]`` and the table.
+
+    Differentiable in ``weight`` (row-sparse as in :func:`gather_rows`) and ``values``. Under CPU autocast the result has
+    the autocast dtype; the sums are made in the table's.
+
+    Args:
+        weight: ``[F, width]`` float32, float64 or bfloat16, contiguous.
+        crow: ``[B + 1]`` int64: sample b has the features ``crow[b]`` to ``crow[b + 1] - 1``.
+        col: ``[nnz]`` int64 feature numbers, each in ``0 .. F - 1``.
+        values: ``[nnz]`` of the dtype of ``weight``.
+
+    Returns:
+        ``[B, width]``; zeros for a sample without features.
+
+    >>> embedding_bag(torch.eye(3), torch.tensor([0, 2, 2]), torch.tensor([0, 2]), torch.tensor([1.0, 5.0]))
+    tensor([[1., 0., 5.],
+            [0., 0., 0.]])
+    """
+    return _ops.embedding_bag(weight, crow, col, values)
+
+
+@torch.library.register_fake("torch_lsh::embedding_bag")
+def _(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
+    return weight.new_empty(crow.shape[0] - 1, weight.shape[1])
+
+
+@torch.library.register_fake("torch_lsh::embedding_bag_backward")
+def _(grad: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    count = torch.library.get_ctx().new_dynamic_size()
+    return col.new_empty(count), grad.new_empty(count, grad.shape[1])
+
+
+@torch.library.register_fake("torch_lsh::embedding_bag_values_backward")
+def _(grad: Tensor, weight: Tensor, crow: Tensor, col: Tensor) -> Tensor:
+    return grad.new_empty(col.shape)
+
+
+def _embedding_bag_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    weight, crow, col, values = inputs
+    ctx.save_for_backward(weight, crow, col, values)
+    ctx.row_sparse = wants_row_sparse(weight)
+
+
+def _embedding_bag_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None]:
+    weight, crow, col, values = ctx.saved_tensors
+    grad = grad.contiguous()
+    grad_weight = grad_values = None
+    if ctx.needs_input_grad[0]:
+        rows, sums = _ops.embedding_bag_backward(grad, crow, col, values)
+        grad_weight = _row_gradient(rows, sums, weight.shape, ctx.row_sparse)
+    if ctx.needs_input_grad[3]:
+        grad_values = _ops.embedding_bag_values_backward(grad, weight, crow, col)
+    return grad_weight, None, None, grad_values
+
+
+torch.library.register_autograd("torch_lsh::embedding_bag", _embedding_bag_backward, setup_context=_embedding_bag_setup)
+
+
+def _embedding_bag_autocast(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
+    bags = _without_autocast(_ops.embedding_bag, weight, crow, col, values.to(weight.dtype))
+    return bags.to(_autocast_dtype(weight) or weight.dtype)
+
+
+_autocast.impl("embedding_bag", _embedding_bag_autocast)
+
+
+# --- row-sparse optimizers ------------------------------------------------------------------------------------------
+
+
+def row_sparse_adam_(
+    parameter: Tensor,
+    first: Tensor,
+    second: Tensor,
+    rows: Tensor,
+    gradient: Tensor,
+    decays: Tensor | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    bias_correction1: float,
+    bias_correction2: float,
+    decoupled: bool,
+    maximize: bool,
+) -> None:
+    """One Adam (Kingma & Ba 2015) or AdamW (``decoupled``) step on some rows of a parameter, in place.
+
+    Args:
+        parameter: ``[N, width]`` or ``[N]`` float32, float64 or bfloat16, contiguous.
+        first, second: the moments, of the shape and dtype of ``parameter``.
+        rows: ``[A]`` int64, strictly increasing.
+        gradient: ``[A, width]`` or ``[A]``.
+        decays: ``[A, 3]`` float64, factors for first moment, second moment and weights that are applied before the
+            step (what steps that the row missed would have decayed), or None.
+        lr, beta1, beta2, eps, weight_decay, maximize: as in :class:`torch.optim.Adam`.
+        bias_correction1, bias_correction2: ``1 - beta ** step``.
+        decoupled: weight decay as in AdamW.
+    """
+    _ops.row_sparse_adam_(
+        parameter,
+        first,
+        second,
+        rows,
+        gradient,
+        decays,
+        lr,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+        bias_correction1,
+        bias_correction2,
+        decoupled,
+        maximize,
+    )
+
+
+def row_sparse_sgd_(
+    parameter: Tensor,
+    momentum_buffer: Tensor | None,
+    rows: Tensor,
+    gradient: Tensor,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    """One SGD step on some rows of a parameter, in place; arguments as in :func:`row_sparse_adam_` and torch's SGD."""
+    _ops.row_sparse_sgd_(
+        parameter, momentum_buffer, rows, gradient, lr, momentum, dampening, weight_decay, nesterov, maximize
+    )
+
+
+def row_sparse_adagrad_(
+    parameter: Tensor,
+    squares: Tensor,
+    rows: Tensor,
+    gradient: Tensor,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+) -> None:
+    """One Adagrad (Duchi et al. 2011) step on some rows of a parameter, in place; ``squares`` is the state sum."""
+    _ops.row_sparse_adagrad_(parameter, squares, rows, gradient, lr, eps, weight_decay, maximize)
+
+
+for _name in ("row_sparse_adam_", "row_sparse_sgd_", "row_sparse_adagrad_"):
+    torch.library.register_fake(f"torch_lsh::{_name}")(lambda *arguments: None)
+
+
 # --- active sets ----------------------------------------------------------------------------------------------------
 
 

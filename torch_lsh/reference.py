@@ -188,3 +188,79 @@ def query_tables(ids: Tensor, counts: Tensor, buckets: Tensor, max_candidates: i
         best = sorted(seen, key=lambda row: -seen[row])[:max_candidates]
         out[sample, : len(best)] = torch.tensor(best, dtype=torch.int64)
     return out
+
+
+def coalesce_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    unique, inverse = rows.unique(return_inverse=True)
+    return unique, values.new_zeros(len(unique), *values.shape[1:]).index_add_(0, inverse, values)
+
+
+def embedding_bag(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
+    sample = torch.repeat_interleave(crow.diff())
+    return weight.new_zeros(len(crow) - 1, weight.shape[1]).index_add(0, sample, weight[col] * values.unsqueeze(1))
+
+
+def row_sparse_adam_(
+    parameter: Tensor,
+    first: Tensor,
+    second: Tensor,
+    rows: Tensor,
+    gradient: Tensor,
+    decays: Tensor | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    bias_correction1: float,
+    bias_correction2: float,
+    decoupled: bool,
+    maximize: bool,
+) -> None:
+    p, m, v = parameter[rows], first[rows], second[rows]
+    if decays is not None:
+        shape = (-1,) + (1,) * (parameter.dim() - 1)
+        m, v, p = (x * decays[:, i].to(x.dtype).view(shape) for i, x in enumerate((m, v, p)))
+    g = -gradient if maximize else gradient
+    if decoupled:
+        p = p * (1 - lr * weight_decay)
+    else:
+        g = g + weight_decay * p
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g * g
+    p = p - lr / bias_correction1 * m / (v.sqrt() / bias_correction2**0.5 + eps)
+    parameter[rows], first[rows], second[rows] = p, m, v
+
+
+def row_sparse_sgd_(
+    parameter: Tensor,
+    momentum_buffer: Tensor | None,
+    rows: Tensor,
+    gradient: Tensor,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    step = (-gradient if maximize else gradient) + weight_decay * parameter[rows]
+    if momentum_buffer is not None:
+        momentum_buffer[rows] = momentum * momentum_buffer[rows] + (1 - dampening) * step
+        step = step + momentum * momentum_buffer[rows] if nesterov else momentum_buffer[rows]
+    parameter[rows] -= lr * step
+
+
+def row_sparse_adagrad_(
+    parameter: Tensor,
+    squares: Tensor,
+    rows: Tensor,
+    gradient: Tensor,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+) -> None:
+    g = (-gradient if maximize else gradient) + weight_decay * parameter[rows]
+    squares[rows] += g * g
+    parameter[rows] -= lr * g / (squares[rows].sqrt() + eps)

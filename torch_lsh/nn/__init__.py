@@ -1,6 +1,7 @@
 """Layers that replace those of torch.nn."""
 
+from .embedding_bag import EmbeddingBag
 from .linear import LSHLinear
 from .logits import SampledLogits
 
-__all__ = ["LSHLinear", "SampledLogits"]
+__all__ = ["EmbeddingBag", "LSHLinear", "SampledLogits"]
