@@ -105,18 +105,12 @@ def test_binary_cross_entropy_with_csr_target(scope, reduction, weighted):
     y = (torch.rand(B, N) < 0.02).double()
     weight = torch.rand(N).double() if weighted else None
     pos_weight = torch.rand(N).double() if weighted else None
+    options = {"weight": weight, "reduction": reduction, "pos_weight": pos_weight}
     assert_same_training(
         EVERY_ROW[scope],
-        lambda z: (
-            F.binary_cross_entropy_with_logits(
-                z, y if z.layout is not torch.strided else y, weight, reduction=reduction, pos_weight=pos_weight
-            )
-            if type(z) is torch.Tensor
-            else F.binary_cross_entropy_with_logits(
-                z, y.to_sparse_csr(), weight, reduction=reduction, pos_weight=pos_weight
-            )
-        ),
+        lambda z: F.binary_cross_entropy_with_logits(z, y.to_sparse_csr(), **options),
         torch.float64,
+        dense_loss_of=lambda z: F.binary_cross_entropy_with_logits(z, y, **options),
     )
 
 

@@ -210,8 +210,8 @@ def _(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 def embedding_bag(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
     """Weighted sums of a table's rows: the product of a sparse CSR batch ``[B, F]`` and the table.
 
-    Differentiable in ``weight`` (row-sparse as in :func:`gather_rows`) and ``values``. Under CPU autocast the result has
-    the autocast dtype; the sums are made in the table's.
+    Differentiable in ``weight`` (row-sparse as in :func:`gather_rows`) and ``values``. Under CPU autocast the result
+    has the autocast dtype; the sums are made in the table's.
 
     Args:
         weight: ``[F, width]`` float32, float64 or bfloat16, contiguous.

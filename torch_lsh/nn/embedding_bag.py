@@ -34,11 +34,17 @@ class EmbeddingBag(nn.EmbeddingBag):
     True
     """
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, *args: Any, mode: str = "sum", **kwargs: Any) -> None:
-        # PyTorch's order: max_norm, norm_type, scale_grad_by_freq, mode, ...
-        if len(args) > 3:
-            args, mode = (*args[:3], *args[4:]), args[3]
-        super().__init__(num_embeddings, embedding_dim, *args[:3], mode, *args[3:], **kwargs)
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "sum",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, max_norm, norm_type, scale_grad_by_freq, mode, **kwargs)
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         if input.layout is torch.sparse_csr:

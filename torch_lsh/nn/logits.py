@@ -2,9 +2,9 @@
 
 A tensor subclass without storage. Functions that have a sampled or blocked path (losses, ``topk``, ``argmax``,
 ``max``) and operations that leave the class dimension alone (views, casts, scaling) are met in
-``__torch_function__``; all else first computes the dense result, exactly and with gradients. Should an operation get past ``__torch_function__``
-(the inside of an autograd function, say), ``__torch_dispatch__`` computes the dense values and the autograd node under
-the tensor takes the dense gradient, so that the result is right there too.
+``__torch_function__``; everything else first computes the dense result, exactly and with gradients. Should an operation
+get past ``__torch_function__`` (the inside of an autograd function, say), ``__torch_dispatch__`` computes the dense
+values and the autograd node under the tensor takes the dense gradient, so that the result is right there too.
 """
 
 from __future__ import annotations
