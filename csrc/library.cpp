@@ -20,11 +20,14 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
 
   // row-sparse optimizers
   m.def(
-      "row_sparse_adam_(Tensor(a!) parameter, Tensor(b!) first, Tensor(c!) second, Tensor rows, Tensor gradient, "
-      "Tensor? decays, float lr, float beta1, float beta2, float eps, float weight_decay, float bias_correction1, "
+      "row_sparse_adam_(Tensor(a!) parameter, Tensor(b!) first, Tensor(c!) second, Tensor rows, Tensor "
+      "gradient, "
+      "Tensor? decays, float lr, float beta1, float beta2, float eps, float weight_decay, float "
+      "bias_correction1, "
       "float bias_correction2, bool decoupled, bool maximize) -> ()");
   m.def(
-      "row_sparse_sgd_(Tensor(a!) parameter, Tensor(b!)? momentum_buffer, Tensor rows, Tensor gradient, float lr, "
+      "row_sparse_sgd_(Tensor(a!) parameter, Tensor(b!)? momentum_buffer, Tensor rows, Tensor gradient, "
+      "float lr, "
       "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize) -> ()");
   m.def(
       "row_sparse_adagrad_(Tensor(a!) parameter, Tensor(b!) squares, Tensor rows, Tensor gradient, float lr, "
@@ -53,4 +56,9 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "update_tables(Tensor(a!) ids, Tensor(b!) counts, Tensor(c!) row_buckets, Tensor rows, Tensor buckets, "
       "int seed) -> Tensor");
   m.def("query_tables(Tensor ids, Tensor counts, Tensor buckets, int max_candidates) -> Tensor");
+
+  // data
+  m.def(
+      "parse_xmc(Tensor text, int num_features, int num_labels) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "str)");
 }

@@ -1,6 +1,6 @@
 """Train and serve PyTorch layers with millions of outputs on CPUs, by locality-sensitive hashing."""
 
-from . import nn, ops, optim, reference, rehash
+from . import data, metrics, models, nn, ops, optim, reference, rehash
 from .clip import clip_grad_norm_, clip_grad_value_
 from .config import LSHConfig
 from .convert import densify_, sparsify_
@@ -21,7 +21,10 @@ __all__ = [
     "SampledLogits",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "data",
     "densify_",
+    "metrics",
+    "models",
     "nn",
     "ops",
     "optim",

@@ -588,3 +588,24 @@ def query_tables(ids: Tensor, counts: Tensor, buckets: Tensor, max_candidates: i
 @torch.library.register_fake("torch_lsh::query_tables")
 def _(ids: Tensor, counts: Tensor, buckets: Tensor, max_candidates: int) -> Tensor:
     return buckets.new_empty((buckets.shape[0], max_candidates), dtype=torch.int64)
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def parse_xmc(text: Tensor, num_features: int, num_labels: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, str]:
+    """Parses lines of the XMC repository's text format, ``label,label feature:value feature:value ...``.
+
+    Args:
+        text: ``[bytes]`` uint8: whole lines, without the header line.
+        num_features, num_labels: ids must be below.
+
+    Returns:
+        Features per row (int64), features (int32), values (float32), labels per row (int64), labels (int32), and an
+        error text. If that is not empty, it is about the line after the rows that are returned.
+
+    >>> text = torch.frombuffer(bytearray(b"1,2 0:1.5 3:2\\n\\n"), dtype=torch.uint8)
+    >>> parse_xmc(text, 4, 3)[:3]
+    (tensor([2, 0]), tensor([0, 3], dtype=torch.int32), tensor([1.5000, 2.0000]))
+    """
+    return _ops.parse_xmc(text, num_features, num_labels)

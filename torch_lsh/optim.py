@@ -5,9 +5,9 @@ given to one of them marks a parameter (:mod:`torch_lsh.row_sparse`): layers of 
 gradients for it, and a step reads and writes only the rows of the gradient. Dense gradients go to PyTorch's own step.
 
 Lazy semantics: a row without a gradient does not move and its moments do not decay, as in
-:class:`torch.optim.SparseAdam`; bias corrections use the parameter's step count, and weight decay acts on a row when it is touched. With
-``catch_up=True`` (:class:`Adam`, :class:`AdamW`) a row that is touched again first gets the decay that the
-missed steps would have applied: its moments times ``beta ** missed``, and under AdamW its weights times
+:class:`torch.optim.SparseAdam`; bias corrections use the parameter's step count, and weight decay acts on a row when it
+is touched. With ``catch_up=True`` (:class:`Adam`, :class:`AdamW`) a row that is touched again first gets the decay that
+the missed steps would have applied: its moments times ``beta ** missed``, and under AdamW its weights times
 ``(1 - lr * weight_decay) ** missed`` (with the present learning rate). What catch-up does not do is move the weights by
 the momentum of the missed steps, as a dense step would have.
 """

@@ -1,0 +1,192 @@
+// parse_xmc: lines of the XMC repository's text format, `label,label feature:value feature:value ...`, into
+// CSR arrays.
+//
+// The caller streams the file in blocks that end at a line end. A block is cut into one piece per thread,
+// again at line ends; each thread parses its piece into arrays of its own, which are joined in order, so the
+// result does not depend on the number of threads. An error is reported for the first bad line.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "checks.h"
+
+namespace torch_lsh {
+namespace {
+
+struct Piece {
+  std::vector<int64_t> features_per_row, labels_per_row;
+  std::vector<int32_t> features, labels;
+  std::vector<float> values;
+  std::string error;  // of the line after the last parsed row
+};
+
+bool is_blank(char c) {
+  return c == ' ' || c == '\t' || c == '\r';
+}
+
+std::string shown(const char* begin, const char* end) {
+  std::string text(begin, std::min(end, begin + 20));
+  for (char& c : text)
+    if (c < ' ' || c > '~') c = '?';
+  return "'" + text + "'";
+}
+
+// Reads an id below `bound`; false with an error text if there is none.
+bool read_id(const char*& at, const char* end, int64_t bound, const char* what, int32_t& id,
+             std::string& error) {
+  int64_t number = -1;
+  const auto [rest, status] = std::from_chars(at, end, number);
+  if (status != std::errc() || rest == at) {
+    error = std::string(what) + " expected at " + shown(at, end);
+    return false;
+  }
+  if (number < 0 || number >= bound) {
+    error =
+        std::string(what) + " is " + std::to_string(number) + "; wanted 0 to " + std::to_string(bound - 1);
+    return false;
+  }
+  id = static_cast<int32_t>(number);
+  at = rest;
+  return true;
+}
+
+// Plain decimals of up to 15 digits are read exactly without from_chars: digits / power of ten is rounded
+// once.
+bool read_value(const char*& at, const char* end, float& value) {
+  static constexpr double kPowers[] = {1e0, 1e1, 1e2,  1e3,  1e4,  1e5,  1e6,  1e7,
+                                       1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15};
+  const char* p = at;
+  const bool negative = p < end && *p == '-';
+  p += negative;
+  uint64_t digits = 0;
+  int count = 0, decimals = 0;
+  for (; p < end && *p >= '0' && *p <= '9'; ++p, ++count)
+    digits = digits * 10 + static_cast<uint64_t>(*p - '0');
+  if (p < end && *p == '.')
+    for (++p; p < end && *p >= '0' && *p <= '9'; ++p, ++count, ++decimals)
+      digits = digits * 10 + static_cast<uint64_t>(*p - '0');
+  if (count > 0 && count <= 15 && (p == end || is_blank(*p))) {
+    const double number = static_cast<double>(digits) / kPowers[decimals];
+    value = static_cast<float>(negative ? -number : number);
+    at = p;
+    return true;
+  }
+  double number = 0;
+  const char* start = at + (at < end && *at == '+');
+  const auto [rest, status] = std::from_chars(start, end, number);
+  if (status != std::errc() || rest == start) return false;
+  value = static_cast<float>(number);
+  at = rest;
+  return true;
+}
+
+// Parses one line without its line end; appends a row or sets piece.error.
+void parse_line(const char* at, const char* end, int64_t num_features, int64_t num_labels, Piece& piece) {
+  while (end > at && is_blank(end[-1])) --end;
+  const size_t labels_before = piece.labels.size(), features_before = piece.features.size();
+  const auto fail_with = [&](std::string error) {
+    piece.labels.resize(labels_before);
+    piece.features.resize(features_before);
+    piece.values.resize(features_before);
+    piece.error = std::move(error);
+  };
+  std::string error;
+  int32_t id = 0;
+  // The first word holds labels unless it has a colon: a row without labels starts with a blank or a feature.
+  const char* word_end = std::find_if(at, end, is_blank);
+  if (at < end && word_end != at && std::find(at, word_end, ':') == word_end) {
+    while (true) {
+      if (!read_id(at, word_end, num_labels, "a label", id, error)) return fail_with(error);
+      piece.labels.push_back(id);
+      if (at == word_end) break;
+      if (*at != ',') return fail_with("a comma expected between labels at " + shown(at, word_end));
+      ++at;
+    }
+  }
+  while (true) {
+    while (at < end && is_blank(*at)) ++at;
+    if (at == end) break;
+    const char* start = at;
+    word_end = std::find_if(at, end, is_blank);
+    if (!read_id(at, word_end, num_features, "a feature", id, error)) return fail_with(error);
+    if (at == word_end || *at != ':') return fail_with("feature:value expected at " + shown(start, word_end));
+    ++at;
+    float value = 0;
+    if (!read_value(at, word_end, value) || at != word_end)
+      return fail_with("a number expected after the colon in " + shown(start, word_end));
+    if (!std::isfinite(value)) return fail_with("a finite value expected in " + shown(start, word_end));
+    piece.features.push_back(id);
+    piece.values.push_back(value);
+  }
+  piece.labels_per_row.push_back(static_cast<int64_t>(piece.labels.size() - labels_before));
+  piece.features_per_row.push_back(static_cast<int64_t>(piece.features.size() - features_before));
+}
+
+void parse_piece(const char* at, const char* end, int64_t num_features, int64_t num_labels, Piece& piece) {
+  while (at < end && piece.error.empty()) {
+    const char* line_end = static_cast<const char*>(std::memchr(at, '\n', static_cast<size_t>(end - at)));
+    if (line_end == nullptr) line_end = end;
+    parse_line(at, line_end, num_features, num_labels, piece);
+    at = line_end + 1;
+  }
+}
+
+template <typename T>
+Tensor join(const std::vector<Piece>& pieces, std::vector<T> Piece::* field, ScalarType dtype) {
+  size_t total = 0;
+  for (const Piece& piece : pieces) total += (piece.*field).size();
+  Tensor joined = torch::stable::empty({static_cast<int64_t>(total)}, dtype);
+  T* to = static_cast<T*>(joined.mutable_data_ptr());
+  for (const Piece& piece : pieces) to = std::copy((piece.*field).begin(), (piece.*field).end(), to);
+  return joined;
+}
+
+// Returns (features per row, features, values, labels per row, labels, error). An error text, without a line
+// number, belongs to the line after the rows that are returned.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::string> parse_xmc(const Tensor& text,
+                                                                          int64_t num_features,
+                                                                          int64_t num_labels) {
+  check_operand(text, "text", 1, ScalarType::Byte);
+  const char* begin = reinterpret_cast<const char*>(text.const_data_ptr<uint8_t>());
+  const char* end = begin + text.numel();
+  const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
+  std::vector<const char*> cuts{begin};
+  for (int64_t i = 1; i < threads; ++i) {
+    const char* cut = std::max(cuts.back(), begin + text.numel() * i / threads);
+    while (cut > begin && cut < end && cut[-1] != '\n') ++cut;
+    cuts.push_back(cut);
+  }
+  cuts.push_back(end);
+  std::vector<Piece> pieces(static_cast<size_t>(threads));
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i)
+      parse_piece(cuts[i], cuts[i + 1], num_features, num_labels, pieces[i]);
+  });
+  std::string error;
+  for (size_t i = 0; i < pieces.size(); ++i)
+    if (!pieces[i].error.empty()) {
+      error = pieces[i].error;
+      pieces.resize(i + 1);
+    }
+  return {join(pieces, &Piece::features_per_row, ScalarType::Long),
+          join(pieces, &Piece::features, ScalarType::Int),
+          join(pieces, &Piece::values, ScalarType::Float),
+          join(pieces, &Piece::labels_per_row, ScalarType::Long),
+          join(pieces, &Piece::labels, ScalarType::Int),
+          error};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
+  m.impl("parse_xmc", TORCH_BOX(&parse_xmc));
+}
+
+}  // namespace torch_lsh

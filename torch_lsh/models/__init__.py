@@ -1,0 +1,5 @@
+"""Whole models."""
+
+from .xmc import XMCClassifier
+
+__all__ = ["XMCClassifier"]
