@@ -144,7 +144,7 @@ class XMCClassifier(nn.Module):
             run.load(path)
         elif path is not None:
             run.canonicalise()
-        steps = 0
+        steps, stop = 0, False
         while run.epoch < epochs:
             with _progress_bar(run, progress) as bar:
                 for features, labels in run.batches(num_workers):
@@ -200,7 +200,7 @@ class XMCClassifier(nn.Module):
         training = self.training
         self.eval()
         try:
-            yield from DataLoader(rows, batch_size, collate_fn=collate_xmc)  # type: ignore[arg-type]  # batched items
+            yield from DataLoader(rows, batch_size, collate_fn=collate_xmc)
         finally:
             self.train(training)
 

@@ -1,0 +1,82 @@
+"""What all benchmarks share: systems run in turn, medians with their spread, JSON lines, a table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch_lsh import ops
+
+
+def machine(threads: int | None = None) -> dict[str, Any]:
+    """Pins the number of threads and says what the numbers were taken on."""
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    model = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "simd": ops.simd_level(),
+        "torch": torch.__version__,
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def in_turn(systems: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+    """Seconds of each call, the systems taking turns (A B C A B C ...), so that drift of the machine meets all."""
+    for run in systems.values():
+        for _ in range(warm_up):
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    for _ in range(rounds):
+        for name, run in systems.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float]:
+    return {
+        "median_ms": statistics.median(seconds) * 1e3,
+        "min_ms": min(seconds) * 1e3,
+        "max_ms": max(seconds) * 1e3,
+        "runs": len(seconds),
+    }
+
+
+def peak_memory_kib() -> int:
+    """Largest resident size of this process so far (VmHWM), in KiB."""
+    return next(int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmHWM"))
+
+
+def resident_kib() -> int:
+    """Resident size of this process, in KiB."""
+    return next(int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmRSS"))
+
+
+def write_json(records: Sequence[dict[str, Any]], path: str | None) -> None:
+    if path:
+        with open(path, "a") as out:
+            out.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
+    cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in cells)

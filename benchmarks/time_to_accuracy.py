@@ -1,0 +1,202 @@
+"""Precision@k per second of training: dense, uniformly sampled and LSH-sampled training of the same model.
+
+    python benchmarks/time_to_accuracy.py citeulike-t yso-en --json out.jsonl --plot out.png
+
+The SLIDE model (sparse features -> 128 ReLU -> labels) from the same initial weights on the same batches: batch 256,
+Adam. The systems take turns, some steps each, and are evaluated with the full output layer in between; evaluation is
+not part of the time. Word counts of citeulike-t become log(1 + count); rows are normalised to length 1. Rows without
+labels are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import baselines
+import harness
+import torch
+from torch import Tensor, nn
+
+from torch_lsh.data import XMCDataset, collate_xmc
+from torch_lsh.data.xmc import XMCRows, _normalised
+from torch_lsh.metrics import PrecisionAtK
+
+DATA = Path(os.environ.get("TORCH_LSH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+SYSTEMS = {system.name: system for system in (baselines.Dense, baselines.Uniform, baselines.LSH)}
+
+
+def read(name: str) -> tuple[XMCDataset, XMCDataset]:
+    splits = []
+    for split in ("train", "test"):
+        rows = XMCDataset(DATA / name / f"{split}.txt.xz").rows
+        if name == "citeulike-t":
+            rows = rows._replace(values=rows.values.log1p())
+        splits.append(XMCDataset.from_rows(_with_labels(_normalised(rows, "l2"))))
+    return splits[0], splits[1]
+
+
+def _with_labels(rows: XMCRows) -> XMCRows:
+    return rows.take((rows.label_start.diff() > 0).nonzero()[:, 0])
+
+
+class Trainee:
+    """One system with its model, its clock and its curve."""
+
+    def __init__(self, name: str, weights: tuple[Tensor, Tensor], lr: float, active: int, options: dict) -> None:
+        features, labels = weights
+        layer = nn.Linear(labels.shape[1], labels.shape[0])
+        layer.weight.data.copy_(labels)
+        layer.bias.data.zero_()
+        kind = name.split(":")[0]
+        self.name = name
+        self.input = baselines.SparseInput(features, lr, baselines.INPUT_OF[kind])
+        self.output = SYSTEMS[kind](layer, lr, active, **(options if kind == "torch_lsh" else {}))
+        self.seconds = 0.0
+        self.steps = 0
+        self.curve: list[dict[str, Any]] = []
+
+    def train(self, batches: list[tuple[Tensor, Tensor]]) -> None:
+        start = time.perf_counter()
+        for x, y in batches:
+            self.output.loss(self.input(x), y).backward()
+            self.output.step()
+            self.input.step()
+        self.seconds += time.perf_counter() - start
+        self.steps += len(batches)
+
+    @torch.no_grad()
+    def evaluate(self, test: list[tuple[Tensor, Tensor]], epoch: float) -> None:
+        metric = PrecisionAtK((1, 3, 5))
+        for x, y in test:
+            metric.update(self.output.topk(self.input(x), 5), y)
+        precision = {f"precision@{k}": value for k, value in metric.compute().items()}
+        self.curve.append({"system": self.name, "epoch": epoch, "seconds": self.seconds, **precision})
+        point = self.curve[-1]
+        print(
+            f"{self.name:>20}  epoch {epoch:5.2f}  {self.seconds:8.2f} s  "
+            + "  ".join(f"P@{k} {point[f'precision@{k}']:.4f}" for k in (1, 3, 5)),
+            flush=True,
+        )
+
+
+def parse_system(text: str) -> tuple[str, dict]:
+    """``torch_lsh:random_fraction=0.5,hash=dwta`` -> name and options of LSHConfig."""
+    name, _, rest = text.partition(":")
+    if name not in SYSTEMS:
+        raise SystemExit(f"--systems names {name!r}; wanted {', '.join(SYSTEMS)}")
+    options: dict[str, Any] = {}
+    for pair in filter(None, rest.split(",")):
+        key, _, value = pair.partition("=")
+        options[key] = float(value) if "." in value else int(value) if value.isdigit() else value
+    return name, options
+
+
+def run(dataset: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    train, test = read(dataset)
+    active = arguments.active or {"yso-en": 2048, "citeulike-t": 3072}.get(dataset, 2048)
+    rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(7))[: arguments.test_rows]
+    test_batches = [collate_xmc(test.__getitems__(part)) for part in rows.split(1024)]
+    generator = torch.Generator().manual_seed(1)
+    weights = (
+        torch.randn(train.num_features, 128, generator=generator) * arguments.input_std,
+        (torch.rand(train.num_labels, 128, generator=generator) * 2 - 1) * 128**-0.5,
+    )
+    trainees = []
+    for text in arguments.systems:
+        _, options = parse_system(text)
+        trainees.append(Trainee(text, weights, options.pop("lr", arguments.lr), options.pop("active", active), options))
+    print(f"\n{dataset}: {train}, {active} active rows, {len(rows)} test rows")
+    epochs = {text: arguments.dense_epochs if text == "dense" else arguments.epochs for text in arguments.systems}
+    steps_per_epoch = -(-len(train) // 256)
+    chunk = max(1, steps_per_epoch // arguments.points)
+    for epoch in range(max(epochs.values())):
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(epoch)).split(256)
+        for begin in range(0, steps_per_epoch, chunk):
+            batches = [collate_xmc(train.__getitems__(rows)) for rows in order[begin : begin + chunk]]
+            for trainee in trainees:
+                if epoch < epochs[trainee.name]:
+                    torch.manual_seed(epoch * 100_003 + begin)
+                    trainee.train(batches)
+                    trainee.evaluate(test_batches, epoch + min(steps_per_epoch, begin + chunk) / steps_per_epoch)
+    report(dataset, trainees)
+    return [{"dataset": dataset, "active": active, **point} for trainee in trainees for point in trainee.curve]
+
+
+def first_at(trainee: Trainee, precision: float) -> float | None:
+    return next((point["seconds"] for point in trainee.curve if point["precision@1"] >= precision), None)
+
+
+def report(dataset: str, trainees: list[Trainee]) -> None:
+    reference = next((trainee for trainee in trainees if trainee.name == "dense"), trainees[0])
+    goal = reference.curve[-1]["precision@1"]
+    rows = []
+    for trainee in trainees:
+        reached = first_at(trainee, goal)
+        best = max(point["precision@1"] for point in trainee.curve)
+        total = trainee.curve[-1]["seconds"]
+        rows.append(
+            (
+                trainee.name,
+                best,
+                trainee.curve[-1]["precision@5"],
+                total,
+                trainee.seconds / trainee.steps * 1e3,
+                "not reached" if reached is None else reached,
+                "" if reached is None else reference.curve[-1]["seconds"] / reached,
+            )
+        )
+    header = ("system", "best P@1", "last P@5", "seconds", "ms/step", f"s to P@1 {goal:.4f}", "times faster")
+    print(f"\n{dataset}\n" + harness.table(rows, header))
+
+
+def plot(records: list[dict[str, Any]], path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    datasets = list(dict.fromkeys(record["dataset"] for record in records))
+    figure, axes = plt.subplots(1, len(datasets), figsize=(6 * len(datasets), 4), squeeze=False)
+    for axis, dataset in zip(axes[0], datasets):
+        for system in dict.fromkeys(record["system"] for record in records):
+            points = [r for r in records if r["dataset"] == dataset and r["system"] == system]
+            axis.plot([p["seconds"] for p in points], [p["precision@1"] for p in points], marker=".", label=system)
+        axis.set(title=dataset, xscale="log", xlabel="seconds of training", ylabel="precision@1")
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", nargs="+")
+    parser.add_argument("--systems", nargs="+", default=["dense", "uniform", "torch_lsh"])
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--dense-epochs", type=int, default=6)
+    parser.add_argument("--points", type=int, default=4, help="evaluations per epoch")
+    parser.add_argument("--test-rows", type=int, default=5166)
+    parser.add_argument("--active", type=int)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--input-std", type=float, default=1.0, help="of the input table; 1 is nn.EmbeddingBag's")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json")
+    parser.add_argument("--plot")
+    arguments = parser.parse_args()
+    info = harness.machine(arguments.threads)
+    print(info)
+    records = []
+    for dataset in arguments.datasets:
+        records += run(dataset, arguments)
+    harness.write_json(
+        [{"benchmark": "time_to_accuracy", "machine": info, **record} for record in records], arguments.json
+    )
+    if arguments.plot:
+        plot(records, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
