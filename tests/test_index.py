@@ -38,14 +38,16 @@ def test_finds_rows_with_large_inner_products(hash, mips, bias):
     assert recall(found, scores, 1) > 4 * 100 / 2000  # four times as many as a random 100 would hold
 
 
-def test_mips_prefers_long_rows():
-    """Of rows in the same direction the longer have the larger inner products, which the angle alone cannot tell."""
+@pytest.mark.parametrize("mips", [True, False])
+def test_mips_puts_back_short_rows(mips):
+    """Rows in the same direction differ in inner product but not in angle."""
     direction = torch.nn.functional.normalize(torch.randn(16), dim=0)
     lengths = torch.linspace(0.1, 1, 300)
-    weight = lengths.unsqueeze(1) * direction + 1e-4 * torch.randn(300, 16)
-    index = LSHIndex(300, 16, hashes_per_table=6, num_tables=60, bucket_size=300, mips=True)
+    weight = lengths.unsqueeze(1) * direction + 1e-5 * torch.randn(300, 16)
+    index = LSHIndex(300, 16, hashes_per_table=6, num_tables=60, bucket_size=300, mips=mips)
     index.build(weight)
-    assert lengths[index.query(100 * direction.unsqueeze(0), 100)].min() > 0.5
+    shortest = lengths[index.query(100 * direction.unsqueeze(0), 150)].min()
+    assert shortest > 0.2 if mips else shortest < 0.2
 
 
 def test_a_new_build_and_an_update_agree(threads):
