@@ -55,7 +55,9 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def(
       "update_tables(Tensor(a!) ids, Tensor(b!) counts, Tensor(c!) row_buckets, Tensor rows, Tensor buckets, "
       "int seed) -> Tensor");
-  m.def("query_tables(Tensor ids, Tensor counts, Tensor buckets, int max_candidates) -> Tensor");
+  m.def(
+      "query_tables(Tensor ids, Tensor counts, Tensor? row_codes, Tensor buckets, int max_candidates) -> "
+      "Tensor");
 
   // data
   m.def(

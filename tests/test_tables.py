@@ -88,12 +88,14 @@ def test_rows_without_room_leave_and_come_back():
 
 @pytest.mark.parametrize("max_candidates", [1, 5, 300])
 @pytest.mark.parametrize("bucket_size", [1, 8, 64])
-def test_query_equals_reference(threads, bucket_size, max_candidates):
-    tables = ops.build_tables(random_buckets(200, 6, 3), 3, bucket_size, 1)
+def test_query_equals_reference(threads, simd_level, bucket_size, max_candidates):
+    row_codes = random_buckets(200, 6, 3)
+    tables = ops.build_tables(row_codes, 3, bucket_size, 1)
     buckets = random_buckets(30, 6, 3)
-    found = ops.query_tables(*tables, buckets, max_candidates)
-    assert found.shape == (30, max_candidates)
-    assert torch.equal(found, reference.query_tables(*tables, buckets, max_candidates))
+    for codes in (None, row_codes):
+        found = ops.query_tables(*tables, codes, buckets, max_candidates)
+        assert found.shape == (30, max_candidates)
+        assert torch.equal(found, reference.query_tables(*tables, codes, buckets, max_candidates))
 
 
 def test_query_returns_the_most_frequent_rows_first():
@@ -101,30 +103,50 @@ def test_query_returns_the_most_frequent_rows_first():
     tables = ops.build_tables(row_buckets, 2, 400, 0)
     queries = random_buckets(20, 8, 2)
     shared = (queries.unsqueeze(1) == row_buckets).sum(2)
-    for rows, counts in zip(ops.query_tables(*tables, queries, 50), shared):
+    for rows, counts in zip(ops.query_tables(*tables, None, queries, 50), shared):
         assert rows.unique().numel() == 50
         assert counts[rows].tolist() == counts.sort(descending=True).values[:50].tolist()
+
+
+def test_query_by_distance_returns_the_closest_codes_first():
+    row_codes = random_buckets(400, 8, 2)
+    tables = ops.build_tables(row_codes, 2, 400, 0)
+    queries = random_buckets(20, 8, 2)
+    bits = torch.tensor([0, 1, 1, 2])
+    distances = bits[queries.unsqueeze(1) ^ row_codes].sum(2)
+    reached = (queries.unsqueeze(1) == row_codes).any(2)
+    for rows, distance, can in zip(ops.query_tables(*tables, row_codes, queries, 50), distances, reached):
+        assert rows.unique().numel() == 50
+        assert distance[rows].tolist() == distance[can].sort().values[:50].tolist()
+
+
+def test_query_leaves_out_ids_of_no_row():
+    row_codes = torch.zeros(3, 2, dtype=torch.int32)
+    ids, counts = ops.build_tables(row_codes, 0, 4, 0)
+    ids[0, 0, 1], ids[1, 0, 2], ids[1, 0, 0] = 3, -5, 10**9
+    found = ops.query_tables(ids, counts, row_codes, torch.zeros(1, 2, dtype=torch.int32), 9)
+    assert sorted(found[0].tolist()) == [-1] * 6 + [0, 1, 2]
 
 
 def test_equals_are_drawn_from_all_tables_and_entries():
     """Rows 0..63 share bucket 0 of all queries' only table; the one returned first must not always be the same."""
     row_buckets = torch.arange(64, dtype=torch.int32).view(64, 1) // 8
     tables = ops.build_tables(row_buckets, 3, 8, 0)
-    first = ops.query_tables(*tables, torch.arange(8, dtype=torch.int32).view(8, 1), 1).flatten()
+    first = ops.query_tables(*tables, None, torch.arange(8, dtype=torch.int32).view(8, 1), 1).flatten()
     assert (first % 8).unique().numel() > 2
 
 
 def test_empty_batches_and_buckets():
     ids, counts = ops.build_tables(torch.zeros(1, 2, dtype=torch.int32), 2, 3, 0)
-    assert ops.query_tables(ids, counts, torch.zeros(0, 2, dtype=torch.int32), 4).shape == (0, 4)
-    assert ops.query_tables(ids, counts, torch.ones(1, 2, dtype=torch.int32), 2).tolist() == [[-1, -1]]
+    assert ops.query_tables(ids, counts, None, torch.zeros(0, 2, dtype=torch.int32), 4).shape == (0, 4)
+    assert ops.query_tables(ids, counts, None, torch.ones(1, 2, dtype=torch.int32), 2).tolist() == [[-1, -1]]
 
 
 def test_tallies_of_different_sizes_share_a_thread():
     for tables, bucket_size in [(1, 5), (2, 4), (3, 64), (1, 1), (4, 33)]:
         row_buckets = torch.zeros(bucket_size, tables, dtype=torch.int32)
         ids, counts = ops.build_tables(row_buckets, 0, bucket_size, 0)
-        found = ops.query_tables(ids, counts, torch.zeros(2, tables, dtype=torch.int32), bucket_size)
+        found = ops.query_tables(ids, counts, None, torch.zeros(2, tables, dtype=torch.int32), bucket_size)
         assert found.sort(1).values.tolist() == [list(range(bucket_size))] * 2
 
 
@@ -135,7 +157,8 @@ def test_opcheck():
     rows = torch.tensor([3, 5])
     update = (ids, counts, row_buckets, rows, random_buckets(2, 3, 2), 0)
     torch.library.opcheck(torch.ops.torch_lsh.update_tables, update)
-    torch.library.opcheck(torch.ops.torch_lsh.query_tables, (ids, counts, random_buckets(5, 3, 2), 6))
+    for codes in (None, row_buckets):
+        torch.library.opcheck(torch.ops.torch_lsh.query_tables, (ids, counts, codes, random_buckets(5, 3, 2), 6))
 
 
 def int32(*values):
@@ -153,10 +176,14 @@ IDS, COUNTS, ROW_BUCKETS = torch.zeros(2, 4, 3, dtype=torch.int32), int32([0] * 
         (lambda: ops.build_tables(ROW_BUCKETS.long(), 2, 3, 0), "row_buckets has dtype Long; wanted Int"),
         (lambda: ops.build_tables(ROW_BUCKETS, 31, 3, 0), "bucket_bits is 31; wanted 0 to 30"),
         (lambda: ops.build_tables(ROW_BUCKETS, 2, 0, 0), "bucket_size is 0; wanted at least 1"),
-        (lambda: ops.query_tables(IDS, COUNTS, int32([0, 4]), 1), "buckets holds 4; wanted 0 to 3"),
-        (lambda: ops.query_tables(IDS, COUNTS, int32([0, 0, 0]), 1), r"buckets has shape \[1, 3\]; wanted 2"),
-        (lambda: ops.query_tables(IDS, COUNTS[:, :3].contiguous(), int32([0, 0]), 1), "counts has shape"),
-        (lambda: ops.query_tables(IDS, COUNTS, int32([0, 0]), 0), "max_candidates is 0; wanted at least 1"),
+        (lambda: ops.query_tables(IDS, COUNTS, None, int32([0, 4]), 1), "buckets holds 4; wanted 0 to 3"),
+        (lambda: ops.query_tables(IDS, COUNTS, None, int32([0, 0, 0]), 1), r"buckets has shape \[1, 3\]; wanted 2"),
+        (lambda: ops.query_tables(IDS, COUNTS[:, :3].contiguous(), None, int32([0, 0]), 1), "counts has shape"),
+        (
+            lambda: ops.query_tables(IDS, COUNTS, int32([0]), int32([0, 0]), 1),
+            r"row_codes has shape \[1, 1\]; wanted 2",
+        ),
+        (lambda: ops.query_tables(IDS, COUNTS, None, int32([0, 0]), 0), "max_candidates is 0; wanted at least 1"),
         (
             lambda: ops.update_tables(IDS, COUNTS, ROW_BUCKETS, torch.tensor([2]), int32([0, 0]), 0),
             r"rows\[0\] is 2; wanted 0 to 1",

@@ -564,29 +564,33 @@ def _(ids: Tensor, counts: Tensor, row_buckets: Tensor, rows: Tensor, buckets: T
     return rows.new_empty(())
 
 
-def query_tables(ids: Tensor, counts: Tensor, buckets: Tensor, max_candidates: int) -> Tensor:
-    """The rows that share most buckets with each sample.
+def query_tables(ids: Tensor, counts: Tensor, row_codes: Tensor | None, buckets: Tensor, max_candidates: int) -> Tensor:
+    """The rows in the same buckets as each sample, best first.
 
-    Among rows in equally many buckets the first seen goes first; the table and the entry of each bucket to begin with
-    are drawn by the sample's buckets.
+    The best are those that share most buckets with the sample. With ``row_codes`` the ``8 * M`` best of these are
+    ranked again by the number of bits, over all tables, in which their codes differ from the sample's: this tells
+    angles much finer. Among equals the first seen goes first; the table and the entry of each bucket to begin with are
+    drawn by the sample's buckets.
 
     Args:
         ids, counts: as :func:`build_tables` made them.
+        row_codes: ``[N, L]`` int32, the codes of all rows where bucket numbers are codes of one bit per hash, or None.
+            Ids that are not in ``0 .. N - 1`` are left out.
         buckets: ``[B, L]`` int32, one bucket of each table per sample.
         max_candidates: M, at least 1.
 
     Returns:
-        ``[B, M]`` int64, most frequent first, padded with -1.
+        ``[B, M]`` int64, best first, padded with -1.
 
     >>> ids, counts = build_tables(torch.tensor([[0, 1], [0, 0]], dtype=torch.int32), 1, 2, seed=0)
-    >>> query_tables(ids, counts, torch.tensor([[0, 1]], dtype=torch.int32), 3)
+    >>> query_tables(ids, counts, None, torch.tensor([[0, 1]], dtype=torch.int32), 3)
     tensor([[ 0,  1, -1]])
     """
-    return _ops.query_tables(ids, counts, buckets, max_candidates)
+    return _ops.query_tables(ids, counts, row_codes, buckets, max_candidates)
 
 
 @torch.library.register_fake("torch_lsh::query_tables")
-def _(ids: Tensor, counts: Tensor, buckets: Tensor, max_candidates: int) -> Tensor:
+def _(ids: Tensor, counts: Tensor, row_codes: Tensor | None, buckets: Tensor, max_candidates: int) -> Tensor:
     return buckets.new_empty((buckets.shape[0], max_candidates), dtype=torch.int64)
 
 

@@ -170,7 +170,7 @@ def update_tables(ids: Tensor, counts: Tensor, row_buckets: Tensor, rows: Tensor
     return torch.tensor(moved)
 
 
-def query_tables(ids: Tensor, counts: Tensor, buckets: Tensor, max_candidates: int) -> Tensor:
+def query_tables(ids: Tensor, counts: Tensor, row_codes: Tensor | None, buckets: Tensor, max_candidates: int) -> Tensor:
     num_tables = ids.shape[0]
     out = torch.full((len(buckets), max_candidates), -1)
     for sample, numbers in enumerate(buckets.tolist()):
@@ -185,7 +185,12 @@ def query_tables(ids: Tensor, counts: Tensor, buckets: Tensor, max_candidates: i
             first = _random_below(salt, table + 1, len(rows))
             for row in rows[first:] + rows[:first]:
                 seen[row] = seen.get(row, 0) + 1
-        best = sorted(seen, key=lambda row: -seen[row])[:max_candidates]
+        best = sorted(seen, key=lambda row: -seen[row])
+        if row_codes is not None:
+            codes = row_codes.tolist()
+            distance = {row: sum((a ^ b).bit_count() for a, b in zip(codes[row], numbers)) for row in seen}
+            best = sorted(best[: 8 * max_candidates], key=distance.__getitem__)
+        best = best[:max_candidates]
         out[sample, : len(best)] = torch.tensor(best, dtype=torch.int64)
     return out
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/convert.h"
+#include "kernels/gather.h"
 #include "kernels/kernels.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
@@ -80,6 +81,28 @@ inline void simhash_sparse(const int64_t* columns, const float* values, int64_t 
     for (int64_t c = 0; c < stride; ++c) scratch[c] += value * projection[c];
   }
   pack_signs(scratch, num_tables, bits, codes);
+}
+
+// out[i] = in how many bits codes[ids[i], :] differ from those of `query`.
+inline void hamming(const int32_t* __restrict query, const int32_t* __restrict codes,
+                    const int32_t* __restrict ids, int64_t count, int64_t num_tables,
+                    int32_t* __restrict out) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + 2 * kPrefetchRows < count)
+      prefetch_row(codes + ids[i + 2 * kPrefetchRows] * num_tables, num_tables);
+    const int32_t* row = codes + ids[i] * num_tables;
+    int32_t distance =
+        num_tables % 2
+            ? __builtin_popcount(static_cast<uint32_t>(query[num_tables - 1] ^ row[num_tables - 1]))
+            : 0;
+    for (int64_t t = 0; t + 1 < num_tables; t += 2) {
+      uint64_t a, b;  // two codes at a time
+      __builtin_memcpy(&a, query + t, sizeof(a));
+      __builtin_memcpy(&b, row + t, sizeof(b));
+      distance += __builtin_popcountll(a ^ b);
+    }
+    out[i] = distance;
+  }
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

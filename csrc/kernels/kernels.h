@@ -95,6 +95,9 @@ struct Kernels {
   // The same of one sparse row with `count` nonzeros. scratch: num_tables * bits floats.
   void (*simhash_sparse)(const int64_t* columns, const float* values, int64_t count, const float* projections,
                          int64_t num_tables, int64_t bits, float* scratch, int32_t* codes);
+  // out[i] = the number of bits in which codes[ids[i], :] differ from query[num_tables].
+  void (*hamming)(const int32_t* query, const int32_t* codes, const int32_t* ids, int64_t count,
+                  int64_t num_tables, int32_t* out);
 };
 
 // The table for this CPU, or the one that the environment variable TORCH_LSH_SIMD names

@@ -13,10 +13,12 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 #include <vector>
 
 #include "checks.h"
+#include "kernels/kernels.h"
 #include "random.h"
 
 namespace torch_lsh {
@@ -25,6 +27,7 @@ namespace {
 constexpr int64_t kMaxBucketBits = 30;
 constexpr int64_t kPrefetch = 8;  // insertions that a bucket is asked for ahead of time
 constexpr int64_t kLine = 64;     // bytes of a cache line
+constexpr int64_t kExamined = 8;  // candidates whose codes a query compares, per candidate that it returns
 
 // One table, of which only one thread knows.
 struct Table {
@@ -203,7 +206,9 @@ class Tally {
     slots_.assign(static_cast<size_t>(1) << bits, {kEmpty, 0});
     shift_ = 32 - bits;
     mask_ = (uint32_t{1} << bits) - 1;
-    seen_.resize(slots_.size() / 2);
+    ids_.resize(slots_.size() / 2);
+    used_.resize(slots_.size() / 2);
+    counts_.resize(slots_.size() / 2);
   }
 
   void add(int32_t id) {
@@ -211,7 +216,8 @@ class Tally {
     while (slots_[slot].id != id) {
       if (slots_[slot].id == kEmpty) {
         slots_[slot].id = id;
-        seen_[size_++] = slot;
+        ids_[size_] = id;
+        used_[size_++] = slot;
         break;
       }
       slot = (slot + 1) & mask_;
@@ -219,19 +225,17 @@ class Tally {
     ++slots_[slot].count;
   }
 
-  // Writes the `wanted` most frequent ids, most frequent first and in the order of first sight among equals,
-  // pads with -1 and empties the tally. Frequencies above `highest` count as `highest`.
-  void take(int64_t wanted, int64_t highest, int64_t* out) {
-    start_.assign(highest + 2, 0);
-    for (int64_t i = 0; i < size_; ++i) ++start_[rank(slots_[seen_[i]], highest) + 1];
-    for (int64_t r = 0; r < highest; ++r) start_[r + 1] += start_[r];
-    std::fill(out, out + wanted, -1);
-    for (int64_t i = 0; i < size_; ++i) {
-      Slot& slot = slots_[seen_[i]];
-      const int64_t position = start_[rank(slot, highest)]++;
-      if (position < wanted) out[position] = slot.id;
-      slot = {kEmpty, 0};
-    }
+  int64_t size() const { return size_; }
+  const int32_t* ids() const { return ids_.data(); }  // [size], in the order of first sight
+
+  // [size]: how often each id was added.
+  const int32_t* counts() {
+    for (int64_t i = 0; i < size_; ++i) counts_[i] = slots_[used_[i]].count;
+    return counts_.data();
+  }
+
+  void clear() {
+    for (int64_t i = 0; i < size_; ++i) slots_[used_[i]] = {kEmpty, 0};
     size_ = 0;
   }
 
@@ -241,22 +245,41 @@ class Tally {
   struct Slot {
     int32_t id, count;
   };
-  static int64_t rank(const Slot& slot, int64_t highest) {
-    return highest - std::min<int64_t>(slot.count, highest);
-  }
   std::vector<Slot> slots_;
-  std::vector<uint32_t> seen_;  // slots in use
-  std::vector<int64_t> start_;  // where the ids of each frequency begin
+  std::vector<uint32_t> used_;
+  std::vector<int32_t> ids_, counts_;
   int64_t size_ = 0;
   int64_t shift_ = 0;
   uint32_t mask_ = 0;
 };
 
-Tensor query_tables(const Tensor& ids, const Tensor& counts, const Tensor& buckets, int64_t max_candidates) {
+// Writes the `wanted` ids of lowest rank, lowest first and in the given order among equals, and pads with -1.
+// Ranks are in 0 .. highest. A counting sort.
+template <typename Rank, typename Out>
+void take_best(const int32_t* ids, int64_t count, const Rank& rank, int64_t highest, int64_t wanted,
+               std::vector<int64_t>& start, Out* out) {
+  start.assign(highest + 2, 0);
+  for (int64_t i = 0; i < count; ++i) ++start[rank(i) + 1];
+  for (int64_t r = 0; r < highest; ++r) start[r + 1] += start[r];
+  std::fill(out + std::min(count, wanted), out + wanted, -1);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t position = start[rank(i)]++;
+    if (position < wanted) out[position] = ids[i];
+  }
+}
+
+Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional<Tensor>& row_codes,
+                    const Tensor& buckets, int64_t max_candidates) {
   check_tables(ids, counts);
   check_operand(buckets, "buckets", 2, ScalarType::Int);
   const int64_t num_tables = ids.size(0), num_buckets = ids.size(1), bucket_size = ids.size(2);
   check_size(buckets, "buckets", 1, num_tables);
+  int64_t num_rows = 0;
+  if (row_codes.has_value()) {
+    check_operand(*row_codes, "row_codes", 2, ScalarType::Int);
+    check_size(*row_codes, "row_codes", 1, num_tables);
+    num_rows = row_codes->size(0);
+  }
   TORCH_LSH_CHECK(max_candidates >= 1, "max_candidates is ", max_candidates, "; wanted at least 1");
   TORCH_LSH_CHECK(num_tables * bucket_size < int64_t{1} << 30, "ids has shape ", shape_of(ids),
                   "; wanted fewer than 2^30 entries in a bucket of every table");
@@ -266,11 +289,21 @@ Tensor query_tables(const Tensor& ids, const Tensor& counts, const Tensor& bucke
   Tensor candidates = torch::stable::empty({batch, max_candidates}, ScalarType::Long);
   const auto* id = ids.const_data_ptr<int32_t>();
   const auto* count = counts.const_data_ptr<int32_t>();
+  const auto* codes = row_codes.has_value() ? row_codes->const_data_ptr<int32_t>() : nullptr;
   auto* out = candidates.mutable_data_ptr<int64_t>();
+  const auto hamming = kernels().hamming;
 
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
     thread_local Tally tally;
+    thread_local std::vector<int32_t> shortlist, distances;
+    thread_local std::vector<int64_t> start;
     tally.reserve(num_tables * bucket_size);
+    shortlist.resize(num_tables * bucket_size);
+    distances.resize(num_tables * bucket_size);
+    const auto add = [&](int32_t row) {
+      // Tables that somebody filled by hand may hold anything.
+      if (codes == nullptr || (row >= 0 && row < num_rows)) tally.add(row);
+    };
     const auto prefetch = [&](int64_t b) {
       for (int64_t t = 0; t < num_tables; ++t) {
         const int64_t number = t * num_buckets + bucket[b * num_tables + t];
@@ -283,7 +316,7 @@ Tensor query_tables(const Tensor& ids, const Tensor& counts, const Tensor& bucke
     for (int64_t b = begin; b < end; ++b) {
       if (b + 1 < end) prefetch(b + 1);
       const int32_t* mine = bucket + b * num_tables;
-      // Among equally frequent ids the first seen wins: start at a table and an entry that depend on the
+      // Among equals the first seen wins: start at a table and an entry that depend on the
       // sample's buckets, so that neither the first table nor low ids are preferred.
       uint64_t salt = 0;
       for (int64_t t = 0; t < num_tables; ++t) salt = mix(salt + static_cast<uint64_t>(mine[t]));
@@ -294,10 +327,24 @@ Tensor query_tables(const Tensor& ids, const Tensor& counts, const Tensor& bucke
         const int32_t* rows = id + number * bucket_size;
         const int64_t fill = std::clamp<int64_t>(count[number], 0, bucket_size);
         const int64_t first = random_below(salt, static_cast<uint64_t>(t + 1), fill);
-        for (int64_t j = first; j < fill; ++j) tally.add(rows[j]);
-        for (int64_t j = 0; j < first; ++j) tally.add(rows[j]);
+        for (int64_t j = first; j < fill; ++j) add(rows[j]);
+        for (int64_t j = 0; j < first; ++j) add(rows[j]);
       }
-      tally.take(max_candidates, num_tables, out + b * max_candidates);
+      int64_t* const best = out + b * max_candidates;
+      const int32_t* shared = tally.counts();
+      const auto unshared = [&](int64_t i) { return num_tables - std::min<int64_t>(shared[i], num_tables); };
+      if (codes == nullptr) {
+        take_best(tally.ids(), tally.size(), unshared, num_tables, max_candidates, start, best);
+      } else {
+        // Reading the codes of a row is a cache miss: only those in most buckets get this far.
+        const int64_t examined = std::min(tally.size(), kExamined * max_candidates);
+        take_best(tally.ids(), tally.size(), unshared, num_tables, examined, start, shortlist.data());
+        hamming(mine, codes, shortlist.data(), examined, num_tables, distances.data());
+        take_best(
+            shortlist.data(), examined, [&](int64_t i) { return static_cast<int64_t>(distances[i]); },
+            32 * num_tables, max_candidates, start, best);
+      }
+      tally.clear();
     }
   });
   return candidates;

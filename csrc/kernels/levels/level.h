@@ -40,6 +40,7 @@ const Kernels table = {
     .simhash_f64 = simhash<double>,
     .simhash_bf16 = simhash<BFloat16>,
     .simhash_sparse = simhash_sparse,
+    .hamming = hamming,
 };
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL
