@@ -16,17 +16,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import baselines
-import harness
 import torch
 from torch import Tensor, nn
 
+from torch_lsh.benchmarking import harness, systems
 from torch_lsh.data import XMCDataset, collate_xmc
 from torch_lsh.data.xmc import XMCRows, _normalised
 from torch_lsh.metrics import PrecisionAtK
 
 DATA = Path(os.environ.get("TORCH_LSH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-SYSTEMS = {system.name: system for system in (baselines.Dense, baselines.Uniform, baselines.LSH)}
+SYSTEMS = {system.name: system for system in (systems.Dense, systems.Uniform, systems.LSH)}
 
 
 def read(name: str) -> tuple[XMCDataset, XMCDataset]:
@@ -35,7 +34,8 @@ def read(name: str) -> tuple[XMCDataset, XMCDataset]:
         rows = XMCDataset(DATA / name / f"{split}.txt.xz").rows
         if name == "citeulike-t":
             rows = rows._replace(values=rows.values.log1p())
-        splits.append(XMCDataset.from_rows(_with_labels(_normalised(rows, "l2"))))
+        rows = _with_labels(rows)
+        splits.append(XMCDataset.from_rows(rows if name == "citeulike-t" else _normalised(rows, "l2")))
     return splits[0], splits[1]
 
 
@@ -53,7 +53,7 @@ class Trainee:
         layer.bias.data.zero_()
         kind = name.split(":")[0]
         self.name = name
-        self.input = baselines.SparseInput(features, lr, baselines.INPUT_OF[kind])
+        self.input = systems.SparseInput(features, lr, systems.INPUT_OF[kind])
         self.output = SYSTEMS[kind](layer, lr, active, **(options if kind == "torch_lsh" else {}))
         self.seconds = 0.0
         self.steps = 0

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from torch_lsh import ops
+from .. import ops
 
 
 def machine(threads: int | None = None) -> dict[str, Any]:

@@ -6,11 +6,15 @@ An output system has ``loss(h, y)`` for hidden activations ``h`` ``[B, d]`` and 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import torch_lsh
+from .. import optim
+from ..config import LSHConfig
+from ..nn import EmbeddingBag, LSHLinear
 
 
 def _shares(y: Tensor) -> Tensor:
@@ -109,10 +113,10 @@ class LSH:
 
     name = "torch_lsh"
 
-    def __init__(self, layer: nn.Linear, lr: float, active: int, **options: object) -> None:
-        config = torch_lsh.LSHConfig(active=active, **options)
-        self.layer = torch_lsh.LSHLinear.from_linear(layer, config)
-        self.optimizer = torch_lsh.optim.Adam(self.layer.parameters(), lr=lr)
+    def __init__(self, layer: nn.Linear, lr: float, active: int, **options: Any) -> None:
+        config = LSHConfig(active=active, **options)
+        self.layer = LSHLinear.from_linear(layer, config)
+        self.optimizer = optim.Adam(self.layer.parameters(), lr=lr)
 
     def loss(self, h: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(self.layer(h), y if y.shape[1] > 1 else y[:, 0])
@@ -131,12 +135,13 @@ class SparseInput:
     def __init__(self, weight: Tensor, lr: float, kind: str) -> None:
         features, width = weight.shape
         self.kind = kind
-        bag = torch_lsh.EmbeddingBag if kind == "torch_lsh" else nn.EmbeddingBag
+        bag = EmbeddingBag if kind == "torch_lsh" else nn.EmbeddingBag
         self.bag = bag(features, width, mode="sum", sparse=kind == "sparse")
         self.bag.weight.data.copy_(weight)
         self.bias = nn.Parameter(torch.zeros(width))
+        self.optimizers: list[torch.optim.Optimizer]
         if kind == "torch_lsh":
-            self.optimizers = [torch_lsh.optim.Adam([self.bag.weight, self.bias], lr=lr)]
+            self.optimizers = [optim.Adam([self.bag.weight, self.bias], lr=lr)]
         elif kind == "sparse":
             self.optimizers = [
                 torch.optim.SparseAdam([self.bag.weight], lr=lr),

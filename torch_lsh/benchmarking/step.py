@@ -1,0 +1,100 @@
+"""One training step of a wide output layer: forward, loss, backward, optimizer."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import harness
+from .systems import LSH, AdaptiveLogSoftmax, Dense, LinearCrossEntropy, Uniform
+
+ALL_SYSTEMS = (Dense, LinearCrossEntropy, AdaptiveLogSoftmax, Uniform, LSH)
+_TORCH_LSH_STEPS = 100  # enough for some re-hashes to fall due
+
+
+def make_step(system: Any, rows: int, width: int, batch: int) -> Callable[[], Tensor]:
+    """A function that trains ``system`` on a new batch: activations like those of a ReLU layer, Zipf labels."""
+    generator = torch.Generator().manual_seed(0)
+
+    def step() -> Tensor:
+        h = torch.randn(batch, width, generator=generator).relu_().requires_grad_()
+        ranks = torch.rand(batch, 1, generator=generator).mul_(torch.log(torch.tensor(float(rows)))).exp_()
+        y = ranks.long().clamp_(1, rows) - 1
+        loss: Tensor = system.loss(h, y)
+        loss.backward()
+        system.step()
+        return loss
+
+    return step
+
+
+def compare_steps(
+    rows: int = 670_091,
+    width: int = 128,
+    batch: int = 256,
+    active: int = 8192,
+    rounds: int = 5,
+    systems: Sequence[Any] = (Dense, Uniform, LSH),
+    threads: int | None = None,
+    json: str | None = None,
+    plot: str | None = None,
+) -> list[dict[str, Any]]:
+    """Times a step of each system in turn, prints a table and returns a record per system.
+
+    The LSH layer runs 100 further steps by itself, so that its mean includes the re-hashes that fall due.
+    """
+    info = harness.machine(threads)
+    print(info)
+    print(f"{rows:,} x {width}, batch {batch}, {active:,} active rows, Adam")
+    steps: dict[str, Callable[[], Any]] = {}
+    for system in systems:
+        torch.manual_seed(0)
+        steps[system.name] = make_step(system(nn.Linear(width, rows), 1e-3, active), rows, width, batch)
+    seconds = harness.in_turn(steps, rounds)
+    alone = []
+    if LSH.name in steps:
+        for _ in range(_TORCH_LSH_STEPS):
+            start = time.perf_counter()
+            steps[LSH.name]()
+            alone.append(time.perf_counter() - start)
+    ours = statistics.median(alone) if alone else float("nan")
+    records = []
+    for name, measured in seconds.items():
+        record: dict[str, Any] = {"benchmark": "step", "system": name, **harness.summary(measured), "machine": info}
+        if name == LSH.name:
+            record.update(harness.summary(alone), mean_ms=statistics.mean(alone) * 1e3)
+        record["times_ours"] = record["median_ms"] / (ours * 1e3)
+        records.append(record)
+    print(
+        harness.table(
+            [
+                [r["system"], *(r[key] for key in ("median_ms", "min_ms", "max_ms", "runs", "times_ours"))]
+                for r in records
+            ],
+            ("system", "median ms", "min", "max", "runs", "times torch_lsh"),
+        )
+    )
+    if alone:
+        print(f"torch_lsh, mean of {len(alone)} steps with re-hashes: {statistics.mean(alone) * 1e3:.1f} ms")
+    harness.write_json(records, json)
+    if plot:
+        _plot(records, plot)
+    return records
+
+
+def _plot(records: list[dict[str, Any]], path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 0.6 * len(records) + 1.2))
+    axis.barh([r["system"] for r in records], [r["median_ms"] for r in records])
+    axis.set(xscale="log", xlabel="milliseconds per training step")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,153 @@
+"""The command line: train, evaluate, predict, bench."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from . import __version__
+from .benchmarking.step import compare_steps
+from .config import LSHConfig
+from .data import XMCDataset, synthetic_xmc
+from .models import XMCClassifier
+
+
+def _config(arguments: argparse.Namespace) -> LSHConfig:
+    return LSHConfig(active=arguments.active, hash=arguments.hash, seed=arguments.seed)
+
+
+def _active(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
+
+
+def _print_epoch(entry: dict[str, float]) -> None:
+    print(
+        f"epoch {entry['epoch']:.0f}  loss {entry['loss']:.4f}  {entry['samples_per_second']:,.0f} samples/s  "
+        + "  ".join(f"{key} {value:.4f}" for key, value in entry.items() if key.startswith("precision")),
+        flush=True,
+    )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    test: XMCDataset | None
+    if arguments.data is None:
+        train, test = synthetic_xmc(seed=arguments.seed)
+    else:
+        train = XMCDataset(arguments.data, normalize=arguments.normalize)
+        test = None if arguments.test is None else XMCDataset(arguments.test, normalize=arguments.normalize)
+    print(f"training on {train}", flush=True)
+    torch.manual_seed(arguments.seed)
+    model = XMCClassifier(train.num_features, train.num_labels, arguments.hidden, _config(arguments), arguments.dense)
+    history = model.fit(
+        train,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        lr=arguments.lr,
+        eval_dataset=test,
+        checkpoint=arguments.checkpoint,
+        checkpoint_every=arguments.checkpoint_every,
+        num_workers=arguments.workers,
+        seed=arguments.seed,
+        progress=not arguments.quiet,
+    )
+    for entry in history:
+        _print_epoch(entry)
+    model.save(arguments.model)
+    print(f"saved {arguments.model}")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    model = XMCClassifier.load(arguments.model)
+    dataset = XMCDataset(arguments.data, normalize=arguments.normalize)
+    print(json.dumps(model.evaluate(dataset)))
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    model = XMCClassifier.load(arguments.model)
+    dataset = XMCDataset(arguments.data, normalize=arguments.normalize)
+    scores, classes = model.predict(dataset, arguments.k)
+    for row_scores, row_classes in zip(scores.tolist(), classes.tolist()):
+        print(" ".join(f"{label}:{score:.4f}" for label, score in zip(row_classes, row_scores)))
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    compare_steps(
+        rows=arguments.rows,
+        width=arguments.width,
+        batch=arguments.batch,
+        active=arguments.active,
+        rounds=arguments.rounds,
+        plot=arguments.plot,
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="torch_lsh", description="Very wide PyTorch layers on CPUs.")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--threads", type=int, help="threads to compute with; default: PyTorch's")
+    commands = parser.add_subparsers(required=True)
+
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument("--normalize", choices=["l2"], help="divide each row by its length")
+
+    train = commands.add_parser("train", parents=[data], help="train a model on a file in the XMC format")
+    train.add_argument("model", help="file to write the model to")
+    train.add_argument("data", nargs="?", help="training file (plain, .gz, .xz); default: generated data")
+    train.add_argument("--test", help="file to measure precision on after every epoch")
+    train.add_argument("--epochs", type=int, default=5)
+    train.add_argument("--batch-size", type=int, default=256)
+    train.add_argument("--lr", type=float, default=1e-3)
+    train.add_argument("--hidden", type=int, default=128)
+    train.add_argument("--active", type=_active, help="active rows per step: a number, or a fraction such as 0.01")
+    train.add_argument("--hash", default=LSHConfig().hash)
+    train.add_argument("--dense", action="store_true", help="nn.Linear output, for comparison")
+    train.add_argument("--checkpoint", help="file of the run's state; an interrupted run goes on from it")
+    train.add_argument("--checkpoint-every", type=int, help="steps between checkpoints; default: one per epoch")
+    train.add_argument("--workers", type=int, default=0, help="of the data loader")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--quiet", action="store_true", help="no progress bar")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", parents=[data], help="precision@1/3/5 of a model on a file")
+    evaluate.add_argument("model")
+    evaluate.add_argument("data")
+    evaluate.set_defaults(run=_evaluate)
+
+    predict = commands.add_parser("predict", parents=[data], help="the best labels of each row, as label:logit")
+    predict.add_argument("model")
+    predict.add_argument("data")
+    predict.add_argument("-k", type=int, default=5)
+    predict.set_defaults(run=_predict)
+
+    benchmark = commands.add_parser("bench", help="a training step beside PyTorch's, on this machine")
+    benchmark.add_argument("--rows", type=int, default=670_091)
+    benchmark.add_argument("--width", type=int, default=128)
+    benchmark.add_argument("--batch", type=int, default=256)
+    benchmark.add_argument("--active", type=int, default=8192)
+    benchmark.add_argument("--rounds", type=int, default=5)
+    benchmark.add_argument("--plot", help="file to draw the result to (needs matplotlib)")
+    benchmark.set_defaults(run=_bench)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; bad input is one line on standard error and exit status 2."""
+    parsed = _parser().parse_args(arguments)
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+    try:
+        return int(parsed.run(parsed))
+    except (ValueError, OSError) as error:
+        print(f"torch_lsh: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("torch_lsh: interrupted", file=sys.stderr)
+        return 130
