@@ -59,6 +59,14 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "query_tables(Tensor ids, Tensor counts, Tensor? row_codes, Tensor buckets, int max_candidates) -> "
       "Tensor");
 
+  // loss
+  m.def(
+      "sampled_softmax_loss(Tensor logits, Tensor? log_weights, Tensor positions, Tensor shares) -> (Tensor, "
+      "Tensor)");
+  m.def(
+      "sampled_softmax_loss_backward(Tensor grad, Tensor log_z, Tensor logits, Tensor? log_weights, "
+      "Tensor positions, Tensor shares) -> Tensor");
+
   // data
   m.def(
       "parse_xmc(Tensor text, int num_features, int num_labels) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "

@@ -1,4 +1,4 @@
-"""The SLIDE model on data of the shape of Amazon-670K: sparse input -> 128 ReLU -> 670,091 outputs, batch 256, Adam 1e-3.
+"""The SLIDE model on data of the shape of Amazon-670K: sparse input -> 128 ReLU -> 670,091 outputs.
 
     python examples/amazon670k.py                                        generated data
     python examples/amazon670k.py --train train.txt --test test.txt      files in the XMC format (also .gz, .xz)

@@ -594,6 +594,54 @@ def _(ids: Tensor, counts: Tensor, row_codes: Tensor | None, buckets: Tensor, ma
     return buckets.new_empty((buckets.shape[0], max_candidates), dtype=torch.int64)
 
 
+# --- loss -----------------------------------------------------------------------------------------------------------
+
+
+def sampled_softmax_loss(
+    logits: Tensor, log_weights: Tensor | None, positions: Tensor, shares: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of each sample over its active rows; differentiable in ``logits`` (once).
+
+    Args:
+        logits: ``[B, A]`` float32 or float64, contiguous.
+        log_weights: ``[A]`` or ``[B, A]`` of the same dtype, added to the logits in the partition function only:
+            log importance weights, ``-inf`` for a row that does not count. None: zeros.
+        positions: ``[B, P]`` int64: where the labels' logits are; negative: no label.
+        shares: ``[B, P]`` of the dtype of ``logits``: what each label counts.
+
+    Returns:
+        ``loss`` ``[B]``: ``sum over p of shares[p] * (log_z - logits[positions[p]])``, and ``log_z`` ``[B]``, the log
+        partition function, which is not differentiable.
+    """
+    return _ops.sampled_softmax_loss(logits, log_weights, positions, shares)
+
+
+@torch.library.register_fake("torch_lsh::sampled_softmax_loss")
+def _(logits: Tensor, log_weights: Tensor | None, positions: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(logits.shape[0]), logits.new_empty(logits.shape[0])
+
+
+@torch.library.register_fake("torch_lsh::sampled_softmax_loss_backward")
+def _(
+    grad: Tensor, log_z: Tensor, logits: Tensor, log_weights: Tensor | None, positions: Tensor, shares: Tensor
+) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _softmax_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], *inputs)
+
+
+def _softmax_loss_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
+    return _ops.sampled_softmax_loss_backward(grad.contiguous(), *ctx.saved_tensors), None, None, None
+
+
+torch.library.register_autograd(
+    "torch_lsh::sampled_softmax_loss", _softmax_loss_backward, setup_context=_softmax_loss_setup
+)
+
+
 # --- data -----------------------------------------------------------------------------------------------------------
 
 

@@ -269,3 +269,12 @@ def row_sparse_adagrad_(
     g = (-gradient if maximize else gradient) + weight_decay * parameter[rows]
     squares[rows] += g * g
     parameter[rows] -= lr * g / (squares[rows].sqrt() + eps)
+
+
+def sampled_softmax_loss(
+    logits: Tensor, log_weights: Tensor | None, positions: Tensor, shares: Tensor
+) -> tuple[Tensor, Tensor]:
+    log_z = (logits if log_weights is None else logits + log_weights).logsumexp(1)
+    at_labels = logits.gather(1, positions.clamp(min=0))
+    loss = (shares * (log_z.unsqueeze(1) - at_labels)).masked_fill(positions < 0, 0).sum(1)
+    return loss, log_z.detach()

@@ -98,6 +98,15 @@ struct Kernels {
   // out[i] = the number of bits in which codes[ids[i], :] differ from query[num_tables].
   void (*hamming)(const int32_t* query, const int32_t* codes, const int32_t* ids, int64_t count,
                   int64_t num_tables, int32_t* out);
+
+  // softmax.h: log sum exp(logits + log_weights), and out = factor * exp(logits + log_weights - log_z);
+  // log_weights may be null, which stands for zeros.
+  float (*log_sum_exp_f32)(const float* logits, const float* log_weights, int64_t count);
+  double (*log_sum_exp_f64)(const double* logits, const double* log_weights, int64_t count);
+  void (*scaled_softmax_f32)(const float* logits, const float* log_weights, int64_t count, float log_z,
+                             float factor, float* out);
+  void (*scaled_softmax_f64)(const double* logits, const double* log_weights, int64_t count, double log_z,
+                             double factor, double* out);
 };
 
 // The table for this CPU, or the one that the environment variable TORCH_LSH_SIMD names

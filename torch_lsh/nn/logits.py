@@ -66,8 +66,8 @@ class _Recipe:
 
     def sampled(self, x: Tensor, rows: Tensor) -> Tensor:
         """The scaled logits of the active rows, in at least float32, so that sums over classes are accurate."""
-        logits = self.layer.active_logits(x, rows)
-        return logits.to(_accurate(self.dtype)) * self.scale
+        logits = self.layer.active_logits(x, rows).to(_accurate(self.dtype))
+        return logits if isinstance(self.scale, float) and self.scale == 1.0 else logits * self.scale
 
 
 def _accurate(dtype: torch.dtype) -> torch.dtype:

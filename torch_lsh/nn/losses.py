@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import ops
 from ..sampling import ActiveSet
 
 # Logits of a block that exact evaluation holds at a time: 16 MiB in float32.
@@ -122,19 +123,11 @@ def _reduce_cross_entropy(loss: Tensor, normaliser: Tensor, target: Target, redu
     raise ValueError(f"{reduction!r} is not a valid value for reduction; wanted 'mean', 'sum' or 'none'")
 
 
-def _combine(
-    log_p: Tensor, target: Target, class_weight: Tensor | None, smooth: Tensor | float, smoothing: float, reduction: str
-) -> Tensor:
-    """Cross entropy from the labels' log probabilities and ``smooth`` ``[B]``, the mean of -log p over all classes."""
-    shares = target.shares
-    if class_weight is not None:
-        shares = shares * class_weight[target.labels.clamp(min=0)]
-    loss = -(shares * log_p).sum(1)
-    if smoothing > 0:
-        # Ignored samples are no part of a loss over class indices; a distribution has no ignored samples.
-        counted = 1.0 if target.probabilities else (target.labels >= 0).any(1)
-        loss = (1 - smoothing) * loss + smoothing * smooth * counted
-    return _reduce_cross_entropy(loss, shares.sum(1), target, reduction)
+def _smoothed(loss: Tensor, smooth: Tensor, target: Target, smoothing: float) -> Tensor:
+    """Label smoothing; ``smooth`` ``[B]`` is the mean of -log p over all classes."""
+    # Ignored samples are no part of a loss over class indices; a distribution has no ignored samples.
+    counted = 1.0 if target.probabilities else (target.labels >= 0).any(1)
+    return (1 - smoothing) * loss + smoothing * smooth * counted
 
 
 def sampled_cross_entropy(
@@ -159,21 +152,24 @@ def sampled_cross_entropy(
         label_smoothing: 0 to 1; the mean over all classes is estimated with the importance weights.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` (``[B]``).
     """
-    adjusted = logits
+    log_weights = None
     if corrected:
-        adjusted = logits + active.weights().to(logits.dtype).log()
+        log_weights = active.weights().to(logits.dtype).log()
     elif active.per_sample:
-        adjusted = logits.masked_fill(~active.present, -math.inf)
-    log_z = torch.logsumexp(adjusted, 1)
-    log_p = logits.gather(1, active.positions.clamp(min=0)) - log_z.unsqueeze(1)
-    smooth: Tensor | float = 0.0
+        log_weights = torch.zeros_like(logits).masked_fill_(~active.present, -math.inf)
+    shares = target.shares
+    if class_weight is not None:
+        shares = shares * class_weight[target.labels.clamp(min=0)]
+    loss, _ = ops.sampled_softmax_loss(logits.contiguous(), log_weights, active.positions, shares)
     if label_smoothing > 0:
+        adjusted = logits if log_weights is None else logits + log_weights
         weights = active.weights().to(logits.dtype)
         weights = weights / weights.sum(-1, keepdim=True)
         if class_weight is not None:
             weights = weights * class_weight[active.rows.clamp(min=0)]
-        smooth = log_z * weights.sum(-1) - (weights * logits).sum(1)
-    return _combine(log_p, target, class_weight, smooth, label_smoothing, reduction)
+        smooth = adjusted.logsumexp(1) * weights.sum(-1) - (weights * logits).sum(1)
+        loss = _smoothed(loss, smooth, target, label_smoothing)
+    return _reduce_cross_entropy(loss, shares.sum(1), target, reduction)
 
 
 def sampled_binary_cross_entropy(
@@ -248,11 +244,14 @@ def exact_cross_entropy(
         if label_smoothing > 0:
             stop = start + logits.shape[1]
             total += logits.sum(1) if class_weight is None else logits @ class_weight[start:stop].to(dtype)
-    smooth: Tensor | float = 0.0
+    shares = target.shares
+    if class_weight is not None:
+        shares = shares * class_weight[target.labels.clamp(min=0)]
+    loss = (shares * (log_z.unsqueeze(1) - at_labels)).sum(1)
     if label_smoothing > 0:
         mass = len(weight) if class_weight is None else class_weight.sum()
-        smooth = (log_z * mass - total) / len(weight)
-    return _combine(at_labels - log_z.unsqueeze(1), target, class_weight, smooth, label_smoothing, reduction)
+        loss = _smoothed(loss, (log_z * mass - total) / len(weight), target, label_smoothing)
+    return _reduce_cross_entropy(loss, shares.sum(1), target, reduction)
 
 
 def exact_topk(x: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@
 #include "kernels/gather.h"
 #include "kernels/hash.h"
 #include "kernels/optimizer.h"
+#include "kernels/softmax.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
@@ -41,6 +42,10 @@ const Kernels table = {
     .simhash_bf16 = simhash<BFloat16>,
     .simhash_sparse = simhash_sparse,
     .hamming = hamming,
+    .log_sum_exp_f32 = log_sum_exp<float>,
+    .log_sum_exp_f64 = log_sum_exp<double>,
+    .scaled_softmax_f32 = scaled_softmax<float>,
+    .scaled_softmax_f64 = scaled_softmax<double>,
 };
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL
