@@ -14,8 +14,8 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def("coalesce_rows(Tensor rows, Tensor values) -> (Tensor, Tensor)");
 
   // embedding bag
-  m.def("embedding_bag(Tensor weight, Tensor crow, Tensor col, Tensor values) -> Tensor");
-  m.def("embedding_bag_backward(Tensor grad, Tensor crow, Tensor col, Tensor values) -> (Tensor, Tensor)");
+  m.def("embedding_bag(Tensor weight, Tensor crow, Tensor col, Tensor? values) -> Tensor");
+  m.def("embedding_bag_backward(Tensor grad, Tensor crow, Tensor col, Tensor? values) -> (Tensor, Tensor)");
   m.def("embedding_bag_values_backward(Tensor grad, Tensor weight, Tensor crow, Tensor col) -> Tensor");
 
   // row-sparse optimizers

@@ -14,7 +14,7 @@ def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     """The values of all gradients, to be changed in place; rows that repeat in a row-sparse one are summed first."""
     if isinstance(parameters, Tensor):
         parameters = [parameters]
-    values = []
+    values: list[Tensor] = []
     for parameter in parameters:
         gradient = parameter.grad
         if gradient is None:
@@ -55,11 +55,12 @@ def clip_grad_norm_(
     >>> clip_grad_norm_([weight], 1.0)
     tensor(5.)
     """
-    values = _gradients(parameters)
+    # A row-sparse gradient without rows has no norm of its own.
+    values = [value for value in _gradients(parameters) if value.numel() > 0]
     total = torch.nn.utils.get_total_norm(values, norm_type, error_if_nonfinite, foreach)
-    scale = (max_norm / (total + 1e-6)).clamp(max=1.0)
+    scale = (float(max_norm) / (total + 1e-6)).clamp(max=1.0)
     for value in values:
-        value.mul_(scale.to(value.dtype))
+        value.mul_(scale.to(value.device))
     return total
 
 

@@ -207,7 +207,7 @@ def _(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 # --- embedding bag --------------------------------------------------------------------------------------------------
 
 
-def embedding_bag(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
+def embedding_bag(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor | None = None) -> Tensor:
     """Weighted sums of a table's rows: the product of a sparse CSR batch ``[B, F]`` and the table.
 
     Differentiable in ``weight`` (row-sparse as in :func:`gather_rows`) and ``values``. Under CPU autocast the result
@@ -217,7 +217,7 @@ def embedding_bag(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> 
         weight: ``[F, width]`` float32, float64 or bfloat16, contiguous.
         crow: ``[B + 1]`` int64: sample b has the features ``crow[b]`` to ``crow[b + 1] - 1``.
         col: ``[nnz]`` int64 feature numbers, each in ``0 .. F - 1``.
-        values: ``[nnz]`` of the dtype of ``weight``.
+        values: ``[nnz]`` of the dtype of ``weight``, or None, which stands for ones.
 
     Returns:
         ``[B, width]``; zeros for a sample without features.
@@ -230,12 +230,12 @@ def embedding_bag(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> 
 
 
 @torch.library.register_fake("torch_lsh::embedding_bag")
-def _(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
+def _(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor | None = None) -> Tensor:
     return weight.new_empty(crow.shape[0] - 1, weight.shape[1])
 
 
 @torch.library.register_fake("torch_lsh::embedding_bag_backward")
-def _(grad: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, crow: Tensor, col: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
     count = torch.library.get_ctx().new_dynamic_size()
     return col.new_empty(count), grad.new_empty(count, grad.shape[1])
 
@@ -266,8 +266,9 @@ def _embedding_bag_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None
 torch.library.register_autograd("torch_lsh::embedding_bag", _embedding_bag_backward, setup_context=_embedding_bag_setup)
 
 
-def _embedding_bag_autocast(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
-    bags = _without_autocast(_ops.embedding_bag, weight, crow, col, values.to(weight.dtype))
+def _embedding_bag_autocast(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor | None = None) -> Tensor:
+    values = None if values is None else values.to(weight.dtype)
+    bags = _without_autocast(_ops.embedding_bag, weight, crow, col, values)
     return bags.to(_autocast_dtype(weight) or weight.dtype)
 
 
@@ -275,6 +276,14 @@ _autocast.impl("embedding_bag", _embedding_bag_autocast)
 
 
 # --- row-sparse optimizers ------------------------------------------------------------------------------------------
+
+
+def _count_change(*tensors: Tensor | None) -> None:
+    """Raises the tensors' versions, as PyTorch's own in-place operators do.
+
+    So autograd notices that a tensor it saved was changed. Operators of a C++ library do not do it by themselves.
+    """
+    torch.autograd.graph.increment_version([tensor for tensor in tensors if tensor is not None])
 
 
 def row_sparse_adam_(
@@ -298,7 +307,7 @@ def row_sparse_adam_(
 
     Args:
         parameter: ``[N, width]`` or ``[N]`` float32, float64 or bfloat16, contiguous.
-        first, second: the moments, of the shape and dtype of ``parameter``.
+        first, second: the moments, of the shape of ``parameter``; of its dtype, or float32 where that is bfloat16.
         rows: ``[A]`` int64, strictly increasing.
         gradient: ``[A, width]`` or ``[A]``.
         decays: ``[A, 3]`` float64, factors for first moment, second moment and weights that are applied before the
@@ -306,6 +315,9 @@ def row_sparse_adam_(
         lr, beta1, beta2, eps, weight_decay, maximize: as in :class:`torch.optim.Adam`.
         bias_correction1, bias_correction2: ``1 - beta ** step``.
         decoupled: weight decay as in AdamW.
+
+    Raises:
+        RuntimeError: an argument does not fit; then nothing was changed.
     """
     _ops.row_sparse_adam_(
         parameter,
@@ -324,6 +336,7 @@ def row_sparse_adam_(
         decoupled,
         maximize,
     )
+    _count_change(parameter, first, second)
 
 
 def row_sparse_sgd_(
@@ -342,6 +355,7 @@ def row_sparse_sgd_(
     _ops.row_sparse_sgd_(
         parameter, momentum_buffer, rows, gradient, lr, momentum, dampening, weight_decay, nesterov, maximize
     )
+    _count_change(parameter, momentum_buffer)
 
 
 def row_sparse_adagrad_(
@@ -356,6 +370,7 @@ def row_sparse_adagrad_(
 ) -> None:
     """One Adagrad (Duchi et al. 2011) step on some rows of a parameter, in place; ``squares`` is the state sum."""
     _ops.row_sparse_adagrad_(parameter, squares, rows, gradient, lr, eps, weight_decay, maximize)
+    _count_change(parameter, squares)
 
 
 for _name in ("row_sparse_adam_", "row_sparse_sgd_", "row_sparse_adagrad_"):

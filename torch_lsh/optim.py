@@ -2,25 +2,42 @@
 
 Subclasses of those in :mod:`torch.optim`, with the same arguments and state, so a ``state_dict`` goes either way. Being
 given to one of them marks a parameter (:mod:`torch_lsh.row_sparse`): layers of this library then produce row-sparse
-gradients for it, and a step reads and writes only the rows of the gradient. Dense gradients go to PyTorch's own step.
+gradients for it, and a step reads and writes only the rows of the gradient. Dense gradients go to PyTorch's own step,
+fused where the caller left the choice and it can run. A parameter may change between the two from step to step.
 
 Lazy semantics: a row without a gradient does not move and its moments do not decay, as in
 :class:`torch.optim.SparseAdam`; bias corrections use the parameter's step count, and weight decay acts on a row when it
 is touched. With ``catch_up=True`` (:class:`Adam`, :class:`AdamW`) a row that is touched again first gets the decay that
 the missed steps would have applied: its moments times ``beta ** missed``, and under AdamW its weights times
 ``(1 - lr * weight_decay) ** missed`` (with the present learning rate). What catch-up does not do is move the weights by
-the momentum of the missed steps, as a dense step would have.
+the momentum of the missed steps, as a dense step would have, or apply the L2 penalty of those steps.
+
+bfloat16 parameters have float32 state, for dense gradients too: a bfloat16 second moment would round its own decay
+away. The arithmetic is float32 and the weights are rounded to nearest.
+
+Gradients that repeat rows (accumulated over several backward passes) are summed first. What has no row-sparse form
+(``amsgrad``, ``capturable``, ``differentiable``, parameters that are not contiguous CPU tensors of a supported dtype)
+is not marked, so it gets dense gradients and works as in PyTorch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import ops, row_sparse
+
+if TYPE_CHECKING:
+    _Base = torch.optim.Optimizer
+else:
+    _Base = object
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def row_sparse_gradient(gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,171 +45,300 @@ def row_sparse_gradient(gradient: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         gradient: sparse COO with one sparse dimension.
+
+    Raises:
+        RuntimeError: ``gradient`` is not of that form, or a row is out of range.
     """
     if gradient.layout is not torch.sparse_coo or gradient.sparse_dim() != 1:
+        form = f"{gradient.sparse_dim()} sparse dimensions" if gradient.layout is torch.sparse_coo else "no rows"
         raise RuntimeError(
-            f"a gradient has layout {gradient.layout} with {gradient.sparse_dim()} sparse dimensions; "
+            f"a gradient has layout {gradient.layout} with {form}; "
             "wanted a dense tensor or a sparse COO tensor with one sparse dimension"
         )
     rows, values = gradient._indices()[0].contiguous(), gradient._values().contiguous()
     if len(rows) > 1 and not bool((rows[1:] > rows[:-1]).all()):
-        rows, values = ops.coalesce_rows(rows, values)
+        width = values.shape[1:]
+        rows, values = ops.coalesce_rows(rows, values.flatten(1) if len(width) > 1 else values)
+        values = values.unflatten(1, width) if len(width) > 1 else values
+    if len(rows) > 0 and not 0 <= int(rows[0]) <= int(rows[-1]) < gradient.shape[0]:
+        raise RuntimeError(
+            f"a row-sparse gradient has rows {int(rows[0])} to {int(rows[-1])}; wanted 0 to {gradient.shape[0] - 1}"
+        )
     return rows, values
 
 
-class _RowSparseMixin:
-    """Splits a step into PyTorch's, for dense gradients, and our own, for row-sparse ones."""
+def _zeros(parameter: Tensor) -> Tensor:
+    """Contiguous zeros for the state of ``parameter``, aligned to cache lines.
 
-    param_groups: list[dict[str, Any]]
-    state: Any
-    _unsupported: tuple[str, ...] = ()
+    Unlike ``torch.zeros`` this writes nothing: memory of rows that are never touched is never given to the process.
+    """
+    dtype = _state_dtype(parameter)
+    size = parameter.numel() * dtype.itemsize
+    memory = np.zeros(size + 63, np.uint8)
+    start = -memory.ctypes.data % 64
+    return torch.from_numpy(memory[start : start + size]).view(dtype).view(parameter.shape)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)  # type: ignore[misc]
-        for parameter in self.param_groups[-1]["params"]:
-            row_sparse.mark(parameter, self)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[misc]
-        for group in self.param_groups:
-            for parameter in group["params"]:
+def _state_dtype(parameter: Tensor) -> torch.dtype:
+    return torch.float32 if parameter.dtype is torch.bfloat16 else parameter.dtype
+
+
+def _by_rows(tensor: Tensor) -> Tensor:
+    """``tensor`` as the one or two dimensions that the operators take; shares memory and version."""
+    return tensor.detach().flatten(1) if tensor.dim() > 2 else tensor.detach()
+
+
+class _RowSparseMixin(_Base):
+    """Splits a step into PyTorch's, for dense gradients, and our own, for row-sparse ones.
+
+    Everything that has to survive ``pickle`` and ``state_dict`` is in the state and in the parameter groups.
+    """
+
+    _unsupported: tuple[str, ...] = ("differentiable",)
+    _moments: tuple[str, ...]  # state of the parameter's shape
+
+    def _takes_rows(self, group: dict[str, Any], parameter: Tensor) -> bool:
+        return (
+            parameter.dtype in _DTYPES
+            and parameter.device.type == "cpu"
+            and parameter.dim() > 0
+            and parameter.is_contiguous()
+            and not any(group.get(option) for option in self._unsupported)
+        )
+
+    def _mark(self, group: dict[str, Any]) -> None:
+        for parameter in group["params"]:
+            if self._takes_rows(group, parameter):
                 row_sparse.mark(parameter, self)
 
-    @torch.no_grad()
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self._mark(self.param_groups[-1])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            self._mark(group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in PyTorch; takes the state of the :mod:`torch.optim` optimizer of the same name, too."""
+        loaded: dict[str, Any] = {}
+        options = [dict(group) for group in self.param_groups]
+        # Runs after hooks of the caller's, so it sees what is really loaded.
+        hook = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        for group, saved, before in zip(self.param_groups, loaded["param_groups"], options):
+            for option in before.keys() - group.keys():  # what a torch.optim optimizer does not know
+                group[option] = before[option]
+            for parameter, number in zip(group["params"], saved["params"]):
+                # PyTorch has cast all state to the dtype of the parameter.
+                for name, value in loaded["state"].get(number, {}).items():
+                    if name == "last_step":
+                        self.state[parameter][name] = value.to(torch.int32)
+                    elif name in self._moments and value is not None and self._takes_rows(group, parameter):
+                        self.state[parameter][name] = value.to(_state_dtype(parameter))
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; ``closure``, if given, is called first and its result returned."""
+        """One step; ``closure``, if given, is called first and its result returned.
+
+        Raises:
+            RuntimeError: a row-sparse gradient came for a parameter that has no row-sparse update.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        sparse = [
-            (group, parameter, parameter.grad)
-            for group in self.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None and parameter.grad.layout is not torch.strided
-        ]
-        self._check(sparse)
-        # PyTorch's step refuses sparse gradients and passes over parameters without one.
-        for _, parameter, _ in sparse:
-            parameter.grad = None
-        try:
-            super().step()  # type: ignore[misc]
-        finally:
-            for _, parameter, gradient in sparse:
-                parameter.grad = gradient
-        for group, parameter, gradient in sparse:
-            rows, values = row_sparse_gradient(gradient)
-            version = parameter._version
-            self._step_rows(group, parameter, rows, values)
-            row_sparse.record_update(parameter, rows, version)
+        own, others = [], []
+        for group in self.param_groups:
+            dense = []
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if parameter.grad.layout is not torch.strided:
+                    self._check(group, parameter)
+                    own.append((group, parameter, *row_sparse_gradient(parameter.grad)))
+                elif parameter.dtype is torch.bfloat16 and self._takes_rows(group, parameter):
+                    own.append((group, parameter, torch.arange(len(parameter)), parameter.grad.contiguous()))
+                else:
+                    dense.append(parameter)
+            if dense:
+                others.append((group, dense))
+        if others:
+            self._dense_step(others, [parameter for _, parameter, _, _ in own])
+        with torch.no_grad():
+            for group, parameter, rows, values in own:
+                version = parameter._version
+                self._step_rows(group, parameter, rows, _by_rows(values))
+                row_sparse.record_update(parameter, rows, version)
         return loss
 
-    def _check(self, sparse: list[tuple[dict[str, Any], Tensor, Tensor]]) -> None:
-        for group, parameter, _ in sparse:
-            for option in self._unsupported:
-                if group.get(option):
-                    raise RuntimeError(
-                        f"{type(self).__name__}: {option}=True does not work with row-sparse gradients; "
-                        "leave it off or use the torch.optim optimizer, which gets dense gradients"
-                    )
-            if not parameter.is_contiguous():
-                raise RuntimeError("a parameter with a row-sparse gradient is not contiguous; wanted a contiguous one")
+    def _check(self, group: dict[str, Any], parameter: Tensor) -> None:
+        for option in self._unsupported:
+            if group.get(option):
+                raise RuntimeError(
+                    f"{type(self).__name__}: {option}=True does not work with row-sparse gradients; "
+                    "leave it off, or have the layer produce dense ones"
+                )
+        if not self._takes_rows(group, parameter):
+            raise RuntimeError(
+                f"a parameter with a row-sparse gradient is {parameter.dtype} of strides {parameter.stride()} on "
+                f"{parameter.device}; wanted a contiguous float32, float64 or bfloat16 tensor on the CPU"
+            )
+
+    def _dense_step(self, groups: list[tuple[dict[str, Any], list[Tensor]]], hidden: list[Tensor]) -> None:
+        # PyTorch's step refuses sparse gradients and passes over parameters without one.
+        gradients = [parameter.grad for parameter in hidden]
+        fused = [group for group, dense in groups if self._can_fuse(group, dense)]
+        # Without the wrapper that runs hooks: this step's own wrapper runs them.
+        step = inspect.unwrap(super().step.__func__)  # type: ignore[attr-defined]
+        try:
+            for parameter in hidden:
+                parameter.grad = None
+            for group in fused:
+                group["fused"] = True
+            with torch.set_grad_enabled(self.defaults["differentiable"]):
+                step(self)
+            # PyTorch's fused steps on CPUs do not raise the versions of the parameters that they change.
+            for group, dense in groups:
+                if group.get("fused"):
+                    torch.autograd.graph.increment_version(dense)
+        finally:
+            for group in fused:
+                group["fused"] = None
+            for parameter, gradient in zip(hidden, gradients):
+                parameter.grad = gradient
+
+    def _can_fuse(self, group: dict[str, Any], dense: list[Tensor]) -> bool:
+        """Whether PyTorch's fused step may be chosen: it takes memory as flat, whatever the strides say."""
+        return (
+            group.get("fused") is None
+            and group.get("foreach") is None
+            and not group.get("capturable")
+            and not group["differentiable"]
+            and all(
+                parameter.device.type == "cpu"
+                and parameter.is_floating_point()
+                and parameter.is_contiguous()
+                and parameter.grad is not None
+                and parameter.grad.is_contiguous()
+                and parameter.grad.dtype is parameter.dtype
+                and all(
+                    value.is_contiguous() and value.dtype is parameter.dtype
+                    for name, value in self.state.get(parameter, {}).items()
+                    if name in self._moments and value is not None
+                )
+                for parameter in dense
+            )
+        )
+
+    def _moment(self, parameter: Tensor, name: str, fill: float = 0.0) -> Tensor:
+        """State of the parameter's shape, allocated once, as the operators take it."""
+        state = self.state[parameter]
+        moment = state.get(name)
+        if moment is None:
+            moment = _zeros(parameter)
+            if fill != 0.0:
+                moment.fill_(fill)
+        elif moment.dtype is not _state_dtype(parameter) or not moment.is_contiguous():
+            moment = moment.to(_state_dtype(parameter)).contiguous()
+        state[name] = moment
+        return _by_rows(moment)
+
+    def _count_step(self, parameter: Tensor) -> int:
+        step = self.state[parameter].setdefault("step", torch.zeros((), dtype=torch.float32))
+        step += 1
+        return int(step)
 
     def _step_rows(self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor) -> None:
         raise NotImplementedError
 
 
-def _flatten(parameters: Any) -> tuple[list[Any], Iterator[Tensor]]:
-    """The parameters as a list that can be read again, and the tensors in it."""
-    listed = list(parameters)
-    tensors = (
-        tensor[1] if isinstance(tensor, tuple) else tensor
-        for entry in listed
-        for tensor in (list(entry["params"]) if isinstance(entry, dict) else [entry])
-        if not isinstance(entry, dict) or not isinstance(entry["params"], Iterator)
-    )
-    return listed, tensors
-
-
-def _fused_by_default(parameters: Any, options: dict[str, Any]) -> Any:
-    """Chooses PyTorch's fused dense step where the caller left the choice and it can run."""
-    listed, tensors = _flatten(parameters)
-    if all(options.get(name) is None for name in ("fused", "foreach")) and not options.get("differentiable"):
-        # A group whose params are a one-shot iterator cannot be looked into without using it up.
-        peekable = all(not isinstance(entry, dict) or not isinstance(entry["params"], Iterator) for entry in listed)
-        if peekable and all(
-            isinstance(t, Tensor) and t.device.type == "cpu" and t.is_floating_point() for t in tensors
-        ):
-            options["fused"] = True
-    return listed
-
-
 class _AdamRows(_RowSparseMixin):
     _unsupported = ("amsgrad", "capturable", "differentiable")
-    _decoupled = False
+    _moments = ("exp_avg", "exp_avg_sq")
+
+    def _dense_step(self, groups: list[tuple[dict[str, Any], list[Tensor]]], hidden: list[Tensor]) -> None:
+        caught_up = [parameter for _, dense in groups for parameter in dense if "last_step" in self.state[parameter]]
+        self._flush(caught_up)
+        super()._dense_step(groups, hidden)
+        for parameter in caught_up:
+            self.state[parameter]["last_step"].fill_(int(self.state[parameter]["step"]))
+
+    def flush(self) -> None:
+        """Applies the decay that rows have outstanding under ``catch_up=True``; changes all rows, so it is not cheap.
+
+        For instance before an evaluation, or before the state goes to an optimizer without catch-up.
+        """
+        self._flush([parameter for parameter, state in self.state.items() if "last_step" in state])
+
+    @torch.no_grad()
+    def _flush(self, parameters: list[Tensor]) -> None:
+        groups = {parameter: group for group in self.param_groups for parameter in group["params"]}
+        for parameter in parameters:
+            state, step = self.state[parameter], int(self.state[parameter]["step"])
+            behind = (state["last_step"] < step).nonzero().squeeze(1)
+            if len(behind) == 0:
+                continue
+            decays = self._decays(groups[parameter], state["last_step"], behind, step)
+            version = parameter._version
+            shape = (-1,) + (1,) * (parameter.dim() - 1)
+            for tensor, factor in zip((state["exp_avg"], state["exp_avg_sq"], parameter), decays.unbind(1)):
+                if bool((factor != 1).any()):
+                    tensor[behind] = (tensor[behind] * factor.view(shape)).to(tensor.dtype)
+            state["last_step"].fill_(step)
+            if parameter._version != version:
+                row_sparse.record_update(parameter, behind, version)
+
+    @staticmethod
+    def _decays(group: dict[str, Any], last_step: Tensor, rows: Tensor, step: int) -> Tensor:
+        """What the steps up to ``step`` would have decayed in rows without a gradient: ``[A, 3]`` float64."""
+        shrink = 1 - float(group["lr"]) * float(group["weight_decay"]) if group["decoupled_weight_decay"] else 1.0
+        missed = (step - last_step[rows]).double()
+        return torch.stack([factor**missed for factor in (*map(float, group["betas"]), shrink)], 1)
 
     def _step_rows(self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor) -> None:
+        step = self._count_step(parameter)
+        first, second = self._moment(parameter, "exp_avg"), self._moment(parameter, "exp_avg_sq")
         state = self.state[parameter]
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-        if "exp_avg" not in state:
-            # zeros: pages of rows that are never touched are never given to the process
-            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-        state["step"] += 1
-        step = int(state["step"])
-        beta1, beta2 = (float(beta) for beta in group["betas"])
-        lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
-        decoupled = bool(group.get("decoupled_weight_decay", self._decoupled))
+        beta1, beta2 = map(float, group["betas"])
         decays = None
         if group.get("catch_up"):
             if "last_step" not in state:
                 state["last_step"] = torch.full((len(parameter),), step - 1, dtype=torch.int32)
-            missed = (step - 1 - state["last_step"][rows]).double()
-            shrink = 1 - lr * weight_decay if decoupled else 1.0
-            decays = torch.stack([factor**missed for factor in (beta1, beta2, shrink)], 1)
-            state["last_step"][rows] = step
+            decays = self._decays(group, state["last_step"], rows, step - 1)
         ops.row_sparse_adam_(
-            parameter,
-            state["exp_avg"],
-            state["exp_avg_sq"],
+            _by_rows(parameter),
+            first,
+            second,
             rows,
             values,
             decays,
-            lr,
+            float(group["lr"]),
             beta1,
             beta2,
             float(group["eps"]),
-            weight_decay,
+            float(group["weight_decay"]),
             1 - beta1**step,
             1 - beta2**step,
-            decoupled,
+            bool(group["decoupled_weight_decay"]),
             bool(group["maximize"]),
         )
-
-    def _dense_step_done(self, parameter: Tensor) -> None:
-        """A dense step leaves no row behind."""
-        state = self.state[parameter]
-        if "last_step" in state:
-            state["last_step"].fill_(int(state["step"]))
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = super().step(closure)
-        for group in self.param_groups:
-            if group.get("catch_up"):
-                for parameter in group["params"]:
-                    if parameter.grad is not None and parameter.grad.layout is torch.strided:
-                        self._dense_step_done(parameter)
-        return loss
+        if decays is not None:
+            state["last_step"][rows] = step
 
 
 class Adam(_AdamRows, torch.optim.Adam):
     """:class:`torch.optim.Adam` that also takes row-sparse gradients (lazily, see the module's text).
 
+    Adam: Kingma & Ba 2015.
+
     Args:
         params, lr, betas, eps, weight_decay, ...: as in :class:`torch.optim.Adam`; dense steps are fused by default.
-        catch_up: decay the moments of a row for the steps that it missed when it is touched again.
+        catch_up: decay the moments of a row for the steps that it missed when it is touched again. Keeps an int32
+            per row. May be set per parameter group.
 
     >>> layer = torch.nn.Linear(4, 3)
     >>> optimizer = Adam(layer.parameters(), lr=1e-3)
@@ -200,30 +346,47 @@ class Adam(_AdamRows, torch.optim.Adam):
     >>> optimizer.step()
     """
 
-    def __init__(self, params: Any, lr: float | Tensor = 1e-3, *args: Any, catch_up: bool = False, **kwargs: Any):
-        params = _fused_by_default(params, kwargs)
+    def __init__(
+        self, params: Any, lr: float | Tensor = 1e-3, *args: Any, catch_up: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(params, lr, *args, **kwargs)
-        self.defaults["catch_up"] = catch_up
-        for group in self.param_groups:
-            group.setdefault("catch_up", catch_up)
+        _finish(self, catch_up=catch_up)
 
 
 class AdamW(_AdamRows, torch.optim.AdamW):
     """:class:`torch.optim.AdamW` that also takes row-sparse gradients (lazily, see the module's text).
 
+    AdamW: Loshchilov & Hutter 2019.
+
     Args:
         params, lr, betas, eps, weight_decay, ...: as in :class:`torch.optim.AdamW`; dense steps are fused by default.
-        catch_up: decay the moments and weights of a row for the steps that it missed when it is touched again.
+        catch_up: decay the moments and weights of a row for the steps that it missed when it is touched again. Keeps
+            an int32 per row. May be set per parameter group.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(5, 2))
+    >>> optimizer = AdamW([weight], lr=0.1)
+    >>> weight.grad = torch.sparse_coo_tensor([[3]], torch.ones(1, 2), (5, 2))
+    >>> optimizer.step()
+    >>> weight.detach()[2:4]
+    tensor([[ 0.0000,  0.0000],
+            [-0.1000, -0.1000]])
     """
 
-    _decoupled = True
-
-    def __init__(self, params: Any, lr: float | Tensor = 1e-3, *args: Any, catch_up: bool = False, **kwargs: Any):
-        params = _fused_by_default(params, kwargs)
+    def __init__(
+        self, params: Any, lr: float | Tensor = 1e-3, *args: Any, catch_up: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(params, lr, *args, **kwargs)
-        self.defaults["catch_up"] = catch_up
-        for group in self.param_groups:
-            group.setdefault("catch_up", catch_up)
+        _finish(self, catch_up=catch_up)
+
+
+def _finish(optimizer: torch.optim.Optimizer, **options: Any) -> None:
+    """What a constructor does after PyTorch's own."""
+    # torch.amp.GradScaler would leave unscaling to a fused step; the row-sparse part wants unscaled gradients.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    optimizer.defaults.update(options)
+    for group in optimizer.param_groups:
+        for name, value in options.items():
+            group.setdefault(name, value)
 
 
 class SGD(_RowSparseMixin, torch.optim.SGD):
@@ -231,23 +394,34 @@ class SGD(_RowSparseMixin, torch.optim.SGD):
 
     Args:
         params, lr, momentum, ...: as in :class:`torch.optim.SGD`; dense steps are fused by default.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(3))
+    >>> optimizer = SGD([weight], lr=0.5)
+    >>> weight.grad = torch.sparse_coo_tensor([[1, 1]], [1.0, 1.0], (3,))
+    >>> optimizer.step()
+    >>> weight.detach()
+    tensor([ 0., -1.,  0.])
     """
 
-    _unsupported = ("differentiable",)
+    _moments = ("momentum_buffer",)
 
     def __init__(self, params: Any, lr: float | Tensor = 1e-3, *args: Any, **kwargs: Any) -> None:
-        params = _fused_by_default(params, kwargs)
         super().__init__(params, lr, *args, **kwargs)
+        _finish(self)
+
+    def _can_fuse(self, group: dict[str, Any], dense: list[Tensor]) -> bool:
+        # PyTorch's fused step takes buffers for all of a group's parameters or for none.
+        missing = [self.state.get(parameter, {}).get("momentum_buffer") is None for parameter in dense]
+        return super()._can_fuse(group, dense) and (group["momentum"] == 0 or all(missing) or not any(missing))
 
     def _step_rows(self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor) -> None:
-        state = self.state[parameter]
-        buffer, dampening = state.get("momentum_buffer"), float(group["dampening"])
-        if group["momentum"] != 0 and buffer is None:
-            buffer = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-            state["momentum_buffer"] = buffer
-            dampening = 0.0  # as in PyTorch, the first gradient enters whole
+        buffer, dampening = None, float(group["dampening"])
+        if group["momentum"] != 0:
+            if self.state[parameter].get("momentum_buffer") is None:
+                dampening = 0.0  # as in PyTorch, the first gradient enters whole
+            buffer = self._moment(parameter, "momentum_buffer")
         ops.row_sparse_sgd_(
-            parameter,
+            _by_rows(parameter),
             buffer,
             rows,
             values,
@@ -263,26 +437,44 @@ class SGD(_RowSparseMixin, torch.optim.SGD):
 class Adagrad(_RowSparseMixin, torch.optim.Adagrad):
     """:class:`torch.optim.Adagrad` that also takes row-sparse gradients, with ``weight_decay`` on touched rows.
 
+    Adagrad: Duchi et al. 2011. Its sums do not decay, so without weight decay a row-sparse step is the dense one.
+
     Args:
         params, lr, lr_decay, ...: as in :class:`torch.optim.Adagrad`; dense steps are fused by default.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(3, 1))
+    >>> optimizer = Adagrad([weight], lr=0.5)
+    >>> weight.grad = torch.sparse_coo_tensor([[1]], [[4.0]], (3, 1))
+    >>> optimizer.step()
+    >>> weight.detach().T
+    tensor([[ 0.0000, -0.5000,  0.0000]])
     """
 
-    _unsupported = ("differentiable",)
+    _moments = ("sum",)
 
     def __init__(self, params: Any, lr: float | Tensor = 1e-2, *args: Any, **kwargs: Any) -> None:
-        params = _fused_by_default(params, kwargs)
         super().__init__(params, lr, *args, **kwargs)
+        _finish(self)
+        self.state.clear()  # allocated at the first step, as by the other optimizers
+
+    def share_memory(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter].setdefault("step", torch.zeros((), dtype=torch.float32))
+                self._sum(parameter)
+        super().share_memory()
+
+    def _sum(self, parameter: Tensor) -> Tensor:
+        return self._moment(parameter, "sum", self.defaults["initial_accumulator_value"])
 
     def _step_rows(self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor) -> None:
-        state = self.state[parameter]
-        state["step"] += 1
-        lr = float(group["lr"]) / (1 + (float(state["step"]) - 1) * float(group["lr_decay"]))
+        step = self._count_step(parameter)
         ops.row_sparse_adagrad_(
-            parameter,
-            state["sum"],
+            _by_rows(parameter),
+            self._sum(parameter),
             rows,
             values,
-            lr,
+            float(group["lr"]) / (1 + (step - 1) * float(group["lr_decay"])),
             float(group["eps"]),
             float(group["weight_decay"]),
             bool(group["maximize"]),

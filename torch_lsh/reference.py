@@ -200,9 +200,10 @@ def coalesce_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return unique, values.new_zeros(len(unique), *values.shape[1:]).index_add_(0, inverse, values)
 
 
-def embedding_bag(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
+def embedding_bag(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor | None = None) -> Tensor:
     sample = torch.repeat_interleave(crow.diff())
-    return weight.new_zeros(len(crow) - 1, weight.shape[1]).index_add(0, sample, weight[col] * values.unsqueeze(1))
+    rows = weight[col] if values is None else weight[col] * values.unsqueeze(1)
+    return weight.new_zeros(len(crow) - 1, weight.shape[1]).index_add(0, sample, rows)
 
 
 def row_sparse_adam_(

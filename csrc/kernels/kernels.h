@@ -76,12 +76,12 @@ struct Kernels {
                        int64_t count, int64_t width, const SgdStep& step);
   void (*adagrad_rows_f64)(double* parameter, double* squares, const int64_t* rows, const double* gradient,
                            int64_t count, int64_t width, const AdagradStep& step);
-  void (*adam_rows_bf16)(BFloat16* parameter, BFloat16* first, BFloat16* second, const int64_t* rows,
+  void (*adam_rows_bf16)(BFloat16* parameter, float* first, float* second, const int64_t* rows,
                          const BFloat16* gradient, const double* decays, int64_t count, int64_t width,
                          const AdamStep& step);
-  void (*sgd_rows_bf16)(BFloat16* parameter, BFloat16* momentum, const int64_t* rows,
-                        const BFloat16* gradient, int64_t count, int64_t width, const SgdStep& step);
-  void (*adagrad_rows_bf16)(BFloat16* parameter, BFloat16* squares, const int64_t* rows,
+  void (*sgd_rows_bf16)(BFloat16* parameter, float* momentum, const int64_t* rows, const BFloat16* gradient,
+                        int64_t count, int64_t width, const SgdStep& step);
+  void (*adagrad_rows_bf16)(BFloat16* parameter, float* squares, const int64_t* rows,
                             const BFloat16* gradient, int64_t count, int64_t width, const AdagradStep& step);
 
   // hash.h: SimHash codes [count, num_tables] of rows x[count, width] by the signs of their products with

@@ -2,7 +2,8 @@
 // instruction set: include only from kernels/levels/*.cpp. Rows are unique, so a row belongs to the thread
 // that was given it.
 //
-// T is the storage type of parameter, state and gradient, Sum the type of the arithmetic.
+// T is the storage type of parameter and gradient, Sum that of the state and of the arithmetic: float for
+// bfloat16 parameters, because a bfloat16 second moment would round its own decay (0.999) away.
 #pragma once
 
 #include "kernels/convert.h"
@@ -12,9 +13,10 @@
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
 template <typename T, typename Sum>
-void adam_rows(T* parameter, T* first, T* second, const int64_t* rows, const T* gradient,
+void adam_rows(T* parameter, Sum* first, Sum* second, const int64_t* rows, const T* gradient,
                const double* decays, int64_t count, int64_t width, const AdamStep& step) {
   const Sum beta1 = step.beta1, beta2 = step.beta2, eps = step.eps;
+  const Sum take1 = 1 - step.beta1, take2 = 1 - step.beta2;  // subtracted in double, as PyTorch does
   const Sum rate = step.lr / step.bias_correction1;
   const Sum inverse_root = 1 / __builtin_sqrt(step.bias_correction2);
   const Sum sign = step.maximize ? -1 : 1;
@@ -28,8 +30,8 @@ void adam_rows(T* parameter, T* first, T* second, const int64_t* rows, const T* 
       prefetch_row(second + next, width);
     }
     T* __restrict p = parameter + rows[i] * width;
-    T* __restrict m = first + rows[i] * width;
-    T* __restrict v = second + rows[i] * width;
+    Sum* __restrict m = first + rows[i] * width;
+    Sum* __restrict v = second + rows[i] * width;
     const T* __restrict g = gradient + i * width;
     // What the steps that this row missed would have decayed.
     const Sum keep1 = decays == nullptr ? beta1 : static_cast<Sum>(step.beta1 * decays[3 * i]);
@@ -39,18 +41,18 @@ void adam_rows(T* parameter, T* first, T* second, const int64_t* rows, const T* 
     for (int64_t j = 0; j < width; ++j) {
       const Sum weight = static_cast<Sum>(to_float(p[j])) * keep;
       const Sum slope = sign * static_cast<Sum>(to_float(g[j])) + l2 * weight;
-      const Sum mean = keep1 * static_cast<Sum>(to_float(m[j])) + (1 - beta1) * slope;
-      const Sum square = keep2 * static_cast<Sum>(to_float(v[j])) + (1 - beta2) * slope * slope;
-      store(mean, m + j);
-      store(square, v + j);
+      const Sum mean = keep1 * m[j] + take1 * slope;
+      const Sum square = keep2 * v[j] + take2 * slope * slope;
+      m[j] = mean;
+      v[j] = square;
       store(weight - rate * mean / (square_root(square) * inverse_root + eps), p + j);
     }
   }
 }
 
 template <typename T, typename Sum>
-void sgd_rows(T* parameter, T* momentum, const int64_t* rows, const T* gradient, int64_t count, int64_t width,
-              const SgdStep& step) {
+void sgd_rows(T* parameter, Sum* momentum, const int64_t* rows, const T* gradient, int64_t count,
+              int64_t width, const SgdStep& step) {
   const Sum lr = step.lr, decay = step.weight_decay, keep = step.momentum, take = 1 - step.dampening;
   const Sum sign = step.maximize ? -1 : 1;
   const bool nesterov = step.nesterov;
@@ -69,20 +71,20 @@ void sgd_rows(T* parameter, T* momentum, const int64_t* rows, const T* gradient,
       }
       continue;
     }
-    T* __restrict b = momentum + rows[i] * width;
+    Sum* __restrict b = momentum + rows[i] * width;
 #pragma omp simd
     for (int64_t j = 0; j < width; ++j) {
       const Sum weight = to_float(p[j]);
       const Sum slope = sign * static_cast<Sum>(to_float(g[j])) + decay * weight;
-      const Sum velocity = keep * static_cast<Sum>(to_float(b[j])) + take * slope;
-      store(velocity, b + j);
+      const Sum velocity = keep * b[j] + take * slope;
+      b[j] = velocity;
       store(weight - lr * (nesterov ? slope + keep * velocity : velocity), p + j);
     }
   }
 }
 
 template <typename T, typename Sum>
-void adagrad_rows(T* parameter, T* squares, const int64_t* rows, const T* gradient, int64_t count,
+void adagrad_rows(T* parameter, Sum* squares, const int64_t* rows, const T* gradient, int64_t count,
                   int64_t width, const AdagradStep& step) {
   const Sum lr = step.lr, decay = step.weight_decay, eps = step.eps;
   const Sum sign = step.maximize ? -1 : 1;
@@ -92,14 +94,14 @@ void adagrad_rows(T* parameter, T* squares, const int64_t* rows, const T* gradie
       prefetch_row(squares + rows[i + kPrefetchRows] * width, width);
     }
     T* __restrict p = parameter + rows[i] * width;
-    T* __restrict s = squares + rows[i] * width;
+    Sum* __restrict s = squares + rows[i] * width;
     const T* __restrict g = gradient + i * width;
 #pragma omp simd
     for (int64_t j = 0; j < width; ++j) {
       const Sum weight = to_float(p[j]);
       const Sum slope = sign * static_cast<Sum>(to_float(g[j])) + decay * weight;
-      const Sum square = static_cast<Sum>(to_float(s[j])) + slope * slope;
-      store(square, s + j);
+      const Sum square = s[j] + slope * slope;
+      s[j] = square;
       store(weight - lr * slope / (square_root(square) + eps), p + j);
     }
   }

@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -21,12 +22,14 @@ namespace {
 // Tasks of this many sums: each reads some rows of the table, so several microseconds.
 constexpr int64_t kGrainSums = 16;
 
-void check_csr(const Tensor& crow, const Tensor& col, const Tensor& values, int64_t num_rows,
+void check_csr(const Tensor& crow, const Tensor& col, const std::optional<Tensor>& values, int64_t num_rows,
                ScalarType dtype) {
   check_operand(crow, "crow", 1, ScalarType::Long);
   check_operand(col, "col", 1, ScalarType::Long);
-  check_operand(values, "values", 1, dtype);
-  check_size(values, "values", 0, col.numel());
+  if (values.has_value()) {
+    check_operand(*values, "values", 1, dtype);
+    check_size(*values, "values", 0, col.numel());
+  }
   TORCH_LSH_CHECK(crow.numel() > 0, "crow is empty; wanted one number more than there are samples");
   const auto* starts = crow.const_data_ptr<int64_t>();
   TORCH_LSH_CHECK(starts[0] == 0 && starts[crow.numel() - 1] == col.numel(), "crow runs from ", starts[0],
@@ -36,7 +39,7 @@ void check_csr(const Tensor& crow, const Tensor& col, const Tensor& values, int6
   check_rows_in_range(col.const_data_ptr<int64_t>(), col.numel(), num_rows, "col");
 }
 
-// out[s] = sum over the s-th run of `rows` of values * table[rows]; values may be empty, which stands for
+// out[s] = sum over the s-th run of `rows` of values * table[rows]; values may be null, which stands for
 // ones.
 template <typename T>
 void sum_runs(void (*kernel)(const T*, const int64_t*, const T*, int64_t, int64_t, T*), const void* table,
@@ -64,14 +67,15 @@ void sum_runs(const Tensor& table, const int64_t* start, int64_t runs, const int
   }
 }
 
-Tensor embedding_bag(const Tensor& weight, const Tensor& crow, const Tensor& col, const Tensor& values) {
+Tensor embedding_bag(const Tensor& weight, const Tensor& crow, const Tensor& col,
+                     const std::optional<Tensor>& values) {
   check_floating(weight, "weight");
   check_operand(weight, "weight", 2, weight.scalar_type());
   check_csr(crow, col, values, weight.size(0), weight.scalar_type());
   const int64_t batch = crow.numel() - 1;
   Tensor out = torch::stable::empty({batch, weight.size(1)}, weight.scalar_type());
   sum_runs(weight, crow.const_data_ptr<int64_t>(), batch, col.const_data_ptr<int64_t>(),
-           values.const_data_ptr(), out);
+           values.has_value() ? values->const_data_ptr() : nullptr, out);
   return out;
 }
 
@@ -86,21 +90,27 @@ void permute(const void* from, const std::vector<int64_t>& order, void* to) {
   for (size_t i = 0; i < order.size(); ++i) static_cast<T*>(to)[i] = static_cast<const T*>(from)[order[i]];
 }
 
+Tensor permuted(const Tensor& values, const std::vector<int64_t>& order) {
+  Tensor out = torch::stable::empty({values.numel()}, values.scalar_type());
+  if (values.scalar_type() == ScalarType::Float) {
+    permute<float>(values.const_data_ptr(), order, out.mutable_data_ptr());
+  } else if (values.scalar_type() == ScalarType::Double) {
+    permute<double>(values.const_data_ptr(), order, out.mutable_data_ptr());
+  } else {
+    permute<BFloat16>(values.const_data_ptr(), order, out.mutable_data_ptr());
+  }
+  return out;
+}
+
 std::tuple<Tensor, Tensor> embedding_bag_backward(const Tensor& grad, const Tensor& crow, const Tensor& col,
-                                                  const Tensor& values) {
+                                                  const std::optional<Tensor>& values) {
   check_floating(grad, "grad");
   check_operand(grad, "grad", 2, grad.scalar_type());
   check_csr(crow, col, values, INT64_MAX, grad.scalar_type());
   check_size(crow, "crow", 0, grad.size(0) + 1);
   RowGroups groups = group_rows(col.const_data_ptr<int64_t>(), col.numel());
-  Tensor transposed = torch::stable::empty({col.numel()}, grad.scalar_type());
-  if (grad.scalar_type() == ScalarType::Float) {
-    permute<float>(values.const_data_ptr(), groups.order, transposed.mutable_data_ptr());
-  } else if (grad.scalar_type() == ScalarType::Double) {
-    permute<double>(values.const_data_ptr(), groups.order, transposed.mutable_data_ptr());
-  } else {
-    permute<BFloat16>(values.const_data_ptr(), groups.order, transposed.mutable_data_ptr());
-  }
+  std::optional<Tensor> transposed;
+  if (values.has_value()) transposed = permuted(*values, groups.order);
   const auto* starts = crow.const_data_ptr<int64_t>();
   std::vector<int64_t> sample_of(col.numel());
   for (int64_t b = 0; b < grad.size(0); ++b)
@@ -109,7 +119,8 @@ std::tuple<Tensor, Tensor> embedding_bag_backward(const Tensor& grad, const Tens
   permute<int64_t>(sample_of.data(), groups.order, samples.data());
   const int64_t unique = static_cast<int64_t>(groups.rows.size());
   Tensor sums = torch::stable::empty({unique, grad.size(1)}, grad.scalar_type());
-  sum_runs(grad, groups.start.data(), unique, samples.data(), transposed.const_data_ptr(), sums);
+  sum_runs(grad, groups.start.data(), unique, samples.data(),
+           transposed.has_value() ? transposed->const_data_ptr() : nullptr, sums);
   return {as_tensor(groups.rows), sums};
 }
 
@@ -135,7 +146,7 @@ Tensor embedding_bag_values_backward(const Tensor& grad, const Tensor& weight, c
   check_operand(grad, "grad", 2, weight.scalar_type());
   check_size(grad, "grad", 1, weight.size(1));
   Tensor out = torch::stable::empty({col.numel()}, weight.scalar_type());
-  check_csr(crow, col, out, weight.size(0), weight.scalar_type());
+  check_csr(crow, col, std::nullopt, weight.size(0), weight.scalar_type());
   check_size(crow, "crow", 0, grad.size(0) + 1);
   if (weight.scalar_type() == ScalarType::Float) {
     products(kernels().dot_rows_f32, grad, weight, crow, col, out);

@@ -28,8 +28,12 @@ void check_parameter(const Tensor& parameter) {
                   "; wanted one or two dimensions");
 }
 
+ScalarType state_dtype(const Tensor& parameter) {
+  return parameter.scalar_type() == ScalarType::BFloat16 ? ScalarType::Float : parameter.scalar_type();
+}
+
 void check_state(const Tensor& state, const char* name, const Tensor& parameter) {
-  check_operand(state, name, parameter.dim(), parameter.scalar_type());
+  check_operand(state, name, parameter.dim(), state_dtype(parameter));
   for (int64_t d = 0; d < parameter.dim(); ++d) check_size(state, name, d, parameter.size(d));
 }
 
@@ -45,16 +49,15 @@ void check_gradient(const Tensor& rows, const Tensor& gradient, const Tensor& pa
                     "; wanted strictly increasing rows (coalesce_rows makes them so)");
 }
 
-// Calls run.template operator()<T>(float kernel or double kernel or bfloat16 kernel) for the parameter's
-// dtype.
+// Calls run with the kernel for the parameter's dtype, a value of that type, and one of its state's type.
 template <typename Run, typename F32, typename F64, typename B16>
 void by_dtype(const Tensor& parameter, F32 f32, F64 f64, B16 bf16, const Run& run) {
   if (parameter.scalar_type() == ScalarType::Float) {
-    run(f32, float{});
+    run(f32, float{}, float{});
   } else if (parameter.scalar_type() == ScalarType::Double) {
-    run(f64, double{});
+    run(f64, double{}, double{});
   } else {
-    run(bf16, BFloat16{});
+    run(bf16, BFloat16{}, float{});
   }
 }
 
@@ -79,18 +82,21 @@ void row_sparse_adam_(const Tensor& parameter, const Tensor& first, const Tensor
   const AdamStep step{lr,        beta1,   beta2, eps, weight_decay, bias_correction1, bias_correction2,
                       decoupled, maximize};
   const Kernels& k = kernels();
-  by_dtype(parameter, k.adam_rows_f32, k.adam_rows_f64, k.adam_rows_bf16, [&](auto kernel, auto zero) {
-    using T = decltype(zero);
-    T *p = mutable_pointer<T>(parameter), *m = mutable_pointer<T>(first), *v = mutable_pointer<T>(second);
-    const auto* row = rows.const_data_ptr<int64_t>();
-    const T* g = static_cast<const T*>(gradient.const_data_ptr());
-    const double* decay = decays.has_value() ? decays->const_data_ptr<double>() : nullptr;
-    const int64_t width = width_of(parameter);
-    torch::stable::parallel_for(0, rows.numel(), kGrainRows, [&](int64_t begin, int64_t end) {
-      kernel(p, m, v, row + begin, g + begin * width, decay == nullptr ? nullptr : decay + 3 * begin,
-             end - begin, width, step);
-    });
-  });
+  by_dtype(parameter, k.adam_rows_f32, k.adam_rows_f64, k.adam_rows_bf16,
+           [&](auto kernel, auto zero, auto state_zero) {
+             using T = decltype(zero);
+             using State = decltype(state_zero);
+             T* p = mutable_pointer<T>(parameter);
+             State *m = mutable_pointer<State>(first), *v = mutable_pointer<State>(second);
+             const auto* row = rows.const_data_ptr<int64_t>();
+             const T* g = static_cast<const T*>(gradient.const_data_ptr());
+             const double* decay = decays.has_value() ? decays->const_data_ptr<double>() : nullptr;
+             const int64_t width = width_of(parameter);
+             torch::stable::parallel_for(0, rows.numel(), kGrainRows, [&](int64_t begin, int64_t end) {
+               kernel(p, m, v, row + begin, g + begin * width, decay == nullptr ? nullptr : decay + 3 * begin,
+                      end - begin, width, step);
+             });
+           });
 }
 
 void row_sparse_sgd_(const Tensor& parameter, std::optional<Tensor> momentum_buffer, const Tensor& rows,
@@ -101,17 +107,19 @@ void row_sparse_sgd_(const Tensor& parameter, std::optional<Tensor> momentum_buf
   check_gradient(rows, gradient, parameter);
   const SgdStep step{lr, momentum, dampening, weight_decay, nesterov, maximize};
   const Kernels& k = kernels();
-  by_dtype(parameter, k.sgd_rows_f32, k.sgd_rows_f64, k.sgd_rows_bf16, [&](auto kernel, auto zero) {
-    using T = decltype(zero);
-    T* p = mutable_pointer<T>(parameter);
-    T* buffer = momentum_buffer.has_value() ? mutable_pointer<T>(*momentum_buffer) : nullptr;
-    const auto* row = rows.const_data_ptr<int64_t>();
-    const T* g = static_cast<const T*>(gradient.const_data_ptr());
-    const int64_t width = width_of(parameter);
-    torch::stable::parallel_for(0, rows.numel(), kGrainRows, [&](int64_t begin, int64_t end) {
-      kernel(p, buffer, row + begin, g + begin * width, end - begin, width, step);
-    });
-  });
+  by_dtype(parameter, k.sgd_rows_f32, k.sgd_rows_f64, k.sgd_rows_bf16,
+           [&](auto kernel, auto zero, auto state_zero) {
+             using T = decltype(zero);
+             using State = decltype(state_zero);
+             T* p = mutable_pointer<T>(parameter);
+             State* buffer = momentum_buffer.has_value() ? mutable_pointer<State>(*momentum_buffer) : nullptr;
+             const auto* row = rows.const_data_ptr<int64_t>();
+             const T* g = static_cast<const T*>(gradient.const_data_ptr());
+             const int64_t width = width_of(parameter);
+             torch::stable::parallel_for(0, rows.numel(), kGrainRows, [&](int64_t begin, int64_t end) {
+               kernel(p, buffer, row + begin, g + begin * width, end - begin, width, step);
+             });
+           });
 }
 
 void row_sparse_adagrad_(const Tensor& parameter, const Tensor& squares, const Tensor& rows,
@@ -122,9 +130,11 @@ void row_sparse_adagrad_(const Tensor& parameter, const Tensor& squares, const T
   const AdagradStep step{lr, eps, weight_decay, maximize};
   const Kernels& k = kernels();
   by_dtype(parameter, k.adagrad_rows_f32, k.adagrad_rows_f64, k.adagrad_rows_bf16,
-           [&](auto kernel, auto zero) {
+           [&](auto kernel, auto zero, auto state_zero) {
              using T = decltype(zero);
-             T *p = mutable_pointer<T>(parameter), *s = mutable_pointer<T>(squares);
+             using State = decltype(state_zero);
+             T* p = mutable_pointer<T>(parameter);
+             State* s = mutable_pointer<State>(squares);
              const auto* row = rows.const_data_ptr<int64_t>();
              const T* g = static_cast<const T*>(gradient.const_data_ptr());
              const int64_t width = width_of(parameter);

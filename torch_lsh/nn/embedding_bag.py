@@ -2,89 +2,122 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..row_sparse import wants_row_sparse
 
 
 class EmbeddingBag(nn.EmbeddingBag):
     """An :class:`torch.nn.EmbeddingBag` (same constructor and keys) that takes sparse batches and touches few rows.
 
-    Its gradient is row-sparse where a ``torch_lsh.optim`` optimizer updates the weight, else dense. ``mode="max"``,
-    ``max_norm`` and ``scale_grad_by_freq`` are left to PyTorch's implementation.
+    Its gradient is row-sparse where a ``torch_lsh.optim`` optimizer updates the weight, else dense, or as PyTorch's
+    where ``sparse=True``. ``mode="max"``, ``max_norm``, ``scale_grad_by_freq`` and devices other than the CPU are left
+    to PyTorch's implementation.
 
     Args:
         num_embeddings: F, number of features.
         embedding_dim: width of the result.
-        mode: ``"sum"`` (the default here), ``"mean"`` or ``"max"``.
+        mode: ``"sum"``, ``"mean"`` (the default, as in PyTorch) or ``"max"``.
         others: as in :class:`torch.nn.EmbeddingBag`.
 
     Shape:
-        input: a sparse CSR tensor ``[B, num_embeddings]``, whose values weigh the features; or, as in PyTorch, feature
-        numbers ``[B, P]``, or ``[nnz]`` with ``offsets``, with optional ``per_sample_weights``. Output
-        ``[B, embedding_dim]``, zeros for a sample without features.
+        input: a sparse CSR tensor ``[B, num_embeddings]``, whose values weigh the features: with ``mode="sum"`` the
+        matrix product with the table, with ``"mean"`` that over the number of features stored in the row; or, as in
+        PyTorch, feature numbers ``[B, P]``, or ``[nnz]`` with ``offsets``, with optional ``per_sample_weights``.
+        Output ``[B, embedding_dim]``, zeros for a sample without features. Features equal to ``padding_idx`` do not
+        take part.
 
-    >>> bag = EmbeddingBag(10, 4)
+    Raises:
+        IndexError: a feature is out of range.
+        ValueError: arguments that do not fit together.
+
+    >>> bag = EmbeddingBag(10, 4, mode="sum")
     >>> x = torch.tensor([[0.0, 2.0] + [0.0] * 8]).to_sparse_csr()
     >>> torch.equal(bag(x), 2 * bag.weight[[1]])
     True
     """
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        max_norm: float | None = None,
-        norm_type: float = 2.0,
-        scale_grad_by_freq: bool = False,
-        mode: str = "sum",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_embeddings, embedding_dim, max_norm, norm_type, scale_grad_by_freq, mode, **kwargs)
-
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         if input.layout is torch.sparse_csr:
-            if offsets is not None or per_sample_weights is not None:
-                raise ValueError(
-                    "input is a sparse CSR tensor, which holds offsets and weights itself; wanted no others"
-                )
-            if input.dim() != 2 or input.shape[1] != self.num_embeddings:
-                raise ValueError(f"input has shape {tuple(input.shape)}; wanted [B, {self.num_embeddings}]")
-            crow, col, values = input.crow_indices().long(), input.col_indices().long(), input.values()
-            return self._bags(crow, col, values)
-        if self.mode == "max" or self.max_norm is not None or self.scale_grad_by_freq or input.device.type != "cpu":
+            return self._forward_csr(input, offsets, per_sample_weights)
+        # PyTorch's own, which also words the errors for arguments of forms that neither knows.
+        if (
+            self._pytorch_only()
+            or input.device.type != "cpu"
+            or (per_sample_weights is not None and (self.mode != "sum" or per_sample_weights.shape != input.shape))
+            or (input.dim() == 2) != (offsets is None)
+            or input.dim() not in (1, 2)
+        ):
             return super().forward(input, offsets, per_sample_weights)
-        if per_sample_weights is not None and self.mode != "sum":
-            raise ValueError(f"per_sample_weights came with mode={self.mode!r}; wanted mode='sum'")
-        if per_sample_weights is not None and per_sample_weights.shape != input.shape:
-            raise ValueError(
-                f"per_sample_weights has shape {tuple(per_sample_weights.shape)}; wanted {tuple(input.shape)}"
-            )
-        if input.dim() == 2:
-            if offsets is not None:
-                raise ValueError("offsets came with a 2-D input, whose rows are the bags; wanted None")
-            crow = torch.arange(0, input.numel() + 1, max(1, input.shape[1]))
-            if input.shape[1] == 0:
-                crow = torch.zeros(len(input) + 1, dtype=torch.int64)
-        elif input.dim() == 1 and offsets is not None:
-            crow = offsets.long() if self.include_last_offset else F.pad(offsets.long(), (0, 1), value=input.numel())
+        if offsets is None:
+            samples, length = input.shape
+            crow = torch.arange(samples + 1) * length
         else:
-            raise ValueError(f"input has shape {tuple(input.shape)}; wanted [B, P], or [nnz] with offsets")
+            crow = offsets.long() if self.include_last_offset else F.pad(offsets.long(), (0, 1), value=input.numel())
+            if crow.dim() != 1 or len(crow) == 0 or int(crow[0]) != 0 or int(crow[-1]) != input.numel():
+                first_last = [int(crow[0]), int(crow[-1])] if crow.dim() == 1 and len(crow) > 0 else []
+                raise ValueError(
+                    f"offsets of shape {tuple(offsets.shape)} with input of {input.numel()} features make bags that "
+                    f"begin and end at {first_last}; wanted [0, {input.numel()}]"
+                )
+            if bool((crow.diff() < 0).any()):
+                raise ValueError("offsets decrease; wanted increasing numbers")
         weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
         return self._bags(crow, input.reshape(-1).long(), weights)
 
+    def _forward_csr(self, input: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
+        if offsets is not None or per_sample_weights is not None:
+            raise ValueError("input is a sparse CSR tensor, which holds offsets and weights itself; wanted no others")
+        if input.dim() != 2 or input.shape[1] != self.num_embeddings:
+            raise ValueError(f"input has shape {tuple(input.shape)}; wanted [B, {self.num_embeddings}]")
+        crow, col, values = input.crow_indices().long(), input.col_indices().long(), input.values()
+        if not self._pytorch_only():
+            return self._bags(crow, col, values)
+        if self.mode != "sum" or self.scale_grad_by_freq:
+            raise ValueError(
+                f"input is a sparse CSR tensor, and the bag has mode={self.mode!r}, max_norm={self.max_norm}, "
+                f"scale_grad_by_freq={self.scale_grad_by_freq}, sparse={self.sparse}, {self.weight.dtype} on "
+                f"{self.weight.device}; wanted mode 'sum', or 'mean' without the others"
+            )
+        return F.embedding_bag(
+            col,
+            self.weight,
+            crow,
+            self.max_norm,
+            self.norm_type,
+            mode="sum",
+            sparse=self.sparse,
+            per_sample_weights=values.to(self.weight.dtype),
+            include_last_offset=True,
+            padding_idx=self.padding_idx,
+        )
+
+    def _pytorch_only(self) -> bool:
+        """Whether only PyTorch has what was asked for."""
+        return (
+            self.mode == "max"
+            or self.max_norm is not None
+            or self.scale_grad_by_freq
+            or (self.sparse and not wants_row_sparse(self.weight))
+            or self.weight.device.type != "cpu"
+            or self.weight.dtype not in (torch.float32, torch.float64, torch.bfloat16)
+        )
+
     def _bags(self, crow: Tensor, col: Tensor, values: Tensor | None) -> Tensor:
-        weight = self.weight
-        values = weight.new_ones(len(col)) if values is None else values.to(weight.dtype)
+        if len(col) > 0:
+            low, high = map(int, col.aminmax())
+            if low < 0 or high >= self.num_embeddings:
+                raise IndexError(f"input has features {low} to {high}; wanted 0 to {self.num_embeddings - 1}")
         counts = crow.diff()
         if self.padding_idx is not None:
             kept = col != self.padding_idx
-            sample = torch.repeat_interleave(counts)
-            counts = torch.bincount(sample[kept], minlength=len(counts))
-            crow, col, values = F.pad(counts.cumsum(0), (1, 0)), col[kept], values[kept]
-        bags = ops.embedding_bag(weight, crow.contiguous(), col.contiguous(), values.contiguous())
+            counts = torch.bincount(torch.repeat_interleave(counts)[kept], minlength=len(counts))
+            crow, col = F.pad(counts.cumsum(0), (1, 0)), col[kept]
+            values = None if values is None else values[kept]
+        if values is not None:
+            values = values.to(self.weight.dtype).contiguous()
+        bags = ops.embedding_bag(self.weight, crow.contiguous(), col.contiguous(), values)
         return bags / counts.clamp(min=1).unsqueeze(1).to(bags.dtype) if self.mode == "mean" else bags
