@@ -43,13 +43,14 @@ bool read_id(const char*& at, const char* end, int64_t bound, const char* what, 
              std::string& error) {
   int64_t number = -1;
   const auto [rest, status] = std::from_chars(at, end, number);
-  if (status != std::errc() || rest == at) {
+  if (rest == at) {
     error = std::string(what) + " expected at " + shown(at, end);
     return false;
   }
-  if (number < 0 || number >= bound) {
+  if (status != std::errc() || number < 0 || number >= bound) {
     error =
-        std::string(what) + " is " + std::to_string(number) + "; wanted 0 to " + std::to_string(bound - 1);
+        std::string(what) + " is " + std::string(at, std::min(rest, at + 20)) +
+        (bound > 0 ? "; wanted 0 to " + std::to_string(bound - 1) : ", but the header says there are none");
     return false;
   }
   id = static_cast<int32_t>(number);
@@ -57,32 +58,38 @@ bool read_id(const char*& at, const char* end, int64_t bound, const char* what, 
   return true;
 }
 
-// Plain decimals of up to 15 digits are read exactly without from_chars: digits / power of ten is rounded
-// once.
+// Reads a float32, correctly rounded; false if there is none in its range.
 bool read_value(const char*& at, const char* end, float& value) {
-  static constexpr double kPowers[] = {1e0, 1e1, 1e2,  1e3,  1e4,  1e5,  1e6,  1e7,
-                                       1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15};
+  // Most values are plain decimals of few digits: digits and power of ten are exact as floats, so that their
+  // quotient is rounded once.
+  static constexpr float kPowers[] = {1e0f, 1e1f, 1e2f, 1e3f, 1e4f, 1e5f, 1e6f, 1e7f};
+  constexpr int kDigits = 7;  // 10^7 < 2^24
   const char* p = at;
   const bool negative = p < end && *p == '-';
   p += negative;
-  uint64_t digits = 0;
+  int32_t digits = 0;
   int count = 0, decimals = 0;
-  for (; p < end && *p >= '0' && *p <= '9'; ++p, ++count)
-    digits = digits * 10 + static_cast<uint64_t>(*p - '0');
+  for (; p < end && *p >= '0' && *p <= '9' && count < kDigits; ++p, ++count)
+    digits = digits * 10 + (*p - '0');
   if (p < end && *p == '.')
-    for (++p; p < end && *p >= '0' && *p <= '9'; ++p, ++count, ++decimals)
-      digits = digits * 10 + static_cast<uint64_t>(*p - '0');
-  if (count > 0 && count <= 15 && (p == end || is_blank(*p))) {
-    const double number = static_cast<double>(digits) / kPowers[decimals];
-    value = static_cast<float>(negative ? -number : number);
+    for (++p; p < end && *p >= '0' && *p <= '9' && count < kDigits; ++p, ++count, ++decimals)
+      digits = digits * 10 + (*p - '0');
+  if (count > 0 && p == end) {
+    const float magnitude = static_cast<float>(digits) / kPowers[decimals];
+    value = negative ? -magnitude : magnitude;
     at = p;
     return true;
   }
-  double number = 0;
-  const char* start = at + (at < end && *at == '+');
-  const auto [rest, status] = std::from_chars(start, end, number);
-  if (status != std::errc() || rest == start) return false;
-  value = static_cast<float>(number);
+  const char* start = at;
+  if (end - at > 1 && at[0] == '+' && at[1] != '-') ++start;
+  const auto [rest, status] = std::from_chars(start, end, value);
+  if (status == std::errc::result_out_of_range) {  // so small that it is 0, or too large
+    double wide = 0;
+    if (std::from_chars(start, end, wide).ec != std::errc() || std::abs(wide) > 1) return false;
+    value = static_cast<float>(wide);
+  } else if (status != std::errc()) {
+    return false;
+  }
   at = rest;
   return true;
 }
@@ -120,7 +127,7 @@ void parse_line(const char* at, const char* end, int64_t num_features, int64_t n
     ++at;
     float value = 0;
     if (!read_value(at, word_end, value) || at != word_end)
-      return fail_with("a number expected after the colon in " + shown(start, word_end));
+      return fail_with("a float32 number expected after the colon in " + shown(start, word_end));
     if (!std::isfinite(value)) return fail_with("a finite value expected in " + shown(start, word_end));
     piece.features.push_back(id);
     piece.values.push_back(value);

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .xmc import XMCDataset, XMCRows
+from .xmc import XMCDataset, XMCRows, join_rows
 
 _CLUSTER = 8  # labels that share features
 _CLUSTER_FEATURES, _LABEL_FEATURES = 20, 24
 _NOISE_FEATURES = 20
+_BLOCK_ROWS = 10_000  # drawn at a time: bounds the memory
 
 
 def _uniform(*keys: np.ndarray | int) -> np.ndarray:
@@ -40,10 +41,18 @@ def synthetic_xmc(
 ) -> tuple[XMCDataset, XMCDataset]:
     """Training and test rows with about 5 labels and 75 features each.
 
-    Labels come in clusters of eight. Every cluster has 20 features of its own and every label 24; a row draws a label
-    from a power law, some labels of its cluster, some of the features of each, and 20 features of noise. Values are
-    Gamma distributed and normalised to length 1. The same seed gives the same rows; the first rows of a longer
-    training set are those of a shorter one only where the sizes agree.
+    Labels come in clusters of eight. Every cluster has 20 features and every label 24; a row draws a label from a power
+    law, some other labels of its cluster, some of the features of each, and 20 features of noise. The popularity of
+    features follows a power law too. Values are Gamma distributed and normalised to length 1. The same arguments give
+    the same rows; training and test rows share labels and features, and the test rows do not depend on ``num_train``.
+
+    Args:
+        num_train, num_test: rows of the two sets.
+        num_features, num_labels: default: those of Amazon-670K.
+        seed: of everything.
+
+    Raises:
+        ValueError: a size is negative, or there are no features or labels.
 
     >>> train, test = synthetic_xmc(100, 10, num_features=1_000, num_labels=5_000)
     >>> train
@@ -57,15 +66,27 @@ def synthetic_xmc(
             raise ValueError(f"{name} is {value}; wanted at least 1")
     rng = np.random.default_rng([seed, 0])
     feature_order, label_order = rng.permutation(num_features), rng.permutation(num_labels)
-    return tuple(  # type: ignore[return-value]  # two datasets
-        _draw(np.random.default_rng([seed, split]), rows, seed, feature_order, label_order)
-        for split, rows in ((1, num_train), (2, num_test))
-    )
+
+    def draw(split: int, rows: int) -> XMCDataset:
+        starts = range(0, max(1, rows), _BLOCK_ROWS)
+        blocks = [
+            _draw(
+                np.random.default_rng([seed, split, i]),
+                min(_BLOCK_ROWS, rows - start),
+                seed,
+                feature_order,
+                label_order,
+            )
+            for i, start in enumerate(starts)
+        ]
+        return XMCDataset.from_rows(join_rows(blocks))
+
+    return draw(1, num_train), draw(2, num_test)
 
 
 def _draw(
     rng: np.random.Generator, rows: int, seed: int, feature_order: np.ndarray, label_order: np.ndarray
-) -> XMCDataset:
+) -> XMCRows:
     num_features, num_labels = len(feature_order), len(label_order)
     primary = label_order[_power_law(rng.random(rows), num_labels, 0.75)]
     cluster = primary // _CLUSTER
@@ -102,16 +123,14 @@ def _draw(
     values /= np.sqrt(np.bincount(row, values.astype(np.float64) ** 2, rows))[row].astype(np.float32)
 
     label_ids = np.sort(np.where(chosen, siblings, num_labels), 1)
-    return XMCDataset.from_rows(
-        XMCRows(
-            _starts(np.bincount(row, minlength=rows)),
-            torch.from_numpy(feature.astype(np.int32)),
-            torch.from_numpy(values),
-            _starts(wanted),
-            torch.from_numpy(label_ids[label_ids < num_labels].astype(np.int32)),
-            num_features,
-            num_labels,
-        )
+    return XMCRows(
+        _starts(np.bincount(row, minlength=rows)),
+        torch.from_numpy(feature.astype(np.int32)),
+        torch.from_numpy(values),
+        _starts(wanted),
+        torch.from_numpy(label_ids[label_ids < num_labels].astype(np.int32)),
+        num_features,
+        num_labels,
     )
 
 

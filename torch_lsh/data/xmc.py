@@ -7,13 +7,14 @@ Rows without features and rows without labels are legal. (http://manikvarma.org/
 from __future__ import annotations
 
 import gzip
+import itertools
 import lzma
 import os
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ from torch.utils.data import Dataset
 
 from .. import ops
 
-_BLOCK_BYTES = 1 << 24
+_BLOCK_BYTES = 1 << 22  # read at a time; every thread gets a piece
+_LONGEST_LINE = 1 << 28
+_ROWS_WRITTEN = 10_000  # at a time
 
 with warnings.catch_warnings():
     # PyTorch says once per process that sparse CSR tensors are in beta; users of this module need not hear it.
@@ -45,7 +48,11 @@ class XMCRows(NamedTuple):
     num_labels: int
 
     def take(self, rows: Tensor) -> XMCRows:
-        """The rows of the given numbers (``[R]`` int64)."""
+        """The rows of the given numbers (``[R]`` int64, each in ``0 .. rows - 1``)."""
+        if len(rows) > 0:
+            first, last = torch.aminmax(rows)
+            if first < 0 or last >= len(self.feature_start) - 1:
+                raise IndexError(f"rows runs from {first} to {last}; wanted 0 to {len(self.feature_start) - 2}")
         feature_start, feature_at = _runs(self.feature_start, rows)
         label_start, label_at = _runs(self.label_start, rows)
         return XMCRows(
@@ -71,15 +78,20 @@ def _runs(start: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 class XMCDataset(Dataset[XMCRows]):
     """Rows of sparse features with several labels each, read from a text file (plain, ``.gz`` or ``.xz``).
 
-    An item is an :class:`XMCRows` of one row; :func:`collate_xmc` makes a batch of them. A feature that stands twice in
-    a row counts with the sum of its values.
+    An item is an :class:`XMCRows` of one row; ``DataLoader(dataset, 256, collate_fn=collate_xmc)`` makes batches. A
+    feature that stands twice in a row is kept twice, and so counts with the sum of its values wherever a batch is
+    multiplied or made dense. The file is read in blocks: the memory needed is that of the CSR arrays and half as much
+    again. The arrays are tensors, which workers of a DataLoader share.
 
     Args:
         path: the file.
-        normalize: ``"l2"``: divide the values of a row by their Euclidean norm; None: leave them.
+        normalize: ``"l2"``: divide the values of a row by their Euclidean norm, which word counts want; None: leave
+            them, as suits files of normalised TF-IDF. Rows of zeros stay as they are.
 
     Raises:
-        ValueError: the file is not in the format: file, line number and reason.
+        ValueError: the file is not in the format (a malformed line, an id out of range, a value that is not finite,
+            other than the number of rows in the header), or its compressed form is damaged: file, line number
+            (from 1) and reason.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "train.txt"
@@ -101,10 +113,37 @@ class XMCDataset(Dataset[XMCRows]):
 
     @classmethod
     def from_rows(cls, rows: XMCRows) -> XMCDataset:
-        """A dataset of CSR arrays that exist already."""
+        """A dataset of CSR arrays that exist already; they are not copied.
+
+        Raises:
+            ValueError: the arrays do not make CSR arrays of one another.
+        """
+        _check_rows(rows)
         dataset = cls.__new__(cls)
         dataset._rows = rows
         return dataset
+
+    @classmethod
+    def from_scipy(cls, features: Any, labels: Any) -> XMCDataset:
+        """A dataset of two ``scipy.sparse`` matrices: features ``[rows, F]`` and multi-hot labels ``[rows, N]``.
+
+        >>> import scipy.sparse
+        >>> XMCDataset.from_scipy(scipy.sparse.eye(3, 10), scipy.sparse.eye(3, 5))
+        XMCDataset(3 rows, 10 features, 5 labels)
+        """
+        features, labels = features.tocsr(), labels.tocsr(copy=True)
+        labels.eliminate_zeros()
+        return cls.from_rows(
+            XMCRows(
+                torch.tensor(features.indptr, dtype=torch.int64),
+                torch.tensor(features.indices, dtype=torch.int32),
+                torch.tensor(features.data, dtype=torch.float32),
+                torch.tensor(labels.indptr, dtype=torch.int64),
+                torch.tensor(labels.indices, dtype=torch.int32),
+                features.shape[1],
+                labels.shape[1],
+            )
+        )
 
     @property
     def rows(self) -> XMCRows:
@@ -123,12 +162,13 @@ class XMCDataset(Dataset[XMCRows]):
         return len(self._rows.feature_start) - 1
 
     def __getitem__(self, index: int) -> XMCRows:
+        """One row; negative numbers count from the end."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"index is {index}; wanted {-len(self)} to {len(self) - 1}")
         return self._rows.take(torch.tensor([index % len(self)]))
 
     def __getitems__(self, indices: Sequence[int]) -> XMCRows:
-        """A batch in one go, for DataLoader."""
+        """A batch in one go, for DataLoader; ``[R]`` numbers from 0."""
         return self._rows.take(torch.as_tensor(indices, dtype=torch.int64))
 
     def __repr__(self) -> str:
@@ -146,7 +186,7 @@ def collate_xmc(batch: XMCRows | Sequence[XMCRows], labels: str = "padded") -> t
     Returns:
         ``(features, labels)``; features are a sparse CSR tensor ``[B, num_features]`` float32.
     """
-    rows = batch if isinstance(batch, XMCRows) else _joined(batch)
+    rows = batch if isinstance(batch, XMCRows) else join_rows(batch)
     features = torch.sparse_csr_tensor(
         rows.feature_start,
         rows.features.long(),
@@ -158,37 +198,29 @@ def collate_xmc(batch: XMCRows | Sequence[XMCRows], labels: str = "padded") -> t
         return features, padded_labels(rows)
     if labels != "csr":
         raise ValueError(f"labels is {labels!r}; wanted 'padded' or 'csr'")
-    ones = torch.ones(len(rows.labels))
+    # A sparse CSR tensor wants increasing columns without repetition in a row.
+    sample = torch.repeat_interleave(rows.label_start.diff())
     shape = (len(rows.label_start) - 1, rows.num_labels)
-    # CSR wants increasing columns without repetition in a row.
-    padded = padded_labels(rows).clone()
-    multi_hot = torch.sparse_csr_tensor(rows.label_start, rows.labels.long(), ones, shape, check_invariants=False)
-    if bool(_increasing_within_rows(rows)):
-        return features, multi_hot
-    present = padded >= 0
-    sample = torch.arange(len(padded)).unsqueeze(1).expand_as(padded)[present]
-    coalesced = torch.sparse_coo_tensor(torch.stack([sample, padded[present]]), ones, shape).coalesce()
-    coalesced = torch.sparse_coo_tensor(coalesced.indices(), torch.ones(coalesced._nnz()), shape, is_coalesced=True)
-    return features, coalesced.to_sparse_csr()
-
-
-def _increasing_within_rows(rows: XMCRows) -> Tensor:
-    steps = rows.labels.diff() > 0
-    boundary = rows.label_start[1:-1] - 1
-    boundary = boundary[(boundary >= 0) & (boundary < len(steps))]
-    return steps.index_fill(0, boundary, True).all()
+    present = (sample * rows.num_labels + rows.labels).unique()
+    counts = torch.bincount(present // max(1, rows.num_labels), minlength=shape[0])
+    start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    multi_hot = torch.sparse_csr_tensor(
+        start, present % max(1, rows.num_labels), torch.ones(len(present)), shape, check_invariants=False
+    )
+    return features, multi_hot
 
 
 def padded_labels(rows: XMCRows) -> Tensor:
-    """The labels as ``[rows, P]`` int64, padded with -100."""
+    """The labels as ``[rows, P]`` int64, padded with -100; P is at least 1."""
     counts = rows.label_start.diff()
-    width = int(counts.max()) if len(counts) else 0
+    width = max(1, int(counts.max())) if len(counts) else 1
     padded = torch.full((len(counts), width), -100)
     padded[torch.arange(width) < counts.unsqueeze(1)] = rows.labels.long()
     return padded
 
 
-def _joined(batch: Sequence[XMCRows]) -> XMCRows:
+def join_rows(batch: Sequence[XMCRows]) -> XMCRows:
+    """Rows of one data set, one behind the other."""
     if len(batch) == 0:
         raise ValueError("batch is empty; wanted at least one row")
 
@@ -205,6 +237,31 @@ def _joined(batch: Sequence[XMCRows]) -> XMCRows:
         batch[0].num_features,
         batch[0].num_labels,
     )
+
+
+def _check_rows(rows: XMCRows) -> None:
+    num_rows = len(rows.feature_start) - 1
+    for name, start, ids, bound in (
+        ("feature", rows.feature_start, rows.features, rows.num_features),
+        ("label", rows.label_start, rows.labels, rows.num_labels),
+    ):
+        if start.dim() != 1 or start.dtype is not torch.int64 or len(start) != num_rows + 1 or num_rows < 0:
+            raise ValueError(
+                f"{name}_start has shape {tuple(start.shape)} and dtype {start.dtype}; wanted [rows + 1] int64"
+            )
+        if ids.dim() != 1 or ids.dtype is not torch.int32:
+            raise ValueError(f"{name}s has shape {tuple(ids.shape)} and dtype {ids.dtype}; wanted [nnz] int32")
+        if start[0] != 0 or start[-1] != len(ids) or bool((start.diff() < 0).any()):
+            raise ValueError(f"{name}_start must rise from 0 to {len(ids)}, the length of {name}s")
+        if len(ids) > 0 and (ids.min() < 0 or ids.max() >= bound):
+            raise ValueError(f"{name}s runs from {ids.min()} to {ids.max()}; wanted 0 to {bound - 1}")
+    if rows.values.dtype is not torch.float32 or rows.values.shape != rows.features.shape:
+        raise ValueError(
+            f"values has shape {tuple(rows.values.shape)} and dtype {rows.values.dtype}; "
+            f"wanted {tuple(rows.features.shape)} float32"
+        )
+    if not bool(rows.values.isfinite().all()):
+        raise ValueError("values holds a NaN or an infinity")
 
 
 def _normalised(rows: XMCRows, normalize: str | None) -> XMCRows:
@@ -227,19 +284,29 @@ def _open(path: Path, mode: str) -> IO[bytes]:
     return opener(path, mode)  # type: ignore[operator]  # three openers of one signature
 
 
-def _line_blocks(path: Path) -> Iterator[bytes]:
-    """The file in blocks of whole lines; the last one may lack its line end."""
-    rest = b""
+def _line_blocks(path: Path) -> Iterator[memoryview]:
+    """The file in blocks of whole lines; the last one may lack its line end. A block is valid until the next one."""
+    buffer = bytearray(_BLOCK_BYTES)
+    filled = 0
     with _open(path, "rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            end = block.rfind(b"\n") + 1
-            if end == 0:
-                rest += block
-                continue
-            yield rest + block[:end]
-            rest = block[end:]
-    if rest:
-        yield rest
+        while True:
+            count = file.readinto(memoryview(buffer)[filled:])  # type: ignore[attr-defined]  # all three have it
+            filled += count
+            end = buffer.rfind(b"\n", 0, filled) + 1 if count else filled
+            if end:
+                yield memoryview(buffer)[:end]
+            if not count:
+                return
+            buffer[: filled - end] = buffer[end:filled]
+            filled -= end
+            if filled == len(buffer):
+                if filled >= _LONGEST_LINE:
+                    raise _LineError(f"the line is longer than {_LONGEST_LINE >> 20} MB")
+                buffer = buffer + bytearray(len(buffer))
+
+
+class _LineError(Exception):
+    """What is wrong with the next line."""
 
 
 def _read(path: Path) -> XMCRows:
@@ -248,28 +315,34 @@ def _read(path: Path) -> XMCRows:
     line = 0  # lines read so far
     try:
         for block in _line_blocks(path):
+            begin = 0
             if line == 0:
-                header, _, block = block.partition(b"\n")
-                num_rows, num_features, num_labels = _parse_header(header, path)
+                begin = bytes(block).find(b"\n") + 1 or len(block)
+                num_rows, num_features, num_labels = _parse_header(bytes(block[:begin]))
                 line = 1
-                if not block:
-                    continue
+            if begin == len(block):
+                continue
             *parts, error = ops.parse_xmc(
-                torch.frombuffer(bytearray(block), dtype=torch.uint8), num_features, num_labels
+                torch.frombuffer(block, dtype=torch.uint8, offset=begin), num_features, num_labels
             )
             for column, part in zip(columns, parts):
                 column.append(part)
             line += len(parts[0])
-            if error:
-                raise ValueError(f"{path}, line {line + 1}: {error}")
             if line - 1 > num_rows:
-                raise ValueError(f"{path}, line {num_rows + 2}: the header says {num_rows} rows, but there are more")
+                line = num_rows + 1
+                raise _LineError(f"the header says {num_rows} rows, but there are more")
+            if error:
+                raise _LineError(error)
+        if line == 0:
+            raise _LineError("the file is empty; wanted a header 'rows features labels'")
+        if line - 1 < num_rows:
+            raise _LineError(f"the file ends after {line - 1} rows, but the header says {num_rows}")
+    except _LineError as error:
+        raise ValueError(f"{path}, line {line + 1}: {error}") from None
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}, after line {line}: the compressed file is damaged or cut off ({error})") from error
-    if line == 0:
-        raise ValueError(f"{path}, line 1: the file is empty; wanted a header 'rows features labels'")
-    if line - 1 != num_rows:
-        raise ValueError(f"{path}, line {line}: the file ends after {line - 1} rows, but the header says {num_rows}")
+        raise ValueError(
+            f"{path}, line {line + 1} or later: the compressed file is damaged or cut off ({error})"
+        ) from error
     joined = []
     dtypes = (torch.int64, torch.int32, torch.float32, torch.int64, torch.int32)
     for column, dtype in zip(columns, dtypes):
@@ -280,29 +353,48 @@ def _read(path: Path) -> XMCRows:
     return XMCRows(start[0], features, values, start[1], labels, num_features, num_labels)
 
 
-def _parse_header(header: bytes, path: Path) -> tuple[int, int, int]:
+def _parse_header(header: bytes) -> tuple[int, int, int]:
     words = header.split()
-    if len(words) != 3 or not all(word.isdigit() for word in words):
-        shown = header[:40].decode("ascii", "replace")
-        raise ValueError(f"{path}, line 1: the header is {shown!r}; wanted 'rows features labels'")
+    if len(words) != 3 or not all(word.isdigit() and len(word) < 19 for word in words):
+        shown = header[:40].rstrip().decode("ascii", "replace")
+        raise _LineError(f"the header is {shown!r}; wanted 'rows features labels'")
     num_rows, num_features, num_labels = (int(word) for word in words)
     for name, size in (("features", num_features), ("labels", num_labels)):
         if size >= 2**31:
-            raise ValueError(f"{path}, line 1: the header says {size} {name}; wanted fewer than 2**31")
+            raise _LineError(f"the header says {size} {name}; wanted fewer than 2**31")
     return num_rows, num_features, num_labels
 
 
 def write_xmc(dataset: XMCDataset, path: str | os.PathLike[str]) -> None:
-    """Writes a dataset in the text format (compressed by suffix); reading it gives the same arrays again."""
-    rows = dataset.rows
-    feature_start, label_start = rows.feature_start.tolist(), rows.label_start.tolist()
-    labels, features, values = rows.labels.tolist(), rows.features.tolist(), rows.values.numpy()
+    """Writes a dataset in the text format (compressed if ``path`` ends in ``.gz`` or ``.xz``).
+
+    Reading the file gives the same arrays again, bit for bit. It takes the place of an older one only when whole.
+
+    >>> import tempfile
+    >>> from torch_lsh.data import synthetic_xmc
+    >>> dataset, _ = synthetic_xmc(10, 0, num_features=100, num_labels=50)
+    >>> path = Path(tempfile.mkdtemp()) / "rows.txt.gz"
+    >>> write_xmc(dataset, path)
+    >>> torch.equal(XMCDataset(path).rows.values, dataset.rows.values)
+    True
+    """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.tmp{target.suffix}")
-    with _open(temporary, "wb") as file:
-        file.write(f"{len(dataset)} {rows.num_features} {rows.num_labels}\n".encode())
-        for i in range(len(dataset)):
-            words = ",".join(map(str, labels[label_start[i] : label_start[i + 1]]))
-            span = range(feature_start[i], feature_start[i + 1])
-            file.write((words + "".join(f" {features[j]}:{values[j]!s}" for j in span) + "\n").encode())
-    os.replace(temporary, target)
+    try:
+        with _open(temporary, "wb") as file:
+            file.write(f"{len(dataset)} {dataset.num_features} {dataset.num_labels}\n".encode())
+            for some in torch.arange(len(dataset)).split(_ROWS_WRITTEN):
+                file.write("".join(_lines(dataset.rows.take(some))).encode())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _lines(rows: XMCRows) -> Iterator[str]:
+    words = [
+        f" {feature}:{value!s}" for feature, value in zip(rows.features.tolist(), rows.values.numpy(), strict=True)
+    ]
+    labels = list(map(str, rows.labels.tolist()))
+    feature_runs, label_runs = (itertools.pairwise(s.tolist()) for s in (rows.feature_start, rows.label_start))
+    for (begin, end), (first, last) in zip(feature_runs, label_runs):
+        yield f"{','.join(labels[first:last])}{''.join(words[begin:end])}\n"
