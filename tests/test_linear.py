@@ -280,18 +280,22 @@ def test_tables_follow_edits_and_checkpoints():
     assert 5 in layer.sample(x).rows
 
 
-def test_dense_optimizer_rehashes_by_policy():
+@pytest.mark.parametrize("fused", [False, True])
+def test_dense_optimizer_rehashes_by_policy(fused):
     layer = LSHLinear(D, N, config=LSHConfig(active=60, rehash=FixedInterval(3)))
-    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2, fused=fused)
     x, y = torch.randn(B, D), torch.randint(0, N, (B,))
     rehashes = []
+    layer.sample(x)
+    built = layer._index.state_dict()["row_buckets"].clone()
     for _ in range(7):
         F.cross_entropy(layer(x), y).backward()
         assert not layer.weight.grad.is_sparse
         optimizer.step()
         optimizer.zero_grad()
         rehashes.append(layer.sampler_state()["rehashes"])
-    assert rehashes == [0, 0, 0, 1, 1, 1, 2]
+    assert rehashes == [0, 0, 1, 1, 1, 2, 2]
+    assert not torch.equal(layer._index.state_dict()["row_buckets"], built)
 
 
 @pytest.mark.parametrize(

@@ -408,7 +408,7 @@ def test_real_files(
     dataset = XMCDataset(real_data / name / f"{split}.txt.xz")
     assert (len(dataset), dataset.num_features, dataset.num_labels) == (rows, num_features, num_labels)
     assert len(dataset.rows.labels) / rows == pytest.approx(labels_per_row, rel=0.05)
-    assert len(dataset.rows.features) / rows == pytest.approx(features_per_row, rel=0.07)
+    assert len(dataset.rows.features) / rows == pytest.approx(features_per_row, rel=0.1)
     assert (dataset.rows.label_start.diff() == 0).sum() == without_labels
 
 

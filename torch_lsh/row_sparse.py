@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 _optimizers: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> weak set of the optimizers that marked it
@@ -39,6 +40,17 @@ def record_update(parameter: Tensor, rows: Tensor, version_before: int) -> None:
     """
     for listener in _listeners.get(parameter, ()):
         listener._record(rows, version_before, parameter._version)
+
+
+def _raise_versions(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """PyTorch's fused steps on CPUs change parameters without raising their versions; this makes up for it."""
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            changed = [parameter for parameter in group["params"] if parameter.grad is not None]
+            torch.autograd.graph.increment_version(changed)
+
+
+register_optimizer_step_post_hook(_raise_versions)
 
 
 class ChangedRows:

@@ -48,8 +48,9 @@ T log_sum_exp(const T* logits, const T* log_weights, int64_t count) {
     const T z = log_weights == nullptr ? logits[i] : logits[i] + log_weights[i];
     largest = z > largest ? z : largest;
   }
-  // An infinite largest logit would make differences of NaN out of honest infinities.
-  if (!(largest - largest == 0)) largest = 0;
+  // The difference of two infinities would be NaN.
+  if (largest == __builtin_inff()) return largest;
+  if (largest == -__builtin_inff()) largest = 0;
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < count; ++i)

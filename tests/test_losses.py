@@ -1,0 +1,82 @@
+"""The fused loss against its twin."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torch_lsh import ops, reference
+
+
+def arguments(dtype, batch, count, width, weights):
+    logits = (torch.randn(batch, count, dtype=dtype) * 5).requires_grad_()
+    log_weights = None
+    if weights is not None:
+        log_weights = torch.rand(count if weights == "shared" else (batch, count), dtype=dtype).log()
+        log_weights[..., -1:] = 0 if count == 1 else -torch.inf
+    positions = torch.randint(-1, max(1, count - 1), (batch, width))
+    shares = torch.rand(batch, width, dtype=dtype)
+    return logits, log_weights, positions, shares
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("batch", "count", "width"), [(1, 1, 1), (3, 17, 2), (5, 1000, 4), (0, 9, 1), (2, 8, 0)])
+@pytest.mark.parametrize("weights", [None, "shared", "per sample"])
+def test_sampled_softmax_loss(simd_level, threads, dtype, batch, count, width, weights):
+    inputs = arguments(dtype, batch, count, width, weights)
+    loss, log_z = ops.sampled_softmax_loss(*inputs)
+    expected, expected_log_z = reference.sampled_softmax_loss(*inputs)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(log_z, expected_log_z)
+    assert not log_z.requires_grad
+    upstream = torch.randn_like(loss)
+    (grad,) = torch.autograd.grad(loss, inputs[0], upstream)
+    (expected_grad,) = torch.autograd.grad(expected, inputs[0], upstream)
+    torch.testing.assert_close(grad, expected_grad)
+
+
+def test_exponential_is_accurate_over_its_whole_range(simd_level):
+    # log_z is 0 up to rounding, so the gradient of a share at position 0 is exp(z) elsewhere
+    z = torch.cat([torch.zeros(1), -torch.logspace(-6, 1.9, 20_000)]).requires_grad_()
+    weights = torch.full((len(z),), -torch.inf)
+    weights[0] = 0
+    one = torch.ones(1, 1)
+    log_z = torch.zeros(1)
+    grad = torch.ops.torch_lsh.sampled_softmax_loss_backward(
+        torch.ones(1), log_z, z.detach()[None], None, torch.tensor([[0]]), one
+    )[0, 1:]
+    torch.testing.assert_close(grad, z.detach()[1:].double().exp().float(), rtol=3e-7, atol=2e-38)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_logits_are_as_in_pytorch(value):
+    logits = torch.tensor([[1.0, value, 2.0]])
+    log_z = ops.sampled_softmax_loss(logits, None, torch.tensor([[0]]), torch.ones(1, 1))[1]
+    torch.testing.assert_close(log_z, logits.logsumexp(1), equal_nan=True)
+
+
+@pytest.mark.parametrize("weights", [None, "shared", "per sample"])
+def test_opcheck_and_gradcheck(weights):
+    inputs = arguments(torch.float64, 3, 7, 2, weights)
+    torch.library.opcheck(torch.ops.torch_lsh.sampled_softmax_loss, inputs)
+    finite = inputs if inputs[1] is None else (inputs[0], inputs[1].clamp(min=-3), *inputs[2:])
+    torch.autograd.gradcheck(lambda z: ops.sampled_softmax_loss(z, *finite[1:])[0], finite[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({0: torch.randn(3, 7).bfloat16()}, "logits has dtype BFloat16"),
+        ({0: torch.randn(7)}, "logits has shape"),
+        ({1: torch.zeros(6)}, "log_weights has shape"),
+        ({1: torch.zeros(7).double()}, "log_weights has dtype Double"),
+        ({2: torch.full((3, 2), 7)}, "positions holds 7; wanted at most 6"),
+        ({3: torch.ones(3, 1)}, "shares has shape"),
+    ],
+)
+def test_bad_arguments_are_named(change, message):
+    inputs = list(arguments(torch.float32, 3, 7, 2, None))
+    for i, value in change.items():
+        inputs[i] = value
+    with pytest.raises(RuntimeError, match=message):
+        ops.sampled_softmax_loss(*inputs)
