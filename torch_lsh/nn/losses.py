@@ -42,9 +42,11 @@ class Target:
         return self.probabilities or self.labels.shape[1] != 1
 
 
-def _check_labels(labels: Tensor, num_classes: int) -> None:
-    if labels.numel() > 0 and int(labels.max()) >= num_classes:
-        raise IndexError(f"target holds class {int(labels.max())}; wanted 0 to {num_classes - 1}")
+def _check_labels(labels: Tensor, num_classes: int, lowest: int = 0) -> None:
+    if labels.numel() > 0:
+        for label in map(int, labels.aminmax()):
+            if not lowest <= label < num_classes:
+                raise IndexError(f"target holds class {label}; wanted 0 to {num_classes - 1}")
 
 
 def as_target(
@@ -63,6 +65,8 @@ def as_target(
     """
     if not isinstance(target, Tensor):
         raise TypeError(f"target is a {type(target).__name__}; wanted a tensor")
+    if target.device.type != "cpu":
+        raise RuntimeError(f"target is on {target.device}; wanted cpu, the device of the logits")
     count = math.prod(batch_shape)
     if target.layout is torch.sparse_csr:
         if target.shape != (count, num_classes):
@@ -75,6 +79,8 @@ def as_target(
                 f"shape {tuple(batch_shape)}, or probabilities of the shape of the logits"
             )
         return None
+    if target.dtype is torch.uint8:
+        target = target.long()  # PyTorch takes it, too
     if target.dtype is not torch.int64:
         raise TypeError(f"target has dtype {target.dtype}; wanted torch.int64 class indices")
     if target.shape == batch_shape:
@@ -93,7 +99,7 @@ def as_target(
             f"wanted 0 to {num_classes - 1}, or {ignore_index} for none"
         )
     labels = labels.masked_fill(ignored, -1)
-    _check_labels(labels, num_classes)
+    _check_labels(labels, num_classes, lowest=-1)
     shares = (~ignored).to(dtype)
     return Target(labels, shares / shares.sum(1, keepdim=True).clamp(min=1), probabilities=False)
 
