@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from typing import Any
 
@@ -17,6 +18,14 @@ from ..row_sparse import ChangedRows, wants_row_sparse
 from ..sampling import ActiveSet, choose_active_rows, needs_index
 from . import losses
 from .logits import SampledLogits
+
+
+def _callers_level() -> int:
+    """The ``stacklevel`` at which a warning of our caller's points to a line that is neither torch's nor ours."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "torch_lsh"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 class LSHLinear(nn.Linear):
@@ -149,7 +158,7 @@ class LSHLinear(nn.Linear):
         obstacle = self._obstacle(input)
         if obstacle is None:
             return SampledLogits.of(input, self)
-        self.warn_dense(obstacle, stacklevel=5)
+        self.warn_dense(obstacle)
         return super().forward(input)
 
     def _obstacle(self, input: Tensor) -> str | None:
@@ -186,14 +195,14 @@ class LSHLinear(nn.Linear):
             return "a weight or bias that is not contiguous"
         return "a full backward hook" if self._backward_hooks or self._backward_pre_hooks else None
 
-    def warn_dense(self, what: str, stacklevel: int) -> None:
+    def warn_dense(self, what: str) -> None:
         """Says, once per layer, that ``what`` makes it compute all of its outputs."""
         if not self._warned:
             self._warned = True
             warnings.warn(
                 f"torch_lsh: {what} has no sampled path, so all {self.out_features} outputs of the layer are computed,"
                 " exactly as nn.Linear does and as slowly; this is said once per layer",
-                stacklevel=stacklevel,
+                stacklevel=_callers_level(),
             )
 
     def _check_can_sample(self, input: Tensor) -> None:

@@ -188,7 +188,7 @@ class SampledLogits(Tensor):
 
     def _announced(self, name: str) -> Tensor:
         if self._dense is None:
-            self._recipe.layer.warn_dense(name, stacklevel=5)
+            self._recipe.layer.warn_dense(name)
         return self.dense()
 
     @classmethod
