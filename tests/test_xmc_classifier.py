@@ -378,6 +378,15 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(data, tmp_path, uninterrup
     assert len(fit(make_model(), train, **{**options, "epochs": 3})) == 3
 
 
+def test_a_stopped_dense_run_ends_as_one_that_never_stopped(data, tmp_path):
+    models = [make_model(dense=True) for _ in range(3)]
+    options = {"checkpoint": tmp_path / "run.pt", "checkpoint_every": EVERY}
+    expected = fit(models[0], data[0])
+    fit(models[1], data[0], max_steps=5, **options)
+    assert fit(models[2], data[0], **options) == expected
+    assert_same(models[2], models[0])  # there are no tables, so checkpoints change nothing at all
+
+
 INTERRUPTED_RUN = """
     import sys, time
     import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -80,7 +81,9 @@ def _train(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     model = XMCClassifier.load(arguments.model)
     dataset = XMCDataset(arguments.data, normalize=arguments.normalize)
-    print(json.dumps(model.evaluate(dataset)))
+    precision = model.evaluate(dataset)
+    # JSON has no NaN, which is what rows without labels have
+    print(json.dumps({name: None if math.isnan(value) else value for name, value in precision.items()}))
     return 0
 
 
