@@ -132,8 +132,9 @@ def _reduce_cross_entropy(loss: Tensor, normaliser: Tensor, target: Target, redu
 def _smoothed(loss: Tensor, smooth: Tensor, target: Target, smoothing: float) -> Tensor:
     """Label smoothing; ``smooth`` ``[B]`` is the mean of -log p over all classes."""
     # Ignored samples are no part of a loss over class indices; a distribution has no ignored samples.
-    counted = 1.0 if target.probabilities else (target.labels >= 0).any(1)
-    return (1 - smoothing) * loss + smoothing * smooth * counted
+    if not target.probabilities:
+        smooth = smooth.masked_fill((target.labels < 0).all(1), 0)
+    return (1 - smoothing) * loss + smoothing * smooth
 
 
 def sampled_cross_entropy(
@@ -250,10 +251,12 @@ def exact_cross_entropy(
         if label_smoothing > 0:
             stop = start + logits.shape[1]
             total += logits.sum(1) if class_weight is None else logits @ class_weight[start:stop].to(dtype)
+    log_z = log_z.masked_fill(log_z == math.inf, math.nan)  # as in PyTorch's loss
     shares = target.shares
     if class_weight is not None:
         shares = shares * class_weight[target.labels.clamp(min=0)]
-    loss = (shares * (log_z.unsqueeze(1) - at_labels)).sum(1)
+    # Not a product with the share 0 of padding, which would let the NaN of an ignored sample through.
+    loss = (shares * (log_z.unsqueeze(1) - at_labels)).masked_fill(target.labels < 0, 0).sum(1)
     if label_smoothing > 0:
         mass = len(weight) if class_weight is None else class_weight.sum()
         loss = _smoothed(loss, (log_z * mass - total) / len(weight), target, label_smoothing)
