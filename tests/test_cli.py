@@ -93,6 +93,17 @@ def test_progress_bar(files, tmp_path, capsys):
     assert "epoch 1: 100%" in capsys.readouterr().err
 
 
+def test_without_the_packages_of_the_extra(files, tmp_path, capsys, monkeypatch):
+    """A progress bar is a comfort, a plot was asked for."""
+    find_spec = cli.importlib.util.find_spec
+    without = {"tqdm", "matplotlib"}
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name in without else find_spec(name))
+    assert cli.main(["train", str(tmp_path / "m.pt"), str(files / "train.txt"), "--epochs", "1", "--hidden", "4"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(cli, "compare_steps", lambda **_: pytest.fail("a benchmark"))
+    assert_one_line(run(capsys, "bench", "--plot", tmp_path / "plot.png"), "--plot needs matplotlib")
+
+
 def test_evaluate(files, capsys):
     status, output, errors = run(capsys, "evaluate", files / "model.pt", files / "test.txt.gz")
     assert (status, errors) == (0, "")

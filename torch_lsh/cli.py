@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -69,7 +70,7 @@ def _train(arguments: argparse.Namespace) -> int:
         checkpoint_every=arguments.checkpoint_every,
         num_workers=arguments.workers,
         seed=arguments.seed,
-        progress=not arguments.quiet,
+        progress=not arguments.quiet and importlib.util.find_spec("tqdm") is not None,
     )
     for entry in history:
         _print_epoch(entry)
@@ -99,6 +100,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         check_can_write(Path(arguments.plot))
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ImportError("--plot needs matplotlib: pip install matplotlib")
     compare_steps(
         rows=arguments.rows,
         width=arguments.width,
@@ -135,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--checkpoint-every", type=_positive, help="steps between checkpoints; default: one per epoch")
     train.add_argument("--workers", type=int, default=0, help="of the data loader")
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--quiet", action="store_true", help="no progress bar")
+    train.add_argument("--quiet", action="store_true", help="no progress bar (nor is there one without tqdm)")
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("evaluate", parents=[data], help="precision@1/3/5 of a model on a file")
