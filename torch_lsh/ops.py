@@ -385,13 +385,13 @@ def select_rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The active rows of a step: labels, then candidates, then uniform random rows, without repetition.
 
-    Labels are always in. Candidates follow, the best of every sample before the second best of any, until
+    Labels are always in. Candidates follow, the best of every list before the second best of any, until
     ``active - num_random`` rows are in. Random rows (drawn without replacement from the rest) fill up to ``active``;
     at least ``num_random`` where labels took the room, and none at all where ``num_random`` is 0.
 
     Args:
         labels: ``[B, P]`` int64; negative: no label.
-        candidates: ``[B, M]`` int64, best first; negative: no candidate.
+        candidates: ``[C, M]`` int64: C lists, best first; negative: no candidate. With ``per_sample`` C is B.
         num_rows: rows of the layer.
         active: rows wanted, 1 to ``num_rows``.
         num_random: 0 to ``active``.
