@@ -657,6 +657,26 @@ torch.library.register_autograd(
 )
 
 
+def positive_sums(gradient: Tensor) -> Tensor:
+    """The sum of the positive entries of every column.
+
+    Args:
+        gradient: ``[B, A]`` float32 or float64, contiguous.
+
+    Returns:
+        ``[A]`` of the same dtype.
+
+    >>> positive_sums(torch.tensor([[1.0, -2.0], [0.5, 3.0]]))
+    tensor([1.5000, 3.0000])
+    """
+    return _ops.positive_sums(gradient)
+
+
+@torch.library.register_fake("torch_lsh::positive_sums")
+def _(gradient: Tensor) -> Tensor:
+    return gradient.new_empty(gradient.shape[1])
+
+
 # --- data -----------------------------------------------------------------------------------------------------------
 
 

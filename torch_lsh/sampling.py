@@ -126,7 +126,7 @@ def hardest_rows(gradient: Tensor, active: ActiveSet, count: int, corrected: boo
     Returns:
         ``[min(count, A)]`` int64, hardest first.
     """
-    total = gradient.clamp(min=0).sum(0)
+    total = ops.positive_sums(gradient.contiguous())
     if corrected:
         total = total / active.weights()
     return active.rows[total.topk(min(count, len(total))).indices]
