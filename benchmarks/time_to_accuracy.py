@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--test-rows", type=int, default=5166)
     parser.add_argument("--active", type=int)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--input-std", type=float, default=1.0, help="of the input table; 1 is nn.EmbeddingBag's")
+    parser.add_argument("--input-std", type=float, default=0.1, help="of the input table; nn.EmbeddingBag's is 1")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json")
     parser.add_argument("--plot")

@@ -66,6 +66,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def(
       "sampled_softmax_loss_backward(Tensor grad, Tensor log_z, Tensor logits, Tensor? log_weights, "
       "Tensor positions, Tensor shares) -> Tensor");
+  m.def("positive_sums(Tensor gradient) -> Tensor");
 
   // data
   m.def(

@@ -63,6 +63,16 @@ def test_opcheck_and_gradcheck(weights):
     torch.autograd.gradcheck(lambda z: ops.sampled_softmax_loss(z, *finite[1:])[0], finite[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 2500), (1, 1), (0, 7), (3, 0), (64, 1025)])
+def test_positive_sums(simd_level, threads, dtype, shape):
+    gradient = torch.randn(shape, dtype=dtype)
+    torch.testing.assert_close(ops.positive_sums(gradient), reference.positive_sums(gradient))
+    torch.library.opcheck(torch.ops.torch_lsh.positive_sums, (gradient,))
+    with pytest.raises(RuntimeError, match="gradient has dtype"):
+        ops.positive_sums(gradient.bfloat16())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

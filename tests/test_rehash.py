@@ -56,6 +56,23 @@ def test_incremental_rehash_equals_full():
     assert torch.equal(incremental, buckets_of_rows(model[1]))
 
 
+def test_rows_with_few_touches_wait_but_are_not_forgotten():
+    model = make_model(FixedInterval(4, touches=3))
+    optimizer = torch_lsh.optim.Adam(model.parameters(), lr=0.5)
+    train(model, optimizer, 4)
+    touches = model[1]._changed[0][1]._touches.clone()
+    assert (touches >= 3).any()
+    assert (touches == 1).any()
+    train(model, optimizer, 1)  # re-hashes first, then touches some rows once more
+    waiting = model[1]._changed[0][1]._touches
+    assert (waiting[touches >= 3] <= 1).all()
+    assert (waiting[touches < 3] >= touches[touches < 3]).all()
+    model[1].rehash()
+    incremental = buckets_of_rows(model[1])
+    model[1].rehash(full=True)
+    assert torch.equal(incremental, buckets_of_rows(model[1]))
+
+
 def test_scheduler_takes_over_and_keeps_its_place():
     model = make_model(FixedInterval(1))
     optimizer = torch_lsh.optim.Adam(model.parameters(), lr=1e-2)
@@ -76,7 +93,7 @@ def test_full_on_demand():
     model = make_model()
     scheduler = RehashScheduler(model, FixedInterval(1), full_every=2)
     calls = []
-    model[1].rehash = lambda full=False: calls.append(full)
+    model[1].rehash = lambda full, touches: calls.append(full)
     for _ in range(4):
         scheduler.step()
     assert calls == [False, True, False, True]
@@ -95,7 +112,7 @@ def test_bad_arguments():
         RehashScheduler(nn.Linear(2, 3))
     with pytest.raises(TypeError, match="policy is 5"):
         RehashScheduler(make_model(), 5)
-    with pytest.raises(ValueError, match="steps is 0"):
+    with pytest.raises(ValueError, match="steps=0"):
         FixedInterval(0)
     with pytest.raises(ValueError, match="wanted initial >= 1"):
         ExponentialBackoff(initial=0)

@@ -11,27 +11,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torch_lsh import FixedInterval, LSHConfig, LSHLinear, ops, reference
-from torch_lsh.sampling import ActiveSet
+from torch_lsh.sampling import ActiveSet, hardest_rows
 
 
 @st.composite
-def selections(draw):
+def selections(draw, per_sample):
     num_rows = draw(st.integers(1, 200))
     batch, width, ranks = draw(st.integers(0, 5)), draw(st.integers(0, 3)), draw(st.integers(0, 20))
     active = draw(st.integers(1, num_rows))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
     labels = torch.randint(-1, num_rows, (batch, width), generator=generator)
-    candidates = torch.randint(-1, num_rows, (batch, ranks), generator=generator)
-    return labels, candidates, num_rows, active, draw(st.integers(0, active)), draw(st.integers(0, 100))
+    lists = batch if per_sample else draw(st.integers(0, 5))
+    candidates = torch.randint(-1, num_rows, (lists, ranks), generator=generator)
+    return labels, candidates, num_rows, active, draw(st.integers(0, active)), draw(st.integers(0, 100)), per_sample
 
 
 @settings(max_examples=200, deadline=None)
-@given(selections(), st.booleans())
-def test_select_rows_has_the_properties_it_promises(arguments, per_sample):
-    labels, _, num_rows, *_ = arguments
-    rows, is_random, positions = ops.select_rows(*arguments, per_sample)
+@given(st.booleans().flatmap(selections))
+def test_select_rows_has_the_properties_it_promises(arguments):
+    labels, _, num_rows, *_, per_sample = arguments
+    rows, is_random, positions = ops.select_rows(*arguments)
     has_samples = len(labels) > 0
-    expected_rows, expected_random, _ = reference.select_rows(*arguments, per_sample) if has_samples else (rows,) * 3
+    expected_rows, expected_random, _ = reference.select_rows(*arguments) if has_samples else (rows,) * 3
     if not per_sample:
         rows, is_random, positions = rows[None], is_random[None], positions.reshape(1, -1)
         labels = labels.reshape(1, -1)
@@ -48,7 +49,7 @@ def test_select_rows_has_the_properties_it_promises(arguments, per_sample):
             assert len(chosen) == len(want)
             fixed = want[~expected_random[b][: len(want)]]
             assert torch.equal(chosen[~random], fixed)  # the fixed part does not depend on the draw
-    again = ops.select_rows(*arguments, per_sample)
+    again = ops.select_rows(*arguments)
     assert torch.equal(again[0].reshape(rows.shape), rows)
 
 
@@ -76,7 +77,7 @@ def test_random_rows_are_uniform():
         ((torch.tensor([[1]]), torch.tensor([[1]]), 10, 11, 1, 0, False), "active is 11; wanted 1 to 10"),
         ((torch.tensor([[1]]), torch.tensor([[1]]), 10, 2, 3, 0, False), "num_random is 3"),
         ((torch.tensor([1]), torch.tensor([[1]]), 10, 2, 1, 0, False), "labels has shape"),
-        ((torch.tensor([[1]]), torch.tensor([[1], [2]]), 10, 2, 1, 0, False), "candidates has shape"),
+        ((torch.tensor([[1]]), torch.tensor([[1], [2]]), 10, 2, 1, 0, True), "candidates has shape"),
     ],
 )
 def test_select_rows_names_the_bad_argument(arguments, message):
@@ -137,12 +138,16 @@ def test_mean_gradient_approaches_the_full_one():
     assert errors[2] < 0.05
 
 
-def layer_with(num_random, scope, retrieved=20):
-    """A layer whose steps find the same rows every time, and draw others beside them."""
+SCOPES_AND_CARRY = pytest.mark.parametrize(("scope", "carry"), [("batch", 0.0), ("batch", 0.5), ("sample", 0.0)])
+
+
+def layer_with(num_random, scope, carry, retrieved=20):
+    """A layer whose steps, where it carries none over, find the same rows every time, and draw others beside them."""
     config = LSHConfig(
         active=retrieved + num_random,
         random_fraction=num_random / (retrieved + num_random),
         scope=scope,
+        carry=carry,
         correction="stratified",
         rehash=FixedInterval(10**9),
     )
@@ -159,28 +164,33 @@ def fixed_rows(active):
     return [row[(row >= 0) & ~random].tolist() for row, random in zip(rows, is_random)]
 
 
-@pytest.mark.parametrize("scope", ["batch", "sample"])
-def test_loss_of_a_layer_estimates_the_partition_function_without_bias(scope):
+@SCOPES_AND_CARRY
+def test_loss_of_a_layer_estimates_the_partition_function_without_bias(scope, carry):
     """The same as above, but through everything that a training step runs: look-up, kernels, loss."""
-    layer, x, y = layer_with(30, scope)
+    layer, x, y = layer_with(30, scope, carry)
     sets = [layer.sample(x, y) for _ in range(3)]
     assert fixed_rows(sets[0]) == fixed_rows(sets[1]) == fixed_rows(sets[2])
     assert all(len(rows) >= 20 for rows in fixed_rows(sets[0]))
     assert not torch.equal(sets[0].rows, sets[1].rows)
     logits = F.linear(x, layer.weight, layer.bias).detach()
-    with torch.no_grad():
-        losses = torch.stack([F.cross_entropy(layer(x), y, reduction="none") for _ in range(2000)])
-    estimates = (losses + logits.gather(1, y[:, None])[:, 0]).exp()
+    losses = []
+    for _ in range(2000):
+        with torch.set_grad_enabled(carry > 0):
+            loss = F.cross_entropy(layer(x), y, reduction="none")
+        if carry > 0:
+            loss.sum().backward()  # decides which rows come along
+        losses.append(loss.detach())
+    estimates = (torch.stack(losses) + logits.gather(1, y[:, None])[:, 0]).exp()
     standard_error = estimates.std(0) / math.sqrt(len(estimates))
     assert (standard_error > 0).all()
     assert ((estimates.mean(0) - logits.exp().sum(1)).abs() < 3 * standard_error).all()
 
 
-@pytest.mark.parametrize("scope", ["batch", "sample"])
-def test_mean_gradient_of_a_layer_approaches_the_full_one(scope):
+@SCOPES_AND_CARRY
+def test_mean_gradient_of_a_layer_approaches_the_full_one(scope, carry):
     draws, errors = 200, []
     for num_random in (10, 40, 160):
-        layer, x, y = layer_with(num_random, scope)
+        layer, x, y = layer_with(num_random, scope, carry)
         leaves = [x.requires_grad_(), layer.weight, layer.bias]
         full = torch.autograd.grad(F.cross_entropy(F.linear(*leaves), y), leaves)
         mean = [torch.zeros_like(leaf) for leaf in leaves]
@@ -210,3 +220,41 @@ def test_random_fraction_zero_means_no_random_row():
     active = layer.sample(torch.randn(3, D), torch.tensor([1, 2, 3]))
     assert (~active.is_random).sum() == 3
     assert len(active.rows) == 53
+
+
+def test_hardest_rows_are_those_a_softmax_pushes_down_most():
+    active = ActiveSet(torch.arange(0, 60, 2), torch.arange(30) % 3 == 0, torch.zeros(4, 1).long(), num_rows=100)
+    z = torch.randn(4, 30, dtype=torch.float64, requires_grad=True)
+    for corrected in (False, True):
+        shift = active.weights().double().log() if corrected else 0.0
+        loss = F.cross_entropy(z + shift, active.positions[:, 0])
+        (gradient,) = torch.autograd.grad(loss, z)
+        rows = hardest_rows(gradient, active, 7, corrected)
+        # the softmax over the set without corrections, up to a factor per sample where there are some
+        p = ((z + shift).softmax(1) / (shift.exp() if corrected else 1)).detach()
+        p[:, 0] = 0
+        assert torch.equal(rows, active.rows[p.sum(0).argsort(descending=True)[:7]])
+    assert len(hardest_rows(gradient, active, 99, False)) == 30
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, F.binary_cross_entropy_with_logits])
+def test_the_hardest_rows_of_a_step_are_active_in_the_next(loss):
+    config = LSHConfig(active=60, carry=0.2, random_fraction=0.5, correction="none")
+    layer = LSHLinear(D, 2_000, config=config)
+    x, y = torch.randn(B, D), torch.randint(0, 2_000, (B, 1))
+    with torch.no_grad():
+        layer.weight[:6] = 3 * x[:1]  # six rows that score high for the first sample
+    layer.rehash(full=True)
+    loss(layer(x), y).backward()
+    carried = layer.sampler_state()["carried"]
+    assert len(carried) == 12
+    assert set(range(6)) <= set(carried.tolist())
+    assert torch.isin(carried, layer.sample(torch.randn(B, D), y).rows).sum() >= 10
+
+
+def test_nothing_is_carried_where_it_is_not_wanted():
+    x, y = torch.randn(B, D), torch.randint(0, 2_000, (B,))
+    for config in (LSHConfig(active=60, carry=0.0), LSHConfig(active=60, scope="sample"), LSHConfig(active=1.0)):
+        layer = LSHLinear(D, 2_000, config=config)
+        F.cross_entropy(layer(x), y).backward()
+        assert layer.sampler_state()["carried"] is None

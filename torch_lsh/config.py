@@ -28,6 +28,9 @@ class LSHConfig:
         scope: ``"batch"``: one active set that the batch shares (a matrix product at BLAS speed); ``"sample"``: one per
             sample, as in SLIDE.
         random_fraction: share of ``active`` drawn uniformly, at least; 0: no random row at all.
+        carry: scope "batch": rows that the last step pushed down most are candidates again, beside rows found by
+            hashing, and hashing then looks only some samples of the batch up. At 0.5 as many of ``active`` rows are
+            remembered; 0: none.
         correction: ``"stratified"`` weighs random rows by their known sampling probability, which makes the
             sampled partition function an unbiased estimate of the full one (Kool et al. 2019 and DESIGN in README);
             ``"none"`` leaves the softmax over the active set as it is, which ranks labels sooner;
@@ -47,7 +50,8 @@ class LSHConfig:
     bucket_size: int | None = None
     active: int | float | None = None
     scope: str = "batch"
-    random_fraction: float = 0.25
+    random_fraction: float = 0.1
+    carry: float = 0.5
     correction: str = "auto"
     rehash: RehashPolicy = field(default_factory=ExponentialBackoff)
     mips: bool = False
@@ -65,7 +69,7 @@ class LSHConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}; wanted a positive int or None")
-        for name in ("active", "random_fraction", "seed"):
+        for name in ("active", "random_fraction", "carry", "seed"):
             number: Any = getattr(self, name)
             missing = number is None and name == "active"
             if isinstance(number, bool) or not (missing or isinstance(number, int if name == "seed" else (int, float))):
@@ -76,8 +80,9 @@ class LSHConfig:
             raise ValueError(f"active is {self.active}; as a fraction of the layer it must be in (0, 1]")
         if isinstance(self.active, int) and self.active < 1:
             raise ValueError(f"active is {self.active}; wanted at least 1 row")
-        if not 0 <= self.random_fraction <= 1:
-            raise ValueError(f"random_fraction is {self.random_fraction}; wanted 0 to 1")
+        for name, share in (("random_fraction", self.random_fraction), ("carry", self.carry)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is {share}; wanted 0 to 1")
         if not isinstance(self.rehash, RehashPolicy):
             raise ValueError(f"rehash is {self.rehash!r}; wanted an object with interval(rehashes) -> steps")
 

@@ -402,13 +402,13 @@ def select_rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The active rows of a step: labels, then candidates, then uniform random rows, without repetition.
 
-    Labels are always in. Candidates follow, the best of every sample before the second best of any, until
+    Labels are always in. Candidates follow, the best of every list before the second best of any, until
     ``active - num_random`` rows are in. Random rows (drawn without replacement from the rest) fill up to ``active``;
     at least ``num_random`` where labels took the room, and none at all where ``num_random`` is 0.
 
     Args:
         labels: ``[B, P]`` int64; negative: no label.
-        candidates: ``[B, M]`` int64, best first; negative: no candidate.
+        candidates: ``[C, M]`` int64: C lists, best first; negative: no candidate. With ``per_sample`` C is B.
         num_rows: rows of the layer.
         active: rows wanted, 1 to ``num_rows``.
         num_random: 0 to ``active``.
@@ -672,6 +672,26 @@ def _softmax_loss_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None
 torch.library.register_autograd(
     "torch_lsh::sampled_softmax_loss", _softmax_loss_backward, setup_context=_softmax_loss_setup
 )
+
+
+def positive_sums(gradient: Tensor) -> Tensor:
+    """The sum of the positive entries of every column.
+
+    Args:
+        gradient: ``[B, A]`` float32 or float64, contiguous.
+
+    Returns:
+        ``[A]`` of the same dtype.
+
+    >>> positive_sums(torch.tensor([[1.0, -2.0], [0.5, 3.0]]))
+    tensor([1.5000, 3.0000])
+    """
+    return _ops.positive_sums(gradient)
+
+
+@_fake("positive_sums")
+def _(gradient: Tensor) -> Tensor:
+    return gradient.new_empty(gradient.shape[1])
 
 
 # --- data -----------------------------------------------------------------------------------------------------------

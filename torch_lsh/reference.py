@@ -284,6 +284,10 @@ def sampled_softmax_loss(
     return loss, log_z.detach()
 
 
+def positive_sums(gradient: Tensor) -> Tensor:
+    return gradient.clamp(min=0).sum(0)
+
+
 # --- data -----------------------------------------------------------------------------------------------------------
 
 

@@ -17,17 +17,18 @@ from torch import nn
 
 @dataclass(frozen=True)
 class FixedInterval:
-    """Re-hash the touched rows every ``steps`` training steps.
+    """Re-hash every ``steps`` training steps the rows that at least ``touches`` updates touched.
 
     >>> FixedInterval(50).interval(rehashes=7)
     50
     """
 
     steps: int = 50
+    touches: int = 1
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; wanted at least 1")
+        if self.steps < 1 or not 1 <= self.touches <= 255:
+            raise ValueError(f"{self}: wanted steps >= 1 and touches 1 to 255")
 
     def interval(self, rehashes: int) -> int:
         """Steps to wait after ``rehashes`` re-hashes have been made."""
@@ -38,6 +39,9 @@ class FixedInterval:
 class ExponentialBackoff:
     """Wait ``factor`` times longer after every re-hash: rows move most in the beginning (SLIDE).
 
+    Rows that fewer than ``touches`` updates touched since they were last hashed wait, too: most of the rows that a step
+    touches were drawn at random, and one small move seldom changes a code.
+
     >>> policy = ExponentialBackoff(initial=10, factor=2.0, maximum=50)
     >>> [policy.interval(n) for n in range(5)]
     [10, 20, 40, 50, 50]
@@ -46,10 +50,11 @@ class ExponentialBackoff:
     initial: int = 20
     factor: float = 1.2
     maximum: int = 200
+    touches: int = 4
 
     def __post_init__(self) -> None:
-        if self.initial < 1 or self.factor < 1 or self.maximum < self.initial:
-            raise ValueError(f"{self}: wanted initial >= 1, factor >= 1 and maximum >= initial")
+        if self.initial < 1 or self.factor < 1 or self.maximum < self.initial or not 1 <= self.touches <= 255:
+            raise ValueError(f"{self}: wanted initial >= 1, factor >= 1, maximum >= initial and touches 1 to 255")
 
     def interval(self, rehashes: int) -> int:
         """Steps to wait after ``rehashes`` re-hashes have been made."""
@@ -64,7 +69,9 @@ class ExponentialBackoff:
 
 @runtime_checkable
 class RehashPolicy(Protocol):
-    """Anything with ``interval(rehashes) -> steps``."""
+    """Anything with ``interval(rehashes) -> steps``. An attribute ``touches`` (default: 1) says how many updates must
+    have touched a row for a re-hash to include it.
+    """
 
     def interval(self, rehashes: int) -> int: ...
 
@@ -73,7 +80,7 @@ class RehashPolicy(Protocol):
 class _Rehashable(Protocol):
     scheduled: bool
 
-    def rehash(self, full: bool = False) -> int: ...
+    def rehash(self, full: bool = False, touches: int = 1) -> int: ...
 
 
 class RehashScheduler:
@@ -120,7 +127,7 @@ class RehashScheduler:
         self._rehashes += 1
         full = self.full_every > 0 and self._rehashes % self.full_every == 0
         for layer in self._layers():
-            layer.rehash(full=full)
+            layer.rehash(full=full, touches=getattr(self.policy, "touches", 1))
         return True
 
     def detach(self) -> None:

@@ -36,7 +36,7 @@ def wants_row_sparse(parameter: Tensor) -> bool:
 def record_update(parameter: Tensor, rows: Tensor, version_before: int) -> None:
     """Says that ``rows`` (``[A]`` int64) are all that changed since ``parameter._version`` was ``version_before``.
 
-    Called by row-sparse optimizers right after the update. Keeps a reference to ``rows``, which must not change later.
+    Called by row-sparse optimizers right after the update.
     """
     for listener in _listeners.get(parameter, ()):
         listener._record(rows, version_before, parameter._version)
@@ -71,29 +71,23 @@ class ChangedRows:
 
     def __init__(self, parameter: Tensor) -> None:
         self._parameter = weakref.ref(parameter)
-        self._num_rows = parameter.shape[0]
+        # [rows]: how often each was recorded, up to 255. One byte per row costs less than lists of rows that wait.
+        self._touches = torch.zeros(parameter.shape[0], dtype=torch.uint8)
         self._reset(parameter._version)
         _listeners.setdefault(parameter, weakref.WeakSet()).add(self)
 
     def _reset(self, version: int) -> None:
         self._version = version
-        self._rows: list[Tensor] = []
-        self._count = 0
-        self._everything = False
+        self._touches.zero_()
+        self._some = self._everything = False
 
     def _record(self, rows: Tensor, version_before: int, version_after: int) -> None:
-        if version_before != self._version:
-            self._everything = True
+        self._everything |= version_before != self._version
         self._version = version_after
         if not self._everything:
-            self._rows.append(rows)
-            self._count += rows.numel()
-            if self._count > self._num_rows:  # bounds the memory of rows that nobody takes
-                self._rows = [torch.cat(self._rows).unique()]
-                self._count = self._rows[0].numel()
-                self._everything = self._count > self._num_rows // 2
-        if self._everything:
-            self._rows, self._count = [], 0
+            touches = self._touches[rows]
+            self._touches[rows] = touches + (touches < 255)
+            self._some = True
 
     def _current(self) -> Tensor:
         parameter = self._parameter()
@@ -106,13 +100,17 @@ class ChangedRows:
         return self._everything or self._current()._version != self._version
 
     def any(self) -> bool:
-        """Whether anything changed since the last :meth:`take`."""
-        return self.unrecorded() or self._count > 0
+        """Whether anything changed that :meth:`take` would return."""
+        return self.unrecorded() or self._some
 
-    def take(self) -> Tensor | None:
-        """The rows changed since the last call (``[A]`` int64, sorted, unique), or None: any row may have changed."""
-        unknown, rows = self.unrecorded(), self._rows
-        self._reset(self._current()._version)
-        if unknown:
+    def take(self, touches: int = 1) -> Tensor | None:
+        """The rows that changed at least ``touches`` times since they were last taken (``[A]`` int64, increasing), or
+        None: any row may have changed.
+        """
+        if self.unrecorded():
+            self._reset(self._current()._version)
             return None
-        return torch.cat(rows).unique() if rows else torch.empty(0, dtype=torch.int64)
+        rows = (self._touches >= touches).nonzero()[:, 0]
+        self._touches[rows] = 0
+        self._some = touches > 1 and bool(self._touches.any())
+        return rows

@@ -12,6 +12,8 @@ from . import ops
 from .config import LSHConfig
 from .index import LSHIndex
 
+_LOOKED_UP = 32  # samples of a batch that are looked up where rows are carried over
+
 
 @dataclass(frozen=True)
 class ActiveSet:
@@ -52,9 +54,15 @@ class ActiveSet:
 
 
 def choose_active_rows(
-    index: LSHIndex | None, x: Tensor, labels: Tensor, num_rows: int, config: LSHConfig, seed: int
+    index: LSHIndex | None,
+    x: Tensor,
+    labels: Tensor,
+    num_rows: int,
+    config: LSHConfig,
+    seed: int,
+    carried: Tensor | None = None,
 ) -> ActiveSet:
-    """Chooses labels ∪ rows found by hashing ∪ uniform random rows.
+    """Chooses labels ∪ rows carried over and rows found by hashing, in turn ∪ uniform random rows.
 
     Args:
         index: tables of the layer's rows; may be None when the configuration leaves no room for rows found by hashing.
@@ -63,6 +71,7 @@ def choose_active_rows(
         num_rows: N.
         config: see :class:`LSHConfig`.
         seed: of the random rows.
+        carried: ``[n]`` int64: what :func:`hardest_rows` found in the last step, for scope "batch".
     """
     active = config.active_rows(num_rows)
     # A draw of all the rest is no draw: with every row active the weights are 1 and the result is exact.
@@ -73,13 +82,54 @@ def choose_active_rows(
     if room > 0 and len(x) > 0:
         if index is None:
             raise ValueError("index is None, but the configuration wants rows found by hashing")
-        # Twice each sample's share: samples of a batch find some of the same rows.
-        share = room if per_sample else min(room, 2 * math.ceil(room / len(x)) + 8)
-        candidates = index.query(x, share)
+        if per_sample:
+            candidates = index.query(x, room)
+        elif carried is None:
+            candidates = index.query(x, _share(room, len(x)))
+        else:
+            # Carried rows are what look-ups of earlier steps found, so each step has to look only some samples up.
+            stride = -(-len(x) // _LOOKED_UP)
+            some = x[seed % stride :: stride]
+            candidates = _in_turn(carried, index.query(some, _share(room // 2, len(some))).T.flatten())
     rows, is_random, positions = ops.select_rows(
         labels, candidates, num_rows, active=active, num_random=num_random, seed=seed, per_sample=per_sample
     )
     return ActiveSet(rows, is_random, positions, num_rows)
+
+
+def _share(room: int, samples: int) -> int:
+    """Rows to look up for each sample: twice its share, because samples of a batch find some of the same rows."""
+    return min(room, 2 * math.ceil(room / samples) + 8)
+
+
+def _in_turn(first: Tensor, second: Tensor) -> Tensor:
+    """``[2, n]``: two lists of candidates of equal right."""
+    lists = first.new_full((2, max(len(first), len(second))), -1)
+    lists[0, : len(first)] = first
+    lists[1, : len(second)] = second
+    return lists
+
+
+def hardest_rows(gradient: Tensor, active: ActiveSet, count: int, corrected: bool) -> Tensor:
+    """The rows that a step pushed down most: those with the largest sums of positive gradients of their logits.
+
+    For a softmax these are the rows with the largest probability where they are not the label. They change little from
+    one batch to the next, and the rows that score highest for a single sample are among them. They were H in
+    their own step, so taking them into the next H depends on no draw of that step and leaves estimates unbiased.
+
+    Args:
+        gradient: ``[B, A]`` of the logits of an active set that the batch shares.
+        active: that set.
+        count: rows wanted.
+        corrected: gradients of random rows carry their importance weights.
+
+    Returns:
+        ``[min(count, A)]`` int64, hardest first.
+    """
+    total = ops.positive_sums(gradient.contiguous())
+    if corrected:
+        total = total / active.weights()
+    return active.rows[total.topk(min(count, len(total))).indices]
 
 
 def needs_index(config: LSHConfig, num_rows: int) -> bool:

@@ -107,6 +107,9 @@ struct Kernels {
                              float factor, float* out);
   void (*scaled_softmax_f64)(const double* logits, const double* log_weights, int64_t count, double log_z,
                              double factor, double* out);
+  // sums += max(0, row)
+  void (*add_positive_f32)(const float* row, int64_t count, float* sums);
+  void (*add_positive_f64)(const double* row, int64_t count, double* sums);
 };
 
 // The table for this CPU, or the one that the environment variable TORCH_LSH_SIMD names

@@ -39,13 +39,15 @@ inline double logarithm(double x) {
   return __builtin_log(x);
 }
 
-// log sum exp(logits + log_weights); log_weights may be null.
-template <typename T>
-T log_sum_exp(const T* logits, const T* log_weights, int64_t count) {
+// log sum exp(logits + log_weights), the latter only if Weighted: a choice within the loops would keep them
+// from vectorising.
+template <bool Weighted, typename T>
+T log_sum_exp_of(const T* __restrict logits, const T* __restrict log_weights, int64_t count) {
   T largest = -__builtin_inff();
 #pragma omp simd reduction(max : largest)
   for (int64_t i = 0; i < count; ++i) {
-    const T z = log_weights == nullptr ? logits[i] : logits[i] + log_weights[i];
+    T z = logits[i];
+    if constexpr (Weighted) z += log_weights[i];
     largest = z > largest ? z : largest;
   }
   // The difference of two infinities would be NaN.
@@ -53,9 +55,19 @@ T log_sum_exp(const T* logits, const T* log_weights, int64_t count) {
   if (largest == -__builtin_inff()) largest = 0;
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < count; ++i)
-    sum += exponential((log_weights == nullptr ? logits[i] : logits[i] + log_weights[i]) - largest);
+  for (int64_t i = 0; i < count; ++i) {
+    T z = logits[i];
+    if constexpr (Weighted) z += log_weights[i];
+    sum += exponential(z - largest);
+  }
   return largest + logarithm(sum);
+}
+
+// The same; log_weights may be null.
+template <typename T>
+T log_sum_exp(const T* logits, const T* log_weights, int64_t count) {
+  return log_weights == nullptr ? log_sum_exp_of<false>(logits, log_weights, count)
+                                : log_sum_exp_of<true>(logits, log_weights, count);
 }
 
 // out = factor * exp(logits + log_weights - log_z)
@@ -69,6 +81,13 @@ void scaled_softmax(const T* __restrict logits, const T* __restrict log_weights,
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) out[i] = factor * exponential(logits[i] + log_weights[i] - log_z);
   }
+}
+
+// sums += max(0, row)
+template <typename T>
+void add_positive(const T* __restrict row, int64_t count, T* __restrict sums) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) sums[i] += row[i] > 0 ? row[i] : T(0);
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -25,9 +25,9 @@ struct Selection {
   std::vector<uint8_t> is_random;  // of the same length
 };
 
-// `labels` and `candidates` may hold negative numbers, which stand for nothing. Candidates are a [samples,
-// ranks] matrix: the best of every sample is taken before the second best of any.
-void select(const int64_t* labels, int64_t num_labels, const int64_t* candidates, int64_t samples,
+// `labels` and `candidates` may hold negative numbers, which stand for nothing. Candidates are a [lists,
+// ranks] matrix: the best of every list is taken before the second best of any.
+void select(const int64_t* labels, int64_t num_labels, const int64_t* candidates, int64_t lists,
             int64_t ranks, const Budget& budget, uint64_t seed, Selection& out) {
   // Kept between calls so that a step allocates nothing of the layer's width.
   thread_local RowSet all, random;
@@ -39,8 +39,8 @@ void select(const int64_t* labels, int64_t num_labels, const int64_t* candidates
     if (labels[i] >= 0) fixed += all.insert(labels[i]);
   const int64_t room = budget.active - budget.num_random;
   for (int64_t rank = 0; rank < ranks && fixed < room; ++rank)
-    for (int64_t sample = 0; sample < samples && fixed < room; ++sample) {
-      const int64_t row = candidates[sample * ranks + rank];
+    for (int64_t list = 0; list < lists && fixed < room; ++list) {
+      const int64_t row = candidates[list * ranks + rank];
       if (row >= 0) fixed += all.insert(row);
     }
 
@@ -89,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor> select_rows(const Tensor& labels, const Tenso
                                                int64_t seed, bool per_sample) {
   check_operand(labels, "labels", 2, ScalarType::Long);
   check_operand(candidates, "candidates", 2, ScalarType::Long);
-  check_size(candidates, "candidates", 0, labels.size(0));
+  if (per_sample) check_size(candidates, "candidates", 0, labels.size(0));
   TORCH_LSH_CHECK(num_rows > 0, "num_rows is ", num_rows, "; wanted at least 1");
   TORCH_LSH_CHECK(active > 0 && active <= num_rows, "active is ", active, "; wanted 1 to ", num_rows);
   TORCH_LSH_CHECK(num_random >= 0 && num_random <= active, "num_random is ", num_random, "; wanted 0 to ",
@@ -109,7 +109,8 @@ std::tuple<Tensor, Tensor, Tensor> select_rows(const Tensor& labels, const Tenso
 
   if (!per_sample) {
     Selection selection;
-    select(label, batch * width, candidate, batch, ranks, budget, static_cast<uint64_t>(seed), selection);
+    select(label, batch * width, candidate, candidates.size(0), ranks, budget,
+           static_cast<uint64_t>(seed), selection);
     const int64_t count = static_cast<int64_t>(selection.rows.size());
     Tensor rows = torch::stable::empty({count}, ScalarType::Long);
     Tensor is_random = torch::stable::empty({count}, ScalarType::Bool);

@@ -1,8 +1,10 @@
 // sampled_softmax_loss: cross entropy over an active set in one pass over the logits, and its gradient in
-// another. Each sample's row of logits belongs to one thread.
+// another. Each sample's row of logits belongs to one thread. positive_sums: what a gradient pushes down;
+// each block of columns belongs to one thread.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -135,11 +137,42 @@ Tensor sampled_softmax_loss_backward(const Tensor& grad, const Tensor& log_z, co
   return out;
 }
 
+template <typename T, typename Kernel>
+void sum_columns(Kernel kernel, const T* values, int64_t rows, int64_t columns, T* sums) {
+  constexpr int64_t kBlock = 1024;  // of sums: fits in the first-level cache
+  torch::stable::parallel_for(0, (columns + kBlock - 1) / kBlock, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kBlock, count = std::min(kBlock, columns - first);
+      std::fill(sums + first, sums + first + count, T(0));
+      for (int64_t row = 0; row < rows; ++row) kernel(values + row * columns + first, count, sums + first);
+    }
+  });
+}
+
+Tensor positive_sums(const Tensor& gradient) {
+  check_cpu(gradient, "gradient");
+  TORCH_LSH_CHECK(gradient.scalar_type() == ScalarType::Float || gradient.scalar_type() == ScalarType::Double,
+                  "gradient has dtype ", torch::headeronly::toString(gradient.scalar_type()),
+                  "; wanted Float or Double");
+  check_operand(gradient, "gradient", 2, gradient.scalar_type());
+  const int64_t rows = gradient.size(0), columns = gradient.size(1);
+  Tensor sums = torch::stable::empty({columns}, gradient.scalar_type());
+  if (gradient.scalar_type() == ScalarType::Float) {
+    sum_columns(kernels().add_positive_f32, gradient.const_data_ptr<float>(), rows, columns,
+                pointer<float>(sums));
+  } else {
+    sum_columns(kernels().add_positive_f64, gradient.const_data_ptr<double>(), rows, columns,
+                pointer<double>(sums));
+  }
+  return sums;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
   m.impl("sampled_softmax_loss", TORCH_BOX(&sampled_softmax_loss));
   m.impl("sampled_softmax_loss_backward", TORCH_BOX(&sampled_softmax_loss_backward));
+  m.impl("positive_sums", TORCH_BOX(&positive_sums));
 }
 
 }  // namespace torch_lsh

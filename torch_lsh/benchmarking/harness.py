@@ -54,6 +54,7 @@ def in_turn(systems: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 2
 def summary(seconds: Sequence[float]) -> dict[str, float]:
     return {
         "median_ms": statistics.median(seconds) * 1e3,
+        "mean_ms": statistics.mean(seconds) * 1e3,
         "min_ms": min(seconds) * 1e3,
         "max_ms": max(seconds) * 1e3,
         "runs": len(seconds),

@@ -129,6 +129,16 @@ class LSH:
         self.optimizer.zero_grad()
 
 
+class LSHBFloat16(LSH):
+    """The same under CPU autocast: products in bfloat16, parameters in float32."""
+
+    name = "torch_lsh bfloat16"
+
+    def loss(self, h: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().loss(h, y)
+
+
 class SparseInput:
     """Sparse features -> ReLU. ``kind``: "dense" (fused Adam), "sparse" (SparseAdam) or "torch_lsh"."""
 

@@ -15,7 +15,7 @@ from .. import ops
 from ..config import LSHConfig
 from ..index import LSHIndex
 from ..row_sparse import ChangedRows, wants_row_sparse
-from ..sampling import ActiveSet, choose_active_rows, needs_index
+from ..sampling import ActiveSet, choose_active_rows, hardest_rows, needs_index
 from . import losses
 from .logits import SampledLogits
 
@@ -87,6 +87,7 @@ class LSHLinear(nn.Linear):
         self._draws = 0  # active sets drawn so far: the position in the random stream
         self._since_rehash = 0  # training draws since the last re-hash
         self._rehashes = 0
+        self._carried: Tensor | None = None  # the hardest rows of the last step
         self._warned = False
         self._forget_tables()
 
@@ -138,17 +139,23 @@ class LSHLinear(nn.Linear):
         super()._load_from_state_dict(*args, **kwargs)
         self._forget_tables()
 
-    def sampler_state(self) -> dict[str, int]:
-        """Position of the random stream and of the re-hash schedule, for checkpoints that resume exactly.
+    def sampler_state(self) -> dict[str, Any]:
+        """Position of the random stream and of the re-hash schedule and the rows to carry over, for checkpoints that
+        resume exactly.
 
         With the tables rebuilt (``rehash(full=True)``) at the time of the checkpoint and after loading it, training
         goes on as if it had never stopped.
         """
-        return {"draws": self._draws, "since_rehash": self._since_rehash, "rehashes": self._rehashes}
+        return {
+            "draws": self._draws,
+            "since_rehash": self._since_rehash,
+            "rehashes": self._rehashes,
+            "carried": self._carried,
+        }
 
-    def load_sampler_state(self, state: dict[str, int]) -> None:
+    def load_sampler_state(self, state: dict[str, Any]) -> None:
         self._draws, self._since_rehash = int(state["draws"]), int(state["since_rehash"])
-        self._rehashes = int(state["rehashes"])
+        self._rehashes, self._carried = int(state["rehashes"]), state["carried"]
 
     # --- forward ---
 
@@ -298,9 +305,25 @@ class LSHLinear(nn.Linear):
         if needs_index(self.config, self.out_features):
             index = self._index_for_training() if self.training else self._synchronised_index()
         seed = (self.config.seed * 1_000_003 + self._draws) % 2**63
-        active = choose_active_rows(index, x, labels, self.out_features, self.config, seed)
+        active = choose_active_rows(index, x, labels, self.out_features, self.config, seed, self._carried)
         self._draws += 1
         return active
+
+    def carry_hardest_rows(self, logits: Tensor, active: ActiveSet, corrected: bool) -> None:
+        """Keeps the hardest rows of an active set for the next draw, once its logits ``[B, A]`` have a gradient."""
+        count = math.ceil(self.config.carry * self.config.active_rows(self.out_features))
+        if (
+            count == 0
+            or active.per_sample
+            or not logits.requires_grad
+            or not needs_index(self.config, self.out_features)
+        ):
+            return
+
+        def keep(gradient: Tensor) -> None:
+            self._carried = hardest_rows(gradient, active, count, corrected)
+
+        logits.register_hook(keep)
 
     def active_logits(self, x: Tensor, rows: Tensor) -> Tensor:
         """``[B, A]`` logits of the active rows ``[A]`` or ``[B, A]`` for ``x`` ``[B, in]``; differentiable."""
@@ -315,12 +338,13 @@ class LSHLinear(nn.Linear):
 
     # --- tables ---
 
-    def rehash(self, full: bool = False) -> int:
+    def rehash(self, full: bool = False, touches: int = 1) -> int:
         """Brings the hash tables in step with the weights.
 
         Args:
             full: rebuild them from all rows; else re-hash the rows that changed since the last time. (Where it is not
                 known which rows changed, that is all of them.)
+            touches: leave rows that fewer updates touched for a later time.
 
         Returns:
             The number of rows that were re-hashed.
@@ -329,7 +353,7 @@ class LSHLinear(nn.Linear):
             return 0
         if self.weight.device.type != "cpu":
             raise RuntimeError(f"the weight is on {self.weight.device}; hash tables are made on the CPU")
-        rehashed = self._synchronise(full)
+        rehashed = self._synchronise(full, touches)
         self._since_rehash = 0
         self._rehashes += 1
         return rehashed
@@ -344,11 +368,11 @@ class LSHLinear(nn.Linear):
             watched is parameter for (watched, _), parameter in zip(self._changed, parameters)
         )
 
-    def _synchronise(self, full: bool = False) -> int:
+    def _synchronise(self, full: bool = False, touches: int = 1) -> int:
         index = self._index
         if index is None or full or not self._is_watched():
             return self._build()
-        taken = [changed.take() for _, changed in self._changed]
+        taken = [changed.take(touches) for _, changed in self._changed]
         self._trained = False
         if any(rows is None for rows in taken):
             return self._build()
@@ -388,7 +412,7 @@ class LSHLinear(nn.Linear):
         if self._index is None or not self._is_watched() or self._was_edited():
             self._synchronise()
         elif not self.scheduled and self._since_rehash >= self.config.rehash.interval(self._rehashes):
-            self.rehash()
+            self.rehash(touches=getattr(self.config.rehash, "touches", 1))
         self._since_rehash += 1
         self._trained = True
         assert self._index is not None

@@ -63,10 +63,13 @@ class _Recipe:
     def flat_input(self) -> Tensor:
         return self.input.reshape(-1, self.layer.in_features)
 
-    def sampled(self, x: Tensor, rows: Tensor) -> Tensor:
+    def sampled(self, x: Tensor, active: ActiveSet, corrected: bool) -> Tensor:
         """The scaled logits of the active rows, in at least float32, so that sums over classes are accurate."""
-        logits = self.layer.active_logits(x, rows).to(_accurate(self.dtype))
-        return logits if isinstance(self.scale, float) and self.scale == 1.0 else logits * self.scale
+        logits = self.layer.active_logits(x, active.rows).to(_accurate(self.dtype))
+        if not (isinstance(self.scale, float) and self.scale == 1.0):
+            logits = logits * self.scale
+        self.layer.carry_hardest_rows(logits, active, corrected)
+        return logits
 
 
 def _accurate(dtype: torch.dtype) -> torch.dtype:
@@ -522,11 +525,12 @@ def _cross_entropy(
     if layer.training:
         active = layer.draw_active_rows(x.detach(), parsed.labels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached):
+            corrected = _is_corrected(recipe, parsed.several)
             loss = losses.sampled_cross_entropy(
-                recipe.sampled(x, active.rows),
+                recipe.sampled(x, active, corrected),
                 active,
                 parsed,
-                corrected=_is_corrected(recipe, parsed.several),
+                corrected=corrected,
                 class_weight=weight,
                 label_smoothing=label_smoothing,
                 reduction=reduction,
@@ -629,11 +633,12 @@ def _binary_cross_entropy(
     x = recipe.flat_input()
     active = layer.draw_active_rows(x.detach(), parsed.labels)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached):
+        corrected = _is_corrected(recipe, several_labels=False)
         loss = losses.sampled_binary_cross_entropy(
-            recipe.sampled(x, active.rows),
+            recipe.sampled(x, active, corrected),
             active,
             parsed,
-            corrected=_is_corrected(recipe, several_labels=False),
+            corrected=corrected,
             class_weight=weight,
             pos_weight=pos_weight,
             reduction=reduction,

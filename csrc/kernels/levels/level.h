@@ -46,6 +46,8 @@ const Kernels table = {
     .log_sum_exp_f64 = log_sum_exp<double>,
     .scaled_softmax_f32 = scaled_softmax<float>,
     .scaled_softmax_f64 = scaled_softmax<double>,
+    .add_positive_f32 = add_positive<float>,
+    .add_positive_f64 = add_positive<double>,
 };
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL
