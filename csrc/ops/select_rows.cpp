@@ -109,8 +109,8 @@ std::tuple<Tensor, Tensor, Tensor> select_rows(const Tensor& labels, const Tenso
 
   if (!per_sample) {
     Selection selection;
-    select(label, batch * width, candidate, candidates.size(0), ranks, budget,
-           static_cast<uint64_t>(seed), selection);
+    select(label, batch * width, candidate, candidates.size(0), ranks, budget, static_cast<uint64_t>(seed),
+           selection);
     const int64_t count = static_cast<int64_t>(selection.rows.size());
     Tensor rows = torch::stable::empty({count}, ScalarType::Long);
     Tensor is_random = torch::stable::empty({count}, ScalarType::Bool);
