@@ -92,8 +92,9 @@ def test_anything_else_is_exact_with_gradients_and_one_warning(layer, name):
     x = torch.randn(2, 3, D, dtype=torch.float64, requires_grad=True)
     expected = EXACT[name](dense(layer, x))
     expected_grads = torch.autograd.grad(expected.sum(), [x, layer.weight, layer.bias])
-    with pytest.warns(UserWarning, match="all 97 outputs of the layer are computed"):
+    with pytest.warns(UserWarning, match="all 97 outputs of the layer are computed") as warned:
         got = EXACT[name](layer(x))
+    assert warned[0].filename == __file__  # the caller's line, not one of torch's or ours
     assert not isinstance(got, SampledLogits)
     torch.testing.assert_close(got, expected)
     for a, b in zip(torch.autograd.grad(got.sum(), [x, layer.weight, layer.bias]), expected_grads):

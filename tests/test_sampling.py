@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torch_lsh import LSHConfig, LSHLinear, ops, reference
+from torch_lsh import FixedInterval, LSHConfig, LSHLinear, ops, reference
 from torch_lsh.sampling import ActiveSet, hardest_rows
 
 
@@ -136,6 +136,62 @@ def test_mean_gradient_approaches_the_full_one():
     # The bias falls as 1 / |R|, the noise of the mean as 1 / sqrt(300 |R|).
     assert errors[0] > 1.5 * errors[1] > 1.5 * 1.5 * errors[2]
     assert errors[2] < 0.05
+
+
+def layer_with(num_random, scope, retrieved=20):
+    """A layer whose steps find the same rows every time, and draw others beside them."""
+    config = LSHConfig(
+        active=retrieved + num_random,
+        random_fraction=num_random / (retrieved + num_random),
+        scope=scope,
+        correction="stratified",
+        rehash=FixedInterval(10**9),
+    )
+    torch.manual_seed(5)
+    layer = LSHLinear(D, N, dtype=torch.float64, config=config)
+    with torch.no_grad():
+        layer.weight.mul_(3)  # logits farther apart than those of a new layer
+    return layer, torch.randn(B, D, dtype=torch.float64), torch.randint(0, N, (B,))
+
+
+def fixed_rows(active):
+    """The rows of each sample that are not random."""
+    rows, is_random = (part.expand(B, -1) for part in (active.rows, active.is_random))
+    return [row[(row >= 0) & ~random].tolist() for row, random in zip(rows, is_random)]
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_loss_of_a_layer_estimates_the_partition_function_without_bias(scope):
+    """The same as above, but through everything that a training step runs: look-up, kernels, loss."""
+    layer, x, y = layer_with(30, scope)
+    sets = [layer.sample(x, y) for _ in range(3)]
+    assert fixed_rows(sets[0]) == fixed_rows(sets[1]) == fixed_rows(sets[2])
+    assert all(len(rows) >= 20 for rows in fixed_rows(sets[0]))
+    assert not torch.equal(sets[0].rows, sets[1].rows)
+    logits = F.linear(x, layer.weight, layer.bias).detach()
+    with torch.no_grad():
+        losses = torch.stack([F.cross_entropy(layer(x), y, reduction="none") for _ in range(2000)])
+    estimates = (losses + logits.gather(1, y[:, None])[:, 0]).exp()
+    standard_error = estimates.std(0) / math.sqrt(len(estimates))
+    assert (standard_error > 0).all()
+    assert ((estimates.mean(0) - logits.exp().sum(1)).abs() < 3 * standard_error).all()
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_mean_gradient_of_a_layer_approaches_the_full_one(scope):
+    draws, errors = 200, []
+    for num_random in (10, 40, 160):
+        layer, x, y = layer_with(num_random, scope)
+        leaves = [x.requires_grad_(), layer.weight, layer.bias]
+        full = torch.autograd.grad(F.cross_entropy(F.linear(*leaves), y), leaves)
+        mean = [torch.zeros_like(leaf) for leaf in leaves]
+        for _ in range(draws):
+            for total, gradient in zip(mean, torch.autograd.grad(F.cross_entropy(layer(x), y), leaves)):
+                total += gradient / draws
+        errors.append(torch.stack([(a - b).norm() / b.norm() for a, b in zip(mean, full)]))
+    assert (errors[0] > 1.5 * errors[1]).all()
+    assert (errors[1] > 1.5 * errors[2]).all()
+    assert (errors[2] < 0.05).all()
 
 
 def test_weights_of_an_active_set():

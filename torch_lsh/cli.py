@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import math
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -14,6 +18,7 @@ from .benchmarking.step import compare_steps
 from .config import LSHConfig
 from .data import XMCDataset, synthetic_xmc
 from .models import XMCClassifier
+from .models.xmc import check_can_write
 
 
 def _config(arguments: argparse.Namespace) -> LSHConfig:
@@ -21,7 +26,16 @@ def _config(arguments: argparse.Namespace) -> LSHConfig:
 
 
 def _active(text: str) -> int | float:
-    return float(text) if "." in text else int(text)
+    try:
+        return int(text) if text.isdigit() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of rows nor a fraction such as 0.01") from None
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
 
 
 def _print_epoch(entry: dict[str, float]) -> None:
@@ -34,14 +48,18 @@ def _print_epoch(entry: dict[str, float]) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     test: XMCDataset | None
+    config = _config(arguments)
+    check_can_write(Path(arguments.model))  # before, not after, hours of training
     if arguments.data is None:
+        if arguments.test is not None:
+            raise ValueError("--test needs a training file; generated data comes with rows to test on")
         train, test = synthetic_xmc(seed=arguments.seed)
     else:
         train = XMCDataset(arguments.data, normalize=arguments.normalize)
         test = None if arguments.test is None else XMCDataset(arguments.test, normalize=arguments.normalize)
     print(f"training on {train}", flush=True)
     torch.manual_seed(arguments.seed)
-    model = XMCClassifier(train.num_features, train.num_labels, arguments.hidden, _config(arguments), arguments.dense)
+    model = XMCClassifier(train.num_features, train.num_labels, arguments.hidden, config, arguments.dense)
     history = model.fit(
         train,
         epochs=arguments.epochs,
@@ -52,7 +70,7 @@ def _train(arguments: argparse.Namespace) -> int:
         checkpoint_every=arguments.checkpoint_every,
         num_workers=arguments.workers,
         seed=arguments.seed,
-        progress=not arguments.quiet,
+        progress=not arguments.quiet and importlib.util.find_spec("tqdm") is not None,
     )
     for entry in history:
         _print_epoch(entry)
@@ -64,7 +82,9 @@ def _train(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     model = XMCClassifier.load(arguments.model)
     dataset = XMCDataset(arguments.data, normalize=arguments.normalize)
-    print(json.dumps(model.evaluate(dataset)))
+    precision = model.evaluate(dataset)
+    # JSON has no NaN, which is what rows without labels have
+    print(json.dumps({name: None if math.isnan(value) else value for name, value in precision.items()}))
     return 0
 
 
@@ -78,12 +98,17 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    if arguments.plot is not None:
+        check_can_write(Path(arguments.plot))
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ImportError("--plot needs matplotlib: pip install matplotlib")
     compare_steps(
         rows=arguments.rows,
         width=arguments.width,
         batch=arguments.batch,
         active=arguments.active,
         rounds=arguments.rounds,
+        threads=arguments.threads,
         plot=arguments.plot,
     )
     return 0
@@ -92,7 +117,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="torch_lsh", description="Very wide PyTorch layers on CPUs.")
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("--threads", type=int, help="threads to compute with; default: PyTorch's")
+    parser.add_argument("--threads", type=_positive, help="threads to compute with; default: PyTorch's")
     commands = parser.add_subparsers(required=True)
 
     data = argparse.ArgumentParser(add_help=False)
@@ -102,18 +127,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("model", help="file to write the model to")
     train.add_argument("data", nargs="?", help="training file (plain, .gz, .xz); default: generated data")
     train.add_argument("--test", help="file to measure precision on after every epoch")
-    train.add_argument("--epochs", type=int, default=5)
-    train.add_argument("--batch-size", type=int, default=256)
+    train.add_argument("--epochs", type=_positive, default=5)
+    train.add_argument("--batch-size", type=_positive, default=256)
     train.add_argument("--lr", type=float, default=1e-3)
-    train.add_argument("--hidden", type=int, default=128)
+    train.add_argument("--hidden", type=_positive, default=128)
     train.add_argument("--active", type=_active, help="active rows per step: a number, or a fraction such as 0.01")
     train.add_argument("--hash", default=LSHConfig().hash)
     train.add_argument("--dense", action="store_true", help="nn.Linear output, for comparison")
     train.add_argument("--checkpoint", help="file of the run's state; an interrupted run goes on from it")
-    train.add_argument("--checkpoint-every", type=int, help="steps between checkpoints; default: one per epoch")
+    train.add_argument("--checkpoint-every", type=_positive, help="steps between checkpoints; default: one per epoch")
     train.add_argument("--workers", type=int, default=0, help="of the data loader")
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--quiet", action="store_true", help="no progress bar")
+    train.add_argument("--quiet", action="store_true", help="no progress bar (nor is there one without tqdm)")
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("evaluate", parents=[data], help="precision@1/3/5 of a model on a file")
@@ -124,15 +149,15 @@ def _parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", parents=[data], help="the best labels of each row, as label:logit")
     predict.add_argument("model")
     predict.add_argument("data")
-    predict.add_argument("-k", type=int, default=5)
+    predict.add_argument("-k", type=_positive, default=5)
     predict.set_defaults(run=_predict)
 
     benchmark = commands.add_parser("bench", help="a training step beside PyTorch's, on this machine")
-    benchmark.add_argument("--rows", type=int, default=670_091)
-    benchmark.add_argument("--width", type=int, default=128)
-    benchmark.add_argument("--batch", type=int, default=256)
-    benchmark.add_argument("--active", type=int, default=8192)
-    benchmark.add_argument("--rounds", type=int, default=5)
+    benchmark.add_argument("--rows", type=_positive, default=670_091)
+    benchmark.add_argument("--width", type=_positive, default=128)
+    benchmark.add_argument("--batch", type=_positive, default=256)
+    benchmark.add_argument("--active", type=_positive, default=8192)
+    benchmark.add_argument("--rounds", type=_positive, default=5)
     benchmark.add_argument("--plot", help="file to draw the result to (needs matplotlib)")
     benchmark.set_defaults(run=_bench)
     return parser
@@ -144,10 +169,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
     try:
-        return int(parsed.run(parsed))
-    except (ValueError, OSError) as error:
-        print(f"torch_lsh: {error}", file=sys.stderr)
+        status = int(parsed.run(parsed))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`| head`); Python would complain at exit when it flushes the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if not _is_users(error):
+            raise
+        print("torch_lsh:", " ".join(str(error).removeprefix("torch_lsh: ").split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("torch_lsh: interrupted", file=sys.stderr)
         return 130
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the message alone will do: bad input, files, memory. Other errors are ours; their traceback is needed."""
+    # The operators name the argument that does not fit, in a RuntimeError; PyTorch's allocator says how much it wanted.
+    text = str(error)
+    return not isinstance(error, RuntimeError) or text.startswith("torch_lsh: ") or "can't allocate memory" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from .rehash import ExponentialBackoff, RehashPolicy
 
@@ -68,6 +69,13 @@ class LSHConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}; wanted a positive int or None")
+        for name in ("active", "random_fraction", "seed"):
+            number: Any = getattr(self, name)
+            missing = number is None and name == "active"
+            if isinstance(number, bool) or not (missing or isinstance(number, int if name == "seed" else (int, float))):
+                raise TypeError(f"{name} is {number!r}; wanted a number")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; wanted a 64-bit integer")
         if isinstance(self.active, float) and not 0 < self.active <= 1:
             raise ValueError(f"active is {self.active}; as a fraction of the layer it must be in (0, 1]")
         if isinstance(self.active, int) and self.active < 1:

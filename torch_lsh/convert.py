@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import nn
 from . import optim
 from .config import LSHConfig
 from .nn.linear import LSHLinear
+from .rehash import ExponentialBackoff
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -38,8 +40,8 @@ def _median_seconds(step: Callable[[], None], repetitions: int = 5) -> float:
 
 def _training_step(layer: nn.Linear, batch: int) -> Callable[[], None]:
     optimizer = optim.SGD(layer.parameters(), lr=1e-3)
-    x = torch.randn(batch, layer.in_features)
-    y = torch.randint(layer.out_features, (batch,))
+    x = torch.randn(batch, layer.in_features, device="cpu")
+    y = torch.randint(layer.out_features, (batch,), device="cpu")
 
     def step() -> None:
         F.cross_entropy(layer(x), y).backward()
@@ -61,10 +63,12 @@ def _measured_speedup(in_features: int, out_features: int, bias: bool, config: L
     active = min(config.active_rows(out_features), rows)
     generator_state = torch.get_rng_state()
     try:
-        dense = nn.Linear(in_features, rows, bias)
-        sampled = LSHLinear(in_features, rows, bias, config=replace(config, active=active))
-        dense_seconds = _median_seconds(_training_step(dense, _BATCH)) * out_features / rows
-        return dense_seconds / _median_seconds(_training_step(sampled, _BATCH))
+        # The caller may be in no_grad or inference_mode, or have another default device.
+        with torch.inference_mode(False), torch.enable_grad():
+            dense = nn.Linear(in_features, rows, bias, device="cpu")
+            sampled = LSHLinear(in_features, rows, bias, device="cpu", config=replace(config, active=active))
+            dense_seconds = _median_seconds(_training_step(dense, _BATCH)) * out_features / rows
+            return dense_seconds / _median_seconds(_training_step(sampled, _BATCH))
     finally:
         torch.set_rng_state(generator_state)
 
@@ -83,8 +87,10 @@ def pays(linear: nn.Linear, config: LSHConfig | None = None) -> bool:
         return False
     if config.active_rows(linear.out_features) >= linear.out_features:
         return False
+    # No re-hash falls due in so few steps, and a policy of the caller's need not be hashable.
+    measured = replace(config, rehash=ExponentialBackoff())
     speedup = _measured_speedup(
-        linear.in_features, linear.out_features, linear.bias is not None, config, torch.get_num_threads()
+        linear.in_features, linear.out_features, linear.bias is not None, measured, torch.get_num_threads()
     )
     return speedup > 1.0
 
@@ -96,7 +102,9 @@ def sparsify_(
 ) -> nn.Module:
     """Swaps linear layers of ``model`` for :class:`LSHLinear`, in place; Parameters stay the very same objects.
 
-    So an optimizer made before stays valid, tied weights stay tied, and ``state_dict`` keys do not change.
+    So an optimizer made before stays valid, tied weights stay tied, hooks stay, and ``state_dict`` keys do not change.
+    Layers that are more than a weight and a bias (subclasses of ``nn.Linear``; pruned or weight-normed ones, which have
+    other parameters or buffers) are left alone.
 
     Args:
         model: any module. If it is itself a linear layer, the new layer is returned.
@@ -114,8 +122,7 @@ def sparsify_(
     """
 
     def swap(module: nn.Module, name: str) -> nn.Module | None:
-        # A subclass of nn.Linear may compute something else; it is not ours to replace.
-        if type(module) is not nn.Linear:
+        if not _is_plain(module):
             return None
         wanted = filter_fn(module, name) if filter_fn is not None else pays(module, config)
         return LSHLinear.from_linear(module, config) if wanted else None
@@ -130,6 +137,21 @@ def densify_(model: nn.Module) -> nn.Module:
         The model (or the new layer, where the model itself is one).
     """
     return _swap_modules(model, lambda module, name: module.to_linear() if isinstance(module, LSHLinear) else None)
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether the module is an ``nn.Linear`` and nothing else, so that what replaces it computes the same.
+
+    A subclass may compute something else. Pruning and old-style weight norm keep the class, but make the weight anew
+    from other parameters before every call; ``module.forward = ...`` replaces the computation of one layer.
+    """
+    return (
+        type(module) is nn.Linear
+        and module._parameters.keys() == {"weight", "bias"}
+        and not module._buffers
+        and not module._modules
+        and "forward" not in vars(module)
+    )
 
 
 def _swap_modules(model: nn.Module, swap: Callable[[nn.Module, str], nn.Module | None]) -> nn.Module:
@@ -150,5 +172,6 @@ def _swap_modules(model: nn.Module, swap: Callable[[nn.Module, str], nn.Module |
 
 def _move_hooks(old: nn.Module, new: nn.Module) -> None:
     for name, value in vars(old).items():
-        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
+        # _is_full_backward_hook: without it, backward hooks are not called
+        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called", "_is_full_backward_hook")):
             setattr(new, name, value)

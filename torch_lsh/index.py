@@ -297,6 +297,8 @@ class LSHIndex:
 
 
 def _check_dtype(tensor: Tensor, name: str) -> None:
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{name} is on {tensor.device}; hash tables are made on the CPU")
     if tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16):
         raise ValueError(f"{name} has dtype {tensor.dtype}; wanted float32, float64 or bfloat16")
 

@@ -6,6 +6,7 @@ in :mod:`torch_lsh.reference`. The wrappers check nothing: argument errors come 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,22 @@ from . import _library  # noqa: F401  (registers torch.ops.torch_lsh)
 from .row_sparse import wants_row_sparse
 
 _ops = torch.ops.torch_lsh
+
+
+def _fake(name: str) -> Callable[[Callable[..., Any]], None]:
+    """Registers what an operator returns for tensors without data, where its arguments are on one device."""
+
+    def register(function: Callable[..., Any]) -> None:
+        def checked(*arguments: Any, **named: Any) -> Any:
+            tensors = [value for value in (*arguments, *named.values()) if isinstance(value, Tensor)]
+            devices = sorted({str(tensor.device) for tensor in tensors})
+            if len(devices) > 1:
+                raise RuntimeError(f"torch_lsh::{name}: arguments are on {' and '.join(devices)}; wanted one device")
+            return function(*arguments, **named)
+
+        torch.library.register_fake(f"torch_lsh::{name}", checked)
+
+    return register
 
 
 # --- dispatch -------------------------------------------------------------------------------------------------------
@@ -63,7 +80,7 @@ def gather_rows(table: Tensor, rows: Tensor, dtype: torch.dtype | None = None) -
     return _ops.gather_rows(table, rows, dtype)
 
 
-@torch.library.register_fake("torch_lsh::gather_rows")
+@_fake("gather_rows")
 def _(table: Tensor, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return table.new_empty((rows.shape[0], *table.shape[1:]), dtype=dtype)
 
@@ -149,7 +166,7 @@ def sampled_dot(x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
     return _ops.sampled_dot(x, table, rows)
 
 
-@torch.library.register_fake("torch_lsh::sampled_dot")
+@_fake("sampled_dot")
 def _(x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
     return x.new_empty(rows.shape)
 
@@ -198,7 +215,7 @@ def coalesce_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return _ops.coalesce_rows(rows, values)
 
 
-@torch.library.register_fake("torch_lsh::coalesce_rows")
+@_fake("coalesce_rows")
 def _(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     count = torch.library.get_ctx().new_dynamic_size()
     return rows.new_empty(count), values.new_empty((count, *values.shape[1:]))
@@ -229,18 +246,18 @@ def embedding_bag(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor | No
     return _ops.embedding_bag(weight, crow, col, values)
 
 
-@torch.library.register_fake("torch_lsh::embedding_bag")
+@_fake("embedding_bag")
 def _(weight: Tensor, crow: Tensor, col: Tensor, values: Tensor | None = None) -> Tensor:
     return weight.new_empty(crow.shape[0] - 1, weight.shape[1])
 
 
-@torch.library.register_fake("torch_lsh::embedding_bag_backward")
+@_fake("embedding_bag_backward")
 def _(grad: Tensor, crow: Tensor, col: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
     count = torch.library.get_ctx().new_dynamic_size()
     return col.new_empty(count), grad.new_empty(count, grad.shape[1])
 
 
-@torch.library.register_fake("torch_lsh::embedding_bag_values_backward")
+@_fake("embedding_bag_values_backward")
 def _(grad: Tensor, weight: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     return grad.new_empty(col.shape)
 
@@ -374,7 +391,7 @@ def row_sparse_adagrad_(
 
 
 for _name in ("row_sparse_adam_", "row_sparse_sgd_", "row_sparse_adagrad_"):
-    torch.library.register_fake(f"torch_lsh::{_name}")(lambda *arguments: None)
+    _fake(_name)(lambda *arguments: None)
 
 
 # --- active sets ----------------------------------------------------------------------------------------------------
@@ -411,7 +428,7 @@ def select_rows(
     return _ops.select_rows(labels, candidates, num_rows, active, num_random, seed, per_sample)
 
 
-@torch.library.register_fake("torch_lsh::select_rows")
+@_fake("select_rows")
 def _(
     labels: Tensor, candidates: Tensor, num_rows: int, active: int, num_random: int, seed: int, per_sample: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -443,7 +460,7 @@ def simhash_codes(x: Tensor, projections: Tensor, hashes_per_table: int) -> Tens
     return _ops.simhash_codes(x, projections, hashes_per_table)
 
 
-@torch.library.register_fake("torch_lsh::simhash_codes")
+@_fake("simhash_codes")
 def _(x: Tensor, projections: Tensor, hashes_per_table: int) -> Tensor:
     return x.new_empty((x.shape[0], projections.shape[1] // hashes_per_table), dtype=torch.int32)
 
@@ -467,7 +484,7 @@ def simhash_codes_csr(crow: Tensor, col: Tensor, values: Tensor, projections: Te
     return _ops.simhash_codes_csr(crow, col, values, projections, hashes_per_table)
 
 
-@torch.library.register_fake("torch_lsh::simhash_codes_csr")
+@_fake("simhash_codes_csr")
 def _(crow: Tensor, col: Tensor, values: Tensor, projections: Tensor, hashes_per_table: int) -> Tensor:
     return crow.new_empty((crow.shape[0] - 1, projections.shape[1] // hashes_per_table), dtype=torch.int32)
 
@@ -494,7 +511,7 @@ def dwta_codes(x: Tensor, bins: Tensor, hashes_per_table: int, seed: int) -> Ten
     return _ops.dwta_codes(x, bins, hashes_per_table, seed)
 
 
-@torch.library.register_fake("torch_lsh::dwta_codes")
+@_fake("dwta_codes")
 def _(x: Tensor, bins: Tensor, hashes_per_table: int, seed: int) -> Tensor:
     return x.new_empty((x.shape[0], bins.shape[0] // hashes_per_table), dtype=torch.int32)
 
@@ -512,7 +529,7 @@ def dwta_codes_csr(
     return _ops.dwta_codes_csr(crow, col, values, bins, in_features, hashes_per_table, seed)
 
 
-@torch.library.register_fake("torch_lsh::dwta_codes_csr")
+@_fake("dwta_codes_csr")
 def _(
     crow: Tensor, col: Tensor, values: Tensor, bins: Tensor, in_features: int, hashes_per_table: int, seed: int
 ) -> Tensor:
@@ -542,7 +559,7 @@ def build_tables(row_buckets: Tensor, bucket_bits: int, bucket_size: int, seed: 
     return _ops.build_tables(row_buckets, bucket_bits, bucket_size, seed)
 
 
-@torch.library.register_fake("torch_lsh::build_tables")
+@_fake("build_tables")
 def _(row_buckets: Tensor, bucket_bits: int, bucket_size: int, seed: int) -> tuple[Tensor, Tensor]:
     shape = (row_buckets.shape[1], 1 << bucket_bits)
     return row_buckets.new_empty((*shape, bucket_size)), row_buckets.new_empty(shape)
@@ -574,7 +591,7 @@ def update_tables(ids: Tensor, counts: Tensor, row_buckets: Tensor, rows: Tensor
     return _ops.update_tables(ids, counts, row_buckets, rows, buckets, seed)
 
 
-@torch.library.register_fake("torch_lsh::update_tables")
+@_fake("update_tables")
 def _(ids: Tensor, counts: Tensor, row_buckets: Tensor, rows: Tensor, buckets: Tensor, seed: int) -> Tensor:
     return rows.new_empty(())
 
@@ -604,7 +621,7 @@ def query_tables(ids: Tensor, counts: Tensor, row_codes: Tensor | None, buckets:
     return _ops.query_tables(ids, counts, row_codes, buckets, max_candidates)
 
 
-@torch.library.register_fake("torch_lsh::query_tables")
+@_fake("query_tables")
 def _(ids: Tensor, counts: Tensor, row_codes: Tensor | None, buckets: Tensor, max_candidates: int) -> Tensor:
     return buckets.new_empty((buckets.shape[0], max_candidates), dtype=torch.int64)
 
@@ -631,12 +648,12 @@ def sampled_softmax_loss(
     return _ops.sampled_softmax_loss(logits, log_weights, positions, shares)
 
 
-@torch.library.register_fake("torch_lsh::sampled_softmax_loss")
+@_fake("sampled_softmax_loss")
 def _(logits: Tensor, log_weights: Tensor | None, positions: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     return logits.new_empty(logits.shape[0]), logits.new_empty(logits.shape[0])
 
 
-@torch.library.register_fake("torch_lsh::sampled_softmax_loss_backward")
+@_fake("sampled_softmax_loss_backward")
 def _(
     grad: Tensor, log_z: Tensor, logits: Tensor, log_weights: Tensor | None, positions: Tensor, shares: Tensor
 ) -> Tensor:

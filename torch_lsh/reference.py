@@ -5,6 +5,8 @@ Same names and arguments as in :mod:`torch_lsh.ops`; clarity before speed.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -277,7 +279,8 @@ def sampled_softmax_loss(
 ) -> tuple[Tensor, Tensor]:
     log_z = (logits if log_weights is None else logits + log_weights).logsumexp(1)
     at_labels = logits.gather(1, positions.clamp(min=0))
-    loss = (shares * (log_z.unsqueeze(1) - at_labels)).masked_fill(positions < 0, 0).sum(1)
+    subtracted = log_z.masked_fill(log_z == math.inf, math.nan).unsqueeze(1)  # as in PyTorch's loss
+    loss = (shares * (subtracted - at_labels)).masked_fill(positions < 0, 0).sum(1)
     return loss, log_z.detach()
 
 

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <tuple>
 
@@ -69,9 +70,12 @@ void forward(Kernel kernel, const View<T>& in, int64_t batch, T* loss, T* log_z)
     for (int64_t b = begin; b < end; ++b) {
       const T* logits = in.logits + b * in.count;
       log_z[b] = kernel(logits, in.weights_of(b), in.count);
+      // An infinite logit makes PyTorch's loss NaN, also where the label's logit is finite.
+      const T subtracted =
+          log_z[b] == std::numeric_limits<T>::infinity() ? std::numeric_limits<T>::quiet_NaN() : log_z[b];
       T sum = 0;
       for (int64_t i = b * in.labels; i < (b + 1) * in.labels; ++i)
-        if (in.positions[i] >= 0) sum += in.shares[i] * (log_z[b] - logits[in.positions[i]]);
+        if (in.positions[i] >= 0) sum += in.shares[i] * (subtracted - logits[in.positions[i]]);
       loss[b] = sum;
     }
   });

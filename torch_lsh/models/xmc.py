@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -136,16 +138,29 @@ class XMCClassifier(nn.Module):
 
         Returns:
             A dict per epoch: epoch, loss, seconds (of training), samples_per_second, precision@k.
+
+        Raises:
+            ValueError: an argument does not fit, the data does not fit the model, or the checkpoint is damaged or
+                belongs to another run (model, data or schedule); then nothing was trained.
+            OSError: the checkpoint cannot be written.
         """
+        # What would go wrong after an epoch of hours is looked at before it begins.
         self._check_dataset(train_dataset)
-        run = _Run(self, train_dataset, batch_size, lr, seed)
+        if eval_dataset is not None:
+            self._check_dataset(eval_dataset)
+        if checkpoint_every is not None and checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every is {checkpoint_every}; wanted at least 1")
         path = None if checkpoint is None else Path(checkpoint)
+        if path is not None:
+            check_can_write(path)
+            self._configuration()
+        run = _Run(self, train_dataset, batch_size, lr, seed)
         if path is not None and resume and path.exists():
             run.load(path)
         elif path is not None:
             run.canonicalise()
-        steps, stop = 0, False
-        while run.epoch < epochs:
+        steps, stop = 0, max_steps is not None and max_steps < 1
+        while run.epoch < epochs and not stop:
             with _progress_bar(run, progress) as bar:
                 for features, labels in run.batches(num_workers):
                     start = time.perf_counter()
@@ -164,8 +179,6 @@ class XMCClassifier(nn.Module):
             run.end_epoch(eval_dataset)
             if path is not None:
                 run.save(path)
-            if stop:
-                break
         return run.history
 
     # --- inference ---
@@ -188,8 +201,10 @@ class XMCClassifier(nn.Module):
     def evaluate(self, dataset: XMCDataset, ks: Sequence[int] = (1, 3, 5), batch_size: int = 256) -> dict[str, float]:
         """Exact precision@k over the rows that have labels, as ``{"precision@1": ...}``."""
         metric = PrecisionAtK(ks)
+        found = min(max(ks), self.num_labels)
         for features, labels in self._inference_batches(dataset, batch_size):
-            metric.update(self(features).topk(max(ks)).indices, labels)
+            best = self(features).topk(found).indices
+            metric.update(F.pad(best, (0, max(ks) - found), value=-1), labels)
         return {f"precision@{k}": value for k, value in metric.compute().items()}
 
     def _inference_batches(self, rows: XMCDataset | Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -245,36 +260,57 @@ class XMCClassifier(nn.Module):
             ValueError: the file is damaged or not a model.
         """
         content = _read(Path(path), _FORMAT)
-        configuration = dict(content["configuration"])
-        config = configuration.pop("config")
-        if config is not None:
-            policy = dict(config.pop("rehash"))
-            config = replace(LSHConfig(), **config, rehash=_POLICIES[policy.pop("policy")](**policy))
-        with torch.device("meta"):
-            model = cls(**configuration, config=config)
         try:
+            configuration = dict(content["configuration"])
+            config = configuration.pop("config")
+            if config is not None:
+                policy = dict(config.pop("rehash"))
+                config = replace(LSHConfig(), **config, rehash=_POLICIES[policy.pop("policy")](**policy))
+            with torch.device("meta"):
+                model = cls(**configuration, config=config)
             model.load_state_dict(content["weights"], assign=True)
-        except RuntimeError as error:
-            raise ValueError(f"{path} does not fit its own configuration: {error}") from error
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error
         return model
 
 
+def check_can_write(path: Path) -> None:
+    """Raises the OSError that writing the file would end in, where that can be told before.
+
+    >>> check_can_write(Path("no/such/folder/model.pt"))
+    Traceback (most recent call last):
+    FileNotFoundError: no/such/folder/model.pt cannot be written: there is no folder no/such/folder
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} cannot be written: it is a folder")
+
+
 def _write(content: dict[str, Any], path: Path) -> None:
+    check_can_write(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         torch.save(content, temporary)
         os.replace(temporary, path)
+    except RuntimeError as error:  # torch's words for a full disk
+        raise OSError(f"{path} could not be written (is the disk full?): {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path, wanted_format: str) -> dict[str, Any]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        content = torch.load(path, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f"{path} is damaged or was not written by torch_lsh: {error}") from error
+    with open(path, "rb") as file:  # an OSError is not about the content
+        try:
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()  # torch.load does not look at the checksums
+            if damaged is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
+            content = torch.load(path, weights_only=True)
+        except pickle.UnpicklingError as error:  # torch's words advise to execute what is in the file
+            raise ValueError(f"{path} was not written by torch_lsh: it holds more than tensors and settings") from error
+        except Exception as error:  # zipfile and torch raise many kinds
+            raise ValueError(f"{path} is damaged or was not written by torch_lsh: {error}") from error
     if not isinstance(content, dict) or content.get("format") != wanted_format:
         raise ValueError(f"{path} is not of the format {wanted_format}")
     return content
@@ -284,7 +320,7 @@ class _Order(Sampler[list[int]]):
     """The batches of an epoch from a position on; the order is a function of seed and epoch."""
 
     def __init__(self, rows: int, batch_size: int, seed: int, epoch: int, position: int) -> None:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
         self._batches = torch.randperm(rows, generator=generator).split(batch_size)[position:]
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -306,7 +342,15 @@ class _Run:
             raise ValueError("the training data has no rows")
         self.model, self.dataset = model, dataset
         self.optimizer = optim.Adam(model.parameters(), lr=lr)
-        self.schedule = {"batch_size": batch_size, "seed": seed, "rows": len(dataset)}
+        rows = dataset.rows
+        self.schedule: dict[str, Any] = {
+            "batch_size": batch_size,
+            "lr": lr,
+            "seed": seed,
+            "rows": len(dataset),
+            "features": len(rows.features),
+            "labels": len(rows.labels),
+        }
         self.steps_per_epoch = -(-len(dataset) // batch_size)
         self.epoch = self.position = 0
         self.loss_sum = self.seconds = 0.0

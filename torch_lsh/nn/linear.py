@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from typing import Any
 
 import torch
@@ -16,6 +18,14 @@ from ..row_sparse import ChangedRows, wants_row_sparse
 from ..sampling import ActiveSet, choose_active_rows, hardest_rows, needs_index
 from . import losses
 from .logits import SampledLogits
+
+
+def _callers_level() -> int:
+    """The ``stacklevel`` at which a warning of our caller's points to a line that is neither torch's nor ours."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "torch_lsh"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 class LSHLinear(nn.Linear):
@@ -40,7 +50,9 @@ class LSHLinear(nn.Linear):
         config: see :class:`torch_lsh.LSHConfig`.
 
     Shape:
-        input ``[*, in_features]``, output ``[*, out_features]``; float32, float64 or bfloat16 on the CPU.
+        input ``[*, in_features]``, output ``[*, out_features]``; float32, float64 or bfloat16 on the CPU. For anything
+        else that ``nn.Linear`` takes (float16, sparse input, other devices, weights that are not contiguous), and with
+        full backward hooks, which see the gradient of the whole output, ``forward`` is that of ``nn.Linear``.
 
     References:
         Spring & Shrivastava, "Scalable and Sustainable Deep Learning via Randomized Hashing", KDD 2017;
@@ -148,21 +160,64 @@ class LSHLinear(nn.Linear):
     # --- forward ---
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self._is_sampled_here(input):
+        if torch.compiler.is_compiling():
             return super().forward(input)
-        return SampledLogits.of(input, self)
+        obstacle = self._obstacle(input)
+        if obstacle is None:
+            return SampledLogits.of(input, self)
+        self.warn_dense(obstacle)
+        return super().forward(input)
 
-    def _is_sampled_here(self, input: Tensor) -> bool:
-        """Whether the lazy path can take this input; else nn.Linear's own forward computes or raises."""
-        if torch.compiler.is_compiling() or input.device.type != "cpu" or self.weight.device.type != "cpu":
-            return False
+    def _obstacle(self, input: Tensor) -> str | None:
+        """What there is about input and layer that nn.Linear computes with and the sampled path cannot; None: nothing.
+
+        Raises:
+            TypeError, ValueError: nn.Linear cannot either.
+        """
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input is a {type(input).__name__}; wanted a tensor")
+        for tensor in (input, self.weight):
+            if tensor.device.type != "cpu":
+                return f"a tensor on {tensor.device}"
         if input.dim() < 1 or input.shape[-1] != self.in_features:
             raise ValueError(
                 f"input has shape {tuple(input.shape)}; wanted {self.in_features} features in the last dimension"
             )
-        if input.dtype != self.weight.dtype and not torch.is_autocast_enabled("cpu"):
+        dtypes = {input.dtype, self.weight.dtype}
+        if torch.is_autocast_enabled("cpu"):
+            dtypes.add(torch.get_autocast_dtype("cpu"))
+            # Autocast converts every floating dtype but float64.
+            same = input.dtype is self.weight.dtype or (input.is_floating_point() and torch.float64 not in dtypes)
+        else:
+            same = len(dtypes) == 1
+        if not same:
             raise TypeError(f"input has dtype {input.dtype}; wanted {self.weight.dtype}, the dtype of the weights")
-        return True
+        for dtype in dtypes - {torch.float32, torch.float64, torch.bfloat16}:
+            return str(dtype)
+        if input.layout is not torch.strided:
+            return f"input of layout {input.layout}"
+        if self.weight.numel() == 0:
+            return "a layer without weights"
+        if not self.weight.is_contiguous() or not (self.bias is None or self.bias.is_contiguous()):
+            return "a weight or bias that is not contiguous"
+        return "a full backward hook" if self._backward_hooks or self._backward_pre_hooks else None
+
+    def warn_dense(self, what: str) -> None:
+        """Says, once per layer, that ``what`` makes it compute all of its outputs."""
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"torch_lsh: {what} has no sampled path, so all {self.out_features} outputs of the layer are computed,"
+                " exactly as nn.Linear does and as slowly; this is said once per layer",
+                stacklevel=_callers_level(),
+            )
+
+    def _check_can_sample(self, input: Tensor) -> None:
+        obstacle = self._obstacle(input)
+        if obstacle is not None:
+            raise RuntimeError(
+                f"{obstacle} has no sampled path; hash tables take contiguous float32, float64 or bfloat16 on the CPU"
+            )
 
     # --- explicit forms ---
 
@@ -210,7 +265,7 @@ class LSHLinear(nn.Linear):
             raise ValueError(f"k is {k}; wanted 1 to {self.out_features}")
         if exact:
             return torch.topk(self(x), k)
-        self._is_sampled_here(x)
+        self._check_can_sample(x)
         flat = x.reshape(-1, self.in_features)
         candidates = max(4 * k, self.config.active_rows(self.out_features) // 4)
         rows = self._synchronised_index().query(flat.detach(), min(candidates, self.out_features))
@@ -230,7 +285,7 @@ class LSHLinear(nn.Linear):
             x: ``[*, in_features]``.
             target: as in :meth:`cross_entropy`, or None: no labels.
         """
-        self._is_sampled_here(x)
+        self._check_can_sample(x)
         flat = x.detach().reshape(-1, self.in_features)
         labels = torch.empty(len(flat), 0, dtype=torch.int64)
         if target is not None:
@@ -249,7 +304,7 @@ class LSHLinear(nn.Linear):
         index = None
         if needs_index(self.config, self.out_features):
             index = self._index_for_training() if self.training else self._synchronised_index()
-        seed = self.config.seed * 1_000_003 + self._draws
+        seed = (self.config.seed * 1_000_003 + self._draws) % 2**63
         active = choose_active_rows(index, x, labels, self.out_features, self.config, seed, self._carried)
         self._draws += 1
         return active
@@ -274,7 +329,7 @@ class LSHLinear(nn.Linear):
         """``[B, A]`` logits of the active rows ``[A]`` or ``[B, A]`` for ``x`` ``[B, in]``; differentiable."""
         if rows.dim() == 1:
             return ops.gather_matmul(x, self.weight, self.bias, rows)
-        logits = ops.sampled_dot(x, self.weight, rows)
+        logits = ops.sampled_dot(x.contiguous(), self.weight, rows)
         if self.bias is not None:
             present = rows.clamp(min=0)
             bias = ops.gather_rows(self.bias, present.flatten()).view_as(rows).to(logits.dtype)
@@ -296,9 +351,12 @@ class LSHLinear(nn.Linear):
         """
         if not needs_index(self.config, self.out_features):
             return 0
+        if self.weight.device.type != "cpu":
+            raise RuntimeError(f"the weight is on {self.weight.device}; hash tables are made on the CPU")
+        rehashed = self._synchronise(full, touches)
         self._since_rehash = 0
         self._rehashes += 1
-        return self._synchronise(full, touches)
+        return rehashed
 
     def _bias_for_index(self) -> Tensor | None:
         return None if self.bias is None else self.bias.detach()

@@ -10,7 +10,6 @@ values and the autograd node under the tensor takes the dense gradient, so that 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -191,14 +190,8 @@ class SampledLogits(Tensor):
         return func(*args, **kwargs)
 
     def _announced(self, name: str) -> Tensor:
-        layer = self._recipe.layer
-        if self._dense is None and not layer._warned:
-            layer._warned = True
-            warnings.warn(
-                f"torch_lsh: {name} has no sampled path, so all {layer.out_features} outputs of the layer are computed,"
-                " exactly as nn.Linear does and as slowly; this is said once per layer",
-                stacklevel=4,
-            )
+        if self._dense is None:
+            self._recipe.layer.warn_dense(name)
         return self.dense()
 
     @classmethod
@@ -485,11 +478,18 @@ def _is_corrected(recipe: _Recipe, several_labels: bool) -> bool:
     return correction == "stratified" or (correction == "auto" and not several_labels)
 
 
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"{reduction!r} is not a valid value for reduction; wanted 'mean', 'sum' or 'none'")
+
+
 def _check_class_weight(weight: Tensor | None, name: str, num_classes: int, dtype: torch.dtype) -> Tensor | None:
     if weight is None:
         return None
     if weight.shape != (num_classes,):
         raise ValueError(f"{name} has shape {tuple(weight.shape)}; wanted {(num_classes,)}")
+    if weight.device.type != "cpu":
+        raise RuntimeError(f"{name} is on {weight.device}; wanted cpu, the device of the logits")
     return weight.to(dtype)
 
 
@@ -512,8 +512,7 @@ def _cross_entropy(
     recipe = logits._recipe
     if size_average is not None or reduce is not None or recipe.log_softmax or not _class_dim_of_loss(recipe):
         return NotImplemented
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"{reduction!r} is not a valid value for reduction; wanted 'mean', 'sum' or 'none'")
+    _check_reduction(reduction)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {label_smoothing}; wanted 0 to 1")
     layer = recipe.layer
@@ -608,6 +607,7 @@ def _binary_cross_entropy(
         return NotImplemented
     if recipe.class_dim != len(recipe.lead):
         return NotImplemented
+    _check_reduction(reduction)
     dtype = _accurate(recipe.dtype)
     is_sparse = isinstance(target, Tensor) and target.layout is torch.sparse_csr
     is_indices = isinstance(target, Tensor) and target.dtype is torch.int64 and target.shape != recipe.shape
@@ -628,6 +628,8 @@ def _binary_cross_entropy(
     assert parsed is not None
     if is_indices:
         parsed = replace(parsed, shares=(parsed.labels >= 0).to(dtype))  # each label is a 1 of the multi-hot target
+    weight = _check_class_weight(weight, "weight", layer.out_features, dtype)
+    pos_weight = _check_class_weight(pos_weight, "pos_weight", layer.out_features, dtype)
     x = recipe.flat_input()
     active = layer.draw_active_rows(x.detach(), parsed.labels)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached):
@@ -637,8 +639,8 @@ def _binary_cross_entropy(
             active,
             parsed,
             corrected=corrected,
-            class_weight=_check_class_weight(weight, "weight", layer.out_features, dtype),
-            pos_weight=_check_class_weight(pos_weight, "pos_weight", layer.out_features, dtype),
+            class_weight=weight,
+            pos_weight=pos_weight,
             reduction=reduction,
         )
     return _finish(loss, recipe, reduction)

@@ -42,9 +42,11 @@ class Target:
         return self.probabilities or self.labels.shape[1] != 1
 
 
-def _check_labels(labels: Tensor, num_classes: int) -> None:
-    if labels.numel() > 0 and int(labels.max()) >= num_classes:
-        raise IndexError(f"target holds class {int(labels.max())}; wanted 0 to {num_classes - 1}")
+def _check_labels(labels: Tensor, num_classes: int, lowest: int = 0) -> None:
+    if labels.numel() > 0:
+        for label in map(int, labels.aminmax()):
+            if not lowest <= label < num_classes:
+                raise IndexError(f"target holds class {label}; wanted 0 to {num_classes - 1}")
 
 
 def as_target(
@@ -63,6 +65,8 @@ def as_target(
     """
     if not isinstance(target, Tensor):
         raise TypeError(f"target is a {type(target).__name__}; wanted a tensor")
+    if target.device.type != "cpu":
+        raise RuntimeError(f"target is on {target.device}; wanted cpu, the device of the logits")
     count = math.prod(batch_shape)
     if target.layout is torch.sparse_csr:
         if target.shape != (count, num_classes):
@@ -75,6 +79,8 @@ def as_target(
                 f"shape {tuple(batch_shape)}, or probabilities of the shape of the logits"
             )
         return None
+    if target.dtype is torch.uint8:
+        target = target.long()  # PyTorch takes it, too
     if target.dtype is not torch.int64:
         raise TypeError(f"target has dtype {target.dtype}; wanted torch.int64 class indices")
     if target.shape == batch_shape:
@@ -93,7 +99,7 @@ def as_target(
             f"wanted 0 to {num_classes - 1}, or {ignore_index} for none"
         )
     labels = labels.masked_fill(ignored, -1)
-    _check_labels(labels, num_classes)
+    _check_labels(labels, num_classes, lowest=-1)
     shares = (~ignored).to(dtype)
     return Target(labels, shares / shares.sum(1, keepdim=True).clamp(min=1), probabilities=False)
 
@@ -126,8 +132,9 @@ def _reduce_cross_entropy(loss: Tensor, normaliser: Tensor, target: Target, redu
 def _smoothed(loss: Tensor, smooth: Tensor, target: Target, smoothing: float) -> Tensor:
     """Label smoothing; ``smooth`` ``[B]`` is the mean of -log p over all classes."""
     # Ignored samples are no part of a loss over class indices; a distribution has no ignored samples.
-    counted = 1.0 if target.probabilities else (target.labels >= 0).any(1)
-    return (1 - smoothing) * loss + smoothing * smooth * counted
+    if not target.probabilities:
+        smooth = smooth.masked_fill((target.labels < 0).all(1), 0)
+    return (1 - smoothing) * loss + smoothing * smooth
 
 
 def sampled_cross_entropy(
@@ -244,10 +251,12 @@ def exact_cross_entropy(
         if label_smoothing > 0:
             stop = start + logits.shape[1]
             total += logits.sum(1) if class_weight is None else logits @ class_weight[start:stop].to(dtype)
+    log_z = log_z.masked_fill(log_z == math.inf, math.nan)  # as in PyTorch's loss
     shares = target.shares
     if class_weight is not None:
         shares = shares * class_weight[target.labels.clamp(min=0)]
-    loss = (shares * (log_z.unsqueeze(1) - at_labels)).sum(1)
+    # Not a product with the share 0 of padding, which would let the NaN of an ignored sample through.
+    loss = (shares * (log_z.unsqueeze(1) - at_labels)).masked_fill(target.labels < 0, 0).sum(1)
     if label_smoothing > 0:
         mass = len(weight) if class_weight is None else class_weight.sum()
         loss = _smoothed(loss, (log_z * mass - total) / len(weight), target, label_smoothing)

@@ -1,0 +1,180 @@
+"""How it is built, shipped and imported."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import torch_lsh
+from torch_lsh import ops
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = next(iter(Path(torch_lsh.__file__).parent.glob("_C*.so")), None)
+
+needs_sources = pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="the sources are not here")
+
+
+def needs_tool(name):
+    missing = shutil.which(name) is None or LIBRARY is None
+    return pytest.mark.skipif(missing, reason=f"{name} or the library is not here")
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+FAKE_TORCH = {
+    "no torch was found": {"torch/__init__.py": "raise ImportError(\"No module named 'torch'\")"},
+    "torch 2.9.1+cu128 was found": {
+        "torch/__init__.py": "__version__ = '2.9.1+cu128'",
+        "torch/utils/__init__.py": "",
+        "torch/utils/cpp_extension.py": "BuildExtension = CppExtension = None",
+    },
+}
+
+
+@needs_sources
+@pytest.mark.parametrize("reason", FAKE_TORCH)
+def test_building_without_the_torch_it_needs_ends_with_one_sentence(tmp_path, reason):
+    for name, text in FAKE_TORCH[reason].items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    result = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "pip install 'torch>=2.10'" in result.stderr
+    assert reason in result.stderr
+
+
+def metadata():
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@needs_sources
+def test_one_version():
+    assert metadata()["project"]["version"] == torch_lsh.__version__
+
+
+@needs_sources
+def test_every_package_is_shipped():
+    """A folder that is not listed is there in an editable installation, and missing in every other."""
+    folders = {path.parent for path in (ROOT / "torch_lsh").rglob("*.py")}
+    packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(metadata()["tool"]["setuptools"]["packages"]) == packages
+
+
+# --- the library ------------------------------------------------------------------------------------------------------
+
+
+@needs_tool("nm")
+def test_the_library_needs_no_python():
+    """So one file serves every version of Python."""
+    symbols = subprocess.run(["nm", "-D", LIBRARY], capture_output=True, text=True, check=True).stdout
+    undefined = [line.split()[-1] for line in symbols.splitlines() if re.match(r"\s+U ", line)]
+    assert len(undefined) > 10
+    assert [name for name in undefined if re.match(r"_?Py[A-Z_]", name)] == []
+    # nor the parts of torch that change from release to release
+    assert [name for name in undefined if "2at" in name or "3c10" in name or "5torch" in name] == []
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for x86 instructions")
+@needs_tool("objdump")
+def test_instructions_that_not_every_cpu_has_are_in_the_kernels_for_those_that_do():
+    """They would crash an older CPU. A build with -march=native has them everywhere."""
+    listing = subprocess.run(
+        ["objdump", "-d", "-C", "--no-show-raw-insn", LIBRARY], capture_output=True, text=True, check=True
+    ).stdout
+    function, levels = "", {}
+    for line in listing.splitlines():
+        if line.endswith(">:"):
+            function = line
+        elif "\t" in line:
+            # AVX and later begin with a v; the others are BMI2's
+            instruction = line.split("\t")[-1]
+            if re.match(r"v[a-z]|(mulx|rorx|sarx|shlx|shrx|pdep|pext|bzhi) ", instruction):
+                wide = "zmm" in instruction or "%k" in instruction
+                levels.setdefault(function, set()).add("avx512" if wide else "avx2")
+    if not any("torch_lsh::" in function for function in levels):
+        pytest.skip("the library was stripped of its function names")
+    in_avx512 = {function for function in levels if "torch_lsh::avx512::" in function}
+    in_avx2 = {function for function in levels if "torch_lsh::avx2::" in function}
+    assert in_avx512
+    assert in_avx2
+    assert levels.keys() - in_avx512 - in_avx2 == set()
+    assert [function for function in in_avx2 if "avx512" in levels[function]] == []
+
+
+# --- importing --------------------------------------------------------------------------------------------------------
+
+
+def run_python(code, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_public_names():
+    assert sorted(torch_lsh.__all__) == torch_lsh.__all__
+    for name in torch_lsh.__all__:
+        assert getattr(torch_lsh, name) is not None
+    names: dict[str, object] = {}
+    exec("from torch_lsh import *", names)
+    assert set(torch_lsh.__all__) <= names.keys()
+    for module in (torch_lsh.data, torch_lsh.models, torch_lsh.nn):
+        for name in module.__all__:
+            assert hasattr(module, name)
+
+
+def test_a_new_process(tmp_path):
+    """In two processes, because most of the time goes into starting them."""
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(["matplotlib", "tqdm", "scipy", "sklearn", "pytest"]))  # None: cannot be imported
+import torch_lsh
+print(torch_lsh.ops.simd_level())
+"""
+    scalar = run_python(code, TORCH_LSH_SIMD="scalar")
+    unknown = run_python(code, TORCH_LSH_SIMD="sse9")
+
+    output, errors = scalar.communicate()
+    assert (scalar.returncode, errors) == (0, "")
+    # what only drawing, progress bars and scipy's matrices need is not imported, nor has to be there
+    assert output == "scalar\n"
+
+    _, errors = unknown.communicate()
+    assert unknown.returncode == 1
+    message = errors.strip().splitlines()[-1]
+    assert "instruction set 'sse9' was asked for (TORCH_LSH_SIMD); this CPU runs " in message
+    assert all(level in message for level in ("scalar", ops.simd_level()))
+
+
+@pytest.mark.parametrize("level", ["sse9", "AVX2", " scalar", "scalar2"])
+def test_a_level_that_this_cpu_does_not_run_is_refused_and_changes_nothing(level):
+    before = ops.simd_level()
+    with pytest.raises(RuntimeError, match=f"instruction set '{level}' was asked for"):
+        ops.use_simd_level(level)
+    assert ops.simd_level() == before
+
+
+def test_a_library_that_was_not_built(monkeypatch, tmp_path):
+    code = (Path(torch_lsh.__file__).parent / "_library.py").read_text()
+    with pytest.raises(ImportError, match="torch_lsh was not built: run `pip install"):
+        exec(compile(code, "_library.py", "exec"), {"__file__": str(tmp_path / "_library.py")})
+    assert torch.ops.torch_lsh.simd_level() == ops.simd_level()
