@@ -233,7 +233,8 @@ def test_tied_weights_train_together(optimizer_type):
     # the tables follow what the embedding's gradient changed, too
     model.eval()
     x = 10 * model.embedding.weight[[3]].detach()
-    assert model.head.topk(x, 1, exact=False).values.item() >= model.head(x).dense()[0, 3].item() * (1 - 1e-5)
+    found = model.head.topk(x, 1, exact=False).values[0, 0]
+    assert found >= model.head(x).dense()[0, 3] * (1 - 1e-6)
 
 
 def test_a_module_that_is_registered_twice_is_swapped_once():
