@@ -1,0 +1,69 @@
+"""What it costs to build the hash tables and to keep them in step with the weights.
+
+    python benchmarks/rehash.py --rows 670091 10000000
+
+Building from scratch per number of rows; re-hashing per number of changed rows (rows that moved a little, as a training
+step moves them, and rows that were replaced); and the share of building that the hash codes take, per family.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torch_lsh.benchmarking import harness
+from torch_lsh.index import LSHIndex
+
+
+def seconds_of(run: Callable[[], Any], runs: int = 5) -> float:
+    taken = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[67_000, 670_091, 2_000_000])
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--changed", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--hash", nargs="+", default=["simhash", "srp_sparse", "dwta"])
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    info = harness.machine(arguments.threads)
+    print(info)
+    records: list[dict[str, Any]] = []
+    for rows in arguments.rows:
+        torch.manual_seed(0)
+        weight = torch.randn(rows, arguments.width).mul_(0.1)
+        for family in arguments.hash if rows == arguments.rows[0] else arguments.hash[:1]:
+            index = LSHIndex(rows, arguments.width, hash=family, mips=False)
+            build = seconds_of(lambda: index.build(weight), runs=5 if rows < 1_000_000 else 1)
+            codes = seconds_of(lambda: [index._row_buckets(block, None) for block in weight.split(16_384)], runs=1)
+            record = {"rows": rows, "hash": family, "build_s": build, "codes_s": codes, "index_mb": index.nbytes / 1e6}
+            record["build_us_per_row"] = build / rows * 1e6
+            for changed in arguments.changed:
+                if changed > rows:
+                    continue
+                for kind, size in (("moved", 0.003), ("replaced", 1.0)):
+                    taken = []
+                    for _ in range(5):
+                        some = torch.randperm(rows)[:changed].sort().values
+                        weight[some] += size * torch.randn(changed, arguments.width)
+                        taken.append(seconds_of(lambda some=some: index.update(weight, None, some), runs=1))
+                    record[f"{kind}_{changed}_us_per_row"] = statistics.median(taken) / changed * 1e6
+            records.append({"benchmark": "rehash", "machine": info, **record})
+            print({key: round(value, 3) if isinstance(value, float) else value for key, value in record.items()})
+    harness.write_json(records, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Every operator of a training step against what the machine allows.
+
+    python benchmarks/roofline.py --json out.jsonl
+
+The peaks are taken in the same run: floating-point operations per second of a large BLAS product, and bytes per second
+of a sum over an array far larger than the caches. The bound of an operator is the larger of its operations over the
+one and its bytes over the other, where bytes are those that it must move if every row comes from memory once. Rows are
+drawn anew for every call, so nothing that it reads is in the cache by accident.
+
+Look-ups are bound by cache misses instead: a query touches a count and ``bucket_size / 16`` lines of ids per table and
+the codes of each row that it ranks; the bound is their number over the rate at which the machine serves independent
+random lines, which is measured by a gather of single lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torch_lsh import ops
+from torch_lsh.benchmarking import harness
+from torch_lsh.index import LSHIndex
+
+ROUNDS = 21
+
+
+def median_seconds(run: Callable[[], Any]) -> float:
+    return statistics.median(harness.in_turn({"": run}, ROUNDS)[""])
+
+
+def peak_flops(dtype: torch.dtype) -> float:
+    a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
+    out = torch.empty_like(a)
+    return 2 * 2048**3 / median_seconds(lambda: torch.mm(a, b, out=out))
+
+
+def peak_bandwidth() -> float:
+    array = torch.ones(1 << 27)
+    return array.nbytes / median_seconds(array.sum)
+
+
+def random_lines(rows: int, count: int) -> float:
+    """Independent random cache lines per second."""
+    table = torch.ones(rows, 16)
+    return count / median_seconds(lambda: ops.gather_rows(table, torch.randint(rows, (count,))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=670_091)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--active", type=int, default=8192)
+    parser.add_argument("--features", type=int, default=135_909)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    rows, width, batch, active = arguments.rows, arguments.width, arguments.batch, arguments.active
+    info = harness.machine(arguments.threads)
+    print(info)
+    flops, bandwidth = peak_flops(torch.float32), peak_bandwidth()
+    lines = random_lines(rows * 8, 1 << 16)
+    print(
+        f"peaks: {flops / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s, {lines / 1e6:.0f} million random lines/s;"
+        f" bfloat16 {peak_flops(torch.bfloat16) / 1e9:.0f} GFLOP/s"
+    )
+    torch.manual_seed(0)
+    records: list[dict[str, Any]] = []
+
+    def report(name: str, seconds: float, bound: float, kind: str) -> None:
+        records.append(
+            {
+                "operator": name,
+                "median_ms": seconds * 1e3,
+                "bound_ms": bound * 1e3,
+                "share": bound / seconds,
+                "by": kind,
+            }
+        )
+
+    def drawn() -> torch.Tensor:
+        return torch.randperm(rows)[:active].sort().values
+
+    table, moments = torch.randn(rows, width), [torch.zeros(rows, width) for _ in range(2)]
+    x = torch.randn(batch, width)
+    draws = [drawn() for _ in range(ROUNDS + 2)]
+    turn = iter([])
+
+    def rows_of_turn() -> torch.Tensor:
+        nonlocal turn
+        row = next(turn, None)
+        if row is None:
+            turn = iter(draws)
+            row = next(turn)
+        return row
+
+    # dense products of an active set: the rows are next to each other already
+    near = torch.randn(active, width)
+    product = median_seconds(lambda: torch.mm(x, near.T))
+    work = 2 * batch * active * width
+    report("product of near rows (BLAS)", product, work / flops, "operations")
+    gathered = median_seconds(lambda: ops.gather_matmul(x, table, None, rows_of_turn()))
+    report("gather_matmul", gathered, work / flops, "operations")
+    records[-1]["of_blas"] = product / gathered
+
+    report(
+        "gather_rows",
+        median_seconds(lambda: ops.gather_rows(table, rows_of_turn())),
+        2 * active * width * 4 / bandwidth,
+        "bytes",
+    )
+    gradient = torch.randn(active, width)
+    step = (1e-3, 0.9, 0.999, 1e-8, 0.0, 1.0, 1.0, False, False)
+    report(
+        "row_sparse_adam_",
+        median_seconds(lambda: ops.row_sparse_adam_(table, *moments, rows_of_turn(), gradient, None, *step)),
+        7 * active * width * 4 / bandwidth,  # reads four arrays, writes three
+        "bytes",
+    )
+    nonzeros = 75 * batch
+    weight = torch.randn(arguments.features, width)
+    crow = torch.arange(0, nonzeros + 1, 75)
+    columns = [torch.randint(arguments.features, (nonzeros,)) for _ in range(ROUNDS + 2)]
+    values, out = torch.rand(nonzeros), torch.randn(batch, width)
+    turns = {name: iter(columns) for name in ("forward", "backward")}
+    report(
+        "embedding_bag",
+        median_seconds(lambda: ops.embedding_bag(weight, crow, next(turns["forward"]), values)),
+        (nonzeros + batch) * width * 4 / bandwidth,
+        "bytes",
+    )
+    touched = statistics.mean(len(column.unique()) for column in columns)
+    report(
+        "embedding_bag_backward",
+        median_seconds(lambda: torch.ops.torch_lsh.embedding_bag_backward(out, crow, next(turns["backward"]), values)),
+        (touched + batch) * width * 4 / bandwidth,
+        "bytes",
+    )
+    index = LSHIndex(rows, width, mips=False)
+    index.build(table)
+    hashed = ops.gather_rows(table, draws[0])
+    augmented = torch.cat([hashed, torch.zeros(active, 1)], 1)
+    report(
+        "simhash_codes",
+        median_seconds(lambda: index.family.codes(augmented)),
+        2 * active * (width + 1) * index.num_tables * index.hashes_per_table / flops,
+        "operations",
+    )
+    candidates = 32
+    queries = [torch.randn(batch, width) for _ in range(ROUNDS + 2)]
+    query_turn = iter(queries)
+    per_table = 1 + index.bucket_size / 16
+    per_row = index.num_tables * 4 / 64 + 0.5  # the codes of a row begin anywhere in a line
+    misses = batch * (index.num_tables * per_table + 8 * candidates * per_row)
+    report("query", median_seconds(lambda: index.query(next(query_turn), candidates)), misses / lines, "random lines")
+    label, candidate = torch.randint(rows, (batch, 5)), torch.randint(rows, (2, active // 2))
+    report(
+        "select_rows",
+        median_seconds(lambda: ops.select_rows(label, candidate, rows, active, active // 10, 0, False)),
+        2 * active / lines,  # a bit set for each row when it comes and when it is read
+        "random lines",
+    )
+    header = ("operator", "median ms", "bound ms", "share of bound", "bound by")
+    print(
+        harness.table([[r[k] for k in ("operator", "median_ms", "bound_ms", "share", "by")] for r in records], header)
+    )
+    print(f"gather_matmul runs at {product / gathered:.0%} of the speed of the product of near rows")
+    harness.write_json([{"benchmark": "roofline", "machine": info, **record} for record in records], arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Time of a training step against the number of rows of the layer, at the same number of active rows.
+
+    python benchmarks/scaling.py --plot scaling.png --json out.jsonl
+
+Layers of all sizes take turns; the mean of a layer includes the re-hashes that fall due. What must not grow is the
+step: rows that are not active cost nothing but the cache and TLB misses of a larger table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_lsh.benchmarking import harness
+from torch_lsh.benchmarking.step import make_step
+from torch_lsh.benchmarking.systems import LSH
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[67_000, 670_000, 2_000_000, 6_700_000])
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--active", type=int, default=8192)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json")
+    parser.add_argument("--plot")
+    arguments = parser.parse_args()
+    info = harness.machine(arguments.threads)
+    print(info)
+
+    steps: dict[str, Callable[[], Any]] = {}
+    records: list[dict[str, Any]] = []
+    for rows in arguments.rows:
+        torch.manual_seed(0)
+        system = LSH(nn.Linear(arguments.width, rows), 1e-3, arguments.active)
+        start = time.perf_counter()
+        system.layer.rehash(full=True)
+        build = time.perf_counter() - start
+        steps[str(rows)] = make_step(system, rows, arguments.width, arguments.batch)
+        assert system.layer._index is not None
+        records.append({"rows": rows, "build_s": build, "index_mb": system.layer._index.nbytes / 1e6})
+    for record, seconds in zip(records, harness.in_turn(steps, arguments.rounds).values()):
+        record.update(harness.summary(seconds), benchmark="scaling", active=arguments.active, machine=info)
+    smallest = records[0]["median_ms"]
+    columns = ("rows", "median_ms", "mean_ms", "min_ms", "max_ms", "build_s", "index_mb")
+    print(
+        harness.table(
+            [[*(record[column] for column in columns), record["median_ms"] / smallest] for record in records],
+            ("rows", "median ms", "mean", "min", "max", "build s", "index MB", "times smallest"),
+        )
+    )
+    harness.write_json(records, arguments.json)
+    if arguments.plot:
+        plot(records, arguments.plot)
+
+
+def plot(records: list[dict[str, Any]], path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4))
+    rows = [record["rows"] for record in records]
+    axis.plot(rows, [record["median_ms"] for record in records], marker="o", label="median step")
+    axis.plot(rows, [record["mean_ms"] for record in records], marker="o", label="mean, re-hashes included")
+    axis.set(xscale="log", xlabel="rows of the layer", ylabel="milliseconds", ylim=(0, None))
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
