@@ -29,6 +29,26 @@ def seconds_of(run: Callable[[], Any], runs: int = 5) -> float:
     return statistics.median(taken)
 
 
+def measure(rows: int, width: int, family: str, changes: list[int]) -> dict[str, Any]:
+    torch.manual_seed(0)
+    weight = torch.randn(rows, width).mul_(0.1)
+    index = LSHIndex(rows, width, hash=family, mips=False)
+    build = seconds_of(lambda: index.build(weight), runs=5 if rows < 1_000_000 else 1)
+    codes = seconds_of(lambda: [index._row_buckets(block, None) for block in weight.split(16_384)], runs=1)
+    record: dict[str, Any] = {"rows": rows, "hash": family, "build_s": build, "codes_s": codes}
+    record.update(index_mb=index.nbytes / 1e6, build_us_per_row=build / rows * 1e6)
+    for changed in changes:
+        for kind, size in (("moved", 0.003), ("replaced", 1.0)):
+            taken = []
+            for _ in range(5 if changed <= rows else 0):
+                some = torch.randperm(rows)[:changed].sort().values
+                weight[some] += size * torch.randn(changed, width)
+                taken.append(seconds_of(lambda some=some: index.update(weight, None, some), runs=1))
+            if taken:
+                record[f"{kind}_{changed}_us_per_row"] = statistics.median(taken) / changed * 1e6
+    return record
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[67_000, 670_091, 2_000_000])
@@ -40,26 +60,10 @@ def main() -> None:
     arguments = parser.parse_args()
     info = harness.machine(arguments.threads)
     print(info)
-    records: list[dict[str, Any]] = []
+    records = []
     for rows in arguments.rows:
-        torch.manual_seed(0)
-        weight = torch.randn(rows, arguments.width).mul_(0.1)
         for family in arguments.hash if rows == arguments.rows[0] else arguments.hash[:1]:
-            index = LSHIndex(rows, arguments.width, hash=family, mips=False)
-            build = seconds_of(lambda: index.build(weight), runs=5 if rows < 1_000_000 else 1)
-            codes = seconds_of(lambda: [index._row_buckets(block, None) for block in weight.split(16_384)], runs=1)
-            record = {"rows": rows, "hash": family, "build_s": build, "codes_s": codes, "index_mb": index.nbytes / 1e6}
-            record["build_us_per_row"] = build / rows * 1e6
-            for changed in arguments.changed:
-                if changed > rows:
-                    continue
-                for kind, size in (("moved", 0.003), ("replaced", 1.0)):
-                    taken = []
-                    for _ in range(5):
-                        some = torch.randperm(rows)[:changed].sort().values
-                        weight[some] += size * torch.randn(changed, arguments.width)
-                        taken.append(seconds_of(lambda some=some: index.update(weight, None, some), runs=1))
-                    record[f"{kind}_{changed}_us_per_row"] = statistics.median(taken) / changed * 1e6
+            record = measure(rows, arguments.width, family, arguments.changed)
             records.append({"benchmark": "rehash", "machine": info, **record})
             print({key: round(value, 3) if isinstance(value, float) else value for key, value in record.items()})
     harness.write_json(records, arguments.json)

@@ -3,9 +3,9 @@
     python benchmarks/train_throughput.py --active 2300 8192
     python benchmarks/train_throughput.py --train train.txt --test test.txt --lr 5e-3 --epochs 6
 
-The job is that of a user: text file -> XMCDataset -> DataLoader with collate_xmc -> XMCClassifier -> torch_lsh.optim.Adam,
-re-hashing when it falls due. Without files, generated data is written to a temporary one first. Evaluation is exact and
-not part of the time.
+The job is that of a user: text file -> XMCDataset -> DataLoader with collate_xmc -> XMCClassifier ->
+torch_lsh.optim.Adam, re-hashing when it falls due. Without files, generated data is written to a temporary one first.
+Evaluation is exact and not part of the time.
 """
 
 from __future__ import annotations
