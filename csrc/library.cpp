@@ -48,6 +48,17 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "dwta_codes_csr(Tensor crow, Tensor col, Tensor values, Tensor bins, int in_features, "
       "int hashes_per_table, int seed) -> Tensor");
 
+  m.def("simhash_products(Tensor x, Tensor projections) -> Tensor");
+  m.def("hadamard_products(Tensor x, Tensor signs, Tensor rest) -> Tensor");
+  m.def("hadamard_codes(Tensor x, Tensor signs, Tensor rest, int hashes_per_table) -> Tensor");
+  m.def(
+      "cross_polytope_codes(Tensor x, Tensor signs, Tensor rest, int dimension, int hashes_per_table) -> "
+      "Tensor");
+  m.def(
+      "minhash_codes_csr(Tensor crow, Tensor col, Tensor values, int in_features, int num_tables, "
+      "int hashes_per_table, int bits, int seed) -> Tensor");
+  m.def("probe_codes(Tensor codes, Tensor flips, Tensor costs, int probes) -> Tensor");
+
   // hash tables
   m.def(
       "build_tables(Tensor row_buckets, int bucket_bits, int bucket_size, int seed) -> (Tensor ids, Tensor "

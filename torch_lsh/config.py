@@ -8,7 +8,7 @@ from typing import Any
 
 from .rehash import ExponentialBackoff, RehashPolicy
 
-HASHES = ("simhash", "dwta", "srp_sparse")
+HASHES = ("simhash", "simhash_hadamard", "srp_sparse", "cross_polytope", "dwta")
 SCOPES = ("batch", "sample")
 CORRECTIONS = ("auto", "stratified", "none")
 
@@ -18,8 +18,9 @@ class LSHConfig:
     """The settings of an LSH layer; every field has a default that works.
 
     Attributes:
-        hash: hash family: ``"simhash"`` (Gaussian projections), ``"srp_sparse"`` (sparse ±1 projections) or ``"dwta"``
-            (densified winner-take-all, the family of SLIDE and BOLT).
+        hash: hash family: ``"simhash"`` (Gaussian projections), ``"simhash_hadamard"`` (the same by fast transforms),
+            ``"srp_sparse"`` (sparse ±1 projections), ``"cross_polytope"`` or ``"dwta"`` (densified winner-take-all, the
+            family of SLIDE and BOLT).
         hashes_per_table: K, the hashes that make one code; None: from the layer's shape.
         num_tables: L; None: from the layer's shape.
         bucket_size: row ids that a bucket holds at most; None: from the layer's shape.

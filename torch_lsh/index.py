@@ -36,7 +36,7 @@ class LSHIndex:
     Args:
         num_rows: N, rows of the weight.
         in_features: width of the weight.
-        hash: ``"simhash"``, ``"dwta"`` or ``"srp_sparse"``.
+        hash: a hash family of :mod:`torch_lsh.hashing` that compares values: any but ``"minhash"``.
         hashes_per_table: K. A table has ``2**(K * bits_per_hash)`` buckets, but no more than the power of two above
             ``num_rows``. Default: as large as ``2**ceil(log2(num_rows / (2 * bucket_size)))`` buckets need, to each of
             which one to two times as many rows belong as fit: for the same memory, more tables that hold a sample of
@@ -76,6 +76,8 @@ class LSHIndex:
         if num_rows >= 2**31:
             raise ValueError(f"num_rows is {num_rows}; wanted fewer than 2**31")
         kind = family_type(hash)
+        if kind.of_sets:
+            raise ValueError(f"hash is {hash!r}, which compares sets; the rows of a weight matrix have no zeros")
         if hashes_per_table is None:
             bucket_size = _BUCKET_SIZE if bucket_size is None else bucket_size
             bucket_bits = max(int(num_rows > bucket_size), math.ceil(math.log2(num_rows / (2 * bucket_size))))

@@ -536,6 +536,175 @@ def _(
     return crow.new_empty((crow.shape[0] - 1, bins.shape[0] // hashes_per_table), dtype=torch.int32)
 
 
+def simhash_products(x: Tensor, projections: Tensor) -> Tensor:
+    """``x @ projections``, summed in the order of :func:`simhash_codes`: the codes are the signs of these products.
+
+    The result depends neither on the batch nor on the number of threads.
+
+    Args:
+        x: ``[n, in]`` float32, contiguous.
+        projections: ``[in, H]`` float32.
+
+    Returns:
+        ``[n, H]`` float32.
+
+    >>> simhash_products(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]]))
+    tensor([[11.]])
+    """
+    return _ops.simhash_products(x, projections)
+
+
+@_fake("simhash_products")
+def _(x: Tensor, projections: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], projections.shape[1]))
+
+
+def hadamard_products(x: Tensor, signs: Tensor, rest: Tensor) -> Tensor:
+    """Structured random projections ``H D3 H D2 H D1 x`` (Andoni et al. 2015), in O(d log d) per D of them.
+
+    H is the Walsh-Hadamard matrix of size D, each ``D_i`` a diagonal of signs. The first D coordinates of ``x`` (padded
+    with zeros where there are fewer) are projected so, with rows of length ``sqrt(D)``, those of a Gaussian
+    matrix; further coordinates are projected by ``rest``.
+
+    Args:
+        x: ``[n, in]`` float32, contiguous.
+        signs: ``[blocks, 3, D]`` float32 of 1 and -1, D a power of two; ``blocks * D >= H``.
+        rest: ``[max(0, in - D), H]`` float32.
+
+    Returns:
+        ``[n, H]`` float32.
+
+    >>> hadamard_products(torch.tensor([[1.0, 0.0]]), torch.ones(1, 3, 2), torch.empty(0, 2))
+    tensor([[1., 1.]])
+    """
+    return _ops.hadamard_products(x, signs, rest)
+
+
+@_fake("hadamard_products")
+def _(x: Tensor, signs: Tensor, rest: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], rest.shape[1]))
+
+
+def hadamard_codes(x: Tensor, signs: Tensor, rest: Tensor, hashes_per_table: int) -> Tensor:
+    """The signs of :func:`hadamard_products`, packed as in :func:`simhash_codes`.
+
+    Returns:
+        ``[n, H / K]`` int32, each in ``0 .. 2**K - 1``.
+
+    >>> hadamard_codes(torch.tensor([[1.0, 0.0]]), torch.ones(1, 3, 2), torch.empty(0, 2), 2)
+    tensor([[3]], dtype=torch.int32)
+    """
+    return _ops.hadamard_codes(x, signs, rest, hashes_per_table)
+
+
+@_fake("hadamard_codes")
+def _(x: Tensor, signs: Tensor, rest: Tensor, hashes_per_table: int) -> Tensor:
+    return x.new_empty((x.shape[0], rest.shape[1] // hashes_per_table), dtype=torch.int32)
+
+
+def cross_polytope_codes(x: Tensor, signs: Tensor, rest: Tensor, dimension: int, hashes_per_table: int) -> Tensor:
+    """Cross-polytope codes (Andoni et al. 2015): which of the vertices ``±e_i`` is the closest, K times.
+
+    Each hash takes ``dimension`` of the :func:`hadamard_products` in turn and gives ``2 * i`` for the largest in size,
+    plus one if it is negative. The first wins among equals; zeros and NaN give 0.
+
+    Args:
+        x, signs, rest: as in :func:`hadamard_products`.
+        dimension: a power of two.
+        hashes_per_table: K; ``K * log2(2 * dimension)`` is at most 30.
+
+    Returns:
+        ``[n, H / (K * dimension)]`` int32.
+
+    >>> cross_polytope_codes(torch.tensor([[-3.0, 0.0]]), torch.ones(1, 3, 2), torch.empty(0, 2), 2, 1)
+    tensor([[1]], dtype=torch.int32)
+    """
+    return _ops.cross_polytope_codes(x, signs, rest, dimension, hashes_per_table)
+
+
+@_fake("cross_polytope_codes")
+def _(x: Tensor, signs: Tensor, rest: Tensor, dimension: int, hashes_per_table: int) -> Tensor:
+    return x.new_empty((x.shape[0], rest.shape[1] // (dimension * hashes_per_table)), dtype=torch.int32)
+
+
+def minhash_codes_csr(
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    in_features: int,
+    num_tables: int,
+    hashes_per_table: int,
+    bits: int,
+    seed: int,
+) -> Tensor:
+    """Densified one-permutation minwise hashes of sets: the columns of each row whose value is neither 0 nor NaN.
+
+    Every column is thrown into one of ``L * K`` bins by a hash of (seed, column); a bin's hash is the lowest ``bits``
+    of the smallest place in it. An empty bin borrows from one drawn by hashing (seed, bin, attempt), in up to 100 attempts
+    (optimal densification, Shrivastava 2017), then from the next one that is not empty. All hashes of an empty set
+    are 0. One pass over the nonzeros, whatever the number of hashes.
+
+    Args:
+        crow, col, values: as in :func:`simhash_codes_csr`.
+        in_features: columns there are.
+        num_tables: L.
+        hashes_per_table: K; ``K * bits`` is at most 30.
+        bits: of one hash (b-bit minwise hashing, Li & König 2010).
+        seed: of the hash functions.
+
+    Returns:
+        ``[n, L]`` int32.
+
+    >>> x = torch.tensor([[0.0, 1.0, 1.0], [0.0, 2.0, 7.0]]).to_sparse_csr()
+    >>> codes = minhash_codes_csr(x.crow_indices(), x.col_indices(), x.values(), 3, 4, 2, 4, seed=0)
+    >>> bool((codes[0] == codes[1]).all())
+    True
+    """
+    return _ops.minhash_codes_csr(crow, col, values, in_features, num_tables, hashes_per_table, bits, seed)
+
+
+@_fake("minhash_codes_csr")
+def _(
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    in_features: int,
+    num_tables: int,
+    hashes_per_table: int,
+    bits: int,
+    seed: int,
+) -> Tensor:
+    return crow.new_empty((crow.shape[0] - 1, num_tables), dtype=torch.int32)
+
+
+def probe_codes(codes: Tensor, flips: Tensor, costs: Tensor, probes: int) -> Tensor:
+    """The codes to probe for each query, cheapest first (query-directed probing, Lv et al. 2007).
+
+    The first is the query's own code. Each further one changes a set of its hashes, at most one change of each, in the
+    order of the sum of their costs. -1 stands where there are fewer such sets.
+
+    Args:
+        codes: ``[n, L]`` int32.
+        flips: ``[n, L, K, A]`` int32: the bits of the code that each of A changes of each hash flips; 0: no change.
+        costs: ``[n, L, K, A]`` float32, not negative; a change of infinite cost is left out.
+        probes: P, at least 1.
+
+    Returns:
+        ``[n, L, P]`` int32.
+
+    >>> flips = torch.tensor([[1], [2]], dtype=torch.int32).view(1, 1, 2, 1)
+    >>> costs = torch.tensor([3.0, 1.0]).view(1, 1, 2, 1)
+    >>> probe_codes(torch.zeros(1, 1, dtype=torch.int32), flips, costs, 5)
+    tensor([[[ 0,  2,  1,  3, -1]]], dtype=torch.int32)
+    """
+    return _ops.probe_codes(codes, flips, costs, probes)
+
+
+@_fake("probe_codes")
+def _(codes: Tensor, flips: Tensor, costs: Tensor, probes: int) -> Tensor:
+    return codes.new_empty((*codes.shape, probes))
+
+
 # --- hash tables ----------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,10 @@ Same names and arguments as in :mod:`torch_lsh.ops`; clarity before speed.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -115,6 +118,77 @@ def dwta_codes_csr(
     crow: Tensor, col: Tensor, values: Tensor, bins: Tensor, in_features: int, hashes_per_table: int, seed: int
 ) -> Tensor:
     return dwta_codes(_to_dense(crow, col, values, in_features), bins, hashes_per_table, seed)
+
+
+def simhash_products(x: Tensor, projections: Tensor) -> Tensor:
+    return x @ projections
+
+
+def _walsh_hadamard(size: int) -> Tensor:
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix
+
+
+def hadamard_products(x: Tensor, signs: Tensor, rest: Tensor) -> Tensor:
+    size = signs.shape[2]
+    head = torch.nn.functional.pad(x[:, :size], (0, max(0, size - x.shape[1])))
+    h = _walsh_hadamard(size)
+    blocks = [(((head * first) @ h * second) @ h * third) @ h / size for first, second, third in signs]
+    return torch.cat([*blocks, x.new_empty(len(x), 0)], 1)[:, : rest.shape[1]] + x[:, size:] @ rest
+
+
+def hadamard_codes(x: Tensor, signs: Tensor, rest: Tensor, hashes_per_table: int) -> Tensor:
+    return _pack(hadamard_products(x, signs, rest) > 0, hashes_per_table, bits=1)
+
+
+def cross_polytope_codes(x: Tensor, signs: Tensor, rest: Tensor, dimension: int, hashes_per_table: int) -> Tensor:
+    products = hadamard_products(x, signs, rest).unflatten(1, (-1, dimension))
+    best = products.abs().argmax(2, keepdim=True)  # the first among equals
+    vertices = 2 * best + (products.gather(2, best) < 0)
+    return _pack(vertices.squeeze(2), hashes_per_table, bits=(2 * dimension).bit_length() - 1)
+
+
+def minhash_codes_csr(
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    in_features: int,
+    num_tables: int,
+    hashes_per_table: int,
+    bits: int,
+    seed: int,
+) -> Tensor:
+    count, attempts = num_tables * hashes_per_table, 100
+    hashes = torch.zeros(len(crow) - 1, count, dtype=torch.int64)
+    for row, (begin, end) in enumerate(zip(crow[:-1].tolist(), crow[1:].tolist())):
+        smallest: dict[int, int] = {}
+        for column, value in zip(col[begin:end].tolist(), values[begin:end].tolist()):
+            if value != 0 and value == value:
+                place = _random_bits(seed, column)
+                number = (place >> 32) * count >> 32
+                smallest[number] = min(smallest.get(number, _MASK), place & 0xFFFFFFFF)
+        for h in range(count):
+            if smallest:
+                donors = [h, *(_random_below(seed, ~(h * attempts + a) & _MASK, count) for a in range(attempts))]
+                donors += [(donors[-1] + step) % count for step in range(1, count)]
+                hashes[row, h] = smallest[next(b for b in donors if b in smallest)] & ((1 << bits) - 1)
+    return _pack(hashes, hashes_per_table, bits)
+
+
+def probe_codes(codes: Tensor, flips: Tensor, costs: Tensor, probes: int) -> Tensor:
+    out = torch.full((*codes.shape, probes), -1, dtype=torch.int32)
+    for row, table in itertools.product(*map(range, codes.shape)):
+        code = int(codes[row, table])
+        choices = [
+            [(0.0, 0), *((cost, flip) for cost, flip in zip(*alternatives) if cost < math.inf and flip != 0)]
+            for alternatives in zip(costs[row, table].tolist(), flips[row, table].tolist())
+        ]
+        sets = sorted(itertools.product(*choices), key=lambda chosen: sum(sorted(cost for cost, _ in chosen)))
+        for p, chosen in enumerate(sets[:probes]):
+            out[row, table, p] = code ^ functools.reduce(operator.xor, (flip for _, flip in chosen), 0)
+    return out
 
 
 def _insert(bucket: list[int], row: int, bucket_size: int, table_seed: int) -> None:

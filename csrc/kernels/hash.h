@@ -43,28 +43,38 @@ inline void pack_signs(const float* products, int64_t num_tables, int64_t bits, 
   }
 }
 
+// products[count, columns] = x · projections.
+inline void project(const float* x, int64_t count, int64_t width, const float* projections, int64_t columns,
+                    float* products) {
+  for (int64_t begin = 0; begin < count; begin += kTileRows) {
+    const int64_t height = count - begin < kTileRows ? count - begin : kTileRows;
+    const float* const rows = x + begin * width;
+    float* const out = products + begin * columns;
+    for (int64_t c = 0; c < columns; c += kTileColumns) {
+      const int64_t some = columns - c < kTileColumns ? columns - c : kTileColumns;
+      if (height == kTileRows) {
+        project_tile<kTileRows>(rows, width, projections + c, columns, some, out + c);
+      } else {
+        for (int64_t r = 0; r < height; ++r)
+          project_tile<1>(rows + r * width, width, projections + c, columns, some, out + c + r * columns);
+      }
+    }
+  }
+}
+
 // scratch: kTileRows * (width + num_tables * bits) floats.
 template <typename T>
 void simhash(const T* x, int64_t count, int64_t width, const float* projections, int64_t num_tables,
              int64_t bits, float* scratch, int32_t* codes) {
-  const int64_t stride = num_tables * bits;
+  const int64_t columns = num_tables * bits;
   float* const rows = scratch;
   float* const products = scratch + kTileRows * width;
   for (int64_t begin = 0; begin < count; begin += kTileRows) {
     const int64_t height = count - begin < kTileRows ? count - begin : kTileRows;
     convert(x + begin * width, height * width, rows);
-    for (int64_t c = 0; c < stride; c += kTileColumns) {
-      const int64_t columns = stride - c < kTileColumns ? stride - c : kTileColumns;
-      if (height == kTileRows) {
-        project_tile<kTileRows>(rows, width, projections + c, stride, columns, products + c);
-      } else {
-        for (int64_t r = 0; r < height; ++r)
-          project_tile<1>(rows + r * width, width, projections + c, stride, columns,
-                          products + c + r * stride);
-      }
-    }
+    project(rows, height, width, projections, columns, products);
     for (int64_t r = 0; r < height; ++r)
-      pack_signs(products + r * stride, num_tables, bits, codes + (begin + r) * num_tables);
+      pack_signs(products + r * columns, num_tables, bits, codes + (begin + r) * num_tables);
   }
 }
 

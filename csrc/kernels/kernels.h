@@ -16,6 +16,9 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// Rows that the kernels of hadamard.h take at a time.
+constexpr int64_t kHadamardRows = 16;
+
 // The numbers of one optimizer step, named as in torch.optim.
 struct AdamStep {
   double lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2;
@@ -95,9 +98,24 @@ struct Kernels {
   // The same of one sparse row with `count` nonzeros. scratch: num_tables * bits floats.
   void (*simhash_sparse)(const int64_t* columns, const float* values, int64_t count, const float* projections,
                          int64_t num_tables, int64_t bits, float* scratch, int32_t* codes);
+  // products[count, columns] = x[count, width] · projections[width, columns], summed as for the codes.
+  void (*project)(const float* x, int64_t count, int64_t width, const float* projections, int64_t columns,
+                  float* products);
   // out[i] = the number of bits in which codes[ids[i], :] differ from query[num_tables].
   void (*hamming)(const int32_t* query, const int32_t* codes, const int32_t* ids, int64_t count,
                   int64_t num_tables, int32_t* out);
+
+  // hadamard.h: `count` structured random projections of height <= kHadamardRows rows x[height, width], as
+  // products[count][kHadamardRows]. signs[blocks, 3, size] of a power of two `size`; rest[width - size,
+  // count] are dense projections of what `size` does not reach. scratch: (width + size) * kHadamardRows
+  // floats.
+  void (*hadamard_project)(const float* x, int64_t height, int64_t width, const float* signs, int64_t size,
+                           const float* rest, int64_t count, float* scratch, float* products);
+  // Codes [height, num_tables] of such products: by their signs; by the closest vertex of cross-polytopes.
+  void (*pack_sign_tile)(const float* products, int64_t num_tables, int64_t hashes, int64_t height,
+                         int32_t* codes);
+  void (*pack_vertex_tile)(const float* products, int64_t num_tables, int64_t hashes, int64_t dimension,
+                           int64_t bits, int64_t height, int32_t* codes);
 
   // softmax.h: log sum exp(logits + log_weights), and out = factor * exp(logits + log_weights - log_z);
   // log_weights may be null, which stands for zeros.

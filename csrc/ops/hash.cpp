@@ -8,43 +8,16 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/hashes.h"
 #include "random.h"
 
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kMaxCodeBits = 30;  // so that codes are never negative
-constexpr int64_t kGrainRows = 16;    // rows per task; one takes about a microsecond or more
+constexpr int64_t kGrainRows = 16;  // rows per task; one takes about a microsecond or more
 
 constexpr int64_t kBinWidth = 8;  // coordinates that a winner-take-all hash looks at
 constexpr int64_t kBinBits = 3;
-// Other bins that an empty one asks in turn; with half of the bins empty, all fail with probability 2^-100.
-constexpr int64_t kBorrowAttempts = 100;
-
-// The number of tables, after checking that `hashes` hashes of `bits` bits make whole tables.
-int64_t count_tables(const Tensor& parameters, const char* name, int64_t dim, int64_t hashes_per_table,
-                     int64_t bits) {
-  TORCH_LSH_CHECK(hashes_per_table >= 1 && hashes_per_table * bits <= kMaxCodeBits, "hashes_per_table is ",
-                  hashes_per_table, "; wanted 1 to ", kMaxCodeBits / bits);
-  TORCH_LSH_CHECK(parameters.size(dim) % hashes_per_table == 0, name, " has shape ", shape_of(parameters),
-                  "; wanted a multiple of hashes_per_table = ", hashes_per_table, " in dimension ", dim);
-  return parameters.size(dim) / hashes_per_table;
-}
-
-void check_csr(const Tensor& crow, const Tensor& col, const Tensor& values, int64_t in_features) {
-  check_operand(crow, "crow", 1, ScalarType::Long);
-  check_operand(col, "col", 1, ScalarType::Long);
-  check_operand(values, "values", 1, ScalarType::Float);
-  check_size(values, "values", 0, col.size(0));
-  TORCH_LSH_CHECK(crow.size(0) >= 1, "crow is empty; wanted one entry more than rows");
-  const auto* offset = crow.const_data_ptr<int64_t>();
-  const int64_t rows = crow.size(0) - 1;
-  TORCH_LSH_CHECK(offset[0] == 0 && offset[rows] == col.size(0), "crow runs from ", offset[0], " to ",
-                  offset[rows], "; wanted 0 to ", col.size(0));
-  for (int64_t i = 0; i < rows; ++i)
-    TORCH_LSH_CHECK(offset[i] <= offset[i + 1], "crow decreases after entry ", i);
-  check_rows_in_range(col.const_data_ptr<int64_t>(), col.size(0), in_features, "col");
-}
 
 template <typename T>
 void simhash(void (*kernel)(const T*, int64_t, int64_t, const float*, int64_t, int64_t, float*, int32_t*),
@@ -76,6 +49,22 @@ Tensor simhash_codes(const Tensor& x, const Tensor& projections, int64_t hashes_
     simhash(kernels().simhash_bf16, x, projections, num_tables, hashes_per_table, codes);
   }
   return codes;
+}
+
+Tensor simhash_products(const Tensor& x, const Tensor& projections) {
+  check_operand(x, "x", 2, ScalarType::Float);
+  check_operand(projections, "projections", 2, ScalarType::Float);
+  check_size(x, "x", 1, projections.size(0));
+  const int64_t width = x.size(1), count = projections.size(1);
+  Tensor products = torch::stable::empty({x.size(0), count}, ScalarType::Float);
+  const auto* rows = x.const_data_ptr<float>();
+  const auto* projection = projections.const_data_ptr<float>();
+  auto* out = products.mutable_data_ptr<float>();
+  const auto kernel = kernels().project;
+  torch::stable::parallel_for(0, x.size(0), kGrainRows, [&](int64_t begin, int64_t end) {
+    kernel(rows + begin * width, end - begin, width, projection, count, out + begin * count);
+  });
+  return products;
 }
 
 Tensor simhash_codes_csr(const Tensor& crow, const Tensor& col, const Tensor& values,
@@ -211,6 +200,7 @@ Tensor dwta_codes_csr(const Tensor& crow, const Tensor& col, const Tensor& value
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
   m.impl("simhash_codes", TORCH_BOX(&simhash_codes));
+  m.impl("simhash_products", TORCH_BOX(&simhash_products));
   m.impl("simhash_codes_csr", TORCH_BOX(&simhash_codes_csr));
   m.impl("dwta_codes", TORCH_BOX(&dwta_codes));
   m.impl("dwta_codes_csr", TORCH_BOX(&dwta_codes_csr));

@@ -4,6 +4,7 @@
 #include "kernels/dot.h"
 #include "kernels/embedding_bag.h"
 #include "kernels/gather.h"
+#include "kernels/hadamard.h"
 #include "kernels/hash.h"
 #include "kernels/optimizer.h"
 #include "kernels/softmax.h"
@@ -41,7 +42,11 @@ const Kernels table = {
     .simhash_f64 = simhash<double>,
     .simhash_bf16 = simhash<BFloat16>,
     .simhash_sparse = simhash_sparse,
+    .project = project,
     .hamming = hamming,
+    .hadamard_project = hadamard_project,
+    .pack_sign_tile = pack_sign_tile,
+    .pack_vertex_tile = pack_vertex_tile,
     .log_sum_exp_f32 = log_sum_exp<float>,
     .log_sum_exp_f64 = log_sum_exp<double>,
     .scaled_softmax_f32 = scaled_softmax<float>,

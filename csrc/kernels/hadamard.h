@@ -1,0 +1,129 @@
+// Structured random projections H D3 H D2 H D1 x, where H is a Walsh-Hadamard matrix and the D are random
+// signs: d log d additions in place of the d^2 products of a dense matrix (Ailon & Chazelle 2009; Andoni et
+// al. 2015). Compiled once per instruction set: include only from kernels/levels/*.cpp.
+//
+// A tile holds kHadamardRows rows side by side, [coordinate][row], so every butterfly is an operation between
+// whole vectors at any distance, and a row is summed in the same order whatever the rows beside it.
+#pragma once
+
+#include "kernels/kernels.h"
+
+namespace torch_lsh::TORCH_LSH_LEVEL {
+
+constexpr int64_t kLanes = kHadamardRows;
+
+// tile[size][kLanes] = H tile, not normalised; `size` is a power of two. Two levels per pass over the memory.
+inline void walsh_hadamard(float* __restrict tile, int64_t size) {
+  int64_t half = 1;
+  for (; half * 4 <= size; half *= 4)
+    for (int64_t begin = 0; begin < size; begin += 4 * half)
+      for (int64_t i = begin; i < begin + half; ++i) {
+        float* const p0 = tile + i * kLanes;
+        float* const p1 = p0 + half * kLanes;
+        float* const p2 = p1 + half * kLanes;
+        float* const p3 = p2 + half * kLanes;
+#pragma omp simd
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          const float sum01 = p0[lane] + p1[lane], difference01 = p0[lane] - p1[lane];
+          const float sum23 = p2[lane] + p3[lane], difference23 = p2[lane] - p3[lane];
+          p0[lane] = sum01 + sum23;
+          p1[lane] = difference01 + difference23;
+          p2[lane] = sum01 - sum23;
+          p3[lane] = difference01 - difference23;
+        }
+      }
+  if (half < size)
+    for (int64_t i = 0; i < half; ++i) {
+      float* const p0 = tile + i * kLanes;
+      float* const p1 = p0 + half * kLanes;
+#pragma omp simd
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const float sum = p0[lane] + p1[lane], difference = p0[lane] - p1[lane];
+        p0[lane] = sum;
+        p1[lane] = difference;
+      }
+    }
+}
+
+// out[i] = factors[i] * in[i] for `count` coordinates of a tile.
+inline void scale_coordinates(const float* in, const float* __restrict factors, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float factor = factors[i];
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) out[i * kLanes + lane] = factor * in[i * kLanes + lane];
+  }
+}
+
+// scratch: (width + size) * kLanes floats.
+inline void hadamard_project(const float* x, int64_t height, int64_t width, const float* signs, int64_t size,
+                             const float* rest, int64_t count, float* scratch, float* products) {
+  float* const input = scratch;
+  float* const tile = scratch + width * kLanes;
+  const int64_t head = width < size ? width : size;
+  for (int64_t i = 0; i < width; ++i)
+    for (int64_t r = 0; r < kLanes; ++r) input[i * kLanes + r] = r < height ? x[r * width + i] : 0.0f;
+  // Rows of the product of three H have length size^1.5; those of a Gaussian matrix size^0.5.
+  const float scale = 1.0f / static_cast<float>(size);
+  for (int64_t begin = 0; begin < count; begin += size, signs += 3 * size) {
+    scale_coordinates(input, signs, head, tile);
+    for (int64_t i = head * kLanes; i < size * kLanes; ++i) tile[i] = 0;
+    walsh_hadamard(tile, size);
+    scale_coordinates(tile, signs + size, size, tile);
+    walsh_hadamard(tile, size);
+    scale_coordinates(tile, signs + 2 * size, size, tile);
+    walsh_hadamard(tile, size);
+    const int64_t wanted = count - begin < size ? count - begin : size;
+    for (int64_t c = 0; c < wanted; ++c) {
+      float* const product = products + (begin + c) * kLanes;
+#pragma omp simd
+      for (int64_t lane = 0; lane < kLanes; ++lane) product[lane] = scale * tile[c * kLanes + lane];
+      for (int64_t i = head; i < width; ++i) {
+        const float factor = rest[(i - head) * count + begin + c];
+#pragma omp simd
+        for (int64_t lane = 0; lane < kLanes; ++lane) product[lane] += factor * input[i * kLanes + lane];
+      }
+    }
+  }
+}
+
+// Bit k of the code of table t: whether product t * hashes + k is positive.
+inline void pack_sign_tile(const float* __restrict products, int64_t num_tables, int64_t hashes,
+                           int64_t height, int32_t* codes) {
+  for (int64_t t = 0; t < num_tables; ++t) {
+    int32_t code[kLanes] = {};
+    for (int64_t k = 0; k < hashes; ++k) {
+      const float* const product = products + (t * hashes + k) * kLanes;
+#pragma omp simd
+      for (int64_t lane = 0; lane < kLanes; ++lane)
+        code[lane] |= static_cast<int32_t>(product[lane] > 0) << k;
+    }
+    for (int64_t r = 0; r < height; ++r) codes[r * num_tables + t] = code[r];
+  }
+}
+
+// Hash k of table t: the vertex of the cross-polytope that is closest to `dimension` products, 2 * i where
+// product i has the largest size, one more if it is negative. The first one among equals; 0 for NaN.
+inline void pack_vertex_tile(const float* __restrict products, int64_t num_tables, int64_t hashes,
+                             int64_t dimension, int64_t bits, int64_t height, int32_t* codes) {
+  for (int64_t t = 0; t < num_tables; ++t) {
+    int32_t code[kLanes] = {};
+    for (int64_t k = 0; k < hashes; ++k, products += dimension * kLanes) {
+      float best[kLanes] = {};
+      int32_t vertex[kLanes] = {};
+      for (int64_t i = 0; i < dimension; ++i)
+#pragma omp simd
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          const float value = products[i * kLanes + lane];
+          const float size = value < 0 ? -value : value;
+          const int32_t candidate = static_cast<int32_t>(2 * i) + static_cast<int32_t>(value < 0);
+          vertex[lane] = size > best[lane] ? candidate : vertex[lane];
+          best[lane] = size > best[lane] ? size : best[lane];
+        }
+#pragma omp simd
+      for (int64_t lane = 0; lane < kLanes; ++lane) code[lane] |= vertex[lane] << (k * bits);
+    }
+    for (int64_t r = 0; r < height; ++r) codes[r * num_tables + t] = code[r];
+  }
+}
+
+}  // namespace torch_lsh::TORCH_LSH_LEVEL
