@@ -61,14 +61,19 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
 
   // hash tables
   m.def(
-      "build_tables(Tensor row_buckets, int bucket_bits, int bucket_size, int seed) -> (Tensor ids, Tensor "
-      "counts)");
+      "build_tables(Tensor row_buckets, int bucket_bits, int bucket_size, int seed, bool fifo=False) -> "
+      "(Tensor "
+      "ids, Tensor counts)");
   m.def(
       "update_tables(Tensor(a!) ids, Tensor(b!) counts, Tensor(c!) row_buckets, Tensor rows, Tensor buckets, "
-      "int seed) -> Tensor");
+      "int seed, bool fifo=False) -> Tensor");
   m.def(
-      "query_tables(Tensor ids, Tensor counts, Tensor? row_codes, Tensor buckets, int max_candidates) -> "
-      "Tensor");
+      "insert_labels(Tensor(a!) ids, Tensor(b!) counts, Tensor buckets, Tensor labels, int num_rows, int "
+      "seed, "
+      "bool fifo=False) -> Tensor");
+  m.def(
+      "query_tables(Tensor ids, Tensor counts, Tensor? row_codes, Tensor buckets, int max_candidates, "
+      "int min_matches=1, bool vanilla=False) -> Tensor");
 
   // loss
   m.def(

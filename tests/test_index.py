@@ -55,6 +55,66 @@ def test_mips_puts_back_short_rows(mips):
     assert shortest > 0.2 if mips else shortest < 0.2
 
 
+@pytest.mark.parametrize("hash", HASHES)
+def test_probes_find_more_than_the_same_tables_without(hash):
+    torch.manual_seed(3)
+    recalls = []
+    for probes in (1, 8):
+        torch.manual_seed(3)
+        index, weight, bias = built(num_rows=4000, hash=hash, num_tables=4, probes=probes)
+        x = weight[:300] + 0.5 * torch.randn(300, 24)
+        recalls.append(recall(index.query(x, 200), torch.nn.functional.linear(x, weight, bias), 10))
+    assert recalls[1] > 1.1 * recalls[0]
+
+
+def test_more_probes_than_a_table_has_buckets_look_everything_up():
+    index, weight, _ = built(num_rows=300, hashes_per_table=3, num_tables=2, bucket_size=300, probes=20)
+    assert torch.equal(index.query(weight[:5], 300).sort(1).values, torch.arange(300).expand(5, 300))
+
+
+@pytest.mark.parametrize("selection", ["ranked", "frequency", "vanilla"])
+@pytest.mark.parametrize("bucket_policy", ["reservoir", "fifo"])
+def test_every_selection_and_policy_finds_and_follows(selection, bucket_policy):
+    index, weight, bias = built(selection=selection, bucket_policy=bucket_policy, mips=False)
+    x = weight[:200] + 0.3 * torch.randn(200, 24)
+    scores = torch.nn.functional.linear(x, weight, bias)
+    assert recall(index.query(x, 100), scores, 1) > 4 * 100 / 2000
+    assert index.update(weight + 0.5, bias, torch.arange(2000)) > 0
+    assert index.update(weight, bias, torch.arange(2000)) > 0
+    assert recall(index.query(x, 100), scores, 1) > 4 * 100 / 2000
+
+
+def test_selections_order_what_they_find():
+    """Ranked by all bits of the codes is better than by shared buckets, and that than what comes first."""
+    found = []
+    for selection in ("ranked", "frequency", "vanilla"):
+        torch.manual_seed(1)
+        index, weight, bias = built(selection=selection)
+        x = weight[:300] + 0.5 * torch.randn(300, 24)
+        found.append(recall(index.query(x, 40), torch.nn.functional.linear(x, weight, bias), 10))
+    assert found[0] > 1.1 * found[1] > 1.2 * found[2]
+
+
+def test_min_matches_returns_fewer_and_better_rows():
+    index, weight, _ = built(selection="frequency", min_matches=4)
+    everything, _, _ = built(selection="frequency")
+    x = weight[:50]
+    few = index.query(x, 500)
+    assert 50 < (few >= 0).sum() < 0.5 * (everything.query(x, 500) >= 0).sum()
+    hits = [(found == torch.arange(50).unsqueeze(1)).any(1).sum() for found in (few, everything.query(x, 500))]
+    assert hits[0] > 0.8 * hits[1] > 0
+
+
+def test_labels_are_found_by_their_queries_until_the_next_build():
+    index, weight, bias = built(num_rows=20_000, selection="frequency")
+    x, labels = torch.randn(40, 24), torch.randint(20_000, (40, 1))
+    before = index.query(x, 20, labels=labels)
+    assert (before == labels).any(1).float().mean() < 0.1
+    assert (index.query(x, 20) == labels).any(1).float().mean() > 0.8
+    index.build(weight, bias)
+    assert torch.equal(index.query(x, 20), before)
+
+
 def test_a_new_build_and_an_update_agree(threads):
     index, weight, bias = built(bucket_size=2000, hashes_per_table=5, mips=False)
     rows = torch.randperm(2000)[:700]
@@ -187,6 +247,12 @@ W = torch.randn(50, 4)
         (lambda: LSHIndex(5, 4, hashes_per_table=31), "hashes_per_table is 31"),
         (lambda: LSHIndex(5, 4, num_tables=0), "num_tables is 0"),
         (lambda: LSHIndex(5, 4, bucket_size=0), "bucket_size is 0"),
+        (lambda: LSHIndex(5, 4, probes=0), "probes is 0; wanted at least 1"),
+        (lambda: LSHIndex(5, 4, min_matches=0), "min_matches is 0; wanted at least 1"),
+        (lambda: LSHIndex(5, 4, selection="best"), "selection is 'best'; wanted one of 'ranked', "),
+        (lambda: LSHIndex(5, 4, bucket_policy="lifo"), "bucket_policy is 'lifo'; wanted one of 'reservoir', 'fifo'"),
+        (lambda: INDEX.query(W, 5, torch.ones(49, 1).long()), r"labels has shape \[49, 1\]"),
+        (lambda: INDEX.query(W, 5, torch.ones(50, 1)), "dtype torch.float32; wanted"),
         (lambda: INDEX.build(W[:, :3]), r"weight has shape \[50, 3\]; wanted \[50, 4\]"),
         (lambda: INDEX.build(W.int()), "weight has dtype torch.int32"),
         (lambda: INDEX.build(W, torch.ones(49)), "bias has shape"),

@@ -21,12 +21,13 @@ def assert_same_tables(a, b):
     assert torch.equal(ids[used], other_ids[used])
 
 
+@pytest.mark.parametrize("fifo", [False, True])
 @pytest.mark.parametrize("bucket_size", [1, 4, 100])
 @pytest.mark.parametrize(("rows", "tables", "bits"), [(0, 2, 3), (1, 1, 0), (200, 5, 4), (300, 1, 0)])
-def test_build_equals_reference(threads, rows, tables, bits, bucket_size):
+def test_build_equals_reference(threads, rows, tables, bits, bucket_size, fifo):
     row_buckets = random_buckets(rows, tables, bits)
-    ids, counts = ops.build_tables(row_buckets, bits, bucket_size, 7)
-    expected_ids, expected_counts = reference.build_tables(row_buckets, bits, bucket_size, 7)
+    ids, counts = ops.build_tables(row_buckets, bits, bucket_size, 7, fifo)
+    expected_ids, expected_counts = reference.build_tables(row_buckets, bits, bucket_size, 7, fifo)
     assert torch.equal(ids, expected_ids)
     assert torch.equal(counts, expected_counts)
 
@@ -48,21 +49,95 @@ def test_an_overfull_bucket_keeps_a_uniform_sample():
     assert (share - 0.25).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("fifo", [False, True])
 @pytest.mark.parametrize("bucket_size", [1, 3, 64])
-def test_update_equals_reference(threads, bucket_size):
+def test_update_and_insert_equal_reference(threads, bucket_size, fifo):
     row_buckets = random_buckets(150, 4, 3)
-    ids, counts = ops.build_tables(row_buckets, 3, bucket_size, 7)
+    ids, counts = ops.build_tables(row_buckets, 3, bucket_size, 7, fifo)
     twin = ids.clone(), counts.clone(), row_buckets.clone()
     for seed in range(5):
         torch.manual_seed(seed)
+        labels, queries = torch.randint(-1, 150, (6, 2)), random_buckets(6, 4, 3)
+        inserted = ops.insert_labels(ids, counts, queries, labels, 150, 7, fifo)
+        assert inserted == reference.insert_labels(*twin[:2], queries, labels, 150, 7, fifo)
+        assert_same_tables((ids, counts), twin[:2])
         rows = torch.randperm(150)[:60]
         buckets = random_buckets(60, 4, 3)
         changed = int((row_buckets[rows] != buckets).sum())
-        assert int(ops.update_tables(ids, counts, row_buckets, rows, buckets, 7)) == changed
-        assert int(reference.update_tables(*twin, rows, buckets, 7)) == changed
+        assert int(ops.update_tables(ids, counts, row_buckets, rows, buckets, 7, fifo)) == changed
+        assert int(reference.update_tables(*twin, rows, buckets, 7, fifo)) == changed
         assert_same_tables((ids, counts), twin[:2])
         assert torch.equal(row_buckets[rows], buckets)
         assert torch.equal(row_buckets, twin[2])
+
+
+def test_a_full_fifo_bucket_keeps_the_latest_in_order():
+    row_buckets = torch.tensor([[0], [0], [0], [1], [1]], dtype=torch.int32)
+    ids, counts = ops.build_tables(row_buckets, 1, 3, 0, True)
+    before = contents(ids, counts, 0, 0)
+    assert sorted(before) == [0, 1, 2]
+    for row in (4, 3):
+        ops.update_tables(ids, counts, row_buckets, torch.tensor([row]), torch.zeros(1, 1).int(), 0, True)
+    assert contents(ids, counts, 0, 0) == [before[-1], 4, 3]
+    ops.update_tables(ids, counts, row_buckets, torch.tensor([4]), torch.ones(1, 1).int(), 0, True)
+    assert contents(ids, counts, 0, 0) == [before[-1], 3]
+
+
+def test_fifo_tables_leave_out_different_rows():
+    ids, _ = ops.build_tables(torch.zeros(100, 50, dtype=torch.int32), 0, 10, 0, True)
+    assert ids.unique().numel() > 90
+
+
+@pytest.mark.parametrize("fifo", [False, True])
+def test_inserted_labels_are_found_by_their_queries(fifo):
+    row_buckets = random_buckets(400, 5, 6)
+    ids, counts = ops.build_tables(row_buckets, 6, 16, 0, fifo)
+    queries, labels = random_buckets(10, 5, 6), torch.arange(10).view(10, 1)
+    before = ops.query_tables(ids, counts, None, queries, 40)
+    missed = (before != labels).all(1)
+    assert missed.sum() > 3
+    assert int(ops.insert_labels(ids, counts, queries, labels, 400, 0, fifo)) == missed.sum()
+    first = ops.query_tables(ids, counts, None, queries, 40)[:, :1]
+    assert torch.equal(first[missed], labels[missed])  # in all tables, so first by frequency
+    assert int(ops.insert_labels(ids, counts, queries, labels, 400, 0, fifo)) == 0
+
+
+def test_a_row_that_was_inserted_where_it_moves_to_is_held_once():
+    row_buckets = torch.tensor([[0], [0]], dtype=torch.int32)
+    ids, counts = ops.build_tables(row_buckets, 1, 4, 0)
+    ops.insert_labels(ids, counts, torch.ones(1, 1).int(), torch.tensor([[1]]), 2, 0)
+    ops.update_tables(ids, counts, row_buckets, torch.tensor([1]), torch.ones(1, 1).int(), 0)
+    assert contents(ids, counts, 0, 1) == [1]
+    assert contents(ids, counts, 0, 0) == [0]
+
+
+@pytest.mark.parametrize("probes", [1, 3])
+@pytest.mark.parametrize(("min_matches", "vanilla"), [(1, True), (2, False), (3, False), (1, False)])
+def test_query_of_several_probes_equals_reference(threads, simd_level, probes, min_matches, vanilla):
+    row_codes = random_buckets(300, 6, 3)
+    tables = ops.build_tables(row_codes, 3, 8, 1)
+    buckets = torch.randint(-1, 8, (20, 6, probes), dtype=torch.int32)
+    buckets[:, :, 0].clamp_(min=0)
+    for codes, wanted in ((None, 7), (None, 500), (row_codes, 5)):
+        arguments = (*tables, codes, buckets, wanted, min_matches, vanilla)
+        assert torch.equal(ops.query_tables(*arguments), reference.query_tables(*arguments))
+
+
+def test_threshold_and_vanilla_choose_what_they_say():
+    row_buckets = random_buckets(400, 8, 2)
+    tables = ops.build_tables(row_buckets, 2, 400, 0)
+    queries = random_buckets(20, 8, 2)
+    shared = (queries.unsqueeze(1) == row_buckets).sum(2)
+    for rows, counts in zip(ops.query_tables(*tables, None, queries, 400, 4), shared):
+        there = rows[rows >= 0]
+        assert set(there.tolist()) == set((counts >= 4).nonzero().flatten().tolist())
+        assert counts[there].tolist() == counts[there].sort(descending=True).values.tolist()
+    few = ops.query_tables(*tables, None, queries, 30, 1, True)
+    assert (few >= 0).all()
+    for rows, buckets in zip(few, queries):
+        assert rows.unique().numel() == 30
+        # a bucket holds some 100 rows, so the 30 first ones come from one table
+        assert (row_buckets[rows] == buckets).all(0).any()
 
 
 def test_updated_tables_hold_what_built_ones_hold_where_there_is_room():
@@ -157,6 +232,8 @@ def test_opcheck():
     rows = torch.tensor([3, 5])
     update = (ids, counts, row_buckets, rows, random_buckets(2, 3, 2), 0)
     torch.library.opcheck(torch.ops.torch_lsh.update_tables, update)
+    labels = torch.tensor([[3, -1], [5, 7]])
+    torch.library.opcheck(torch.ops.torch_lsh.insert_labels, (ids, counts, random_buckets(2, 3, 2), labels, 20, 0))
     for codes in (None, row_buckets):
         torch.library.opcheck(torch.ops.torch_lsh.query_tables, (ids, counts, codes, random_buckets(5, 3, 2), 6))
 
@@ -176,6 +253,14 @@ IDS, COUNTS, ROW_BUCKETS = torch.zeros(2, 4, 3, dtype=torch.int32), int32([0] * 
         (lambda: ops.build_tables(ROW_BUCKETS.long(), 2, 3, 0), "row_buckets has dtype Long; wanted Int"),
         (lambda: ops.build_tables(ROW_BUCKETS, 31, 3, 0), "bucket_bits is 31; wanted 0 to 30"),
         (lambda: ops.build_tables(ROW_BUCKETS, 2, 0, 0), "bucket_size is 0; wanted at least 1"),
+        (lambda: ops.insert_labels(IDS, COUNTS, int32([0, 0]), torch.tensor([[2]]), 2, 0), "labels holds row 2"),
+        (lambda: ops.insert_labels(IDS, COUNTS, int32([0, 4]), torch.tensor([[1]]), 2, 0), "buckets holds 4"),
+        (lambda: ops.insert_labels(IDS, COUNTS, int32([0, 0]), torch.tensor([[1], [1]]), 2, 0), "labels has shape"),
+        (lambda: ops.query_tables(IDS, COUNTS, None, int32([0, 0]), 1, 0), "min_matches is 0; wanted at least 1"),
+        (lambda: ops.query_tables(IDS, COUNTS, None, int32([0, -1]), 1), "buckets holds -1; wanted 0 to 3"),
+        (lambda: ops.query_tables(IDS, COUNTS, None, int32([[0], [4]]), 1), "buckets holds 4; wanted 0 to 3"),
+        (lambda: ops.query_tables(IDS, COUNTS, None, int32([[], []]), 1), "wanted at least one probe"),
+        (lambda: ops.query_tables(IDS, COUNTS, None, int32(0, 0), 1), r"wanted \[B, L\] or \[B, L, P\]"),
         (lambda: ops.query_tables(IDS, COUNTS, None, int32([0, 4]), 1), "buckets holds 4; wanted 0 to 3"),
         (lambda: ops.query_tables(IDS, COUNTS, None, int32([0, 0, 0]), 1), r"buckets has shape \[1, 3\]; wanted 2"),
         (lambda: ops.query_tables(IDS, COUNTS[:, :3].contiguous(), None, int32([0, 0]), 1), "counts has shape"),

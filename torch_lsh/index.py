@@ -11,6 +11,9 @@ from torch import Tensor
 from . import ops
 from .hashing import family_type, make_family
 
+SELECTIONS = ("ranked", "frequency", "vanilla")
+BUCKET_POLICIES = ("reservoir", "fifo")
+
 _BLOCK_ROWS = 16384  # rows that are augmented and hashed at a time
 _BUCKET_SIZE = 64
 _NUM_TABLES = 24
@@ -45,6 +48,13 @@ class LSHIndex:
         bucket_size: capacity of a bucket. Default: 64, or with K given twice the average number of rows in a bucket
             and at least 16.
         mips: see above.
+        probes: buckets that a query looks up in each table: its own and those that a small move of it would lead to,
+            nearest first (query-directed multi-probe, Lv et al. 2007).
+        selection: which of the rows in these buckets a query returns: ``"ranked"``, see :meth:`query`; ``"frequency"``,
+            those in most of the buckets; ``"vanilla"``, the first ones met, visiting no more buckets than needed.
+        min_matches: leave out rows that are in fewer of a query's buckets. (SLIDE's three modes are "vanilla",
+            "frequency", and "frequency" with a threshold here.)
+        bucket_policy: which rows an overfull bucket keeps: ``"reservoir"``, a uniform sample; ``"fifo"``, the latest.
         seed: of the hash functions and of the choice of rows that stay in an overfull bucket.
 
     Raises:
@@ -67,8 +77,21 @@ class LSHIndex:
         num_tables: int | None = None,
         bucket_size: int | None = None,
         mips: bool = True,
+        probes: int = 1,
+        selection: str = "ranked",
+        min_matches: int = 1,
+        bucket_policy: str = "reservoir",
         seed: int = 0,
     ) -> None:
+        for name, choice, wanted in (
+            ("selection", selection, SELECTIONS),
+            ("bucket_policy", bucket_policy, BUCKET_POLICIES),
+        ):
+            if choice not in wanted:
+                raise ValueError(f"{name} is {choice!r}; wanted one of {', '.join(map(repr, wanted))}")
+        for name, number in (("probes", probes), ("min_matches", min_matches)):
+            if number < 1:
+                raise ValueError(f"{name} is {number}; wanted at least 1")
         num_tables = _NUM_TABLES if num_tables is None else num_tables
         for name, value in (("num_rows", num_rows), ("in_features", in_features), ("bucket_size", bucket_size)):
             if value is not None and value < 1:
@@ -89,6 +112,10 @@ class LSHIndex:
         self.in_features = in_features
         self.bucket_size = bucket_size
         self.mips = mips
+        self.probes = probes
+        self.selection = selection
+        self.min_matches = min_matches
+        self.bucket_policy = bucket_policy
         self.seed = seed
         self.family = make_family(hash, in_features + (2 if mips else 1), hashes_per_table, num_tables, seed)
         self.bucket_bits = bucket_bits
@@ -145,7 +172,8 @@ class LSHIndex:
         row_buckets = torch.empty(self.num_rows, self.num_tables, dtype=torch.int32)
         for begin in blocks:
             row_buckets[begin : begin + _BLOCK_ROWS] = self._row_buckets(*_block(weight, bias, begin))
-        self._tables = (*ops.build_tables(row_buckets, self.bucket_bits, self.bucket_size, self.seed), row_buckets)
+        tables = ops.build_tables(row_buckets, self.bucket_bits, self.bucket_size, self.seed, self._fifo)
+        self._tables = (*tables, row_buckets)
 
     @torch.no_grad()
     def update(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> int:
@@ -174,20 +202,23 @@ class LSHIndex:
         moved = 0
         for some in rows.contiguous().split(_BLOCK_ROWS):
             buckets = self._row_buckets(_take(weight, some), None if bias is None else _take(bias, some))
-            moved += int(ops.update_tables(ids, counts, row_buckets, some, buckets, self.seed))
+            moved += int(ops.update_tables(ids, counts, row_buckets, some, buckets, self.seed, self._fifo))
         return moved
 
     @torch.no_grad()
-    def query(self, x: Tensor, max_candidates: int) -> Tensor:
+    def query(self, x: Tensor, max_candidates: int, labels: Tensor | None = None) -> Tensor:
         """The rows in the buckets of a query, best first.
 
-        Best are those that share most buckets with the query; of these, the ``8 * M`` best are ranked again by the bits
-        of all tables in which their codes differ from the query's (not with ``"dwta"``, nor where a table has fewer
-        buckets than codes).
+        Best, where the selection is "ranked", are those that share most buckets with the query; of these, the ``8 * M``
+        best are ranked again by the bits of all tables in which their codes differ from the query's (not with hashes of
+        more than one bit, nor where a table has fewer buckets than codes).
 
         Args:
             x: ``[B, in_features]`` float32, float64 or bfloat16.
             max_candidates: M, rows wanted per query.
+            labels: ``[B, P]`` int64, negative where there is none: rows to put into the buckets of their own queries
+                where these would not find them (after the look-up, and until the next :meth:`build`). "ranked" compares
+                with the rows' own codes and so makes little of it; the other selections do.
 
         Returns:
             ``[B, M]`` int64, best first, padded with -1.
@@ -202,13 +233,25 @@ class LSHIndex:
         _check_dtype(x, "x")
         if max_candidates < 1:
             raise ValueError(f"max_candidates is {max_candidates}; wanted at least 1")
+        if labels is not None and (labels.dim() != 2 or len(labels) != len(x) or labels.dtype is not torch.int64):
+            raise ValueError(f"labels has shape {list(labels.shape)}, dtype {labels.dtype}; wanted [{len(x)}, P] int64")
         queries = torch.zeros(len(x), self.family.in_features)
         queries[:, : self.in_features] = x
         queries[:, self.in_features] = 1
+        buckets = self._of_codes(self.family.probes(queries, self.probes))
         # The Hamming distance of codes ranks finer than the number of shared buckets, but needs one bit per hash.
-        by_distance = self.family.bits_per_hash == 1 and self.bucket_bits == self.family.code_bits
-        row_codes = row_buckets if by_distance else None
-        return ops.query_tables(ids, counts, row_codes, self._buckets(queries), max_candidates)
+        one_bit = self.family.bits_per_hash == 1 and self.bucket_bits == self.family.code_bits
+        row_codes = row_buckets if one_bit and self.selection == "ranked" else None
+        vanilla = self.selection == "vanilla"
+        found = ops.query_tables(ids, counts, row_codes, buckets, max_candidates, self.min_matches, vanilla)
+        if labels is not None:
+            own = buckets[:, :, 0].contiguous()
+            ops.insert_labels(ids, counts, own, labels.contiguous(), self.num_rows, self.seed, self._fifo)
+        return found
+
+    @property
+    def _fifo(self) -> bool:
+        return self.bucket_policy == "fifo"
 
     def _built(self) -> tuple[Tensor, Tensor, Tensor]:
         if self._tables is None:
@@ -237,14 +280,14 @@ class LSHIndex:
         if self.mips:
             last = (self._norm**2 - rows.square().sum(1, keepdim=True)).clamp_(min=0).nan_to_num_(0).sqrt_()
             rows = torch.cat([rows, last], 1)
-        return self._buckets(rows)
+        return self._of_codes(self.family.codes(rows))
 
-    def _buckets(self, vectors: Tensor) -> Tensor:
-        """Bucket numbers ``[n, L]``: the codes, or a mixed hash of them where there are fewer buckets than codes."""
-        codes = self.family.codes(vectors)
+    def _of_codes(self, codes: Tensor) -> Tensor:
+        """Bucket numbers: the codes, or a mixed hash of them where there are fewer buckets; -1 for -1."""
         if self.bucket_bits == self.family.code_bits:
             return codes
-        return ((codes.long() * 0x9E3779B1 & 0xFFFFFFFF) >> (32 - self.bucket_bits)).int()
+        mixed = ((codes.long() * 0x9E3779B1 & 0xFFFFFFFF) >> (32 - self.bucket_bits)).int()
+        return mixed.masked_fill_(codes < 0, -1)
 
     def state_dict(self) -> dict[str, Any]:
         """The tables (not copied) and what they were made with. Before :meth:`build` there are no tables in it."""
@@ -290,6 +333,10 @@ class LSHIndex:
             "num_tables": self.num_tables,
             "bucket_size": self.bucket_size,
             "mips": self.mips,
+            "probes": self.probes,
+            "selection": self.selection,
+            "min_matches": self.min_matches,
+            "bucket_policy": self.bucket_policy,
             "seed": self.seed,
         }
 

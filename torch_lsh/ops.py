@@ -640,9 +640,9 @@ def minhash_codes_csr(
     """Densified one-permutation minwise hashes of sets: the columns of each row whose value is neither 0 nor NaN.
 
     Every column is thrown into one of ``L * K`` bins by a hash of (seed, column); a bin's hash is the lowest ``bits``
-    of the smallest place in it. An empty bin borrows from one drawn by hashing (seed, bin, attempt), in up to 100 attempts
-    (optimal densification, Shrivastava 2017), then from the next one that is not empty. All hashes of an empty set
-    are 0. One pass over the nonzeros, whatever the number of hashes.
+    of the smallest place in it. An empty bin borrows from one drawn by hashing (seed, bin, attempt), in up to 100
+    attempts (optimal densification, Shrivastava 2017), then from the next one that is not empty. All hashes of an empty
+    set are 0. One pass over the nonzeros, whatever the number of hashes.
 
     Args:
         crow, col, values: as in :func:`simhash_codes_csr`.
@@ -708,7 +708,9 @@ def _(codes: Tensor, flips: Tensor, costs: Tensor, probes: int) -> Tensor:
 # --- hash tables ----------------------------------------------------------------------------------------------------
 
 
-def build_tables(row_buckets: Tensor, bucket_bits: int, bucket_size: int, seed: int) -> tuple[Tensor, Tensor]:
+def build_tables(
+    row_buckets: Tensor, bucket_bits: int, bucket_size: int, seed: int, fifo: bool = False
+) -> tuple[Tensor, Tensor]:
     """L hash tables of row numbers, with ``2**bucket_bits`` buckets of fixed capacity each.
 
     A bucket that more than ``bucket_size`` rows belong to keeps a uniform sample of them, drawn by (seed, table, row).
@@ -718,6 +720,8 @@ def build_tables(row_buckets: Tensor, bucket_bits: int, bucket_size: int, seed: 
         bucket_bits: 0 to 30.
         bucket_size: capacity of a bucket.
         seed: of the samples.
+        fifo: keep the rows that were inserted last, rather than a sample; row numbers are inserted in turn, from
+            one that is drawn for each table.
 
     Returns:
         ``ids``: ``[L, 2**bucket_bits, bucket_size]`` int32, -1 where unused; ``counts``: ``[L, 2**bucket_bits]`` int32.
@@ -725,27 +729,36 @@ def build_tables(row_buckets: Tensor, bucket_bits: int, bucket_size: int, seed: 
     >>> build_tables(torch.tensor([[1], [0], [1]], dtype=torch.int32), 1, 2, seed=0)[1]
     tensor([[1, 2]], dtype=torch.int32)
     """
-    return _ops.build_tables(row_buckets, bucket_bits, bucket_size, seed)
+    return _ops.build_tables(row_buckets, bucket_bits, bucket_size, seed, fifo)
 
 
 @_fake("build_tables")
-def _(row_buckets: Tensor, bucket_bits: int, bucket_size: int, seed: int) -> tuple[Tensor, Tensor]:
+def _(row_buckets: Tensor, bucket_bits: int, bucket_size: int, seed: int, fifo: bool = False) -> tuple[Tensor, Tensor]:
     shape = (row_buckets.shape[1], 1 << bucket_bits)
     return row_buckets.new_empty((*shape, bucket_size)), row_buckets.new_empty(shape)
 
 
-def update_tables(ids: Tensor, counts: Tensor, row_buckets: Tensor, rows: Tensor, buckets: Tensor, seed: int) -> Tensor:
+def update_tables(
+    ids: Tensor,
+    counts: Tensor,
+    row_buckets: Tensor,
+    rows: Tensor,
+    buckets: Tensor,
+    seed: int,
+    fifo: bool = False,
+) -> Tensor:
     """Moves rows to other buckets, in the tables where their bucket changed. In place.
 
-    The last id of the old bucket takes the place of the one that leaves. Entries of ``ids`` beyond ``counts`` are
-    left as they are. A full bucket keeps the rows that :func:`build_tables` would prefer.
+    The last id of the old bucket takes the place of the one that leaves (with ``fifo``, all later ones move up).
+    Entries of ``ids`` beyond ``counts`` are left as they are. A full bucket keeps the rows that :func:`build_tables`
+    would prefer.
 
     Args:
         ids, counts: as :func:`build_tables` made them.
         row_buckets: ``[N, L]`` int32, the present buckets of all rows.
         rows: ``[A]`` int64, unique.
         buckets: ``[A, L]`` int32, their new buckets.
-        seed: that of :func:`build_tables`.
+        seed, fifo: those of :func:`build_tables`.
 
     Returns:
         How many (row, table) entries moved: a scalar int64 tensor.
@@ -757,15 +770,66 @@ def update_tables(ids: Tensor, counts: Tensor, row_buckets: Tensor, rows: Tensor
     >>> counts, row_buckets.T
     (tensor([[0, 2]], dtype=torch.int32), tensor([[1, 1, 1]], dtype=torch.int32))
     """
-    return _ops.update_tables(ids, counts, row_buckets, rows, buckets, seed)
+    return _ops.update_tables(ids, counts, row_buckets, rows, buckets, seed, fifo)
 
 
 @_fake("update_tables")
-def _(ids: Tensor, counts: Tensor, row_buckets: Tensor, rows: Tensor, buckets: Tensor, seed: int) -> Tensor:
+def _(
+    ids: Tensor,
+    counts: Tensor,
+    row_buckets: Tensor,
+    rows: Tensor,
+    buckets: Tensor,
+    seed: int,
+    fifo: bool = False,
+) -> Tensor:
     return rows.new_empty(())
 
 
-def query_tables(ids: Tensor, counts: Tensor, row_codes: Tensor | None, buckets: Tensor, max_candidates: int) -> Tensor:
+def insert_labels(
+    ids: Tensor, counts: Tensor, buckets: Tensor, labels: Tensor, num_rows: int, seed: int, fifo: bool = False
+) -> Tensor:
+    """Puts the labels of queries that a look-up would miss into the buckets of the queries, in all tables. In place.
+
+    As BOLT does while it trains: queries like this one will find the label, wherever its own code puts it. In a full
+    bucket the label takes the place of the row that is the first to go. Which labels are missing is decided for all
+    queries before any label is inserted.
+
+    Args:
+        ids, counts: as :func:`build_tables` made them.
+        buckets: ``[B, L]`` int32, the buckets of the queries.
+        labels: ``[B, P]`` int64, negative where there is none.
+        num_rows: N.
+        seed, fifo: those of :func:`build_tables`.
+
+    Returns:
+        How many (query, label) pairs were inserted: a scalar int64 tensor.
+
+    >>> ids, counts = build_tables(torch.tensor([[1], [0], [1]], dtype=torch.int32), 1, 2, seed=0)
+    >>> insert_labels(ids, counts, torch.tensor([[0]], dtype=torch.int32), torch.tensor([[1, 2]]), 3, seed=0)
+    tensor(1)
+    >>> sorted(ids[0, 0].tolist())
+    [1, 2]
+    """
+    return _ops.insert_labels(ids, counts, buckets, labels, num_rows, seed, fifo)
+
+
+@_fake("insert_labels")
+def _(
+    ids: Tensor, counts: Tensor, buckets: Tensor, labels: Tensor, num_rows: int, seed: int, fifo: bool = False
+) -> Tensor:
+    return labels.new_empty(())
+
+
+def query_tables(
+    ids: Tensor,
+    counts: Tensor,
+    row_codes: Tensor | None,
+    buckets: Tensor,
+    max_candidates: int,
+    min_matches: int = 1,
+    vanilla: bool = False,
+) -> Tensor:
     """The rows in the same buckets as each sample, best first.
 
     The best are those that share most buckets with the sample. With ``row_codes`` the ``8 * M`` best of these are
@@ -777,8 +841,11 @@ def query_tables(ids: Tensor, counts: Tensor, row_codes: Tensor | None, buckets:
         ids, counts: as :func:`build_tables` made them.
         row_codes: ``[N, L]`` int32, the codes of all rows where bucket numbers are codes of one bit per hash, or None.
             Ids that are not in ``0 .. N - 1`` are left out.
-        buckets: ``[B, L]`` int32, one bucket of each table per sample.
+        buckets: ``[B, L]`` int32, one bucket of each table per sample; or ``[B, L, P]``, P of them, the sample's own
+            first, -1 where there are fewer.
         max_candidates: M, at least 1.
+        min_matches: leave out rows that share fewer buckets with the sample.
+        vanilla: visit buckets until M rows are found and take these as they come, no ranking.
 
     Returns:
         ``[B, M]`` int64, best first, padded with -1.
@@ -787,11 +854,19 @@ def query_tables(ids: Tensor, counts: Tensor, row_codes: Tensor | None, buckets:
     >>> query_tables(ids, counts, None, torch.tensor([[0, 1]], dtype=torch.int32), 3)
     tensor([[ 0,  1, -1]])
     """
-    return _ops.query_tables(ids, counts, row_codes, buckets, max_candidates)
+    return _ops.query_tables(ids, counts, row_codes, buckets, max_candidates, min_matches, vanilla)
 
 
 @_fake("query_tables")
-def _(ids: Tensor, counts: Tensor, row_codes: Tensor | None, buckets: Tensor, max_candidates: int) -> Tensor:
+def _(
+    ids: Tensor,
+    counts: Tensor,
+    row_codes: Tensor | None,
+    buckets: Tensor,
+    max_candidates: int,
+    min_matches: int = 1,
+    vanilla: bool = False,
+) -> Tensor:
     return buckets.new_empty((buckets.shape[0], max_candidates), dtype=torch.int64)
 
 

@@ -1,12 +1,13 @@
-// build_tables, update_tables, query_tables: hash tables of row numbers.
+// build_tables, update_tables, insert_labels, query_tables: hash tables of row numbers.
 //
 // L tables of 2^bucket_bits buckets of fixed capacity: ids [L, buckets, bucket_size] int32, of which the
 // first counts [L, buckets] of each bucket are in use. row_buckets [N, L] says which bucket each row belongs
 // to.
 //
 // A bucket that more rows belong to than fit keeps those of lowest priority number, a pure function of (seed,
-// table, row): a uniform sample of them, whatever the order of insertion. A row that found no room comes back
-// when it is inserted again (its bucket changes) or at the next build.
+// table, row): a uniform sample of them, whatever the order of insertion, as a reservoir would hold. Or, with
+// `fifo`, it keeps those inserted last, oldest first. A row that found no room comes back when it is inserted
+// again (its bucket changes) or at the next build.
 //
 // While tables change, each table is owned by one thread.
 #include <torch/csrc/stable/library.h>
@@ -35,6 +36,7 @@ struct Table {
   int32_t* counts;
   int64_t bucket_size;
   uint64_t seed;
+  bool fifo;
 
   int32_t* bucket(int64_t number) const { return ids + number * bucket_size; }
 
@@ -61,17 +63,26 @@ struct Table {
     std::swap(rows[0], rows[worst]);
   }
 
-  void insert(int64_t number, int32_t row) const {
+  // `forced`: even where the row would be the first to go.
+  void insert(int64_t number, int32_t row, bool forced = false) const {
     int32_t* rows = bucket(number);
     const int64_t used = fill(number);
     if (used < bucket_size) {
       rows[used] = row;
       counts[number] = static_cast<int32_t>(used + 1);
-      if (used + 1 == bucket_size) move_worst_to_front(rows);
-    } else if (priority(row) < priority(rows[0])) {
+      if (!fifo && used + 1 == bucket_size) move_worst_to_front(rows);
+    } else if (fifo) {
+      std::copy(rows + 1, rows + used, rows);
+      rows[used - 1] = row;
+    } else if (forced || priority(row) < priority(rows[0])) {
       rows[0] = row;
       move_worst_to_front(rows);
     }
+  }
+
+  bool contains(int64_t number, int32_t row) const {
+    const int32_t* rows = bucket(number);
+    return std::find(rows, rows + fill(number), row) != rows + fill(number);
   }
 
   void remove(int64_t number, int32_t row) const {
@@ -79,25 +90,30 @@ struct Table {
     const int64_t used = fill(number);
     int32_t* found = std::find(rows, rows + used, row);
     if (found == rows + used) return;  // it had found no room
-    *found = rows[used - 1];
+    if (fifo) {
+      std::copy(found + 1, rows + used, found);
+    } else {
+      *found = rows[used - 1];
+    }
     counts[number] = static_cast<int32_t>(used - 1);
   }
 };
 
 Table table_of(int32_t* ids, int32_t* counts, int64_t num_buckets, int64_t bucket_size, int64_t number,
-               int64_t seed) {
+               int64_t seed, bool fifo) {
   return {ids + number * num_buckets * bucket_size, counts + number * num_buckets, bucket_size,
-          random_bits(static_cast<uint64_t>(seed), static_cast<uint64_t>(number))};
+          random_bits(static_cast<uint64_t>(seed), static_cast<uint64_t>(number)), fifo};
 }
 
-void check_buckets(const int32_t* buckets, int64_t count, int64_t num_buckets, const char* name) {
+void check_buckets(const int32_t* buckets, int64_t count, int64_t num_buckets, const char* name,
+                   int32_t allowed = 0) {
   int32_t lowest = 0, highest = 0;
   for (int64_t i = 0; i < count; ++i) {
     lowest = std::min(lowest, buckets[i]);
     highest = std::max(highest, buckets[i]);
   }
-  TORCH_LSH_CHECK(lowest >= 0 && highest < num_buckets, name, " holds ", lowest < 0 ? lowest : highest,
-                  "; wanted 0 to ", num_buckets - 1);
+  TORCH_LSH_CHECK(lowest >= allowed && highest < num_buckets, name, " holds ",
+                  lowest < allowed ? lowest : highest, "; wanted 0 to ", num_buckets - 1);
 }
 
 void check_tables(const Tensor& ids, const Tensor& counts) {
@@ -108,7 +124,7 @@ void check_tables(const Tensor& ids, const Tensor& counts) {
 }
 
 std::tuple<Tensor, Tensor> build_tables(const Tensor& row_buckets, int64_t bucket_bits, int64_t bucket_size,
-                                        int64_t seed) {
+                                        int64_t seed, bool fifo) {
   check_operand(row_buckets, "row_buckets", 2, ScalarType::Int);
   TORCH_LSH_CHECK(bucket_bits >= 0 && bucket_bits <= kMaxBucketBits, "bucket_bits is ", bucket_bits,
                   "; wanted 0 to ", kMaxBucketBits);
@@ -126,20 +142,26 @@ std::tuple<Tensor, Tensor> build_tables(const Tensor& row_buckets, int64_t bucke
   auto* count = counts.mutable_data_ptr<int32_t>();
   torch::stable::parallel_for(0, num_tables, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      const Table table = table_of(id, count, num_buckets, bucket_size, t, seed);
+      const Table table = table_of(id, count, num_buckets, bucket_size, t, seed, fifo);
       std::fill_n(table.ids, num_buckets * bucket_size, -1);
       std::fill_n(table.counts, num_buckets, 0);
-      for (int64_t row = 0; row < num_rows; ++row) {
-        if (row + kPrefetch < num_rows) table.prefetch(bucket[(row + kPrefetch) * num_tables + t]);
-        table.insert(bucket[row * num_tables + t], static_cast<int32_t>(row));
-      }
+      const auto insert = [&](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; ++row) {
+          if (row + kPrefetch < last) table.prefetch(bucket[(row + kPrefetch) * num_tables + t]);
+          table.insert(bucket[row * num_tables + t], static_cast<int32_t>(row));
+        }
+      };
+      // Where the last ones stay, every table begins elsewhere, or the same rows would be missing in all.
+      const int64_t start = fifo ? random_below(table.seed, 0, num_rows) : 0;
+      insert(start, num_rows);
+      insert(0, start);
     }
   });
   return {ids, counts};
 }
 
 Tensor update_tables(Tensor ids, Tensor counts, Tensor row_buckets, const Tensor& rows, const Tensor& buckets,
-                     int64_t seed) {
+                     int64_t seed, bool fifo) {
   check_tables(ids, counts);
   const int64_t num_tables = ids.size(0), num_buckets = ids.size(1), bucket_size = ids.size(2);
   check_operand(row_buckets, "row_buckets", 2, ScalarType::Int);
@@ -166,7 +188,7 @@ Tensor update_tables(Tensor ids, Tensor counts, Tensor row_buckets, const Tensor
   std::vector<int64_t> moved(num_tables);
   torch::stable::parallel_for(0, num_tables, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      const Table table = table_of(id, count, num_buckets, bucket_size, t, seed);
+      const Table table = table_of(id, count, num_buckets, bucket_size, t, seed, fifo);
       int64_t changed = 0;
       for (int64_t i = 0; i < num_updates; ++i) {
         if (i + kPrefetch < num_updates) {
@@ -181,7 +203,7 @@ Tensor update_tables(Tensor ids, Tensor counts, Tensor row_buckets, const Tensor
         const int32_t to = wanted[i * num_tables + t];
         if (from == to) continue;
         table.remove(from, static_cast<int32_t>(row[i]));
-        table.insert(to, static_cast<int32_t>(row[i]));
+        if (!table.contains(to, static_cast<int32_t>(row[i]))) table.insert(to, static_cast<int32_t>(row[i]));
         from = to;
         ++changed;
       }
@@ -192,6 +214,47 @@ Tensor update_tables(Tensor ids, Tensor counts, Tensor row_buckets, const Tensor
   int64_t sum = 0;
   for (const int64_t count_of_table : moved) sum += count_of_table;
   *total.mutable_data_ptr<int64_t>() = sum;
+  return total;
+}
+
+Tensor insert_labels(Tensor ids, Tensor counts, const Tensor& buckets, const Tensor& labels, int64_t num_rows,
+                     int64_t seed, bool fifo) {
+  check_tables(ids, counts);
+  check_operand(buckets, "buckets", 2, ScalarType::Int);
+  check_operand(labels, "labels", 2, ScalarType::Long);
+  const int64_t num_tables = ids.size(0), num_buckets = ids.size(1), bucket_size = ids.size(2);
+  check_size(buckets, "buckets", 1, num_tables);
+  check_size(labels, "labels", 0, buckets.size(0));
+  const int64_t batch = labels.size(0), width = labels.size(1);
+  const auto* bucket = buckets.const_data_ptr<int32_t>();
+  const auto* label = labels.const_data_ptr<int64_t>();
+  check_buckets(bucket, buckets.numel(), num_buckets, "buckets");
+  for (int64_t i = 0; i < labels.numel(); ++i)
+    TORCH_LSH_CHECK(label[i] < num_rows, "labels holds row ", label[i], "; wanted at most ", num_rows - 1);
+
+  auto* id = ids.mutable_data_ptr<int32_t>();
+  auto* count = counts.mutable_data_ptr<int32_t>();
+  const auto table = [&](int64_t t) { return table_of(id, count, num_buckets, bucket_size, t, seed, fifo); };
+  // Which labels a look-up would not have found is decided before any of them goes in.
+  std::vector<uint8_t> missing(batch * width);
+  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * width; i < end * width; ++i) {
+      bool found = label[i] < 0;
+      for (int64_t t = 0; t < num_tables && !found; ++t)
+        found = table(t).contains(bucket[i / width * num_tables + t], static_cast<int32_t>(label[i]));
+      missing[i] = !found;
+    }
+  });
+  torch::stable::parallel_for(0, num_tables, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t i = 0; i < batch * width; ++i) {
+        const int32_t number = missing[i] ? bucket[i / width * num_tables + t] : 0;
+        const auto row = static_cast<int32_t>(label[i]);
+        if (missing[i] && !table(t).contains(number, row)) table(t).insert(number, row, true);
+      }
+  });
+  Tensor total = torch::stable::empty({}, ScalarType::Long);
+  *total.mutable_data_ptr<int64_t>() = std::count(missing.begin(), missing.end(), uint8_t{1});
   return total;
 }
 
@@ -269,9 +332,14 @@ void take_best(const int32_t* ids, int64_t count, const Rank& rank, int64_t high
 }
 
 Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional<Tensor>& row_codes,
-                    const Tensor& buckets, int64_t max_candidates) {
+                    const Tensor& buckets, int64_t max_candidates, int64_t min_matches, bool vanilla) {
   check_tables(ids, counts);
-  check_operand(buckets, "buckets", 2, ScalarType::Int);
+  TORCH_LSH_CHECK(buckets.dim() == 2 || buckets.dim() == 3, "buckets has shape ", shape_of(buckets),
+                  "; wanted [B, L] or [B, L, P]");
+  check_operand(buckets, "buckets", buckets.dim(), ScalarType::Int);
+  const int64_t probes = buckets.dim() == 3 ? buckets.size(2) : 1;
+  TORCH_LSH_CHECK(probes >= 1, "buckets has shape ", shape_of(buckets), "; wanted at least one probe");
+  TORCH_LSH_CHECK(min_matches >= 1, "min_matches is ", min_matches, "; wanted at least 1");
   const int64_t num_tables = ids.size(0), num_buckets = ids.size(1), bucket_size = ids.size(2);
   check_size(buckets, "buckets", 1, num_tables);
   int64_t num_rows = 0;
@@ -281,11 +349,11 @@ Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional
     num_rows = row_codes->size(0);
   }
   TORCH_LSH_CHECK(max_candidates >= 1, "max_candidates is ", max_candidates, "; wanted at least 1");
-  TORCH_LSH_CHECK(num_tables * bucket_size < int64_t{1} << 30, "ids has shape ", shape_of(ids),
-                  "; wanted fewer than 2^30 entries in a bucket of every table");
+  TORCH_LSH_CHECK(num_tables * probes * bucket_size < int64_t{1} << 30, "ids has shape ", shape_of(ids),
+                  "; wanted fewer than 2^30 entries in the probed buckets of all tables");
   const int64_t batch = buckets.size(0);
   const auto* bucket = buckets.const_data_ptr<int32_t>();
-  check_buckets(bucket, buckets.numel(), num_buckets, "buckets");
+  check_buckets(bucket, buckets.numel(), num_buckets, "buckets", probes > 1 ? -1 : 0);
   Tensor candidates = torch::stable::empty({batch, max_candidates}, ScalarType::Long);
   const auto* id = ids.const_data_ptr<int32_t>();
   const auto* count = counts.const_data_ptr<int32_t>();
@@ -295,18 +363,20 @@ Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional
 
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
     thread_local Tally tally;
-    thread_local std::vector<int32_t> shortlist, distances;
+    thread_local std::vector<int32_t> own, shortlist, distances, matching, matches;
     thread_local std::vector<int64_t> start;
-    tally.reserve(num_tables * bucket_size);
-    shortlist.resize(num_tables * bucket_size);
-    distances.resize(num_tables * bucket_size);
+    const int64_t reachable = num_tables * probes * bucket_size;
+    tally.reserve(reachable);
+    shortlist.resize(reachable);
+    distances.resize(reachable);
+    own.resize(num_tables);
     const auto add = [&](int32_t row) {
       // Tables that somebody filled by hand may hold anything.
       if (codes == nullptr || (row >= 0 && row < num_rows)) tally.add(row);
     };
     const auto prefetch = [&](int64_t b) {
       for (int64_t t = 0; t < num_tables; ++t) {
-        const int64_t number = t * num_buckets + bucket[b * num_tables + t];
+        const int64_t number = t * num_buckets + std::max(bucket[(b * num_tables + t) * probes], 0);
         __builtin_prefetch(count + number);
         for (int64_t i = 0; i < bucket_size; i += kLine / 4)
           __builtin_prefetch(id + number * bucket_size + i);
@@ -315,15 +385,21 @@ Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional
     if (begin < end) prefetch(begin);
     for (int64_t b = begin; b < end; ++b) {
       if (b + 1 < end) prefetch(b + 1);
-      const int32_t* mine = bucket + b * num_tables;
+      const int32_t* const mine = bucket + b * num_tables * probes;
+      for (int64_t t = 0; t < num_tables; ++t) own[t] = mine[t * probes];
       // Among equals the first seen wins: start at a table and an entry that depend on the
       // sample's buckets, so that neither the first table nor low ids are preferred.
       uint64_t salt = 0;
-      for (int64_t t = 0; t < num_tables; ++t) salt = mix(salt + static_cast<uint64_t>(mine[t]));
+      for (int64_t t = 0; t < num_tables; ++t) salt = mix(salt + static_cast<uint64_t>(own[t]));
       const int64_t first_table = random_below(salt, 0, num_tables);
-      for (int64_t i = 0; i < num_tables; ++i) {
-        const int64_t t = first_table + i < num_tables ? first_table + i : first_table + i - num_tables;
-        const int64_t number = t * num_buckets + mine[t];
+      for (int64_t i = 0; i < num_tables * probes; ++i) {
+        if (vanilla && tally.size() >= max_candidates) break;
+        // The nearest bucket of every table before the second nearest of any.
+        const int64_t t = (first_table + i) % num_tables, p = i / num_tables;
+        const int32_t* const of_table = mine + t * probes;
+        // Different codes may share a bucket where there are fewer buckets than codes.
+        if (of_table[p] < 0 || std::find(of_table, of_table + p, of_table[p]) != of_table + p) continue;
+        const int64_t number = t * num_buckets + of_table[p];
         const int32_t* rows = id + number * bucket_size;
         const int64_t fill = std::clamp<int64_t>(count[number], 0, bucket_size);
         const int64_t first = random_below(salt, static_cast<uint64_t>(t + 1), fill);
@@ -331,15 +407,31 @@ Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional
         for (int64_t j = 0; j < first; ++j) add(rows[j]);
       }
       int64_t* const best = out + b * max_candidates;
+      const int32_t* found = tally.ids();
       const int32_t* shared = tally.counts();
+      int64_t size = tally.size();
+      if (min_matches > 1) {
+        matching.clear();
+        matches.clear();
+        for (int64_t i = 0; i < size; ++i)
+          if (shared[i] >= min_matches) {
+            matching.push_back(found[i]);
+            matches.push_back(shared[i]);
+          }
+        found = matching.data();
+        shared = matches.data();
+        size = static_cast<int64_t>(matching.size());
+      }
       const auto unshared = [&](int64_t i) { return num_tables - std::min<int64_t>(shared[i], num_tables); };
-      if (codes == nullptr) {
-        take_best(tally.ids(), tally.size(), unshared, num_tables, max_candidates, start, best);
+      if (vanilla) {
+        take_best(found, size, [](int64_t) { return int64_t{0}; }, 0, max_candidates, start, best);
+      } else if (codes == nullptr) {
+        take_best(found, size, unshared, num_tables, max_candidates, start, best);
       } else {
         // Reading the codes of a row is a cache miss: only those in most buckets get this far.
-        const int64_t examined = std::min(tally.size(), kExamined * max_candidates);
-        take_best(tally.ids(), tally.size(), unshared, num_tables, examined, start, shortlist.data());
-        hamming(mine, codes, shortlist.data(), examined, num_tables, distances.data());
+        const int64_t examined = std::min(size, kExamined * max_candidates);
+        take_best(found, size, unshared, num_tables, examined, start, shortlist.data());
+        hamming(own.data(), codes, shortlist.data(), examined, num_tables, distances.data());
         take_best(
             shortlist.data(), examined, [&](int64_t i) { return static_cast<int64_t>(distances[i]); },
             32 * num_tables, max_candidates, start, best);
@@ -355,6 +447,7 @@ Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
   m.impl("build_tables", TORCH_BOX(&build_tables));
   m.impl("update_tables", TORCH_BOX(&update_tables));
+  m.impl("insert_labels", TORCH_BOX(&insert_labels));
   m.impl("query_tables", TORCH_BOX(&query_tables));
 }
 
