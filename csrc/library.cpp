@@ -38,6 +38,10 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "select_rows(Tensor labels, Tensor candidates, int num_rows, int active, int num_random, int seed, "
       "bool per_sample) -> (Tensor rows, Tensor is_random, Tensor positions)");
 
+  m.def(
+      "draw_rows(Tensor labels, Tensor? order, Tensor cumulative, int active, int seed, bool per_sample) -> "
+      "(Tensor rows, Tensor is_random, Tensor positions, Tensor inclusion)");
+
   // hashing
   m.def("simhash_codes(Tensor x, Tensor projections, int hashes_per_table) -> Tensor");
   m.def(

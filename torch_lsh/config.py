@@ -11,6 +11,9 @@ from .rehash import ExponentialBackoff, RehashPolicy
 HASHES = ("simhash", "simhash_hadamard", "srp_sparse", "cross_polytope", "dwta")
 SCOPES = ("batch", "sample")
 CORRECTIONS = ("auto", "stratified", "none")
+SAMPLERS = ("lsh", "uniform", "log_uniform", "frequency", "in_batch")
+SELECTIONS = ("auto", "ranked", "frequency", "vanilla")
+BUCKET_POLICIES = ("reservoir", "fifo")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,14 @@ class LSHConfig:
         hashes_per_table: K, the hashes that make one code; None: from the layer's shape.
         num_tables: L; None: from the layer's shape.
         bucket_size: row ids that a bucket holds at most; None: from the layer's shape.
+        probes: buckets that a query looks up in each table: its own, and those that a small move of it would lead to.
+        selection: which rows in a query's buckets are taken: ``"ranked"``, those in most of them, ranked again by the
+            bits of their codes; ``"frequency"``, those in most of them; ``"vanilla"``, what comes first; ``"auto"``:
+            "ranked", but "frequency" with ``insert_labels``.
+        min_matches: leave out rows in fewer of a query's buckets.
+        bucket_policy: what an overfull bucket keeps: ``"reservoir"``, a uniform sample, or ``"fifo"``, the latest rows.
+        insert_labels: while training, put labels into the buckets of their own queries, where these would miss them
+            (as BOLT does). The next full re-hash takes them out.
         active: active rows per step: an int, a fraction of the layer, or None for a number derived from the layer:
             ``max(1024, 8 * sqrt(out_features))`` in scope "batch", an eighth of that in scope "sample".
         scope: ``"batch"``: one active set that the batch shares (a matrix product at BLAS speed); ``"sample"``: one per
@@ -32,6 +43,11 @@ class LSHConfig:
         carry: scope "batch": rows that the last step pushed down most are candidates again, beside rows found by
             hashing, and hashing then looks only some samples of the batch up. At 0.5 as many of ``active`` rows are
             remembered; 0: none.
+        sampler: what finds the active rows beside the labels: ``"lsh"``, hashing; or, for comparison, ``"uniform"``
+            draws; ``"log_uniform"``, by Zipf's law for rows numbered by decreasing frequency; ``"frequency"``, in
+            proportion to label counts, given (:meth:`torch_lsh.LSHLinear.set_label_counts`) or counted while training;
+            ``"in_batch"``, the labels of the other samples (``active`` does not count; scope "batch"). Each with its
+            correction. Rows are hashed with "lsh" only, and for ``topk(exact=False)``.
         correction: ``"stratified"`` weighs random rows by their known sampling probability, which makes the
             sampled partition function an unbiased estimate of the full one (Kool et al. 2019 and DESIGN in README);
             ``"none"`` leaves the softmax over the active set as it is, which ranks labels sooner;
@@ -49,10 +65,16 @@ class LSHConfig:
     hashes_per_table: int | None = None
     num_tables: int | None = None
     bucket_size: int | None = None
+    probes: int = 1
+    selection: str = "auto"
+    min_matches: int = 1
+    bucket_policy: str = "reservoir"
+    insert_labels: bool = False
     active: int | float | None = None
     scope: str = "batch"
     random_fraction: float = 0.1
     carry: float = 0.5
+    sampler: str = "lsh"
     correction: str = "auto"
     rehash: RehashPolicy = field(default_factory=ExponentialBackoff)
     mips: bool = False
@@ -63,6 +85,9 @@ class LSHConfig:
             ("hash", self.hash, HASHES),
             ("scope", self.scope, SCOPES),
             ("correction", self.correction, CORRECTIONS),
+            ("sampler", self.sampler, SAMPLERS),
+            ("selection", self.selection, SELECTIONS),
+            ("bucket_policy", self.bucket_policy, BUCKET_POLICIES),
         ):
             if value not in wanted:
                 raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(map(repr, wanted))}")
@@ -70,6 +95,17 @@ class LSHConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}; wanted a positive int or None")
+        for name in ("probes", "min_matches"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; wanted a positive int")
+        if self.sampler == "in_batch" and self.scope != "batch":
+            raise ValueError("sampler is 'in_batch', whose rows the batch shares; wanted scope 'batch'")
+        if self.insert_labels and self.selection == "ranked":
+            raise ValueError(
+                "selection is 'ranked', by the rows' own codes, which makes nothing of insert_labels; "
+                "wanted 'auto', 'frequency' or 'vanilla'"
+            )
         for name in ("active", "random_fraction", "carry", "seed"):
             number: Any = getattr(self, name)
             missing = number is None and name == "active"
@@ -98,6 +134,77 @@ class LSHConfig:
         else:
             wanted = self.active
         return max(1, min(wanted, out_features))
+
+    @property
+    def selection_mode(self) -> str:
+        """``selection`` with "auto" resolved."""
+        if self.selection != "auto":
+            return self.selection
+        return "frequency" if self.insert_labels else "ranked"
+
+    @classmethod
+    def slide_amazon670k(cls) -> LSHConfig:
+        """The output layer of SLIDE's Amazon-670K run (Chen et al., MLSys 2020), for comparison; batches of 128.
+
+        From the published configuration: DWTA with K = 6 and L = 50, FIFO buckets of 128, 0.5 % active rows per sample,
+        taken as they come, no correction, re-hashed every 50 batches with exponential back-off. (SLIDE takes 2^18
+        buckets per table; here there are as many as codes.)
+
+        >>> LSHConfig.slide_amazon670k().active_rows(670_091)
+        3351
+        """
+        return cls(
+            hash="dwta",
+            hashes_per_table=6,
+            num_tables=50,
+            bucket_size=128,
+            selection="vanilla",
+            bucket_policy="fifo",
+            active=0.005,
+            scope="sample",
+            random_fraction=0.0,
+            correction="none",
+            rehash=ExponentialBackoff(initial=50, factor=1.1, maximum=1000, touches=1),
+        )
+
+    @classmethod
+    def bolt(cls, out_features: int, active: int | float) -> LSHConfig:
+        """A layer as BOLT (Meisburger et al., 2023) tunes it, for comparison.
+
+        With a share s of active rows, K = round(log2(128 / s) / 3) DWTA hashes, 2 to 8; L = s * 8^K tables, so that the
+        buckets of a query hold the active rows in expectation; buckets for four times their mean load; one set per
+        sample; labels are inserted into the buckets of queries that miss them.
+
+        Args:
+            out_features: rows of the layer.
+            active: active rows: an int or a fraction of the layer.
+
+        Raises:
+            ValueError: an argument is not positive.
+
+        >>> config = LSHConfig.bolt(670_091, 0.005)
+        >>> config.hashes_per_table, config.num_tables, config.bucket_size
+        (5, 164, 80)
+        """
+        if out_features < 1:
+            raise ValueError(f"out_features is {out_features}; wanted at least 1")
+        rows = cls(active=active).active_rows(out_features)
+        share = rows / out_features
+        hashes = min(max(round(math.log2(128 / share) / 3), 2), 8)
+        buckets = 8**hashes
+        return cls(
+            hash="dwta",
+            hashes_per_table=hashes,
+            num_tables=max(1, round(share * buckets)),
+            bucket_size=4 * max(1, out_features // buckets),
+            selection="vanilla",
+            insert_labels=True,
+            active=active,
+            scope="sample",
+            random_fraction=0.0,
+            correction="none",
+            rehash=ExponentialBackoff(initial=50, factor=1.1, maximum=1000, touches=1),
+        )
 
     def random_rows(self, active: int) -> int:
         """How many of ``active`` rows are drawn uniformly, at least."""

@@ -437,6 +437,50 @@ def _(
     return labels.new_empty(shape), labels.new_empty(shape, dtype=torch.bool), torch.empty_like(labels)
 
 
+def draw_rows(
+    labels: Tensor, order: Tensor | None, cumulative: Tensor, active: int, seed: int, per_sample: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The active rows of a step: labels, and rows drawn with given weights, without repetition.
+
+    As many rows are drawn as are missing to ``active``; labels that are drawn and rows that are drawn twice count once. The heaviest rows, where
+    a draw in proportion to the weights would be due more than once, are taken for certain. The weights of all others
+    are laid end to end and cut into strata of equal length, one draw in each (stratified sampling proportional to size,
+    as in Cochran 1977), which makes the probability of every row known exactly.
+
+    Args:
+        labels: ``[B, P]`` int64; negative: no label.
+        order: ``[N]`` int64, the rows in decreasing order of weight, or None: ``0 .. N - 1``.
+        cumulative: ``[N + 1]`` float64, sums of the weights in that order, from 0 up.
+        active: rows wanted, 1 to N.
+        seed: the draw is a function of it alone.
+        per_sample: one set per sample rather than one for the batch.
+
+    Returns:
+        ``rows``, ``is_random``, ``positions`` as from :func:`select_rows`; ``inclusion``: float32 of the shape of
+        ``rows``: the probability that the row is in the set, 1 for labels and padding.
+
+    >>> cumulative = torch.tensor([0.0, 3.0, 4.0, 5.0, 6.0], dtype=torch.float64)
+    >>> rows, is_random, positions, inclusion = draw_rows(torch.tensor([[3]]), None, cumulative, 3, 0, False)
+    >>> rows[0], inclusion[0]
+    (tensor(0), tensor(1.))
+    """
+    return _ops.draw_rows(labels, order, cumulative, active, seed, per_sample)
+
+
+@_fake("draw_rows")
+def _(
+    labels: Tensor, order: Tensor | None, cumulative: Tensor, active: int, seed: int, per_sample: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    count = torch.library.get_ctx().new_dynamic_size()
+    shape = (labels.shape[0], count) if per_sample else (count,)
+    return (
+        labels.new_empty(shape),
+        labels.new_empty(shape, dtype=torch.bool),
+        torch.empty_like(labels),
+        labels.new_empty(shape, dtype=torch.float32),
+    )
+
+
 # --- hashing --------------------------------------------------------------------------------------------------------
 
 

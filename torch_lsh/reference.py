@@ -5,6 +5,7 @@ Same names and arguments as in :mod:`torch_lsh.ops`; clarity before speed.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import math
@@ -56,6 +57,50 @@ def select_rows(
     is_random = order >= len(fixed)
     positions = torch.where(labels < 0, -1, torch.searchsorted(rows, labels.clamp(min=0)))
     return rows, is_random, positions
+
+
+def draw_rows(
+    labels: Tensor, order: Tensor | None, cumulative: Tensor, active: int, seed: int, per_sample: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if per_sample:
+        sets = [
+            draw_rows(of_sample.unsqueeze(0), order, cumulative, active, _random_bits(seed, b), False)
+            for b, of_sample in enumerate(labels)
+        ]
+        pad = torch.nn.utils.rnn.pad_sequence
+        rows, is_random, inclusion = (
+            pad([chosen[i] for chosen in sets], batch_first=True, padding_value=padding)
+            for i, padding in ((0, -1), (1, False), (3, 1.0))
+        )
+        return rows, is_random, torch.cat([chosen[2] for chosen in sets]), inclusion
+
+    num_rows = len(cumulative) - 1
+    row_of = list(range(num_rows)) if order is None else order.tolist()
+    total = cumulative.tolist()
+    inclusion_of = {int(label): (1.0, False) for label in labels.flatten() if label >= 0}
+    wanted = active - len(inclusion_of)
+    certain = 0
+    while certain < wanted:
+        weight, rest = total[certain + 1] - total[certain], total[-1] - total[certain]
+        if (wanted - certain) * weight < rest:
+            break
+        inclusion_of.setdefault(row_of[certain], (1.0, True))
+        certain += 1
+    strata = wanted - certain
+    for stratum in range(strata):
+        length = (total[-1] - total[certain]) / strata
+        point = total[certain] + (stratum + (_random_bits(seed, stratum) >> 11) * 2.0**-53) * length
+        rank = min(bisect.bisect_right(total, point, certain + 1), num_rows) - 1
+        first, last = ((total[end] - total[certain]) / length for end in (rank, rank + 1))
+        missed = 1.0
+        for which in range(math.floor(first), math.floor(last) + 1):
+            missed *= 1 - max(0.0, min(last, which + 1) - max(first, which))
+        inclusion_of.setdefault(row_of[rank], (1 - missed, True))
+    rows = torch.tensor(sorted(inclusion_of), dtype=torch.int64)
+    inclusion = torch.tensor([inclusion_of[row][0] for row in rows.tolist()], dtype=torch.float32)
+    is_random = torch.tensor([inclusion_of[row][1] for row in rows.tolist()], dtype=torch.bool)
+    positions = torch.where(labels < 0, -1, torch.searchsorted(rows, labels.clamp(min=0)))
+    return rows, is_random, positions, inclusion
 
 
 _MASK = (1 << 64) - 1

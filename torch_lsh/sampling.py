@@ -11,25 +11,30 @@ from torch import Tensor
 from . import ops
 from .config import LSHConfig
 from .index import LSHIndex
+from .popularity import LabelCounts, log_uniform
 
 _LOOKED_UP = 32  # samples of a batch that are looked up where rows are carried over
 
 
 @dataclass(frozen=True)
 class ActiveSet:
-    """The active rows of a step: labels and rows found by hashing (H), and uniform random rows (R).
+    """The active rows of a step: labels and rows found by hashing (H), and random rows (R).
 
     Attributes:
         rows: ``[A]`` int64 increasing, shared by the batch, or ``[B, A]`` one set per sample, padded with -1.
         is_random: bool, of the shape of ``rows``: which rows belong to R.
         positions: ``[B, P]`` int64: where in ``rows`` (of the sample) each label is; -1 where there is no label.
         num_rows: N, the rows of the layer.
+        inclusion: where R is not a uniform sample: the probability that each row is in the set (given the labels),
+            float32, 1 for H and padding; of the shape of ``rows``, or ``[B, A]`` where it differs between the samples
+            that share the rows.
     """
 
     rows: Tensor
     is_random: Tensor
     positions: Tensor
     num_rows: int
+    inclusion: Tensor | None = None
 
     @property
     def per_sample(self) -> bool:
@@ -41,12 +46,16 @@ class ActiveSet:
         return self.rows >= 0
 
     def weights(self) -> Tensor:
-        """Importance weights, of the shape of ``rows``, float32: 1 for H, ``(N - |H|) / |R|`` for R, 0 for padding.
+        """Importance weights, float32, of the shape of ``rows`` (or of ``inclusion``): 1 for H, 0 for padding, and
+        for R ``(N - |H|) / |R|``, or one over the probability of inclusion where that differs.
 
-        ``sum(weights * f(rows))`` is an unbiased estimate of the sum of ``f`` over all N rows, because R is a uniform
-        sample of the rows outside of H and H is a fixed set, given the tables.
+        ``sum(weights * f(rows))`` is an unbiased estimate of the sum of ``f`` over all N rows (Horvitz &
+        Thompson 1952), because H is a fixed set, given the tables, and R is drawn from the rows outside of H, uniformly
+        or with the probabilities given.
         """
         present = self.present
+        if self.inclusion is not None:
+            return present / self.inclusion
         random = self.is_random.sum(-1, keepdim=True)
         fixed = present.sum(-1, keepdim=True) - random
         weight_of_random = (self.num_rows - fixed) / random.clamp(min=1)
@@ -61,8 +70,12 @@ def choose_active_rows(
     config: LSHConfig,
     seed: int,
     carried: Tensor | None = None,
+    counts: LabelCounts | None = None,
+    insert_labels: bool = False,
 ) -> ActiveSet:
     """Chooses labels ∪ rows carried over and rows found by hashing, in turn ∪ uniform random rows.
+
+    Where the configuration names another sampler than hashing: labels ∪ what that draws.
 
     Args:
         index: tables of the layer's rows; may be None when the configuration leaves no room for rows found by hashing.
@@ -72,10 +85,22 @@ def choose_active_rows(
         config: see :class:`LSHConfig`.
         seed: of the random rows.
         carried: ``[n]`` int64: what :func:`hardest_rows` found in the last step, for scope "batch".
+        counts: for samplers "frequency" and "in_batch".
+        insert_labels: put labels into the buckets of their own queries, where these were looked up and missed them.
     """
     active = config.active_rows(num_rows)
+    if config.sampler == "in_batch":
+        return _labels_of_the_batch(labels, num_rows, _needed(counts))
+    if config.sampler in ("log_uniform", "frequency") and active < num_rows:
+        order, cumulative = (None, log_uniform(num_rows))
+        if config.sampler == "frequency":
+            order, cumulative = _needed(counts).tables()
+        rows, is_random, positions, inclusion = ops.draw_rows(
+            labels, order, cumulative, active, seed, per_sample=config.scope == "sample"
+        )
+        return ActiveSet(rows, is_random, positions, num_rows, inclusion)
     # A draw of all the rest is no draw: with every row active the weights are 1 and the result is exact.
-    num_random = active if active == num_rows else config.random_rows(active)
+    num_random = active if active == num_rows or config.sampler == "uniform" else config.random_rows(active)
     per_sample = config.scope == "sample"
     candidates = labels.new_empty(len(labels), 0)
     room = active - num_random
@@ -83,18 +108,44 @@ def choose_active_rows(
         if index is None:
             raise ValueError("index is None, but the configuration wants rows found by hashing")
         if per_sample:
-            candidates = index.query(x, room)
+            candidates = index.query(x, room, labels if insert_labels else None)
         elif carried is None:
-            candidates = index.query(x, _share(room, len(x)))
+            candidates = index.query(x, _share(room, len(x)), labels if insert_labels else None)
         else:
             # Carried rows are what look-ups of earlier steps found, so each step has to look only some samples up.
             stride = -(-len(x) // _LOOKED_UP)
-            some = x[seed % stride :: stride]
-            candidates = _in_turn(carried, index.query(some, _share(room // 2, len(some))).T.flatten())
+            some = slice(seed % stride, None, stride)
+            found = index.query(x[some], _share(room // 2, len(x[some])), labels[some] if insert_labels else None)
+            candidates = _in_turn(carried, found.T.flatten())
     rows, is_random, positions = ops.select_rows(
         labels, candidates, num_rows, active=active, num_random=num_random, seed=seed, per_sample=per_sample
     )
     return ActiveSet(rows, is_random, positions, num_rows)
+
+
+def _needed(counts: LabelCounts | None) -> LabelCounts:
+    if counts is None:
+        raise ValueError("counts is None, but the configuration's sampler needs them")
+    return counts
+
+
+def _labels_of_the_batch(labels: Tensor, num_rows: int, counts: LabelCounts) -> ActiveSet:
+    """The labels of all samples; for each sample those of the others are draws of its negatives.
+
+    B - 1 other samples drawn independently hold a row that a share p of the samples has with probability
+    ``1 - (1 - p) ** (B - 1)`` (the correction of Yi et al. 2019, for rows that are held once). Rows that are nobody's
+    label cannot be drawn, so the estimate is one of the sum over those that are.
+    """
+    rows, is_random, positions = ops.select_rows(
+        labels, labels.new_empty(0, 0), num_rows, active=1, num_random=0, seed=0, per_sample=False
+    )
+    others = max(1, len(labels) - 1)
+    by_others = -torch.expm1(others * torch.log1p(-counts.share(rows)))
+    inclusion = by_others.clamp(min=1e-30).float().repeat(len(labels), 1)
+    # Padding points to a column of its own.
+    column = positions.masked_fill(positions < 0, len(rows))
+    inclusion = torch.cat([inclusion, inclusion.new_ones(len(labels), 1)], 1).scatter_(1, column, 1.0)[:, :-1]
+    return ActiveSet(rows, is_random, positions, num_rows, inclusion)
 
 
 def _share(room: int, samples: int) -> int:
@@ -135,4 +186,4 @@ def hardest_rows(gradient: Tensor, active: ActiveSet, count: int, corrected: boo
 def needs_index(config: LSHConfig, num_rows: int) -> bool:
     """Whether a step of such a layer looks rows up by hashing."""
     active = config.active_rows(num_rows)
-    return active < num_rows and config.random_rows(active) < active
+    return config.sampler == "lsh" and active < num_rows and config.random_rows(active) < active

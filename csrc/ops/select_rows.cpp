@@ -1,9 +1,11 @@
-// select_rows: the active rows of a step, labels ∪ candidates found by hashing ∪ uniform random rows, without
-// repetition.
+// The active rows of a step, without repetition. select_rows: labels ∪ candidates found by hashing ∪ uniform
+// random rows. draw_rows: labels ∪ random rows of given weights.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cmath>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -23,6 +25,8 @@ struct Budget {
 struct Selection {
   std::vector<int64_t> rows;       // increasing
   std::vector<uint8_t> is_random;  // of the same length
+  std::vector<float> inclusion;    // of the same length, where draws are not uniform: their probabilities
+  bool valid = true;               // every row that was drawn exists
 };
 
 // `labels` and `candidates` may hold negative numbers, which stand for nothing. Candidates are a [lists,
@@ -84,6 +88,142 @@ int64_t position(const Selection& selection, int64_t row) {
              : std::lower_bound(selection.rows.begin(), selection.rows.end(), row) - selection.rows.begin();
 }
 
+// Rows in decreasing order of the weight they are drawn with.
+struct Weights {
+  const int64_t* order;      // [num_rows]: the row of each rank; null: the rank itself
+  const double* cumulative;  // [num_rows + 1]: sums of the weights before each rank
+  int64_t num_rows;
+
+  double of(int64_t rank) const { return cumulative[rank + 1] - cumulative[rank]; }
+  double from(int64_t rank) const { return cumulative[num_rows] - cumulative[rank]; }
+};
+
+// Draws as many rows as are missing to `active` and adds those that are no labels. The heaviest rows, which
+// are due more than one draw, are taken for certain. The sum of all other weights is cut into strata of equal
+// length with one draw in each, so a row that lies across two has two chances, and none is due more than one.
+void draw(const int64_t* labels, int64_t num_labels, const Weights& weights, int64_t active, uint64_t seed,
+          Selection& out) {
+  struct Drawn {
+    int64_t row;
+    bool random;
+    float inclusion;
+    bool operator<(const Drawn& other) const { return row < other.row; }
+  };
+  thread_local std::vector<Drawn> drawn;
+  thread_local RowSet all;
+  all.reserve(weights.num_rows);
+  drawn.clear();
+  out.valid = true;
+  const auto add = [&](int64_t row, bool random, double inclusion) {
+    if (row < 0 || row >= weights.num_rows) {
+      out.valid = false;
+    } else if (all.insert(row)) {
+      drawn.push_back({row, random, static_cast<float>(inclusion)});
+    }
+  };
+  const auto row_of = [&](int64_t rank) { return weights.order == nullptr ? rank : weights.order[rank]; };
+
+  for (int64_t i = 0; i < num_labels; ++i)
+    if (labels[i] >= 0) add(labels[i], false, 1.0);
+  const int64_t wanted = active - static_cast<int64_t>(drawn.size());
+  int64_t certain = 0;
+  while (certain < wanted &&
+         static_cast<double>(wanted - certain) * weights.of(certain) >= weights.from(certain))
+    add(row_of(certain++), true, 1.0);
+  const int64_t strata = wanted - certain;
+  const double begin = weights.cumulative[certain];
+  const double length = weights.from(certain) / static_cast<double>(strata);
+  for (int64_t stratum = 0; stratum < strata; ++stratum) {
+    const double uniform =
+        static_cast<double>(random_bits(seed, static_cast<uint64_t>(stratum)) >> 11) * 0x1p-53;
+    const double point = begin + (static_cast<double>(stratum) + uniform) * length;
+    const double* const end = weights.cumulative + weights.num_rows;
+    const double* const above = std::upper_bound(weights.cumulative + certain + 1, end, point);
+    const int64_t rank = std::min(above - weights.cumulative, weights.num_rows) - 1;
+    const double first = (weights.cumulative[rank] - begin) / length;
+    const double last = (weights.cumulative[rank + 1] - begin) / length;
+    const double border = std::floor(first) + 1;
+    const double inclusion =
+        last <= border ? last - first : 1 - (first + 1 - border) * std::max(0.0, 1 - (last - border));
+    add(row_of(rank), true, std::clamp(inclusion, 1e-30, 1.0));
+  }
+
+  std::sort(drawn.begin(), drawn.end());
+  all.drain([](int64_t) {});
+  out.rows.clear();
+  out.is_random.clear();
+  out.inclusion.clear();
+  for (const Drawn& one : drawn) {
+    out.rows.push_back(one.row);
+    out.is_random.push_back(one.random);
+    out.inclusion.push_back(one.inclusion);
+  }
+}
+
+struct Result {
+  Tensor rows, is_random, positions, inclusion;
+};
+
+template <typename T, typename From>
+Tensor padded(const std::vector<Selection>& selections, bool per_sample, ScalarType dtype, T padding,
+              const From& from) {
+  size_t longest = 0;
+  for (const Selection& selection : selections) longest = std::max(longest, selection.rows.size());
+  const auto count = static_cast<int64_t>(longest), sets = static_cast<int64_t>(selections.size());
+  Tensor out = per_sample ? torch::stable::empty({sets, count}, dtype) : torch::stable::empty({count}, dtype);
+  auto* value = static_cast<T*>(out.mutable_data_ptr());
+  std::fill(value, value + sets * count, padding);
+  for (int64_t i = 0; i < sets; ++i) {
+    const auto& values = from(selections[i]);
+    std::copy(values.begin(), values.end(), value + i * count);
+  }
+  return out;
+}
+
+// Makes the one selection for all labels [batch, width], or one per sample, by make(labels, how many, sample
+// or -1, selection).
+template <typename Make>
+Result make_selections(const Tensor& labels, bool per_sample, const Make& make) {
+  const auto* label = labels.const_data_ptr<int64_t>();
+  const int64_t batch = labels.size(0), width = labels.size(1);
+  Tensor positions = torch::stable::empty({batch, width}, ScalarType::Long);
+  auto* position_of = positions.mutable_data_ptr<int64_t>();
+  std::vector<Selection> selections(per_sample ? batch : 1);
+  if (per_sample) {
+    torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        make(label + b * width, width, b, selections[b]);
+        for (int64_t i = b * width; i < (b + 1) * width; ++i)
+          position_of[i] = position(selections[b], label[i]);
+      }
+    });
+  } else {
+    make(label, batch * width, -1, selections[0]);
+    for (int64_t i = 0; i < batch * width; ++i) position_of[i] = position(selections[0], label[i]);
+  }
+  for (const Selection& selection : selections)
+    TORCH_LSH_CHECK(selection.valid, "order holds a row that does not exist");
+  return {padded<int64_t>(selections, per_sample, ScalarType::Long, -1,
+                          [](const Selection& s) -> const auto& { return s.rows; }),
+          padded<bool>(selections, per_sample, ScalarType::Bool, false,
+                       [](const Selection& s) -> const auto& { return s.is_random; }),
+          positions,
+          padded<float>(selections, per_sample, ScalarType::Float, 1.0f,
+                        [](const Selection& s) -> const auto& { return s.inclusion; })};
+}
+
+void check_labels(const Tensor& labels, int64_t num_rows) {
+  check_operand(labels, "labels", 2, ScalarType::Long);
+  const auto* label = labels.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < labels.numel(); ++i)
+    TORCH_LSH_CHECK(label[i] < num_rows, "target holds class ", label[i], "; wanted 0 to ", num_rows - 1);
+}
+
+uint64_t seed_of_sample(int64_t seed, int64_t sample) {
+  return sample < 0 ? static_cast<uint64_t>(seed)
+                    : random_bits(static_cast<uint64_t>(seed), static_cast<uint64_t>(sample));
+}
+
 std::tuple<Tensor, Tensor, Tensor> select_rows(const Tensor& labels, const Tensor& candidates,
                                                int64_t num_rows, int64_t active, int64_t num_random,
                                                int64_t seed, bool per_sample) {
@@ -94,62 +234,52 @@ std::tuple<Tensor, Tensor, Tensor> select_rows(const Tensor& labels, const Tenso
   TORCH_LSH_CHECK(active > 0 && active <= num_rows, "active is ", active, "; wanted 1 to ", num_rows);
   TORCH_LSH_CHECK(num_random >= 0 && num_random <= active, "num_random is ", num_random, "; wanted 0 to ",
                   active);
-  const auto* label = labels.const_data_ptr<int64_t>();
   const auto* candidate = candidates.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < labels.numel(); ++i)
-    TORCH_LSH_CHECK(label[i] < num_rows, "target holds class ", label[i], "; wanted 0 to ", num_rows - 1);
+  check_labels(labels, num_rows);
   for (int64_t i = 0; i < candidates.numel(); ++i)
     TORCH_LSH_CHECK(candidate[i] < num_rows, "candidates holds row ", candidate[i], "; wanted 0 to ",
                     num_rows - 1);
-
-  const int64_t batch = labels.size(0), width = labels.size(1), ranks = candidates.size(1);
+  const int64_t lists = candidates.size(0), ranks = candidates.size(1);
   const Budget budget{num_rows, active, num_random};
-  Tensor positions = torch::stable::empty({batch, width}, ScalarType::Long);
-  auto* position_of = positions.mutable_data_ptr<int64_t>();
+  const auto make = [&](const int64_t* label, int64_t count, int64_t sample, Selection& selection) {
+    const int64_t first = sample < 0 ? 0 : sample;
+    select(label, count, candidate + first * ranks, sample < 0 ? lists : 1, ranks, budget,
+           seed_of_sample(seed, sample), selection);
+  };
+  const Result result = make_selections(labels, per_sample, make);
+  return {result.rows, result.is_random, result.positions};
+}
 
-  if (!per_sample) {
-    Selection selection;
-    select(label, batch * width, candidate, candidates.size(0), ranks, budget, static_cast<uint64_t>(seed),
-           selection);
-    const int64_t count = static_cast<int64_t>(selection.rows.size());
-    Tensor rows = torch::stable::empty({count}, ScalarType::Long);
-    Tensor is_random = torch::stable::empty({count}, ScalarType::Bool);
-    std::copy(selection.rows.begin(), selection.rows.end(), rows.mutable_data_ptr<int64_t>());
-    std::copy(selection.is_random.begin(), selection.is_random.end(), is_random.mutable_data_ptr<bool>());
-    for (int64_t i = 0; i < batch * width; ++i) position_of[i] = position(selection, label[i]);
-    return {rows, is_random, positions};
+std::tuple<Tensor, Tensor, Tensor, Tensor> draw_rows(const Tensor& labels, const std::optional<Tensor>& order,
+                                                     const Tensor& cumulative, int64_t active, int64_t seed,
+                                                     bool per_sample) {
+  check_operand(cumulative, "cumulative", 1, ScalarType::Double);
+  const int64_t num_rows = cumulative.size(0) - 1;
+  TORCH_LSH_CHECK(num_rows > 0, "cumulative has shape ", shape_of(cumulative), "; wanted at least 2 entries");
+  TORCH_LSH_CHECK(active > 0 && active <= num_rows, "active is ", active, "; wanted 1 to ", num_rows);
+  check_labels(labels, num_rows);
+  const auto* sum = cumulative.const_data_ptr<double>();
+  TORCH_LSH_CHECK(sum[0] == 0 && sum[num_rows] > 0 && std::isfinite(sum[num_rows]), "cumulative runs from ",
+                  sum[0], " to ", sum[num_rows], "; wanted 0 to a positive number");
+  const int64_t* row = nullptr;
+  if (order.has_value()) {
+    check_operand(*order, "order", 1, ScalarType::Long);
+    check_size(*order, "order", 0, num_rows);
+    row = order->const_data_ptr<int64_t>();
   }
-
-  std::vector<Selection> selections(batch);
-  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      Selection& selection = selections[b];
-      select(label + b * width, width, candidate + b * ranks, 1, ranks, budget,
-             random_bits(static_cast<uint64_t>(seed), static_cast<uint64_t>(b)), selection);
-      for (int64_t i = 0; i < width; ++i)
-        position_of[b * width + i] = position(selection, label[b * width + i]);
-    }
-  });
-  size_t longest = 0;
-  for (const Selection& selection : selections) longest = std::max(longest, selection.rows.size());
-  const int64_t count = static_cast<int64_t>(longest);
-  Tensor rows = torch::stable::empty({batch, count}, ScalarType::Long);
-  Tensor is_random = torch::stable::empty({batch, count}, ScalarType::Bool);
-  auto* row = rows.mutable_data_ptr<int64_t>();
-  auto* random = is_random.mutable_data_ptr<bool>();
-  std::fill(row, row + batch * count, -1);
-  std::fill(random, random + batch * count, false);
-  for (int64_t b = 0; b < batch; ++b) {
-    std::copy(selections[b].rows.begin(), selections[b].rows.end(), row + b * count);
-    std::copy(selections[b].is_random.begin(), selections[b].is_random.end(), random + b * count);
-  }
-  return {rows, is_random, positions};
+  const Weights weights{row, sum, num_rows};
+  const auto make = [&](const int64_t* label, int64_t count, int64_t sample, Selection& selection) {
+    draw(label, count, weights, active, seed_of_sample(seed, sample), selection);
+  };
+  const Result result = make_selections(labels, per_sample, make);
+  return {result.rows, result.is_random, result.positions, result.inclusion};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
   m.impl("select_rows", TORCH_BOX(&select_rows));
+  m.impl("draw_rows", TORCH_BOX(&draw_rows));
 }
 
 }  // namespace torch_lsh

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..config import LSHConfig
 from ..index import LSHIndex
+from ..popularity import LabelCounts
 from ..row_sparse import ChangedRows, wants_row_sparse
 from ..sampling import ActiveSet, choose_active_rows, hardest_rows, needs_index
 from . import losses
@@ -88,6 +89,7 @@ class LSHLinear(nn.Linear):
         self._since_rehash = 0  # training draws since the last re-hash
         self._rehashes = 0
         self._carried: Tensor | None = None  # the hardest rows of the last step
+        self._label_counts: LabelCounts | None = None
         self._warned = False
         self._forget_tables()
 
@@ -151,11 +153,16 @@ class LSHLinear(nn.Linear):
             "since_rehash": self._since_rehash,
             "rehashes": self._rehashes,
             "carried": self._carried,
+            "label_counts": None if self._label_counts is None else self._label_counts.state_dict(),
         }
 
     def load_sampler_state(self, state: dict[str, Any]) -> None:
         self._draws, self._since_rehash = int(state["draws"]), int(state["since_rehash"])
         self._rehashes, self._carried = int(state["rehashes"]), state["carried"]
+        label_counts = state.get("label_counts")  # older checkpoints have none
+        self._label_counts = None if label_counts is None else LabelCounts(self.out_features)
+        if self._label_counts is not None and label_counts is not None:
+            self._label_counts.load_state_dict(label_counts)
 
     # --- forward ---
 
@@ -305,9 +312,38 @@ class LSHLinear(nn.Linear):
         if needs_index(self.config, self.out_features):
             index = self._index_for_training() if self.training else self._synchronised_index()
         seed = (self.config.seed * 1_000_003 + self._draws) % 2**63
-        active = choose_active_rows(index, x, labels, self.out_features, self.config, seed, self._carried)
+        active = choose_active_rows(
+            index,
+            x,
+            labels,
+            self.out_features,
+            self.config,
+            seed,
+            self._carried,
+            self._counted(labels),
+            insert_labels=self.config.insert_labels and self.training,
+        )
         self._draws += 1
         return active
+
+    def set_label_counts(self, counts: Tensor, samples: int | None = None) -> None:
+        """Gives the samplers "frequency" and "in_batch" the label counts of the training data, in place of counting.
+
+        Args:
+            counts: ``[out_features]``: how many samples have each class as a label.
+            samples: how many samples there are; default: the sum of ``counts``, as with one label each.
+        """
+        self._label_counts = LabelCounts(self.out_features, counts, samples)
+
+    def _counted(self, labels: Tensor) -> LabelCounts | None:
+        """The label counts, with those of a training batch, where the sampler uses them."""
+        if self.config.sampler not in ("frequency", "in_batch"):
+            return None
+        if self._label_counts is None:
+            self._label_counts = LabelCounts(self.out_features)
+        if self.training:
+            self._label_counts.add(labels)
+        return self._label_counts
 
     def carry_hardest_rows(self, logits: Tensor, active: ActiveSet, corrected: bool) -> None:
         """Keeps the hardest rows of an active set for the next draw, once its logits ``[B, A]`` have a gradient."""
@@ -392,6 +428,10 @@ class LSHLinear(nn.Linear):
                 num_tables=config.num_tables,
                 bucket_size=config.bucket_size,
                 mips=config.mips,
+                probes=config.probes,
+                selection=config.selection_mode,
+                min_matches=config.min_matches,
+                bucket_policy=config.bucket_policy,
                 seed=config.seed,
             )
         self._index.build(self.weight.detach(), self._bias_for_index())
