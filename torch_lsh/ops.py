@@ -442,10 +442,10 @@ def draw_rows(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The active rows of a step: labels, and rows drawn with given weights, without repetition.
 
-    As many rows are drawn as are missing to ``active``; labels that are drawn and rows that are drawn twice count once. The heaviest rows, where
-    a draw in proportion to the weights would be due more than once, are taken for certain. The weights of all others
-    are laid end to end and cut into strata of equal length, one draw in each (stratified sampling proportional to size,
-    as in Cochran 1977), which makes the probability of every row known exactly.
+    As many rows are drawn as are missing to ``active``; labels that are drawn and rows that are drawn twice count once.
+    The heaviest rows, where a draw in proportion to the weights would be due more than once, are taken for certain. The
+    weights of all others are laid end to end and cut into strata of equal length, one draw in each (stratified sampling
+    proportional to size, as in Cochran 1977), which makes the probability of every row known exactly.
 
     Args:
         labels: ``[B, P]`` int64; negative: no label.

@@ -1,0 +1,172 @@
+"""How many of the highest-scoring rows of trained layers do the hash tables find, and what does a look-up cost?
+
+    python benchmarks/retrieval.py --layers yso-en citeulike-t --json out.jsonl --plot out.png
+
+Recall@k: the share of the true k highest-scoring rows among the rows that are returned, over 2,000 queries (hidden
+activations of test rows), by the share of the layer's rows that a query asks for. Beside it microseconds per query, in
+batches of 256 on one thread, and the same for uniform draws and the exact top-k. Layers are trained at the first use
+(benchmarks/trained_layers.py) and kept in a folder for temporary files. Settings are those of LSHIndex:
+
+    --settings 'hash=dwta' 'num_tables=100,probes=4,mips=True'
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from trained_layers import TrainedLayer, trained_layer
+
+from torch_lsh import LSHConfig
+from torch_lsh.benchmarking import harness
+from torch_lsh.index import LSHIndex
+
+LAYERS = ("yso-en", "citeulike-t", "wikitext-2", "synthetic")
+KS = (1, 10, 100)
+BATCH = 256
+DEFAULT_SETTINGS = (
+    "",
+    "mips=True",
+    "probes=4",
+    "hash=simhash_hadamard",
+    "hash=simhash_hadamard,probes=4",
+    "hash=srp_sparse",
+    "hash=cross_polytope",
+    "hash=cross_polytope,probes=4",
+    "hash=dwta",
+    "hash=dwta,probes=4",
+    "selection=frequency",
+    "bucket_policy=fifo",
+)
+
+
+def settings_of(text: str) -> dict[str, Any]:
+    """``"hash=dwta,probes=4"`` as arguments of LSHIndex; what is not named is that of LSHConfig()."""
+    config = LSHConfig()
+    settings: dict[str, Any] = {"hash": config.hash, "mips": config.mips}
+    for part in filter(None, text.split(",")):
+        name, value = part.split("=")
+        settings[name] = value if value.isidentifier() and value not in ("True", "False", "None") else ast.literal_eval(value)
+    return settings
+
+
+def top_rows(layer: TrainedLayer, k: int) -> Tensor:
+    """The ``k`` highest-scoring rows of each query, exactly."""
+    return torch.cat([F.linear(x, layer.weight, layer.bias).topk(k).indices for x in layer.queries.split(BATCH)])
+
+
+def recall(found: Tensor, best: Tensor) -> dict[str, float]:
+    found = found.sort(1).values.contiguous()
+    at = torch.searchsorted(found, best).clamp_(max=found.shape[1] - 1)
+    hits = (found.gather(1, at) == best).float()
+    return {f"recall@{k}": hits[:, :k].mean().item() for k in KS}
+
+
+def look_up(query: Callable[[Tensor], Tensor], queries: Tensor) -> tuple[Tensor, float]:
+    """What is found, and microseconds per query: the median of the batches."""
+    query(queries[:BATCH])
+    found, seconds = [], []
+    for x in queries.split(BATCH):
+        start = time.perf_counter()
+        found.append(query(x))
+        seconds.append((time.perf_counter() - start) / len(x))
+    return torch.cat(found), sorted(seconds)[len(seconds) // 2] * 1e6
+
+
+def measure(name: str, layer: TrainedLayer, settings: Sequence[str], shares: Sequence[float]) -> list[dict[str, Any]]:
+    rows = len(layer.weight)
+    best, microseconds = look_up(lambda x: top_rows(layer._replace(queries=x), KS[-1]), layer.queries)
+    records = [{"setting": "exact", "share": 1.0, "returned": rows, "us": microseconds, **recall(best, best)}]
+    generator = torch.Generator().manual_seed(0)
+    for share in shares:
+        wanted = max(1, round(share * rows))
+        found, microseconds = look_up(
+            lambda x, m=wanted: torch.randint(rows, (len(x), m), generator=generator), layer.queries
+        )
+        records.append(
+            {"setting": "uniform", "share": share, "returned": wanted, "us": microseconds, **recall(found, best)}
+        )
+    for setting in settings:
+        index = LSHIndex(*layer.weight.shape, **settings_of(setting))
+        start = time.perf_counter()
+        index.build(layer.weight, layer.bias)
+        build = time.perf_counter() - start
+        for share in shares:
+            wanted = max(1, round(share * rows))
+            found, microseconds = look_up(lambda x, m=wanted, index=index: index.query(x, m), layer.queries)
+            records.append(
+                {
+                    "setting": setting or "default",
+                    "share": share,
+                    "returned": (found >= 0).sum(1).float().mean().item(),
+                    "us": microseconds,
+                    **recall(found, best),
+                    "build_s": build,
+                    "index_mb": index.nbytes / 1e6,
+                    "K": index.hashes_per_table,
+                    "L": index.num_tables,
+                    "bucket_size": index.bucket_size,
+                }
+            )
+    return [{"benchmark": "retrieval", "layer": name, "rows": rows, **record} for record in records]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS)
+    parser.add_argument("--settings", nargs="+", default=DEFAULT_SETTINGS)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.001, 0.003, 0.01, 0.03])
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "torch_lsh_layers")
+    parser.add_argument("--json")
+    parser.add_argument("--plot")
+    arguments = parser.parse_args()
+    layers = {name: trained_layer(name, arguments.folder) for name in arguments.layers}
+    info = harness.machine(1)
+    print(info)
+    records = []
+    for name, layer in layers.items():
+        print(f"\n{name}: {len(layer.weight):,} x {layer.weight.shape[1]}, {len(layer.queries):,} queries")
+        measured = measure(name, layer, arguments.settings, arguments.shares)
+        columns = ("setting", "share", "returned", *(f"recall@{k}" for k in KS), "us", "build_s", "index_mb")
+        print(harness.table([[record.get(column, "") for column in columns] for record in measured], columns))
+        records += [{**record, "machine": info} for record in measured]
+    harness.write_json(records, arguments.json)
+    if arguments.plot:
+        plot(records, arguments.plot)
+
+
+def plot(records: list[dict[str, Any]], path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(record["layer"] for record in records))
+    figure, axes = plt.subplots(2, len(names), figsize=(5 * len(names), 8), squeeze=False, sharey=True)
+    for column, name in enumerate(names):
+        of_layer = [record for record in records if record["layer"] == name]
+        for setting in dict.fromkeys(record["setting"] for record in of_layer):
+            curve = [record for record in of_layer if record["setting"] == setting]
+            recalls = [record["recall@10"] for record in curve]
+            if setting != "exact":
+                axes[0, column].plot([r["returned"] / r["rows"] for r in curve], recalls, "o-", label=setting)
+            axes[1, column].plot([r["us"] for r in curve], recalls, "o-", label=setting)
+        axes[0, column].set(xscale="log", xlabel="share of rows returned", title=name)
+        axes[1, column].set(xscale="log", xlabel="microseconds per query")
+    for row in axes:
+        row[0].set_ylabel("recall@10")
+    axes[1, 0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
