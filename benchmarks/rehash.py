@@ -34,7 +34,8 @@ def measure(rows: int, width: int, family: str, changes: list[int]) -> dict[str,
     weight = torch.randn(rows, width).mul_(0.1)
     index = LSHIndex(rows, width, hash=family, mips=False)
     build = seconds_of(lambda: index.build(weight), runs=5 if rows < 1_000_000 else 1)
-    codes = seconds_of(lambda: [index._row_buckets(block, None) for block in weight.split(16_384)], runs=1)
+    blocks = weight.split(16_384)
+    codes = seconds_of(lambda: [index.family.codes(index._row_vectors(block, None)) for block in blocks], runs=1)
     record: dict[str, Any] = {"rows": rows, "hash": family, "build_s": build, "codes_s": codes}
     record.update(index_mb=index.nbytes / 1e6, build_us_per_row=build / rows * 1e6)
     for changed in changes:
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[67_000, 670_091, 2_000_000])
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--changed", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--hash", nargs="+", default=["simhash", "srp_sparse", "dwta"])
+    parser.add_argument("--hash", nargs="+", default=["simhash", "simhash_hadamard", "srp_sparse", "cross_polytope", "dwta"])
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json")
     arguments = parser.parse_args()

@@ -54,7 +54,8 @@ def settings_of(text: str) -> dict[str, Any]:
     settings: dict[str, Any] = {"hash": config.hash, "mips": config.mips}
     for part in filter(None, text.split(",")):
         name, value = part.split("=")
-        settings[name] = value if value.isidentifier() and value not in ("True", "False", "None") else ast.literal_eval(value)
+        word = value.isidentifier() and value not in ("True", "False", "None")
+        settings[name] = value if word else ast.literal_eval(value)
     return settings
 
 

@@ -77,7 +77,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "bool fifo=False) -> Tensor");
   m.def(
       "query_tables(Tensor ids, Tensor counts, Tensor? row_codes, Tensor buckets, int max_candidates, "
-      "int min_matches=1, bool vanilla=False) -> Tensor");
+      "int min_matches=1, bool vanilla=False, Tensor? query_codes=None) -> Tensor");
 
   // loss
   m.def(

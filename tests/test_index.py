@@ -95,6 +95,35 @@ def test_selections_order_what_they_find():
     assert found[0] > 1.1 * found[1] > 1.2 * found[2]
 
 
+@pytest.mark.parametrize("hash", ["simhash", "dwta"])
+def test_sketches_rank_better_than_codes(hash):
+    found = []
+    for sketch_bits in (0, 480):
+        torch.manual_seed(1)
+        index, weight, bias = built(hash=hash, sketch_bits=sketch_bits)
+        x = weight[:300] + 0.5 * torch.randn(300, 24)
+        found.append(recall(index.query(x, 40), torch.nn.functional.linear(x, weight, bias), 10))
+    assert found[1] > 1.05 * found[0]
+
+
+def test_sketches_follow_the_rows_and_go_over_with_the_state(threads):
+    index, weight, bias = built(bucket_size=2000, hashes_per_table=5, mips=False, sketch_bits=100)
+    assert index.state_dict()["sketches"].shape == (2000, 4)
+    rows = torch.randperm(2000)[:700]
+    weight[rows] += 0.1 * torch.randn(700, 24)
+    index.update(weight, bias, rows)
+    fresh = LSHIndex(2000, 24, bucket_size=2000, hashes_per_table=5, mips=False, sketch_bits=100)
+    fresh.build(weight, bias)
+    assert torch.equal(index.state_dict()["sketches"], fresh.state_dict()["sketches"])
+    other = LSHIndex(2000, 24, bucket_size=2000, hashes_per_table=5, mips=False, sketch_bits=100)
+    other.load_state_dict(index.state_dict())
+    x = torch.randn(20, 24)
+    assert torch.equal(other.query(x, 50), index.query(x, 50))
+    sketches = index.state_dict()["sketches"]
+    with pytest.raises(ValueError, match="sketches runs from"):
+        other.load_state_dict({**index.state_dict(), "sketches": sketches - 2})
+
+
 def test_min_matches_returns_fewer_and_better_rows():
     index, weight, _ = built(selection="frequency", min_matches=4)
     everything, _, _ = built(selection="frequency")
@@ -249,6 +278,7 @@ W = torch.randn(50, 4)
         (lambda: LSHIndex(5, 4, bucket_size=0), "bucket_size is 0"),
         (lambda: LSHIndex(5, 4, probes=0), "probes is 0; wanted at least 1"),
         (lambda: LSHIndex(5, 4, min_matches=0), "min_matches is 0; wanted at least 1"),
+        (lambda: LSHIndex(5, 4, sketch_bits=-1), "sketch_bits is -1; wanted 0 or more"),
         (lambda: LSHIndex(5, 4, selection="best"), "selection is 'best'; wanted one of 'ranked', "),
         (lambda: LSHIndex(5, 4, bucket_policy="lifo"), "bucket_policy is 'lifo'; wanted one of 'reservoir', 'fifo'"),
         (lambda: INDEX.query(W, 5, torch.ones(49, 1).long()), r"labels has shape \[49, 1\]"),

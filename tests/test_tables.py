@@ -123,6 +123,14 @@ def test_query_of_several_probes_equals_reference(threads, simd_level, probes, m
         assert torch.equal(ops.query_tables(*arguments), reference.query_tables(*arguments))
 
 
+def test_query_of_other_codes_equals_reference(threads, simd_level):
+    tables = ops.build_tables(random_buckets(300, 6, 3), 3, 8, 1)
+    for words in (1, 5):
+        row_codes, query_codes = random_buckets(300, words, 30), random_buckets(20, words, 30)
+        arguments = (*tables, row_codes, random_buckets(20, 6, 3), 7, 1, False, query_codes)
+        assert torch.equal(ops.query_tables(*arguments), reference.query_tables(*arguments))
+
+
 def test_threshold_and_vanilla_choose_what_they_say():
     row_buckets = random_buckets(400, 8, 2)
     tables = ops.build_tables(row_buckets, 2, 400, 0)
@@ -261,6 +269,14 @@ IDS, COUNTS, ROW_BUCKETS = torch.zeros(2, 4, 3, dtype=torch.int32), int32([0] * 
         (lambda: ops.query_tables(IDS, COUNTS, None, int32([[0], [4]]), 1), "buckets holds 4; wanted 0 to 3"),
         (lambda: ops.query_tables(IDS, COUNTS, None, int32([[], []]), 1), "wanted at least one probe"),
         (lambda: ops.query_tables(IDS, COUNTS, None, int32(0, 0), 1), r"wanted \[B, L\] or \[B, L, P\]"),
+        (
+            lambda: ops.query_tables(IDS, COUNTS, None, int32([0, 0]), 1, 1, False, int32([0])),
+            "query_codes came without row_codes",
+        ),
+        (
+            lambda: ops.query_tables(IDS, COUNTS, ROW_BUCKETS, int32([0, 0]), 1, 1, False, int32([0])),
+            "query_codes has shape",
+        ),
         (lambda: ops.query_tables(IDS, COUNTS, None, int32([0, 4]), 1), "buckets holds 4; wanted 0 to 3"),
         (lambda: ops.query_tables(IDS, COUNTS, None, int32([0, 0, 0]), 1), r"buckets has shape \[1, 3\]; wanted 2"),
         (lambda: ops.query_tables(IDS, COUNTS[:, :3].contiguous(), None, int32([0, 0]), 1), "counts has shape"),

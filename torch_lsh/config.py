@@ -32,6 +32,8 @@ class LSHConfig:
             bits of their codes; ``"frequency"``, those in most of them; ``"vanilla"``, what comes first; ``"auto"``:
             "ranked", but "frequency" with ``insert_labels``.
         min_matches: leave out rows in fewer of a query's buckets.
+        sketch_bits: with "ranked": compare sketches of this many SimHash bits (480: a cache line per row) rather than
+            the codes of the tables; 0: none.
         bucket_policy: what an overfull bucket keeps: ``"reservoir"``, a uniform sample, or ``"fifo"``, the latest rows.
         insert_labels: while training, put labels into the buckets of their own queries, where these would miss them
             (as BOLT does). The next full re-hash takes them out.
@@ -68,6 +70,7 @@ class LSHConfig:
     probes: int = 1
     selection: str = "auto"
     min_matches: int = 1
+    sketch_bits: int = 0
     bucket_policy: str = "reservoir"
     insert_labels: bool = False
     active: int | float | None = None
@@ -99,6 +102,8 @@ class LSHConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; wanted a positive int")
+        if isinstance(self.sketch_bits, bool) or not isinstance(self.sketch_bits, int) or self.sketch_bits < 0:
+            raise ValueError(f"sketch_bits is {self.sketch_bits!r}; wanted an int, 0 or more")
         if self.sampler == "in_batch" and self.scope != "batch":
             raise ValueError("sampler is 'in_batch', whose rows the batch shares; wanted scope 'batch'")
         if self.insert_labels and self.selection == "ranked":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .hashing import family_type, make_family
+from .hashing import MAX_CODE_BITS, HashFamily, family_type, make_family
 
 SELECTIONS = ("ranked", "frequency", "vanilla")
 BUCKET_POLICIES = ("reservoir", "fifo")
@@ -54,6 +54,8 @@ class LSHIndex:
             those in most of the buckets; ``"vanilla"``, the first ones met, visiting no more buckets than needed.
         min_matches: leave out rows that are in fewer of a query's buckets. (SLIDE's three modes are "vanilla",
             "frequency", and "frequency" with a threshold here.)
+        sketch_bits: with ``"ranked"``: compare sketches of at least this many SimHash bits rather than the codes of the
+            tables, which tells angles finer and works with every family. 480 bits take one cache line per row. 0: none.
         bucket_policy: which rows an overfull bucket keeps: ``"reservoir"``, a uniform sample; ``"fifo"``, the latest.
         seed: of the hash functions and of the choice of rows that stay in an overfull bucket.
 
@@ -80,6 +82,7 @@ class LSHIndex:
         probes: int = 1,
         selection: str = "ranked",
         min_matches: int = 1,
+        sketch_bits: int = 0,
         bucket_policy: str = "reservoir",
         seed: int = 0,
     ) -> None:
@@ -92,6 +95,8 @@ class LSHIndex:
         for name, number in (("probes", probes), ("min_matches", min_matches)):
             if number < 1:
                 raise ValueError(f"{name} is {number}; wanted at least 1")
+        if sketch_bits < 0:
+            raise ValueError(f"sketch_bits is {sketch_bits}; wanted 0 or more")
         num_tables = _NUM_TABLES if num_tables is None else num_tables
         for name, value in (("num_rows", num_rows), ("in_features", in_features), ("bucket_size", bucket_size)):
             if value is not None and value < 1:
@@ -119,10 +124,17 @@ class LSHIndex:
         self.seed = seed
         self.family = make_family(hash, in_features + (2 if mips else 1), hashes_per_table, num_tables, seed)
         self.bucket_bits = bucket_bits
+        self.sketch_bits = sketch_bits
+        self.sketcher: HashFamily | None = None
+        if sketch_bits > 0:
+            words = math.ceil(sketch_bits / MAX_CODE_BITS)
+            bits = math.ceil(sketch_bits / words)
+            self.sketcher = make_family("simhash_hadamard", self.family.in_features, bits, words, seed + 1)
         self._num_rows = num_rows
         self._center = torch.zeros(in_features + 1)
         self._norm = 0.0
         self._tables: tuple[Tensor, Tensor, Tensor] | None = None  # ids, counts, row_buckets
+        self._sketches: Tensor | None = None
 
     @property
     def num_rows(self) -> int:
@@ -143,7 +155,9 @@ class LSHIndex:
     @property
     def nbytes(self) -> int:
         """Bytes of the tables and of the parameters of the hash functions."""
-        return self.family.nbytes + sum(tensor.nbytes for tensor in self._tables or ())
+        tensors = [*(self._tables or ()), *([] if self._sketches is None else [self._sketches])]
+        families = [self.family, *([] if self.sketcher is None else [self.sketcher])]
+        return sum(part.nbytes for part in (*tensors, *families))
 
     @torch.no_grad()
     def build(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -170,10 +184,17 @@ class LSHIndex:
                 norms.nan_to_num_(0, 0, 0).kthvalue(1 + int(_NORM_QUANTILE * (self.num_rows - 1))).values
             )
         row_buckets = torch.empty(self.num_rows, self.num_tables, dtype=torch.int32)
+        sketches = None
+        if self.sketcher is not None:
+            sketches = torch.empty(self.num_rows, self.sketcher.num_tables, dtype=torch.int32)
         for begin in blocks:
-            row_buckets[begin : begin + _BLOCK_ROWS] = self._row_buckets(*_block(weight, bias, begin))
+            some = slice(begin, begin + _BLOCK_ROWS)
+            vectors = self._row_vectors(*_block(weight, bias, begin))
+            row_buckets[some] = self._of_codes(self.family.codes(vectors))
+            if self.sketcher is not None and sketches is not None:
+                sketches[some] = self.sketcher.codes(vectors)
         tables = ops.build_tables(row_buckets, self.bucket_bits, self.bucket_size, self.seed, self._fifo)
-        self._tables = (*tables, row_buckets)
+        self._tables, self._sketches = (*tables, row_buckets), sketches
 
     @torch.no_grad()
     def update(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> int:
@@ -201,7 +222,10 @@ class LSHIndex:
             raise ValueError(f"rows runs from {rows.min()} to {rows.max()}; wanted 0 to {self.num_rows - 1}")
         moved = 0
         for some in rows.contiguous().split(_BLOCK_ROWS):
-            buckets = self._row_buckets(_take(weight, some), None if bias is None else _take(bias, some))
+            vectors = self._row_vectors(_take(weight, some), None if bias is None else _take(bias, some))
+            buckets = self._of_codes(self.family.codes(vectors))
+            if self.sketcher is not None and self._sketches is not None:
+                self._sketches[some] = self.sketcher.codes(vectors)
             moved += int(ops.update_tables(ids, counts, row_buckets, some, buckets, self.seed, self._fifo))
         return moved
 
@@ -211,7 +235,7 @@ class LSHIndex:
 
         Best, where the selection is "ranked", are those that share most buckets with the query; of these, the ``8 * M``
         best are ranked again by the bits of all tables in which their codes differ from the query's (not with hashes of
-        more than one bit, nor where a table has fewer buckets than codes).
+        more than one bit, nor where a table has fewer buckets than codes), or by the bits of their sketches.
 
         Args:
             x: ``[B, in_features]`` float32, float64 or bfloat16.
@@ -241,9 +265,15 @@ class LSHIndex:
         buckets = self._of_codes(self.family.probes(queries, self.probes))
         # The Hamming distance of codes ranks finer than the number of shared buckets, but needs one bit per hash.
         one_bit = self.family.bits_per_hash == 1 and self.bucket_bits == self.family.code_bits
-        row_codes = row_buckets if one_bit and self.selection == "ranked" else None
+        row_codes, query_codes = (row_buckets if one_bit else None), None
+        if self.sketcher is not None:
+            row_codes, query_codes = self._sketches, self.sketcher.codes(queries)
+        if self.selection != "ranked":
+            row_codes = query_codes = None
         vanilla = self.selection == "vanilla"
-        found = ops.query_tables(ids, counts, row_codes, buckets, max_candidates, self.min_matches, vanilla)
+        found = ops.query_tables(
+            ids, counts, row_codes, buckets, max_candidates, self.min_matches, vanilla, query_codes
+        )
         if labels is not None:
             own = buckets[:, :, 0].contiguous()
             ops.insert_labels(ids, counts, own, labels.contiguous(), self.num_rows, self.seed, self._fifo)
@@ -275,12 +305,13 @@ class LSHIndex:
             rows[:, -1] = bias
         return rows.sub_(self._center)
 
-    def _row_buckets(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _row_vectors(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What is hashed of some rows: float32 ``[n, family.in_features]``."""
         rows = self._centered(weight, bias)
         if self.mips:
             last = (self._norm**2 - rows.square().sum(1, keepdim=True)).clamp_(min=0).nan_to_num_(0).sqrt_()
             rows = torch.cat([rows, last], 1)
-        return self._of_codes(self.family.codes(rows))
+        return rows
 
     def _of_codes(self, codes: Tensor) -> Tensor:
         """Bucket numbers: the codes, or a mixed hash of them where there are fewer buckets; -1 for -1."""
@@ -294,6 +325,8 @@ class LSHIndex:
         state: dict[str, Any] = {"config": self._config(), "center": self._center, "norm": self._norm}
         if self._tables is not None:
             state.update(zip(("ids", "counts", "row_buckets"), self._tables))
+        if self._sketches is not None:
+            state["sketches"] = self._sketches
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -307,11 +340,13 @@ class LSHIndex:
         tables = None
         if "ids" in state:
             table_shape = (self.num_tables, 1 << self.bucket_bits)
-            wanted = (
+            wanted: list[tuple[str, tuple[int, ...], int]] = [
                 ("ids", (*table_shape, self.bucket_size), self.num_rows),
                 ("counts", table_shape, self.bucket_size + 1),
                 ("row_buckets", (self.num_rows, self.num_tables), 1 << self.bucket_bits),
-            )
+            ]
+            if self.sketcher is not None:
+                wanted.append(("sketches", (self.num_rows, self.sketcher.num_tables), 1 << self.sketcher.code_bits))
             for name, shape, end in wanted:
                 tensor = state[name]
                 if tensor.shape != shape or tensor.dtype is not torch.int32:
@@ -323,6 +358,7 @@ class LSHIndex:
             tables = (state["ids"].clone(), state["counts"].clone(), state["row_buckets"].clone())
         self._center, self._norm = state["center"].clone(), state["norm"]
         self._tables = tables
+        self._sketches = state["sketches"].clone() if tables is not None and self.sketcher is not None else None
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -336,6 +372,7 @@ class LSHIndex:
             "probes": self.probes,
             "selection": self.selection,
             "min_matches": self.min_matches,
+            "sketch_bits": self.sketch_bits,
             "bucket_policy": self.bucket_policy,
             "seed": self.seed,
         }

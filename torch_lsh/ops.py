@@ -873,6 +873,7 @@ def query_tables(
     max_candidates: int,
     min_matches: int = 1,
     vanilla: bool = False,
+    query_codes: Tensor | None = None,
 ) -> Tensor:
     """The rows in the same buckets as each sample, best first.
 
@@ -890,6 +891,8 @@ def query_tables(
         max_candidates: M, at least 1.
         min_matches: leave out rows that share fewer buckets with the sample.
         vanilla: visit buckets until M rows are found and take these as they come, no ranking.
+        query_codes: ``[B, W]`` int32: codes of the samples to compare with ``row_codes`` ``[N, W]``, where those are
+            not the bucket numbers.
 
     Returns:
         ``[B, M]`` int64, best first, padded with -1.
@@ -898,7 +901,7 @@ def query_tables(
     >>> query_tables(ids, counts, None, torch.tensor([[0, 1]], dtype=torch.int32), 3)
     tensor([[ 0,  1, -1]])
     """
-    return _ops.query_tables(ids, counts, row_codes, buckets, max_candidates, min_matches, vanilla)
+    return _ops.query_tables(ids, counts, row_codes, buckets, max_candidates, min_matches, vanilla, query_codes)
 
 
 @_fake("query_tables")
@@ -910,6 +913,7 @@ def _(
     max_candidates: int,
     min_matches: int = 1,
     vanilla: bool = False,
+    query_codes: Tensor | None = None,
 ) -> Tensor:
     return buckets.new_empty((buckets.shape[0], max_candidates), dtype=torch.int64)
 

@@ -340,6 +340,7 @@ def query_tables(
     max_candidates: int,
     min_matches: int = 1,
     vanilla: bool = False,
+    query_codes: Tensor | None = None,
 ) -> Tensor:
     num_tables = ids.shape[0]
     out = torch.full((len(buckets), max_candidates), -1)
@@ -366,7 +367,8 @@ def query_tables(
             best.sort(key=lambda row: -seen[row])
             if row_codes is not None:
                 codes = row_codes.tolist()
-                distance = {row: sum((a ^ b).bit_count() for a, b in zip(codes[row], own)) for row in best}
+                mine = own if query_codes is None else query_codes[sample].tolist()
+                distance = {row: sum((a ^ b).bit_count() for a, b in zip(codes[row], mine)) for row in best}
                 best = sorted(best[: 8 * max_candidates], key=distance.__getitem__)
         best = best[:max_candidates]
         out[sample, : len(best)] = torch.tensor(best, dtype=torch.int64)

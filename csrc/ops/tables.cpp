@@ -332,7 +332,8 @@ void take_best(const int32_t* ids, int64_t count, const Rank& rank, int64_t high
 }
 
 Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional<Tensor>& row_codes,
-                    const Tensor& buckets, int64_t max_candidates, int64_t min_matches, bool vanilla) {
+                    const Tensor& buckets, int64_t max_candidates, int64_t min_matches, bool vanilla,
+                    const std::optional<Tensor>& query_codes) {
   check_tables(ids, counts);
   TORCH_LSH_CHECK(buckets.dim() == 2 || buckets.dim() == 3, "buckets has shape ", shape_of(buckets),
                   "; wanted [B, L] or [B, L, P]");
@@ -342,11 +343,20 @@ Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional
   TORCH_LSH_CHECK(min_matches >= 1, "min_matches is ", min_matches, "; wanted at least 1");
   const int64_t num_tables = ids.size(0), num_buckets = ids.size(1), bucket_size = ids.size(2);
   check_size(buckets, "buckets", 1, num_tables);
-  int64_t num_rows = 0;
+  int64_t num_rows = 0, words = 0;
   if (row_codes.has_value()) {
     check_operand(*row_codes, "row_codes", 2, ScalarType::Int);
-    check_size(*row_codes, "row_codes", 1, num_tables);
     num_rows = row_codes->size(0);
+    words = row_codes->size(1);
+    if (query_codes.has_value()) {
+      check_operand(*query_codes, "query_codes", 2, ScalarType::Int);
+      check_size(*query_codes, "query_codes", 0, buckets.size(0));
+      check_size(*query_codes, "query_codes", 1, words);
+    } else {
+      check_size(*row_codes, "row_codes", 1, num_tables);
+    }
+  } else {
+    TORCH_LSH_CHECK(!query_codes.has_value(), "query_codes came without row_codes to compare with");
   }
   TORCH_LSH_CHECK(max_candidates >= 1, "max_candidates is ", max_candidates, "; wanted at least 1");
   TORCH_LSH_CHECK(num_tables * probes * bucket_size < int64_t{1} << 30, "ids has shape ", shape_of(ids),
@@ -358,6 +368,7 @@ Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional
   const auto* id = ids.const_data_ptr<int32_t>();
   const auto* count = counts.const_data_ptr<int32_t>();
   const auto* codes = row_codes.has_value() ? row_codes->const_data_ptr<int32_t>() : nullptr;
+  const auto* sketch = query_codes.has_value() ? query_codes->const_data_ptr<int32_t>() : nullptr;
   auto* out = candidates.mutable_data_ptr<int64_t>();
   const auto hamming = kernels().hamming;
 
@@ -431,10 +442,11 @@ Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional
         // Reading the codes of a row is a cache miss: only those in most buckets get this far.
         const int64_t examined = std::min(size, kExamined * max_candidates);
         take_best(found, size, unshared, num_tables, examined, start, shortlist.data());
-        hamming(own.data(), codes, shortlist.data(), examined, num_tables, distances.data());
+        hamming(sketch == nullptr ? own.data() : sketch + b * words, codes, shortlist.data(), examined, words,
+                distances.data());
         take_best(
             shortlist.data(), examined, [&](int64_t i) { return static_cast<int64_t>(distances[i]); },
-            32 * num_tables, max_candidates, start, best);
+            32 * words, max_candidates, start, best);
       }
       tally.clear();
     }

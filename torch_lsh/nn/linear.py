@@ -431,6 +431,7 @@ class LSHLinear(nn.Linear):
                 probes=config.probes,
                 selection=config.selection_mode,
                 min_matches=config.min_matches,
+                sketch_bits=config.sketch_bits,
                 bucket_policy=config.bucket_policy,
                 seed=config.seed,
             )
