@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from torch_lsh.benchmarking import harness
+from torch_lsh.config import HASHES
 from torch_lsh.index import LSHIndex
 
 
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[67_000, 670_091, 2_000_000])
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--changed", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--hash", nargs="+", default=["simhash", "simhash_hadamard", "srp_sparse", "cross_polytope", "dwta"])
+    parser.add_argument("--hash", nargs="+", default=list(HASHES))
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json")
     arguments = parser.parse_args()

@@ -85,10 +85,7 @@ def test_partition_function_is_unbiased(sampler, scope):
     config = LSHConfig(sampler=sampler, scope=scope, active=40)
     x = torch.zeros(B, D)
     estimates = torch.stack(
-        [
-            partition(choose_active_rows(None, x, labels, N, config, seed, counts=counts), logits)
-            for seed in range(2000)
-        ]
+        [partition(choose_active_rows(None, x, labels, N, config, seed, counts=counts), logits) for seed in range(2000)]
     )
     standard_error = estimates.std(0) / math.sqrt(len(estimates))
     assert (standard_error > 0).all()
