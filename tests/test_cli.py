@@ -232,7 +232,7 @@ def test_paths_that_cannot_be_written_are_found_before_training(files, tmp_path,
     [
         (["--active", "0"], "active is 0; wanted at least 1 row"),
         (["--active", "1.5"], "active is 1.5"),
-        (["--hash", "md5"], "hash is 'md5'; wanted one of 'simhash', 'dwta', 'srp_sparse'"),
+        (["--hash", "md5"], "hash is 'md5'; wanted one of 'simhash', 'simhash_hadamard', 'srp_sparse'"),
         (["--lr", "-1"], "learning rate"),
         (["--workers", "-1"], "num_workers"),
         (["--seed", str(2**70)], "seed is"),

@@ -124,6 +124,44 @@ def test_sketches_follow_the_rows_and_go_over_with_the_state(threads):
         other.load_state_dict({**index.state_dict(), "sketches": sketches - 2**29})
 
 
+def one_sided(num_rows=3000, width=24):
+    """Queries have most of their length in directions in which the rows differ little."""
+    scale = torch.linspace(0.1, 3, width)
+    return torch.randn(num_rows, width) * scale, torch.randn(num_rows), (2 + torch.randn(400, width)) / scale
+
+
+def test_balance_finds_more_for_queries_with_much_in_common():
+    weight, bias, x = one_sided()
+    scores = torch.nn.functional.linear(x[200:], weight, bias)
+    found = []
+    for balance in (False, True):
+        index = LSHIndex(3000, 24, hash="simhash_hadamard", mips=True, balance=balance)
+        index.build(weight, bias, x[:200])
+        found.append(recall(index.query(x[200:], 30), scores, 10))
+    assert found[1] > 1.2 * found[0]
+
+
+def test_balance_is_kept_by_updates_states_and_threads(threads):
+    weight, bias, x = one_sided()
+    index = LSHIndex(3000, 24, mips=True, balance=True)
+    index.build(weight, bias, x)
+    assert index.update(weight, bias, torch.arange(3000)) == 0
+    assert index.update(weight, bias, torch.tensor([7])) == 0
+    other = LSHIndex(3000, 24, mips=True, balance=True)
+    other.load_state_dict(index.state_dict())
+    assert torch.equal(other.query(x, 20), index.query(x, 20))
+    assert torch.equal(torch.cat([index.query(row, 20) for row in x[:9].split(1)]), index.query(x[:9], 20))
+    # without queries, or with ones that say nothing, it is as if it was off
+    plain = LSHIndex(3000, 24, mips=True)
+    plain.build(weight, bias)
+    for queries in (None, x[:0]):
+        index.build(weight, bias, queries)
+        assert torch.equal(index.query(x, 20), plain.query(x, 20))
+    for value in (0.0, float("nan")):
+        index.build(weight, bias, torch.full((3, 24), value))
+        assert recall(index.query(x, 60), torch.nn.functional.linear(x, weight, bias), 10) > 0.05
+
+
 def test_min_matches_returns_fewer_and_better_rows():
     index, weight, _ = built(selection="frequency", min_matches=4)
     everything, _, _ = built(selection="frequency")
@@ -278,6 +316,7 @@ W = torch.randn(50, 4)
         (lambda: LSHIndex(5, 4, bucket_size=0), "bucket_size is 0"),
         (lambda: LSHIndex(5, 4, probes=0), "probes is 0; wanted at least 1"),
         (lambda: LSHIndex(5, 4, min_matches=0), "min_matches is 0; wanted at least 1"),
+        (lambda: LSHIndex(5, 4, mips=False, balance=True), "balance is True, which needs mips=True"),
         (lambda: LSHIndex(5, 4, sketch_bits=-1), "sketch_bits is -1; wanted 0 or more"),
         (lambda: LSHIndex(5, 4, selection="best"), "selection is 'best'; wanted one of 'ranked', "),
         (lambda: LSHIndex(5, 4, bucket_policy="lifo"), "bucket_policy is 'lifo'; wanted one of 'reservoir', 'fifo'"),
@@ -289,6 +328,7 @@ W = torch.randn(50, 4)
         (lambda: INDEX.update(W, None, torch.tensor([50])), "rows runs from 50 to 50; wanted 0 to 49"),
         (lambda: INDEX.update(W, None, torch.tensor([-1])), "rows runs from -1"),
         (lambda: INDEX.update(W, None, torch.tensor([1.0])), "rows has shape"),
+        (lambda: INDEX.build(W, None, W[:, :3]), r"queries has shape \[50, 3\]; wanted \[B, 4\]"),
         (lambda: INDEX.query(W[:, :3], 5), r"x has shape \[50, 3\]; wanted \[B, 4\]"),
         (lambda: INDEX.query(W.half(), 5), "x has dtype torch.float16"),
         (lambda: INDEX.query(W, 0), "max_candidates is 0"),

@@ -214,6 +214,7 @@ def test_counts_follow_the_labels():
         (lambda: LSHConfig(selection="best"), "selection is 'best'; wanted one of 'auto', 'ranked'"),
         (lambda: LSHConfig(bucket_policy="lifo"), "bucket_policy is 'lifo'"),
         (lambda: LSHConfig(selection="ranked", insert_labels=True), "makes nothing of insert_labels"),
+        (lambda: LSHConfig(balance=True), "balance is True, which needs mips=True"),
         (lambda: LSHConfig(sketch_bits=-1), "sketch_bits is -1; wanted an int, 0 or more"),
         (lambda: LSHConfig(hash="minhash"), "hash is 'minhash'"),
         (lambda: LSHConfig.bolt(0, 0.1), "out_features is 0"),
@@ -260,7 +261,7 @@ def test_opcheck_draw_rows(per_sample):
         LSHConfig(active=200, insert_labels=True),
         LSHConfig(active=200, probes=4, min_matches=2, selection="frequency"),
         LSHConfig(active=200, hash="cross_polytope", bucket_policy="fifo", selection="vanilla"),
-        LSHConfig(active=200, hash="simhash_hadamard", mips=True, sketch_bits=100),
+        LSHConfig(active=200, hash="simhash_hadamard", mips=True, sketch_bits=100, balance=True),
     ],
 )
 def test_layers_train_with_published_and_other_settings(config):

@@ -57,6 +57,9 @@ class LSHConfig:
         rehash: when the tables follow the weights while training: :class:`torch_lsh.rehash.FixedInterval`,
             :class:`torch_lsh.rehash.ExponentialBackoff` or any object with ``interval(rehashes) -> steps``.
         mips: augment rows so that the angle follows the inner product, instead of hashing the row as it is.
+        balance: change coordinates before hashing so that rows and queries have the same second moment; inner products
+            stay. Finds more where queries point much the same way, as behind a ReLU. The queries are inputs of the
+            steps before a full re-hash. Needs ``mips``.
         seed: of hash functions and draws.
 
     >>> LSHConfig(active=0.01).active_rows(out_features=50_000)
@@ -81,6 +84,7 @@ class LSHConfig:
     correction: str = "auto"
     rehash: RehashPolicy = field(default_factory=ExponentialBackoff)
     mips: bool = False
+    balance: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -104,6 +108,8 @@ class LSHConfig:
                 raise ValueError(f"{name} is {value!r}; wanted a positive int")
         if isinstance(self.sketch_bits, bool) or not isinstance(self.sketch_bits, int) or self.sketch_bits < 0:
             raise ValueError(f"sketch_bits is {self.sketch_bits!r}; wanted an int, 0 or more")
+        if self.balance and not self.mips:
+            raise ValueError("balance is True, which needs mips=True: it leaves rows of very different lengths")
         if self.sampler == "in_batch" and self.scope != "batch":
             raise ValueError("sampler is 'in_batch', whose rows the batch shares; wanted scope 'batch'")
         if self.insert_labels and self.selection == "ranked":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .balance import Balance
 from .hashing import MAX_CODE_BITS, HashFamily, family_type, make_family
 
 SELECTIONS = ("ranked", "frequency", "vanilla")
@@ -20,6 +21,9 @@ _NUM_TABLES = 24
 # What retrieves best on output layers trained on real data, early and late in training.
 _CENTERING = 0.25  # of the mean row
 _NORM_QUANTILE = 0.2
+_BALANCED_CENTERING = 1.0
+_BALANCED_NORM_QUANTILE = 0.9
+_MOMENT_ROWS = 32768  # rows that second moments are taken of
 
 
 class LSHIndex:
@@ -57,6 +61,9 @@ class LSHIndex:
         sketch_bits: with ``"ranked"``: compare sketches of at least this many SimHash bits rather than the codes of the
             tables, which tells angles finer and works with every family. 480 bits take one cache line per row. 0: none.
         bucket_policy: which rows an overfull bucket keeps: ``"reservoir"``, a uniform sample; ``"fifo"``, the latest.
+        balance: change the coordinates so that rows and queries have the same second moment, which leaves inner
+            products as they are (:class:`torch_lsh.balance.Balance`); needs ``mips`` and a sample of queries at every
+            :meth:`build`. All of the mean row is subtracted then, and ``M`` is the 90 % quantile.
         seed: of the hash functions and of the choice of rows that stay in an overfull bucket.
 
     Raises:
@@ -84,6 +91,7 @@ class LSHIndex:
         min_matches: int = 1,
         sketch_bits: int = 0,
         bucket_policy: str = "reservoir",
+        balance: bool = False,
         seed: int = 0,
     ) -> None:
         for name, choice, wanted in (
@@ -95,6 +103,8 @@ class LSHIndex:
         for name, number in (("probes", probes), ("min_matches", min_matches)):
             if number < 1:
                 raise ValueError(f"{name} is {number}; wanted at least 1")
+        if balance and not mips:
+            raise ValueError("balance is True, which needs mips=True: it leaves rows of very different lengths")
         if sketch_bits < 0:
             raise ValueError(f"sketch_bits is {sketch_bits}; wanted 0 or more")
         num_tables = _NUM_TABLES if num_tables is None else num_tables
@@ -133,6 +143,8 @@ class LSHIndex:
         self._num_rows = num_rows
         self._center = torch.zeros(in_features + 1)
         self._norm = 0.0
+        self.balance = balance
+        self._maps: Balance | None = None
         self._tables: tuple[Tensor, Tensor, Tensor] | None = None  # ids, counts, row_buckets
         self._sketches: Tensor | None = None
 
@@ -160,29 +172,38 @@ class LSHIndex:
         return sum(part.nbytes for part in (*tensors, *families))
 
     @torch.no_grad()
-    def build(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def build(self, weight: Tensor, bias: Tensor | None = None, queries: Tensor | None = None) -> None:
         """Hashes every row anew.
 
         Args:
             weight: ``[num_rows, in_features]`` float32, float64 or bfloat16.
             bias: ``[num_rows]`` or None.
+            queries: ``[Q, in_features]``: a sample of them, some hundreds, for ``balance``; None or empty: as without.
 
         Raises:
             ValueError: the shape or dtype of an argument does not fit.
         """
         self._check_weight(weight, bias)
+        if queries is not None:
+            self._check_queries(queries, "queries")
         blocks = range(0, self.num_rows, _BLOCK_ROWS)
-        self._center, self._norm = torch.zeros(self.in_features + 1), 0.0
+        self._center, self._norm, self._maps = torch.zeros(self.in_features + 1), 0.0, None
+        balanced = self.balance and queries is not None and len(queries) > 0
         if self.mips:
             total = torch.zeros(self.in_features + 1, dtype=torch.float64)
             for begin in blocks:
                 rows = self._centered(*_block(weight, bias, begin))
                 total += rows.nan_to_num_(0, 0, 0).sum(0, dtype=torch.float64)
-            self._center = (_CENTERING * total / self.num_rows).float()
+            self._center = ((_BALANCED_CENTERING if balanced else _CENTERING) * total / self.num_rows).float()
+        if balanced and queries is not None:
+            stride = -(-self.num_rows // _MOMENT_ROWS)
+            sampled = torch.arange(0, self.num_rows, stride)
+            sample = self._centered(_take(weight, sampled), None if bias is None else _take(bias, sampled))
+            self._maps = Balance.fit(_second_moment(sample), _second_moment(self._with_one(queries)))
+        if self.mips:
             norms = torch.cat([self._centered(*_block(weight, bias, begin)).norm(dim=1) for begin in blocks])
-            self._norm = float(
-                norms.nan_to_num_(0, 0, 0).kthvalue(1 + int(_NORM_QUANTILE * (self.num_rows - 1))).values
-            )
+            quantile = _BALANCED_NORM_QUANTILE if balanced else _NORM_QUANTILE
+            self._norm = float(norms.nan_to_num_(0, 0, 0).kthvalue(1 + int(quantile * (self.num_rows - 1))).values)
         row_buckets = torch.empty(self.num_rows, self.num_tables, dtype=torch.int32)
         sketches = None
         if self.sketcher is not None:
@@ -252,16 +273,16 @@ class LSHIndex:
             RuntimeError: the index was not built.
         """
         ids, counts, row_buckets = self._built()
-        if x.dim() != 2 or x.shape[1] != self.in_features:
-            raise ValueError(f"x has shape {list(x.shape)}; wanted [B, {self.in_features}]")
-        _check_dtype(x, "x")
+        self._check_queries(x, "x")
         if max_candidates < 1:
             raise ValueError(f"max_candidates is {max_candidates}; wanted at least 1")
         if labels is not None and (labels.dim() != 2 or len(labels) != len(x) or labels.dtype is not torch.int64):
             raise ValueError(f"labels has shape {list(labels.shape)}, dtype {labels.dtype}; wanted [{len(x)}, P] int64")
-        queries = torch.zeros(len(x), self.family.in_features)
-        queries[:, : self.in_features] = x
-        queries[:, self.in_features] = 1
+        queries = self._with_one(x)
+        if self._maps is not None:
+            queries = self._maps.map_queries(queries)
+        if self.mips:
+            queries = torch.nn.functional.pad(queries, (0, 1))
         buckets = self._of_codes(self.family.probes(queries, self.probes))
         # The Hamming distance of codes ranks finer than the number of shared buckets, but needs one bit per hash.
         one_bit = self.family.bits_per_hash == 1 and self.bucket_bits == self.family.code_bits
@@ -283,6 +304,17 @@ class LSHIndex:
     def _fifo(self) -> bool:
         return self.bucket_policy == "fifo"
 
+    def _check_queries(self, x: Tensor, name: str) -> None:
+        if x.dim() != 2 or x.shape[1] != self.in_features:
+            raise ValueError(f"{name} has shape {list(x.shape)}; wanted [B, {self.in_features}]")
+        _check_dtype(x, name)
+
+    def _with_one(self, x: Tensor) -> Tensor:
+        """``[h, 1]`` in float32."""
+        queries = torch.ones(len(x), self.in_features + 1)
+        queries[:, :-1] = x
+        return queries
+
     def _built(self) -> tuple[Tensor, Tensor, Tensor]:
         if self._tables is None:
             raise RuntimeError("the index was not built: call build(weight, bias) first")
@@ -298,12 +330,13 @@ class LSHIndex:
             _check_dtype(bias, "bias")
 
     def _centered(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """``[w, b] - c`` in float32."""
+        """``[w, b] - c`` in float32, in the coordinates that are hashed."""
         rows = torch.zeros(len(weight), self.in_features + 1)
         rows[:, :-1] = weight
         if bias is not None:
             rows[:, -1] = bias
-        return rows.sub_(self._center)
+        rows.sub_(self._center)
+        return rows if self._maps is None else self._maps.map_rows(rows)
 
     def _row_vectors(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What is hashed of some rows: float32 ``[n, family.in_features]``."""
@@ -322,7 +355,13 @@ class LSHIndex:
 
     def state_dict(self) -> dict[str, Any]:
         """The tables (not copied) and what they were made with. Before :meth:`build` there are no tables in it."""
-        state: dict[str, Any] = {"config": self._config(), "center": self._center, "norm": self._norm}
+        maps = None if self._maps is None else tuple(self._maps)
+        state: dict[str, Any] = {
+            "config": self._config(),
+            "center": self._center,
+            "norm": self._norm,
+            "maps": maps,
+        }
         if self._tables is not None:
             state.update(zip(("ids", "counts", "row_buckets"), self._tables))
         if self._sketches is not None:
@@ -357,6 +396,7 @@ class LSHIndex:
                     raise ValueError(f"{name} runs from {tensor.min()} to {tensor.max()}; wanted -1 to {end - 1}")
             tables = (state["ids"].clone(), state["counts"].clone(), state["row_buckets"].clone())
         self._center, self._norm = state["center"].clone(), state["norm"]
+        self._maps = None if state["maps"] is None else Balance(*(part.clone() for part in state["maps"]))
         self._tables = tables
         self._sketches = state["sketches"].clone() if tables is not None and self.sketcher is not None else None
 
@@ -374,6 +414,7 @@ class LSHIndex:
             "min_matches": self.min_matches,
             "sketch_bits": self.sketch_bits,
             "bucket_policy": self.bucket_policy,
+            "balance": self.balance,
             "seed": self.seed,
         }
 
@@ -387,6 +428,11 @@ def _check_dtype(tensor: Tensor, name: str) -> None:
         raise ValueError(f"{name} is on {tensor.device}; hash tables are made on the CPU")
     if tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16):
         raise ValueError(f"{name} has dtype {tensor.dtype}; wanted float32, float64 or bfloat16")
+
+
+def _second_moment(vectors: Tensor) -> Tensor:
+    vectors = vectors[vectors.isfinite().all(1)].double()
+    return vectors.T @ vectors / max(1, len(vectors))
 
 
 def _take(tensor: Tensor, rows: Tensor) -> Tensor:

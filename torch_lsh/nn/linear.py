@@ -20,6 +20,8 @@ from ..sampling import ActiveSet, choose_active_rows, hardest_rows, needs_index
 from . import losses
 from .logits import SampledLogits
 
+_QUERIES_KEPT = 512  # inputs of a step that a rebuild of the tables may look at
+
 
 def _callers_level() -> int:
     """The ``stacklevel`` at which a warning of our caller's points to a line that is neither torch's nor ours."""
@@ -90,6 +92,7 @@ class LSHLinear(nn.Linear):
         self._rehashes = 0
         self._carried: Tensor | None = None  # the hardest rows of the last step
         self._label_counts: LabelCounts | None = None
+        self._queries: Tensor | None = None  # inputs of the last step, where the tables want to know them
         self._warned = False
         self._forget_tables()
 
@@ -153,13 +156,15 @@ class LSHLinear(nn.Linear):
             "since_rehash": self._since_rehash,
             "rehashes": self._rehashes,
             "carried": self._carried,
+            "queries": self._queries,
             "label_counts": None if self._label_counts is None else self._label_counts.state_dict(),
         }
 
     def load_sampler_state(self, state: dict[str, Any]) -> None:
         self._draws, self._since_rehash = int(state["draws"]), int(state["since_rehash"])
         self._rehashes, self._carried = int(state["rehashes"]), state["carried"]
-        label_counts = state.get("label_counts")  # older checkpoints have none
+        self._queries = state.get("queries")  # older checkpoints have neither this
+        label_counts = state.get("label_counts")  # nor this
         self._label_counts = None if label_counts is None else LabelCounts(self.out_features)
         if self._label_counts is not None and label_counts is not None:
             self._label_counts.load_state_dict(label_counts)
@@ -308,6 +313,8 @@ class LSHLinear(nn.Linear):
 
     def draw_active_rows(self, x: Tensor, labels: Tensor) -> ActiveSet:
         """Draws the active set of ``x`` ``[B, in]`` and ``labels`` ``[B, P]`` (negative: none)."""
+        if self.config.balance:
+            self._queries = x[-_QUERIES_KEPT:].detach().clone()
         index = None
         if needs_index(self.config, self.out_features):
             index = self._index_for_training() if self.training else self._synchronised_index()
@@ -433,9 +440,10 @@ class LSHLinear(nn.Linear):
                 min_matches=config.min_matches,
                 sketch_bits=config.sketch_bits,
                 bucket_policy=config.bucket_policy,
+                balance=config.balance,
                 seed=config.seed,
             )
-        self._index.build(self.weight.detach(), self._bias_for_index())
+        self._index.build(self.weight.detach(), self._bias_for_index(), self._queries)
         parameters = [parameter for parameter in (self.weight, self.bias) if parameter is not None]
         self._changed = [(parameter, ChangedRows(parameter)) for parameter in parameters]
         self._trained = False
