@@ -167,7 +167,7 @@ def sampled_cross_entropy(
     shares = target.shares
     if class_weight is not None:
         shares = shares * class_weight[target.labels.clamp(min=0)]
-    if active.per_sample:
+    if active.per_sample or (log_weights is not None and log_weights.dim() == 2):
         logits = logits.contiguous()
     loss, _ = ops.sampled_softmax_loss(logits, log_weights, active.positions, shares)
     if label_smoothing > 0:
