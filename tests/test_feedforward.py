@@ -452,7 +452,7 @@ def test_swap_is_measured(monkeypatch):
         return 2.0 if shape[1] == 5000 else 0.5
 
     monkeypatch.setattr(torch_lsh.convert, "_measured_block_speedup", speedup)
-    monkeypatch.setattr(torch_lsh.convert, "_measured_speedup", lambda *_: 0.5)
+    monkeypatch.setattr(torch_lsh.convert, "_measured_speedup", lambda *_: 2.0)
 
     def block(hidden):
         return nn.Sequential(nn.Linear(D, hidden), nn.ReLU(), nn.Linear(hidden, D))
@@ -460,12 +460,24 @@ def test_swap_is_measured(monkeypatch):
     model = sparsify_(nn.ModuleList([block(4000), block(5000), block(6000)]))
     assert blocks_of(model) == ["1.2"]
     assert measured == [(D, 5000, D), (D, 6000, D)]
+    assert type(model[2][0]) is nn.Linear  # not worth it as a block, and no output layer
 
 
 def test_measurement_of_a_block():
     wide, active = nn.Linear(256, 16_384), LSHConfig(active=64)
     assert torch_lsh.convert.block_pays(wide, nn.Linear(16_384, 256), active)
     assert not torch_lsh.convert.block_pays(wide, nn.Linear(16_384, 256), LSHConfig(active=1.0))
+
+
+def test_compiled_block_trains():
+    block = LSHFeedForward(D, N, config=LSHConfig(active=30, carry=0))
+    twin, x = copy.deepcopy(block), torch.randn(B, D)
+    compiled = torch.compile(twin, backend="eager")
+    for _ in range(2):
+        expected = block(x)
+        torch.testing.assert_close(compiled(x), expected)
+    compiled(x).sum().backward()
+    assert (twin.up.weight.grad.abs().sum(1) > 0).sum() <= 30
 
 
 # --- what has no sampled path -----------------------------------------------------------------------------------------

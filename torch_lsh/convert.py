@@ -182,17 +182,21 @@ def sparsify_(
     """
 
     def swap(module: nn.Module, name: str) -> nn.Module | None:
-        if not _is_plain(module):
+        if not _is_plain(module) or (filter_fn is None and module in dense_blocks):
             return None
         wanted = filter_fn(module, name) if filter_fn is not None else pays(module, config)
         return LSHLinear.from_linear(module, config) if wanted else None
 
+    # First layers of blocks that are not worth it: their outputs are no logits, so they are not worth it alone either.
+    dense_blocks = set()
     for sequential, span, up_name in list(_wide_blocks(model)):
         up, *_, down = list(sequential)[span]
         assert isinstance(up, nn.Linear)
         assert isinstance(down, nn.Linear)
         if filter_fn(up, up_name) if filter_fn is not None else block_pays(up, down, config):
             _swap_block(sequential, span, config)
+        else:
+            dense_blocks.add(up)
     return _swap_modules(model, swap)
 
 
