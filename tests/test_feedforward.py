@@ -227,15 +227,18 @@ def test_eval_in_scope_sample_depends_on_nothing_but_the_sample():
     torch.testing.assert_close(block(x), dense(x))
 
 
-def test_same_seed_same_output_whatever_the_threads():
-    outputs = []
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_same_seed_same_result_whatever_the_threads(scope):
+    results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         torch.manual_seed(1)
-        block = LSHFeedForward(D, N, config=LSHConfig(active=40))
-        outputs.append(block.up.sample(torch.randn(B, D)).rows)
-    torch.set_num_threads(1)
-    assert torch.equal(*outputs)
+        block = LSHFeedForward(64, 2000, "gelu", config=LSHConfig(active=200, scope=scope))
+        for _ in range(2):
+            output = block(torch.randn(50, 64))
+            output.square().sum().backward()
+        results.append([output, *(parameter.grad for parameter in block.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 # --- checkpoints and copies -------------------------------------------------------------------------------------------

@@ -76,10 +76,12 @@ class DownProjection(nn.Module):
             rows: ``[A]``, or ``[B, A]`` padded with -1: which neurons they are.
         """
         if rows.dim() == 1:
-            return F.linear(hidden, ops.gather_rows(self.weight, rows).t(), self.bias)
-        present = rows >= 0
-        crow = F.pad(present.sum(1).cumsum(0), (1, 0))
-        out = ops.embedding_bag(self.weight, crow, rows[present], hidden[present])
+            active = ops.gather_rows(self.weight, rows)
+            out = hidden @ active if active.dtype is torch.bfloat16 else ops.product(hidden, active)
+        else:
+            present = rows >= 0
+            crow = F.pad(present.sum(1).cumsum(0), (1, 0))
+            out = ops.embedding_bag(self.weight, crow, rows[present], hidden[present])
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

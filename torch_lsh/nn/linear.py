@@ -325,6 +325,7 @@ class LSHLinear(nn.Linear):
         count = self._rows_to_carry(active)
         if count > 0:
             values = values.to(torch.promote_types(values.dtype, torch.float32))
+            values = values if values.mT.is_contiguous() else values.contiguous()
             self._carried = hardest_rows(values, active, count, corrected=False)
 
     def _rows_to_carry(self, active: ActiveSet) -> int:
