@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--length", type=int, default=35)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--head-lr", type=float, default=0.05)
     arguments = parser.parse_args()
 
