@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torch_lsh import LSHConfig, LSHLinear, ops, optim, reference
+from torch_lsh import LSHConfig, LSHFeedForward, LSHLinear, ops, optim, reference
 from torch_lsh.popularity import LabelCounts, log_uniform
 from torch_lsh.sampling import choose_active_rows
 
@@ -187,6 +187,13 @@ def test_counts_are_kept_while_training_and_in_checkpoints():
     del state["label_counts"]
     other.load_sampler_state(state)
     assert other.sampler_state()["label_counts"] is None
+
+
+@pytest.mark.parametrize("sampler", ["frequency", "in_batch"])
+def test_hidden_layers_have_no_labels_to_draw_by(sampler):
+    block = LSHFeedForward(D, 500, config=LSHConfig(sampler=sampler, active=50))
+    with pytest.raises(ValueError, match="which needs labels; hidden neurons have none"):
+        block(torch.randn(3, D))
 
 
 def test_counts_follow_the_labels():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from .config import LSHConfig
 from .index import LSHIndex
 from .popularity import LabelCounts, log_uniform
 
-_LOOKED_UP = 32  # samples of a batch that are looked up where rows are carried over
+_LOOKED_UP = 16  # samples of a batch that are looked up where rows are carried over
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class ActiveSet:
         Thompson 1952), because H is a fixed set, given the tables, and R is drawn from the rows outside of H, uniformly
         or with the probabilities given.
         """
+        return self._weights
+
+    @functools.cached_property
+    def _weights(self) -> Tensor:
         present = self.present
         if self.inclusion is not None:
             return present / self.inclusion
