@@ -3,5 +3,6 @@
 from .embedding_bag import EmbeddingBag
 from .linear import LSHLinear
 from .logits import SampledLogits
+from .quantized import QuantizedLinear
 
-__all__ = ["EmbeddingBag", "LSHLinear", "SampledLogits"]
+__all__ = ["EmbeddingBag", "LSHLinear", "QuantizedLinear", "SampledLogits"]

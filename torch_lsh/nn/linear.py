@@ -28,6 +28,15 @@ def _callers_level() -> int:
     return level
 
 
+def warn_dense(what: str, out_features: int) -> None:
+    """Says that ``what`` makes a layer compute all of its outputs."""
+    warnings.warn(
+        f"torch_lsh: {what} has no sampled path, so all {out_features} outputs of the layer are computed,"
+        " exactly as nn.Linear does and as slowly; this is said once per layer",
+        stacklevel=_callers_level(),
+    )
+
+
 class LSHLinear(nn.Linear):
     """A linear layer for very wide outputs, trained through a sampled set of its rows.
 
@@ -206,11 +215,7 @@ class LSHLinear(nn.Linear):
         """Says, once per layer, that ``what`` makes it compute all of its outputs."""
         if not self._warned:
             self._warned = True
-            warnings.warn(
-                f"torch_lsh: {what} has no sampled path, so all {self.out_features} outputs of the layer are computed,"
-                " exactly as nn.Linear does and as slowly; this is said once per layer",
-                stacklevel=_callers_level(),
-            )
+            warn_dense(what, self.out_features)
 
     def _check_can_sample(self, input: Tensor) -> None:
         obstacle = self._obstacle(input)
@@ -269,13 +274,12 @@ class LSHLinear(nn.Linear):
         flat = x.reshape(-1, self.in_features)
         candidates = max(4 * k, self.config.active_rows(self.out_features) // 4)
         rows = self._synchronised_index().query(flat.detach(), min(candidates, self.out_features))
-        logits = self.active_logits(flat, rows).masked_fill(rows < 0, -math.inf)
-        missing = k - rows.shape[1]
-        if missing > 0:
-            rows, logits = F.pad(rows, (0, missing), value=-1), F.pad(logits, (0, missing), value=-math.inf)
-        values, order = logits.topk(k, dim=1)
+        with torch.no_grad():
+            values, classes = ops.rows_topk(self._as_weight(flat), self.weight, self.bias, rows, k)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.parameters())):
+            values = self.active_logits(flat, classes).masked_fill(classes < 0, -math.inf)
         shape = (*x.shape[:-1], k)
-        return torch.return_types.topk((values.reshape(shape), rows.gather(1, order).reshape(shape)))
+        return torch.return_types.topk((values.to(x.dtype).reshape(shape), classes.reshape(shape)))
 
     @torch.compiler.disable
     def sample(self, x: Tensor, target: Tensor | None = None) -> ActiveSet:
@@ -298,6 +302,14 @@ class LSHLinear(nn.Linear):
         return self.draw_active_rows(flat, labels)
 
     # --- what SampledLogits asks for ---
+
+    def largest_logits(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The ``k`` largest logits of ``x`` ``[B, in]`` and their classes, ``[B, k]``; exact, not differentiable."""
+        with torch.no_grad():
+            return ops.linear_topk(self._as_weight(x), self.weight, self.bias, k)
+
+    def _as_weight(self, x: Tensor) -> Tensor:
+        return x.to(self.weight.dtype).contiguous()
 
     def draw_active_rows(self, x: Tensor, labels: Tensor) -> ActiveSet:
         """Draws the active set of ``x`` ``[B, in]`` and ``labels`` ``[B, P]`` (negative: none)."""

@@ -10,6 +10,7 @@
     "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,prefer-vector-width=512")
 #endif
 #define TORCH_LSH_LEVEL avx512
+#define TORCH_LSH_VECTOR_BYTES 64
 #include "kernels/levels/level.h"
 #if defined(__clang__)
 #pragma clang attribute pop

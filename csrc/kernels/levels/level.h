@@ -1,12 +1,13 @@
 // The body of a level: every kernel family, compiled with the instruction set that the including file has
 // switched on. That file defines TORCH_LSH_LEVEL, a namespace of its own, so that no two levels share a
-// symbol.
+// symbol, and TORCH_LSH_VECTOR_BYTES, the size of its vector registers.
 #include "kernels/dot.h"
 #include "kernels/embedding_bag.h"
 #include "kernels/gather.h"
 #include "kernels/hash.h"
 #include "kernels/optimizer.h"
 #include "kernels/softmax.h"
+#include "kernels/topk.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
@@ -48,6 +49,11 @@ const Kernels table = {
     .scaled_softmax_f64 = scaled_softmax<double>,
     .add_positive_f32 = add_positive<float>,
     .add_positive_f64 = add_positive<double>,
+
+    .topk_f32 = topk_kernels<float, float, float>(),
+    .topk_f64 = topk_kernels<double, double, double>(),
+    .topk_bf16 = topk_kernels<BFloat16, BFloat16, float>(),
+    .topk_i8 = topk_kernels<int8_t, float, float>(),
 };
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

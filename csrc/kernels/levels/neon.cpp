@@ -2,5 +2,6 @@
 // needed.
 #if defined(__aarch64__)
 #define TORCH_LSH_LEVEL neon
+#define TORCH_LSH_VECTOR_BYTES 16
 #include "kernels/levels/level.h"
 #endif

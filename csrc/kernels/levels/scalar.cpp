@@ -3,4 +3,5 @@
 #pragma GCC optimize("no-tree-vectorize")
 #endif
 #define TORCH_LSH_LEVEL scalar
+#define TORCH_LSH_VECTOR_BYTES 16
 #include "kernels/levels/level.h"
