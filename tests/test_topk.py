@@ -206,9 +206,9 @@ def test_layer_topk_under_autocast():
 
 
 def test_approximate_topk_is_exact_where_it_finds_everything():
-    layer = LSHLinear(8, 60, config=LSHConfig(active=60, bucket_size=60, hashes_per_table=1, num_tables=16)).eval()
+    layer = LSHLinear(8, 60, config=LSHConfig(bucket_size=60, hashes_per_table=1, num_tables=16)).eval()
     x = torch.randn(4, 8)
-    exact, found = layer.topk(x, 5), layer.topk(x, 5, exact=False)
+    exact, found = layer.topk(x, 15), layer.topk(x, 15, exact=False)  # 60 candidates
     torch.testing.assert_close(found.values, exact.values)
     assert torch.equal(found.indices, exact.indices)
 
