@@ -77,6 +77,8 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "rows_topk(Tensor x, Tensor weight, Tensor? bias, Tensor rows, int k, Tensor? scale=None) -> (Tensor "
       "values, Tensor indices)");
 
+  m.def("sketch_candidates(Tensor x, Tensor codes, Tensor factors, int num_rows, int count) -> Tensor");
+
   // data
   m.def(
       "parse_xmc(Tensor text, int num_features, int num_labels) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 import torch_lsh
 from torch_lsh import LSHConfig, LSHLinear, QuantizedLinear, ops, quantize_, reference
+from torch_lsh.sketch import RowSketch
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int8]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-5, torch.int8: 1e-5}
@@ -205,12 +207,151 @@ def test_layer_topk_under_autocast():
     assert (classes[:, 0] == expected.indices[:, 0]).float().mean() > 0.5
 
 
-def test_approximate_topk_is_exact_where_it_finds_everything():
-    layer = LSHLinear(8, 60, config=LSHConfig(bucket_size=60, hashes_per_table=1, num_tables=16)).eval()
+# --- RowSketch ---
+
+
+@pytest.mark.parametrize("width", [1, 8, 30, 128])
+def test_sketch_candidates_equal_reference(simd_level, threads, width):
+    """The operator rounds the query's products, so rows at the edge of the shortlist may differ."""
+    for rows, batch in ((1, 1), (64, 3), (2000, 5)):
+        weight, bias, x = torch.randn(rows, width), torch.randn(rows), torch.randn(batch, width)
+        sketch = RowSketch(rows, width)
+        sketch.build(weight, bias)
+        for count in {1, min(40, rows), rows}:
+            arguments = (x @ sketch._rotation, sketch._codes, sketch._factors, rows, count)
+            found, expected = ops.sketch_candidates(*arguments), reference.sketch_candidates(*arguments)
+            assert found.shape == (batch, count)
+            assert found.dtype is torch.int64
+            assert (found.diff(dim=1) > 0).all()
+            same = sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), expected.tolist()))
+            assert same >= 0.9 * batch * count - 1
+
+
+def test_sketch_estimates_without_bias():
+    """The mean of estimates over rotations is the inner product: 200 of them, 5 standard errors."""
+    torch.manual_seed(3)
+    weight, x = torch.randn(64, 64), torch.randn(1, 64)
+    estimates = []
+    for seed in range(200):
+        sketch = RowSketch(64, 64, seed)
+        sketch.build(weight)
+        bits = sketch._codes[0].T[2 * (torch.arange(64) % 32) + torch.arange(64) // 32]
+        signs = 2.0 * (bits.unsqueeze(2) >> torch.arange(8) & 1).flatten(1) - 1
+        estimates.append((signs @ (x @ sketch._rotation).T)[:, 0] * sketch._factors[0, 0].float())
+    estimates = torch.stack(estimates)
+    truth = (weight - weight.mean(0)) @ x[0]
+    error = estimates.std(0) / 200**0.5
+    assert ((estimates.mean(0) - truth).abs() < 5 * error + 0.01 * truth.abs()).all()
+
+
+def test_sketch_candidates_do_not_depend_on_the_number_of_threads(simd_level):
+    sketch, x = RowSketch(5000, 40), torch.randn(3, 40)
+    sketch.build(torch.randn(5000, 40))
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(sketch.query(x, 100))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_sketch_finds_most_of_the_best():
+    weight, x = torch.randn(20_000, 128), torch.randn(50, 128)
+    sketch = RowSketch(20_000, 128)
+    sketch.build(weight)
+    best = (x @ weight.T).argmax(1, keepdim=True)
+    assert (sketch.query(x, 512) == best).any(1).float().mean() > 0.9
+
+
+def test_updated_sketches_equal_built_ones():
+    weight, bias = torch.randn(300, 24), torch.randn(300)
+    sketch = RowSketch(300, 24)
+    sketch.build(weight, bias)
+    rows = torch.tensor([0, 70, 299])
+    changed, center = weight.clone(), sketch._center
+    changed[rows] += torch.randn(3, 24)
+    sketch.update(changed, bias, rows)
+    built = RowSketch(300, 24)
+    built.build(changed, bias)
+    built._center = center
+    built.update(changed, bias, torch.arange(300))
+    assert torch.equal(sketch._codes, built._codes)
+    torch.testing.assert_close(sketch._factors, built._factors)
+
+
+def test_sketch_of_what_is_not_finite(simd_level):
+    weight = torch.randn(100, 16)
+    weight[3, 2], weight[7, 1] = math.nan, math.inf
+    sketch = RowSketch(100, 16)
+    sketch.build(weight)
+    x = torch.randn(3, 16)
+    x[1, 4], x[2] = math.nan, 0
+    found = sketch.query(x, 10)
+    assert found.min() >= 0
+    assert found.max() < 100
+    assert 3 in found[0]  # NaN is the largest
+
+
+def test_approximate_topk_is_exact_where_everything_is_scored():
+    layer = LSHLinear(8, 500).eval()
     x = torch.randn(4, 8)
-    exact, found = layer.topk(x, 15), layer.topk(x, 15, exact=False)  # 60 candidates
+    exact, found = layer.topk(x, 15), layer.topk(x, 15, exact=False)  # 512 candidates
     torch.testing.assert_close(found.values, exact.values)
     assert torch.equal(found.indices, exact.indices)
+    assert found.values.requires_grad
+    with pytest.raises(ValueError, match="candidates is 3; wanted at least k, which is 15"):
+        layer.topk(x, 15, exact=False, candidates=3)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_the_sketch_follows_the_weights(recorded):
+    layer = LSHLinear(16, 3000, config=LSHConfig(active=300))
+    optimizer = torch_lsh.optim.SGD(layer.parameters(), lr=0.1)
+    x = torch.randn(4, 16)
+    layer.topk(x, 1, exact=False, candidates=1)
+    if recorded:
+        for _ in range(50):
+            F.cross_entropy(layer(x), torch.tensor([11, 2000, 0, 2999])).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    with torch.no_grad():
+        if not recorded:
+            layer.weight[[11, 2000, 0, 2999]] = 10 * x
+        found = layer.topk(x, 1, exact=False, candidates=30).indices
+        assert torch.equal(found, layer.topk(x, 1).indices)
+    copied = copy.deepcopy(layer)
+    assert torch.equal(copied.topk(x, 1, exact=False, candidates=30).indices, found)
+
+
+SKETCH = (torch.zeros(2, 8), torch.zeros(2, 1, 64, dtype=torch.uint8), torch.zeros(2, 2, 64).bfloat16())
+
+
+def test_sketch_opcheck():
+    torch.library.opcheck(torch.ops.torch_lsh.sketch_candidates, (*SKETCH, 100, 5))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ops.sketch_candidates(*SKETCH, 64, 1), "num_rows is 64; wanted what fills 2 blocks"),
+        (lambda: ops.sketch_candidates(*SKETCH, 129, 1), "num_rows is 129; wanted what fills 2 blocks"),
+        (lambda: ops.sketch_candidates(*SKETCH, 100, 101), "count is 101; wanted 1 to 100"),
+        (lambda: ops.sketch_candidates(torch.zeros(2, 16), *SKETCH[1:], 100, 1), r"x has shape \[2, 16\]; wanted 8"),
+        (lambda: ops.sketch_candidates(SKETCH[0], SKETCH[1].int(), SKETCH[2], 100, 1), "codes has dtype Int"),
+    ],
+)
+def test_sketch_operator_names_the_bad_argument(call, message):
+    with pytest.raises(RuntimeError, match=message):
+        call()
+
+
+def test_sketch_names_the_bad_argument():
+    with pytest.raises(ValueError, match="num_rows is 0; wanted at least 1"):
+        RowSketch(0, 3)
+    with pytest.raises(ValueError, match=r"weight has shape \[3, 3\]; wanted \[4, 3\]"):
+        RowSketch(4, 3).build(torch.zeros(3, 3))
+    with pytest.raises(ValueError, match=r"x has shape \[1, 2\]; wanted \[B, 3\]"):
+        RowSketch(4, 3).query(torch.zeros(1, 2), 1)
 
 
 # --- QuantizedLinear ---

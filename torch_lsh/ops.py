@@ -749,6 +749,30 @@ def rows_topk(
     return _ops.rows_topk(x, weight, bias, rows, k, scale)
 
 
+def sketch_candidates(x: Tensor, codes: Tensor, factors: Tensor, num_rows: int, count: int) -> Tensor:
+    """The rows with the largest estimates ``factor * (x · signs) + addend``; see :class:`torch_lsh.sketch.RowSketch`.
+
+    For each four dimensions the products of ``x`` with the 16 possible signs are rounded to at most 127 levels.
+
+    Args:
+        x: ``[B, width]`` float32, rotated queries; ``width`` is a multiple of 8.
+        codes: ``[blocks, width / 8, 64]`` uint8: bit ``i`` of byte ``j`` is the sign (1: positive) of dimension
+            ``8 * j + i``. In a block, row ``r`` is at place ``2 * (r % 32) + r // 32``.
+        factors: ``[blocks, 2, 64]`` bfloat16: factors and addends of the rows of a block, in order.
+        num_rows: N; the last block may be partly empty.
+        count: M, 1 to N.
+
+    Returns:
+        ``[B, M]`` int64, increasing.
+    """
+    return _ops.sketch_candidates(x, codes, factors, num_rows, count)
+
+
+@_fake("sketch_candidates")
+def _(x: Tensor, codes: Tensor, factors: Tensor, num_rows: int, count: int) -> Tensor:
+    return x.new_empty((x.shape[0], count), dtype=torch.int64)
+
+
 def _topk_result(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values = x.new_empty((x.shape[0], k), dtype=torch.promote_types(x.dtype, torch.float32))
     return values, x.new_empty((x.shape[0], k), dtype=torch.int64)

@@ -30,6 +30,9 @@ struct AdagradStep {
   bool maximize;
 };
 
+// Rows of a block of sign codes (sketch.h).
+constexpr int64_t kSketchRows = 64;
+
 // Blocked top-k (topk.h) with rows stored as T, samples as X, and sums of type Sum. Samples are multiplied in
 // groups of at most `largest_group`; a group takes lanes(samples) lanes, padding included, side by side for
 // each row.
@@ -138,6 +141,11 @@ struct Kernels {
   TopkKernels<double, double, double> topk_f64;
   TopkKernels<BFloat16, BFloat16, float> topk_bf16;
   TopkKernels<int8_t, float, float> topk_i8;
+
+  // sketch.h: scores[blocks * kSketchRows] = factor * (step * (sum of table entries) + base) + addend of each
+  // row.
+  void (*sketch_scores)(const uint8_t* codes, const BFloat16* factors, int64_t blocks, int64_t bytes,
+                        const uint8_t* tables, float step, float base, float* scores);
 };
 
 // The table for this CPU, or the one that the environment variable TORCH_LSH_SIMD names

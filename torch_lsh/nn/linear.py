@@ -16,8 +16,11 @@ from ..config import LSHConfig
 from ..index import LSHIndex
 from ..row_sparse import ChangedRows, wants_row_sparse
 from ..sampling import ActiveSet, choose_active_rows, hardest_rows, needs_index
+from ..sketch import RowSketch
 from . import losses
 from .logits import SampledLogits
+
+_CANDIDATES = 512  # rows that an approximate top k scores exactly
 
 
 def _callers_level() -> int:
@@ -103,6 +106,8 @@ class LSHLinear(nn.Linear):
     def _forget_tables(self) -> None:
         self._index: LSHIndex | None = None
         self._changed: list[tuple[Tensor, ChangedRows]] = []
+        self._sketch: RowSketch | None = None
+        self._sketch_changed: list[tuple[Tensor, ChangedRows]] = []
         self._trained = False  # drawn for training since the tables were last in step with the weights
 
     @classmethod
@@ -142,6 +147,7 @@ class LSHLinear(nn.Linear):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state["_index"], state["_changed"] = None, []
+        state["_sketch"], state["_sketch_changed"] = None, []
         return state
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -254,14 +260,17 @@ class LSHLinear(nn.Linear):
         )
 
     @torch.compiler.disable
-    def topk(self, x: Tensor, k: int, exact: bool = True) -> torch.return_types.topk:
+    def topk(self, x: Tensor, k: int, exact: bool = True, candidates: int | None = None) -> torch.return_types.topk:
         """The ``k`` highest scoring classes of each sample; no ``[B, out_features]`` tensor is made.
 
         Args:
             x: ``[*, in_features]``.
             k: 1 to ``out_features``.
-            exact: False: look candidates up in the hash tables and score only those exactly; classes that the
-                tables do not find are missing, and -1 with value ``-inf`` stands where fewer than ``k`` were found.
+            exact: False: compare the input with the sign codes of all rows (:class:`torch_lsh.sketch.RowSketch`, made
+                at the first use, and again for rows that changed) and score only the best ``candidates`` exactly. What
+                it misses is seldom the best; scores are exact.
+            candidates: rows per sample that are scored with ``exact=False``, at least ``k``; None: 512 and at least
+                ``16 * k``. More find more.
 
         Returns:
             ``(values, indices)`` of shape ``[*, k]``, values in descending order.
@@ -272,12 +281,15 @@ class LSHLinear(nn.Linear):
             return torch.topk(self(x), k)
         self._check_can_sample(x)
         flat = x.reshape(-1, self.in_features)
-        candidates = max(4 * k, self.config.active_rows(self.out_features) // 4)
-        rows = self._synchronised_index().query(flat.detach(), min(candidates, self.out_features))
+        if candidates is None:
+            candidates = max(_CANDIDATES, 16 * k)
+        elif candidates < k:
+            raise ValueError(f"candidates is {candidates}; wanted at least k, which is {k}")
+        rows = self._synchronised_sketch().query(flat.detach(), min(candidates, self.out_features))
         with torch.no_grad():
             values, classes = ops.rows_topk(self._as_weight(flat), self.weight, self.bias, rows, k)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.parameters())):
-            values = self.active_logits(flat, classes).masked_fill(classes < 0, -math.inf)
+            values = self.active_logits(flat, classes)
         shape = (*x.shape[:-1], k)
         return torch.return_types.topk((values.to(x.dtype).reshape(shape), classes.reshape(shape)))
 
@@ -418,6 +430,26 @@ class LSHLinear(nn.Linear):
             self._synchronise()
         assert self._index is not None
         return self._index
+
+    def _synchronised_sketch(self) -> RowSketch:
+        """The sketch, exactly in step with the weights."""
+        parameters = [parameter for parameter in (self.weight, self.bias) if parameter is not None]
+        watched = [parameter for parameter, _ in self._sketch_changed]
+        rows: Tensor | None = None
+        if self._sketch is None:
+            self._sketch = RowSketch(self.out_features, self.in_features, self.config.seed)
+        elif len(watched) == len(parameters) and all(a is b for a, b in zip(watched, parameters)):
+            if not any(changed.any() for _, changed in self._sketch_changed):
+                return self._sketch
+            taken = [changed.take() for _, changed in self._sketch_changed]
+            if all(some is not None for some in taken):
+                rows = torch.cat([some for some in taken if some is not None]).unique()
+        if rows is not None:
+            self._sketch.update(self.weight.detach(), self._bias_for_index(), rows)
+        else:
+            self._sketch.build(self.weight.detach(), self._bias_for_index())
+            self._sketch_changed = [(parameter, ChangedRows(parameter)) for parameter in parameters]
+        return self._sketch
 
     def _index_for_training(self) -> LSHIndex:
         """The tables, as fresh as the re-hash policy wants them."""

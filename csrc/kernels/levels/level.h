@@ -6,6 +6,7 @@
 #include "kernels/gather.h"
 #include "kernels/hash.h"
 #include "kernels/optimizer.h"
+#include "kernels/sketch.h"
 #include "kernels/softmax.h"
 #include "kernels/topk.h"
 
@@ -54,6 +55,7 @@ const Kernels table = {
     .topk_f64 = topk_kernels<double, double, double>(),
     .topk_bf16 = topk_kernels<BFloat16, BFloat16, float>(),
     .topk_i8 = topk_kernels<int8_t, float, float>(),
+    .sketch_scores = sketch_scores,
 };
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL
