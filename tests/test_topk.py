@@ -442,6 +442,21 @@ def test_quantised_layers_cannot_be_trained_and_check_their_input():
     assert [type(module) for module in model] == [LSHLinear, LSHLinear]
 
 
+def test_a_quantised_classifier_predicts_and_is_saved(tmp_path):
+    train, test = torch_lsh.data.synthetic_xmc(64, 32, num_features=200, num_labels=500)
+    model = torch_lsh.models.XMCClassifier(200, 500, hidden=16)
+    expected = model.predict(test, 3)
+    quantize_(model)
+    scores, classes = model.predict(test, 3)
+    torch.testing.assert_close(scores, expected[0], rtol=0.05, atol=0.05)
+    model.save(tmp_path / "model.pt")
+    loaded = torch_lsh.models.XMCClassifier.load(tmp_path / "model.pt")
+    assert isinstance(loaded.output, QuantizedLinear)
+    assert torch.equal(loaded.predict(test, 3)[1], classes)
+    with pytest.raises(RuntimeError, match="cannot be trained"):
+        model.fit(train, epochs=1, progress=False)
+
+
 def test_public_names():
     assert torch_lsh.QuantizedLinear is torch_lsh.nn.QuantizedLinear
     assert torch_lsh.quantize_ is quantize_

@@ -134,7 +134,8 @@ _autocast.impl("gather_rows", _gather_rows_autocast)
 def gather_matmul(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
     """``x @ weight[rows].T + bias[rows]``: logits of an active set that the batch shares.
 
-    The rows are copied next to each other once, then a BLAS product runs at full speed, forward and backward.
+    The rows are copied next to each other once; then matrix products run at full speed, forward and backward: those of
+    :func:`product` in float32 and float64, those of PyTorch in bfloat16.
 
     Args:
         x: ``[B, in]``.
@@ -143,9 +144,58 @@ def gather_matmul(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) 
         rows: ``[A]`` int64.
 
     Returns:
-        ``[B, A]``.
+        ``[B, A]``, the transpose of a contiguous tensor.
     """
-    return F.linear(x, gather_rows(weight, rows), None if bias is None else gather_rows(bias, rows))
+    active = gather_rows(weight, rows)
+    offset = None if bias is None else gather_rows(bias, rows)
+    if active.dtype is torch.bfloat16:
+        logits = active @ x.T if offset is None else torch.addmm(offset.unsqueeze(1), active, x.T)
+    else:
+        logits = product(active, x.T, offset)
+    return logits.T
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``a @ b + bias.unsqueeze(1)`` in float32 or float64, whatever the strides.
+
+    Made for active sets: thousands of rows on the left, a batch on the right. Elements are summed in the same order for
+    any number of threads. Differentiable.
+
+    Args:
+        a: ``[M, K]``.
+        b: ``[K, N]`` of the same dtype.
+        bias: ``[M]`` of the same dtype, contiguous, or None.
+
+    Returns:
+        ``[M, N]``, contiguous.
+
+    >>> product(torch.eye(2), torch.tensor([[1.0], [2.0]]), torch.tensor([10.0, 20.0]))
+    tensor([[11.],
+            [22.]])
+    """
+    return _ops.product(a, b, bias)
+
+
+@_fake("product")
+def _(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
+def _product_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _product_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    a, b = ctx.saved_tensors
+    need_a, need_b, need_bias = ctx.needs_input_grad
+    return (
+        product(grad, b.T) if need_a else None,
+        product(grad.T, a).T if need_b else None,  # the smaller side is packed
+        grad.sum(1) if need_bias else None,
+    )
+
+
+torch.library.register_autograd("torch_lsh::product", _product_backward, setup_context=_product_setup)
 
 
 def sampled_dot(x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
@@ -636,9 +686,10 @@ def sampled_softmax_loss(
     """Cross entropy of each sample over its active rows; differentiable in ``logits`` (once).
 
     Args:
-        logits: ``[B, A]`` float32 or float64, contiguous.
+        logits: ``[B, A]`` float32 or float64; contiguous, or the transpose of a contiguous tensor.
         log_weights: ``[A]`` or ``[B, A]`` of the same dtype, added to the logits in the partition function only:
-            log importance weights, ``-inf`` for a row that does not count. None: zeros.
+            log importance weights, ``-inf`` for a row that does not count. None: zeros. With ``[B, A]`` logits must be
+            contiguous.
         positions: ``[B, P]`` int64: where the labels' logits are; negative: no label.
         shares: ``[B, P]`` of the dtype of ``logits``: what each label counts.
 
@@ -679,7 +730,7 @@ def positive_sums(gradient: Tensor) -> Tensor:
     """The sum of the positive entries of every column.
 
     Args:
-        gradient: ``[B, A]`` float32 or float64, contiguous.
+        gradient: ``[B, A]`` float32 or float64; contiguous, or the transpose of a contiguous tensor.
 
     Returns:
         ``[A]`` of the same dtype.

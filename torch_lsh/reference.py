@@ -20,6 +20,10 @@ def gather_matmul(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) 
     return logits if bias is None else logits + bias[rows]
 
 
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    return a @ b if bias is None else a @ b + bias.unsqueeze(1)
+
+
 def sampled_dot(x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
     products = (x.unsqueeze(1) * table[rows.clamp(min=0)]).sum(2)
     return products.masked_fill(rows < 0, 0)

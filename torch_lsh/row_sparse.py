@@ -85,8 +85,10 @@ class ChangedRows:
         self._everything |= version_before != self._version
         self._version = version_after
         if not self._everything:
-            touches = self._touches[rows]
-            self._touches[rows] = touches + (touches < 255)
+            # NumPy: an order of magnitude faster than PyTorch's indexing for some thousand bytes.
+            counts, numbers = self._touches.numpy(), rows.numpy()
+            touches = counts[numbers]
+            counts[numbers] = touches + (touches < 255)
             self._some = True
 
     def _current(self) -> Tensor:

@@ -109,6 +109,19 @@ struct Kernels {
   void (*adagrad_rows_bf16)(BFloat16* parameter, float* squares, const int64_t* rows,
                             const BFloat16* gradient, int64_t count, int64_t width, const AdagradStep& step);
 
+  // product.h: out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n] (bias may be null),
+  // where pack_panel made `panels` of b[k * b_row + n * b_col], rows begin to end - 1 of panel `number` at a
+  // time; a panel is [depth, panel_width].
+  void (*product_f32)(const float* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
+                      const float* panels, int64_t columns, const float* bias, float* out, int64_t stride);
+  void (*product_f64)(const double* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
+                      const double* panels, int64_t columns, const double* bias, double* out, int64_t stride);
+  void (*pack_panel_f32)(const float* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns,
+                         int64_t number, int64_t begin, int64_t end, float* panels);
+  void (*pack_panel_f64)(const double* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns,
+                         int64_t number, int64_t begin, int64_t end, double* panels);
+  int64_t panel_width_f32, panel_width_f64;
+
   // hash.h: SimHash codes [count, num_tables] of rows x[count, width] by the signs of their products with
   // projections[width, num_tables * bits]. scratch: 4 * (width + num_tables * bits) floats.
   void (*simhash_f32)(const float* x, int64_t count, int64_t width, const float* projections,
@@ -132,6 +145,19 @@ struct Kernels {
                              float factor, float* out);
   void (*scaled_softmax_f64)(const double* logits, const double* log_weights, int64_t count, double log_z,
                              double factor, double* out);
+  // The same with the logits of a row for all samples next to each other: for logits [count, batch] the
+  // largest and the sum of exp of the differences to it per sample; and one row of the gradient.
+  void (*column_sums_f32)(const float* logits, const float* log_weights, int64_t count, int64_t batch,
+                          float* largest, float* sum);
+  void (*column_sums_f64)(const double* logits, const double* log_weights, int64_t count, int64_t batch,
+                          double* largest, double* sum);
+  void (*column_softmax_f32)(const float* logits, float log_weight, int64_t batch, const float* log_z,
+                             const float* factor, float* out);
+  void (*column_softmax_f64)(const double* logits, double log_weight, int64_t batch, const double* log_z,
+                             const double* factor, double* out);
+  // sum of max(0, value)
+  float (*positive_sum_f32)(const float* values, int64_t count);
+  double (*positive_sum_f64)(const double* values, int64_t count);
   // sums += max(0, row)
   void (*add_positive_f32)(const float* row, int64_t count, float* sums);
   void (*add_positive_f64)(const double* row, int64_t count, double* sums);

@@ -30,7 +30,9 @@
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-constexpr int64_t kFewSamples = 4, kPanelVectors = 3;
+constexpr int64_t kFewSamples = 4, kTopkVectors = 3;
+// Compilers make plain code of vectors where there are none.
+constexpr int64_t kTopkBytes = TORCH_LSH_VECTOR_BYTES < 16 ? 16 : TORCH_LSH_VECTOR_BYTES;
 // With 32 registers of 64 bytes 8 x 3 sums fit, with 16 registers 4 x 3.
 constexpr int64_t kTopkRows = TORCH_LSH_VECTOR_BYTES == 64 ? 8 : 4;
 
@@ -39,7 +41,7 @@ struct VectorType {
   typedef T type __attribute__((vector_size(Lanes * sizeof(T))));
 };
 template <typename Sum>
-constexpr int64_t kLanes = TORCH_LSH_VECTOR_BYTES / static_cast<int64_t>(sizeof(Sum));
+constexpr int64_t kLanes = kTopkBytes / static_cast<int64_t>(sizeof(Sum));
 template <typename Sum>
 using Vector = typename VectorType<Sum, kLanes<Sum>>::type;
 
@@ -362,7 +364,7 @@ int64_t topk_scan(const Sum* logits, int64_t count, const Sum* thresholds, int64
 template <typename T, typename X, typename Sum>
 constexpr TopkKernels<T, X, Sum> topk_kernels() {
   return {
-      .largest_group = kPanelVectors * kLanes<Sum>,
+      .largest_group = kTopkVectors * kLanes<Sum>,
       .vector = kLanes<Sum>,
       .expands = !__is_same(T, typename Operand<T, Sum>::type),
       .lanes = topk_lanes<Sum>,

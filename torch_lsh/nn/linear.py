@@ -53,7 +53,8 @@ class LSHLinear(nn.Linear):
     re-hashed as ``config.rehash`` says while training, and before any look-up in ``eval()`` mode; ``load_state_dict``
     and other in-place edits of the parameters lead to a full rebuild before the next look-up. (Edits through
     ``weight.data`` cannot be seen; call ``rehash(full=True)`` after them.) Tables are not part of the ``state_dict``;
-    copies and unpickled layers build their own.
+    copies and unpickled layers build their own. (``topk(exact=False)`` has sign codes of its own, which follow the
+    weights in the same way.)
 
     Args:
         in_features: size of an input sample.

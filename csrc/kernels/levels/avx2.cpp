@@ -8,6 +8,7 @@
 #endif
 #define TORCH_LSH_LEVEL avx2
 #define TORCH_LSH_VECTOR_BYTES 32
+#define TORCH_LSH_TILE_ROWS 6
 #include "kernels/levels/level.h"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -11,6 +11,7 @@
 #endif
 #define TORCH_LSH_LEVEL avx512
 #define TORCH_LSH_VECTOR_BYTES 64
+#define TORCH_LSH_TILE_ROWS 12
 #include "kernels/levels/level.h"
 #if defined(__clang__)
 #pragma clang attribute pop

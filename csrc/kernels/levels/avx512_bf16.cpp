@@ -13,6 +13,7 @@
 #define TORCH_LSH_LEVEL avx512_bf16
 #define TORCH_LSH_BF16_DOT
 #define TORCH_LSH_VECTOR_BYTES 64
+#define TORCH_LSH_TILE_ROWS 12
 #include "kernels/levels/level.h"
 #if defined(__clang__)
 #pragma clang attribute pop

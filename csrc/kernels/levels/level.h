@@ -1,11 +1,13 @@
 // The body of a level: every kernel family, compiled with the instruction set that the including file has
 // switched on. That file defines TORCH_LSH_LEVEL, a namespace of its own, so that no two levels share a
-// symbol, and TORCH_LSH_VECTOR_BYTES, the size of its vector registers.
+// symbol; TORCH_LSH_VECTOR_BYTES, the size of a vector register (0: none); and TORCH_LSH_TILE_ROWS, so that
+// twice as many registers hold sums and three are left.
 #include "kernels/dot.h"
 #include "kernels/embedding_bag.h"
 #include "kernels/gather.h"
 #include "kernels/hash.h"
 #include "kernels/optimizer.h"
+#include "kernels/product.h"
 #include "kernels/sketch.h"
 #include "kernels/softmax.h"
 #include "kernels/topk.h"
@@ -39,6 +41,13 @@ const Kernels table = {
     .sgd_rows_bf16 = sgd_rows<BFloat16, float>,
     .adagrad_rows_bf16 = adagrad_rows<BFloat16, float>,
 
+    .product_f32 = product<float>,
+    .product_f64 = product<double>,
+    .pack_panel_f32 = pack_panel<float>,
+    .pack_panel_f64 = pack_panel<double>,
+    .panel_width_f32 = kPanelWidth<float>,
+    .panel_width_f64 = kPanelWidth<double>,
+
     .simhash_f32 = simhash<float>,
     .simhash_f64 = simhash<double>,
     .simhash_bf16 = simhash<BFloat16>,
@@ -48,6 +57,12 @@ const Kernels table = {
     .log_sum_exp_f64 = log_sum_exp<double>,
     .scaled_softmax_f32 = scaled_softmax<float>,
     .scaled_softmax_f64 = scaled_softmax<double>,
+    .column_sums_f32 = column_sums<float>,
+    .column_sums_f64 = column_sums<double>,
+    .column_softmax_f32 = column_softmax<float>,
+    .column_softmax_f64 = column_softmax<double>,
+    .positive_sum_f32 = positive_sum<float>,
+    .positive_sum_f64 = positive_sum<double>,
     .add_positive_f32 = add_positive<float>,
     .add_positive_f64 = add_positive<double>,
 
