@@ -16,18 +16,22 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// The numbers of one optimizer step, named as in torch.optim.
+// The numbers of one optimizer step, named as in torch.optim. seed: of stochastic rounding to bfloat16;
+// negative: to nearest.
 struct AdamStep {
   double lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2;
   bool decoupled, maximize;
+  int64_t seed;
 };
 struct SgdStep {
   double lr, momentum, dampening, weight_decay;
   bool nesterov, maximize;
+  int64_t seed;
 };
 struct AdagradStep {
   double lr, eps, weight_decay;
   bool maximize;
+  int64_t seed;
 };
 
 // Rows of a block of sign codes (sketch.h).
@@ -86,7 +90,8 @@ struct Kernels {
                             int64_t width, BFloat16* out);
 
   // optimizer.h: one step on the rows of a parameter; gradient[i, :] belongs to row rows[i]. `decays` is null
-  // or holds three factors per row: for the first moment, the second, and the weights.
+  // or holds three factors per row: for the first moment, the second, and the weights. Names say the types of
+  // parameter and state.
   void (*adam_rows_f32)(float* parameter, float* first, float* second, const int64_t* rows,
                         const float* gradient, const double* decays, int64_t count, int64_t width,
                         const AdamStep& step);
@@ -101,6 +106,13 @@ struct Kernels {
                        int64_t count, int64_t width, const SgdStep& step);
   void (*adagrad_rows_f64)(double* parameter, double* squares, const int64_t* rows, const double* gradient,
                            int64_t count, int64_t width, const AdagradStep& step);
+  void (*adam_rows_f32_bf16)(float* parameter, BFloat16* first, BFloat16* second, const int64_t* rows,
+                             const float* gradient, const double* decays, int64_t count, int64_t width,
+                             const AdamStep& step);
+  void (*sgd_rows_f32_bf16)(float* parameter, BFloat16* momentum, const int64_t* rows, const float* gradient,
+                            int64_t count, int64_t width, const SgdStep& step);
+  void (*adagrad_rows_f32_bf16)(float* parameter, BFloat16* squares, const int64_t* rows,
+                                const float* gradient, int64_t count, int64_t width, const AdagradStep& step);
   void (*adam_rows_bf16)(BFloat16* parameter, float* first, float* second, const int64_t* rows,
                          const BFloat16* gradient, const double* decays, int64_t count, int64_t width,
                          const AdamStep& step);
@@ -108,6 +120,14 @@ struct Kernels {
                         int64_t count, int64_t width, const SgdStep& step);
   void (*adagrad_rows_bf16)(BFloat16* parameter, float* squares, const int64_t* rows,
                             const BFloat16* gradient, int64_t count, int64_t width, const AdagradStep& step);
+  void (*adam_rows_bf16_bf16)(BFloat16* parameter, BFloat16* first, BFloat16* second, const int64_t* rows,
+                              const BFloat16* gradient, const double* decays, int64_t count, int64_t width,
+                              const AdamStep& step);
+  void (*sgd_rows_bf16_bf16)(BFloat16* parameter, BFloat16* momentum, const int64_t* rows,
+                             const BFloat16* gradient, int64_t count, int64_t width, const SgdStep& step);
+  void (*adagrad_rows_bf16_bf16)(BFloat16* parameter, BFloat16* squares, const int64_t* rows,
+                                 const BFloat16* gradient, int64_t count, int64_t width,
+                                 const AdagradStep& step);
 
   // product.h: out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n] (bias may be null),
   // where pack_panel made `panels` of b[k * b_row + n * b_col], rows begin to end - 1 of panel `number` at a
