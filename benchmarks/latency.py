@@ -3,8 +3,9 @@
     python benchmarks/latency.py --json out.jsonl --plot latency.png
     python benchmarks/latency.py --model model.pt --test test.txt     # a trained XMCClassifier: precision@1, too
 
-All systems take turns on the same inputs; the approximate one runs once more by itself. The bound is that of the bytes of the weights over the measured bandwidth,
-or of the products over the measured speed of a float32 (bfloat16) matrix product of PyTorch's, whichever is longer.
+All systems take turns on the same inputs; the approximate one runs once more by itself. The bound is that of the bytes
+of the weights over the measured bandwidth, or of the products over the measured speed of a float32 (bfloat16) matrix
+product of PyTorch's, whichever is longer.
 """
 
 from __future__ import annotations
