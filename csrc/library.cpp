@@ -89,6 +89,17 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "Tensor positions, Tensor shares) -> Tensor");
   m.def("positive_sums(Tensor gradient) -> Tensor");
 
+  // inference
+  m.def(
+      "linear_topk(Tensor x, Tensor weight, Tensor? bias, int k, Tensor? scale=None) -> (Tensor values, "
+      "Tensor "
+      "indices)");
+  m.def(
+      "rows_topk(Tensor x, Tensor weight, Tensor? bias, Tensor rows, int k, Tensor? scale=None) -> (Tensor "
+      "values, Tensor indices)");
+
+  m.def("sketch_candidates(Tensor x, Tensor codes, Tensor factors, int num_rows, int count) -> Tensor");
+
   // data
   m.def(
       "parse_xmc(Tensor text, int num_features, int num_labels) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "

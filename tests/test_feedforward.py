@@ -164,7 +164,7 @@ def test_tables_follow_the_weights():
     block(x)
     with torch.no_grad():
         block.up.weight[123] = 10.0
-    assert block.eval().up.topk(x, 1, exact=False).indices.item() == 123
+    assert 123 in block.eval().up.sample(x).rows  # in eval() mode tables follow every edit
     assert 123 in block.train().up.sample(x).rows
     state = {name: value.clone() for name, value in block.state_dict().items()}
     state["up.weight"][[123, 77]] = state["up.weight"][[77, 123]]

@@ -106,15 +106,19 @@ def test_instructions_that_not_every_cpu_has_are_in_the_kernels_for_those_that_d
             instruction = line.split("\t")[-1]
             if re.match(r"v[a-z]|(mulx|rorx|sarx|shlx|shrx|pdep|pext|bzhi) ", instruction):
                 wide = "zmm" in instruction or "%k" in instruction
-                levels.setdefault(function, set()).add("avx512" if wide else "avx2")
+                level = "avx512_bf16" if "bf16" in instruction else "avx512" if wide else "avx2"
+                levels.setdefault(function, set()).add(level)
     if not any("torch_lsh::" in function for function in levels):
         pytest.skip("the library was stripped of its function names")
+    in_bf16 = {function for function in levels if "torch_lsh::avx512_bf16::" in function}
     in_avx512 = {function for function in levels if "torch_lsh::avx512::" in function}
     in_avx2 = {function for function in levels if "torch_lsh::avx2::" in function}
+    assert in_bf16
     assert in_avx512
     assert in_avx2
-    assert levels.keys() - in_avx512 - in_avx2 == set()
-    assert [function for function in in_avx2 if "avx512" in levels[function]] == []
+    assert levels.keys() - in_bf16 - in_avx512 - in_avx2 == set()
+    assert [function for function in in_avx512 if "avx512_bf16" in levels[function]] == []
+    assert [function for function in in_avx2 if levels[function] != {"avx2"}] == []
 
 
 # --- importing --------------------------------------------------------------------------------------------------------

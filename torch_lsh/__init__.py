@@ -3,8 +3,8 @@
 from . import data, metrics, models, nn, ops, optim, reference, rehash
 from .clip import clip_grad_norm_, clip_grad_value_
 from .config import LSHConfig
-from .convert import densify_, sparsify_
-from .nn import EmbeddingBag, LSHFeedForward, LSHLinear, SampledLogits
+from .convert import densify_, quantize_, sparsify_
+from .nn import EmbeddingBag, LSHFeedForward, LSHLinear, QuantizedLinear, SampledLogits
 from .rehash import ExponentialBackoff, FixedInterval, RehashScheduler
 from .sampling import ActiveSet
 
@@ -18,6 +18,7 @@ __all__ = [
     "LSHConfig",
     "LSHFeedForward",
     "LSHLinear",
+    "QuantizedLinear",
     "RehashScheduler",
     "SampledLogits",
     "clip_grad_norm_",
@@ -29,6 +30,7 @@ __all__ = [
     "nn",
     "ops",
     "optim",
+    "quantize_",
     "reference",
     "rehash",
     "sparsify_",

@@ -1,4 +1,4 @@
-"""sparsify_ and densify_: swap the wide linear layers of an existing model, in place."""
+"""sparsify_, densify_ and quantize_: swap the wide linear layers of an existing model, in place."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from . import optim
 from .config import LSHConfig
 from .nn.feedforward import DownProjection, LSHFeedForward, LSHSequential, block_end, is_hooked
 from .nn.linear import LSHLinear
+from .nn.quantized import QuantizedLinear
 from .rehash import ExponentialBackoff
 
 FilterFn = Callable[[nn.Module, str], bool]
@@ -247,6 +248,41 @@ def densify_(model: nn.Module) -> nn.Module:
         if isinstance(module, (LSHFeedForward, LSHSequential)):
             vars(module).pop("sample_in_eval", None)
             module.__class__ = nn.Sequential  # type: ignore[assignment]
+    return _swap_modules(model, swap)
+
+
+def quantize_(model: nn.Module, dtype: torch.dtype = torch.int8, filter_fn: FilterFn | None = None) -> nn.Module:
+    """Swaps wide linear layers of ``model`` for :class:`QuantizedLinear`, in place, for serving.
+
+    The float weights are not kept: save them first. A quantised checkpoint is loaded into a model that was made and
+    quantised in the same way.
+
+    Args:
+        model: any module. If it is itself a linear layer, the new layer is returned.
+        dtype: of the weights; only ``torch.int8``. (For bfloat16 ``model.to(torch.bfloat16)`` is enough.)
+        filter_fn: ``filter_fn(module, name) -> bool`` says which linear layers to swap; default: every
+            :class:`LSHLinear`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: another dtype, or weights that have no int8 form; then no layer was swapped.
+
+    >>> model = nn.Sequential(nn.Linear(16, 32), LSHLinear(32, 20_000)).eval()
+    >>> model = quantize_(model)
+    >>> model(torch.randn(4, 16)).topk(5).indices.shape
+    torch.Size([4, 5])
+    """
+    if dtype is not torch.int8:
+        raise ValueError(f"dtype is {dtype}; wanted torch.int8")
+
+    def swap(module: nn.Module, name: str) -> nn.Module | None:
+        if not (isinstance(module, LSHLinear) or _is_plain(module)):
+            return None
+        wanted = isinstance(module, LSHLinear) if filter_fn is None else filter_fn(module, name)
+        return QuantizedLinear.from_linear(module) if wanted else None
+
     return _swap_modules(model, swap)
 
 

@@ -39,9 +39,10 @@ def _fake(name: str) -> Callable[[Callable[..., Any]], None]:
 
 
 def simd_level() -> str:
-    """The instruction set that the kernels run on: ``"avx512"``, ``"avx2"``, ``"neon"`` or ``"scalar"``.
+    """The instruction set that the kernels run on: ``"avx512_bf16"``, ``"avx512"``, ``"avx2"``, ``"neon"`` or
+    ``"scalar"``.
 
-    >>> simd_level() in {"avx512", "avx2", "neon", "scalar"}
+    >>> simd_level() in {"avx512_bf16", "avx512", "avx2", "neon", "scalar"}
     True
     """
     return _ops.simd_level()
@@ -1105,6 +1106,101 @@ def positive_sums(gradient: Tensor) -> Tensor:
 @_fake("positive_sums")
 def _(gradient: Tensor) -> Tensor:
     return gradient.new_empty(gradient.shape[1])
+
+
+# --- inference ------------------------------------------------------------------------------------------------------
+
+
+def linear_topk(
+    x: Tensor, weight: Tensor, bias: Tensor | None, k: int, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``F.linear(x, weight, bias).topk(k)`` without the ``[B, N]`` tensor. Not differentiable.
+
+    Small batches take the time of reading the weights once, large ones that of the product: logits stay in the cache,
+    where a vector comparison with each sample's k-th best value so far rules nearly all of them out.
+
+    The order is total, so results do not depend on the number of threads: larger values first, NaN above all (as in
+    ``torch.topk``), the lower class among equals. Sums are rounded in float32 (float64 for float64), in an order
+    that may differ with the size of the batch.
+
+    Args:
+        x: ``[B, in]`` of the dtype of ``weight``; float32 where that is int8.
+        weight: ``[N, in]`` float32, float64, bfloat16 or int8, contiguous; fewer than 2**31 rows.
+        bias: ``[N]`` of the dtype of ``x``, or None.
+        k: 1 to N.
+        scale: ``[N]`` float32, with int8 weights and no others: row ``n`` stands for ``scale[n] * weight[n]``.
+
+    Returns:
+        values ``[B, k]`` in descending order, float32 (float64 for float64), and classes ``[B, k]`` int64.
+
+    Raises:
+        RuntimeError: an argument does not fit.
+
+    >>> linear_topk(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), None, 2)
+    (tensor([[3., 2.]]), tensor([[2, 1]]))
+    """
+    return _ops.linear_topk(x, weight, bias, k, scale)
+
+
+def rows_topk(
+    x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, k: int, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As :func:`linear_topk`, among candidates of each sample only.
+
+    Args:
+        x, weight, bias, scale: see :func:`linear_topk`.
+        rows: ``[B, M]`` int64, each in ``0 .. N - 1``, or negative: no candidate. A row that is there twice counts
+            twice.
+        k: at least 1.
+
+    Returns:
+        As :func:`linear_topk`; -1 and ``-inf`` stand where there were fewer than ``k`` candidates.
+
+    >>> rows_topk(torch.tensor([[1.0, 2.0]]), torch.eye(2), None, torch.tensor([[0, -1]]), 2)
+    (tensor([[1., -inf]]), tensor([[ 0, -1]]))
+    """
+    return _ops.rows_topk(x, weight, bias, rows, k, scale)
+
+
+def sketch_candidates(x: Tensor, codes: Tensor, factors: Tensor, num_rows: int, count: int) -> Tensor:
+    """The rows with the largest estimates ``factor * (x · signs) + addend``; see :class:`torch_lsh.sketch.RowSketch`.
+
+    For each four dimensions the products of ``x`` with the 16 possible signs are rounded to at most 127 levels.
+
+    Args:
+        x: ``[B, width]`` float32, rotated queries; ``width`` is a multiple of 8.
+        codes: ``[blocks, width / 8, 64]`` uint8: bit ``i`` of byte ``j`` is the sign (1: positive) of dimension
+            ``8 * j + i``. In a block, row ``r`` is at place ``2 * (r % 32) + r // 32``.
+        factors: ``[blocks, 2, 64]`` bfloat16: factors and addends of the rows of a block, in order.
+        num_rows: N; the last block may be partly empty.
+        count: M, 1 to N.
+
+    Returns:
+        ``[B, M]`` int64, increasing.
+    """
+    return _ops.sketch_candidates(x, codes, factors, num_rows, count)
+
+
+@_fake("sketch_candidates")
+def _(x: Tensor, codes: Tensor, factors: Tensor, num_rows: int, count: int) -> Tensor:
+    return x.new_empty((x.shape[0], count), dtype=torch.int64)
+
+
+def _topk_result(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values = x.new_empty((x.shape[0], k), dtype=torch.promote_types(x.dtype, torch.float32))
+    return values, x.new_empty((x.shape[0], k), dtype=torch.int64)
+
+
+@_fake("linear_topk")
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return _topk_result(x, k)
+
+
+@_fake("rows_topk")
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, k: int, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    return _topk_result(x, k)
 
 
 # --- data -----------------------------------------------------------------------------------------------------------

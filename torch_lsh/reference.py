@@ -521,6 +521,44 @@ def positive_sums(gradient: Tensor) -> Tensor:
     return gradient.clamp(min=0).sum(0)
 
 
+# --- inference ------------------------------------------------------------------------------------------------------
+
+
+def linear_topk(
+    x: Tensor, weight: Tensor, bias: Tensor | None, k: int, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    return rows_topk(x, weight, bias, torch.arange(len(weight)).expand(len(x), -1), k, scale)
+
+
+def rows_topk(
+    x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, k: int, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    logits = x.to(dtype) @ weight.to(dtype).T
+    if scale is not None:
+        logits = logits * scale
+    if bias is not None:
+        logits = logits + bias.to(dtype)
+    values, classes = x.new_full((len(x), k), -math.inf, dtype=dtype), torch.full((len(x), k), -1)
+    for b, candidates in enumerate(rows):
+        # A stable sort puts NaN first and keeps the lower class first among equals.
+        mine = candidates[candidates >= 0].sort().values
+        best = logits[b, mine].sort(descending=True, stable=True)
+        count = min(k, len(mine))
+        values[b, :count], classes[b, :count] = best.values[:count], mine[best.indices[:count]]
+    return values, classes
+
+
+def sketch_candidates(x: Tensor, codes: Tensor, factors: Tensor, num_rows: int, count: int) -> Tensor:
+    """Without the rounding of the products with signs, so estimates that are close may rank differently."""
+    row = torch.arange(64)
+    in_order = codes[:, :, 2 * (row % 32) + row // 32]  # [blocks, width / 8, 64]
+    bits = in_order.movedim(1, 2).flatten(0, 1).unsqueeze(2) >> torch.arange(8) & 1
+    signs = 2.0 * bits.flatten(1) - 1
+    scores = (x @ signs.T) * factors[:, 0].flatten().float() + factors[:, 1].flatten().float()
+    return scores[:, :num_rows].topk(count, dim=1).indices.sort(dim=1).values
+
+
 # --- data -----------------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,9 @@ extern const Kernels table;
 namespace avx512 {
 extern const Kernels table;
 }
+namespace avx512_bf16 {
+extern const Kernels table;
+}
 #elif defined(__aarch64__)
 namespace neon {
 extern const Kernels table;
@@ -41,8 +44,11 @@ const Kernels* choose(const char* wanted) {
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
-  const Candidate candidates[] = {
-      {&avx512::table, has_avx512}, {&avx2::table, has_avx2}, {&scalar::table, true}};
+  const bool has_avx512_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+  const Candidate candidates[] = {{&avx512_bf16::table, has_avx512_bf16},
+                                  {&avx512::table, has_avx512},
+                                  {&avx2::table, has_avx2},
+                                  {&scalar::table, true}};
 #elif defined(__aarch64__)
   const Candidate candidates[] = {{&neon::table, true}, {&scalar::table, true}};
 #else

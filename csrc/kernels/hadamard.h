@@ -10,20 +10,19 @@
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-constexpr int64_t kLanes = kHadamardRows;
-
-// tile[size][kLanes] = H tile, not normalised; `size` is a power of two. Two levels per pass over the memory.
+// tile[size][kHadamardRows] = H tile, not normalised; `size` is a power of two. Two levels per pass over the
+// memory.
 inline void walsh_hadamard(float* __restrict tile, int64_t size) {
   int64_t half = 1;
   for (; half * 4 <= size; half *= 4)
     for (int64_t begin = 0; begin < size; begin += 4 * half)
       for (int64_t i = begin; i < begin + half; ++i) {
-        float* const p0 = tile + i * kLanes;
-        float* const p1 = p0 + half * kLanes;
-        float* const p2 = p1 + half * kLanes;
-        float* const p3 = p2 + half * kLanes;
+        float* const p0 = tile + i * kHadamardRows;
+        float* const p1 = p0 + half * kHadamardRows;
+        float* const p2 = p1 + half * kHadamardRows;
+        float* const p3 = p2 + half * kHadamardRows;
 #pragma omp simd
-        for (int64_t lane = 0; lane < kLanes; ++lane) {
+        for (int64_t lane = 0; lane < kHadamardRows; ++lane) {
           const float sum01 = p0[lane] + p1[lane], difference01 = p0[lane] - p1[lane];
           const float sum23 = p2[lane] + p3[lane], difference23 = p2[lane] - p3[lane];
           p0[lane] = sum01 + sum23;
@@ -34,10 +33,10 @@ inline void walsh_hadamard(float* __restrict tile, int64_t size) {
       }
   if (half < size)
     for (int64_t i = 0; i < half; ++i) {
-      float* const p0 = tile + i * kLanes;
-      float* const p1 = p0 + half * kLanes;
+      float* const p0 = tile + i * kHadamardRows;
+      float* const p1 = p0 + half * kHadamardRows;
 #pragma omp simd
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
+      for (int64_t lane = 0; lane < kHadamardRows; ++lane) {
         const float sum = p0[lane] + p1[lane], difference = p0[lane] - p1[lane];
         p0[lane] = sum;
         p1[lane] = difference;
@@ -50,23 +49,25 @@ inline void scale_coordinates(const float* in, const float* __restrict factors, 
   for (int64_t i = 0; i < count; ++i) {
     const float factor = factors[i];
 #pragma omp simd
-    for (int64_t lane = 0; lane < kLanes; ++lane) out[i * kLanes + lane] = factor * in[i * kLanes + lane];
+    for (int64_t lane = 0; lane < kHadamardRows; ++lane)
+      out[i * kHadamardRows + lane] = factor * in[i * kHadamardRows + lane];
   }
 }
 
-// scratch: (width + size) * kLanes floats.
+// scratch: (width + size) * kHadamardRows floats.
 inline void hadamard_project(const float* x, int64_t height, int64_t width, const float* signs, int64_t size,
                              const float* rest, int64_t count, float* scratch, float* products) {
   float* const input = scratch;
-  float* const tile = scratch + width * kLanes;
+  float* const tile = scratch + width * kHadamardRows;
   const int64_t head = width < size ? width : size;
   for (int64_t i = 0; i < width; ++i)
-    for (int64_t r = 0; r < kLanes; ++r) input[i * kLanes + r] = r < height ? x[r * width + i] : 0.0f;
+    for (int64_t r = 0; r < kHadamardRows; ++r)
+      input[i * kHadamardRows + r] = r < height ? x[r * width + i] : 0.0f;
   // Rows of the product of three H have length size^1.5; those of a Gaussian matrix size^0.5.
   const float scale = 1.0f / static_cast<float>(size);
   for (int64_t begin = 0; begin < count; begin += size, signs += 3 * size) {
     scale_coordinates(input, signs, head, tile);
-    for (int64_t i = head * kLanes; i < size * kLanes; ++i) tile[i] = 0;
+    for (int64_t i = head * kHadamardRows; i < size * kHadamardRows; ++i) tile[i] = 0;
     walsh_hadamard(tile, size);
     scale_coordinates(tile, signs + size, size, tile);
     walsh_hadamard(tile, size);
@@ -74,13 +75,15 @@ inline void hadamard_project(const float* x, int64_t height, int64_t width, cons
     walsh_hadamard(tile, size);
     const int64_t wanted = count - begin < size ? count - begin : size;
     for (int64_t c = 0; c < wanted; ++c) {
-      float* const product = products + (begin + c) * kLanes;
+      float* const product = products + (begin + c) * kHadamardRows;
 #pragma omp simd
-      for (int64_t lane = 0; lane < kLanes; ++lane) product[lane] = scale * tile[c * kLanes + lane];
+      for (int64_t lane = 0; lane < kHadamardRows; ++lane)
+        product[lane] = scale * tile[c * kHadamardRows + lane];
       for (int64_t i = head; i < width; ++i) {
         const float factor = rest[(i - head) * count + begin + c];
 #pragma omp simd
-        for (int64_t lane = 0; lane < kLanes; ++lane) product[lane] += factor * input[i * kLanes + lane];
+        for (int64_t lane = 0; lane < kHadamardRows; ++lane)
+          product[lane] += factor * input[i * kHadamardRows + lane];
       }
     }
   }
@@ -90,11 +93,11 @@ inline void hadamard_project(const float* x, int64_t height, int64_t width, cons
 inline void pack_sign_tile(const float* __restrict products, int64_t num_tables, int64_t hashes,
                            int64_t height, int32_t* codes) {
   for (int64_t t = 0; t < num_tables; ++t) {
-    int32_t code[kLanes] = {};
+    int32_t code[kHadamardRows] = {};
     for (int64_t k = 0; k < hashes; ++k) {
-      const float* const product = products + (t * hashes + k) * kLanes;
+      const float* const product = products + (t * hashes + k) * kHadamardRows;
 #pragma omp simd
-      for (int64_t lane = 0; lane < kLanes; ++lane)
+      for (int64_t lane = 0; lane < kHadamardRows; ++lane)
         code[lane] |= static_cast<int32_t>(product[lane] > 0) << k;
     }
     for (int64_t r = 0; r < height; ++r) codes[r * num_tables + t] = code[r];
@@ -106,21 +109,21 @@ inline void pack_sign_tile(const float* __restrict products, int64_t num_tables,
 inline void pack_vertex_tile(const float* __restrict products, int64_t num_tables, int64_t hashes,
                              int64_t dimension, int64_t bits, int64_t height, int32_t* codes) {
   for (int64_t t = 0; t < num_tables; ++t) {
-    int32_t code[kLanes] = {};
-    for (int64_t k = 0; k < hashes; ++k, products += dimension * kLanes) {
-      float best[kLanes] = {};
-      int32_t vertex[kLanes] = {};
+    int32_t code[kHadamardRows] = {};
+    for (int64_t k = 0; k < hashes; ++k, products += dimension * kHadamardRows) {
+      float best[kHadamardRows] = {};
+      int32_t vertex[kHadamardRows] = {};
       for (int64_t i = 0; i < dimension; ++i)
 #pragma omp simd
-        for (int64_t lane = 0; lane < kLanes; ++lane) {
-          const float value = products[i * kLanes + lane];
+        for (int64_t lane = 0; lane < kHadamardRows; ++lane) {
+          const float value = products[i * kHadamardRows + lane];
           const float size = value < 0 ? -value : value;
           const int32_t candidate = static_cast<int32_t>(2 * i) + static_cast<int32_t>(value < 0);
           vertex[lane] = size > best[lane] ? candidate : vertex[lane];
           best[lane] = size > best[lane] ? size : best[lane];
         }
 #pragma omp simd
-      for (int64_t lane = 0; lane < kLanes; ++lane) code[lane] |= vertex[lane] << (k * bits);
+      for (int64_t lane = 0; lane < kHadamardRows; ++lane) code[lane] |= vertex[lane] << (k * bits);
     }
     for (int64_t r = 0; r < height; ++r) codes[r * num_tables + t] = code[r];
   }

@@ -37,6 +37,31 @@ struct AdagradStep {
   int64_t seed;
 };
 
+// Rows of a block of sign codes (sketch.h).
+constexpr int64_t kSketchRows = 64;
+
+// Blocked top-k (topk.h) with rows stored as T, samples as X, and sums of type Sum. Samples are multiplied in
+// groups of at most `largest_group`; a group takes lanes(samples) lanes, padding included, side by side for
+// each row.
+template <typename T, typename X, typename Sum>
+struct TopkKernels {
+  int64_t largest_group, vector;  // vector: lanes of a vector of sums
+  bool expands;                   // groups of at least `vector` lanes multiply converted rows
+  int64_t (*lanes)(int64_t samples);
+  // x[samples, width] in the order in which multiply wants it, packed_size(samples, width) numbers.
+  int64_t (*packed_size)(int64_t samples, int64_t width);
+  void (*pack)(const X* x, int64_t samples, int64_t width, Sum* packed);
+  // Converted rows, where `expands`.
+  void (*expand)(const T* rows, int64_t count, Sum* expanded);
+  // logits[count, lanes] = (rows[count, width] · packed) * scale + bias. Only int8 rows have a scale.
+  void (*multiply)(const T* rows, int64_t count, int64_t width, const Sum* packed, int64_t samples,
+                   const Sum* scale, const Sum* bias, const Sum* expanded, Sum* logits);
+  // Writes to hits (count + 1) the positions i < count with !(logits[i] <= thresholds[i % period]),
+  // increasing, and returns their number. period is a multiple of vector, and logits can be read up to a
+  // multiple of it.
+  int64_t (*scan)(const Sum* logits, int64_t count, const Sum* thresholds, int64_t period, int32_t* hits);
+};
+
 struct Kernels {
   const char* name;
 
@@ -174,10 +199,21 @@ struct Kernels {
   // sums += max(0, row)
   void (*add_positive_f32)(const float* row, int64_t count, float* sums);
   void (*add_positive_f64)(const double* row, int64_t count, double* sums);
+
+  // topk.h
+  TopkKernels<float, float, float> topk_f32;
+  TopkKernels<double, double, double> topk_f64;
+  TopkKernels<BFloat16, BFloat16, float> topk_bf16;
+  TopkKernels<int8_t, float, float> topk_i8;
+
+  // sketch.h: scores[blocks * kSketchRows] = factor * (step * (sum of table entries) + base) + addend of each
+  // row.
+  void (*sketch_scores)(const uint8_t* codes, const BFloat16* factors, int64_t blocks, int64_t bytes,
+                        const uint8_t* tables, float step, float base, float* scores);
 };
 
 // The table for this CPU, or the one that the environment variable TORCH_LSH_SIMD names
-// (scalar, avx2, avx512 or neon). Throws std::runtime_error when that one cannot run here.
+// (scalar, avx2, avx512, avx512_bf16 or neon). Throws std::runtime_error when that one cannot run here.
 const Kernels& kernels();
 
 // Makes kernels() return the table of that name from now on, in every thread. For tests and benchmarks, which

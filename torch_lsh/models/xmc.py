@@ -20,7 +20,7 @@ from .. import optim
 from ..config import LSHConfig
 from ..data import XMCDataset, collate_xmc
 from ..metrics import PrecisionAtK
-from ..nn import EmbeddingBag, LSHLinear
+from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear
 from ..nn.losses import as_target
 from ..rehash import ExponentialBackoff, FixedInterval
 
@@ -69,6 +69,7 @@ class XMCClassifier(nn.Module):
         # Rows have some tens of features of length 1 in all, so unit outputs ask for this scale.
         nn.init.normal_(self.input.weight, std=hidden**-0.5)
         self.input_bias = nn.Parameter(torch.zeros(hidden))
+        self.output: nn.Linear | QuantizedLinear
         self.output = nn.Linear(hidden, num_labels) if dense else LSHLinear(hidden, num_labels, config=config)
 
     @property
@@ -245,6 +246,7 @@ class XMCClassifier(nn.Module):
             "hidden": self.input.embedding_dim,
             "dense": self.dense,
             "config": config,
+            "quantized": isinstance(self.output, QuantizedLinear),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -263,11 +265,15 @@ class XMCClassifier(nn.Module):
         try:
             configuration = dict(content["configuration"])
             config = configuration.pop("config")
+            quantized = configuration.pop("quantized", False)
             if config is not None:
                 policy = dict(config.pop("rehash"))
                 config = replace(LSHConfig(), **config, rehash=_POLICIES[policy.pop("policy")](**policy))
             with torch.device("meta"):
                 model = cls(**configuration, config=config)
+            if quantized:
+                model.output = QuantizedLinear(model.input.embedding_dim, model.num_labels)
+                model.eval()
             model.load_state_dict(content["weights"], assign=True)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error

@@ -4,5 +4,6 @@ from .embedding_bag import EmbeddingBag
 from .feedforward import LSHFeedForward
 from .linear import LSHLinear
 from .logits import SampledLogits
+from .quantized import QuantizedLinear
 
-__all__ = ["EmbeddingBag", "LSHFeedForward", "LSHLinear", "SampledLogits"]
+__all__ = ["EmbeddingBag", "LSHFeedForward", "LSHLinear", "QuantizedLinear", "SampledLogits"]

@@ -17,10 +17,12 @@ from ..index import LSHIndex
 from ..popularity import LabelCounts
 from ..row_sparse import ChangedRows, wants_row_sparse
 from ..sampling import ActiveSet, choose_active_rows, hardest_rows, needs_index
+from ..sketch import RowSketch
 from . import losses
 from .logits import SampledLogits
 
 _QUERIES_KEPT = 512  # inputs of a step that a rebuild of the tables may look at
+_CANDIDATES = 512  # rows that an approximate top k scores exactly
 
 
 def _callers_level() -> int:
@@ -29,6 +31,15 @@ def _callers_level() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "torch_lsh"):
         level, frame = level + 1, frame.f_back
     return level
+
+
+def warn_dense(what: str, out_features: int) -> None:
+    """Says that ``what`` makes a layer compute all of its outputs."""
+    warnings.warn(
+        f"torch_lsh: {what} has no sampled path, so all {out_features} outputs of the layer are computed,"
+        " exactly as nn.Linear does and as slowly; this is said once per layer",
+        stacklevel=_callers_level(),
+    )
 
 
 class LSHLinear(nn.Linear):
@@ -44,7 +55,8 @@ class LSHLinear(nn.Linear):
     re-hashed as ``config.rehash`` says while training, and before any look-up in ``eval()`` mode; ``load_state_dict``
     and other in-place edits of the parameters lead to a full rebuild before the next look-up. (Edits through
     ``weight.data`` cannot be seen; call ``rehash(full=True)`` after them.) Tables are not part of the ``state_dict``;
-    copies and unpickled layers build their own.
+    copies and unpickled layers build their own. (``topk(exact=False)`` has sign codes of its own, which follow the
+    weights in the same way.)
 
     Args:
         in_features: size of an input sample.
@@ -99,6 +111,8 @@ class LSHLinear(nn.Linear):
     def _forget_tables(self) -> None:
         self._index: LSHIndex | None = None
         self._changed: list[tuple[Tensor, ChangedRows]] = []
+        self._sketch: RowSketch | None = None
+        self._sketch_changed: list[tuple[Tensor, ChangedRows]] = []
         self._trained = False  # drawn for training since the tables were last in step with the weights
 
     @classmethod
@@ -138,6 +152,7 @@ class LSHLinear(nn.Linear):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state["_index"], state["_changed"] = None, []
+        state["_sketch"], state["_sketch_changed"] = None, []
         return state
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -218,11 +233,7 @@ class LSHLinear(nn.Linear):
         """Says, once per layer, that ``what`` makes it compute all of its outputs."""
         if not self._warned:
             self._warned = True
-            warnings.warn(
-                f"torch_lsh: {what} has no sampled path, so all {self.out_features} outputs of the layer are computed,"
-                " exactly as nn.Linear does and as slowly; this is said once per layer",
-                stacklevel=_callers_level(),
-            )
+            warn_dense(what, self.out_features)
 
     def _check_can_sample(self, input: Tensor) -> None:
         obstacle = self._obstacle(input)
@@ -261,14 +272,17 @@ class LSHLinear(nn.Linear):
         )
 
     @torch.compiler.disable
-    def topk(self, x: Tensor, k: int, exact: bool = True) -> torch.return_types.topk:
+    def topk(self, x: Tensor, k: int, exact: bool = True, candidates: int | None = None) -> torch.return_types.topk:
         """The ``k`` highest scoring classes of each sample; no ``[B, out_features]`` tensor is made.
 
         Args:
             x: ``[*, in_features]``.
             k: 1 to ``out_features``.
-            exact: False: look candidates up in the hash tables and score only those exactly; classes that the
-                tables do not find are missing, and -1 with value ``-inf`` stands where fewer than ``k`` were found.
+            exact: False: compare the input with the sign codes of all rows (:class:`torch_lsh.sketch.RowSketch`, made
+                at the first use, and again for rows that changed) and score only the best ``candidates`` exactly. What
+                it misses is seldom the best; scores are exact.
+            candidates: rows per sample that are scored with ``exact=False``, at least ``k``; None: 512 and at least
+                ``16 * k``. More find more.
 
         Returns:
             ``(values, indices)`` of shape ``[*, k]``, values in descending order.
@@ -279,15 +293,17 @@ class LSHLinear(nn.Linear):
             return torch.topk(self(x), k)
         self._check_can_sample(x)
         flat = x.reshape(-1, self.in_features)
-        candidates = max(4 * k, self.config.active_rows(self.out_features) // 4)
-        rows = self._synchronised_index().query(flat.detach(), min(candidates, self.out_features))
-        logits = self.active_logits(flat, rows).masked_fill(rows < 0, -math.inf)
-        missing = k - rows.shape[1]
-        if missing > 0:
-            rows, logits = F.pad(rows, (0, missing), value=-1), F.pad(logits, (0, missing), value=-math.inf)
-        values, order = logits.topk(k, dim=1)
+        if candidates is None:
+            candidates = max(_CANDIDATES, 16 * k)
+        elif candidates < k:
+            raise ValueError(f"candidates is {candidates}; wanted at least k, which is {k}")
+        rows = self._synchronised_sketch().query(flat.detach(), min(candidates, self.out_features))
+        with torch.no_grad():
+            values, classes = ops.rows_topk(self._as_weight(flat), self.weight, self.bias, rows, k)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.parameters())):
+            values = self.active_logits(flat, classes)
         shape = (*x.shape[:-1], k)
-        return torch.return_types.topk((values.reshape(shape), rows.gather(1, order).reshape(shape)))
+        return torch.return_types.topk((values.to(x.dtype).reshape(shape), classes.reshape(shape)))
 
     @torch.compiler.disable
     def sample(self, x: Tensor, target: Tensor | None = None) -> ActiveSet:
@@ -310,6 +326,14 @@ class LSHLinear(nn.Linear):
         return self.draw_active_rows(flat, labels)
 
     # --- what SampledLogits asks for ---
+
+    def largest_logits(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The ``k`` largest logits of ``x`` ``[B, in]`` and their classes, ``[B, k]``; exact, not differentiable."""
+        with torch.no_grad():
+            return ops.linear_topk(self._as_weight(x), self.weight, self.bias, k)
+
+    def _as_weight(self, x: Tensor) -> Tensor:
+        return x.to(self.weight.dtype).contiguous()
 
     def draw_active_rows(self, x: Tensor, labels: Tensor) -> ActiveSet:
         """Draws the active set of ``x`` ``[B, in]`` and ``labels`` ``[B, P]`` (negative: none)."""
@@ -463,6 +487,26 @@ class LSHLinear(nn.Linear):
             self._synchronise()
         assert self._index is not None
         return self._index
+
+    def _synchronised_sketch(self) -> RowSketch:
+        """The sketch, exactly in step with the weights."""
+        parameters = [parameter for parameter in (self.weight, self.bias) if parameter is not None]
+        watched = [parameter for parameter, _ in self._sketch_changed]
+        rows: Tensor | None = None
+        if self._sketch is None:
+            self._sketch = RowSketch(self.out_features, self.in_features, self.config.seed)
+        elif len(watched) == len(parameters) and all(a is b for a, b in zip(watched, parameters)):
+            if not any(changed.any() for _, changed in self._sketch_changed):
+                return self._sketch
+            taken = [changed.take() for _, changed in self._sketch_changed]
+            if all(some is not None for some in taken):
+                rows = torch.cat([some for some in taken if some is not None]).unique()
+        if rows is not None:
+            self._sketch.update(self.weight.detach(), self._bias_for_index(), rows)
+        else:
+            self._sketch.build(self.weight.detach(), self._bias_for_index())
+            self._sketch_changed = [(parameter, ChangedRows(parameter)) for parameter in parameters]
+        return self._sketch
 
     def _index_for_training(self) -> LSHIndex:
         """The tables, as fresh as the re-hash policy wants them."""

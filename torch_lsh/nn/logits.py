@@ -31,7 +31,7 @@ class _Recipe:
     """How to compute logits: ``linear(input) * scale`` in ``dtype``, the class dimension moved to ``class_dim``."""
 
     input: Tensor  # [*lead, in]
-    layer: LSHLinear
+    layer: LSHLinear  # or a QuantizedLinear, which is never in training mode
     dtype: torch.dtype
     class_dim: int  # of the result, non-negative
     scale: float | Tensor = 1.0
@@ -154,12 +154,10 @@ class SampledLogits(Tensor):
 
     def _wants_grad(self) -> bool:
         recipe = self._recipe
+        if recipe.detached or not torch.is_grad_enabled():
+            return False
         tensors = (recipe.input, recipe.layer.weight, recipe.layer.bias, recipe.scale)
-        return (
-            torch.is_grad_enabled()
-            and not recipe.detached
-            and any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
-        )
+        return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch.Tensor's has no type
         recipe = self._recipe
@@ -669,8 +667,7 @@ def _best(logits: SampledLogits, k: int) -> tuple[Tensor, Tensor] | None:
     if not _ranks_by_logits(recipe) or recipe.log_softmax:
         return None
     x = recipe.flat_input()
-    with torch.no_grad():
-        values, classes = losses.exact_topk(x, layer.weight, layer.bias, k)
+    values, classes = layer.largest_logits(x, k)
     if logits._wants_grad():
         values = layer.active_logits(x, classes)
     values = (values.to(recipe.dtype) * recipe.scale).to(recipe.dtype)

@@ -263,25 +263,3 @@ def exact_cross_entropy(
         mass = len(weight) if class_weight is None else class_weight.sum()
         loss = _smoothed(loss, (log_z * mass - total) / len(weight), target, label_smoothing)
     return _reduce_cross_entropy(loss, shares.sum(1), target, reduction)
-
-
-def exact_topk(x: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` largest logits of each sample and their classes without a ``[B, N]`` tensor; not differentiable.
-
-    Args:
-        x: ``[B, in]``.
-        weight: ``[N, in]``; ``bias``: ``[N]`` or None.
-        k: 1 to N.
-
-    Returns:
-        values ``[B, k]`` in descending order and classes ``[B, k]`` int64.
-    """
-    values, classes = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64)
-    for start, logits in logit_blocks(x, weight, bias):
-        block_values, block_classes = logits.topk(min(k, logits.shape[1]), dim=1)
-        values = torch.cat([values.to(block_values.dtype), block_values], 1)
-        classes = torch.cat([classes, block_classes + start], 1)
-        # A stable sort keeps the lower class first among equals, whatever the block size.
-        order = values.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        values, classes = values.gather(1, order), classes.gather(1, order)
-    return values, classes

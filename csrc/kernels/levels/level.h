@@ -9,7 +9,9 @@
 #include "kernels/hash.h"
 #include "kernels/optimizer.h"
 #include "kernels/product.h"
+#include "kernels/sketch.h"
 #include "kernels/softmax.h"
+#include "kernels/topk.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
@@ -73,6 +75,12 @@ const Kernels table = {
     .positive_sum_f64 = positive_sum<double>,
     .add_positive_f32 = add_positive<float>,
     .add_positive_f64 = add_positive<double>,
+
+    .topk_f32 = topk_kernels<float, float, float>(),
+    .topk_f64 = topk_kernels<double, double, double>(),
+    .topk_bf16 = topk_kernels<BFloat16, BFloat16, float>(),
+    .topk_i8 = topk_kernels<int8_t, float, float>(),
+    .sketch_scores = sketch_scores,
 };
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -1,0 +1,190 @@
+"""Latency of the five best classes of a very wide layer, by batch size: PyTorch, exact top-k, quantised, hashed.
+
+    python benchmarks/latency.py --json out.jsonl --plot latency.png
+    python benchmarks/latency.py --model model.pt --test test.txt     # a trained XMCClassifier: precision@1, too
+
+All systems take turns on the same inputs; the approximate one runs once more by itself. The bound is that of the bytes
+of the weights over the measured bandwidth, or of the products over the measured speed of a float32 (bfloat16) matrix
+product of PyTorch's, whichever is longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_lsh import LSHLinear, QuantizedLinear
+from torch_lsh.benchmarking import harness
+from torch_lsh.data import XMCDataset, collate_xmc
+from torch_lsh.metrics import PrecisionAtK
+from torch_lsh.models import XMCClassifier
+
+K = 5
+System = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def systems_of(linear: nn.Linear) -> dict[str, System]:
+    """Functions of float32 inputs; the bfloat16 ones convert them, which counts."""
+    half = copy.deepcopy(linear).bfloat16()
+    layer, layer_half = LSHLinear.from_linear(linear).eval(), LSHLinear.from_linear(half).eval()
+    quantised = QuantizedLinear.from_linear(linear).eval()
+    return {
+        "F.linear + topk": lambda x: F.linear(x, linear.weight, linear.bias).topk(K),
+        "F.linear + topk bf16": lambda x: F.linear(x.bfloat16(), half.weight, half.bias).topk(K),
+        "layer.topk": lambda x: layer.topk(x, K),
+        "layer.topk bf16": lambda x: layer_half.topk(x.bfloat16(), K),
+        "layer.topk int8": lambda x: quantised.topk(x, K),
+        APPROXIMATE: lambda x: layer.topk(x, K, exact=False),
+    }
+
+
+APPROXIMATE = "layer.topk exact=False"
+# Its sign codes fit into the last-level cache, from which the weights of the systems that take turns drive them.
+ALONE = "layer.topk exact=False, alone"
+BYTES = {"layer.topk": 4, "layer.topk bf16": 2, "layer.topk int8": 1}
+
+
+def best_seconds(run: Callable[[], Any], repetitions: int = 5) -> float:
+    return min(harness.in_turn({"": run}, repetitions)[""])
+
+
+def peaks() -> tuple[float, dict[int, float]]:
+    """Bytes per second of a sum over 256 MiB; flops per second of products by the bytes of a weight."""
+    numbers = torch.ones(1 << 26)
+    bandwidth = numbers.nbytes / best_seconds(numbers.sum)
+    speed = {}
+    for dtype, sizes in ((torch.float32, (4, 1)), (torch.bfloat16, (2,))):
+        a = torch.randn(2048, 2048).to(dtype)
+        flops = 2 * 2048**3 / best_seconds(lambda a=a: a @ a)
+        speed.update(dict.fromkeys(sizes, flops))
+    return bandwidth, speed
+
+
+def measure(
+    systems: dict[str, System], pool: Tensor, batches: list[int], rounds: int, seconds: float
+) -> list[dict[str, Any]]:
+    records = []
+    for batch in batches:
+        starts = range(0, max(1, len(pool) - batch + 1), batch)
+        runs = {}
+        for name, system in systems.items():
+            inputs = itertools.cycle([pool[start : start + batch].contiguous() for start in starts])
+            runs[name] = lambda system=system, inputs=inputs: system(next(inputs))
+        begin = time.perf_counter()
+        for run in runs.values():
+            run()
+        affordable = int(seconds / (time.perf_counter() - begin))
+        seconds_of = harness.in_turn(runs, max(5, min(rounds, affordable)), warm_up=1)
+        seconds_of[ALONE] = harness.in_turn({ALONE: runs[APPROXIMATE]}, rounds)[ALONE]
+        for name, taken in seconds_of.items():
+            p99 = sorted(taken)[min(len(taken) - 1, int(0.99 * len(taken)))] * 1e3
+            records.append({"system": name, "batch": batch, **harness.summary(taken), "p99_ms": p99})
+    return records
+
+
+def precision(systems: dict[str, System], hidden: Tensor, labels: Tensor) -> dict[str, float]:
+    result = {}
+    for name, system in systems.items():
+        metric = PrecisionAtK((1,))
+        for x, y in zip(hidden.split(256), labels.split(256)):
+            metric.update(system(x)[1], y)
+        result[name] = metric.compute()[1]
+    return result
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=670_091, help="of a layer of random weights")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--model", help="file of a trained XMCClassifier, in place of random weights")
+    parser.add_argument("--test", help="test rows in the XMC format, for --model")
+    parser.add_argument("--normalize", choices=["l2"], help="of the test rows")
+    parser.add_argument("--batches", type=int, nargs="+", default=[2**i for i in range(11)])
+    parser.add_argument("--rounds", type=int, default=200, help="at most, per batch size")
+    parser.add_argument("--seconds", type=float, default=10, help="that a batch size may take; at least five rounds")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json")
+    parser.add_argument("--plot")
+    arguments = parser.parse_args()
+    if (arguments.model is None) != (arguments.test is None):
+        parser.error("--model and --test go together")
+    info = harness.machine(arguments.threads)
+    print(info)
+    torch.manual_seed(0)
+    quality: dict[str, float] = {}
+    if arguments.model is None:
+        linear: nn.Linear = nn.Linear(arguments.width, arguments.rows).eval()
+        pool = torch.randn(max(1024, *arguments.batches), arguments.width)
+        systems = systems_of(linear)
+    else:
+        model = XMCClassifier.load(arguments.model).eval()
+        linear = model.output if not isinstance(model.output, LSHLinear) else model.output.to_linear()
+        test = XMCDataset(arguments.test, normalize=arguments.normalize)
+        features, labels = collate_xmc(test.__getitems__(list(range(min(len(test), 10_000)))))
+        pool = model.hidden(features)
+        systems = systems_of(linear)
+        quality = precision(systems, pool, labels)
+    bandwidth, speed = peaks()
+    print(
+        f"{bandwidth / 1e9:.0f} GB/s; GFLOP/s by bytes of a weight: { {k: round(v / 1e9) for k, v in speed.items()} }"
+    )
+    records = measure(systems, pool, arguments.batches, arguments.rounds, arguments.seconds)
+    for record in records:
+        name, batch = record["system"], record["batch"]
+        dense = "F.linear + topk bf16" if "bf16" in name else "F.linear + topk"
+        reference = next(r for r in records if r["batch"] == batch and r["system"] == dense)
+        record["speedup"] = reference["median_ms"] / record["median_ms"]
+        if name in BYTES:
+            read = linear.weight.numel() * BYTES[name] / bandwidth
+            multiplied = 2 * batch * linear.weight.numel() / speed[BYTES[name]]
+            record["bound_ms"] = max(read, multiplied) * 1e3
+        if name.removesuffix(", alone") in quality:
+            record["precision@1"] = quality[name.removesuffix(", alone")]
+        record.update(benchmark="latency", rows=linear.out_features, width=linear.in_features, machine=info)
+    columns = (
+        "batch",
+        "system",
+        "median_ms",
+        "p99_ms",
+        "min_ms",
+        "max_ms",
+        "runs",
+        "bound_ms",
+        "speedup",
+        "precision@1",
+    )
+    header = ("batch", "system", "p50 ms", "p99", "min", "max", "runs", "bound ms", "times F.linear + topk", "P@1")
+    print(harness.table([[record.get(column, "") for column in columns] for record in records], header))
+    harness.write_json(records, arguments.json)
+    if arguments.plot:
+        plot(records, arguments.plot)
+
+
+def plot(records: list[dict[str, Any]], path: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 5))
+    for name in dict.fromkeys(record["system"] for record in records):
+        mine = [record for record in records if record["system"] == name]
+        axis.plot([r["batch"] for r in mine], [r["median_ms"] for r in mine], marker="o", label=name)
+    axis.set(xscale="log", yscale="log", xlabel="batch size", ylabel="milliseconds (median)")
+    axis.set_title(f"best {K} of {records[0]['rows']:,} classes")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,379 @@
+// Logits of a block of rows for a group of samples, and the search for large ones. Compiled once per
+// instruction set: include only from kernels/levels/*.cpp.
+//
+// Two forms of the product, by the number of samples:
+// - few (up to 4): lanes run along the features. Reading the rows is what takes the time, so each is read
+// once;
+// - a panel (up to three vectors of samples): lanes are samples, features are broadcast from the rows, and a
+// tile
+//   of kTopkRows x 3 vectors of sums stays in registers.
+// Either sums the features of a (row, sample) pair in an order that depends on neither block nor tile, so the
+// logits do not depend on how rows are split.
+//
+// T is the storage type of the rows, X that of the samples, Sum that of the arithmetic.
+#pragma once
+
+#include "kernels/convert.h"
+#include "kernels/kernels.h"
+
+#if defined(__x86_64__)
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC bug 105593
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+#endif
+
+namespace torch_lsh::TORCH_LSH_LEVEL {
+
+constexpr int64_t kFewSamples = 4, kTopkVectors = 3;
+// Compilers make plain code of vectors where there are none.
+constexpr int64_t kTopkBytes = TORCH_LSH_VECTOR_BYTES < 16 ? 16 : TORCH_LSH_VECTOR_BYTES;
+// With 32 registers of 64 bytes 8 x 3 sums fit, with 16 registers 4 x 3.
+constexpr int64_t kTopkRows = TORCH_LSH_VECTOR_BYTES == 64 ? 8 : 4;
+
+template <typename T, int64_t Lanes>
+struct VectorType {
+  typedef T type __attribute__((vector_size(Lanes * sizeof(T))));
+};
+template <typename Sum>
+constexpr int64_t kLanes = kTopkBytes / static_cast<int64_t>(sizeof(Sum));
+template <typename Sum>
+using Vector = typename VectorType<Sum, kLanes<Sum>>::type;
+
+template <typename V, typename T>
+inline V load_vector(const T* from) {
+  V vector;
+  __builtin_memcpy(&vector, from, sizeof(vector));
+  return vector;
+}
+
+inline float to_float(int8_t value) {
+  return value;
+}
+
+// kLanes<Sum> numbers, converted. The intrinsics are what compilers do not make of __builtin_convertvector.
+template <typename Sum>
+inline Vector<Sum> load_as(const Sum* from) {
+  return load_vector<Vector<Sum>>(from);
+}
+template <typename Sum>
+inline Vector<float> load_as(const BFloat16* from) {
+  using Half = typename VectorType<uint16_t, kLanes<float>>::type;
+  const Half half = load_vector<Half>(from);
+#if TORCH_LSH_VECTOR_BYTES == 64
+  const auto bits = (Vector<uint32_t>)_mm512_cvtepu16_epi32((__m256i)half);
+#elif TORCH_LSH_VECTOR_BYTES == 32
+  const auto bits = (Vector<uint32_t>)_mm256_cvtepu16_epi32((__m128i)half);
+#else
+  const auto bits = __builtin_convertvector(half, Vector<uint32_t>);
+#endif
+  return (Vector<float>)(bits << 16);
+}
+template <typename Sum>
+inline Vector<float> load_as(const int8_t* from) {
+#if TORCH_LSH_VECTOR_BYTES == 64
+  return (Vector<float>)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_vector<__m128i>(from)));
+#elif TORCH_LSH_VECTOR_BYTES == 32
+  return (Vector<float>)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadu_si64(from)));
+#else
+  using Byte = typename VectorType<int8_t, kLanes<float>>::type;
+  return __builtin_convertvector(__builtin_convertvector(load_vector<Byte>(from), Vector<int32_t>),
+                                 Vector<float>);
+#endif
+}
+
+template <typename V>
+inline auto sum_of_lanes(V vector) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(vector[0]);
+  if constexpr (lanes == 1) {
+    return vector[0];
+  } else {
+    using Half = typename VectorType<__typeof__(vector[0] + vector[0]), lanes / 2>::type;
+    Half halves[2];
+    __builtin_memcpy(halves, &vector, sizeof(vector));
+    return sum_of_lanes(halves[0] + halves[1]);
+  }
+}
+
+template <typename V>
+inline bool any_bit(V vector) {
+  uint64_t words[sizeof(V) / 8], bits = 0;
+  __builtin_memcpy(words, &vector, sizeof(vector));
+  for (const uint64_t word : words) bits |= word;
+  return bits != 0;
+}
+
+constexpr int64_t round_up(int64_t count, int64_t multiple) {
+  return (count + multiple - 1) / multiple * multiple;
+}
+
+// --- few samples: x[Samples, stride], rows padded with zeros to whole vectors ---
+
+template <int64_t Samples, typename T, typename Sum>
+inline void dot_few(const T* __restrict row, int64_t width, const Sum* __restrict x, Sum* __restrict out) {
+  constexpr int64_t lanes = kLanes<Sum>;
+  const int64_t stride = round_up(width, lanes);
+  Vector<Sum> sum[Samples] = {};
+  const auto add = [&](const T* weights, int64_t i) {
+    const Vector<Sum> w = load_as<Sum>(weights);
+#pragma GCC unroll 4
+    for (int64_t s = 0; s < Samples; ++s) sum[s] += w * load_as<Sum>(x + s * stride + i);
+  };
+  int64_t i = 0;
+  for (; i + lanes <= width; i += lanes) add(row + i, i);
+  if (i < width) {
+    T rest[lanes] = {};
+    __builtin_memcpy(rest, row + i, static_cast<size_t>(width - i) * sizeof(T));
+    add(rest, i);
+  }
+#pragma GCC unroll 4
+  for (int64_t s = 0; s < Samples; ++s) out[s] = sum_of_lanes(sum[s]);
+}
+
+// --- a panel: packed[width, Vectors * lanes], samples side by side ---
+
+template <int64_t Rows, int64_t Vectors, typename Sum>
+inline void multiply_tile(const Sum* __restrict rows, int64_t width, const Sum* __restrict packed,
+                          Vector<Sum> (&sum)[Rows][Vectors]) {
+  constexpr int64_t lanes = kLanes<Sum>;
+  for (int64_t i = 0; i < width; ++i) {
+    // Columns of a tile are far apart, which hardware does not prefetch: ask for the next tile, line after
+    // line.
+    __builtin_prefetch(rows + Rows * (width + i));
+    Vector<Sum> x[Vectors];
+#pragma GCC unroll 3
+    for (int64_t v = 0; v < Vectors; ++v) x[v] = load_as<Sum>(packed + (i * Vectors + v) * lanes);
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < Rows; ++r) {
+      const Sum w = rows[r * width + i];
+#pragma GCC unroll 3
+      for (int64_t v = 0; v < Vectors; ++v) sum[r][v] += w * x[v];
+    }
+  }
+}
+
+#ifdef TORCH_LSH_BF16_DOT
+// The same with products of pairs of bfloat16 features. Samples are bfloat16, too; those of a panel are
+// packed as pairs [ceil(width / 2), lanes], the first feature in the low half.
+
+template <int64_t Samples>
+inline void dot_few(const BFloat16* __restrict row, int64_t width, const BFloat16* __restrict x,
+                    float* __restrict out) {
+  constexpr int64_t lanes = 32;
+  const int64_t stride = round_up(width, lanes);
+  __m512 sum[Samples];
+#pragma GCC unroll 4
+  for (int64_t s = 0; s < Samples; ++s) sum[s] = _mm512_setzero_ps();
+  const auto add = [&](__m512i w, int64_t i) {
+#pragma GCC unroll 4
+    for (int64_t s = 0; s < Samples; ++s)
+      sum[s] = _mm512_dpbf16_ps(sum[s], (__m512bh)w, (__m512bh)_mm512_loadu_si512(x + s * stride + i));
+  };
+  int64_t i = 0;
+  for (; i + lanes <= width; i += lanes) add(_mm512_loadu_si512(row + i), i);
+  if (i < width) add(_mm512_maskz_loadu_epi16((uint32_t{1} << (width - i)) - 1, row + i), i);
+#pragma GCC unroll 4
+  for (int64_t s = 0; s < Samples; ++s) out[s] = sum_of_lanes((Vector<float>)sum[s]);
+}
+
+template <int64_t Rows, int64_t Vectors>
+inline void multiply_tile(const BFloat16* __restrict rows, int64_t width, const float* __restrict packed,
+                          Vector<float> (&sum)[Rows][Vectors]) {
+  const auto add = [&](const float* pairs, const auto& pair_of_row) {
+    __m512bh x[Vectors];
+#pragma GCC unroll 3
+    for (int64_t v = 0; v < Vectors; ++v) x[v] = (__m512bh)_mm512_loadu_ps(pairs + v * kLanes<float>);
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < Rows; ++r) {
+      const auto w = (__m512bh)_mm512_set1_epi32(pair_of_row(r));
+#pragma GCC unroll 3
+      for (int64_t v = 0; v < Vectors; ++v)
+        sum[r][v] = (Vector<float>)_mm512_dpbf16_ps((__m512)sum[r][v], w, x[v]);
+    }
+  };
+  for (int64_t i = 0; i + 1 < width; i += 2) {
+    __builtin_prefetch(rows + Rows * (width + i));
+    add(packed + i / 2 * Vectors * kLanes<float>, [&](int64_t r) {
+      int32_t pair;
+      __builtin_memcpy(&pair, rows + r * width + i, sizeof(pair));
+      return pair;
+    });
+  }
+  if (width % 2 != 0)
+    add(packed + width / 2 * Vectors * kLanes<float>,
+        [&](int64_t r) { return static_cast<int32_t>(rows[r * width + width - 1].bits); });
+}
+#endif
+
+// --- blocks ---
+
+// What rows are multiplied as, and samples packed as.
+template <typename T, typename Sum>
+struct Operand {
+  using type = Sum;
+};
+#ifdef TORCH_LSH_BF16_DOT
+template <>
+struct Operand<BFloat16, float> {
+  using type = BFloat16;
+};
+#endif
+
+// Lanes of a group of samples, padding included: 1, 2, 4, or whole vectors.
+template <typename Sum>
+int64_t topk_lanes(int64_t samples) {
+  if (samples <= 2) return samples;
+  return samples <= kFewSamples ? kFewSamples : round_up(samples, kLanes<Sum>);
+}
+
+// Sums that topk_pack writes.
+template <typename T, typename Sum>
+int64_t topk_packed_size(int64_t samples, int64_t width) {
+  return topk_lanes<Sum>(samples) * round_up(width, kLanes<typename Operand<T, Sum>::type>);
+}
+
+template <typename T, typename X, typename Sum>
+void topk_pack(const X* x, int64_t samples, int64_t width, Sum* packed) {
+  using Packed = typename Operand<T, Sum>::type;
+  constexpr int64_t together =
+      sizeof(Sum) / sizeof(Packed);  // features of a sample that are side by side in a panel
+  const int64_t lanes = topk_lanes<Sum>(samples), stride = round_up(width, kLanes<Packed>);
+  auto* out = reinterpret_cast<Packed*>(packed);
+  __builtin_memset(out, 0, static_cast<size_t>(lanes * stride) * sizeof(Packed));
+  for (int64_t s = 0; s < samples; ++s) {
+    if (lanes <= kFewSamples) {
+      convert(x + s * width, width, out + s * stride);
+    } else {
+      for (int64_t i = 0; i < width; ++i)
+        convert(x + s * width + i, 1, out + (i / together * lanes + s) * together + i % together);
+    }
+  }
+}
+
+// Of each row: logit = sum * scale + bias. scale is null where there is none: the choice is the type's,
+// outside of loops.
+template <typename Sum, bool Scaled>
+struct Affine {
+  const Sum *scale, *bias;
+  template <typename V>
+  V operator()(V sum, int64_t row) const {
+    if constexpr (Scaled) return sum * scale[row] + bias[row];
+    return sum + bias[row];
+  }
+};
+
+template <int64_t Samples, typename T, typename Packed, typename Sum, bool Scaled>
+void multiply_few(const T* rows, int64_t count, int64_t width, const Packed* x, Affine<Sum, Scaled> affine,
+                  Sum* out) {
+  for (int64_t r = 0; r < count; ++r, out += Samples) {
+    dot_few<Samples>(rows + r * width, width, x, out);
+#pragma GCC unroll 4
+    for (int64_t s = 0; s < Samples; ++s) out[s] = affine(out[s], r);
+  }
+}
+
+template <int64_t Vectors, typename T, typename Sum, bool Scaled>
+void multiply_panel(const T* rows, int64_t count, int64_t width, const Sum* packed,
+                    Affine<Sum, Scaled> affine, Sum* out) {
+  const auto tile = [&]<int64_t Rows>(int64_t begin) {
+    Vector<Sum> sum[Rows][Vectors];
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < Rows; ++r)
+#pragma GCC unroll 3
+      for (int64_t v = 0; v < Vectors; ++v) sum[r][v] = Vector<Sum>{};
+    multiply_tile<Rows, Vectors>(rows + begin * width, width, packed, sum);
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < Rows; ++r)
+#pragma GCC unroll 3
+      for (int64_t v = 0; v < Vectors; ++v) {
+        const Vector<Sum> logits = affine(sum[r][v], begin + r);
+        __builtin_memcpy(out + ((begin + r) * Vectors + v) * kLanes<Sum>, &logits, sizeof(logits));
+      }
+  };
+  int64_t r = 0;
+  for (; r + kTopkRows <= count; r += kTopkRows) tile.template operator()<kTopkRows>(r);
+  for (; r < count; ++r) tile.template operator()<1>(r);
+}
+
+template <typename T, typename Sum>
+void topk_expand(const T* rows, int64_t count, Sum* out) {
+  if constexpr (!__is_same(T, typename Operand<T, Sum>::type)) {
+    int64_t i = 0;
+    for (; i + kLanes<Sum> <= count; i += kLanes<Sum>) {
+      const Vector<Sum> wide = load_as<Sum>(rows + i);
+      __builtin_memcpy(out + i, &wide, sizeof(wide));
+    }
+    for (; i < count; ++i) out[i] = to_float(rows[i]);
+  }
+}
+
+template <typename T, typename Sum>
+void topk_multiply(const T* rows, int64_t count, int64_t width, const Sum* packed, int64_t samples,
+                   const Sum* scale, const Sum* bias, const Sum* expanded, Sum* out) {
+  using Packed = typename Operand<T, Sum>::type;
+  const Affine<Sum, __is_same(T, int8_t)> affine{scale, bias};
+  const auto* x = reinterpret_cast<const Packed*>(packed);
+  const int64_t lanes = topk_lanes<Sum>(samples);
+  if (lanes <= kFewSamples) {
+    if (lanes == 1) multiply_few<1>(rows, count, width, x, affine, out);
+    if (lanes == 2) multiply_few<2>(rows, count, width, x, affine, out);
+    if (lanes == 4) multiply_few<4>(rows, count, width, x, affine, out);
+    return;
+  }
+  const auto panel = [&](const auto* operand) {
+    const int64_t vectors = lanes / kLanes<Sum>;
+    if (vectors == 1) multiply_panel<1>(operand, count, width, packed, affine, out);
+    if (vectors == 2) multiply_panel<2>(operand, count, width, packed, affine, out);
+    if (vectors == 3) multiply_panel<3>(operand, count, width, packed, affine, out);
+  };
+  if constexpr (__is_same(T, Packed)) {
+    panel(rows);
+  } else {
+    panel(expanded);
+  }
+}
+
+// Writes to hits the positions i < count with !(logits[i] <= thresholds[i % period]), in order, and returns
+// how many there are. `period` is a multiple of the vector, and logits can be read up to a multiple of it.
+template <typename Sum>
+int64_t topk_scan(const Sum* logits, int64_t count, const Sum* thresholds, int64_t period, int32_t* hits) {
+  constexpr int64_t lanes = kLanes<Sum>, together = 8;
+  int64_t found = 0;
+  for (int64_t begin = 0; begin < count; begin += together * period) {
+    const int64_t end = begin + together * period < count ? begin + together * period : count;
+    auto above = load_as<Sum>(logits) != load_as<Sum>(logits);
+    above ^= above;
+    for (int64_t i = begin; i < end; i += period)
+      for (int64_t v = 0; v < period; v += lanes)
+        above |= ~(load_as<Sum>(logits + i + v) <= load_as<Sum>(thresholds + v));
+    if (!any_bit(above)) continue;
+    for (int64_t i = begin; i < end; i += period)
+      for (int64_t v = 0; v < period && i + v < end; ++v) {
+        hits[found] = static_cast<int32_t>(i + v);
+        found += !(logits[i + v] <= thresholds[v]);
+      }
+  }
+  return found;
+}
+
+template <typename T, typename X, typename Sum>
+constexpr TopkKernels<T, X, Sum> topk_kernels() {
+  return {
+      .largest_group = kTopkVectors * kLanes<Sum>,
+      .vector = kLanes<Sum>,
+      .expands = !__is_same(T, typename Operand<T, Sum>::type),
+      .lanes = topk_lanes<Sum>,
+      .packed_size = topk_packed_size<T, Sum>,
+      .pack = topk_pack<T, X, Sum>,
+      .expand = topk_expand<T, Sum>,
+      .multiply = topk_multiply<T, Sum>,
+      .scan = topk_scan<Sum>,
+  };
+}
+
+}  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -1,0 +1,148 @@
+// sketch_candidates: the rows whose sign codes promise the largest inner products with a query.
+//
+// Every row is looked at, but a row is width / 8 bytes: codes of a group of rows stay in the cache while all
+// queries go over them. Rows are split over threads, and each thread keeps a shortlist per query; the result
+// is a function of the scores alone.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "checks.h"
+#include "kernels/kernels.h"
+#include "rank.h"
+
+namespace torch_lsh {
+namespace {
+
+constexpr int64_t kGroup = 16;  // blocks whose scores are computed at a time: 4 KiB of scores
+
+// For each four dimensions the product of the query with each of the 16 codes, as whole numbers: what a sum
+// of entries stands for is step * sum + base.
+struct Tables {
+  std::vector<uint8_t> entries;
+  float step = 0, base = 0;
+
+  Tables(const float* x, int64_t width) : entries(width / 4 * 16) {
+    // Two entries add up in 8 bits, all of them in 16.
+    const float levels = static_cast<float>(std::min<int64_t>(127, UINT16_MAX / (width / 4)));
+    float widest = 0;
+    for (int64_t j = 0; j < width; j += 4) {
+      const float span = std::abs(x[j]) + std::abs(x[j + 1]) + std::abs(x[j + 2]) + std::abs(x[j + 3]);
+      base -= span;
+      widest = std::max(widest, 2 * span);
+    }
+    step = widest / levels;
+    if (!(step > 0 && std::isfinite(base))) {  // a query of zeros, or none that has an order
+      step = base = 0;
+      return;
+    }
+    for (int64_t j = 0; j < width; j += 4)
+      for (int64_t code = 0; code < 16; ++code) {
+        float product = 0;
+        for (int64_t i = 0; i < 4; ++i)
+          product += (code >> i & 1 ? x[j + i] : -x[j + i]) + std::abs(x[j + i]);
+        entries[j * 4 + code] = static_cast<uint8_t>(std::min(product / step + 0.5f, levels));
+      }
+  }
+};
+
+// The `count` best keys of a stream; a selection whenever as many again have come keeps the cost of a key
+// constant.
+class Shortlist {
+ public:
+  explicit Shortlist(int64_t count) : count_(count) {}
+
+  void offer(float score, int64_t row) {
+    if (score <= threshold_) return;
+    keys_.push_back(key_of(score, row));
+    if (static_cast<int64_t>(keys_.size()) == 2 * count_) shrink();
+  }
+
+  float threshold() const { return threshold_; }
+
+  const std::vector<uint64_t>& keys() const { return keys_; }
+
+ private:
+  void shrink() {
+    std::nth_element(keys_.begin(), keys_.begin() + count_ - 1, keys_.end(), std::greater<>());
+    keys_.resize(count_);
+    const float worst = value_of<float>(keys_.back());
+    threshold_ = worst != worst ? std::numeric_limits<float>::infinity() : worst;
+  }
+
+  int64_t count_;
+  float threshold_ = std::numeric_limits<float>::quiet_NaN();  // nothing is at most NaN
+  std::vector<uint64_t> keys_;
+};
+
+Tensor sketch_candidates(const Tensor& x, const Tensor& codes, const Tensor& factors, int64_t num_rows,
+                         int64_t count) {
+  check_operand(x, "x", 2, ScalarType::Float);
+  check_operand(codes, "codes", 3, ScalarType::Byte);
+  check_operand(factors, "factors", 3, ScalarType::BFloat16);
+  const int64_t batch = x.size(0), width = x.size(1), blocks = codes.size(0), bytes = codes.size(1);
+  TORCH_LSH_CHECK(width == 8 * bytes && bytes > 0 && width <= 4 * UINT16_MAX, "x has shape ", shape_of(x),
+                  "; wanted ", 8 * bytes, " columns, at most ", 4 * UINT16_MAX);
+  check_size(codes, "codes", 2, kSketchRows);
+  check_size(factors, "factors", 0, blocks);
+  check_size(factors, "factors", 1, 2);
+  check_size(factors, "factors", 2, kSketchRows);
+  TORCH_LSH_CHECK(num_rows > (blocks - 1) * kSketchRows && num_rows <= blocks * kSketchRows, "num_rows is ",
+                  num_rows, "; wanted what fills ", blocks, " blocks of ", kSketchRows);
+  TORCH_LSH_CHECK(count >= 1 && count <= num_rows, "count is ", count, "; wanted 1 to ", num_rows);
+  Tensor candidates = torch::stable::empty({batch, count}, ScalarType::Long);
+  auto* out = candidates.mutable_data_ptr<int64_t>();
+  const auto* code = codes.const_data_ptr<uint8_t>();
+  const auto* factor = static_cast<const BFloat16*>(factors.const_data_ptr());
+  const auto sketch_scores = kernels().sketch_scores;
+  const auto scan = kernels().topk_f32.scan;
+  const int64_t vector = kernels().topk_f32.vector;
+
+  std::vector<Tables> tables;
+  for (int64_t b = 0; b < batch; ++b) tables.emplace_back(x.const_data_ptr<float>() + b * width, width);
+  const int64_t groups = (blocks + kGroup - 1) / kGroup;
+  const int64_t num_parts = std::min<int64_t>(groups, torch::stable::get_num_threads());
+  std::vector<std::vector<Shortlist>> parts(num_parts, std::vector<Shortlist>(batch, Shortlist(count)));
+  torch::stable::parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
+    float scores[kGroup * kSketchRows], thresholds[64];
+    int32_t hits[kGroup * kSketchRows + 1];
+    for (int64_t part = begin; part < end; ++part)
+      for (int64_t group = groups * part / num_parts; group < groups * (part + 1) / num_parts; ++group) {
+        const int64_t first = group * kGroup, row = first * kSketchRows;
+        const int64_t rows = std::min(kGroup * kSketchRows, num_rows - row);
+        for (int64_t b = 0; b < batch; ++b) {
+          Shortlist& shortlist = parts[part][b];
+          sketch_scores(code + first * bytes * kSketchRows, factor + first * 2 * kSketchRows,
+                        std::min(kGroup, blocks - first), bytes, tables[b].entries.data(), tables[b].step,
+                        tables[b].base, scores);
+          std::fill_n(thresholds, vector, shortlist.threshold());
+          const int64_t found = scan(scores, rows, thresholds, vector, hits);
+          for (int64_t i = 0; i < found; ++i) shortlist.offer(scores[hits[i]], row + hits[i]);
+        }
+      }
+  });
+  torch::stable::parallel_for(0, batch, 4, [&](int64_t begin, int64_t end) {
+    std::vector<uint64_t> all;
+    for (int64_t b = begin; b < end; ++b) {
+      all.clear();
+      for (const auto& part : parts) all.insert(all.end(), part[b].keys().begin(), part[b].keys().end());
+      std::nth_element(all.begin(), all.begin() + count - 1, all.end(), std::greater<>());
+      for (int64_t i = 0; i < count; ++i) out[b * count + i] = index_of(all[i]);
+      std::sort(out + b * count, out + (b + 1) * count);
+    }
+  });
+  return candidates;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
+  m.impl("sketch_candidates", TORCH_BOX(&sketch_candidates));
+}
+
+}  // namespace torch_lsh

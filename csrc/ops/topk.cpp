@@ -1,0 +1,315 @@
+// linear_topk: the k largest outputs of a linear layer without the outputs; rows_topk: the same among
+// candidates.
+//
+// Rows are split over threads, each of which goes through its rows block by block: the logits of a block stay
+// in the cache, and one vector comparison with the k-th best value so far rules nearly all of them out. The
+// parts' best are merged at the end. The result is a function of the logits alone: the largest first, NaN
+// above all, and the lower class among equals.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "checks.h"
+#include "kernels/kernels.h"
+#include "rank.h"
+
+namespace torch_lsh {
+namespace {
+
+constexpr int64_t kBlockRows = 32;  // their logits for a group of samples stay in the first-level cache
+constexpr int64_t kAhead = 8;       // candidates that are asked for before they are multiplied
+
+// The k best of each of some samples, as heaps with the worst on top. One per thread.
+template <typename Value>
+class Best {
+  using Key = typename Rank<Value>::Key;
+
+ public:
+  Best(int64_t samples, int64_t k) : k_(k), keys_(samples) {}
+
+  void offer(int64_t sample, Value value, int64_t index) {
+    std::vector<Key>& heap = keys_[sample];
+    const Key key = key_of(value, index);
+    if (static_cast<int64_t>(heap.size()) < k_) {
+      heap.push_back(key);
+      if (static_cast<int64_t>(heap.size()) == k_) std::make_heap(heap.begin(), heap.end(), std::greater<>());
+    } else if (key > heap.front()) {
+      std::pop_heap(heap.begin(), heap.end(), std::greater<>());
+      heap.back() = key;
+      std::push_heap(heap.begin(), heap.end(), std::greater<>());
+    }
+  }
+
+  // What passes !(value <= threshold) may be among the best: everything passes NaN, only NaN passes infinity.
+  Value threshold(int64_t sample) const {
+    const std::vector<Key>& heap = keys_[sample];
+    if (static_cast<int64_t>(heap.size()) < k_) return std::numeric_limits<Value>::quiet_NaN();
+    const Value worst = value_of<Value>(heap.front());
+    return worst != worst ? std::numeric_limits<Value>::infinity() : worst;
+  }
+
+  const std::vector<Key>& keys(int64_t sample) const { return keys_[sample]; }
+
+ private:
+  int64_t k_;
+  std::vector<std::vector<Key>> keys_;
+};
+
+// Writes the k best of what the parts found for a sample, padded with -1 and -inf.
+template <typename Value>
+void merge(const std::vector<Best<Value>>& parts, int64_t sample, int64_t k, Value* values,
+           int64_t* indices) {
+  thread_local std::vector<typename Rank<Value>::Key> all;
+  all.clear();
+  for (const Best<Value>& part : parts)
+    all.insert(all.end(), part.keys(sample).begin(), part.keys(sample).end());
+  const int64_t found = std::min<int64_t>(k, static_cast<int64_t>(all.size()));
+  std::partial_sort(all.begin(), all.begin() + found, all.end(), std::greater<>());
+  for (int64_t i = 0; i < found; ++i) {
+    values[i] = value_of<Value>(all[i]);
+    indices[i] = index_of(all[i]);
+  }
+  std::fill(values + found, values + k, -std::numeric_limits<Value>::infinity());
+  std::fill(indices + found, indices + k, -1);
+}
+
+// Weights are stored as T, samples and biases as X; sums are of type Value.
+template <typename T, typename X, typename Value>
+struct Layer {
+  const TopkKernels<T, X, Value>& kernel;
+  const T* weight;
+  const Value* scale;  // null: ones
+  const X* bias;       // null: zeros
+  int64_t num_rows, width;
+
+  // The logits of `count` rows. Thread-safe: everything that is written belongs to the caller.
+  void logits(int64_t begin, int64_t count, const Value* packed, int64_t samples, const Value* expanded,
+              const Value* biases, Value* out) const {
+    kernel.multiply(weight + begin * width, count, width, packed, samples,
+                    scale == nullptr ? nullptr : scale + begin, biases, expanded, out);
+  }
+
+  void biases(int64_t begin, int64_t count, Value* out) const {
+    for (int64_t i = 0; i < count; ++i) {
+      if (bias == nullptr) {
+        out[i] = 0;
+      } else if constexpr (std::is_same_v<X, BFloat16>) {
+        const uint32_t bits = static_cast<uint32_t>(bias[begin + i].bits) << 16;
+        __builtin_memcpy(out + i, &bits, sizeof(bits));
+      } else {
+        out[i] = bias[begin + i];
+      }
+    }
+  }
+};
+
+// Samples that are multiplied together.
+struct Group {
+  int64_t first, samples, lanes, period;
+  int64_t packed, thresholds;  // where its numbers begin
+};
+
+template <typename T, typename X, typename Value>
+void search(const Layer<T, X, Value>& layer, const X* x, int64_t batch, int64_t k, Value* values,
+            int64_t* indices) {
+  const auto& kernel = layer.kernel;
+  const int64_t width = layer.width;
+  std::vector<Group> groups;
+  int64_t packed_size = 0, lanes_size = 0;
+  bool panels = false;
+  const int64_t num_groups = (batch + kernel.largest_group - 1) / kernel.largest_group;
+  const int64_t vectors = (batch + kernel.vector - 1) / kernel.vector;
+  for (int64_t g = 0, first = 0; g < num_groups; ++g) {
+    // Groups of nearly the same number of vectors: full ones and a small one would be slower.
+    const int64_t end = std::min(batch, vectors * (g + 1) / num_groups * kernel.vector);
+    const int64_t samples = end - first;
+    const int64_t lanes = kernel.lanes(samples), period = std::max(lanes, kernel.vector);
+    groups.push_back({first, samples, lanes, period, packed_size, lanes_size});
+    packed_size += kernel.packed_size(samples, width);
+    lanes_size += period;
+    panels |= lanes >= kernel.vector;
+    first = end;
+  }
+  std::vector<Value> packed(packed_size);
+  torch::stable::parallel_for(0, static_cast<int64_t>(groups.size()), 4, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g)
+      kernel.pack(x + groups[g].first * width, groups[g].samples, width, packed.data() + groups[g].packed);
+  });
+
+  const int64_t blocks = (layer.num_rows + kBlockRows - 1) / kBlockRows;
+  const int64_t num_parts = std::min<int64_t>(blocks, torch::stable::get_num_threads());
+  std::vector<Best<Value>> parts(num_parts, Best<Value>(batch, k));
+  torch::stable::parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
+    thread_local std::vector<Value> thresholds, expanded, biases, logits;
+    thread_local std::vector<int32_t> hits;
+    expanded.resize(kernel.expands && panels ? kBlockRows * width : 0);
+    biases.resize(kBlockRows);
+    logits.resize(kBlockRows * kernel.largest_group);
+    hits.resize(logits.size() + 1);
+    for (int64_t part = begin; part < end; ++part) {
+      Best<Value>& best = parts[part];
+      thresholds.assign(lanes_size, std::numeric_limits<Value>::infinity());
+      const auto update_threshold = [&](const Group& group, int64_t s) {
+        const Value threshold = best.threshold(group.first + s);
+        for (int64_t lane = s; lane < group.period; lane += group.lanes)
+          thresholds[group.thresholds + lane] = threshold;
+      };
+      for (const Group& group : groups)
+        for (int64_t s = 0; s < group.samples; ++s) update_threshold(group, s);
+      for (int64_t block = blocks * part / num_parts; block < blocks * (part + 1) / num_parts; ++block) {
+        const int64_t row = block * kBlockRows, count = std::min(kBlockRows, layer.num_rows - row);
+        layer.biases(row, count, biases.data());
+        if (!expanded.empty()) kernel.expand(layer.weight + row * width, count * width, expanded.data());
+        for (const Group& group : groups) {
+          layer.logits(row, count, packed.data() + group.packed, group.samples, expanded.data(),
+                       biases.data(), logits.data());
+          const int64_t found = kernel.scan(logits.data(), count * group.lanes,
+                                            thresholds.data() + group.thresholds, group.period, hits.data());
+          for (int64_t i = 0; i < found; ++i) {
+            const int64_t r = hits[i] / group.lanes, s = hits[i] % group.lanes;
+            if (s >= group.samples) continue;  // padding of NaN rows
+            best.offer(group.first + s, logits[hits[i]], row + r);
+            update_threshold(group, s);
+          }
+        }
+      }
+    }
+  });
+  torch::stable::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) merge(parts, b, k, values + b * k, indices + b * k);
+  });
+}
+
+// The rows of each sample are cut into as many segments as keep all threads busy.
+template <typename T, typename X, typename Value>
+void search_rows(const Layer<T, X, Value>& layer, const X* x, const int64_t* rows, int64_t batch,
+                 int64_t candidates, int64_t k, Value* values, int64_t* indices) {
+  const auto& kernel = layer.kernel;
+  const int64_t width = layer.width;
+  const int64_t segments =
+      std::max<int64_t>(1, torch::stable::get_num_threads() / std::max<int64_t>(1, batch));
+  std::vector<Best<Value>> parts(segments, Best<Value>(batch, k));
+  torch::stable::parallel_for(0, batch * segments, 1, [&](int64_t begin, int64_t end) {
+    thread_local std::vector<Value> packed;
+    packed.resize(kernel.packed_size(1, width));
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t b = unit / segments, segment = unit % segments;
+      const int64_t* mine = rows + b * candidates;
+      const int64_t stop = candidates * (segment + 1) / segments;
+      Best<Value>& best = parts[segment];
+      kernel.pack(x + b * width, 1, width, packed.data());
+      for (int64_t i = candidates * segment / segments; i < stop; ++i) {
+        if (i + kAhead < stop && mine[i + kAhead] >= 0) {
+          const auto* next = reinterpret_cast<const char*>(layer.weight + mine[i + kAhead] * width);
+          for (int64_t offset = 0; offset < width * static_cast<int64_t>(sizeof(T)); offset += 64)
+            __builtin_prefetch(next + offset);
+        }
+        if (mine[i] < 0) continue;
+        Value bias, logit;
+        layer.biases(mine[i], 1, &bias);
+        layer.logits(mine[i], 1, packed.data(), 1, nullptr, &bias, &logit);
+        best.offer(b, logit, mine[i]);
+      }
+    }
+  });
+  for (int64_t b = 0; b < batch; ++b) merge(parts, b, k, values + b * k, indices + b * k);
+}
+
+void check(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+           const std::optional<Tensor>& scale) {
+  const bool quantized = weight.scalar_type() == ScalarType::Char;
+  if (!quantized) check_floating(weight, "weight");
+  const ScalarType dtype = quantized ? ScalarType::Float : weight.scalar_type();
+  check_operand(x, "x", 2, dtype);
+  check_operand(weight, "weight", 2, weight.scalar_type());
+  check_size(weight, "weight", 1, x.size(1));
+  TORCH_LSH_CHECK(weight.size(0) <= INT32_MAX, "weight has shape ", shape_of(weight), "; wanted at most ",
+                  INT32_MAX, " rows");
+  if (bias.has_value()) {
+    check_operand(*bias, "bias", 1, dtype);
+    check_size(*bias, "bias", 0, weight.size(0));
+  }
+  TORCH_LSH_CHECK(scale.has_value() == quantized, "scale is ", scale.has_value() ? "given" : "missing",
+                  "; wanted with weights of dtype Char and no others");
+  if (quantized) {
+    check_operand(*scale, "scale", 1, ScalarType::Float);
+    check_size(*scale, "scale", 0, weight.size(0));
+  }
+}
+
+template <typename T>
+const T* pointer(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
+}
+
+// Calls run(layer, samples, values) with the types of the arguments, which have been checked.
+template <typename Run>
+void with_layer(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                const std::optional<Tensor>& scale, Tensor& values, const Run& run) {
+  const auto typed = [&]<typename T, typename X, typename Value>(const TopkKernels<T, X, Value>& kernel) {
+    run(Layer<T, X, Value>{kernel, static_cast<const T*>(weight.const_data_ptr()), pointer<Value>(scale),
+                           pointer<X>(bias), weight.size(0), weight.size(1)},
+        static_cast<const X*>(x.const_data_ptr()), static_cast<Value*>(values.mutable_data_ptr()));
+  };
+  switch (weight.scalar_type()) {
+    case ScalarType::Float:
+      return typed(kernels().topk_f32);
+    case ScalarType::Double:
+      return typed(kernels().topk_f64);
+    case ScalarType::BFloat16:
+      return typed(kernels().topk_bf16);
+    default:
+      return typed(kernels().topk_i8);
+  }
+}
+
+std::tuple<Tensor, Tensor> empty_result(const Tensor& x, int64_t k) {
+  const ScalarType dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  return {torch::stable::empty({x.size(0), k}, dtype),
+          torch::stable::empty({x.size(0), k}, ScalarType::Long)};
+}
+
+std::tuple<Tensor, Tensor> linear_topk(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
+                                       int64_t k, std::optional<Tensor> scale) {
+  check(x, weight, bias, scale);
+  TORCH_LSH_CHECK(k >= 1 && k <= weight.size(0), "k is ", k, "; wanted 1 to ", weight.size(0));
+  auto [values, indices] = empty_result(x, k);
+  auto* index = indices.mutable_data_ptr<int64_t>();
+  with_layer(x, weight, bias, scale, values, [&](const auto& layer, const auto* samples, auto* value) {
+    search(layer, samples, x.size(0), k, value, index);
+  });
+  return {values, indices};
+}
+
+std::tuple<Tensor, Tensor> rows_topk(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
+                                     const Tensor& rows, int64_t k, std::optional<Tensor> scale) {
+  check(x, weight, bias, scale);
+  check_operand(rows, "rows", 2, ScalarType::Long);
+  check_size(rows, "rows", 0, x.size(0));
+  TORCH_LSH_CHECK(k >= 1, "k is ", k, "; wanted at least 1");
+  const auto* ids = rows.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < rows.numel(); ++i)
+    TORCH_LSH_CHECK(ids[i] < weight.size(0), "rows holds ", ids[i], "; wanted at most ", weight.size(0) - 1);
+  auto [values, indices] = empty_result(x, k);
+  auto* index = indices.mutable_data_ptr<int64_t>();
+  with_layer(x, weight, bias, scale, values, [&](const auto& layer, const auto* samples, auto* value) {
+    search_rows(layer, samples, ids, x.size(0), rows.size(1), k, value, index);
+  });
+  return {values, indices};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
+  m.impl("linear_topk", TORCH_BOX(&linear_topk));
+  m.impl("rows_topk", TORCH_BOX(&rows_topk));
+}
+
+}  // namespace torch_lsh

@@ -1,0 +1,142 @@
+"""QuantizedLinear: a wide output layer with int8 weights, for serving."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from .linear import warn_dense
+from .logits import SampledLogits, _Recipe
+
+_BLOCK_ROWS = 16384  # rows that are quantised at a time
+_LARGEST = 127  # of the quantised weights: symmetric, so -128 is not used
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer whose weights are int8 with one scale per row: ``weight[n] ~ scale[n] * weight_int8[n]``.
+
+    For serving only: a quarter of the memory of float32, and of the time of small batches, which is that of reading
+    the weights. Inputs, sums, scales and biases are float32. ``forward`` returns lazy logits as those of
+    :class:`LSHLinear` in ``eval()`` mode: ``topk``, ``argmax`` and ``max`` are exact for the quantised weights and make
+    no ``[*, out_features]`` tensor; everything else computes with the weights converted back. No gradient flows
+    through the layer.
+
+    Made by :meth:`from_linear` or :func:`torch_lsh.quantize_`. Its ``state_dict`` holds ``weight_int8``, ``scale`` and
+    ``bias``.
+
+    Args:
+        in_features, out_features, bias: as in :class:`torch.nn.Linear`.
+
+    Shape:
+        input ``[*, in_features]`` float32 or bfloat16 on the CPU; output ``[*, out_features]`` of the same dtype.
+
+    >>> linear = nn.Linear(16, 1_000).eval()
+    >>> layer = QuantizedLinear.from_linear(linear)
+    >>> bool((layer.weight - linear.weight).abs().max() <= layer.scale.max() / 1.99)
+    True
+    >>> layer(torch.randn(4, 16)).topk(5).indices.shape
+    torch.Size([4, 5])
+    """
+
+    weight_int8: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.register_buffer("weight_int8", torch.zeros(out_features, in_features, dtype=torch.int8, device="cpu"))
+        self.register_buffer("scale", torch.zeros(out_features, dtype=torch.float32, device="cpu"))
+        self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device="cpu") if bias else None)
+        self._warned = False
+
+    @classmethod
+    @torch.no_grad()
+    def from_linear(cls, linear: nn.Linear) -> QuantizedLinear:
+        """Quantises the weights of a linear layer to the nearest; that layer does not change.
+
+        Raises:
+            TypeError: ``linear`` is no linear layer.
+            ValueError: its weights or biases are not finite numbers on the CPU.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear is a {type(linear).__name__}; wanted torch.nn.Linear")
+        for name, tensor in linear.named_parameters():
+            if tensor.device.type != "cpu" or not tensor.is_floating_point():
+                raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}; wanted floating point on the CPU")
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None)
+        for begin in range(0, linear.out_features, _BLOCK_ROWS):
+            rows = slice(begin, begin + _BLOCK_ROWS)
+            weight = linear.weight[rows].float()
+            if not weight.isfinite().all():
+                raise ValueError("weight holds numbers that are not finite, which have no int8 form")
+            scale = weight.abs().amax(1) / _LARGEST if weight.shape[1] else weight.new_zeros(len(weight))
+            layer.scale[rows] = scale
+            # A row of zeros has scale 0.
+            layer.weight_int8[rows] = (weight / torch.where(scale > 0, scale, 1).unsqueeze(1)).round_().to(torch.int8)
+        if layer.bias is not None:
+            layer.bias.copy_(linear.bias)
+        return layer.train(linear.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights converted back, ``[out_features, in_features]`` float32: a new tensor at every access."""
+        return self.weight_int8 * self.scale.unsqueeze(1)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Lazy logits ``[*, out_features]``.
+
+        Raises:
+            RuntimeError: the layer is in training mode.
+            TypeError, ValueError: the input does not fit.
+        """
+        if self.training:
+            raise RuntimeError(
+                "a quantised layer cannot be trained; call eval() on the model, or train and quantise anew"
+            )
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input is a {type(input).__name__}; wanted a tensor")
+        if input.dtype not in (torch.float32, torch.bfloat16) or input.device.type != "cpu":
+            raise TypeError(f"input is {input.dtype} on {input.device}; wanted float32 or bfloat16 on the CPU")
+        if input.dim() < 1 or input.shape[-1] != self.in_features:
+            raise ValueError(
+                f"input has shape {tuple(input.shape)}; wanted {self.in_features} features in the last dimension"
+            )
+        return SampledLogits._from(
+            _Recipe(input.detach(), cast(Any, self), input.dtype, input.dim() - 1, detached=True)
+        )
+
+    def topk(self, x: Tensor, k: int) -> torch.return_types.topk:
+        """``torch.topk(self(x), k)``: exact for the quantised weights.
+
+        Args:
+            x: ``[*, in_features]``.
+            k: 1 to ``out_features``.
+        """
+        if not 1 <= k <= self.out_features:
+            raise ValueError(f"k is {k}; wanted 1 to {self.out_features}")
+        return torch.topk(self(x), k)
+
+    # --- what SampledLogits asks for ---
+
+    def largest_logits(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        return ops.linear_topk(x.float().contiguous(), self.weight_int8, self.bias, k, self.scale)
+
+    def warn_dense(self, what: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warn_dense(what, self.out_features)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
+        # .to(bfloat16) or .double() on a model are about layers that compute in their weights' dtype.
+        super()._apply(fn, recurse)
+        self.scale = self.scale.float()
+        if self.bias is not None:
+            self.bias = self.bias.float()
+        return self
