@@ -391,8 +391,8 @@ def _from_multi_hot(y: np.ndarray) -> list[list[int]]:
 
 
 def _bits(text_bytes: int) -> int:
-    """A column for about every 16 bytes: words and pairs that occur again share few."""
-    return min(20, max(16, math.ceil(math.log2(max(1, text_bytes) / 16 + 1))))
+    """A column for about every 4 bytes, so that words and pairs share few; at most two million."""
+    return min(21, max(16, math.ceil(math.log2(text_bytes / 4 + 1))))
 
 
 def _network(features: HashedText, classes: int, hidden: int, config: LSHConfig | None = None) -> TextNetwork:
@@ -478,7 +478,7 @@ class _Trainer:
         self.history: list[dict[str, float]] = []
 
     def run(self) -> None:
-        best: tuple[float, float] | None = None
+        best: float | None = None
         state: dict[str, Tensor] = {}
         since = 0
         with torch.random.fork_rng(devices=[]):
@@ -491,13 +491,11 @@ class _Trainer:
                         continue
                     result = self._evaluate()
                     entry.update({f"validation_{name}": value for name, value in result.items() if name != "rows"})
-                    quality = (result["precision@1" if self.multilabel else "accuracy"], -result.get("loss", 0.0))
+                    # The loss, where there is one, is less at the mercy of a few texts than accuracy.
+                    quality = result["precision@1"] if self.multilabel else -result["loss"]
                     if best is None or quality > best:
                         best, since = quality, 0
-                        if epoch + 1 < self.epochs:
-                            state = copy.deepcopy(self.network.state_dict())
-                        else:
-                            state = {}
+                        state = copy.deepcopy(self.network.state_dict()) if epoch + 1 < self.epochs else {}
                     else:
                         since += 1
                     if since >= self.settings.patience:
