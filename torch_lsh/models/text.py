@@ -467,9 +467,10 @@ class _Trainer:
             torch.manual_seed(settings.seed)
             self.network = _network(data.features, classes, hidden, settings.config)
         self.network.idf.copy_(found.idf)
-        self.epochs = settings.epochs or (8 if hidden == 0 else 6)
-        self.batch_size = settings.batch_size or (64 if rows < 200_000 else 256)
-        default_lr = 2e-3 if hidden > 0 else (0.05 if self.epochs == 1 else 0.02)
+        # Small sets want small batches and many passes, so that there are some hundred steps in all.
+        self.epochs = settings.epochs or min(40, max(8 if hidden == 0 else 6, 20_000 // rows))
+        self.batch_size = settings.batch_size or (256 if rows >= 200_000 else min(64, max(8, rows // 32)))
+        default_lr = 0.01 if hidden > 0 else (0.05 if self.epochs == 1 else 0.02)
         self.lr = settings.lr or default_lr
         # A smooth target keeps the linear model from growing ever surer of what it has learnt by heart.
         smoothing = 0.1 if hidden == 0 and classes > 2 else 0.0

@@ -56,7 +56,7 @@ class Texts:
             yield TextRow(text, labels, f"row {i}")  # type: ignore[arg-type]  # bytes are hashed as they are
 
     def bytes(self) -> int:
-        return sum(map(len, self.texts))
+        return sum(len(text) for text in self.texts if isinstance(text, (str, bytes)))
 
 
 def _as_list(items: Iterable[Any], name: str) -> list[Any]:
