@@ -11,6 +11,8 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def("gather_rows(Tensor table, Tensor rows, ScalarType? dtype=None) -> Tensor");
   m.def("sampled_dot(Tensor x, Tensor table, Tensor rows) -> Tensor");
 
+  m.def("product(Tensor a, Tensor b, Tensor? bias) -> Tensor");
+
   m.def("coalesce_rows(Tensor rows, Tensor values) -> (Tensor, Tensor)");
 
   // embedding bag
@@ -21,17 +23,16 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   // row-sparse optimizers
   m.def(
       "row_sparse_adam_(Tensor(a!) parameter, Tensor(b!) first, Tensor(c!) second, Tensor rows, Tensor "
-      "gradient, "
-      "Tensor? decays, float lr, float beta1, float beta2, float eps, float weight_decay, float "
-      "bias_correction1, "
-      "float bias_correction2, bool decoupled, bool maximize) -> ()");
+      "gradient, Tensor? decays, float lr, float beta1, float beta2, float eps, float weight_decay, float "
+      "bias_correction1, float bias_correction2, bool decoupled, bool maximize, Tensor? factor=None, int "
+      "seed=-1) -> ()");
   m.def(
       "row_sparse_sgd_(Tensor(a!) parameter, Tensor(b!)? momentum_buffer, Tensor rows, Tensor gradient, "
-      "float lr, "
-      "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize) -> ()");
+      "float lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, Tensor? "
+      "factor=None, int seed=-1) -> ()");
   m.def(
       "row_sparse_adagrad_(Tensor(a!) parameter, Tensor(b!) squares, Tensor rows, Tensor gradient, float lr, "
-      "float eps, float weight_decay, bool maximize) -> ()");
+      "float eps, float weight_decay, bool maximize, Tensor? factor=None, int seed=-1) -> ()");
 
   // active sets
   m.def(

@@ -9,10 +9,13 @@ from torch_lsh import ops, reference
 
 
 def arguments(dtype, batch, count, width, weights):
-    logits = (torch.randn(batch, count, dtype=dtype) * 5).requires_grad_()
+    logits = torch.randn(batch, count, dtype=dtype) * 5
+    by_columns = weights is not None and "by columns" in weights
+    weights = None if weights == "by columns" else weights
+    logits = (logits.T.contiguous().T if by_columns else logits).requires_grad_()
     log_weights = None
     if weights is not None:
-        log_weights = torch.rand(count if weights == "shared" else (batch, count), dtype=dtype).log()
+        log_weights = torch.rand((batch, count) if weights == "per sample" else count, dtype=dtype).log()
         log_weights[..., -1:] = 0 if count == 1 else -torch.inf
     positions = torch.randint(-1, max(1, count - 1), (batch, width))
     shares = torch.rand(batch, width, dtype=dtype)
@@ -20,8 +23,10 @@ def arguments(dtype, batch, count, width, weights):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("batch", "count", "width"), [(1, 1, 1), (3, 17, 2), (5, 1000, 4), (0, 9, 1), (2, 8, 0)])
-@pytest.mark.parametrize("weights", [None, "shared", "per sample"])
+@pytest.mark.parametrize(
+    ("batch", "count", "width"), [(1, 1, 1), (3, 17, 2), (5, 1000, 4), (0, 9, 1), (2, 8, 0), (3, 0, 0)]
+)
+@pytest.mark.parametrize("weights", [None, "shared", "per sample", "shared by columns", "by columns"])
 def test_sampled_softmax_loss(simd_level, threads, dtype, batch, count, width, weights):
     inputs = arguments(dtype, batch, count, width, weights)
     loss, log_z = ops.sampled_softmax_loss(*inputs)
@@ -33,6 +38,7 @@ def test_sampled_softmax_loss(simd_level, threads, dtype, batch, count, width, w
     (grad,) = torch.autograd.grad(loss, inputs[0], upstream)
     (expected_grad,) = torch.autograd.grad(expected, inputs[0], upstream)
     torch.testing.assert_close(grad, expected_grad)
+    assert grad.stride() == inputs[0].stride()
 
 
 def test_exponential_is_accurate_over_its_whole_range(simd_level):
@@ -49,13 +55,18 @@ def test_exponential_is_accurate_over_its_whole_range(simd_level):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_non_finite_logits_are_as_in_pytorch(value):
-    logits = torch.tensor([[1.0, value, 2.0]])
-    log_z = ops.sampled_softmax_loss(logits, None, torch.tensor([[0]]), torch.ones(1, 1))[1]
+@pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_non_finite_logits_are_as_in_pytorch(value, by_columns, everywhere):
+    logits = torch.full((2, 700), value) if everywhere else torch.randn(2, 700)
+    logits[0, 300] = value
+    if by_columns:
+        logits = logits.T.contiguous().T
+    log_z = ops.sampled_softmax_loss(logits, None, torch.tensor([[0], [0]]), torch.ones(2, 1))[1]
     torch.testing.assert_close(log_z, logits.logsumexp(1), equal_nan=True)
 
 
-@pytest.mark.parametrize("weights", [None, "shared", "per sample"])
+@pytest.mark.parametrize("weights", [None, "shared", "per sample", "shared by columns"])
 def test_opcheck_and_gradcheck(weights):
     inputs = arguments(torch.float64, 3, 7, 2, weights)
     torch.library.opcheck(torch.ops.torch_lsh.sampled_softmax_loss, inputs)
@@ -66,8 +77,8 @@ def test_opcheck_and_gradcheck(weights):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(5, 2500), (1, 1), (0, 7), (3, 0), (64, 1025)])
 def test_positive_sums(simd_level, threads, dtype, shape):
-    gradient = torch.randn(shape, dtype=dtype)
-    torch.testing.assert_close(ops.positive_sums(gradient), reference.positive_sums(gradient))
+    for gradient in (torch.randn(shape, dtype=dtype), torch.randn(shape[::-1], dtype=dtype).T):
+        torch.testing.assert_close(ops.positive_sums(gradient), reference.positive_sums(gradient))
     torch.library.opcheck(torch.ops.torch_lsh.positive_sums, (gradient,))
     with pytest.raises(RuntimeError, match="gradient has dtype"):
         ops.positive_sums(gradient.bfloat16())
@@ -78,6 +89,8 @@ def test_positive_sums(simd_level, threads, dtype, shape):
     [
         ({0: torch.randn(3, 7).bfloat16()}, "logits has dtype BFloat16"),
         ({0: torch.randn(7)}, "logits has shape"),
+        ({0: torch.randn(3, 14)[:, ::2]}, "logits is not contiguous, nor is its transpose"),
+        ({0: torch.randn(7, 3).T, 1: torch.zeros(3, 7)}, "log_weights has shape"),
         ({1: torch.zeros(6)}, "log_weights has shape"),
         ({1: torch.zeros(7).double()}, "log_weights has dtype Double"),
         ({2: torch.full((3, 2), 7)}, "positions holds 7; wanted at most 6"),

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _library  # noqa: F401  (registers torch.ops.torch_lsh)
-from .row_sparse import wants_row_sparse
+from .row_sparse import updater, wants_row_sparse
 
 _ops = torch.ops.torch_lsh
 
@@ -85,23 +85,35 @@ def _(table: Tensor, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return table.new_empty((rows.shape[0], *table.shape[1:]), dtype=dtype)
 
 
+class _Destination:
+    """Where the gradient of some rows of a parameter goes."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.shape, self.dtype = parameter.shape, parameter.dtype
+        self.row_sparse = wants_row_sparse(parameter)
+        self.updater = updater(parameter) if parameter.requires_grad else None
+        self.parameter = parameter if self.updater is not None else None
+
+    def deliver(self, rows: Tensor, values: Tensor) -> Tensor | None:
+        """The gradient of the parameter, or None where an optimizer took it; ``rows`` may repeat."""
+        values = values.to(self.dtype)
+        if self.updater is not None and self.parameter is not None:
+            self.updater.update_in_backward(self.parameter, rows, values)
+            return None
+        if self.row_sparse:
+            return torch.sparse_coo_tensor(rows.unsqueeze(0), values, self.shape, check_invariants=False)
+        return values.new_zeros(self.shape).index_add_(0, rows, values)
+
+
 def _gather_rows_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     table, rows, _ = inputs
     ctx.save_for_backward(rows)
-    ctx.shape, ctx.dtype = table.shape, table.dtype
-    ctx.row_sparse = wants_row_sparse(table)
+    ctx.destination = _Destination(table)
 
 
-def _gather_rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+def _gather_rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
     (rows,) = ctx.saved_tensors
-    return _row_gradient(rows, grad.to(ctx.dtype), ctx.shape, ctx.row_sparse), None, None
-
-
-def _row_gradient(rows: Tensor, values: Tensor, shape: torch.Size, row_sparse: bool) -> Tensor:
-    """The gradient of a ``shape`` parameter of which only ``rows`` have one; ``rows`` may repeat."""
-    if row_sparse:
-        return torch.sparse_coo_tensor(rows.unsqueeze(0), values, shape, check_invariants=False)
-    return values.new_zeros(shape).index_add_(0, rows, values)
+    return ctx.destination.deliver(rows, grad), None, None
 
 
 torch.library.register_autograd("torch_lsh::gather_rows", _gather_rows_backward, setup_context=_gather_rows_setup)
@@ -133,7 +145,8 @@ _autocast.impl("gather_rows", _gather_rows_autocast)
 def gather_matmul(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
     """``x @ weight[rows].T + bias[rows]``: logits of an active set that the batch shares.
 
-    The rows are copied next to each other once, then a BLAS product runs at full speed, forward and backward.
+    The rows are copied next to each other once; then matrix products run at full speed, forward and backward: those of
+    :func:`product` in float32 and float64, those of PyTorch in bfloat16.
 
     Args:
         x: ``[B, in]``.
@@ -142,9 +155,94 @@ def gather_matmul(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) 
         rows: ``[A]`` int64.
 
     Returns:
-        ``[B, A]``.
+        ``[B, A]``, the transpose of a contiguous tensor.
     """
-    return F.linear(x, gather_rows(weight, rows), None if bias is None else gather_rows(bias, rows))
+    offset = None if bias is None else gather_rows(bias, rows)
+    if weight.requires_grad and torch.is_grad_enabled() and updater(weight) is not None:
+        logits: Tensor = _ProductWithUpdate.apply(weight, x, offset, rows)
+    else:
+        logits = _product_with_rows(gather_rows(weight, rows), x, offset)
+    return logits.T
+
+
+def _product_with_rows(active: Tensor, x: Tensor, offset: Tensor | None) -> Tensor:
+    x = x.to(active.dtype)
+    if active.dtype is not torch.bfloat16:
+        return product(active, x.T, offset)
+    return active @ x.T if offset is None else torch.addmm(offset.unsqueeze(1), active, x.T)
+
+
+class _ProductWithUpdate(torch.autograd.Function):
+    """The product with rows of a weight whose optimizer updates them in the backward pass.
+
+    The gradient of the rows is handed over as its two factors, so it is never stored.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, x: Tensor, offset: Tensor | None, rows: Tensor) -> Tensor:
+        active = gather_rows(weight, rows)
+        ctx.destination, ctx.x_dtype = _Destination(weight), x.dtype
+        x = x.to(active.dtype)
+        ctx.save_for_backward(active, x, rows)
+        return _product_with_rows(active, x, offset)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        active, x, rows = ctx.saved_tensors
+        destination = ctx.destination
+        grad_x = None
+        if ctx.needs_input_grad[1]:
+            grad_x = (grad.T @ active if active.dtype is torch.bfloat16 else product(grad.T, active)).to(ctx.x_dtype)
+        grad_offset = grad.sum(1) if ctx.needs_input_grad[2] else None
+        if active.dtype is torch.bfloat16 or active.dtype is not destination.dtype:
+            destination.deliver(rows, grad @ x)
+        else:
+            destination.updater.update_in_backward(destination.parameter, rows, grad, x)
+        return None, grad_x, grad_offset, None
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``a @ b + bias.unsqueeze(1)`` in float32 or float64, whatever the strides.
+
+    Made for active sets: thousands of rows on the left, a batch on the right. Elements are summed in the same order for
+    any number of threads. Differentiable.
+
+    Args:
+        a: ``[M, K]``.
+        b: ``[K, N]`` of the same dtype.
+        bias: ``[M]`` of the same dtype, contiguous, or None.
+
+    Returns:
+        ``[M, N]``, contiguous.
+
+    >>> product(torch.eye(2), torch.tensor([[1.0], [2.0]]), torch.tensor([10.0, 20.0]))
+    tensor([[11.],
+            [22.]])
+    """
+    return _ops.product(a, b, bias)
+
+
+@_fake("product")
+def _(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
+def _product_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _product_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    a, b = ctx.saved_tensors
+    need_a, need_b, need_bias = ctx.needs_input_grad
+    return (
+        product(grad, b.T) if need_a else None,
+        product(grad.T, a).T if need_b else None,  # the smaller side is packed
+        grad.sum(1) if need_bias else None,
+    )
+
+
+torch.library.register_autograd("torch_lsh::product", _product_backward, setup_context=_product_setup)
 
 
 def sampled_dot(x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
@@ -174,7 +272,7 @@ def _(x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
 def _sampled_dot_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     x, table, rows = inputs
     ctx.save_for_backward(x, table, rows)
-    ctx.row_sparse = wants_row_sparse(table)
+    ctx.destination = _Destination(table)
 
 
 def _sampled_dot_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -186,7 +284,7 @@ def _sampled_dot_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor
     if not ctx.needs_input_grad[1]:
         return grad_x, None, None
     touched, sums = _ops.embedding_bag_backward(x, crow, col, values)
-    return grad_x, _row_gradient(touched, sums, table.shape, ctx.row_sparse), None
+    return grad_x, ctx.destination.deliver(touched, sums), None
 
 
 torch.library.register_autograd("torch_lsh::sampled_dot", _sampled_dot_backward, setup_context=_sampled_dot_setup)
@@ -265,18 +363,17 @@ def _(grad: Tensor, weight: Tensor, crow: Tensor, col: Tensor) -> Tensor:
 def _embedding_bag_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     weight, crow, col, values = inputs
     ctx.save_for_backward(weight, crow, col, values)
-    ctx.row_sparse = wants_row_sparse(weight)
+    ctx.destination = _Destination(weight)
 
 
 def _embedding_bag_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None]:
     weight, crow, col, values = ctx.saved_tensors
     grad = grad.contiguous()
     grad_weight = grad_values = None
-    if ctx.needs_input_grad[0]:
-        rows, sums = _ops.embedding_bag_backward(grad, crow, col, values)
-        grad_weight = _row_gradient(rows, sums, weight.shape, ctx.row_sparse)
     if ctx.needs_input_grad[3]:
         grad_values = _ops.embedding_bag_values_backward(grad, weight, crow, col)
+    if ctx.needs_input_grad[0]:  # last: it may change the weight
+        grad_weight = ctx.destination.deliver(*_ops.embedding_bag_backward(grad, crow, col, values))
     return grad_weight, None, None, grad_values
 
 
@@ -319,19 +416,25 @@ def row_sparse_adam_(
     bias_correction2: float,
     decoupled: bool,
     maximize: bool,
+    factor: Tensor | None = None,
+    seed: int = -1,
 ) -> None:
     """One Adam (Kingma & Ba 2015) or AdamW (``decoupled``) step on some rows of a parameter, in place.
 
     Args:
         parameter: ``[N, width]`` or ``[N]`` float32, float64 or bfloat16, contiguous.
-        first, second: the moments, of the shape of ``parameter``; of its dtype, or float32 where that is bfloat16.
+        first, second: the moments, of the shape of ``parameter``; float64 where it is float64, else both float32 or
+            both bfloat16.
         rows: ``[A]`` int64, strictly increasing.
-        gradient: ``[A, width]`` or ``[A]``.
+        gradient: ``[A, width]`` or ``[A]``; or, with ``factor``, ``[A, K]`` of any strides.
         decays: ``[A, 3]`` float64, factors for first moment, second moment and weights that are applied before the
             step (what steps that the row missed would have decayed), or None.
         lr, beta1, beta2, eps, weight_decay, maximize: as in :class:`torch.optim.Adam`.
         bias_correction1, bias_correction2: ``1 - beta ** step``.
         decoupled: weight decay as in AdamW.
+        factor: ``[K, width]`` or None: the gradient is ``gradient @ factor``, made some rows at a time and not stored;
+            not for bfloat16 parameters.
+        seed: of stochastic rounding to bfloat16, of weights and moments; negative: round to nearest.
 
     Raises:
         RuntimeError: an argument does not fit; then nothing was changed.
@@ -352,6 +455,8 @@ def row_sparse_adam_(
         bias_correction2,
         decoupled,
         maximize,
+        factor,
+        seed,
     )
     _count_change(parameter, first, second)
 
@@ -367,10 +472,23 @@ def row_sparse_sgd_(
     weight_decay: float,
     nesterov: bool,
     maximize: bool,
+    factor: Tensor | None = None,
+    seed: int = -1,
 ) -> None:
     """One SGD step on some rows of a parameter, in place; arguments as in :func:`row_sparse_adam_` and torch's SGD."""
     _ops.row_sparse_sgd_(
-        parameter, momentum_buffer, rows, gradient, lr, momentum, dampening, weight_decay, nesterov, maximize
+        parameter,
+        momentum_buffer,
+        rows,
+        gradient,
+        lr,
+        momentum,
+        dampening,
+        weight_decay,
+        nesterov,
+        maximize,
+        factor,
+        seed,
     )
     _count_change(parameter, momentum_buffer)
 
@@ -384,14 +502,16 @@ def row_sparse_adagrad_(
     eps: float,
     weight_decay: float,
     maximize: bool,
+    factor: Tensor | None = None,
+    seed: int = -1,
 ) -> None:
     """One Adagrad (Duchi et al. 2011) step on some rows of a parameter, in place; ``squares`` is the state sum."""
-    _ops.row_sparse_adagrad_(parameter, squares, rows, gradient, lr, eps, weight_decay, maximize)
+    _ops.row_sparse_adagrad_(parameter, squares, rows, gradient, lr, eps, weight_decay, maximize, factor, seed)
     _count_change(parameter, squares)
 
 
 for _name in ("row_sparse_adam_", "row_sparse_sgd_", "row_sparse_adagrad_"):
-    _fake(_name)(lambda *arguments: None)
+    _fake(_name)(lambda *arguments, **options: None)
 
 
 # --- active sets ----------------------------------------------------------------------------------------------------
@@ -635,9 +755,10 @@ def sampled_softmax_loss(
     """Cross entropy of each sample over its active rows; differentiable in ``logits`` (once).
 
     Args:
-        logits: ``[B, A]`` float32 or float64, contiguous.
+        logits: ``[B, A]`` float32 or float64; contiguous, or the transpose of a contiguous tensor.
         log_weights: ``[A]`` or ``[B, A]`` of the same dtype, added to the logits in the partition function only:
-            log importance weights, ``-inf`` for a row that does not count. None: zeros.
+            log importance weights, ``-inf`` for a row that does not count. None: zeros. With ``[B, A]`` logits must be
+            contiguous.
         positions: ``[B, P]`` int64: where the labels' logits are; negative: no label.
         shares: ``[B, P]`` of the dtype of ``logits``: what each label counts.
 
@@ -678,7 +799,7 @@ def positive_sums(gradient: Tensor) -> Tensor:
     """The sum of the positive entries of every column.
 
     Args:
-        gradient: ``[B, A]`` float32 or float64, contiguous.
+        gradient: ``[B, A]`` float32 or float64; contiguous, or the transpose of a contiguous tensor.
 
     Returns:
         ``[A]`` of the same dtype.

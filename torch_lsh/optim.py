@@ -12,8 +12,16 @@ the missed steps would have applied: its moments times ``beta ** missed``, and u
 ``(1 - lr * weight_decay) ** missed`` (with the present learning rate). What catch-up does not do is move the weights by
 the momentum of the missed steps, as a dense step would have, or apply the L2 penalty of those steps.
 
-bfloat16 parameters have float32 state, for dense gradients too: a bfloat16 second moment would round its own decay
-away. The arithmetic is float32 and the weights are rounded to nearest.
+bfloat16 parameters have float32 state by default, for dense gradients too, and arithmetic in float32. Numbers are
+rounded to bfloat16 at random, up or down with the probabilities that make the result right on average: rounded to
+nearest, a weight would not notice steps smaller than 1/256 of itself. (``stochastic_rounding=False`` does that, as
+PyTorch does; the random numbers are a function of step, row and column, so results repeat.) With
+``moment_dtype=torch.bfloat16`` the state of bfloat16 and float32 parameters takes 2 bytes, and is rounded likewise.
+
+With ``in_backward=True`` the rows of a row-sparse gradient are updated as soon as the backward pass knows it: no
+gradient is stored, and for the rows of an :class:`torch_lsh.LSHLinear` it is not even made as a whole. ``step()`` then
+updates what has a dense gradient, and ends the step: a second gradient for the same parameter before it is an error,
+because there is nothing left that it could be added to. Gradients cannot be clipped or looked at in this mode.
 
 Gradients that repeat rows (accumulated over several backward passes) are summed first. What has no row-sparse form
 (``amsgrad``, ``capturable``, ``differentiable``, parameters that are not contiguous CPU tensors of a supported dtype)
@@ -67,20 +75,22 @@ def row_sparse_gradient(gradient: Tensor) -> tuple[Tensor, Tensor]:
     return rows, values
 
 
-def _zeros(parameter: Tensor) -> Tensor:
+def _zeros(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """Contiguous zeros for the state of ``parameter``, aligned to cache lines.
 
     Unlike ``torch.zeros`` this writes nothing: memory of rows that are never touched is never given to the process.
     """
-    dtype = _state_dtype(parameter)
     size = parameter.numel() * dtype.itemsize
     memory = np.zeros(size + 63, np.uint8)
     start = -memory.ctypes.data % 64
     return torch.from_numpy(memory[start : start + size]).view(dtype).view(parameter.shape)
 
 
-def _state_dtype(parameter: Tensor) -> torch.dtype:
-    return torch.float32 if parameter.dtype is torch.bfloat16 else parameter.dtype
+def _state_dtype(group: dict[str, Any], parameter: Tensor) -> torch.dtype:
+    if parameter.dtype is torch.float64:
+        return torch.float64
+    dtype: torch.dtype | None = group.get("moment_dtype")
+    return torch.float32 if dtype is None else dtype
 
 
 def _by_rows(tensor: Tensor) -> Tensor:
@@ -139,7 +149,7 @@ class _RowSparseMixin(_Base):
                     if name == "last_step":
                         self.state[parameter][name] = value.to(torch.int32)
                     elif name in self._moments and value is not None and self._takes_rows(group, parameter):
-                        self.state[parameter][name] = value.to(_state_dtype(parameter))
+                        self.state[parameter][name] = value.to(_state_dtype(group, parameter))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; ``closure``, if given, is called first and its result returned.
@@ -157,10 +167,11 @@ class _RowSparseMixin(_Base):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
+                self._check_accumulates(parameter)
                 if parameter.grad.layout is not torch.strided:
                     self._check(group, parameter)
                     own.append((group, parameter, *row_sparse_gradient(parameter.grad)))
-                elif parameter.dtype is torch.bfloat16 and self._takes_rows(group, parameter):
+                elif self._has_own_state(group, parameter) and self._takes_rows(group, parameter):
                     own.append((group, parameter, torch.arange(len(parameter)), parameter.grad.contiguous()))
                 else:
                     dense.append(parameter)
@@ -173,7 +184,56 @@ class _RowSparseMixin(_Base):
                 version = parameter._version
                 self._step_rows(group, parameter, rows, _by_rows(values))
                 row_sparse.record_update(parameter, rows, version)
+        self._updated.clear()
         return loss
+
+    # --- updates in the backward pass ---
+
+    @property
+    def _updated(self) -> set[Tensor]:
+        """Parameters that were updated since the last step. Not a part of pickles, like gradients."""
+        updated: set[Tensor] = self.__dict__.setdefault("_updated_in_backward", set())
+        return updated
+
+    def _check_accumulates(self, parameter: Tensor) -> None:
+        if parameter in self._updated:
+            raise RuntimeError(
+                f"a parameter of shape {tuple(parameter.shape)} got a second gradient since the last step(), but "
+                "its rows were updated with the first one; with in_backward=True call step() after every backward(), "
+                "or leave it off"
+            )
+
+    def _group_of(self, parameter: Tensor) -> dict[str, Any] | None:
+        return next((group for group in self.param_groups if any(parameter is one for one in group["params"])), None)
+
+    def updates_in_backward(self, parameter: Tensor) -> bool:
+        group = self._group_of(parameter)
+        return group is not None and bool(group.get("in_backward")) and self._takes_rows(group, parameter)
+
+    @torch.no_grad()
+    def update_in_backward(self, parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None) -> None:
+        """One step on ``rows``; for the backward passes of layers.
+
+        Args:
+            parameter: one of this optimizer's.
+            rows: ``[A]`` int64; may repeat unless there is a ``factor``.
+            values: gradient of the rows ``[A, ...]``; or ``[A, K]``, the gradient being ``values @ factor``.
+            factor: ``[K, width]`` or None.
+
+        Raises:
+            RuntimeError: the parameter was updated already and :meth:`step` was not called since.
+        """
+        self._check_accumulates(parameter)
+        group = self._group_of(parameter)
+        assert group is not None
+        if factor is None:
+            gradient = torch.sparse_coo_tensor(rows.unsqueeze(0), values, parameter.shape, check_invariants=False)
+            rows, values = row_sparse_gradient(gradient)
+            values = _by_rows(values)
+        version = parameter._version
+        self._step_rows(group, parameter, rows, values, factor)
+        row_sparse.record_update(parameter, rows, version)
+        self._updated.add(parameter)
 
     def _check(self, group: dict[str, Any], parameter: Tensor) -> None:
         for option in self._unsupported:
@@ -234,16 +294,20 @@ class _RowSparseMixin(_Base):
             )
         )
 
-    def _moment(self, parameter: Tensor, name: str, fill: float = 0.0) -> Tensor:
+    def _has_own_state(self, group: dict[str, Any], parameter: Tensor) -> bool:
+        """Whether the state has another dtype than PyTorch's steps want."""
+        return parameter.dtype is torch.bfloat16 or _state_dtype(group, parameter) is not parameter.dtype
+
+    def _moment(self, group: dict[str, Any], parameter: Tensor, name: str, fill: float = 0.0) -> Tensor:
         """State of the parameter's shape, allocated once, as the operators take it."""
-        state = self.state[parameter]
+        state, dtype = self.state[parameter], _state_dtype(group, parameter)
         moment = state.get(name)
         if moment is None:
-            moment = _zeros(parameter)
+            moment = _zeros(parameter, dtype)
             if fill != 0.0:
                 moment.fill_(fill)
-        elif moment.dtype is not _state_dtype(parameter) or not moment.is_contiguous():
-            moment = moment.to(_state_dtype(parameter)).contiguous()
+        elif moment.dtype is not dtype or not moment.is_contiguous():
+            moment = moment.to(dtype).contiguous()
         state[name] = moment
         return _by_rows(moment)
 
@@ -252,7 +316,13 @@ class _RowSparseMixin(_Base):
         step += 1
         return int(step)
 
-    def _step_rows(self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor) -> None:
+    def _rounding_seed(self, group: dict[str, Any], parameter: Tensor, step: int) -> int:
+        return step if group.get("stochastic_rounding") and self._has_own_state(group, parameter) else -1
+
+    def _step_rows(
+        self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None
+    ) -> None:
+        """Updates ``rows`` by the gradient ``values``, or ``values @ factor``."""
         raise NotImplementedError
 
 
@@ -299,9 +369,11 @@ class _AdamRows(_RowSparseMixin):
         missed = (step - last_step[rows]).double()
         return torch.stack([factor**missed for factor in (*map(float, group["betas"]), shrink)], 1)
 
-    def _step_rows(self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor) -> None:
+    def _step_rows(
+        self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None
+    ) -> None:
         step = self._count_step(parameter)
-        first, second = self._moment(parameter, "exp_avg"), self._moment(parameter, "exp_avg_sq")
+        first, second = (self._moment(group, parameter, name) for name in self._moments)
         state = self.state[parameter]
         beta1, beta2 = map(float, group["betas"])
         decays = None
@@ -325,6 +397,8 @@ class _AdamRows(_RowSparseMixin):
             1 - beta2**step,
             bool(group["decoupled_weight_decay"]),
             bool(group["maximize"]),
+            factor,
+            self._rounding_seed(group, parameter, step),
         )
         if decays is not None:
             state["last_step"][rows] = step
@@ -338,7 +412,8 @@ class Adam(_AdamRows, torch.optim.Adam):
     Args:
         params, lr, betas, eps, weight_decay, ...: as in :class:`torch.optim.Adam`; dense steps are fused by default.
         catch_up: decay the moments of a row for the steps that it missed when it is touched again. Keeps an int32
-            per row. May be set per parameter group.
+            per row.
+        stochastic_rounding, moment_dtype, in_backward: see the module's text. All four may be set per group.
 
     >>> layer = torch.nn.Linear(4, 3)
     >>> optimizer = Adam(layer.parameters(), lr=1e-3)
@@ -347,10 +422,18 @@ class Adam(_AdamRows, torch.optim.Adam):
     """
 
     def __init__(
-        self, params: Any, lr: float | Tensor = 1e-3, *args: Any, catch_up: bool = False, **kwargs: Any
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        *args: Any,
+        catch_up: bool = False,
+        stochastic_rounding: bool = True,
+        moment_dtype: torch.dtype | None = None,
+        in_backward: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(params, lr, *args, **kwargs)
-        _finish(self, catch_up=catch_up)
+        _finish(self, stochastic_rounding, moment_dtype, in_backward, catch_up=catch_up)
 
 
 class AdamW(_AdamRows, torch.optim.AdamW):
@@ -361,7 +444,8 @@ class AdamW(_AdamRows, torch.optim.AdamW):
     Args:
         params, lr, betas, eps, weight_decay, ...: as in :class:`torch.optim.AdamW`; dense steps are fused by default.
         catch_up: decay the moments and weights of a row for the steps that it missed when it is touched again. Keeps
-            an int32 per row. May be set per parameter group.
+            an int32 per row.
+        stochastic_rounding, moment_dtype, in_backward: see the module's text. All four may be set per group.
 
     >>> weight = torch.nn.Parameter(torch.zeros(5, 2))
     >>> optimizer = AdamW([weight], lr=0.1)
@@ -373,14 +457,31 @@ class AdamW(_AdamRows, torch.optim.AdamW):
     """
 
     def __init__(
-        self, params: Any, lr: float | Tensor = 1e-3, *args: Any, catch_up: bool = False, **kwargs: Any
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        *args: Any,
+        catch_up: bool = False,
+        stochastic_rounding: bool = True,
+        moment_dtype: torch.dtype | None = None,
+        in_backward: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(params, lr, *args, **kwargs)
-        _finish(self, catch_up=catch_up)
+        _finish(self, stochastic_rounding, moment_dtype, in_backward, catch_up=catch_up)
 
 
-def _finish(optimizer: torch.optim.Optimizer, **options: Any) -> None:
+def _finish(
+    optimizer: torch.optim.Optimizer,
+    stochastic_rounding: bool,
+    moment_dtype: torch.dtype | None,
+    in_backward: bool,
+    **options: Any,
+) -> None:
     """What a constructor does after PyTorch's own."""
+    if moment_dtype not in (None, torch.float32, torch.bfloat16):
+        raise ValueError(f"moment_dtype is {moment_dtype}; wanted torch.float32, torch.bfloat16 or None")
+    options.update(stochastic_rounding=stochastic_rounding, moment_dtype=moment_dtype, in_backward=in_backward)
     # torch.amp.GradScaler would leave unscaling to a fused step; the row-sparse part wants unscaled gradients.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     optimizer.defaults.update(options)
@@ -394,6 +495,7 @@ class SGD(_RowSparseMixin, torch.optim.SGD):
 
     Args:
         params, lr, momentum, ...: as in :class:`torch.optim.SGD`; dense steps are fused by default.
+        stochastic_rounding, moment_dtype, in_backward: see the module's text.
 
     >>> weight = torch.nn.Parameter(torch.zeros(3))
     >>> optimizer = SGD([weight], lr=0.5)
@@ -405,21 +507,32 @@ class SGD(_RowSparseMixin, torch.optim.SGD):
 
     _moments = ("momentum_buffer",)
 
-    def __init__(self, params: Any, lr: float | Tensor = 1e-3, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        *args: Any,
+        stochastic_rounding: bool = True,
+        moment_dtype: torch.dtype | None = None,
+        in_backward: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(params, lr, *args, **kwargs)
-        _finish(self)
+        _finish(self, stochastic_rounding, moment_dtype, in_backward)
 
     def _can_fuse(self, group: dict[str, Any], dense: list[Tensor]) -> bool:
         # PyTorch's fused step takes buffers for all of a group's parameters or for none.
         missing = [self.state.get(parameter, {}).get("momentum_buffer") is None for parameter in dense]
         return super()._can_fuse(group, dense) and (group["momentum"] == 0 or all(missing) or not any(missing))
 
-    def _step_rows(self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor) -> None:
+    def _step_rows(
+        self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None
+    ) -> None:
         buffer, dampening = None, float(group["dampening"])
         if group["momentum"] != 0:
             if self.state[parameter].get("momentum_buffer") is None:
                 dampening = 0.0  # as in PyTorch, the first gradient enters whole
-            buffer = self._moment(parameter, "momentum_buffer")
+            buffer = self._moment(group, parameter, "momentum_buffer")
         ops.row_sparse_sgd_(
             _by_rows(parameter),
             buffer,
@@ -431,6 +544,8 @@ class SGD(_RowSparseMixin, torch.optim.SGD):
             float(group["weight_decay"]),
             bool(group["nesterov"]),
             bool(group["maximize"]),
+            factor,
+            -1 if self._rounding_seed(group, parameter, 0) < 0 else self._count_step(parameter),
         )
 
 
@@ -441,6 +556,7 @@ class Adagrad(_RowSparseMixin, torch.optim.Adagrad):
 
     Args:
         params, lr, lr_decay, ...: as in :class:`torch.optim.Adagrad`; dense steps are fused by default.
+        stochastic_rounding, moment_dtype, in_backward: see the module's text.
 
     >>> weight = torch.nn.Parameter(torch.zeros(3, 1))
     >>> optimizer = Adagrad([weight], lr=0.5)
@@ -452,30 +568,43 @@ class Adagrad(_RowSparseMixin, torch.optim.Adagrad):
 
     _moments = ("sum",)
 
-    def __init__(self, params: Any, lr: float | Tensor = 1e-2, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-2,
+        *args: Any,
+        stochastic_rounding: bool = True,
+        moment_dtype: torch.dtype | None = None,
+        in_backward: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(params, lr, *args, **kwargs)
-        _finish(self)
+        _finish(self, stochastic_rounding, moment_dtype, in_backward)
         self.state.clear()  # allocated at the first step, as by the other optimizers
 
     def share_memory(self) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
                 self.state[parameter].setdefault("step", torch.zeros((), dtype=torch.float32))
-                self._sum(parameter)
+                self._sum(group, parameter)
         super().share_memory()
 
-    def _sum(self, parameter: Tensor) -> Tensor:
-        return self._moment(parameter, "sum", self.defaults["initial_accumulator_value"])
+    def _sum(self, group: dict[str, Any], parameter: Tensor) -> Tensor:
+        return self._moment(group, parameter, "sum", self.defaults["initial_accumulator_value"])
 
-    def _step_rows(self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor) -> None:
+    def _step_rows(
+        self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None
+    ) -> None:
         step = self._count_step(parameter)
         ops.row_sparse_adagrad_(
             _by_rows(parameter),
-            self._sum(parameter),
+            self._sum(group, parameter),
             rows,
             values,
             float(group["lr"]) / (1 + (step - 1) * float(group["lr_decay"])),
             float(group["eps"]),
             float(group["weight_decay"]),
             bool(group["maximize"]),
+            factor,
+            self._rounding_seed(group, parameter, step),
         )

@@ -12,7 +12,7 @@ Two facts are kept per parameter, outside of the parameter itself so that copies
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +31,24 @@ def mark(parameter: Tensor, optimizer: Any) -> None:
 def wants_row_sparse(parameter: Tensor) -> bool:
     """Whether layers should produce a row-sparse gradient for ``parameter``."""
     return len(_optimizers.get(parameter, ())) > 0
+
+
+class Updater(Protocol):
+    """An optimizer that can update a parameter during the backward pass."""
+
+    def updates_in_backward(self, parameter: Tensor) -> bool: ...
+
+    def update_in_backward(
+        self, parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None
+    ) -> None: ...
+
+
+def updater(parameter: Tensor) -> Updater | None:
+    """The optimizer that is to be given the row-sparse gradients of ``parameter`` during the backward pass, if any."""
+    optimizers = _optimizers.get(parameter)
+    if not optimizers:
+        return None
+    return next((one for one in optimizers if one.updates_in_backward(parameter)), None)
 
 
 def record_update(parameter: Tensor, rows: Tensor, version_before: int) -> None:
@@ -85,8 +103,10 @@ class ChangedRows:
         self._everything |= version_before != self._version
         self._version = version_after
         if not self._everything:
-            touches = self._touches[rows]
-            self._touches[rows] = touches + (touches < 255)
+            # NumPy: an order of magnitude faster than PyTorch's indexing for some thousand bytes.
+            counts, numbers = self._touches.numpy(), rows.numpy()
+            touches = counts[numbers]
+            counts[numbers] = touches + (touches < 255)
             self._some = True
 
     def _current(self) -> Tensor:

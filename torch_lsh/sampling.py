@@ -126,10 +126,12 @@ def hardest_rows(gradient: Tensor, active: ActiveSet, count: int, corrected: boo
     Returns:
         ``[min(count, A)]`` int64, hardest first.
     """
-    total = ops.positive_sums(gradient.contiguous())
+    total = ops.positive_sums(gradient)
     if corrected:
         total = total / active.weights()
-    return active.rows[total.topk(min(count, len(total))).indices]
+    hardest = total.topk(min(count, len(total)), sorted=False)
+    order = (-hardest.values).numpy().argsort()  # much faster than the sort in topk
+    return active.rows[hardest.indices[torch.from_numpy(order)]]
 
 
 def needs_index(config: LSHConfig, num_rows: int) -> bool:

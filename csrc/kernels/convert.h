@@ -28,6 +28,27 @@ inline BFloat16 to_bfloat16(float value) {
   return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
 }
 
+// Rounds up or down with probabilities that make the result right on average, by 16 random bits; so a sum of
+// many steps that are each smaller than the spacing of bfloat16 numbers still arrives. NaN and infinities
+// stay.
+inline BFloat16 to_bfloat16(float value, uint32_t random) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+  const uint32_t rounded = (bits + (finite ? random & 0xffffu : 0u)) >> 16;
+  return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
+}
+
+// 32 random bits as a function of key and counter (the hash "lowbias32" of Wellons, 2018). Vectorises.
+inline uint32_t random_word(uint32_t key, uint32_t counter) {
+  uint32_t x = key ^ (counter * 0x9e3779b1u);
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x *= 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+
 inline float square_root(float value) {
   return __builtin_sqrtf(value);
 }

@@ -16,18 +16,22 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// The numbers of one optimizer step, named as in torch.optim.
+// The numbers of one optimizer step, named as in torch.optim. seed: of stochastic rounding to bfloat16;
+// negative: to nearest.
 struct AdamStep {
   double lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2;
   bool decoupled, maximize;
+  int64_t seed;
 };
 struct SgdStep {
   double lr, momentum, dampening, weight_decay;
   bool nesterov, maximize;
+  int64_t seed;
 };
 struct AdagradStep {
   double lr, eps, weight_decay;
   bool maximize;
+  int64_t seed;
 };
 
 struct Kernels {
@@ -61,7 +65,8 @@ struct Kernels {
                             int64_t width, BFloat16* out);
 
   // optimizer.h: one step on the rows of a parameter; gradient[i, :] belongs to row rows[i]. `decays` is null
-  // or holds three factors per row: for the first moment, the second, and the weights.
+  // or holds three factors per row: for the first moment, the second, and the weights. Names say the types of
+  // parameter and state.
   void (*adam_rows_f32)(float* parameter, float* first, float* second, const int64_t* rows,
                         const float* gradient, const double* decays, int64_t count, int64_t width,
                         const AdamStep& step);
@@ -76,6 +81,13 @@ struct Kernels {
                        int64_t count, int64_t width, const SgdStep& step);
   void (*adagrad_rows_f64)(double* parameter, double* squares, const int64_t* rows, const double* gradient,
                            int64_t count, int64_t width, const AdagradStep& step);
+  void (*adam_rows_f32_bf16)(float* parameter, BFloat16* first, BFloat16* second, const int64_t* rows,
+                             const float* gradient, const double* decays, int64_t count, int64_t width,
+                             const AdamStep& step);
+  void (*sgd_rows_f32_bf16)(float* parameter, BFloat16* momentum, const int64_t* rows, const float* gradient,
+                            int64_t count, int64_t width, const SgdStep& step);
+  void (*adagrad_rows_f32_bf16)(float* parameter, BFloat16* squares, const int64_t* rows,
+                                const float* gradient, int64_t count, int64_t width, const AdagradStep& step);
   void (*adam_rows_bf16)(BFloat16* parameter, float* first, float* second, const int64_t* rows,
                          const BFloat16* gradient, const double* decays, int64_t count, int64_t width,
                          const AdamStep& step);
@@ -83,6 +95,27 @@ struct Kernels {
                         int64_t count, int64_t width, const SgdStep& step);
   void (*adagrad_rows_bf16)(BFloat16* parameter, float* squares, const int64_t* rows,
                             const BFloat16* gradient, int64_t count, int64_t width, const AdagradStep& step);
+  void (*adam_rows_bf16_bf16)(BFloat16* parameter, BFloat16* first, BFloat16* second, const int64_t* rows,
+                              const BFloat16* gradient, const double* decays, int64_t count, int64_t width,
+                              const AdamStep& step);
+  void (*sgd_rows_bf16_bf16)(BFloat16* parameter, BFloat16* momentum, const int64_t* rows,
+                             const BFloat16* gradient, int64_t count, int64_t width, const SgdStep& step);
+  void (*adagrad_rows_bf16_bf16)(BFloat16* parameter, BFloat16* squares, const int64_t* rows,
+                                 const BFloat16* gradient, int64_t count, int64_t width,
+                                 const AdagradStep& step);
+
+  // product.h: out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n] (bias may be null),
+  // where pack_panel made `panels` of b[k * b_row + n * b_col], rows begin to end - 1 of panel `number` at a
+  // time; a panel is [depth, panel_width].
+  void (*product_f32)(const float* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
+                      const float* panels, int64_t columns, const float* bias, float* out, int64_t stride);
+  void (*product_f64)(const double* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
+                      const double* panels, int64_t columns, const double* bias, double* out, int64_t stride);
+  void (*pack_panel_f32)(const float* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns,
+                         int64_t number, int64_t begin, int64_t end, float* panels);
+  void (*pack_panel_f64)(const double* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns,
+                         int64_t number, int64_t begin, int64_t end, double* panels);
+  int64_t panel_width_f32, panel_width_f64;
 
   // hash.h: SimHash codes [count, num_tables] of rows x[count, width] by the signs of their products with
   // projections[width, num_tables * bits]. scratch: 4 * (width + num_tables * bits) floats.
@@ -107,6 +140,19 @@ struct Kernels {
                              float factor, float* out);
   void (*scaled_softmax_f64)(const double* logits, const double* log_weights, int64_t count, double log_z,
                              double factor, double* out);
+  // The same with the logits of a row for all samples next to each other: for logits [count, batch] the
+  // largest and the sum of exp of the differences to it per sample; and one row of the gradient.
+  void (*column_sums_f32)(const float* logits, const float* log_weights, int64_t count, int64_t batch,
+                          float* largest, float* sum);
+  void (*column_sums_f64)(const double* logits, const double* log_weights, int64_t count, int64_t batch,
+                          double* largest, double* sum);
+  void (*column_softmax_f32)(const float* logits, float log_weight, int64_t batch, const float* log_z,
+                             const float* factor, float* out);
+  void (*column_softmax_f64)(const double* logits, double log_weight, int64_t batch, const double* log_z,
+                             const double* factor, double* out);
+  // sum of max(0, value)
+  float (*positive_sum_f32)(const float* values, int64_t count);
+  double (*positive_sum_f64)(const double* values, int64_t count);
   // sums += max(0, row)
   void (*add_positive_f32)(const float* row, int64_t count, float* sums);
   void (*add_positive_f64)(const double* row, int64_t count, double* sums);

@@ -2,8 +2,9 @@
 // instruction set: include only from kernels/levels/*.cpp. Rows are unique, so a row belongs to the thread
 // that was given it.
 //
-// T is the storage type of parameter and gradient, Sum that of the state and of the arithmetic: float for
-// bfloat16 parameters, because a bfloat16 second moment would round its own decay (0.999) away.
+// T is the storage type of parameter and gradient, State that of the moments, Sum that of the arithmetic.
+// bfloat16 numbers are rounded at random where the step says so (see Rounding): rounded to nearest, a weight
+// would not notice steps below 1/256 of itself, and a second moment its own decay (0.999).
 #pragma once
 
 #include "kernels/convert.h"
@@ -12,8 +13,34 @@
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-template <typename T, typename Sum>
-void adam_rows(T* parameter, Sum* first, Sum* second, const int64_t* rows, const T* gradient,
+// How numbers of one row are stored. Random words are a function of (seed, row, column), so that the result
+// does not depend on threads.
+template <typename Sum>
+struct Rounding {
+  bool at_random;
+  uint32_t key;
+
+  Rounding(int64_t seed, int64_t row) : at_random(seed >= 0), key(0) {
+    const uint64_t mixed = (static_cast<uint64_t>(seed) * 0x9e3779b97f4a7c15ull) ^
+                           (static_cast<uint64_t>(row) * 0xbf58476d1ce4e5b9ull);
+    key = static_cast<uint32_t>(mixed ^ (mixed >> 32));
+  }
+  uint32_t word(int64_t column) const {
+    return at_random ? random_word(key, static_cast<uint32_t>(column)) : 0;
+  }
+
+  // `random` has 16 bits.
+  void store(Sum value, Sum* out, uint32_t random) const { *out = value; }
+  void store(Sum value, BFloat16* out, uint32_t random) const
+    requires(!__is_same(Sum, BFloat16))
+  {
+    *out =
+        at_random ? to_bfloat16(static_cast<float>(value), random) : to_bfloat16(static_cast<float>(value));
+  }
+};
+
+template <typename T, typename State, typename Sum>
+void adam_rows(T* parameter, State* first, State* second, const int64_t* rows, const T* gradient,
                const double* decays, int64_t count, int64_t width, const AdamStep& step) {
   const Sum beta1 = step.beta1, beta2 = step.beta2, eps = step.eps;
   const Sum take1 = 1 - step.beta1, take2 = 1 - step.beta2;  // subtracted in double, as PyTorch does
@@ -30,8 +57,9 @@ void adam_rows(T* parameter, Sum* first, Sum* second, const int64_t* rows, const
       prefetch_row(second + next, width);
     }
     T* __restrict p = parameter + rows[i] * width;
-    Sum* __restrict m = first + rows[i] * width;
-    Sum* __restrict v = second + rows[i] * width;
+    State* __restrict m = first + rows[i] * width;
+    State* __restrict v = second + rows[i] * width;
+    const Rounding<Sum> rounding(step.seed, rows[i]);
     const T* __restrict g = gradient + i * width;
     // What the steps that this row missed would have decayed.
     const Sum keep1 = decays == nullptr ? beta1 : static_cast<Sum>(step.beta1 * decays[3 * i]);
@@ -41,17 +69,18 @@ void adam_rows(T* parameter, Sum* first, Sum* second, const int64_t* rows, const
     for (int64_t j = 0; j < width; ++j) {
       const Sum weight = static_cast<Sum>(to_float(p[j])) * keep;
       const Sum slope = sign * static_cast<Sum>(to_float(g[j])) + l2 * weight;
-      const Sum mean = keep1 * m[j] + take1 * slope;
-      const Sum square = keep2 * v[j] + take2 * slope * slope;
-      m[j] = mean;
-      v[j] = square;
-      store(weight - rate * mean / (square_root(square) * inverse_root + eps), p + j);
+      const Sum mean = keep1 * static_cast<Sum>(to_float(m[j])) + take1 * slope;
+      const Sum square = keep2 * static_cast<Sum>(to_float(v[j])) + take2 * slope * slope;
+      const uint32_t word = rounding.word(j);
+      rounding.store(mean, m + j, word >> 16);
+      rounding.store(square, v + j, (word >> 8) ^ (word * 0x85ebca6bu >> 16));
+      rounding.store(weight - rate * mean / (square_root(square) * inverse_root + eps), p + j, word);
     }
   }
 }
 
-template <typename T, typename Sum>
-void sgd_rows(T* parameter, Sum* momentum, const int64_t* rows, const T* gradient, int64_t count,
+template <typename T, typename State, typename Sum>
+void sgd_rows(T* parameter, State* momentum, const int64_t* rows, const T* gradient, int64_t count,
               int64_t width, const SgdStep& step) {
   const Sum lr = step.lr, decay = step.weight_decay, keep = step.momentum, take = 1 - step.dampening;
   const Sum sign = step.maximize ? -1 : 1;
@@ -63,28 +92,31 @@ void sgd_rows(T* parameter, Sum* momentum, const int64_t* rows, const T* gradien
     }
     T* __restrict p = parameter + rows[i] * width;
     const T* __restrict g = gradient + i * width;
+    const Rounding<Sum> rounding(step.seed, rows[i]);
     if (momentum == nullptr) {
 #pragma omp simd
       for (int64_t j = 0; j < width; ++j) {
         const Sum weight = to_float(p[j]);
-        store(weight - lr * (sign * static_cast<Sum>(to_float(g[j])) + decay * weight), p + j);
+        rounding.store(weight - lr * (sign * static_cast<Sum>(to_float(g[j])) + decay * weight), p + j,
+                       rounding.word(j));
       }
       continue;
     }
-    Sum* __restrict b = momentum + rows[i] * width;
+    State* __restrict b = momentum + rows[i] * width;
 #pragma omp simd
     for (int64_t j = 0; j < width; ++j) {
       const Sum weight = to_float(p[j]);
       const Sum slope = sign * static_cast<Sum>(to_float(g[j])) + decay * weight;
-      const Sum velocity = keep * b[j] + take * slope;
-      b[j] = velocity;
-      store(weight - lr * (nesterov ? slope + keep * velocity : velocity), p + j);
+      const Sum velocity = keep * static_cast<Sum>(to_float(b[j])) + take * slope;
+      const uint32_t word = rounding.word(j);
+      rounding.store(velocity, b + j, word >> 16);
+      rounding.store(weight - lr * (nesterov ? slope + keep * velocity : velocity), p + j, word);
     }
   }
 }
 
-template <typename T, typename Sum>
-void adagrad_rows(T* parameter, Sum* squares, const int64_t* rows, const T* gradient, int64_t count,
+template <typename T, typename State, typename Sum>
+void adagrad_rows(T* parameter, State* squares, const int64_t* rows, const T* gradient, int64_t count,
                   int64_t width, const AdagradStep& step) {
   const Sum lr = step.lr, decay = step.weight_decay, eps = step.eps;
   const Sum sign = step.maximize ? -1 : 1;
@@ -94,15 +126,17 @@ void adagrad_rows(T* parameter, Sum* squares, const int64_t* rows, const T* grad
       prefetch_row(squares + rows[i + kPrefetchRows] * width, width);
     }
     T* __restrict p = parameter + rows[i] * width;
-    Sum* __restrict s = squares + rows[i] * width;
+    State* __restrict s = squares + rows[i] * width;
     const T* __restrict g = gradient + i * width;
+    const Rounding<Sum> rounding(step.seed, rows[i]);
 #pragma omp simd
     for (int64_t j = 0; j < width; ++j) {
       const Sum weight = to_float(p[j]);
       const Sum slope = sign * static_cast<Sum>(to_float(g[j])) + decay * weight;
-      const Sum square = s[j] + slope * slope;
-      s[j] = square;
-      store(weight - lr * slope / (square_root(square) + eps), p + j);
+      const Sum square = static_cast<Sum>(to_float(s[j])) + slope * slope;
+      const uint32_t word = rounding.word(j);
+      rounding.store(square, s + j, word >> 16);
+      rounding.store(weight - lr * slope / (square_root(square) + eps), p + j, word);
     }
   }
 }

@@ -1,4 +1,6 @@
-// Softmax of one sample's logits. Compiled once per instruction set: include only from kernels/levels/*.cpp.
+// Softmax over logits in two layouts: the logits of a sample next to each other (rows), or those of an active
+// row for the whole batch (columns of samples). Compiled once per instruction set: include only from
+// kernels/levels/*.cpp.
 #pragma once
 
 #include "kernels/kernels.h"
@@ -81,6 +83,50 @@ void scaled_softmax(const T* __restrict logits, const T* __restrict log_weights,
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) out[i] = factor * exponential(logits[i] + log_weights[i] - log_z);
   }
+}
+
+// For each of `batch` samples the largest of its logits + log_weights (-inf if there are none; NaN does not
+// count) and the sum of exp of their differences to it (to 0 where it is -inf). Logits are [count, batch];
+// log_weights [count] or null.
+template <typename T>
+void column_sums(const T* __restrict logits, const T* __restrict log_weights, int64_t count, int64_t batch,
+                 T* __restrict largest, T* __restrict sum) {
+  for (int64_t b = 0; b < batch; ++b) largest[b] = -__builtin_inff();
+  for (int64_t i = 0; i < count; ++i) {
+    const T* __restrict row = logits + i * batch;
+    const T weight = log_weights == nullptr ? T(0) : log_weights[i];
+#pragma omp simd
+    for (int64_t b = 0; b < batch; ++b) {
+      const T z = row[b] + weight;
+      largest[b] = z > largest[b] ? z : largest[b];
+    }
+  }
+  for (int64_t b = 0; b < batch; ++b) sum[b] = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const T* __restrict row = logits + i * batch;
+    const T weight = log_weights == nullptr ? T(0) : log_weights[i];
+#pragma omp simd
+    for (int64_t b = 0; b < batch; ++b) {
+      const T reference = largest[b] == -__builtin_inff() ? T(0) : largest[b];
+      sum[b] += exponential(row[b] + weight - reference);
+    }
+  }
+}
+
+// out = factor * exp(logits + log_weight - log_z) of one active row for all samples
+template <typename T>
+void column_softmax(const T* __restrict logits, T log_weight, int64_t batch, const T* __restrict log_z,
+                    const T* __restrict factor, T* __restrict out) {
+#pragma omp simd
+  for (int64_t b = 0; b < batch; ++b) out[b] = factor[b] * exponential(logits[b] + log_weight - log_z[b]);
+}
+
+template <typename T>
+T positive_sum(const T* values, int64_t count) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += values[i] > 0 ? values[i] : T(0);
+  return sum;
 }
 
 // sums += max(0, row)

@@ -1,4 +1,6 @@
-// Row-sparse optimizer steps: only the rows of the gradient and of the state are read and written.
+// Row-sparse optimizer steps: only the rows of the gradient and of the state are read and written. The
+// gradient may come as two factors, which are multiplied some rows at a time: then it exists in no more than
+// a cache's size.
 //
 // The rows must be strictly increasing, so each belongs to one thread; everything is checked before anything
 // is written.
@@ -6,9 +8,11 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <optional>
+#include <vector>
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/product.h"
 
 namespace torch_lsh {
 namespace {
@@ -28,20 +32,39 @@ void check_parameter(const Tensor& parameter) {
                   "; wanted one or two dimensions");
 }
 
-ScalarType state_dtype(const Tensor& parameter) {
-  return parameter.scalar_type() == ScalarType::BFloat16 ? ScalarType::Float : parameter.scalar_type();
-}
-
+// State has the parameter's dtype, or bfloat16 or float where one of the two has.
 void check_state(const Tensor& state, const char* name, const Tensor& parameter) {
-  check_operand(state, name, parameter.dim(), state_dtype(parameter));
+  const ScalarType dtype = state.scalar_type();
+  const bool fits = parameter.scalar_type() == ScalarType::Double
+                        ? dtype == ScalarType::Double
+                        : dtype == ScalarType::Float || dtype == ScalarType::BFloat16;
+  TORCH_LSH_CHECK(fits, name, " has dtype ", torch::headeronly::toString(dtype), "; wanted ",
+                  parameter.scalar_type() == ScalarType::Double ? "Double" : "Float or BFloat16");
+  check_operand(state, name, parameter.dim(), dtype);
   for (int64_t d = 0; d < parameter.dim(); ++d) check_size(state, name, d, parameter.size(d));
 }
 
-void check_gradient(const Tensor& rows, const Tensor& gradient, const Tensor& parameter) {
+// gradient: [A, width], or [A, K] with factor [K, width].
+void check_gradient(const Tensor& rows, const Tensor& gradient, const std::optional<Tensor>& factor,
+                    const Tensor& parameter) {
   check_operand(rows, "rows", 1, ScalarType::Long);
-  check_operand(gradient, "gradient", parameter.dim(), parameter.scalar_type());
+  if (factor.has_value()) {
+    TORCH_LSH_CHECK(parameter.scalar_type() != ScalarType::BFloat16,
+                    "factor is given for a parameter of dtype BFloat16; wanted Float or Double");
+    check_dim(parameter, "parameter", 2);
+    check_cpu(gradient, "gradient");
+    check_dim(gradient, "gradient", 2);
+    check_dtype(gradient, "gradient", parameter.scalar_type());
+    check_cpu(*factor, "factor");
+    check_dim(*factor, "factor", 2);
+    check_dtype(*factor, "factor", parameter.scalar_type());
+    check_size(*factor, "factor", 0, gradient.size(1));
+    check_size(*factor, "factor", 1, parameter.size(1));
+  } else {
+    check_operand(gradient, "gradient", parameter.dim(), parameter.scalar_type());
+    if (parameter.dim() == 2) check_size(gradient, "gradient", 1, parameter.size(1));
+  }
   check_size(gradient, "gradient", 0, rows.numel());
-  if (parameter.dim() == 2) check_size(gradient, "gradient", 1, parameter.size(1));
   const auto* row = rows.const_data_ptr<int64_t>();
   check_rows_in_range(row, rows.numel(), parameter.size(0), "rows");
   for (int64_t i = 1; i < rows.numel(); ++i)
@@ -49,15 +72,57 @@ void check_gradient(const Tensor& rows, const Tensor& gradient, const Tensor& pa
                     "; wanted strictly increasing rows (coalesce_rows makes them so)");
 }
 
-// Calls run with the kernel for the parameter's dtype, a value of that type, and one of its state's type.
-template <typename Run, typename F32, typename F64, typename B16>
-void by_dtype(const Tensor& parameter, F32 f32, F64 f64, B16 bf16, const Run& run) {
-  if (parameter.scalar_type() == ScalarType::Float) {
-    run(f32, float{}, float{});
-  } else if (parameter.scalar_type() == ScalarType::Double) {
-    run(f64, double{}, double{});
+// Calls update(begin, end, gradient of row `begin`) for blocks of rows, split over threads.
+template <typename T, typename Update>
+void for_gradient_rows(const Tensor& gradient, const std::optional<Tensor>& factor, int64_t width,
+                       const Update& update) {
+  const int64_t count = gradient.size(0);
+  const T* left = static_cast<const T*>(gradient.const_data_ptr());
+  if constexpr (!std::is_same_v<T, BFloat16>) {
+    if (factor.has_value()) {
+      const PackedMatrix<T> right(*factor);
+      const int64_t row = gradient.stride(0), col = gradient.stride(1);
+      torch::stable::parallel_for(
+          0, (count + kTaskRows - 1) / kTaskRows, 1, [&](int64_t first, int64_t last) {
+            thread_local std::vector<T> block;
+            block.resize(kTaskRows * width);
+            for (int64_t task = first; task < last; ++task) {
+              const int64_t begin = task * kTaskRows, end = std::min(begin + kTaskRows, count);
+              right.multiply(left + begin * row, row, col, end - begin, 0, right.panels(), nullptr,
+                             block.data(), width);
+              update(begin, end, block.data());
+            }
+          });
+      return;
+    }
+  }
+  torch::stable::parallel_for(0, count, kGrainRows,
+                              [&](int64_t begin, int64_t end) { update(begin, end, left + begin * width); });
+}
+
+template <typename T, typename State, typename Kernel>
+struct Typed {
+  using Parameter = T;
+  using StateType = State;
+  Kernel kernel;
+};
+
+// Calls run with the kernel for the dtypes of a parameter and its state.
+template <typename Run, typename F32, typename F64, typename F32B16, typename B16, typename B16B16>
+void by_dtype(const Tensor& parameter, ScalarType state, F32 f32, F64 f64, F32B16 f32_bf16, B16 bf16,
+              B16B16 bf16_bf16, const Run& run) {
+  if (parameter.scalar_type() == ScalarType::Double) {
+    run(Typed<double, double, F64>{f64});
+  } else if (parameter.scalar_type() == ScalarType::Float) {
+    if (state == ScalarType::BFloat16) {
+      run(Typed<float, BFloat16, F32B16>{f32_bf16});
+    } else {
+      run(Typed<float, float, F32>{f32});
+    }
+  } else if (state == ScalarType::BFloat16) {
+    run(Typed<BFloat16, BFloat16, B16B16>{bf16_bf16});
   } else {
-    run(bf16, BFloat16{}, float{});
+    run(Typed<BFloat16, float, B16>{bf16});
   }
 }
 
@@ -69,77 +134,79 @@ T* mutable_pointer(const Tensor& tensor) {
 void row_sparse_adam_(const Tensor& parameter, const Tensor& first, const Tensor& second, const Tensor& rows,
                       const Tensor& gradient, std::optional<Tensor> decays, double lr, double beta1,
                       double beta2, double eps, double weight_decay, double bias_correction1,
-                      double bias_correction2, bool decoupled, bool maximize) {
+                      double bias_correction2, bool decoupled, bool maximize, std::optional<Tensor> factor,
+                      int64_t seed) {
   check_parameter(parameter);
   check_state(first, "first", parameter);
   check_state(second, "second", parameter);
-  check_gradient(rows, gradient, parameter);
+  check_dtype(second, "second", first.scalar_type());
+  check_gradient(rows, gradient, factor, parameter);
   if (decays.has_value()) {
     check_operand(*decays, "decays", 2, ScalarType::Double);
     check_size(*decays, "decays", 0, rows.numel());
     check_size(*decays, "decays", 1, 3);
   }
-  const AdamStep step{lr,        beta1,   beta2, eps, weight_decay, bias_correction1, bias_correction2,
-                      decoupled, maximize};
+  const AdamStep step{lr,        beta1,    beta2, eps, weight_decay, bias_correction1, bias_correction2,
+                      decoupled, maximize, seed};
   const Kernels& k = kernels();
-  by_dtype(parameter, k.adam_rows_f32, k.adam_rows_f64, k.adam_rows_bf16,
-           [&](auto kernel, auto zero, auto state_zero) {
-             using T = decltype(zero);
-             using State = decltype(state_zero);
+  by_dtype(parameter, first.scalar_type(), k.adam_rows_f32, k.adam_rows_f64, k.adam_rows_f32_bf16,
+           k.adam_rows_bf16, k.adam_rows_bf16_bf16, [&](auto typed) {
+             using T = typename decltype(typed)::Parameter;
+             using State = typename decltype(typed)::StateType;
              T* p = mutable_pointer<T>(parameter);
              State *m = mutable_pointer<State>(first), *v = mutable_pointer<State>(second);
              const auto* row = rows.const_data_ptr<int64_t>();
-             const T* g = static_cast<const T*>(gradient.const_data_ptr());
              const double* decay = decays.has_value() ? decays->const_data_ptr<double>() : nullptr;
              const int64_t width = width_of(parameter);
-             torch::stable::parallel_for(0, rows.numel(), kGrainRows, [&](int64_t begin, int64_t end) {
-               kernel(p, m, v, row + begin, g + begin * width, decay == nullptr ? nullptr : decay + 3 * begin,
-                      end - begin, width, step);
+             for_gradient_rows<T>(gradient, factor, width, [&](int64_t begin, int64_t end, const T* g) {
+               typed.kernel(p, m, v, row + begin, g, decay == nullptr ? nullptr : decay + 3 * begin,
+                            end - begin, width, step);
              });
            });
 }
 
 void row_sparse_sgd_(const Tensor& parameter, std::optional<Tensor> momentum_buffer, const Tensor& rows,
                      const Tensor& gradient, double lr, double momentum, double dampening,
-                     double weight_decay, bool nesterov, bool maximize) {
+                     double weight_decay, bool nesterov, bool maximize, std::optional<Tensor> factor,
+                     int64_t seed) {
   check_parameter(parameter);
   if (momentum_buffer.has_value()) check_state(*momentum_buffer, "momentum_buffer", parameter);
-  check_gradient(rows, gradient, parameter);
-  const SgdStep step{lr, momentum, dampening, weight_decay, nesterov, maximize};
+  check_gradient(rows, gradient, factor, parameter);
+  const SgdStep step{lr, momentum, dampening, weight_decay, nesterov, maximize, seed};
+  const ScalarType state = momentum_buffer.has_value() ? momentum_buffer->scalar_type() : ScalarType::Float;
   const Kernels& k = kernels();
-  by_dtype(parameter, k.sgd_rows_f32, k.sgd_rows_f64, k.sgd_rows_bf16,
-           [&](auto kernel, auto zero, auto state_zero) {
-             using T = decltype(zero);
-             using State = decltype(state_zero);
+  by_dtype(parameter, state, k.sgd_rows_f32, k.sgd_rows_f64, k.sgd_rows_f32_bf16, k.sgd_rows_bf16,
+           k.sgd_rows_bf16_bf16, [&](auto typed) {
+             using T = typename decltype(typed)::Parameter;
+             using State = typename decltype(typed)::StateType;
              T* p = mutable_pointer<T>(parameter);
              State* buffer = momentum_buffer.has_value() ? mutable_pointer<State>(*momentum_buffer) : nullptr;
              const auto* row = rows.const_data_ptr<int64_t>();
-             const T* g = static_cast<const T*>(gradient.const_data_ptr());
              const int64_t width = width_of(parameter);
-             torch::stable::parallel_for(0, rows.numel(), kGrainRows, [&](int64_t begin, int64_t end) {
-               kernel(p, buffer, row + begin, g + begin * width, end - begin, width, step);
+             for_gradient_rows<T>(gradient, factor, width, [&](int64_t begin, int64_t end, const T* g) {
+               typed.kernel(p, buffer, row + begin, g, end - begin, width, step);
              });
            });
 }
 
 void row_sparse_adagrad_(const Tensor& parameter, const Tensor& squares, const Tensor& rows,
-                         const Tensor& gradient, double lr, double eps, double weight_decay, bool maximize) {
+                         const Tensor& gradient, double lr, double eps, double weight_decay, bool maximize,
+                         std::optional<Tensor> factor, int64_t seed) {
   check_parameter(parameter);
   check_state(squares, "squares", parameter);
-  check_gradient(rows, gradient, parameter);
-  const AdagradStep step{lr, eps, weight_decay, maximize};
+  check_gradient(rows, gradient, factor, parameter);
+  const AdagradStep step{lr, eps, weight_decay, maximize, seed};
   const Kernels& k = kernels();
-  by_dtype(parameter, k.adagrad_rows_f32, k.adagrad_rows_f64, k.adagrad_rows_bf16,
-           [&](auto kernel, auto zero, auto state_zero) {
-             using T = decltype(zero);
-             using State = decltype(state_zero);
+  by_dtype(parameter, squares.scalar_type(), k.adagrad_rows_f32, k.adagrad_rows_f64, k.adagrad_rows_f32_bf16,
+           k.adagrad_rows_bf16, k.adagrad_rows_bf16_bf16, [&](auto typed) {
+             using T = typename decltype(typed)::Parameter;
+             using State = typename decltype(typed)::StateType;
              T* p = mutable_pointer<T>(parameter);
              State* s = mutable_pointer<State>(squares);
              const auto* row = rows.const_data_ptr<int64_t>();
-             const T* g = static_cast<const T*>(gradient.const_data_ptr());
              const int64_t width = width_of(parameter);
-             torch::stable::parallel_for(0, rows.numel(), kGrainRows, [&](int64_t begin, int64_t end) {
-               kernel(p, s, row + begin, g + begin * width, end - begin, width, step);
+             for_gradient_rows<T>(gradient, factor, width, [&](int64_t begin, int64_t end, const T* g) {
+               typed.kernel(p, s, row + begin, g, end - begin, width, step);
              });
            });
 }

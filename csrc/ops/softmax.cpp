@@ -1,13 +1,19 @@
-// sampled_softmax_loss: cross entropy over an active set in one pass over the logits, and its gradient in
-// another. Each sample's row of logits belongs to one thread. positive_sums: what a gradient pushes down;
-// each block of columns belongs to one thread.
+// sampled_softmax_loss: cross entropy over an active set, and its gradient. positive_sums: what a gradient
+// pushes down.
+//
+// Logits [B, A] come in two layouts. By rows, a sample's logits next to each other, each sample belongs to
+// one thread. By columns, as a product with the active rows on the left leaves them, threads own blocks of
+// active rows of fixed size, whose sums are joined in order: the result is that of one thread.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <type_traits>
+#include <vector>
 
 #include "checks.h"
 #include "kernels/kernels.h"
@@ -15,13 +21,29 @@
 namespace torch_lsh {
 namespace {
 
+constexpr int64_t kBlockRows = 256;  // active rows whose sums are taken together
+constexpr int64_t kGrainRows = 16;
+
+void check_matrix(const Tensor& matrix, const char* name) {
+  check_cpu(matrix, name);
+  TORCH_LSH_CHECK(matrix.scalar_type() == ScalarType::Float || matrix.scalar_type() == ScalarType::Double,
+                  name, " has dtype ", torch::headeronly::toString(matrix.scalar_type()),
+                  "; wanted Float or Double");
+  check_dim(matrix, name, 2);
+}
+
+// Whether the entries of a column are next to each other; else those of a row must be.
+bool is_by_columns(const Tensor& matrix, const char* name) {
+  if (matrix.is_contiguous()) return false;
+  TORCH_LSH_CHECK(matrix.stride(0) == 1 && matrix.stride(1) == matrix.size(0), name,
+                  " is not contiguous, nor is its transpose; call .contiguous() first");
+  return true;
+}
+
 void check(const Tensor& logits, const std::optional<Tensor>& log_weights, const Tensor& positions,
            const Tensor& shares) {
-  check_cpu(logits, "logits");
-  TORCH_LSH_CHECK(logits.scalar_type() == ScalarType::Float || logits.scalar_type() == ScalarType::Double,
-                  "logits has dtype ", torch::headeronly::toString(logits.scalar_type()),
-                  "; wanted Float or Double");
-  check_operand(logits, "logits", 2, logits.scalar_type());
+  check_matrix(logits, "logits");
+  const bool by_columns = is_by_columns(logits, "logits");
   const int64_t batch = logits.size(0), count = logits.size(1);
   if (log_weights.has_value()) {
     check_cpu(*log_weights, "log_weights");
@@ -31,6 +53,8 @@ void check(const Tensor& logits, const std::optional<Tensor>& log_weights, const
                     shape_of(*log_weights), "; wanted [A] or [B, A]");
     check_size(*log_weights, "log_weights", log_weights->dim() - 1, count);
     if (log_weights->dim() == 2) check_size(*log_weights, "log_weights", 0, batch);
+    TORCH_LSH_CHECK(!by_columns || log_weights->dim() == 1, "log_weights has shape ", shape_of(*log_weights),
+                    ", for which logits must be contiguous; call .contiguous() first");
   }
   check_operand(positions, "positions", 2, ScalarType::Long);
   check_size(positions, "positions", 0, batch);
@@ -46,7 +70,7 @@ template <typename T>
 struct View {
   const T *logits, *log_weights, *shares;
   const int64_t* positions;
-  int64_t count, labels, weight_stride;
+  int64_t batch, count, labels, weight_stride, sample_stride, row_stride;
 
   View(const Tensor& logits_, const std::optional<Tensor>& log_weights_, const Tensor& positions_,
        const Tensor& shares_)
@@ -55,45 +79,117 @@ struct View {
                                              : nullptr),
         shares(static_cast<const T*>(shares_.const_data_ptr())),
         positions(positions_.const_data_ptr<int64_t>()),
+        batch(logits_.size(0)),
         count(logits_.size(1)),
         labels(positions_.size(1)),
-        weight_stride(log_weights_.has_value() && log_weights_->dim() == 2 ? count : 0) {}
+        weight_stride(log_weights_.has_value() && log_weights_->dim() == 2 ? count : 0),
+        sample_stride(is_by_columns(logits_, "logits") ? 1 : count),
+        row_stride(is_by_columns(logits_, "logits") ? batch : 1) {}
 
+  bool by_columns() const { return row_stride != 1; }
   const T* weights_of(int64_t b) const {
     return log_weights == nullptr ? nullptr : log_weights + b * weight_stride;
   }
+  T mass_of(int64_t b) const {
+    T mass = 0;
+    for (int64_t i = b * labels; i < (b + 1) * labels; ++i)
+      if (positions[i] >= 0) mass += shares[i];
+    return mass;
+  }
 };
 
-template <typename T, typename Kernel>
-void forward(Kernel kernel, const View<T>& in, int64_t batch, T* loss, T* log_z) {
-  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      const T* logits = in.logits + b * in.count;
-      log_z[b] = kernel(logits, in.weights_of(b), in.count);
-      // An infinite logit makes PyTorch's loss NaN, also where the label's logit is finite.
-      const T subtracted =
-          log_z[b] == std::numeric_limits<T>::infinity() ? std::numeric_limits<T>::quiet_NaN() : log_z[b];
-      T sum = 0;
-      for (int64_t i = b * in.labels; i < (b + 1) * in.labels; ++i)
-        if (in.positions[i] >= 0) sum += in.shares[i] * (subtracted - logits[in.positions[i]]);
-      loss[b] = sum;
-    }
-  });
+template <typename T>
+struct SoftmaxKernels {
+  T (*log_sum_exp)(const T*, const T*, int64_t);
+  void (*scaled_softmax)(const T*, const T*, int64_t, T, T, T*);
+  void (*column_sums)(const T*, const T*, int64_t, int64_t, T*, T*);
+  void (*column_softmax)(const T*, T, int64_t, const T*, const T*, T*);
+};
+
+template <typename T>
+SoftmaxKernels<T> softmax_kernels() {
+  const Kernels& k = kernels();
+  if constexpr (std::is_same_v<T, float>) {
+    return {k.log_sum_exp_f32, k.scaled_softmax_f32, k.column_sums_f32, k.column_softmax_f32};
+  } else {
+    return {k.log_sum_exp_f64, k.scaled_softmax_f64, k.column_sums_f64, k.column_softmax_f64};
+  }
 }
 
-template <typename T, typename Kernel>
-void backward(Kernel kernel, const View<T>& in, int64_t batch, const T* grad, const T* log_z, T* out) {
-  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      T* row = out + b * in.count;
-      T mass = 0;
-      for (int64_t i = b * in.labels; i < (b + 1) * in.labels; ++i)
-        if (in.positions[i] >= 0) mass += in.shares[i];
-      kernel(in.logits + b * in.count, in.weights_of(b), in.count, log_z[b], grad[b] * mass, row);
-      for (int64_t i = b * in.labels; i < (b + 1) * in.labels; ++i)
-        if (in.positions[i] >= 0) row[in.positions[i]] -= grad[b] * in.shares[i];
+template <typename T>
+void log_partition_by_columns(const View<T>& in, T* log_z) {
+  const auto kernel = softmax_kernels<T>().column_sums;
+  const int64_t blocks = (in.count + kBlockRows - 1) / kBlockRows;
+  std::vector<T> largest(blocks * in.batch), sums(blocks * in.batch);
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kBlockRows;
+      kernel(in.logits + first * in.batch, in.log_weights == nullptr ? nullptr : in.log_weights + first,
+             std::min(kBlockRows, in.count - first), in.batch, largest.data() + block * in.batch,
+             sums.data() + block * in.batch);
     }
   });
+  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  for (int64_t b = 0; b < in.batch; ++b) {
+    T highest = -kInfinity, sum = 0;
+    for (int64_t block = 0; block < blocks; ++block)
+      highest = std::max(highest, largest[block * in.batch + b]);
+    const T reference = highest == -kInfinity ? 0 : highest;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const T of_block = largest[block * in.batch + b];
+      sum += sums[block * in.batch + b] * (of_block == -kInfinity ? T(1) : std::exp(of_block - reference));
+    }
+    log_z[b] = highest == kInfinity ? kInfinity : reference + std::log(sum);
+  }
+}
+
+template <typename T>
+void forward(const View<T>& in, T* loss, T* log_z) {
+  if (in.by_columns()) {
+    log_partition_by_columns(in, log_z);
+  } else {
+    const auto kernel = softmax_kernels<T>().log_sum_exp;
+    torch::stable::parallel_for(0, in.batch, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b)
+        log_z[b] = kernel(in.logits + b * in.count, in.weights_of(b), in.count);
+    });
+  }
+  for (int64_t b = 0; b < in.batch; ++b) {
+    // An infinite logit makes PyTorch's loss NaN, also where the label's logit is finite.
+    const T subtracted =
+        log_z[b] == std::numeric_limits<T>::infinity() ? std::numeric_limits<T>::quiet_NaN() : log_z[b];
+    T sum = 0;
+    for (int64_t i = b * in.labels; i < (b + 1) * in.labels; ++i)
+      if (in.positions[i] >= 0)
+        sum +=
+            in.shares[i] * (subtracted - in.logits[b * in.sample_stride + in.positions[i] * in.row_stride]);
+    loss[b] = sum;
+  }
+}
+
+// `out` has the layout of the logits.
+template <typename T>
+void backward(const View<T>& in, const T* grad, const T* log_z, T* out) {
+  const SoftmaxKernels<T> k = softmax_kernels<T>();
+  if (in.by_columns()) {
+    std::vector<T> factor(in.batch);
+    for (int64_t b = 0; b < in.batch; ++b) factor[b] = grad[b] * in.mass_of(b);
+    torch::stable::parallel_for(0, in.count, kGrainRows, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        k.column_softmax(in.logits + row * in.batch, in.log_weights == nullptr ? T(0) : in.log_weights[row],
+                         in.batch, log_z, factor.data(), out + row * in.batch);
+    });
+  } else {
+    torch::stable::parallel_for(0, in.batch, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b)
+        k.scaled_softmax(in.logits + b * in.count, in.weights_of(b), in.count, log_z[b],
+                         grad[b] * in.mass_of(b), out + b * in.count);
+    });
+  }
+  for (int64_t b = 0; b < in.batch; ++b)
+    for (int64_t i = b * in.labels; i < (b + 1) * in.labels; ++i)
+      if (in.positions[i] >= 0)
+        out[b * in.sample_stride + in.positions[i] * in.row_stride] -= grad[b] * in.shares[i];
 }
 
 template <typename T>
@@ -104,15 +200,13 @@ T* pointer(Tensor& tensor) {
 std::tuple<Tensor, Tensor> sampled_softmax_loss(const Tensor& logits, std::optional<Tensor> log_weights,
                                                 const Tensor& positions, const Tensor& shares) {
   check(logits, log_weights, positions, shares);
-  const int64_t batch = logits.size(0);
-  Tensor loss = torch::stable::empty({batch}, logits.scalar_type());
-  Tensor log_z = torch::stable::empty({batch}, logits.scalar_type());
+  Tensor loss = torch::stable::empty({logits.size(0)}, logits.scalar_type());
+  Tensor log_z = torch::stable::empty({logits.size(0)}, logits.scalar_type());
   if (logits.scalar_type() == ScalarType::Float) {
-    forward(kernels().log_sum_exp_f32, View<float>(logits, log_weights, positions, shares), batch,
-            pointer<float>(loss), pointer<float>(log_z));
+    forward(View<float>(logits, log_weights, positions, shares), pointer<float>(loss), pointer<float>(log_z));
   } else {
-    forward(kernels().log_sum_exp_f64, View<double>(logits, log_weights, positions, shares), batch,
-            pointer<double>(loss), pointer<double>(log_z));
+    forward(View<double>(logits, log_weights, positions, shares), pointer<double>(loss),
+            pointer<double>(log_z));
   }
   return {loss, log_z};
 }
@@ -121,48 +215,51 @@ Tensor sampled_softmax_loss_backward(const Tensor& grad, const Tensor& log_z, co
                                      std::optional<Tensor> log_weights, const Tensor& positions,
                                      const Tensor& shares) {
   check(logits, log_weights, positions, shares);
-  const int64_t batch = logits.size(0);
   check_operand(grad, "grad", 1, logits.scalar_type());
   check_operand(log_z, "log_z", 1, logits.scalar_type());
-  check_size(grad, "grad", 0, batch);
-  check_size(log_z, "log_z", 0, batch);
-  Tensor out = torch::stable::empty({batch, logits.size(1)}, logits.scalar_type());
+  check_size(grad, "grad", 0, logits.size(0));
+  check_size(log_z, "log_z", 0, logits.size(0));
+  Tensor out = torch::stable::empty_like(logits);  // of the same strides
   if (logits.scalar_type() == ScalarType::Float) {
-    backward(kernels().scaled_softmax_f32, View<float>(logits, log_weights, positions, shares), batch,
-             grad.const_data_ptr<float>(), log_z.const_data_ptr<float>(), pointer<float>(out));
+    backward(View<float>(logits, log_weights, positions, shares), grad.const_data_ptr<float>(),
+             log_z.const_data_ptr<float>(), pointer<float>(out));
   } else {
-    backward(kernels().scaled_softmax_f64, View<double>(logits, log_weights, positions, shares), batch,
-             grad.const_data_ptr<double>(), log_z.const_data_ptr<double>(), pointer<double>(out));
+    backward(View<double>(logits, log_weights, positions, shares), grad.const_data_ptr<double>(),
+             log_z.const_data_ptr<double>(), pointer<double>(out));
   }
   return out;
 }
 
-template <typename T, typename Kernel>
-void sum_columns(Kernel kernel, const T* values, int64_t rows, int64_t columns, T* sums) {
+template <typename T, typename RowKernel, typename ColumnKernel>
+void sum_positive(RowKernel add_positive, ColumnKernel positive_sum, const Tensor& gradient, Tensor& out) {
+  const int64_t rows = gradient.size(0), columns = gradient.size(1);
+  const T* values = static_cast<const T*>(gradient.const_data_ptr());
+  T* sums = pointer<T>(out);
+  if (is_by_columns(gradient, "gradient")) {
+    torch::stable::parallel_for(0, columns, kGrainRows, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) sums[c] = positive_sum(values + c * rows, rows);
+    });
+    return;
+  }
   constexpr int64_t kBlock = 1024;  // of sums: fits in the first-level cache
   torch::stable::parallel_for(0, (columns + kBlock - 1) / kBlock, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * kBlock, count = std::min(kBlock, columns - first);
       std::fill(sums + first, sums + first + count, T(0));
-      for (int64_t row = 0; row < rows; ++row) kernel(values + row * columns + first, count, sums + first);
+      for (int64_t row = 0; row < rows; ++row)
+        add_positive(values + row * columns + first, count, sums + first);
     }
   });
 }
 
 Tensor positive_sums(const Tensor& gradient) {
-  check_cpu(gradient, "gradient");
-  TORCH_LSH_CHECK(gradient.scalar_type() == ScalarType::Float || gradient.scalar_type() == ScalarType::Double,
-                  "gradient has dtype ", torch::headeronly::toString(gradient.scalar_type()),
-                  "; wanted Float or Double");
-  check_operand(gradient, "gradient", 2, gradient.scalar_type());
-  const int64_t rows = gradient.size(0), columns = gradient.size(1);
-  Tensor sums = torch::stable::empty({columns}, gradient.scalar_type());
+  check_matrix(gradient, "gradient");
+  Tensor sums = torch::stable::empty({gradient.size(1)}, gradient.scalar_type());
+  const Kernels& k = kernels();
   if (gradient.scalar_type() == ScalarType::Float) {
-    sum_columns(kernels().add_positive_f32, gradient.const_data_ptr<float>(), rows, columns,
-                pointer<float>(sums));
+    sum_positive<float>(k.add_positive_f32, k.positive_sum_f32, gradient, sums);
   } else {
-    sum_columns(kernels().add_positive_f64, gradient.const_data_ptr<double>(), rows, columns,
-                pointer<double>(sums));
+    sum_positive<double>(k.add_positive_f64, k.positive_sum_f64, gradient, sums);
   }
   return sums;
 }

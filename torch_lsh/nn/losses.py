@@ -167,7 +167,9 @@ def sampled_cross_entropy(
     shares = target.shares
     if class_weight is not None:
         shares = shares * class_weight[target.labels.clamp(min=0)]
-    loss, _ = ops.sampled_softmax_loss(logits.contiguous(), log_weights, active.positions, shares)
+    if active.per_sample:
+        logits = logits.contiguous()
+    loss, _ = ops.sampled_softmax_loss(logits, log_weights, active.positions, shares)
     if label_smoothing > 0:
         adjusted = logits if log_weights is None else logits + log_weights
         weights = active.weights().to(logits.dtype)

@@ -7,6 +7,8 @@
 #pragma GCC target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt")
 #endif
 #define TORCH_LSH_LEVEL avx2
+#define TORCH_LSH_VECTOR_BYTES 32
+#define TORCH_LSH_TILE_ROWS 6
 #include "kernels/levels/level.h"
 #if defined(__clang__)
 #pragma clang attribute pop

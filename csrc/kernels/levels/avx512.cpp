@@ -10,6 +10,8 @@
     "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,prefer-vector-width=512")
 #endif
 #define TORCH_LSH_LEVEL avx512
+#define TORCH_LSH_VECTOR_BYTES 64
+#define TORCH_LSH_TILE_ROWS 12
 #include "kernels/levels/level.h"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,11 +1,13 @@
 // The body of a level: every kernel family, compiled with the instruction set that the including file has
 // switched on. That file defines TORCH_LSH_LEVEL, a namespace of its own, so that no two levels share a
-// symbol.
+// symbol; TORCH_LSH_VECTOR_BYTES, the size of a vector register (0: none); and TORCH_LSH_TILE_ROWS, so that
+// twice as many registers hold sums and three are left.
 #include "kernels/dot.h"
 #include "kernels/embedding_bag.h"
 #include "kernels/gather.h"
 #include "kernels/hash.h"
 #include "kernels/optimizer.h"
+#include "kernels/product.h"
 #include "kernels/softmax.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
@@ -27,15 +29,27 @@ const Kernels table = {
     .weighted_sum_f32 = weighted_sum<float, float>,
     .weighted_sum_f64 = weighted_sum<double, double>,
     .weighted_sum_bf16 = weighted_sum<BFloat16, float>,
-    .adam_rows_f32 = adam_rows<float, float>,
-    .sgd_rows_f32 = sgd_rows<float, float>,
-    .adagrad_rows_f32 = adagrad_rows<float, float>,
-    .adam_rows_f64 = adam_rows<double, double>,
-    .sgd_rows_f64 = sgd_rows<double, double>,
-    .adagrad_rows_f64 = adagrad_rows<double, double>,
-    .adam_rows_bf16 = adam_rows<BFloat16, float>,
-    .sgd_rows_bf16 = sgd_rows<BFloat16, float>,
-    .adagrad_rows_bf16 = adagrad_rows<BFloat16, float>,
+    .adam_rows_f32 = adam_rows<float, float, float>,
+    .sgd_rows_f32 = sgd_rows<float, float, float>,
+    .adagrad_rows_f32 = adagrad_rows<float, float, float>,
+    .adam_rows_f64 = adam_rows<double, double, double>,
+    .sgd_rows_f64 = sgd_rows<double, double, double>,
+    .adagrad_rows_f64 = adagrad_rows<double, double, double>,
+    .adam_rows_f32_bf16 = adam_rows<float, BFloat16, float>,
+    .sgd_rows_f32_bf16 = sgd_rows<float, BFloat16, float>,
+    .adagrad_rows_f32_bf16 = adagrad_rows<float, BFloat16, float>,
+    .adam_rows_bf16 = adam_rows<BFloat16, float, float>,
+    .sgd_rows_bf16 = sgd_rows<BFloat16, float, float>,
+    .adagrad_rows_bf16 = adagrad_rows<BFloat16, float, float>,
+    .adam_rows_bf16_bf16 = adam_rows<BFloat16, BFloat16, float>,
+    .sgd_rows_bf16_bf16 = sgd_rows<BFloat16, BFloat16, float>,
+    .adagrad_rows_bf16_bf16 = adagrad_rows<BFloat16, BFloat16, float>,
+    .product_f32 = product<float>,
+    .product_f64 = product<double>,
+    .pack_panel_f32 = pack_panel<float>,
+    .pack_panel_f64 = pack_panel<double>,
+    .panel_width_f32 = kPanelWidth<float>,
+    .panel_width_f64 = kPanelWidth<double>,
 
     .simhash_f32 = simhash<float>,
     .simhash_f64 = simhash<double>,
@@ -46,6 +60,12 @@ const Kernels table = {
     .log_sum_exp_f64 = log_sum_exp<double>,
     .scaled_softmax_f32 = scaled_softmax<float>,
     .scaled_softmax_f64 = scaled_softmax<double>,
+    .column_sums_f32 = column_sums<float>,
+    .column_sums_f64 = column_sums<double>,
+    .column_softmax_f32 = column_softmax<float>,
+    .column_softmax_f64 = column_softmax<double>,
+    .positive_sum_f32 = positive_sum<float>,
+    .positive_sum_f64 = positive_sum<double>,
     .add_positive_f32 = add_positive<float>,
     .add_positive_f64 = add_positive<double>,
 };

@@ -2,5 +2,7 @@
 // needed.
 #if defined(__aarch64__)
 #define TORCH_LSH_LEVEL neon
+#define TORCH_LSH_VECTOR_BYTES 16
+#define TORCH_LSH_TILE_ROWS 12
 #include "kernels/levels/level.h"
 #endif

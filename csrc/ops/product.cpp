@@ -1,0 +1,59 @@
+// product: a dense matrix product in float32 or float64, of the shapes that an active set has.
+//
+// The right operand is packed into panels first. Then tasks of some rows and some panels of the result are
+// split over threads; how they are split does not change any element.
+#include "ops/product.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+
+namespace torch_lsh {
+namespace {
+
+constexpr int64_t kTaskPanels = 8;  // with the depth of a block, 256 KB
+
+template <typename T>
+Tensor compute(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
+  const int64_t rows = a.size(0), columns = b.size(1), a_row = a.stride(0), a_col = a.stride(1);
+  const PackedMatrix<T> right(b);
+  Tensor out = torch::stable::empty({rows, columns}, a.scalar_type());
+  const T* left = static_cast<const T*>(a.const_data_ptr());
+  const T* offset = bias.has_value() ? static_cast<const T*>(bias->const_data_ptr()) : nullptr;
+  T* result = static_cast<T*>(out.mutable_data_ptr());
+  const int64_t row_tasks = (rows + kTaskRows - 1) / kTaskRows;
+  const int64_t panel_tasks = (right.panels() + kTaskPanels - 1) / kTaskPanels;
+  torch::stable::parallel_for(0, row_tasks * panel_tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t row = task / panel_tasks * kTaskRows;
+      right.multiply(left + row * a_row, a_row, a_col, std::min(kTaskRows, rows - row),
+                     task % panel_tasks * kTaskPanels, kTaskPanels,
+                     offset == nullptr ? nullptr : offset + row, result + row * columns, columns);
+    }
+  });
+  return out;
+}
+
+Tensor product(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
+  check_cpu(a, "a");
+  check_dim(a, "a", 2);
+  TORCH_LSH_CHECK(a.scalar_type() == ScalarType::Float || a.scalar_type() == ScalarType::Double,
+                  "a has dtype ", torch::headeronly::toString(a.scalar_type()), "; wanted Float or Double");
+  check_cpu(b, "b");
+  check_dim(b, "b", 2);
+  check_dtype(b, "b", a.scalar_type());
+  check_size(b, "b", 0, a.size(1));
+  if (bias.has_value()) {
+    check_operand(*bias, "bias", 1, a.scalar_type());
+    check_size(*bias, "bias", 0, a.size(0));
+  }
+  return a.scalar_type() == ScalarType::Float ? compute<float>(a, b, bias) : compute<double>(a, b, bias);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
+  m.impl("product", TORCH_BOX(&product));
+}
+
+}  // namespace torch_lsh
