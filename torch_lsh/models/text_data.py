@@ -198,6 +198,7 @@ class TrainingData:
             return some._replace(labels=numbers[some.labels.long()].int(), num_labels=len(classes))
 
         idf = torch.log((1 + rows) / (1 + documents).float()) + 1
+        idf[documents == 0] = 0  # nothing is learnt about them, and they are weighty: the rarest of all
         return Statistics(rows, several, classes, idf, joined(held_out), joined(train))
 
     def blocks(self) -> Iterator[XMCRows]:
