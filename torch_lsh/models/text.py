@@ -55,7 +55,7 @@ class TextClassifier:
         lr: Adam's learning rate at the start; it falls linearly to 0.
         label_smoothing: of the softmax cross entropy.
         validation_fraction: share of the texts held out (at most 10,000) to find out when to stop, where there are at
-            least 1,000 texts; 0: none, all epochs are run.
+            least 20,000 texts; 0: none, all epochs are run.
         patience: stop after so many epochs without a better one, and go back to the best.
         memory: bytes of hashed features kept in memory; if there are more, each epoch reads and hashes the texts again.
         config: of the LSHLinear output.

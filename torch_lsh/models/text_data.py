@@ -20,7 +20,7 @@ from ..data.text_files import TextFile, TextRow
 from ..data.xmc import join_rows
 
 _CHUNK = 4096  # texts hashed at a time
-_LEAST_TO_HOLD_OUT = 1000  # with fewer texts every one is worth more in training
+_LEAST_TO_HOLD_OUT = 20_000  # of fewer texts, training has more of each than stopping early saves
 _BLOCK_CHUNKS = 16  # chunks that are shuffled together where features do not fit in memory
 
 
@@ -136,7 +136,7 @@ class TrainingData:
         source: texts or a file; read once per pass.
         features: of the texts.
         hold_out: share of the rows to hold out.
-        most_held_out: at most so many; and none at all of fewer than 1,000.
+        most_held_out: at most so many; and none at all of fewer than 20,000 that fit in memory.
         memory: bytes of hashed features to keep.
         seed: of what is held out.
     """
