@@ -27,27 +27,22 @@ def measure_memory(arguments: argparse.Namespace) -> None:
     layer = nn.Linear(arguments.width, arguments.rows)
     system = LSH(layer, 1e-3, arguments.active)
     run = step.make_step(system, arguments.rows, arguments.width, arguments.batch)
+    run()
+    moments = [state[name] for state in system.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    for moment in moments:
+        moment.mul_(1)  # every page is written, so that all of the moments are resident
     for _ in range(60):
         run()
-    touched = sum(p.nbytes for p in layer.parameters())
-    moments = resident_of_moments(system)
-    peak = harness.peak_memory_kib() * 1024 - before * 1024
+    sizes = {
+        "parameters": sum(parameter.nbytes for parameter in layer.parameters()),
+        "moments": sum(moment.nbytes for moment in moments),
+    }
+    peak = (harness.peak_memory_kib() - before) * 1024
     print(
-        f"peak {peak / 1e6:.0f} MB, parameters {touched / 1e6:.0f} MB, moments at most {2 * touched / 1e6:.0f} MB "
-        f"(rows touched: {moments / 1e6:.0f} MB), beyond both: {(peak - touched - moments) / 1e6:.0f} MB"
+        f"peak {peak / 1e6:.0f} MB, "
+        + ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in sizes.items())
+        + f", beyond both: {(peak - sum(sizes.values())) / 1e6:.0f} MB"
     )
-
-
-def resident_of_moments(system: LSH) -> int:
-    """Bytes of the moments' pages that were touched: rows of zeros were never given memory (lower bound)."""
-    total = 0
-    for parameter in system.layer.parameters():
-        state = system.optimizer.state[parameter]
-        touched = (state["exp_avg_sq"].reshape(len(parameter), -1) != 0).any(1)
-        row_bytes = parameter.nbytes // len(parameter)
-        pages = (touched.nonzero()[:, 0] * row_bytes // 4096).unique()
-        total += 2 * 4096 * len(pages)
-    return total
 
 
 def main() -> None:

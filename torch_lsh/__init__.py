@@ -4,7 +4,7 @@ from . import data, metrics, models, nn, ops, optim, reference, rehash
 from .clip import clip_grad_norm_, clip_grad_value_
 from .config import LSHConfig
 from .convert import densify_, sparsify_
-from .nn import EmbeddingBag, LSHLinear, SampledLogits
+from .nn import EmbeddingBag, LSHFeedForward, LSHLinear, SampledLogits
 from .rehash import ExponentialBackoff, FixedInterval, RehashScheduler
 from .sampling import ActiveSet
 
@@ -16,6 +16,7 @@ __all__ = [
     "ExponentialBackoff",
     "FixedInterval",
     "LSHConfig",
+    "LSHFeedForward",
     "LSHLinear",
     "RehashScheduler",
     "SampledLogits",

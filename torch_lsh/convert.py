@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeGuard
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from . import optim
 from .config import LSHConfig
+from .nn.feedforward import DownProjection, LSHFeedForward, LSHSequential, block_end, is_hooked
 from .nn.linear import LSHLinear
 from .rehash import ExponentialBackoff
 
@@ -95,6 +97,57 @@ def pays(linear: nn.Linear, config: LSHConfig | None = None) -> bool:
     return speedup > 1.0
 
 
+def _block_step(block: nn.Module, in_features: int, batch: int) -> Callable[[], None]:
+    optimizer = optim.SGD(block.parameters(), lr=1e-3)
+    x = torch.randn(batch, in_features, device="cpu")
+
+    def step() -> None:
+        block(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+@functools.lru_cache(maxsize=256)
+def _measured_block_speedup(in_features: int, hidden: int, out_features: int, config: LSHConfig, threads: int) -> float:
+    """:func:`_measured_speedup` of a block with ``hidden`` neurons."""
+    neurons = min(hidden, _MEASURED_ROWS)
+    active = min(config.active_rows(hidden), neurons)
+    generator_state = torch.get_rng_state()
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            dense, sampled = (
+                nn.Sequential(
+                    nn.Linear(in_features, neurons, device="cpu"),
+                    nn.ReLU(),
+                    nn.Linear(neurons, out_features, device="cpu"),
+                )
+                for _ in range(2)
+            )
+            _swap_block(sampled, slice(0, 3), replace(config, active=active))
+            dense_seconds = _median_seconds(_block_step(dense, in_features, _BATCH)) * hidden / neurons
+            return dense_seconds / _median_seconds(_block_step(sampled, in_features, _BATCH))
+    finally:
+        torch.set_rng_state(generator_state)
+
+
+def block_pays(up: nn.Linear, down: nn.Linear, config: LSHConfig | None = None) -> bool:
+    """:func:`pays` of a block ``up -> activation -> down``: blocks of fewer than 4,096 hidden neurons stay dense.
+
+    >>> block_pays(nn.Linear(128, 512), nn.Linear(512, 128))
+    False
+    """
+    config = config if config is not None else LSHConfig()
+    hidden = up.out_features
+    if hidden < _NARROW or any(layer.weight.device.type != "cpu" for layer in (up, down)):
+        return False
+    if config.active_rows(hidden) >= hidden:
+        return False
+    measured = replace(config, rehash=ExponentialBackoff())
+    return _measured_block_speedup(up.in_features, hidden, down.out_features, measured, torch.get_num_threads()) > 1.0
+
+
 def sparsify_(
     model: nn.Module,
     config: LSHConfig | None = None,
@@ -106,11 +159,18 @@ def sparsify_(
     Layers that are more than a weight and a bias (subclasses of ``nn.Linear``; pruned or weight-normed ones, which have
     other parameters or buffers) are left alone.
 
+    In an ``nn.Sequential``, ``Linear -> activation (-> Dropout) -> Linear`` with more hidden neurons than inputs and
+    outputs (and ReLU, GELU or SiLU) becomes a block in which both layers compute and update the active neurons only,
+    as :class:`LSHFeedForward` does. The weight of the second layer is transposed in place; in the ``state_dict`` it
+    is as before, and an optimizer's state follows. Blocks are left alone where that weight or a layer is used elsewhere
+    in the model too.
+
     Args:
         model: any module. If it is itself a linear layer, the new layer is returned.
         config: for all swapped layers; default: ``LSHConfig()``.
         filter_fn: ``filter_fn(module, name) -> bool`` says which ``nn.Linear`` to swap; default: those for which
-            the swap is measured to pay (:func:`pays`).
+            the swap is measured to pay (:func:`pays`, :func:`block_pays`). For a block it is asked about the first
+            layer.
 
     Returns:
         The model.
@@ -122,21 +182,72 @@ def sparsify_(
     """
 
     def swap(module: nn.Module, name: str) -> nn.Module | None:
-        if not _is_plain(module):
+        if not _is_plain(module) or (filter_fn is None and module in dense_blocks):
             return None
         wanted = filter_fn(module, name) if filter_fn is not None else pays(module, config)
         return LSHLinear.from_linear(module, config) if wanted else None
 
+    # First layers of blocks that are not worth it: their outputs are no logits, so they are not worth it alone either.
+    dense_blocks = set()
+    for sequential, span, up_name in list(_wide_blocks(model)):
+        up, *_, down = list(sequential)[span]
+        assert isinstance(up, nn.Linear)
+        assert isinstance(down, nn.Linear)
+        if filter_fn(up, up_name) if filter_fn is not None else block_pays(up, down, config):
+            _swap_block(sequential, span, config)
+        else:
+            dense_blocks.add(up)
     return _swap_modules(model, swap)
 
 
+def _wide_blocks(model: nn.Module) -> Iterator[tuple[nn.Sequential, slice, str]]:
+    """The blocks of ``model`` that can be swapped: their container, where in it they are, the first layer's name."""
+    modules = list(model.modules())
+    uses = Counter(child for module in modules for child in module._modules.values())
+    holders = Counter(id(parameter) for module in modules for parameter in module._parameters.values())
+    for name, sequential in model.named_modules():
+        if type(sequential) is not nn.Sequential or "forward" in vars(sequential):
+            continue
+        children = list(sequential)
+        for start, up in enumerate(children):
+            stop = block_end(children, start, nn.Linear, nn.Linear)
+            if stop is None or not _is_plain(up):
+                continue
+            down = children[stop - 1]
+            if (
+                _is_plain(down)
+                and up.out_features > max(up.in_features, down.out_features)
+                and uses[up] == uses[down] == holders[id(down.weight)] == 1
+                and not any(is_hooked(module) for module in children[start:stop])
+            ):
+                key = list(sequential._modules)[start]
+                yield sequential, slice(start, stop), f"{name}.{key}" if name else key
+
+
+def _swap_block(sequential: nn.Sequential, span: slice, config: LSHConfig | None) -> None:
+    up, *_, down = list(sequential._modules)[span]
+    sequential._modules[up] = LSHLinear.from_linear(sequential._modules[up], config)  # type: ignore[arg-type]
+    sequential._modules[down] = DownProjection.from_linear(sequential._modules[down])  # type: ignore[arg-type]
+    # The very same object: references to it, its hooks and its flags stay.
+    sequential.__class__ = LSHSequential
+
+
 def densify_(model: nn.Module) -> nn.Module:
-    """Swaps every :class:`LSHLinear` of ``model`` back for an ``nn.Linear`` that shares the very same Parameters.
+    """Swaps every :class:`LSHLinear` of ``model`` back for an ``nn.Linear`` that shares the very same Parameters, and
+    makes an ``nn.Sequential`` of every :class:`LSHFeedForward` (whose ``down.weight`` is transposed in place).
 
     Returns:
         The model (or the new layer, where the model itself is one).
     """
-    return _swap_modules(model, lambda module, name: module.to_linear() if isinstance(module, LSHLinear) else None)
+
+    def swap(module: nn.Module, name: str) -> nn.Module | None:
+        return module.to_linear() if isinstance(module, (LSHLinear, DownProjection)) else None
+
+    for module in model.modules():
+        if isinstance(module, (LSHFeedForward, LSHSequential)):
+            vars(module).pop("sample_in_eval", None)
+            module.__class__ = nn.Sequential  # type: ignore[assignment]
+    return _swap_modules(model, swap)
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:

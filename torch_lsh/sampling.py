@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from . import ops
 from .config import LSHConfig
 from .index import LSHIndex
 
-_LOOKED_UP = 32  # samples of a batch that are looked up where rows are carried over
+_LOOKED_UP = 16  # samples of a batch that are looked up where rows are carried over
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class ActiveSet:
         ``sum(weights * f(rows))`` is an unbiased estimate of the sum of ``f`` over all N rows, because R is a uniform
         sample of the rows outside of H and H is a fixed set, given the tables.
         """
+        return self._weights
+
+    @functools.cached_property
+    def _weights(self) -> Tensor:
         present = self.present
         random = self.is_random.sum(-1, keepdim=True)
         fixed = present.sum(-1, keepdim=True) - random

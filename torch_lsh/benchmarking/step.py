@@ -10,10 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from . import harness
-from .systems import LSH, AdaptiveLogSoftmax, Dense, LinearCrossEntropy, LSHBFloat16, Uniform
+from .systems import (
+    LSH,
+    AdaptiveLogSoftmax,
+    Dense,
+    LinearCrossEntropy,
+    LSHBFloat16,
+    LSHBFloat16Weights,
+    LSHInBackward,
+    Uniform,
+)
 
-ALL_SYSTEMS = (Dense, LinearCrossEntropy, AdaptiveLogSoftmax, Uniform, LSH, LSHBFloat16)
-_TORCH_LSH_STEPS = 100  # enough for some re-hashes to fall due
+ALL_SYSTEMS = (
+    Dense,
+    LinearCrossEntropy,
+    AdaptiveLogSoftmax,
+    Uniform,
+    LSH,
+    LSHInBackward,
+    LSHBFloat16,
+    LSHBFloat16Weights,
+)
+_SAMPLED_STEPS = 100  # enough for some re-hashes to fall due
 
 
 def make_step(system: Any, rows: int, width: int, batch: int) -> Callable[[], Tensor]:
@@ -45,7 +63,8 @@ def compare_steps(
 ) -> list[dict[str, Any]]:
     """Times a step of each system in turn, prints a table and returns a record per system.
 
-    LSH layers run 100 further steps by themselves, so that their mean includes the re-hashes that fall due.
+    Sampled systems then take turns for 100 further steps by themselves, so that the means of the LSH layers include the
+    re-hashes that fall due, and none meets caches and page tables that the dense systems left.
     """
     info = harness.machine(threads)
     print(info)
@@ -55,9 +74,8 @@ def compare_steps(
         torch.manual_seed(0)
         steps[system.name] = make_step(system(nn.Linear(width, rows), 1e-3, active), rows, width, batch)
     seconds = harness.in_turn(steps, rounds)
-    for system in systems:
-        if issubclass(system, LSH):
-            seconds[system.name] = harness.in_turn({"": steps[system.name]}, _TORCH_LSH_STEPS)[""]
+    sampled = {system.name: steps[system.name] for system in systems if issubclass(system, (Uniform, LSH))}
+    seconds.update(harness.in_turn(sampled, _SAMPLED_STEPS))
     ours = statistics.median(seconds[LSH.name]) if LSH.name in seconds else float("nan")
     records: list[dict[str, Any]] = [
         {

@@ -113,10 +113,12 @@ class LSH:
 
     name = "torch_lsh"
 
+    in_backward = False
+
     def __init__(self, layer: nn.Linear, lr: float, active: int, **options: Any) -> None:
         config = LSHConfig(active=active, **options)
         self.layer = LSHLinear.from_linear(layer, config)
-        self.optimizer = optim.Adam(self.layer.parameters(), lr=lr)
+        self.optimizer = optim.Adam(self.layer.parameters(), lr=lr, in_backward=self.in_backward)
 
     def loss(self, h: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(self.layer(h), y if y.shape[1] > 1 else y[:, 0])
@@ -137,6 +139,29 @@ class LSHBFloat16(LSH):
     def loss(self, h: Tensor, y: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return super().loss(h, y)
+
+
+class LSHInBackward(LSH):
+    """LSHLinear whose optimizer updates the rows in the backward pass."""
+
+    name = "torch_lsh in_backward"
+    in_backward = True
+
+
+class LSHBFloat16Weights(LSH):
+    """Weights and moments in bfloat16, with stochastic rounding."""
+
+    name = "torch_lsh bfloat16 weights"
+
+    def __init__(self, layer: nn.Linear, lr: float, active: int, **options: Any) -> None:
+        super().__init__(layer.to(torch.bfloat16), lr, active, **options)
+        self.optimizer = optim.Adam(self.layer.parameters(), lr=lr, moment_dtype=torch.bfloat16)
+
+    def loss(self, h: Tensor, y: Tensor) -> Tensor:
+        return super().loss(h.to(torch.bfloat16), y)
+
+    def topk(self, h: Tensor, k: int) -> Tensor:
+        return super().topk(h.to(torch.bfloat16), k)
 
 
 class SparseInput:

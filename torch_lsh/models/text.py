@@ -41,7 +41,7 @@ class TextClassifier:
     """Classifies texts: hashed words and word pairs, weighed by their rarity, under a network trained with Adam.
 
     With up to 64 classes the network is linear in the features, which on sets of thousands of texts is both better and
-    faster than anything deeper; with more there is a hidden layer of ReLU units, and with more than 4096 an
+    faster than anything deeper; with more there is a hidden layer, and with more than 4096 an
     :class:`torch_lsh.LSHLinear` output. Whatever is not given is chosen from the number of texts and classes.
 
     The conventions are scikit-learn's (``get_params``, ``clone``, pipelines, grid search). A label is text or a number;
@@ -468,9 +468,9 @@ class _Trainer:
             self.network = _network(data.features, classes, hidden, settings.config)
         self.network.idf.copy_(found.idf)
         # Small sets want small batches and many passes, so that there are some hundred steps in all.
-        self.epochs = settings.epochs or min(40, max(8 if hidden == 0 else 6, 20_000 // rows))
+        self.epochs = settings.epochs or min(40, max(8 if hidden == 0 else 4, 20_000 // rows))
         self.batch_size = settings.batch_size or (256 if rows >= 200_000 else min(64, max(8, rows // 32)))
-        default_lr = 0.01 if hidden > 0 else (0.05 if self.epochs == 1 else 0.02)
+        default_lr = (0.01 if self.epochs == 1 else 0.004) if hidden > 0 else (0.05 if self.epochs == 1 else 0.02)
         self.lr = settings.lr or default_lr
         # A smooth target keeps the linear model from growing ever surer of what it has learnt by heart.
         smoothing = 0.1 if hidden == 0 and classes > 2 else 0.0

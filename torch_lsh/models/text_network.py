@@ -15,10 +15,11 @@ _MOST_LABELS = 64  # of a row in one step; the rest waits for other steps
 
 
 class TextNetwork(nn.Module):
-    """Sparse features -> logits: a linear model, or a hidden layer of ReLU units under a (very wide) output layer.
+    """Sparse features -> logits: a linear model, or one of low rank with a hidden layer under a (very wide) output.
 
     Features are weighed by ``idf``, a buffer, and rows brought to length 1 (:meth:`weigh`). The linear model is an
-    embedding bag whose width is the number of classes. The hidden layer is an embedding bag, too.
+    embedding bag whose width is the number of classes. The hidden layer is an embedding bag, too, without an activation,
+    as in fastText (Joulin et al. 2017): over many classes, ReLU units lose precision.
 
     Args:
         num_features: F.
@@ -56,8 +57,7 @@ class TextNetwork(nn.Module):
 
     def hidden(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
         """The input of the output layer ``[B, hidden]``; of the linear model, its logits ``[B, C]``."""
-        bags = ops.embedding_bag(self.features.weight, crow, col, values) + self.bias
-        return bags if self.output is None else F.relu(bags)
+        return ops.embedding_bag(self.features.weight, crow, col, values) + self.bias
 
     def forward(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
         """Logits ``[B, C]`` of weighed rows; lazy where the output is sampled."""

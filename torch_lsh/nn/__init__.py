@@ -1,7 +1,8 @@
 """Layers that replace those of torch.nn."""
 
 from .embedding_bag import EmbeddingBag
+from .feedforward import LSHFeedForward
 from .linear import LSHLinear
 from .logits import SampledLogits
 
-__all__ = ["EmbeddingBag", "LSHLinear", "SampledLogits"]
+__all__ = ["EmbeddingBag", "LSHFeedForward", "LSHLinear", "SampledLogits"]

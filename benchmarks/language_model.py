@@ -1,0 +1,192 @@
+"""A language model's output layer: full softmax, adaptive softmax and LSH-sampled softmax of the same model.
+
+    python benchmarks/language_model.py --body lstm transformer --json out.jsonl
+
+Word-level, 33,278 words (wikitext-2). All systems have the same initial body and embedding, see the same batches and
+run the same optimizers: Adam for the body and, with row-sparse steps, the embedding; Adagrad for the head. Only the
+head and its loss differ. They take turns, some steps each. Perplexity is that of the exact softmax over all words (of
+the adaptive softmax, its own exact probabilities). Seconds per epoch are the median step times the steps of an epoch,
+evaluation not included.
+
+Why Adagrad: rows of rare words get a gradient in few steps. A lazy Adam, whose moments do not decay in between and
+whose bias correction counts the steps of the whole table, takes too long steps there, and rare words grow likely where
+they should not: perplexity falls on the training text and rises on others. (``--head-optimizer adam`` shows it.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import torch_lsh
+from torch_lsh.benchmarking import harness
+from torch_lsh.benchmarking.language import Corpus, LanguageModel, sequences
+
+DATA = Path(os.environ.get("TORCH_LSH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+KINDS = ("full", "adaptive", "torch_lsh")
+
+
+class Trainee:
+    """One system: its model, its clock and its perplexities."""
+
+    def __init__(self, name: str, model: LanguageModel, lr: float, head_optimizer: str, head_lr: float) -> None:
+        self.name = name
+        self.model = copy.deepcopy(model)
+        kind, options = parse_system(name)
+        head = self.model.head
+        if kind == "adaptive":
+            cutoffs = [head.out_features // 20, head.out_features // 4]
+            self.model.head = nn.AdaptiveLogSoftmaxWithLoss(head.in_features, head.out_features, cutoffs)
+        elif kind == "torch_lsh":
+            config = torch_lsh.LSHConfig(**{"correction": "stratified", **options})
+            torch_lsh.sparsify_(self.model, config, lambda module, name: name == "head")
+        body = [parameter for key, parameter in self.model.named_parameters() if not key.startswith("head.")]
+        make = {"adam": torch_lsh.optim.Adam, "adagrad": torch_lsh.optim.Adagrad}[head_optimizer]
+        self.optimizers = [torch_lsh.optim.Adam(body, lr=lr), make(self.model.head.parameters(), lr=head_lr)]
+        self.state: Any = None
+        self.seconds: list[float] = []
+        self.epochs: list[dict[str, float]] = []
+
+    def losses(self, words: Tensor, following: Tensor, reduction: str = "mean") -> Tensor:
+        hidden, self.state = self.model.hidden(words, self.state)
+        hidden, following = hidden.flatten(0, 1), following.flatten()
+        if isinstance(self.model.head, nn.AdaptiveLogSoftmaxWithLoss):
+            result = self.model.head(hidden, following)
+            return result.loss if reduction == "mean" else -result.output.sum()
+        return F.cross_entropy(self.model.head(hidden), following, reduction=reduction)
+
+    def train(self, batches: list[tuple[Tensor, Tensor]], clip: float) -> None:
+        self.model.train()
+        for words, following in batches:
+            start = time.perf_counter()
+            self.losses(words, following).backward()
+            torch_lsh.clip_grad_norm_(self.model.parameters(), clip)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            self.seconds.append(time.perf_counter() - start)
+
+    @torch.no_grad()
+    def perplexity(self, tokens: Tensor, batch: int, length: int) -> float:
+        self.model.eval()
+        self.state = None
+        total, count = 0.0, 0
+        for words, following in sequences(tokens, batch, length):
+            total += float(self.losses(words, following, reduction="sum"))
+            count += following.numel()
+        self.state = None
+        return math.exp(total / count)
+
+
+def parse_system(text: str) -> tuple[str, dict[str, Any]]:
+    """``torch_lsh:random_fraction=0.5,active=4096`` -> kind and options of LSHConfig."""
+    kind, _, rest = text.partition(":")
+    if kind not in KINDS:
+        raise SystemExit(f"--systems names {kind!r}; wanted {', '.join(KINDS)}")
+    options: dict[str, Any] = {}
+    for pair in filter(None, rest.split(",")):
+        key, _, value = pair.partition("=")
+        options[key] = float(value) if "." in value else int(value) if value.isdigit() else value
+    return kind, options
+
+
+def chunks(batches: Iterator[tuple[Tensor, Tensor]], size: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    while chunk := list(islice(batches, size)):
+        yield chunk
+
+
+def run(corpus: Corpus, body: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    torch.manual_seed(arguments.seed)
+    model = LanguageModel(len(corpus.words), arguments.width, body, arguments.length, arguments.dropout)
+    trainees = [
+        Trainee(name, model, arguments.lr, arguments.head_optimizer, arguments.head_lr) for name in arguments.systems
+    ]
+    tokens = corpus.train[: arguments.tokens]
+    steps = math.ceil((len(tokens) - 1) // arguments.batch / arguments.length)
+    evaluated = {split: getattr(corpus, split)[: arguments.test_tokens] for split in ("valid", "test")}
+    print(f"\n{body}: {len(tokens):,} tokens, {steps} steps per epoch, {len(corpus.words):,} words", flush=True)
+    records = []
+    for epoch in range(1, arguments.epochs + 1):
+        for trainee in trainees:
+            trainee.state = None
+        for chunk in chunks(sequences(tokens, arguments.batch, arguments.length), 25):
+            seed = int(torch.randint(2**31, ()))
+            for trainee in trainees:
+                torch.manual_seed(seed)  # the same dropout
+                trainee.train(chunk, arguments.clip)
+        for trainee in trainees:
+            record = {
+                "body": body,
+                "system": trainee.name,
+                "epoch": epoch,
+                "seconds_per_epoch": statistics.median(trainee.seconds) * steps,
+                **{
+                    f"{split}_perplexity": trainee.perplexity(part, arguments.batch, arguments.length)
+                    for split, part in evaluated.items()
+                },
+            }
+            trainee.epochs.append(record)
+            records.append(record)
+            print(
+                f"epoch {epoch}  {trainee.name:>28}  {record['seconds_per_epoch']:7.1f} s/epoch  "
+                f"valid {record['valid_perplexity']:7.2f}  test {record['test_perplexity']:7.2f}",
+                flush=True,
+            )
+    report(trainees)
+    return records
+
+
+def report(trainees: list[Trainee]) -> None:
+    reference = next((trainee for trainee in trainees if trainee.name == "full"), trainees[0]).epochs[-1]
+    rows = []
+    for trainee in trainees:
+        last = trainee.epochs[-1]
+        against = last["test_perplexity"] / reference["test_perplexity"]
+        faster = reference["seconds_per_epoch"] / last["seconds_per_epoch"]
+        rows.append(
+            (trainee.name, last["test_perplexity"], f"{100 * (against - 1):+.1f} %", last["seconds_per_epoch"], faster)
+        )
+    print(harness.table(rows, ("system", "test perplexity", "against full", "s per epoch", "times faster")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--body", nargs="+", default=["lstm", "transformer"], choices=["lstm", "transformer"])
+    parser.add_argument("--systems", nargs="+", default=["full", "adaptive", "torch_lsh:active=4096"])
+    parser.add_argument("--data", type=Path, default=DATA / "wikitext-2")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--tokens", type=int, help="train on the first so many only")
+    parser.add_argument("--test-tokens", type=int, help="evaluate on the first so many only")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--length", type=int, default=35)
+    parser.add_argument("--dropout", type=float, default=0.2)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--head-optimizer", default="adagrad", choices=["adagrad", "adam"])
+    parser.add_argument("--head-lr", type=float, default=0.05)
+    parser.add_argument("--clip", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    info = harness.machine(arguments.threads)
+    print(info)
+    corpus = Corpus(arguments.data)
+    records = [record for body in arguments.body for record in run(corpus, body, arguments)]
+    harness.write_json([{"benchmark": "language_model", "machine": info, **r} for r in records], arguments.json)
+
+
+if __name__ == "__main__":
+    main()
