@@ -18,8 +18,8 @@ class TextNetwork(nn.Module):
     """Sparse features -> logits: a linear model, or one of low rank with a hidden layer under a (very wide) output.
 
     Features are weighed by ``idf``, a buffer, and rows brought to length 1 (:meth:`weigh`). The linear model is an
-    embedding bag whose width is the number of classes. The hidden layer is an embedding bag, too, without an activation,
-    as in fastText (Joulin et al. 2017): over many classes, ReLU units lose precision.
+    embedding bag whose width is the number of classes. The hidden layer is an embedding bag, too, without an
+    activation, as in fastText (Joulin et al. 2017): over many classes, ReLU units lose precision.
 
     Args:
         num_features: F.
