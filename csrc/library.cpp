@@ -104,4 +104,8 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def(
       "parse_xmc(Tensor text, int num_features, int num_labels) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
       "str)");
+  m.def(
+      "hash_text(Tensor text, Tensor offsets, int bits, int word_ngrams, int char_min, int char_max, "
+      "bool is_signed, str tf, bool normalized, int seed) -> (Tensor crow, Tensor col, Tensor values)");
+  m.def("word_spans(Tensor text) -> Tensor");
 }

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, predict, bench."""
+"""The command line: train, evaluate, predict, bench; what is about texts is in cli_text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__
+from . import __version__, cli_text
 from .benchmarking.step import compare_steps
 from .config import LSHConfig
 from .data import XMCDataset, synthetic_xmc
@@ -80,6 +80,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    if cli_text.is_text_model(arguments.model):
+        return cli_text.evaluate(arguments)
     model = XMCClassifier.load(arguments.model)
     dataset = XMCDataset(arguments.data, normalize=arguments.normalize)
     precision = model.evaluate(dataset)
@@ -89,6 +91,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
+    if cli_text.is_text_model(arguments.model):
+        return cli_text.predict(arguments)
     model = XMCClassifier.load(arguments.model)
     dataset = XMCDataset(arguments.data, normalize=arguments.normalize)
     scores, classes = model.predict(dataset, arguments.k)
@@ -141,16 +145,23 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--quiet", action="store_true", help="no progress bar (nor is there one without tqdm)")
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("evaluate", parents=[data], help="precision@1/3/5 of a model on a file")
+    columns = cli_text.column_options()
+    evaluate = commands.add_parser("evaluate", parents=[data, columns], help="quality of a model on a file")
     evaluate.add_argument("model")
     evaluate.add_argument("data")
     evaluate.set_defaults(run=_evaluate)
 
-    predict = commands.add_parser("predict", parents=[data], help="the best labels of each row, as label:logit")
+    predict = commands.add_parser(
+        "predict",
+        parents=[data, columns],
+        help="the best labels of each row, as label:logit; of a text model, as JSON lines with probabilities",
+    )
     predict.add_argument("model")
     predict.add_argument("data")
     predict.add_argument("-k", type=_positive, default=5)
     predict.set_defaults(run=_predict)
+
+    cli_text.add_commands(commands, columns, _positive)
 
     benchmark = commands.add_parser("bench", help="a training step beside PyTorch's, on this machine")
     benchmark.add_argument("--rows", type=_positive, default=670_091)

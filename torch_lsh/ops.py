@@ -1222,3 +1222,57 @@ def parse_xmc(text: Tensor, num_features: int, num_labels: int) -> tuple[Tensor,
     (tensor([2, 0]), tensor([0, 3], dtype=torch.int32), tensor([1.5000, 2.0000]))
     """
     return _ops.parse_xmc(text, num_features, num_labels)
+
+
+def hash_text(
+    text: Tensor,
+    offsets: Tensor,
+    bits: int,
+    word_ngrams: int,
+    char_min: int,
+    char_max: int,
+    is_signed: bool,
+    tf: str,
+    normalized: bool,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Word n-grams and character n-grams of texts, hashed into the ``2**bits`` columns of a CSR matrix.
+
+    A word is a maximal run of letters, marks and numbers, in lower case; bytes that are not UTF-8 separate words. What
+    the settings mean is said in :class:`torch_lsh.data.HashedText`.
+
+    Args:
+        text: ``[bytes]`` uint8, the texts in UTF-8 one behind the other.
+        offsets: ``[B + 1]`` int64, where texts begin and the last one ends.
+        bits: 1 to 31.
+        word_ngrams: up to so many words make a feature; 0: none.
+        char_min, char_max: lengths of character n-grams; 0 and 0: none.
+        is_signed: whether a bit of the hash gives a feature its sign.
+        tf: ``"count"``, ``"log"`` (1 + ln count) or ``"binary"``.
+        normalized: divide rows by their Euclidean norm.
+        seed: of the hash.
+
+    Returns:
+        ``crow`` ``[B + 1]`` int64, ``col`` ``[nnz]`` int64, increasing within a row, and ``values`` ``[nnz]`` float32.
+
+    >>> text = torch.frombuffer(bytearray(b"to be or not to be"), dtype=torch.uint8)
+    >>> hash_text(text, torch.tensor([0, 18]), 20, 1, 0, 0, False, "count", False, 0)[2]
+    tensor([1., 1., 2., 2.])
+    """
+    return _ops.hash_text(text, offsets, bits, word_ngrams, char_min, char_max, is_signed, tf, normalized, seed)
+
+
+def word_spans(text: Tensor) -> Tensor:
+    """Where the words that :func:`hash_text` sees begin and end.
+
+    Args:
+        text: ``[bytes]`` uint8.
+
+    Returns:
+        ``[words, 2]`` int64, offsets in bytes.
+
+    >>> word_spans(torch.frombuffer(bytearray(b"to be!"), dtype=torch.uint8))
+    tensor([[0, 2],
+            [3, 5]])
+    """
+    return _ops.word_spans(text)

@@ -1,5 +1,6 @@
 """Whole models."""
 
+from .text import TextClassifier
 from .xmc import XMCClassifier
 
-__all__ = ["XMCClassifier"]
+__all__ = ["TextClassifier", "XMCClassifier"]

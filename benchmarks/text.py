@@ -1,0 +1,249 @@
+"""Text classification on real data beside fastText and scikit-learn's TF-IDF + logistic regression.
+
+    python benchmarks/text.py imdb agnews dbpedia-14k 20news yso-en --json out.jsonl
+
+For each data set: accuracy on the test set (precision@1 where texts have several labels), seconds to train (all of it,
+from raw text), for one pass and to convergence; latency of single predictions from raw text, p50 and p99; size of the
+model. TORCH_LSH_DATA names the folder of the data. fastText and scikit-learn are optional; what is missing is left out
+and named. Over a wide label space (yso-en) logistic regression is hopeless, and a kNN on TF-IDF takes its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import lzma
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torch_lsh.benchmarking import harness
+from torch_lsh.models import TextClassifier
+
+DATA = Path(os.environ.get("TORCH_LSH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+Split = tuple[list[str], list[Any]]
+LATENCIES = 2000
+
+
+def _lines(path: str) -> Any:
+    return lzma.open(DATA / path, "rt", encoding="utf-8", newline="")
+
+
+def imdb() -> tuple[Split, Split]:
+    def split(name: str) -> Split:
+        rows = [line.rstrip("\n").split("\t", 2) for line in _lines(f"imdb/{name}.tsv.xz")]
+        return [row[2] for row in rows], [row[0] for row in rows]
+
+    return split("train"), split("test")
+
+
+def agnews() -> tuple[Split, Split]:
+    train = [line.rstrip("\n").split("\t", 1) for line in _lines("agnews/train.tsv.xz")]
+    test = list(csv.reader(_lines("agnews/test.csv.xz")))
+    return ([row[1] for row in train], [row[0] for row in train]), (
+        [f"{row[1]} {row[2]}" for row in test],
+        [row[0] for row in test],
+    )
+
+
+def dbpedia() -> tuple[Split, Split]:
+    rows = [row for row in csv.reader(_lines("dbpedia-14k/train.csv.xz")) if row]
+    random.Random(0).shuffle(rows)
+    cut = len(rows) * 4 // 5
+    return ([r[1] for r in rows[:cut]], [r[0] for r in rows[:cut]]), (
+        [r[1] for r in rows[cut:]],
+        [r[0] for r in rows[cut:]],
+    )
+
+
+def newsgroups() -> tuple[Split, Split]:
+    """Bydate, without headers, footers and quotes; scikit-learn downloads it at the first call."""
+    from sklearn.datasets import fetch_20newsgroups
+
+    def split(name: str) -> Split:
+        rows = fetch_20newsgroups(subset=name, remove=("headers", "footers", "quotes"))
+        return list(rows.data), [str(label) for label in rows.target]
+
+    return split("train"), split("test")
+
+
+def yso() -> tuple[Split, Split]:
+    def split(name: str) -> Split:
+        rows = [line.rstrip("\n").split("\t", 1) for line in _lines(f"yso-en/{name}.tsv.xz")]
+        return [row[1] for row in rows], [[int(label) for label in row[0].split(",")] for row in rows]
+
+    return split("train"), split("test")
+
+
+SETS: dict[str, Callable[[], tuple[Split, Split]]] = {
+    "imdb": imdb,
+    "agnews": agnews,
+    "dbpedia-14k": dbpedia,
+    "20news": newsgroups,
+    "yso-en": yso,
+}
+
+
+# --- systems: each trains and returns (predict one text, predict many, bytes of the model) ---
+
+
+def torch_lsh(train: Split, **settings: Any) -> Any:
+    model = TextClassifier(**settings).fit(*train)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder) / "model")
+        size = (Path(folder) / "model").stat().st_size
+    one = (
+        (lambda text: model.top_k([text], 1)[0][0, 0]) if model.multilabel_ else (lambda text: model.predict([text])[0])
+    )
+    many = (lambda texts: model.top_k(texts, 1)[0][:, 0]) if model.multilabel_ else model.predict
+    return one, many, size
+
+
+def fasttext(train: Split, epochs: int) -> Any:
+    """Word pairs, 10 dimensions for few classes and 100 for many; the learning rate of its tutorial, 0.5."""
+    import fasttext as library
+
+    def line(text: str) -> str:
+        return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+    wide = isinstance(train[1][0], list)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train.txt"
+        with open(path, "w") as file:
+            for text, label in zip(*train):
+                labels = label[:64] if wide else [label]
+                file.write(" ".join(f"__label__{one}" for one in labels) + f" {line(text)}\n")
+        options: dict[str, Any] = {"dim": 100, "loss": "hs"} if wide else {"dim": 10}
+        model = library.train_supervised(
+            str(path), epoch=epochs, lr=0.5, wordNgrams=2, thread=os.cpu_count(), verbose=0, **options
+        )
+        model.save_model(str(Path(folder) / "model"))
+        size = (Path(folder) / "model").stat().st_size
+    kind = type(train[1][0][0] if wide else train[1][0])
+
+    def one(text: str) -> Any:  # the wrapper's predict does not run with NumPy 2
+        found = model.f.predict(line(text) + "\n", 1, 0.0, "strict")
+        return kind(found[0][1].removeprefix("__label__")) if found else None
+
+    return one, lambda texts: [one(text) for text in texts], size
+
+
+def sklearn_lr(train: Split, ngrams: int, c: float) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    vectorizer = TfidfVectorizer(ngram_range=(1, ngrams), sublinear_tf=True, dtype=np.float32)
+    model = make_pipeline(vectorizer, LogisticRegression(C=c, max_iter=300)).fit(*train)
+    regression = model[-1]
+    size = regression.coef_.nbytes + sum(len(word) + 8 for word in model[0].vocabulary_)
+    return (lambda text: model.predict([text])[0]), model.predict, size
+
+
+def knn(train: Split, k: int = 50) -> Any:
+    """The label with the greatest sum of cosines over the k nearest training texts."""
+    import scipy.sparse
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(dtype=np.float32)
+    rows = vectorizer.fit_transform(train[0])
+    columns = rows.T.tocsr()
+    starts = np.cumsum([0] + [len(labels) for labels in train[1]])
+    flat = np.concatenate([np.asarray(labels) for labels in train[1]])
+    labels = scipy.sparse.csr_matrix((np.ones(len(flat), np.float32), flat, starts))
+
+    def many(texts: list[str]) -> list[int]:
+        found = []
+        for begin in range(0, len(texts), 64):
+            near = (vectorizer.transform(texts[begin : begin + 64]) @ columns).tocsr()
+            for i in range(near.shape[0]):
+                run = slice(near.indptr[i], near.indptr[i + 1])
+                cosines, at = near.data[run], near.indices[run]
+                if len(at) > k:
+                    best = np.argpartition(cosines, -k)[-k:]
+                    cosines, at = cosines[best], at[best]
+                sums = np.asarray(labels[at].T @ cosines)
+                found.append(int(sums.argmax()))
+        return found
+
+    return (lambda text: many([text])[0]), many, rows.data.nbytes * 2 + labels.data.nbytes * 2
+
+
+def systems(name: str) -> dict[str, Callable[[Split], Any]]:
+    if name == "yso-en":
+        return {
+            "torch_lsh": torch_lsh,
+            "fasttext, 5 passes": lambda train: fasttext(train, 5),
+            "TF-IDF + kNN": knn,
+        }
+    return {
+        "torch_lsh": torch_lsh,
+        "torch_lsh, 1 pass": lambda train: torch_lsh(train, epochs=1),
+        "fasttext, 1 pass": lambda train: fasttext(train, 1),
+        "fasttext, 5 passes": lambda train: fasttext(train, 5),
+        "fasttext, 25 passes": lambda train: fasttext(train, 25),
+        "TF-IDF + LR, words, C=1": lambda train: sklearn_lr(train, 1, 1.0),
+        "TF-IDF + LR, pairs, C=10": lambda train: sklearn_lr(train, 2, 10.0),
+    }
+
+
+def _right(prediction: Any, label: Any) -> bool:
+    return prediction in label if isinstance(label, list) else prediction == label
+
+
+def measure(system: Callable[[Split], Any], train: Split, test: Split) -> dict[str, float]:
+    start = time.perf_counter()
+    one, many, size = system(train)
+    seconds = time.perf_counter() - start
+    predictions = many(test[0])
+    accuracy = float(np.mean([_right(p, label) for p, label in zip(predictions, test[1])]))
+    texts = random.Random(0).choices(test[0], k=LATENCIES)
+    for text in texts[:50]:
+        one(text)
+    latencies = []
+    for text in texts:
+        begin = time.perf_counter()
+        one(text)
+        latencies.append(time.perf_counter() - begin)
+    p50, p99 = np.percentile(latencies, [50, 99]) * 1e3
+    return {"accuracy": accuracy, "train_s": seconds, "p50_ms": p50, "p99_ms": p99, "size_mb": size / 1e6}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="*", default=["imdb", "agnews", "dbpedia-14k", "20news"], metavar="set")
+    parser.add_argument("--systems", help="only those whose name contains this")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    machine = harness.machine(arguments.threads)
+    print(machine)
+    for name in arguments.sets:
+        try:
+            train, test = SETS[name]()
+        except (OSError, ImportError) as error:
+            print(f"\n{name} is left out: {error}")
+            continue
+        print(f"\n{name}: {len(train[0]):,} texts to train on, {len(test[0]):,} to test on", flush=True)
+        rows = []
+        for system, run in systems(name).items():
+            if arguments.systems and arguments.systems not in system:
+                continue
+            try:
+                result = measure(run, train, test)
+            except ImportError as error:
+                print(f"{system} is left out: {error}")
+                continue
+            rows.append([system, *result.values()])
+            harness.write_json([{"set": name, "system": system, **result, **machine}], arguments.json)
+        print(harness.table(rows, ["system", "accuracy", "train s", "p50 ms", "p99 ms", "size MB"]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+// hash_text: word n-grams and character n-grams of UTF-8 texts, hashed into the columns of a CSR matrix.
+//
+// A word is hashed as it is decoded; n-grams are hashed over code points (characters) or over hashes (words),
+// and their counts are found by sorting: a radix sort of 32-bit keys is faster than a hash table, and leaves
+// the columns in order. Texts are cut into one run per thread, of about as many bytes; rows do not depend on
+// the cuts.
+//
+// Hash and arithmetic are exact: 64-bit integers, and floats whose rounding no platform can differ in
+// (squares of float32 are exact in float64; sqrt and / are correctly rounded).
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "checks.h"
+#include "random.h"
+#include "unicode/words.h"
+
+namespace torch_lsh {
+namespace {
+
+struct Settings {
+  int64_t bits, word_ngrams, char_min, char_max;
+  bool is_signed, normalized;
+  enum { kCount, kLog, kBinary } tf;
+  uint64_t seed;
+};
+
+constexpr uint64_t kMultiplier = 0x9e3779b97f4a7c15ull;
+constexpr uint32_t kWordBegin = 0x110000, kWordEnd = 0x110001;  // no code points
+
+uint64_t append(uint64_t state, uint64_t item) {
+  return (state ^ item) * kMultiplier;
+}
+
+// Sorts by the bits from 1 on (the column); the order of equal columns does not matter.
+void sort_by_column(std::vector<uint32_t>& keys, std::vector<uint32_t>& spare, int64_t bits) {
+  constexpr size_t kSmall = 192;
+  if (keys.size() < kSmall) {
+    std::sort(keys.begin(), keys.end());
+    return;
+  }
+  constexpr int64_t kDigit = 11;  // histograms that stay in the first-level cache
+  const int64_t passes = (bits + kDigit - 1) / kDigit, digit = (bits + passes - 1) / passes;
+  const uint32_t mask = (1u << digit) - 1;
+  uint32_t start[3][1 << kDigit];
+  for (int64_t pass = 0; pass < passes; ++pass) std::fill_n(start[pass], mask + 1, 0);
+  for (const uint32_t key : keys)
+    for (int64_t pass = 0; pass < passes; ++pass) ++start[pass][key >> (1 + pass * digit) & mask];
+  spare.resize(keys.size());
+  for (int64_t pass = 0; pass < passes; ++pass) {
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i <= mask; ++i) sum += std::exchange(start[pass][i], sum);
+    for (const uint32_t key : keys) spare[start[pass][key >> (1 + pass * digit) & mask]++] = key;
+    keys.swap(spare);
+  }
+}
+
+// The rows of a run of texts.
+class Rows {
+ public:
+  explicit Rows(const Settings& settings)
+      : settings_(settings),
+        char_start_(random_bits(settings.seed, 0)),
+        word_start_(random_bits(settings.seed, 1)) {
+    for (int64_t n = 2; n <= settings.word_ngrams; ++n)
+      ngram_start_.push_back(random_bits(settings.seed, static_cast<uint64_t>(n)));
+  }
+
+  void add(const uint8_t* at, const uint8_t* end) {
+    keys_.clear();
+    words_.clear();
+    while (at < end) {
+      uint32_t character = unicode::word_character(unicode::decode(at, end));
+      if (character == 0) continue;
+      word_.assign(1, kWordBegin);
+      do {
+        word_.push_back(character);
+        character = at < end ? unicode::word_character(unicode::decode(at, end)) : 0;
+      } while (character != 0);
+      add_word();
+    }
+    add_word_ngrams();
+    sort_by_column(keys_, spare_, settings_.bits);
+    add_row();
+  }
+
+  std::vector<int64_t> counts;
+  std::vector<int32_t> columns;
+  std::vector<float> values;
+
+ private:
+  void add_feature(uint64_t state) {
+    const uint64_t hash = mix(state);
+    keys_.push_back(static_cast<uint32_t>(hash >> (64 - settings_.bits) << 1 | (hash & 1)));
+  }
+
+  void add_word() {
+    uint64_t state = word_start_;
+    for (size_t i = 1; i < word_.size(); ++i) state = append(state, word_[i]);
+    if (settings_.word_ngrams > 0) {
+      add_feature(state);
+      words_.push_back(state);
+    }
+    if (settings_.char_max == 0) return;
+    word_.push_back(kWordEnd);
+    const int64_t length = static_cast<int64_t>(word_.size());
+    for (int64_t i = 0; i + settings_.char_min <= length; ++i) {
+      uint64_t gram = char_start_;
+      const int64_t last = std::min(length - i, settings_.char_max);
+      for (int64_t n = 1; n <= last; ++n) {
+        gram = append(gram, word_[i + n - 1]);
+        if (n >= settings_.char_min) add_feature(gram);
+      }
+    }
+  }
+
+  void add_word_ngrams() {
+    for (int64_t n = 2; n <= settings_.word_ngrams; ++n)
+      for (size_t i = 0; i + n <= words_.size(); ++i) {
+        uint64_t state = ngram_start_[n - 2];
+        for (int64_t j = 0; j < n; ++j) state = append(state, words_[i + j]);
+        add_feature(state);
+      }
+  }
+
+  void add_row() {
+    const size_t begin = columns.size();
+    double squares = 0;
+    for (size_t i = 0; i < keys_.size();) {
+      const uint32_t column = keys_[i] >> 1;
+      int64_t count = 0;
+      for (; i < keys_.size() && keys_[i] >> 1 == column; ++i)
+        count += settings_.is_signed && (keys_[i] & 1) != 0 ? -1 : 1;
+      if (count == 0) continue;  // opposite signs
+      const float value = weight(count);
+      squares += static_cast<double>(value) * value;
+      columns.push_back(static_cast<int32_t>(column));
+      values.push_back(value);
+    }
+    if (settings_.normalized && squares > 0) {
+      const double norm = std::sqrt(squares);
+      for (size_t i = begin; i < values.size(); ++i) values[i] = static_cast<float>(values[i] / norm);
+    }
+    counts.push_back(static_cast<int64_t>(columns.size() - begin));
+  }
+
+  float weight(int64_t count) const {
+    const int64_t magnitude = std::abs(count);
+    float value = 1;
+    if (settings_.tf == Settings::kCount) value = static_cast<float>(magnitude);
+    if (settings_.tf == Settings::kLog && magnitude > 1)
+      value = static_cast<float>(1 + std::log(static_cast<double>(magnitude)));
+    return count < 0 ? -value : value;
+  }
+
+  const Settings settings_;
+  const uint64_t char_start_, word_start_;
+  std::vector<uint64_t> ngram_start_, words_;
+  std::vector<uint32_t> word_, keys_, spare_;
+};
+
+// Bounds of `runs` runs of texts with about as many bytes each.
+std::vector<int64_t> cut(const int64_t* offsets, int64_t texts, int64_t runs) {
+  std::vector<int64_t> bounds;
+  for (int64_t i = 0; i <= runs; ++i) {
+    const int64_t wanted = offsets[texts] / runs * i;
+    bounds.push_back(i == runs ? texts : std::lower_bound(offsets, offsets + texts, wanted) - offsets);
+  }
+  return bounds;
+}
+
+std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& offsets, int64_t bits,
+                                             int64_t word_ngrams, int64_t char_min, int64_t char_max,
+                                             bool is_signed, std::string tf, bool normalized, int64_t seed) {
+  check_operand(text, "text", 1, ScalarType::Byte);
+  check_operand(offsets, "offsets", 1, ScalarType::Long);
+  TORCH_LSH_CHECK(offsets.numel() > 0, "offsets is empty; wanted one number more than there are texts");
+  const int64_t texts = offsets.numel() - 1;
+  const int64_t* starts = offsets.const_data_ptr<int64_t>();
+  TORCH_LSH_CHECK(starts[0] == 0 && starts[texts] == text.numel(), "offsets runs from ", starts[0], " to ",
+                  starts[texts], "; wanted 0 to ", text.numel());
+  for (int64_t i = 1; i <= texts; ++i)
+    TORCH_LSH_CHECK(starts[i] >= starts[i - 1], "offsets decreases at ", i, "; wanted increasing offsets");
+  TORCH_LSH_CHECK(bits >= 1 && bits <= 31, "bits is ", bits, "; wanted 1 to 31");
+  TORCH_LSH_CHECK(word_ngrams >= 0, "word_ngrams is ", word_ngrams, "; wanted at least 0");
+  TORCH_LSH_CHECK((char_min == 0 && char_max == 0) || (char_min >= 1 && char_max >= char_min),
+                  "char_min and char_max are ", char_min, " and ", char_max,
+                  "; wanted 0 and 0, or 1 <= char_min <= char_max");
+  TORCH_LSH_CHECK(tf == "count" || tf == "log" || tf == "binary", "tf is '", tf,
+                  "'; wanted 'count', 'log' or 'binary'");
+  const Settings settings{
+      bits,
+      word_ngrams,
+      char_min,
+      char_max,
+      is_signed,
+      normalized,
+      tf == "count" ? Settings::kCount : (tf == "log" ? Settings::kLog : Settings::kBinary),
+      static_cast<uint64_t>(seed)};
+
+  constexpr int64_t kBytesPerThread = 1 << 14;  // below that, waking a thread costs more
+  const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
+  const int64_t runs = std::clamp<int64_t>(text.numel() / kBytesPerThread, 1, threads);
+  const std::vector<int64_t> bounds = cut(starts, texts, runs);
+  const uint8_t* bytes = text.const_data_ptr<uint8_t>();
+  std::vector<Rows> rows(static_cast<size_t>(runs), Rows(settings));
+  torch::stable::parallel_for(0, runs, 1, [&](int64_t first, int64_t last) {
+    for (int64_t run = first; run < last; ++run)
+      for (int64_t i = bounds[run]; i < bounds[run + 1]; ++i)
+        rows[run].add(bytes + starts[i], bytes + starts[i + 1]);
+  });
+
+  int64_t total = 0;
+  for (const Rows& some : rows) total += static_cast<int64_t>(some.columns.size());
+  Tensor crow = torch::stable::empty({texts + 1}, ScalarType::Long);
+  Tensor columns = torch::stable::empty({total}, ScalarType::Long);
+  Tensor values = torch::stable::empty({total}, ScalarType::Float);
+  int64_t* row_start = crow.mutable_data_ptr<int64_t>();
+  int64_t* column = columns.mutable_data_ptr<int64_t>();
+  float* value = values.mutable_data_ptr<float>();
+  *row_start = 0;
+  for (const Rows& some : rows) {
+    for (const int64_t count : some.counts) row_start[1] = row_start[0] + count, ++row_start;
+    column = std::copy(some.columns.begin(), some.columns.end(), column);
+    value = std::copy(some.values.begin(), some.values.end(), value);
+  }
+  return {crow, columns, values};
+}
+
+// The bounds of each word, in bytes.
+Tensor word_spans(const Tensor& text) {
+  check_operand(text, "text", 1, ScalarType::Byte);
+  const uint8_t* begin = text.const_data_ptr<uint8_t>();
+  const uint8_t* end = begin + text.numel();
+  std::vector<int64_t> bounds;
+  bool inside = false;
+  for (const uint8_t* at = begin; at < end;) {
+    const uint8_t* here = at;
+    if ((unicode::word_character(unicode::decode(at, end)) != 0) != inside) {
+      bounds.push_back(here - begin);
+      inside = !inside;
+    }
+  }
+  if (inside) bounds.push_back(text.numel());
+  Tensor spans = torch::stable::empty({static_cast<int64_t>(bounds.size()) / 2, 2}, ScalarType::Long);
+  std::copy(bounds.begin(), bounds.end(), spans.mutable_data_ptr<int64_t>());
+  return spans;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
+  m.impl("hash_text", TORCH_BOX(&hash_text));
+  m.impl("word_spans", TORCH_BOX(&word_spans));
+}
+
+}  // namespace torch_lsh

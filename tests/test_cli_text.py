@@ -1,0 +1,90 @@
+"""The commands about texts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_cli import assert_one_line, run
+from test_text_classifier import generate, generate_several, write_csv
+
+from torch_lsh import cli
+from torch_lsh.models import TextClassifier
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    write_csv(folder / "train.csv", *generate(1200))
+    write_csv(folder / "test.csv", *generate(200, seed=1))
+    model = folder / "model.safetensors"
+    assert cli.main(["train-text", str(folder / "train.csv"), "--model", str(model), "--quiet", "--epochs", "4"]) == 0
+    return folder
+
+
+def test_train_text(files, tmp_path, capsys):
+    model = tmp_path / "m"
+    options = ["--epochs", 2, "--hidden", 8, "--bits", 12, "--char-ngrams", 3, 5, "--seed", 4, "--quiet"]
+    test = ["--test", files / "test.csv", "--validation", files / "test.csv"]
+    status, output, _ = run(capsys, "train-text", files / "train.csv", "--model", model, *options, *test)
+    assert status == 0
+    lines = output.splitlines()
+    assert lines[0].startswith("epoch 1  loss ")
+    assert "validation_accuracy" in lines[1]
+    assert json.loads(lines[2])["test"]["rows"] == 200
+    assert lines[3].startswith(f"saved {model}: 3 labels")
+    loaded = TextClassifier.load(model)
+    assert (loaded.features_.bits, loaded.features_.char_ngrams, loaded.seed) == (12, (3, 5), 4)
+    assert loaded.network_.features.embedding_dim == 8
+
+
+def test_several_labels_by_number_without_a_header(tmp_path, capsys):
+    texts, labels = generate_several(300)
+    path = tmp_path / "train.tsv"
+    path.write_text("".join(f"{'|'.join(some)}\t{text}\n" for text, some in zip(texts, labels)))
+    columns = ["--text", 1, "--label", 0, "--separator", "|"]
+    model = tmp_path / "m"
+    assert run(capsys, "train-text", path, "--model", model, *columns, "--quiet", "--epochs", 5)[0] == 0
+    status, output, _ = run(capsys, "evaluate", model, path, *columns)
+    assert status == 0
+    assert json.loads(output)["precision@1"] > 0.9
+
+
+def test_evaluate_and_predict_know_a_text_model(files, capsys):
+    status, output, _ = run(capsys, "evaluate", files / "model.safetensors", files / "test.csv")
+    assert status == 0
+    assert json.loads(output)["accuracy"] > 0.95
+    status, output, _ = run(capsys, "predict", files / "model.safetensors", files / "test.csv", "-k", 2)
+    assert status == 0
+    rows = [json.loads(line) for line in output.splitlines()]
+    model = TextClassifier.load(files / "model.safetensors")
+    texts, _ = generate(200, seed=1)
+    labels, probabilities = model.top_k(texts, 2)
+    assert [row["labels"] for row in rows] == labels.tolist()
+    assert rows[0]["probabilities"] == [round(p, 6) for p in probabilities[0].tolist()]
+
+
+def test_predict_needs_no_labels(files, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("text\ngoal match\n")
+    status, output, _ = run(capsys, "predict", files / "model.safetensors", tmp_path / "a.csv", "-k", 1)
+    assert (status, json.loads(output)["labels"]) == (0, ["sport"])
+
+
+def test_bad_input_is_one_line(files, tmp_path, capsys):
+    model, train = files / "model.safetensors", files / "train.csv"
+    assert_one_line(run(capsys, "train-text", tmp_path / "no.csv"), "no.csv: there is no such file")
+    assert_one_line(run(capsys, "train-text", train, "--model", tmp_path / "no" / "m"), "there is no folder")
+    assert_one_line(run(capsys, "train-text", train, "--text", "body"), "train.csv has no column 'body'")
+    assert_one_line(run(capsys, "train-text", train, "--hidden", "-1"), "hidden is -1")
+    (tmp_path / "bad.csv").write_bytes(b"text,label\na,sport\n\xff,law\n")
+    assert_one_line(run(capsys, "train-text", tmp_path / "bad.csv"), "row 2 (line 3): the text is not UTF-8")
+    (tmp_path / "new.csv").write_text("text,label\na,sport\nb,news\n")
+    result = run(capsys, "evaluate", model, tmp_path / "new.csv")
+    assert_one_line(result, "row 2 (line 3)", "'news' did not occur in the training data")
+    (tmp_path / "cut").write_bytes(model.read_bytes()[:-10])
+    for command in (
+        ["evaluate", tmp_path / "cut", train],
+        ["predict", tmp_path / "cut", train],
+        ["serve", tmp_path / "cut"],
+    ):
+        assert_one_line(run(capsys, *command), "cut is cut off, damaged")

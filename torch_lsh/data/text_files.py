@@ -1,0 +1,247 @@
+"""Rows of text and labels from CSV, TSV, JSONL and Parquet files, read as a stream."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import json
+import lzma
+import os
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+Column = str | int
+
+_OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_DELIMITED = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+_JSON_LINES = (".jsonl", ".ndjson")
+_PARQUET = (".parquet",)
+
+
+class TextRow(NamedTuple):
+    """One row of a :class:`TextFile`.
+
+    Attributes:
+        text: the text, valid Unicode.
+        labels: the labels; None where the file was opened without a label column.
+        place: where the row stands, for messages: ``"data.csv, row 3 (line 4)"``.
+    """
+
+    text: str
+    labels: list[Any] | None
+    place: str
+
+
+class TextFile:
+    """A file of texts with labels that can be read again and again, whatever its size.
+
+    The format follows from the name: ``.csv`` (RFC 4180), ``.tsv`` (tab-separated, without quoting, as the media type
+    has it), ``.jsonl`` and ``.ndjson`` (one object per line) or ``.parquet`` (needs pyarrow); all but the last may be
+    compressed (``.gz``, ``.xz``, ``.bz2``). Text is UTF-8.
+
+    Args:
+        path: the file.
+        text: column of the text, or several columns whose texts are joined by a space. A name from the header or, in
+            CSV and TSV files without a header line, a number from 0.
+        label: column of the label, of the same kind; None: texts alone.
+        label_separator: cells hold several labels (or none), separated by this; blanks around a label are dropped. In
+            JSONL and Parquet a list needs no separator.
+
+    Raises:
+        ValueError: the format is not known, a column is missing, or (while reading) a row is malformed: file, row (from
+            1, without the header), line and reason.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "data.csv"
+    >>> _ = path.write_text('text,label\\n"Good, really",pos\\nDull,neg\\n')
+    >>> for row in TextFile(path):
+    ...     print(row.text, row.labels)
+    Good, really ['pos']
+    Dull ['neg']
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        text: Column | Sequence[Column] = "text",
+        label: Column | None = "label",
+        label_separator: str | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.text: list[Column] = [text] if isinstance(text, (str, int)) else list(text)
+        self.label = label
+        self.label_separator = label_separator
+        suffixes = [suffix.lower() for suffix in self.path.suffixes]
+        self._opener = _OPENERS.get(suffixes[-1]) if suffixes else None
+        self._format = suffixes[-2 if self._opener else -1] if len(suffixes) > (self._opener is not None) else ""
+        if self._format not in (*_DELIMITED, *_JSON_LINES, *_PARQUET) or (self._format in _PARQUET and self._opener):
+            known = ", ".join((*_DELIMITED, *_JSON_LINES, *_PARQUET))
+            raise ValueError(f"{path}: the format is not known; wanted a name that ends in one of {known}")
+        columns = [*self.text, *([] if label is None else [label])]
+        if not self.text or not all(isinstance(column, (str, int)) for column in columns):
+            raise ValueError(f"text is {text!r} and label is {label!r}; wanted names or numbers of columns")
+        self._numbers = any(isinstance(column, int) for column in columns)
+        if self._numbers and not (self._format in _DELIMITED and all(isinstance(c, int) and c >= 0 for c in columns)):
+            raise ValueError(
+                f"text is {text!r} and label is {label!r}; wanted names of columns, or for all of them "
+                "numbers from 0 in a CSV or TSV file without a header"
+            )
+        if label_separator == "":
+            raise ValueError("label_separator is empty; wanted a character or None")
+        if not self.path.is_file():  # now, not when the first row is wanted
+            raise FileNotFoundError(f"{path}: there is no such file")
+
+    def __iter__(self) -> Iterator[TextRow]:
+        if self._format in _PARQUET:
+            return self._parquet()
+        return self._guarded(self._delimited() if self._format in _DELIMITED else self._json_lines())
+
+    def bytes(self) -> int:
+        """About how much text there is; compressed files are taken to hold three times their size."""
+        return self.path.stat().st_size * (3 if self._opener or self._format in _PARQUET else 1)
+
+    # --- formats ---
+
+    def _guarded(self, rows: Iterator[TextRow]) -> Iterator[TextRow]:
+        last = str(self.path)
+        try:
+            for row in rows:
+                last = f"after {row.place}"
+                yield row
+        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{last}: the compressed file is damaged or cut off ({error})") from error
+
+    def _open(self) -> IO[str]:
+        # Bytes that are not UTF-8 come through as lone surrogates, so that the row they are in can be named.
+        options: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+        return (self._opener or open)(self.path, "rt", **options)  # type: ignore[operator]
+
+    def _delimited(self) -> Iterator[TextRow]:
+        delimiter = _DELIMITED[self._format]
+        quoting: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+        csv.field_size_limit(max(csv.field_size_limit(), min(sys.maxsize, 2**31 - 1)))  # a field may be a book
+        with self._open() as file:
+            reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+            names = None if self._numbers else self._next(reader, 0)
+            if not self._numbers and names is None:
+                raise ValueError(f"{self.path} is empty; wanted a header line")
+            where = [self._position(names, column) for column in self.text]
+            label_at = None if self.label is None else self._position(names, self.label)
+            needed = max([*where, *([] if label_at is None else [label_at])]) + 1
+            number = 0
+            while True:
+                number += 1
+                cells = self._next(reader, number)
+                if cells is None:
+                    return
+                if not cells:  # an empty line
+                    number -= 1
+                    continue
+                place = self._place(number, reader.line_num)
+                if len(cells) < needed:
+                    raise ValueError(f"{place}: there are {len(cells)} fields; wanted at least {needed}")
+                text = cells[where[0]] if len(where) == 1 else " ".join(cells[at] for at in where)
+                yield self._row(text, None if label_at is None else cells[label_at], place)
+
+    def _next(self, reader: Any, number: int) -> list[str] | None:
+        try:
+            return next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"{self._place(number, reader.line_num)}: {error}") from None
+
+    def _position(self, names: list[str] | None, column: Column) -> int:
+        if isinstance(column, int):
+            return column
+        assert names is not None
+        if column not in names:
+            raise self._no_column(column, names)
+        return names.index(column)
+
+    def _json_lines(self) -> Iterator[TextRow]:
+        with self._open() as file:
+            number = 0
+            for line_number, line in enumerate(file, 1):
+                if line.isspace():
+                    continue
+                number += 1
+                place = self._place(number, line_number)
+                try:
+                    record = json.loads(line)
+                except (json.JSONDecodeError, RecursionError) as error:
+                    raise ValueError(f"{place}: not JSON: {error}") from None
+                if not isinstance(record, dict):
+                    raise ValueError(f"{place}: a JSON {type(record).__name__}; wanted an object")
+                yield self._record(record, place)
+
+    def _parquet(self) -> Iterator[TextRow]:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise ImportError("Parquet files need pyarrow: pip install pyarrow") from error
+        columns = [str(column) for column in self.text] + ([] if self.label is None else [str(self.label)])
+        number = 0
+        try:
+            with pyarrow.parquet.ParquetFile(self.path) as file:
+                for column in columns:
+                    if column not in file.schema_arrow.names:
+                        raise self._no_column(column, file.schema_arrow.names)
+                for batch in file.iter_batches(batch_size=4096, columns=columns):
+                    for record in batch.to_pylist():
+                        number += 1
+                        yield self._record(record, self._place(number, None))
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{self.path}, after row {number}: not a Parquet file, or damaged: {error}") from error
+
+    # --- cells ---
+
+    def _record(self, record: dict[str, Any], place: str) -> TextRow:
+        def cell(column: Column) -> Any:
+            if column not in record:
+                raise ValueError(f"{place}: there is no {column!r}; there are {', '.join(map(repr, record))}")
+            return record[str(column)]
+
+        texts = [cell(column) for column in self.text]
+        for column, text in zip(self.text, texts):
+            if not isinstance(text, str):
+                raise ValueError(f"{place}: {column!r} is {text!r:.50}; wanted text")
+        return self._row(" ".join(texts), None if self.label is None else cell(self.label), place)
+
+    def _row(self, text: str, cell: Any, place: str) -> TextRow:
+        if not text.isascii():
+            self._check_utf8(text, "the text", place)
+        return TextRow(text, None if self.label is None else self._labels(cell, place), place)
+
+    def _labels(self, cell: Any, place: str) -> list[Any]:
+        if isinstance(cell, list):
+            labels = cell
+        elif isinstance(cell, str) and self.label_separator is not None:
+            labels = [label for part in cell.split(self.label_separator) if (label := part.strip())]
+        else:
+            labels = [cell]
+        for label in labels:
+            if label is None or label == "" or not isinstance(label, (str, int)):
+                raise ValueError(f"{place}: the label is {label!r}; wanted text or a whole number")
+            if isinstance(label, str) and not label.isascii():
+                self._check_utf8(label, "the label", place)
+        return labels
+
+    @staticmethod
+    def _check_utf8(text: str, what: str, place: str) -> None:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = ord(text[error.start])
+            shown = f"byte 0x{found - 0xDC00:02x}" if 0xDC80 <= found <= 0xDCFF else f"surrogate U+{found:04X}"
+            raise ValueError(f"{place}: {what} is not UTF-8 ({shown} at character {error.start})") from None
+
+    def _place(self, number: int, line: int | None) -> str:
+        row = f"row {number}" if number > 0 else "header"
+        return f"{self.path}, {row}" + ("" if line is None else f" (line {line})")
+
+    def _no_column(self, column: Column, names: Sequence[str]) -> ValueError:
+        return ValueError(f"{self.path} has no column {column!r}; it has {', '.join(map(repr, names))}")
