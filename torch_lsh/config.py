@@ -39,7 +39,7 @@ class LSHConfig:
             (as BOLT does). The next full re-hash takes them out.
         active: active rows per step: an int, a fraction of the layer, or None for a number derived from the layer:
             ``max(1024, 8 * sqrt(out_features))`` in scope "batch", an eighth of that in scope "sample".
-        scope: ``"batch"``: one active set that the batch shares (a matrix product at BLAS speed); ``"sample"``: one per
+        scope: ``"batch"``: one active set that the batch shares (one matrix product); ``"sample"``: one per
             sample, as in SLIDE.
         random_fraction: share of ``active`` drawn uniformly, at least; 0: no random row at all.
         carry: scope "batch": rows that the last step pushed down most are candidates again, beside rows found by

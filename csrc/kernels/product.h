@@ -28,7 +28,8 @@ constexpr int64_t kPackAhead = 16;  // elements of a transposed operand are aske
 template <typename T>
 constexpr int64_t kPanelWidth = kPanelVectors * Simd<T>::kWidth;
 
-// out[r, :] of Rows rows and a panel's width, from `first` (+=) or from bias (null: zeros).
+// out[r, :] of Rows rows and a panel's width: bias (null: zeros) plus the products, or what is there plus
+// them.
 template <int64_t Rows, typename T>
 inline void product_tile(const T* a, int64_t a_row, int64_t a_col, int64_t depth, const T* panel,
                          const T* bias, bool first, T* out, int64_t stride) {
