@@ -11,6 +11,8 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def("gather_rows(Tensor table, Tensor rows, ScalarType? dtype=None) -> Tensor");
   m.def("sampled_dot(Tensor x, Tensor table, Tensor rows) -> Tensor");
 
+  m.def("prefer_huge_pages(Tensor tensor, bool move=False) -> bool");
+
   m.def("product(Tensor a, Tensor b, Tensor? bias) -> Tensor");
 
   m.def("coalesce_rows(Tensor rows, Tensor values) -> (Tensor, Tensor)");

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from . import ops, row_sparse
 
@@ -83,7 +84,21 @@ def _zeros(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     size = parameter.numel() * dtype.itemsize
     memory = np.zeros(size + 63, np.uint8)
     start = -memory.ctypes.data % 64
-    return torch.from_numpy(memory[start : start + size]).view(dtype).view(parameter.shape)
+    zeros = torch.from_numpy(memory[start : start + size]).view(dtype).view(parameter.shape)
+    ops.prefer_huge_pages(zeros)
+    return zeros
+
+
+_on_huge_pages: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters that were moved, or did not need to be
+
+
+def _to_huge_pages(parameter: Tensor, state: dict[str, Any]) -> None:
+    """Before the first step on some rows of a parameter: moves it, and state that was loaded."""
+    if parameter not in _on_huge_pages:
+        _on_huge_pages[parameter] = True
+        for tensor in (parameter, *state.values()):
+            if isinstance(tensor, Tensor):
+                ops.prefer_huge_pages(tensor, move=True)
 
 
 def _state_dtype(group: dict[str, Any], parameter: Tensor) -> torch.dtype:
@@ -181,6 +196,7 @@ class _RowSparseMixin(_Base):
             self._dense_step(others, [parameter for _, parameter, _, _ in own])
         with torch.no_grad():
             for group, parameter, rows, values in own:
+                _to_huge_pages(parameter, self.state[parameter])
                 version = parameter._version
                 self._step_rows(group, parameter, rows, _by_rows(values))
                 row_sparse.record_update(parameter, rows, version)
@@ -230,6 +246,7 @@ class _RowSparseMixin(_Base):
             gradient = torch.sparse_coo_tensor(rows.unsqueeze(0), values, parameter.shape, check_invariants=False)
             rows, values = row_sparse_gradient(gradient)
             values = _by_rows(values)
+        _to_huge_pages(parameter, self.state[parameter])
         version = parameter._version
         self._step_rows(group, parameter, rows, values, factor)
         row_sparse.record_update(parameter, rows, version)

@@ -94,6 +94,10 @@ class LSHLinear(nn.Linear):
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self._set_up(config)
 
+    def reset_parameters(self) -> None:
+        ops.prefer_huge_pages(self.weight)
+        super().reset_parameters()
+
     def _set_up(self, config: LSHConfig | None) -> None:
         if config is not None and not isinstance(config, LSHConfig):
             raise TypeError(f"config is a {type(config).__name__}; wanted LSHConfig or None")
