@@ -56,7 +56,8 @@ def row_sparse_gradient(gradient: Tensor) -> tuple[Tensor, Tensor]:
         gradient: sparse COO with one sparse dimension.
 
     Raises:
-        RuntimeError: ``gradient`` is not of that form, or a row is out of range.
+        RuntimeError: ``gradient`` is not of that form, or a row is out of range (of a coalesced gradient, the operators
+            check that).
     """
     if gradient.layout is not torch.sparse_coo or gradient.sparse_dim() != 1:
         form = f"{gradient.sparse_dim()} sparse dimensions" if gradient.layout is torch.sparse_coo else "no rows"
@@ -65,6 +66,8 @@ def row_sparse_gradient(gradient: Tensor) -> tuple[Tensor, Tensor]:
             "wanted a dense tensor or a sparse COO tensor with one sparse dimension"
         )
     rows, values = gradient._indices()[0].contiguous(), gradient._values().contiguous()
+    if gradient.is_coalesced():
+        return rows, values
     if len(rows) > 1 and not bool((rows[1:] > rows[:-1]).all()):
         width = values.shape[1:]
         rows, values = ops.coalesce_rows(rows, values.flatten(1) if len(width) > 1 else values)
