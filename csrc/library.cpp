@@ -92,9 +92,12 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "Tensor positions, Tensor shares) -> Tensor");
   m.def("positive_sums(Tensor gradient) -> Tensor");
   m.def(
-      "linear_softmax_loss(Tensor x, Tensor weight, Tensor? bias, Tensor? log_weights, Tensor positions, "
-      "Tensor shares) -> (Tensor loss, Tensor slopes, Tensor scale)");
-  m.def("weighted_row_sums(Tensor values, Tensor factors) -> (Tensor, Tensor)");
+      "linear_softmax_loss(Tensor x, Tensor weight, Tensor? bias, Tensor rows, Tensor? log_weights, "
+      "Tensor positions, Tensor shares) -> (Tensor loss, Tensor slopes, Tensor scale, Tensor active)");
+  m.def(
+      "linear_softmax_loss_backward(Tensor slopes, Tensor factors, Tensor x, Tensor weight, bool "
+      "needs_weight) "
+      "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor positive)");
 
   // inference
   m.def(
