@@ -62,8 +62,8 @@ class ActiveSet:
         if self.inclusion is not None:
             return present / self.inclusion
         if not self.per_sample:
-            random = int(self.is_random.sum())
-            return torch.where(self.is_random, (self.num_rows - len(self.rows) + random) / max(1, random), 1.0).float()
+            drawn = int(self.is_random.sum())
+            return torch.where(self.is_random, (self.num_rows - len(self.rows) + drawn) / max(1, drawn), 1.0).float()
         random = self.is_random.sum(-1, keepdim=True)
         fixed = present.sum(-1, keepdim=True) - random
         weight_of_random = (self.num_rows - fixed) / random.clamp(min=1)
