@@ -86,6 +86,31 @@ def _(table: Tensor, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return table.new_empty((rows.shape[0], *table.shape[1:]), dtype=dtype)
 
 
+def prefer_huge_pages(tensor: Tensor, move: bool = False) -> bool:
+    """Asks the system to keep a tensor of which rows are visited at random in huge pages.
+
+    With pages of 4 KiB nearly every row costs a miss in the TLB: the steps of a layer of some hundred MB take a fifth
+    longer. A hint: the values stay what they are. It is ignored by systems other than Linux, where
+    ``/sys/kernel/mm/transparent_hugepage/enabled`` says ``never``, and for tensors that are smaller than 8 MiB, on
+    other devices or not contiguous.
+
+    Args:
+        tensor: any.
+        move: for memory that has been written: move it there now, which takes some 2 seconds per GB. (Moving in place
+            needs Linux 6.1.)
+
+    Returns:
+        Whether the system took the hint.
+    """
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return False
+    taken: bool = _ops.prefer_huge_pages(tensor.detach(), move)
+    return taken
+
+
+_fake("prefer_huge_pages")(lambda tensor, move=False: False)
+
+
 class _Destination:
     """Where the gradient of some rows of a parameter goes."""
 
@@ -95,14 +120,19 @@ class _Destination:
         self.updater = updater(parameter) if parameter.requires_grad else None
         self.parameter = parameter if self.updater is not None else None
 
-    def deliver(self, rows: Tensor, values: Tensor) -> Tensor | None:
-        """The gradient of the parameter, or None where an optimizer took it; ``rows`` may repeat."""
+    def deliver(self, rows: Tensor, values: Tensor, unique: bool = False) -> Tensor | None:
+        """The gradient of the parameter, or None where an optimizer took it.
+
+        ``rows`` may repeat, unless ``unique`` says that they are strictly increasing.
+        """
         values = values.to(self.dtype)
         if self.updater is not None and self.parameter is not None:
             self.updater.update_in_backward(self.parameter, rows, values)
             return None
         if self.row_sparse:
-            return torch.sparse_coo_tensor(rows.unsqueeze(0), values, self.shape, check_invariants=False)
+            return torch.sparse_coo_tensor(
+                rows.unsqueeze(0), values, self.shape, is_coalesced=unique, check_invariants=False
+            )
         return values.new_zeros(self.shape).index_add_(0, rows, values)
 
 
@@ -285,7 +315,7 @@ def _sampled_dot_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor
     if not ctx.needs_input_grad[1]:
         return grad_x, None, None
     touched, sums = _ops.embedding_bag_backward(x, crow, col, values)
-    return grad_x, ctx.destination.deliver(touched, sums), None
+    return grad_x, ctx.destination.deliver(touched, sums, unique=True), None
 
 
 torch.library.register_autograd("torch_lsh::sampled_dot", _sampled_dot_backward, setup_context=_sampled_dot_setup)
@@ -374,7 +404,7 @@ def _embedding_bag_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None
     if ctx.needs_input_grad[3]:
         grad_values = _ops.embedding_bag_values_backward(grad, weight, crow, col)
     if ctx.needs_input_grad[0]:  # last: it may change the weight
-        grad_weight = ctx.destination.deliver(*_ops.embedding_bag_backward(grad, crow, col, values))
+        grad_weight = ctx.destination.deliver(*_ops.embedding_bag_backward(grad, crow, col, values), unique=True)
     return grad_weight, None, None, grad_values
 
 
@@ -511,7 +541,7 @@ def row_sparse_adagrad_(
     _count_change(parameter, squares)
 
 
-for _name in ("row_sparse_adam_", "row_sparse_sgd_", "row_sparse_adagrad_"):
+for _name in ("row_sparse_adam_", "row_sparse_sgd_", "row_sparse_adagrad_", "count_touches_"):
     _fake(_name)(lambda *arguments, **options: None)
 
 
@@ -1086,6 +1116,130 @@ def _softmax_loss_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None
 torch.library.register_autograd(
     "torch_lsh::sampled_softmax_loss", _softmax_loss_backward, setup_context=_softmax_loss_setup
 )
+
+
+def linear_softmax_loss(
+    x: Tensor, weight: Tensor, bias: Tensor | None, log_weights: Tensor | None, positions: Tensor, shares: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`sampled_softmax_loss` of the logits ``x @ weight.T + bias``, with their gradient. Not differentiable.
+
+    Args:
+        x: ``[B, in]`` float32 or float64, contiguous, as all arguments.
+        weight: ``[A, in]``: the active rows.
+        bias: ``[A]`` or None.
+        log_weights: ``[A]`` or None: see :func:`sampled_softmax_loss`.
+        positions, shares: ``[B, P]``: see :func:`sampled_softmax_loss`.
+
+    Returns:
+        ``loss`` ``[B]``; ``slopes`` ``[A, B]`` and ``scale`` ``[B]``: the gradient of ``loss[b]`` by the logit of row
+        ``a`` is ``slopes[a, b] * scale[b]``.
+    """
+    return _ops.linear_softmax_loss(x, weight, bias, log_weights, positions, shares)
+
+
+@_fake("linear_softmax_loss")
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, log_weights: Tensor | None, positions: Tensor, shares: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape[0]), x.new_empty(weight.shape[0], x.shape[0]), x.new_empty(x.shape[0])
+
+
+def weighted_row_sums(values: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """``values @ factors``, and the same of the positive terms alone. Not differentiable.
+
+    Args:
+        values: ``[A, B]`` float32 or float64, contiguous.
+        factors: ``[B]`` of the same dtype.
+
+    Returns:
+        Two ``[A]``.
+
+    >>> weighted_row_sums(torch.tensor([[1.0, -2.0]]), torch.tensor([1.0, 2.0]))
+    (tensor([-3.]), tensor([1.]))
+    """
+    return _ops.weighted_row_sums(values, factors)
+
+
+@_fake("weighted_row_sums")
+def _(values: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    return values.new_empty(values.shape[0]), values.new_empty(values.shape[0])
+
+
+def active_rows_loss(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    log_weights: Tensor | None,
+    positions: Tensor,
+    shares: Tensor,
+    pushed_down: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Cross entropy of each sample over the active rows of a layer: what a training step of most models needs.
+
+    The same as :func:`gather_matmul` and :func:`sampled_softmax_loss` in turn, with each exponential taken once and no
+    gradient of the logits beside the logits. Differentiable (once) in ``x``, ``weight`` and ``bias`` (row-sparse as in
+    :func:`gather_rows`).
+
+    Args:
+        x: ``[B, in]`` float32 or float64.
+        weight: ``[N, in]`` of the same dtype.
+        bias: ``[N]`` or None.
+        rows: ``[A]`` int64, strictly increasing.
+        log_weights, positions, shares: see :func:`sampled_softmax_loss`; ``log_weights`` ``[A]`` or None.
+        pushed_down: called in the backward pass with the sums of the positive gradients of the logits, ``[A]``.
+
+    Returns:
+        ``[B]``.
+    """
+    loss: Tensor = _ActiveRowsLoss.apply(x, weight, bias, rows, log_weights, positions, shares, pushed_down)
+    return loss
+
+
+class _ActiveRowsLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: Tensor,
+        log_weights: Tensor | None,
+        positions: Tensor,
+        shares: Tensor,
+        pushed_down: Callable[[Tensor], None] | None,
+    ) -> Tensor:
+        x, active = x.contiguous(), _ops.gather_rows(weight, rows)
+        offset = None if bias is None else _ops.gather_rows(bias, rows)
+        loss, slopes, scale = _ops.linear_softmax_loss(x, active, offset, log_weights, positions, shares)
+        ctx.save_for_backward(x, active, rows, slopes, scale)
+        ctx.of_weight, ctx.of_bias = _Destination(weight), None if bias is None else _Destination(bias)
+        ctx.pushed_down = pushed_down
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, active, rows, slopes, scale = ctx.saved_tensors
+        of_weight, of_bias = ctx.of_weight, ctx.of_bias
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        factors = grads[0] * scale
+        grad_x = grad_weight = grad_bias = None
+        if needs_bias or ctx.pushed_down is not None:
+            sums, positive = _ops.weighted_row_sums(slopes, factors)
+            if ctx.pushed_down is not None:
+                ctx.pushed_down(positive)
+            if needs_bias:
+                grad_bias = of_bias.deliver(rows, sums, unique=True)
+        if needs_x:
+            grad_x = _ops.product(slopes.T, active, None).mul_(factors.unsqueeze(1))
+        if needs_weight:
+            scaled = x * factors.unsqueeze(1)
+            if of_weight.updater is not None:
+                of_weight.updater.update_in_backward(of_weight.parameter, rows, slopes, scaled)
+            else:
+                grad_weight = of_weight.deliver(rows, _ops.product(slopes, scaled, None), unique=True)
+        return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 
 def positive_sums(gradient: Tensor) -> Tensor:

@@ -119,6 +119,7 @@ void product(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t dep
     int64_t r = 0;
     for (; r + TORCH_LSH_TILE_ROWS <= rows; r += TORCH_LSH_TILE_ROWS)
       tile.template operator()<TORCH_LSH_TILE_ROWS>(r);
+    for (; r + 4 <= rows; r += 4) tile.template operator()<4>(r);  // enough sums to hide the latency
     for (; r < rows; ++r) tile.template operator()<1>(r);
   }
 }

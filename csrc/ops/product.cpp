@@ -13,6 +13,13 @@ namespace {
 
 constexpr int64_t kTaskPanels = 8;  // with the depth of a block, 256 KB
 
+// Rows of a task. Each task reads all panels, so where there are few rows a thread gets one task.
+int64_t task_rows(int64_t rows) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t share = ((rows + threads - 1) / threads + 3) / 4 * 4;
+  return share > 256 ? kTaskRows : std::max<int64_t>(share, 16);
+}
+
 template <typename T>
 Tensor compute(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
   const int64_t rows = a.size(0), columns = b.size(1), a_row = a.stride(0), a_col = a.stride(1);
@@ -21,12 +28,13 @@ Tensor compute(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bi
   const T* left = static_cast<const T*>(a.const_data_ptr());
   const T* offset = bias.has_value() ? static_cast<const T*>(bias->const_data_ptr()) : nullptr;
   T* result = static_cast<T*>(out.mutable_data_ptr());
-  const int64_t row_tasks = (rows + kTaskRows - 1) / kTaskRows;
+  const int64_t of_task = task_rows(rows);
+  const int64_t row_tasks = (rows + of_task - 1) / of_task;
   const int64_t panel_tasks = (right.panels() + kTaskPanels - 1) / kTaskPanels;
   torch::stable::parallel_for(0, row_tasks * panel_tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t row = task / panel_tasks * kTaskRows;
-      right.multiply(left + row * a_row, a_row, a_col, std::min(kTaskRows, rows - row),
+      const int64_t row = task / panel_tasks * of_task;
+      right.multiply(left + row * a_row, a_row, a_col, std::min(of_task, rows - row),
                      task % panel_tasks * kTaskPanels, kTaskPanels,
                      offset == nullptr ? nullptr : offset + row, result + row * columns, columns);
     }

@@ -16,8 +16,9 @@ constexpr int64_t kTaskRows = 48;  // of the left operand that a task takes: a m
 template <typename T>
 class PackedMatrix {
  public:
-  // b: [depth, columns] of T, of any strides. Threads share the packing.
-  explicit PackedMatrix(const Tensor& b) : depth_(b.size(0)), columns_(b.size(1)) {
+  // b: [depth, columns] of T, of any strides; or [columns, depth] if transposed. Threads share the packing.
+  explicit PackedMatrix(const Tensor& b, bool transposed = false)
+      : depth_(b.size(transposed)), columns_(b.size(!transposed)) {
     const Kernels& k = kernels();
     if constexpr (std::is_same_v<T, float>) {
       product_ = k.product_f32;
@@ -31,7 +32,7 @@ class PackedMatrix {
     storage_ = torch::stable::empty({panels(), depth_, panel_width_}, b.scalar_type());
     T* packed = static_cast<T*>(storage_.mutable_data_ptr());
     const T* from = static_cast<const T*>(b.const_data_ptr());
-    const int64_t b_row = b.stride(0), b_col = b.stride(1);
+    const int64_t b_row = b.stride(transposed), b_col = b.stride(!transposed);
     const int64_t blocks = (depth_ + kPackRows - 1) / kPackRows;
     torch::stable::parallel_for(0, blocks * panels(), 1, [&](int64_t first, int64_t last) {
       for (int64_t task = first; task < last; ++task) {
