@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,11 +18,41 @@ _log = logging.getLogger("torch_lsh")
 _BLOCK_ROWS = 16384  # rows that are mapped and hashed at a time
 _CODE_ROWS = 64  # rows of a block of sign codes; see csrc/kernels/sketch.h
 _FITTED_ROWS = 65536  # rows that k-means looks at
-_TOP_ROWS = 100  # true top rows of each query that routing is trained on
+_TOP_ROWS = 50  # true top rows of each query that routing is trained on
 _JUDGES = 32  # latest queries, which are not trained on: recall is measured with them
 _JUDGED_ROWS = 10  # recall@k
 _TOLERATED_LOSS = 0.05  # of recall, before all is learned anew
-_STATE = ("codes", "factors", "ids", "next", "heads", "places", "row_buckets")
+
+
+class Partition(NamedTuple):
+    """Sign codes of rows, bucket by bucket; see :func:`torch_lsh.ops.update_partition`."""
+
+    codes: Tensor
+    factors: Tensor
+    ids: Tensor
+    next: Tensor
+    heads: Tensor
+    places: Tensor
+    row_buckets: Tensor
+
+    @classmethod
+    def empty(cls, num_rows: int, num_buckets: int, width: int) -> Partition:
+        blocks = num_rows // _CODE_ROWS + num_buckets
+        factors = torch.zeros(blocks, 2, _CODE_ROWS, dtype=torch.bfloat16)
+        factors[:, 1] = -torch.inf
+        heads = torch.tensor([-1, 0], dtype=torch.int32).repeat(num_buckets + 1, 1)
+        heads[-1, 0] = 0
+        next = torch.arange(1, blocks + 1, dtype=torch.int32)
+        next[-1] = -1
+        return cls(
+            codes=torch.zeros(blocks, width // 8, _CODE_ROWS, dtype=torch.uint8),
+            factors=factors,
+            ids=torch.full((blocks, _CODE_ROWS), -1, dtype=torch.int32),
+            next=next,
+            heads=heads,
+            places=torch.full((num_rows,), -1, dtype=torch.int32),
+            row_buckets=torch.full((num_rows,), -1, dtype=torch.int32),
+        )
 
 
 class LearnedIndex:
@@ -46,7 +76,7 @@ class LearnedIndex:
     Args:
         num_rows: N, rows of the weight.
         in_features: width of the weight.
-        hashes_per_table: K: there are ``2**K`` buckets. Default: the power of two nearest to ``2.5 * sqrt(N)``, so that
+        hashes_per_table: K: there are ``2**K`` buckets. Default: the power of two nearest to ``5 * sqrt(N)``, so that
             scoring the buckets and scanning their rows cost about the same.
         probes: how many rows a look-up examines, in buckets of average size. Default: ``N / 16 + 4096`` rows.
         seed: of k-means and of the rotation.
@@ -81,7 +111,7 @@ class LearnedIndex:
         if num_rows >= 2**31:
             raise ValueError(f"num_rows is {num_rows}; wanted fewer than 2**31")
         if hashes_per_table is None:
-            hashes_per_table = max(1, round(math.log2(2.5 * math.sqrt(num_rows))))
+            hashes_per_table = max(1, round(math.log2(5 * math.sqrt(num_rows))))
         self.num_rows, self.in_features = num_rows, in_features
         self.seed = seed
         self._width = -(-in_features // 8) * 8
@@ -95,7 +125,7 @@ class LearnedIndex:
         self._rotation = torch.linalg.qr(gaussian).Q[:in_features].float().contiguous()
         self._center = torch.zeros(in_features)
         self._row_map = self._query_map = self._rotation
-        self._store: dict[str, Tensor] | None = None  # see csrc/ops/partition.cpp
+        self._store: Partition | None = None
         self.learned_from = 0  # queries
         self.learned_recall = math.nan
 
@@ -106,6 +136,10 @@ class LearnedIndex:
     @property
     def num_tables(self) -> int:
         return 1
+
+    @property
+    def bucket_bits(self) -> int:
+        return self.family.code_bits
 
     @property
     def bucket_size(self) -> int:
@@ -119,7 +153,7 @@ class LearnedIndex:
     @property
     def nbytes(self) -> int:
         """Bytes of the rows' codes and of what was learned."""
-        stored = sum(part.nbytes for part in (self._store or {}).values())
+        stored = sum(part.nbytes for part in self._store or ())
         return stored + self.family.nbytes + self._row_map.nbytes + self._query_map.nbytes
 
     @torch.no_grad()
@@ -136,9 +170,7 @@ class LearnedIndex:
             ValueError: the shape or dtype of an argument does not fit.
         """
         self._check_weight(weight, bias)
-        queries = self._checked_queries(queries, weight)
-        judges = min(_JUDGES, len(queries) // 4)
-        taught, judges = queries[: len(queries) - judges], queries[len(queries) - judges :]
+        taught, judges = self._divided(self._checked_queries(queries))
         total = torch.zeros(self.in_features, dtype=torch.float64)
         for begin in range(0, self.num_rows, _BLOCK_ROWS):
             total += weight[begin : begin + _BLOCK_ROWS].float().nan_to_num_(0, 0, 0).sum(0, dtype=torch.float64)
@@ -159,32 +191,20 @@ class LearnedIndex:
             self.learned_recall = self.recall(weight, bias, judges)
 
     def _hash_all(self, weight: Tensor, bias: Tensor | None) -> None:
-        rows, buckets = self.num_rows, self.family.num_buckets
-        blocks = rows // _CODE_ROWS + buckets
-        store = {
-            "codes": torch.zeros(blocks, self._width // 8, _CODE_ROWS, dtype=torch.uint8),
-            "factors": torch.zeros(blocks, 2, _CODE_ROWS, dtype=torch.bfloat16),
-            "ids": torch.full((blocks, _CODE_ROWS), -1, dtype=torch.int32),
-            "next": torch.arange(1, blocks + 1, dtype=torch.int32),
-            "heads": torch.tensor([-1, 0], dtype=torch.int32).repeat(buckets + 1, 1),
-            "places": torch.full((rows,), -1, dtype=torch.int32),
-            "row_buckets": torch.full((rows,), -1, dtype=torch.int32),
-        }
-        store["factors"][:, 1] = -torch.inf
-        store["next"][-1], store["heads"][-1, 0] = -1, 0
+        store = Partition.empty(self.num_rows, self.family.num_buckets, self._width)
         hashed = [
             self._hashed(
                 weight[begin : begin + _BLOCK_ROWS], None if bias is None else bias[begin : begin + _BLOCK_ROWS]
             )
-            for begin in range(0, rows, _BLOCK_ROWS)
+            for begin in range(0, self.num_rows, _BLOCK_ROWS)
         ]
         codes, signs, factors = (torch.cat(parts) for parts in zip(*hashed))
         order = codes.argsort(stable=True)  # so that the blocks of a bucket are neighbours
-        ops.update_partition(*store.values(), order, codes[order], signs[order], factors[order])
+        ops.update_partition(*store, order, codes[order], signs[order], factors[order])
         self._store = store
 
     def _learn_routing(self, weight: Tensor, bias: Tensor | None, queries: Tensor) -> None:
-        row_buckets = self._built()["row_buckets"].long()
+        row_buckets = self._built().row_buckets.long()
         counts = row_buckets.bincount(minlength=self.family.num_buckets)
         offsets = None
         if bias is not None:
@@ -199,41 +219,29 @@ class LearnedIndex:
 
         Costs one exact product with the weights; some tens of queries make a measurement.
         """
-        queries = self._checked_queries(queries, weight)
+        queries = self._checked_queries(queries)
         top = _top_rows(queries, weight, bias, _JUDGED_ROWS)
         found = self.query(queries, max(100, self.num_rows // 100))
         return float((top.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean())
 
     @torch.no_grad()
-    def relearn(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> bool:
-        """Builds anew where that promises to find more: returns whether it did, and logs why.
+    def outdated(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> str | None:
+        """Why a :meth:`build` with these queries promises to find more; None where it does not.
 
-        That is so where the recall that the latest queries get fell by more than 0.05 below what it was after the last
+        It does where the recall of the latest queries fell by more than 0.05 below what it was after the last
         :meth:`build`, or where there are at least twice as many queries to learn from.
         """
         self._built()
-        queries = self._checked_queries(queries, weight)
-        judges = min(_JUDGES, len(queries) // 4)
-        if judges == 0:
-            return False
-        if len(queries) - judges >= 2 * max(1, self.learned_from):
-            reason = f"{len(queries) - judges} queries to learn from, after {self.learned_from}"
-        else:
-            recall = self.recall(weight, bias, queries[-judges:])
-            if not recall < self.learned_recall - _TOLERATED_LOSS:
-                _log.debug(
-                    "learned hashing keeps its buckets: recall@10 is %.3f, was %.3f", recall, self.learned_recall
-                )
-                return False
-            reason = f"recall@10 fell from {self.learned_recall:.3f} to {recall:.3f}"
-        self.build(weight, bias, queries)
-        _log.info(
-            "learned hashing of %d rows was trained anew: %s; recall@10 is now %.3f",
-            self.num_rows,
-            reason,
-            self.learned_recall,
-        )
-        return True
+        taught, judges = self._divided(self._checked_queries(queries))
+        if len(judges) == 0:
+            return None
+        if len(taught) >= 2 * max(1, self.learned_from):
+            return f"there are {len(taught)} queries to learn from, after {self.learned_from}"
+        recall = self.recall(weight, bias, judges)
+        if recall < self.learned_recall - _TOLERATED_LOSS:
+            return f"recall fell from {self.learned_recall:.3f} to {recall:.3f}"
+        _log.debug("learned buckets stay: recall is %.3f, was %.3f", recall, self.learned_recall)
+        return None
 
     @torch.no_grad()
     def update(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> int:
@@ -253,17 +261,24 @@ class LearnedIndex:
         """
         store = self._built()
         self._check_weight(weight, bias)
-        if rows.dim() != 1 or rows.dtype is not torch.int64:
-            raise ValueError(f"rows has shape {list(rows.shape)} and dtype {rows.dtype}; wanted [A] int64")
-        if len(rows) == 0:
-            return 0
-        if rows.min() < 0 or rows.max() >= self.num_rows:
-            raise ValueError(f"rows runs from {rows.min()} to {rows.max()}; wanted 0 to {self.num_rows - 1}")
+        self._check_rows(rows)
         moved = 0
         for some in rows.contiguous().split(_BLOCK_ROWS):
             hashed = self._hashed(weight[some], None if bias is None else bias[some])
-            moved += int(ops.update_partition(*store.values(), some, *hashed))
+            moved += int(ops.update_partition(*store, some, *hashed))
         return moved
+
+    @torch.no_grad()
+    def drift(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> float:
+        """The share of some rows ``[A]`` int64 that belong to another bucket than the one where they are."""
+        store = self._built()
+        self._check_weight(weight, bias)
+        self._check_rows(rows)
+        changed = 0
+        for some in rows.contiguous().split(_BLOCK_ROWS):
+            buckets = self.family.codes(self._mapped_rows(weight[some]))[:, 0]
+            changed += int((buckets != store.row_buckets[some]).sum())
+        return changed / max(1, len(rows))
 
     @torch.no_grad()
     def query(self, x: Tensor, max_candidates: int, labels: Tensor | None = None) -> Tensor:
@@ -289,8 +304,79 @@ class LearnedIndex:
             raise ValueError("labels came, which learned buckets do not take in; wanted None")
         queries = self._mapped_queries(x)
         scores = self.family.scores(queries).contiguous()
-        parts = (store[name] for name in ("codes", "factors", "ids", "next", "heads"))
-        return ops.query_partition(queries, scores, self.family.centers, *parts, max_candidates, self.examined)
+        return ops.query_partition(
+            queries,
+            scores,
+            self.family.centers,
+            store.codes,
+            store.factors,
+            store.ids,
+            store.next,
+            store.heads,
+            max_candidates,
+            self.examined,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The buckets (not copied) and what was learned. Before :meth:`build` there are no buckets in it."""
+        return {
+            "config": self._config(),
+            "center": self._center,
+            "row_map": self._row_map,
+            "query_map": self._query_map,
+            "family": self.family.state_dict(),
+            "learned_from": self.learned_from,
+            "learned_recall": self.learned_recall,
+            **({} if self._store is None else self._store._asdict()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a copy of the buckets of an index with the same arguments.
+
+        Raises:
+            ValueError: the state is of an index with other arguments, or its buckets do not fit.
+        """
+        if state["config"] != self._config():
+            raise ValueError(f"the state is of an index with {state['config']}; wanted {self._config()}")
+        store = None
+        if "ids" in state:
+            wanted = Partition.empty(self.num_rows, self.family.num_buckets, self._width)
+            for name, part in wanted._asdict().items():
+                if state[name].shape != part.shape or state[name].dtype is not part.dtype:
+                    raise ValueError(
+                        f"{name} has shape {list(state[name].shape)} and dtype {state[name].dtype}; "
+                        f"wanted {list(part.shape)} {part.dtype}"
+                    )
+            for name, lowest, end in (
+                ("ids", -1, self.num_rows),
+                ("next", -1, len(wanted.next)),
+                ("heads", -1, max(len(wanted.next), _CODE_ROWS + 1)),
+                ("places", 0, wanted.ids.numel()),
+                ("row_buckets", 0, self.family.num_buckets),
+            ):
+                if state[name].min() < lowest or state[name].max() >= end:
+                    raise ValueError(
+                        f"{name} runs from {state[name].min()} to {state[name].max()}; wanted {lowest} to {end - 1}"
+                    )
+            store = Partition(*(state[name].clone() for name in Partition._fields))
+        self.family.load_state_dict(state["family"])
+        self._center, self._row_map = state["center"].clone(), state["row_map"].clone()
+        self._query_map = state["query_map"].clone()
+        self.learned_from, self.learned_recall = state["learned_from"], state["learned_recall"]
+        self._store = store
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "num_rows": self.num_rows,
+            "in_features": self.in_features,
+            "hashes_per_table": self.hashes_per_table,
+            "probes": self.probes,
+            "seed": self.seed,
+        }
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self._config().items())
+        return f"LearnedIndex({arguments}, is_built={self.is_built})"
 
     def _mapped_rows(self, weight: Tensor) -> Tensor:
         return ops.product(weight.float() - self._center, self._row_map)
@@ -306,23 +392,34 @@ class LearnedIndex:
         added = torch.zeros_like(scale) if bias is None else bias.float()
         return buckets, signs, torch.stack([scale, added], 1).bfloat16()
 
-    def _built(self) -> dict[str, Tensor]:
+    def _built(self) -> Partition:
         if self._store is None:
             raise RuntimeError("the index was not built: call build(weight, bias) first")
         return self._store
+
+    def _check_rows(self, rows: Tensor) -> None:
+        if rows.dim() != 1 or rows.dtype is not torch.int64:
+            raise ValueError(f"rows has shape {list(rows.shape)} and dtype {rows.dtype}; wanted [A] int64")
+        if len(rows) > 0 and (rows.min() < 0 or rows.max() >= self.num_rows):
+            raise ValueError(f"rows runs from {rows.min()} to {rows.max()}; wanted 0 to {self.num_rows - 1}")
 
     def _check_queries(self, x: Tensor, name: str) -> None:
         if x.dim() != 2 or x.shape[1] != self.in_features:
             raise ValueError(f"{name} has shape {list(x.shape)}; wanted [B, {self.in_features}]")
         _check_dtype(x, name)
 
-    def _checked_queries(self, queries: Tensor | None, weight: Tensor) -> Tensor:
+    def _checked_queries(self, queries: Tensor | None) -> Tensor:
         """In float32, without those that are not finite."""
         if queries is None:
             return torch.zeros(0, self.in_features)
         self._check_queries(queries, "queries")
         queries = queries.float()
         return queries[queries.isfinite().all(1)]
+
+    def _divided(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Those to learn from, and the latest, to measure recall with."""
+        judges = min(_JUDGES, len(queries) // 4)
+        return queries[: len(queries) - judges], queries[len(queries) - judges :]
 
     def _check_weight(self, weight: Tensor, bias: Tensor | None) -> None:
         if weight.shape != (self.num_rows, self.in_features):

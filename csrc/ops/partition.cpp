@@ -28,6 +28,7 @@ namespace {
 constexpr int64_t kHalf = kSketchRows / 2;
 constexpr int64_t kLine = 64;  // bytes of a cache line
 constexpr int64_t kGrainRows = 256;
+constexpr float kRounding = 1e-6f;
 constexpr BFloat16 kZero{0}, kMinusInfinity{0xff80};
 
 std::tuple<Tensor, Tensor> residual_codes(const Tensor& x, const Tensor& centers, const Tensor& buckets) {
@@ -234,6 +235,64 @@ Tensor update_partition(Tensor codes, Tensor factors, Tensor ids, Tensor next, T
   return total;
 }
 
+// Buckets with rows in the order of their scores, largest first and NaN before all. Few of many are wanted,
+// so those below an estimate of the highest eighth wait outside of the heap until all others were taken.
+class BucketOrder {
+ public:
+  void start(const float* scores, const Head* heads, int64_t count) {
+    scores_ = scores;
+    heads_ = heads;
+    count_ = count;
+    sample_.clear();
+    for (int64_t i = 0; i < std::min(count, kSample); ++i)
+      if (const float score = scores[i * count / std::min(count, kSample)]; score == score)
+        sample_.push_back(score);
+    border_ = -std::numeric_limits<float>::infinity();
+    if (!sample_.empty()) {
+      const auto border = sample_.begin() + static_cast<int64_t>(sample_.size()) / 8;
+      std::nth_element(sample_.begin(), border, sample_.end(), std::greater<>());
+      border_ = *border;
+    }
+    heap_.clear();
+    waiting_ = true;
+    fill([this](float score) { return !(score <= border_); });
+  }
+
+  // -1: there are no more.
+  int64_t next() {
+    if (heap_.empty() && waiting_) {
+      waiting_ = false;
+      fill([this](float score) { return score <= border_; });
+    }
+    if (heap_.empty()) return -1;
+    std::pop_heap(heap_.begin(), heap_.end());
+    const int64_t bucket = index_of(heap_.back());
+    heap_.pop_back();
+    return bucket;
+  }
+
+  // The bucket that will probably be next, or -1.
+  int64_t peek() const { return heap_.empty() ? -1 : index_of(heap_.front()); }
+
+ private:
+  static constexpr int64_t kSample = 128;
+
+  template <typename Wanted>
+  void fill(const Wanted& wanted) {
+    for (int64_t c = 0; c < count_; ++c)
+      if (wanted(scores_[c]) && heads_[c].block >= 0) heap_.push_back(key_of(scores_[c], c));
+    std::make_heap(heap_.begin(), heap_.end());
+  }
+
+  const float* scores_ = nullptr;
+  const Head* heads_ = nullptr;
+  int64_t count_ = 0;
+  float border_ = 0;
+  bool waiting_ = false;
+  std::vector<float> sample_;
+  std::vector<uint64_t> heap_;
+};
+
 Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& centers, const Tensor& codes,
                        const Tensor& factors, const Tensor& ids, const Tensor& next, const Tensor& heads,
                        int64_t max_candidates, int64_t examined) {
@@ -267,7 +326,7 @@ Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& cent
   const int64_t vector = kernels().topk_f32.vector;
 
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-    thread_local std::vector<uint64_t> order;
+    thread_local BucketOrder order;
     float estimates[kSketchRows], thresholds[64];
     int32_t hits[kSketchRows + 1];
     const auto prefetch = [&](int64_t block) {
@@ -277,16 +336,11 @@ Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& cent
     for (int64_t b = begin; b < end; ++b) {
       const SignTables tables(query + b * width, width);
       Shortlist shortlist(max_candidates);
-      // Few of many buckets are visited: a heap, of which only these are taken.
-      order.clear();
-      for (int64_t c = 0; c < num_buckets; ++c)
-        if (head[c].block >= 0) order.push_back(key_of(score[b * num_buckets + c], c));
-      std::make_heap(order.begin(), order.end());
-      for (int64_t seen = 0, visited = 0; seen < examined && !order.empty();) {
-        std::pop_heap(order.begin(), order.end());
-        const int64_t bucket = index_of(order.back());
-        order.pop_back();
-        if (!order.empty()) prefetch(head[index_of(order.front())].block);
+      order.start(score + b * num_buckets, head, num_buckets);
+      for (int64_t seen = 0, visited = 0; seen < examined;) {
+        const int64_t bucket = order.next();
+        if (bucket < 0) break;
+        if (order.peek() >= 0) prefetch(head[order.peek()].block);
         float base;
         dot(query + b * width, center, &bucket, 1, width, &base);
         for (int64_t block = head[bucket].block; block >= 0; block = follower[block]) {
@@ -295,12 +349,14 @@ Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& cent
           const int64_t rows = block == head[bucket].block ? head[bucket].rows : kSketchRows;
           sketch_scores(code + block * bytes * kSketchRows, factor + block * 2 * kSketchRows, 1, bytes,
                         tables.entries.data(), tables.step, tables.base, estimates);
-          for (int64_t i = 0; i < kSketchRows; ++i) estimates[i] += base;
-          std::fill_n(thresholds, vector, shortlist.threshold());
+          // A little less, so that rounding rules nothing out that belongs into the shortlist.
+          const float threshold = shortlist.threshold();
+          std::fill_n(thresholds, vector,
+                      threshold - base - kRounding * (std::abs(threshold) + std::abs(base)));
           const int64_t found = scan(estimates, rows, thresholds, vector, hits);
           for (int64_t i = 0; i < found; ++i) {
             const int32_t row = id[block * kSketchRows + hits[i]];
-            if (row >= 0) shortlist.offer(estimates[hits[i]], row);
+            if (row >= 0) shortlist.offer(base + estimates[hits[i]], row);
           }
           seen += rows;
         }

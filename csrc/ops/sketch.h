@@ -31,13 +31,15 @@ struct SignTables {
       step = base = 0;
       return;
     }
-    for (int64_t j = 0; j < width; j += 4)
-      for (int64_t code = 0; code < 16; ++code) {
-        float product = 0;
-        for (int64_t i = 0; i < 4; ++i)
-          product += (code >> i & 1 ? x[j + i] : -x[j + i]) + std::abs(x[j + i]);
-        entries[j * 4 + code] = static_cast<uint8_t>(std::min(product / step + 0.5f, levels));
-      }
+    for (int64_t j = 0; j < width; j += 4) {
+      float products[16] = {};
+      for (int64_t i = 0; i < 4; ++i) products[0] += std::abs(x[j + i]) - x[j + i];
+      for (int64_t code = 1; code < 16; ++code)
+        products[code] = products[code & (code - 1)] + 2 * x[j + __builtin_ctzll(code)];
+      for (int64_t code = 0; code < 16; ++code)
+        entries[j * 4 + code] =
+            static_cast<uint8_t>(std::clamp(products[code] * (1 / step) + 0.5f, 0.0f, levels));
+    }
   }
 };
 

@@ -122,6 +122,17 @@ class LearnedPartition(HashFamily):
             scores = ops.product(queries, weights.T)
         self.directions, self.offsets = weights[:, :-1].contiguous(), weights[:, -1].contiguous()
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was learned (not copied)."""
+        return {name: getattr(self, name) for name in ("coarse", "first", "centers", "directions", "offsets")}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, own in self.state_dict().items():
+            if state[name].shape != own.shape:
+                raise ValueError(f"{name} has shape {list(state[name].shape)}; wanted {list(own.shape)}")
+        for name in self.state_dict():
+            setattr(self, name, state[name].clone())
+
     def scores(self, queries: Tensor) -> Tensor:
         """``[n, 2**K]`` float32: how much there is to find in each bucket for queries ``[n, in_features]`` float32."""
         return ops.product(self.directions, queries.T, self.offsets).T
