@@ -339,7 +339,7 @@ def test_update_moves_rows_to_where_they_would_be_hashed():
     after = index.state_dict()["row_buckets"]
     assert moved == (after != before).sum() > 300
     assert torch.equal(after[rows], fresh._hashed(weight[rows], bias[rows])[0])
-    fresh._hash_all(weight, bias)
+    fresh.rehash(weight, bias)
     assert torch.equal(after, fresh.state_dict()["row_buckets"])
     assert torch.equal(index.query(x, 300), fresh.query(x, 300))
     assert index.update(weight, bias, rows) == 0
@@ -548,6 +548,22 @@ def test_layers_repeat_and_resume_exactly():
     _, _, losses = trained(40, twin, twin_optimizer, first=60)
     assert losses == expected
     assert torch.equal(twin.weight, layer.weight)
+
+
+def test_dense_optimizers_hash_all_rows_and_learn_no_more_often():
+    layer = LSHLinear(D, 6000, config=LSHConfig(hash="learned", active=300))
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
+    trained(30, layer, optimizer)
+    centers, weight = layer._index.family.centers, layer.weight.detach().clone()
+    layer._rehashes = 4  # recall is not measured at the next ones
+    layer.rehash()
+    assert layer._index.family.centers is centers
+    with torch.no_grad():
+        layer.weight[:50] = -3 * layer.weight[:50]
+        layer.rehash()
+    assert layer._index.family.centers is centers
+    assert layer._index.drift(layer.weight.detach(), layer.bias.detach(), torch.arange(6000)) == 0.0
+    assert layer._index.drift(weight, layer.bias.detach(), torch.arange(50)) > 0.0
 
 
 def test_evaluation_does_not_add_queries():

@@ -190,6 +190,13 @@ class LearnedIndex:
         if len(judges) > 0:
             self.learned_recall = self.recall(weight, bias, judges)
 
+    @torch.no_grad()
+    def rehash(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Hashes every row anew with what was learned by the last :meth:`build`."""
+        self._built()
+        self._check_weight(weight, bias)
+        self._hash_all(weight, bias)
+
     def _hash_all(self, weight: Tensor, bias: Tensor | None) -> None:
         store = Partition.empty(self.num_rows, self.family.num_buckets, self._width)
         hashed = [

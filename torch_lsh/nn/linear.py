@@ -482,16 +482,19 @@ class LSHLinear(nn.Linear):
         taken = [changed.take(touches) for _, changed in self._changed]
         self._trained = False
         if any(rows is None for rows in taken):
-            return self._build()
+            return self._build(learn=False)
         rows = torch.cat([rows for rows in taken if rows is not None]).unique()
         if len(rows) > 0:
             index.update(self.weight.detach(), self._bias_for_index(), rows)
         return len(rows)
 
-    def _build(self) -> int:
+    def _build(self, learn: bool = True) -> int:
         if self._index is None:
             self._index = make_index(self.config, self.out_features, self.in_features)
-        self._index.build(self.weight.detach(), self._bias_for_index(), self._queries)
+        if isinstance(self._index, LearnedIndex) and self._index.is_built and not learn:
+            self._index.rehash(self.weight.detach(), self._bias_for_index())
+        else:
+            self._index.build(self.weight.detach(), self._bias_for_index(), self._queries)
         parameters = [parameter for parameter in (self.weight, self.bias) if parameter is not None]
         self._changed = [(parameter, ChangedRows(parameter)) for parameter in parameters]
         self._trained = False
