@@ -21,7 +21,7 @@ _FITTED_ROWS = 65536  # rows that k-means looks at
 _TOP_ROWS = 50  # true top rows of each query that routing is trained on
 _JUDGES = 32  # latest queries, which are not trained on: recall is measured with them
 _JUDGED_ROWS = 10  # recall@k
-_TOLERATED_LOSS = 0.05  # of recall, before all is learned anew
+_TOLERATED_LOSS, _GOOD_RECALL = 0.05, 0.9  # all is learned anew where recall fell by more than the one, below the other
 
 
 class Partition(NamedTuple):
@@ -78,7 +78,7 @@ class LearnedIndex:
         in_features: width of the weight.
         hashes_per_table: K: there are ``2**K`` buckets. Default: the power of two nearest to ``5 * sqrt(N)``, so that
             scoring the buckets and scanning their rows cost about the same.
-        probes: how many rows a look-up examines, in buckets of average size. Default: ``N / 16 + 4096`` rows.
+        probes: how many rows a look-up examines, in buckets of average size. Default: ``N / 16 + 1024`` rows.
         seed: of k-means and of the rotation.
 
     Raises:
@@ -118,7 +118,7 @@ class LearnedIndex:
         self.family = LearnedPartition(self._width, hashes_per_table, seed=seed)
         self.probes = probes
         average = num_rows / self.family.num_buckets
-        examined = num_rows // 16 + 4096 if probes is None else math.ceil(probes * average)
+        examined = num_rows // 16 + 1024 if probes is None else math.ceil(probes * average)
         self.examined = min(num_rows, examined)
         generator = torch.Generator().manual_seed(seed + 1)
         gaussian = torch.randn(self._width, self._width, generator=generator, dtype=torch.float64)
@@ -236,7 +236,7 @@ class LearnedIndex:
         """Why a :meth:`build` with these queries promises to find more; None where it does not.
 
         It does where the recall of the latest queries fell by more than 0.05 below what it was after the last
-        :meth:`build`, or where there are at least twice as many queries to learn from.
+        :meth:`build`, and below 0.9; or where there are at least twice as many queries to learn from.
         """
         self._built()
         taught, judges = self._divided(self._checked_queries(queries))
@@ -245,7 +245,7 @@ class LearnedIndex:
         if len(taught) >= 2 * max(1, self.learned_from):
             return f"there are {len(taught)} queries to learn from, after {self.learned_from}"
         recall = self.recall(weight, bias, judges)
-        if recall < self.learned_recall - _TOLERATED_LOSS:
+        if recall < min(self.learned_recall - _TOLERATED_LOSS, _GOOD_RECALL):
             return f"recall fell from {self.learned_recall:.3f} to {recall:.3f}"
         _log.debug("learned buckets stay: recall is %.3f, was %.3f", recall, self.learned_recall)
         return None
