@@ -46,6 +46,8 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "draw_rows(Tensor labels, Tensor? order, Tensor cumulative, int active, int seed, bool per_sample) -> "
       "(Tensor rows, Tensor is_random, Tensor positions, Tensor inclusion)");
 
+  m.def("largest_rows(Tensor values, Tensor rows, int count) -> Tensor");
+
   // hashing
   m.def("simhash_codes(Tensor x, Tensor projections, int hashes_per_table) -> Tensor");
   m.def(
@@ -92,9 +94,12 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "Tensor positions, Tensor shares) -> Tensor");
   m.def("positive_sums(Tensor gradient) -> Tensor");
   m.def(
-      "linear_softmax_loss(Tensor x, Tensor weight, Tensor? bias, Tensor? log_weights, Tensor positions, "
-      "Tensor shares) -> (Tensor loss, Tensor slopes, Tensor scale)");
-  m.def("weighted_row_sums(Tensor values, Tensor factors) -> (Tensor, Tensor)");
+      "linear_softmax_loss(Tensor x, Tensor weight, Tensor? bias, Tensor rows, Tensor? log_weights, "
+      "Tensor positions, Tensor shares) -> (Tensor loss, Tensor slopes, Tensor scale, Tensor active)");
+  m.def(
+      "linear_softmax_loss_backward(Tensor slopes, Tensor factors, Tensor x, Tensor weight, bool "
+      "needs_weight) "
+      "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor positive)");
 
   // inference
   m.def(

@@ -632,6 +632,28 @@ def _(
     )
 
 
+def largest_rows(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """The ``count`` rows with the largest values, largest first; the first in ``rows`` among equals, NaN above all.
+
+    Args:
+        values: ``[A]`` float32.
+        rows: ``[A]`` int64.
+        count: rows wanted, 0 or more.
+
+    Returns:
+        ``[min(count, A)]`` int64.
+
+    >>> largest_rows(torch.tensor([0.5, 2.0, 1.0]), torch.tensor([10, 20, 30]), 2)
+    tensor([20, 30])
+    """
+    return _ops.largest_rows(values, rows, count)
+
+
+@_fake("largest_rows")
+def _(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    return rows.new_empty(torch.sym_min(count, rows.shape[0]))
+
+
 # --- hashing --------------------------------------------------------------------------------------------------------
 
 
@@ -1119,50 +1141,71 @@ torch.library.register_autograd(
 
 
 def linear_softmax_loss(
-    x: Tensor, weight: Tensor, bias: Tensor | None, log_weights: Tensor | None, positions: Tensor, shares: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`sampled_softmax_loss` of the logits ``x @ weight.T + bias``, with their gradient. Not differentiable.
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    log_weights: Tensor | None,
+    positions: Tensor,
+    shares: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`sampled_softmax_loss` of the logits ``x @ weight[rows].T + bias[rows]``, and their gradient.
+
+    Not differentiable; :func:`active_rows_loss` is.
 
     Args:
         x: ``[B, in]`` float32 or float64, contiguous, as all arguments.
-        weight: ``[A, in]``: the active rows.
-        bias: ``[A]`` or None.
+        weight: ``[N, in]``.
+        bias: ``[N]`` or None.
+        rows: ``[A]`` int64.
         log_weights: ``[A]`` or None: see :func:`sampled_softmax_loss`.
         positions, shares: ``[B, P]``: see :func:`sampled_softmax_loss`.
 
     Returns:
-        ``loss`` ``[B]``; ``slopes`` ``[A, B]`` and ``scale`` ``[B]``: the gradient of ``loss[b]`` by the logit of row
-        ``a`` is ``slopes[a, b] * scale[b]``.
+        ``loss`` ``[B]``; ``slopes`` ``[A, B]`` and ``scale`` ``[B]``: the gradient of ``loss[b]`` by the logit of the
+        a-th row is ``slopes[a, b] * scale[b]``; ``active`` ``[A, in]``: ``weight[rows]``.
     """
-    return _ops.linear_softmax_loss(x, weight, bias, log_weights, positions, shares)
+    return _ops.linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares)
 
 
 @_fake("linear_softmax_loss")
 def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, log_weights: Tensor | None, positions: Tensor, shares: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape[0]), x.new_empty(weight.shape[0], x.shape[0]), x.new_empty(x.shape[0])
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    log_weights: Tensor | None,
+    positions: Tensor,
+    shares: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, count = x.shape[0], rows.shape[0]
+    return x.new_empty(batch), x.new_empty(count, batch), x.new_empty(batch), weight.new_empty(count, weight.shape[1])
 
 
-def weighted_row_sums(values: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-    """``values @ factors``, and the same of the positive terms alone. Not differentiable.
+def linear_softmax_loss_backward(
+    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, needs_weight: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients that follow from ``slopes * factors``, that of the logits of :func:`linear_softmax_loss`.
 
     Args:
-        values: ``[A, B]`` float32 or float64, contiguous.
-        factors: ``[B]`` of the same dtype.
+        slopes: ``[A, B]``: see there; float32 or float64, contiguous, as all arguments.
+        factors: ``[B]``: the gradient of the loss times ``scale``.
+        x, weight: as there.
+        needs_weight: whether the gradient of the weight is wanted.
 
     Returns:
-        Two ``[A]``.
-
-    >>> weighted_row_sums(torch.tensor([[1.0, -2.0]]), torch.tensor([1.0, 2.0]))
-    (tensor([-3.]), tensor([1.]))
+        The gradients of ``x`` ``[B, in]``, of ``weight`` ``[A, in]`` (``[0, in]`` where not wanted) and of ``bias``
+        ``[A]``; and the sums of the positive gradients of each row's logits, ``[A]``.
     """
-    return _ops.weighted_row_sums(values, factors)
+    return _ops.linear_softmax_loss_backward(slopes, factors, x, weight, needs_weight)
 
 
-@_fake("weighted_row_sums")
-def _(values: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-    return values.new_empty(values.shape[0]), values.new_empty(values.shape[0])
+@_fake("linear_softmax_loss_backward")
+def _(
+    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, needs_weight: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    count = slopes.shape[0]
+    return torch.empty_like(x), weight[: count * needs_weight].clone(), x.new_empty(count), x.new_empty(count)
 
 
 def active_rows_loss(
@@ -1209,9 +1252,8 @@ class _ActiveRowsLoss(torch.autograd.Function):
         shares: Tensor,
         pushed_down: Callable[[Tensor], None] | None,
     ) -> Tensor:
-        x, active = x.contiguous(), _ops.gather_rows(weight, rows)
-        offset = None if bias is None else _ops.gather_rows(bias, rows)
-        loss, slopes, scale = _ops.linear_softmax_loss(x, active, offset, log_weights, positions, shares)
+        x = x.contiguous()
+        loss, slopes, scale, active = _ops.linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares)
         ctx.save_for_backward(x, active, rows, slopes, scale)
         ctx.of_weight, ctx.of_bias = _Destination(weight), None if bias is None else _Destination(bias)
         ctx.pushed_down = pushed_down
@@ -1224,22 +1266,20 @@ class _ActiveRowsLoss(torch.autograd.Function):
         of_weight, of_bias = ctx.of_weight, ctx.of_bias
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         factors = grads[0] * scale
-        grad_x = grad_weight = grad_bias = None
-        if needs_bias or ctx.pushed_down is not None:
-            sums, positive = _ops.weighted_row_sums(slopes, factors)
-            if ctx.pushed_down is not None:
-                ctx.pushed_down(positive)
-            if needs_bias:
-                grad_bias = of_bias.deliver(rows, sums, unique=True)
-        if needs_x:
-            grad_x = _ops.product(slopes.T, active, None).mul_(factors.unsqueeze(1))
-        if needs_weight:
-            scaled = x * factors.unsqueeze(1)
-            if of_weight.updater is not None:
-                of_weight.updater.update_in_backward(of_weight.parameter, rows, slopes, scaled)
-            else:
-                grad_weight = of_weight.deliver(rows, _ops.product(slopes, scaled, None), unique=True)
-        return grad_x, grad_weight, grad_bias, None, None, None, None, None
+        in_backward = of_weight.updater is not None
+        grad_x, of_rows, of_offset, positive = _ops.linear_softmax_loss_backward(
+            slopes, factors, x, active, needs_weight and not in_backward
+        )
+        if ctx.pushed_down is not None:
+            ctx.pushed_down(positive)
+        grad_weight = grad_bias = None
+        if needs_bias:
+            grad_bias = of_bias.deliver(rows, of_offset, unique=True)
+        if needs_weight and in_backward:
+            of_weight.updater.update_in_backward(of_weight.parameter, rows, slopes, x * factors.unsqueeze(1))
+        elif needs_weight:
+            grad_weight = of_weight.deliver(rows, of_rows, unique=True)
+        return grad_x if needs_x else None, grad_weight, grad_bias, None, None, None, None, None
 
 
 def positive_sums(gradient: Tensor) -> Tensor:

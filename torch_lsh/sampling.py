@@ -15,7 +15,7 @@ from .index import LSHIndex
 from .learned import LearnedIndex
 from .popularity import LabelCounts, log_uniform
 
-_LOOKED_UP = 16  # samples of a batch that are looked up where rows are carried over
+_LOOKED_UP = 8  # samples of a batch that are looked up where rows are carried over; 4 to 16 reach the same precision
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class ActiveSet:
         if self.inclusion is not None:
             return present / self.inclusion
         if not self.per_sample:
-            random = int(self.is_random.sum())
-            return torch.where(self.is_random, (self.num_rows - len(self.rows) + random) / max(1, random), 1.0).float()
+            drawn = int(self.is_random.sum())
+            return torch.where(self.is_random, (self.num_rows - len(self.rows) + drawn) / max(1, drawn), 1.0).float()
         random = self.is_random.sum(-1, keepdim=True)
         fixed = present.sum(-1, keepdim=True) - random
         weight_of_random = (self.num_rows - fixed) / random.clamp(min=1)
@@ -189,8 +189,7 @@ def hardest_rows(pushed_down: Tensor, active: ActiveSet, count: int, corrected: 
     """
     if corrected:
         pushed_down = pushed_down / active.weights()
-    order = (-pushed_down).numpy().argsort()[:count]  # much faster than the sort in topk
-    return active.rows[torch.from_numpy(order)]
+    return ops.largest_rows(pushed_down.float(), active.rows, count)
 
 
 def needs_index(config: LSHConfig, num_rows: int) -> bool:

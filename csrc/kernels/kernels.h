@@ -132,13 +132,15 @@ struct Kernels {
                                  const BFloat16* gradient, int64_t count, int64_t width,
                                  const AdagradStep& step);
 
-  // product.h: out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n] (bias may be null),
-  // where pack_panel made `panels` of b[k * b_row + n * b_col], rows begin to end - 1 of panel `number` at a
-  // time; a panel is [depth, panel_width].
+  // product.h: out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n] (bias may be null), or,
+  // if `add`, that sum on top of what is there, where pack_panel made `panels` of b[k * b_row + n * b_col],
+  // rows begin to end - 1 of panel `number` at a time; a panel is [depth, panel_width].
   void (*product_f32)(const float* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
-                      const float* panels, int64_t columns, const float* bias, float* out, int64_t stride);
+                      const float* panels, int64_t columns, const float* bias, bool add, float* out,
+                      int64_t stride);
   void (*product_f64)(const double* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
-                      const double* panels, int64_t columns, const double* bias, double* out, int64_t stride);
+                      const double* panels, int64_t columns, const double* bias, bool add, double* out,
+                      int64_t stride);
   void (*pack_panel_f32)(const float* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns,
                          int64_t number, int64_t begin, int64_t end, float* panels);
   void (*pack_panel_f64)(const double* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns,

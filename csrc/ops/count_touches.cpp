@@ -13,7 +13,11 @@ void count_touches_(Tensor touches, const Tensor& rows) {
   const auto* row = rows.const_data_ptr<int64_t>();
   check_rows_in_range(row, rows.numel(), touches.numel(), "rows");
   auto* count = touches.mutable_data_ptr<uint8_t>();
-  for (int64_t i = 0; i < rows.numel(); ++i) count[row[i]] += count[row[i]] < 255;
+  constexpr int64_t kAhead = 16;
+  for (int64_t i = 0; i < rows.numel(); ++i) {
+    if (i + kAhead < rows.numel()) __builtin_prefetch(count + row[i + kAhead], 1);
+    count[row[i]] += count[row[i]] < 255;
+  }
 }
 
 }  // namespace
