@@ -381,8 +381,11 @@ def test_what_is_not_finite():
     weight, bias, queries = clustered()
     weight[3, 2], weight[7, 1], bias[9] = math.nan, math.inf, -math.inf
     queries[5, 0] = math.nan
+    before = weight.clone(), bias.clone(), queries.clone()
     index = LearnedIndex(N, D)
     index.build(weight, bias, queries)
+    for mine, other in zip((weight, bias, queries), before):
+        torch.testing.assert_close(mine, other, rtol=0, atol=0, equal_nan=True)
     x = queries[[5, 6, 7]].clone()
     x[1, 0] = math.inf
     found = index.query(x, 50)

@@ -173,11 +173,11 @@ class LearnedIndex:
         taught, judges = self._divided(self._checked_queries(queries))
         total = torch.zeros(self.in_features, dtype=torch.float64)
         for begin in range(0, self.num_rows, _BLOCK_ROWS):
-            total += weight[begin : begin + _BLOCK_ROWS].float().nan_to_num_(0, 0, 0).sum(0, dtype=torch.float64)
+            total += weight[begin : begin + _BLOCK_ROWS].float().nan_to_num(0, 0, 0).sum(0, dtype=torch.float64)
         self._center = (total / self.num_rows).float()
         self._row_map = self._query_map = self._rotation
         if len(taught) > 0:
-            moment = taught.double().T @ taught.double() / len(taught)
+            moment = ops.product(taught.T.double(), taught.double()) / len(taught)
             balance = Balance.fit(torch.eye(self.in_features, dtype=torch.float64), moment)
             self._row_map = ops.product(balance.rows, self._rotation)
             self._query_map = ops.product(balance.queries, self._rotation)
