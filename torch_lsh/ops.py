@@ -1209,16 +1209,16 @@ def nearest_rows(
 
     Args:
         crow, col, values: queries ``[B, F]`` in CSR form, int64, int64 and float32; columns increase within a row.
-        row_start, row_columns, row_values: the matrix ``[R, F]`` in CSR form, int64, int32 and float32; columns increase
-            within a row.
+        row_start, row_columns, row_values: the matrix ``[R, F]`` in CSR form, int64, int32 and float32; columns
+            increase within a row.
         column_start, column_rows, column_values: the same in CSC form.
         k: rows wanted.
         candidates: at least ``k``.
         max_postings: entries of the matrix that are read to find the candidates.
 
     Returns:
-        ``values`` ``[B, k]`` float32, largest first, and ``indices`` ``[B, k]`` int64, the lower one first among equals;
-        padded with -inf and -1.
+        ``values`` ``[B, k]`` float32, largest first, and ``indices`` ``[B, k]`` int64, the lower one first among
+        equals; padded with -inf and -1.
 
     Salton et al., *A Vector Space Model for Automatic Indexing*, CACM 1975; Persin et al., *Filtered Document Retrieval
     with Frequency-Sorted Indexes*, JASIS 1996.

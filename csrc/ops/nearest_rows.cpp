@@ -21,6 +21,8 @@
 namespace torch_lsh {
 namespace {
 
+constexpr int64_t kAhead = 16;  // entries whose sums are asked for before they are added to
+
 // A compressed sparse matrix: by rows, or by columns.
 struct Compressed {
   const int64_t* start;
@@ -65,6 +67,14 @@ class Search {
       sums_[row] = 0;
     });
     best_.clear();
+    // Candidates are anywhere in memory: what they need is asked for well ahead.
+    for (const uint64_t key : shortlist.best()) __builtin_prefetch(rows.start + index_of(key));
+    for (const uint64_t key : shortlist.best()) {
+      const int64_t row = index_of(key);
+      if (!rows.holds(row)) continue;
+      __builtin_prefetch(rows.index + rows.start[row]);
+      __builtin_prefetch(rows.value + rows.start[row]);
+    }
     for (const uint64_t key : shortlist.best()) {
       const int64_t row = index_of(key);
       sound &= rows.holds(row);
@@ -97,6 +107,7 @@ class Search {
       postings += end - begin;
       const float weight = query.value[i];
       for (int64_t at = begin; at < end; ++at) {
+        if (at + kAhead < end) __builtin_prefetch(sums_.data() + columns.index[at + kAhead], 1);
         const int64_t row = columns.index[at];
         if (row < 0 || row >= num_rows) return false;
         touched_.insert(row);

@@ -45,7 +45,8 @@ class TextClassifier:
     With up to 64 classes the network is linear in the features, which on sets of thousands of texts is both better and
     faster than anything deeper; with more there is a hidden layer, and with more than 4096 an
     :class:`torch_lsh.LSHLinear` output. Over so many, the labels of the nearest training texts take part in every
-    prediction, as much as pays on the texts held out (:class:`torch_lsh.models.text_neighbours.TextNeighbours`). Whatever is not given is chosen from the number of texts and classes.
+    prediction, as much as pays on the texts held out (:class:`torch_lsh.models.text_neighbours.TextNeighbours`).
+    Whatever is not given is chosen from the number of texts and classes.
 
     The conventions are scikit-learn's (``get_params``, ``clone``, pipelines, grid search). A label is text or a number;
     where labels are lists (or cells with a separator) the task is multi-label.
@@ -72,6 +73,7 @@ class TextClassifier:
     Attributes:
         classes_: the labels, sorted, ``[C]``.
         multilabel_: whether a text may have several labels.
+        multi_hot_: whether they were given as zeros and ones.
         threshold_: probability from which on :meth:`predict` gives a label (multi-label).
         history_: a dict per epoch.
         network_: the :class:`torch_lsh.models.text_network.TextNetwork`.
@@ -86,6 +88,7 @@ class TextClassifier:
 
     classes_: np.ndarray
     multilabel_: bool
+    multi_hot_: bool
     threshold_: float
     history_: list[dict[str, float]]
     network_: TextNetwork
@@ -153,7 +156,9 @@ class TextClassifier:
             # Over many classes pairs of words are rare, and are learnt by heart.
             features, wide_features = (HashedText(bits, n, norm=None) for n in (2, 1))
         hold_out = self.validation_fraction if validation is None else 0.0
-        data = TrainingData(source, features, wide_features, hold_out, 10_000, self.memory, self.seed)
+        multi_hot = _is_multi_hot(y)
+        columns_of_y = range(y.shape[1]) if multi_hot else None  # type: ignore[union-attr]  # all, whether in use or not
+        data = TrainingData(source, features, wide_features, hold_out, 10_000, self.memory, self.seed, columns_of_y)
         features, found = data.features, data.statistics
         multilabel = found.several or (source.several if isinstance(source, Texts) else label_separator is not None)
         if found.rows == 0:
@@ -166,7 +171,7 @@ class TextClassifier:
         trainer = _Trainer(self, data, held_out, multilabel)
         trainer.run()
         self.features_, self.network_ = features, trainer.network.eval()
-        self.classes_, self.multilabel_ = np.array(found.classes), multilabel
+        self.classes_, self.multilabel_, self.multi_hot_ = np.array(found.classes), multilabel, multi_hot
         self.threshold_ = 0.5 if held_out is None else trainer.best_threshold()
         self.history_ = trainer.history
         return self
@@ -213,9 +218,12 @@ class TextClassifier:
                 yield network.dense_logits(*network.rows(*hashed_texts))
 
     def predict(self, X: Sequence[str]) -> Any:
-        """The label of each text, an array ``[rows]``; for a multi-label task a list of labels for each."""
+        """The label of each text, an array ``[rows]``; for a multi-label task a list of labels for each, or zeros and
+        ones ``[rows, C]`` if :meth:`fit` was given those."""
         if self._fitted_multilabel():
             probabilities = self.predict_proba(X)
+            if self.multi_hot_:
+                return (probabilities >= self.threshold_).astype(np.int64)
             return [self.classes_[row >= self.threshold_].tolist() for row in probabilities]
         best = [logits.argmax(1) for logits in self._logits(X)]
         return self.classes_[torch.cat(best).numpy()] if best else self.classes_[:0]
@@ -318,6 +326,7 @@ class TextClassifier:
             "hidden": 0 if network.output is None else network.features.embedding_dim,
             "neighbours": None if neighbours is None else neighbours.settings(),
             "multilabel": self.multilabel_,
+            "multi_hot": self.multi_hot_,
             "threshold": self.threshold_,
             "history": self.history_,
         }
@@ -344,6 +353,7 @@ class TextClassifier:
             classifier.features_ = HashedText(**features)
             classifier.classes_ = np.array(model["classes"])
             classifier.multilabel_, classifier.threshold_ = bool(model["multilabel"]), float(model["threshold"])
+            classifier.multi_hot_ = bool(model["multi_hot"])
             classifier.history_ = model["history"]
             with torch.device("meta"):
                 classes = len(model["classes"])
@@ -409,8 +419,14 @@ def _source(X: Any, y: Any, columns: dict[str, Any]) -> Texts | TextFile:
         return TextFile(X, **columns)
     if y is None:
         raise ValueError("y is None; wanted a label for each text, or X as the path of a file")
-    y = y if not isinstance(y, np.ndarray) or y.ndim == 1 else _from_multi_hot(y)
-    return Texts(X, y)
+    if _is_multi_hot(y):
+        return Texts(X, _from_multi_hot(y))
+    return Texts(X, y.reshape(-1) if isinstance(y, np.ndarray) else y)
+
+
+def _is_multi_hot(y: Any) -> bool:
+    """A single column holds labels."""
+    return isinstance(y, np.ndarray) and y.ndim != 1 and y.shape[1:] != (1,)
 
 
 def _from_multi_hot(y: np.ndarray) -> list[list[int]]:
@@ -564,7 +580,8 @@ class _Trainer:
         if self.held_out is not None:
             few = self.held_out.take(torch.arange(min(_TUNING_ROWS, len(self.held_out.feature_start) - 1)))
             neighbours.tune(
-                (self.network.dense_logits(*batch), *batch, labels) for *batch, labels in _batches(self.network, few)
+                (self.network.dense_logits(crow, col, values), crow, col, values, labels)
+                for crow, col, values, labels in _batches(self.network, few)
             )
         if neighbours.share == 0:
             return

@@ -74,6 +74,8 @@ def _plain(label: Any, row: int) -> Any:
     label = label.item() if isinstance(label, np.generic) else label
     if not isinstance(label, (str, int, float)) or (isinstance(label, float) and not math.isfinite(label)):
         raise ValueError(f"label {row} is {label!r}; wanted text or a number")
+    if isinstance(label, float) and not label.is_integer():
+        raise ValueError(f"label {row} is {label!r}; wanted text or a whole number, not a continuous target")
     return label
 
 
@@ -143,6 +145,7 @@ class TrainingData:
         most_held_out: at most so many; and none at all of fewer than 20,000 that fit in memory.
         memory: bytes of hashed features to keep.
         seed: of what is held out.
+        classes: the labels, sorted, where they are known before.
     """
 
     def __init__(
@@ -154,10 +157,11 @@ class TrainingData:
         most_held_out: int,
         memory: int,
         seed: int,
+        classes: Sequence[Any] | None = None,
     ) -> None:
         self.source = source
         self.features, self._wide_features = features, wide_features
-        self.labels = Labels()
+        self.labels, self._classes = Labels(classes), classes
         self._hold_out, self._most_held_out, self._seed = hold_out, most_held_out, seed
         self.statistics = self._first_pass(memory)
 
@@ -180,7 +184,7 @@ class TrainingData:
         held_out: list[XMCRows] = []
         for chunk, out in self._split(hashed(self.source, self.features, self.labels)):
             if self._wide_features is not None and len(self.labels.numbers) > WIDE:
-                self.features, self._wide_features, self.labels = self._wide_features, None, Labels()
+                self.features, self._wide_features, self.labels = self._wide_features, None, Labels(self._classes)
                 return self._first_pass(memory)
             documents.index_add_(0, chunk.features.long(), torch.ones(len(chunk.features), dtype=torch.int64))
             rows += len(chunk.feature_start) - 1

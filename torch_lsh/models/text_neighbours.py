@@ -20,9 +20,9 @@ _SHARES = tuple(i / 10 for i in range(10))
 class TextNeighbours(nn.Module):
     """Training rows of unit length with their labels, and an inverted index to find the nearest by cosine.
 
-    Each of the ``k`` nearest votes for its labels with its cosine to the power of ``power``; votes are brought to the sum
-    1 and mixed with the probabilities of a network, as language models are with their nearest neighbours. What is
-    rare, which a network of low rank cannot tell apart, the neighbours can; the network smooths where none is near.
+    Each of the ``k`` nearest votes for its labels with its cosine to the power of ``power``; votes are brought to the
+    sum 1 and mixed with the probabilities of a network, as language models are with their nearest neighbours. Rare
+    words, which a network of low rank cannot tell apart, the neighbours can; the network smooths where none is near.
 
     Khandelwal et al., *Generalization through Memorization: Nearest Neighbor Language Models*, ICLR 2020.
 
@@ -57,6 +57,10 @@ class TextNeighbours(nn.Module):
         power: float = 3.0,
         share: float = 0.5,
     ) -> None:
+        if k < 1 or not 0 <= share < 1 or not power > 0:
+            raise ValueError(
+                f"k, power and share are {k}, {power} and {share}; wanted k >= 1, power > 0, share in [0, 1)"
+            )
         super().__init__()
         self.num_features, self.num_classes = num_features, num_classes
         self.k, self.power, self.share = k, power, share

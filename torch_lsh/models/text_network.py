@@ -25,8 +25,8 @@ class TextNetwork(nn.Module):
 
     Args:
         num_columns: of the hashed text.
-        num_features: F, columns that have weights. Which ones is said in the buffer ``columns`` ``[F]`` int32, increasing;
-            ``idf`` ``[F]`` is a buffer, too.
+        num_features: F, columns that have weights. Which ones is said in the buffer ``columns`` ``[F]`` int32,
+            increasing; ``idf`` ``[F]`` is a buffer, too.
         num_classes: C.
         hidden: units of the hidden layer; 0: the linear model.
         sampled: whether the output is an :class:`LSHLinear` and not an ``nn.Linear``.
