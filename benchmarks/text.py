@@ -309,7 +309,9 @@ def main() -> None:
                 continue
             rows.append([system, *result.values()])
             harness.write_json([{"set": name, "system": system, **result, **machine}], arguments.json)
-        print(harness.table(rows, ["system", "accuracy", "train s", "CPU s", "p50 ms", "p99 ms", "size MB"]), flush=True)
+        print(
+            harness.table(rows, ["system", "accuracy", "train s", "CPU s", "p50 ms", "p99 ms", "size MB"]), flush=True
+        )
 
 
 if __name__ == "__main__":
