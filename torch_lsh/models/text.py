@@ -45,8 +45,8 @@ class TextClassifier:
     With up to 64 classes the network is linear in the features, which on sets of thousands of texts is both better and
     faster than anything deeper; with more there is a hidden layer, and with more than 4096 an
     :class:`torch_lsh.LSHLinear` output. Over so many, the labels of the nearest training texts take part in every
-    prediction (:class:`torch_lsh.models.text_neighbours.TextNeighbours`), as much as pays on the texts held out, or half
-    where none are. Whatever is not given is chosen from the number of texts and classes.
+    prediction (:class:`torch_lsh.models.text_neighbours.TextNeighbours`), as much as pays on the texts held out, or
+    half where none are. Whatever is not given is chosen from the number of texts and classes.
 
     The conventions are scikit-learn's (``get_params``, ``clone``, pipelines, grid search). A label is text or a number;
     where labels are lists (or cells with a separator) the task is multi-label.
@@ -56,7 +56,8 @@ class TextClassifier:
             that follows from the amount of text.
         hidden: units of the hidden layer; 0: the linear model.
         neighbours: how many of the nearest training texts take part; 0: none, which is the default with up to 4096
-            classes, and 64 with more. The model and its file hold those texts' features. Not for a multi-label task without a hidden layer.
+            classes, and 64 with more. The features of all training texts are then part of the model and its file. Not
+            for a multi-label task without a hidden layer.
         epochs: passes over the data at most.
         batch_size: texts per step.
         lr: Adam's learning rate at the start; it falls linearly to 0.
