@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import random
 import signal
@@ -55,6 +56,8 @@ async def client(port: int, bodies: list[bytes], until: float, latencies: list[f
 async def load(port: int, bodies: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
     latencies: list[float] = []
     errors: list[str] = []
+    gc.collect()
+    gc.freeze()  # a full collection in this process would look like a slow server
     start = time.perf_counter()
     tasks = [client(port, bodies, start + seconds, latencies, errors) for _ in range(clients)]
     failures = [r for r in await asyncio.gather(*tasks, return_exceptions=True) if r is not None]

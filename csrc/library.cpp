@@ -110,6 +110,11 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "rows_topk(Tensor x, Tensor weight, Tensor? bias, Tensor rows, int k, Tensor? scale=None) -> (Tensor "
       "values, Tensor indices)");
 
+  m.def(
+      "nearest_rows(Tensor crow, Tensor col, Tensor values, Tensor row_start, Tensor row_columns, "
+      "Tensor row_values, Tensor column_start, Tensor column_rows, Tensor column_values, int k, int "
+      "candidates, "
+      "int max_postings) -> (Tensor values, Tensor indices)");
   m.def("sketch_candidates(Tensor x, Tensor codes, Tensor factors, int num_rows, int count) -> Tensor");
 
   // partition

@@ -87,7 +87,7 @@ def test_learns_with_a_hidden_layer():
     assert model.score(*generate(300, seed=1)) > 0.95
 
 
-@pytest.mark.parametrize("labels", [[3, 1, 2], [True, False, True], [0.5, 1.5, 2.5], ["ä", "北", ""]])
+@pytest.mark.parametrize("labels", [[3, 1, 2], [True, False, True], [5.0, 1.0, 2.0], ["ä", "北", ""]])
 def test_labels_of_every_kind(labels, tmp_path):
     texts = ["good film", "bad film", "long film"] * 5
     model = TextClassifier(epochs=20).fit(texts, labels * 5)
@@ -206,7 +206,7 @@ def test_streamed_rows_are_those_in_memory():
     texts, labels = generate(25_000)
     features = HashedText(bits=12)
     kept, streamed = (
-        TrainingData(Texts(texts, labels), features, 0.1, 500, memory, seed=3) for memory in (1 << 30, 1000)
+        TrainingData(Texts(texts, labels), features, None, 0.1, 500, memory, seed=3) for memory in (1 << 30, 1000)
     )
     assert kept.statistics.cached is not None
     assert streamed.statistics.cached is None
@@ -361,6 +361,7 @@ def test_copies(model):
         (["a", "b"], ["x", "x"], "y holds one class only, 'x'"),
         (["a", "b"], ["x", None], "label 1 is None"),
         (["a", "b"], ["x", float("nan")], "label 1 is nan"),
+        (["a", "b"], [1.0, 1.5], "label 1 is 1.5; wanted text or a whole number, not a continuous target"),
         (["a", "b"], ["x", ["y"]], r"label 1 is \['y'\]; wanted one label"),
         (["a", "b"], [["x"], "y"], "label 1 is 'y'; wanted a list"),
         (["a", "b"], [[], []], "no text with a label"),

@@ -48,6 +48,7 @@ def train(arguments: argparse.Namespace) -> int:
     model = TextClassifier(
         features=features,
         hidden=arguments.hidden,
+        neighbours=arguments.neighbours,
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         lr=arguments.lr,
@@ -111,6 +112,7 @@ def add_commands(commands: Any, columns: argparse.ArgumentParser, positive: Any)
     training.add_argument("--validation", help="file to stop by; default: texts held out from the data")
     training.add_argument("--test", help="file to evaluate the model on")
     training.add_argument("--hidden", type=int, help="units of the hidden layer; 0: linear; default: by the labels")
+    training.add_argument("--neighbours", type=int, help="training texts that take part in a prediction; 0: none")
     training.add_argument("--epochs", type=positive)
     training.add_argument("--batch-size", type=positive)
     training.add_argument("--lr", type=float)

@@ -1507,6 +1507,66 @@ def _(
     return x.new_empty((x.shape[0], max_candidates), dtype=torch.int64)
 
 
+def nearest_rows(
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    row_start: Tensor,
+    row_columns: Tensor,
+    row_values: Tensor,
+    column_start: Tensor,
+    column_rows: Tensor,
+    column_values: Tensor,
+    k: int,
+    candidates: int,
+    max_postings: int,
+) -> tuple[Tensor, Tensor]:
+    """The ``k`` rows of a sparse matrix that have the largest inner products with each of some sparse queries.
+
+    The matrix is given by rows and by columns (an inverted index). Products are added up column by column, the one with
+    the fewest rows first, until the next one would lead beyond ``max_postings`` entries; the first is read in any case.
+    Of the ``candidates`` rows with the largest sums the whole products are computed. With ``max_postings`` as large as
+    the matrix the result is exact; rows that have no column in common with the query are never part of it.
+
+    Args:
+        crow, col, values: queries ``[B, F]`` in CSR form, int64, int64 and float32; columns increase within a row.
+        row_start, row_columns, row_values: the matrix ``[R, F]`` in CSR form, int64, int32 and float32; columns
+            increase within a row.
+        column_start, column_rows, column_values: the same in CSC form.
+        k: rows wanted.
+        candidates: at least ``k``.
+        max_postings: entries of the matrix that are read to find the candidates.
+
+    Returns:
+        ``values`` ``[B, k]`` float32, largest first, and ``indices`` ``[B, k]`` int64, the lower one first among
+        equals; padded with -inf and -1.
+
+    Salton et al., *A Vector Space Model for Automatic Indexing*, CACM 1975; Persin et al., *Filtered Document Retrieval
+    with Frequency-Sorted Indexes*, JASIS 1996.
+    """
+    return _ops.nearest_rows(
+        crow,
+        col,
+        values,
+        row_start,
+        row_columns,
+        row_values,
+        column_start,
+        column_rows,
+        column_values,
+        k,
+        candidates,
+        max_postings,
+    )
+
+
+@_fake("nearest_rows")
+def _(crow: Tensor, col: Tensor, values: Tensor, *index: Any) -> tuple[Tensor, Tensor]:
+    k = index[6]
+    queries = crow.shape[0] - 1
+    return values.new_empty((queries, k)), values.new_empty((queries, k), dtype=torch.int64)
+
+
 def _topk_result(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values = x.new_empty((x.shape[0], k), dtype=torch.promote_types(x.dtype, torch.float32))
     return values, x.new_empty((x.shape[0], k), dtype=torch.int64)

@@ -20,6 +20,7 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/shortlist.h"
 #include "ops/sketch.h"
 
 namespace torch_lsh {

@@ -16,6 +16,7 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/shortlist.h"
 
 namespace torch_lsh {
 namespace {

@@ -3,11 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <limits>
+#include <cstdint>
 #include <vector>
-
-#include "ops/rank.h"
 
 namespace torch_lsh {
 
@@ -41,35 +38,6 @@ struct SignTables {
             static_cast<uint8_t>(std::clamp(products[code] * (1 / step) + 0.5f, 0.0f, levels));
     }
   }
-};
-
-// The `count` best keys of a stream; a selection whenever as many again have come keeps the cost of a key
-// constant.
-class Shortlist {
- public:
-  explicit Shortlist(int64_t count) : count_(count) {}
-
-  void offer(float score, int64_t row) {
-    if (score <= threshold_) return;
-    keys_.push_back(key_of(score, row));
-    if (static_cast<int64_t>(keys_.size()) == 2 * count_) shrink();
-  }
-
-  float threshold() const { return threshold_; }
-
-  const std::vector<uint64_t>& keys() const { return keys_; }
-
- private:
-  void shrink() {
-    std::nth_element(keys_.begin(), keys_.begin() + count_ - 1, keys_.end(), std::greater<>());
-    keys_.resize(count_);
-    const float worst = value_of<float>(keys_.back());
-    threshold_ = worst != worst ? std::numeric_limits<float>::infinity() : worst;
-  }
-
-  int64_t count_;
-  float threshold_ = std::numeric_limits<float>::quiet_NaN();  // nothing is at most NaN
-  std::vector<uint64_t> keys_;
 };
 
 }  // namespace torch_lsh

@@ -53,8 +53,8 @@ class XMCRows(NamedTuple):
             first, last = torch.aminmax(rows)
             if first < 0 or last >= len(self.feature_start) - 1:
                 raise IndexError(f"rows runs from {first} to {last}; wanted 0 to {len(self.feature_start) - 2}")
-        feature_start, feature_at = _runs(self.feature_start, rows)
-        label_start, label_at = _runs(self.label_start, rows)
+        feature_start, feature_at = runs(self.feature_start, rows)
+        label_start, label_at = runs(self.label_start, rows)
         return XMCRows(
             feature_start,
             self.features[feature_at],
@@ -66,7 +66,7 @@ class XMCRows(NamedTuple):
         )
 
 
-def _runs(start: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def runs(start: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Offsets of the chosen runs when they stand one behind the other, and where their elements are now."""
     begin = start[rows]
     counts = start[rows + 1] - begin
@@ -118,7 +118,7 @@ class XMCDataset(Dataset[XMCRows]):
         Raises:
             ValueError: the arrays do not make CSR arrays of one another.
         """
-        _check_rows(rows)
+        check_rows(rows)
         dataset = cls.__new__(cls)
         dataset._rows = rows
         return dataset
@@ -239,7 +239,7 @@ def join_rows(batch: Sequence[XMCRows]) -> XMCRows:
     )
 
 
-def _check_rows(rows: XMCRows) -> None:
+def check_rows(rows: XMCRows) -> None:
     num_rows = len(rows.feature_start) - 1
     for name, start, ids, bound in (
         ("feature", rows.feature_start, rows.features, rows.num_features),

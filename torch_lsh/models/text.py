@@ -24,14 +24,16 @@ from ..data.hashed_text import pack_texts
 from ..data.text_files import TextFile
 from ..data.xmc import join_rows, padded_labels
 from ..metrics import PrecisionAtK
-from .text_data import Labels, Texts, TrainingData, hashed
+from .text_data import WIDE, Labels, Texts, TrainingData, hashed
+from .text_neighbours import TextNeighbours
 from .text_network import TextNetwork, binary_loss, softmax_loss
 from .xmc import check_can_write
 
-_FORMAT = "torch_lsh.TextClassifier/1"
+_FORMAT = "torch_lsh.TextClassifier/2"
 _LINEAR_CLASSES = 64  # up to so many the linear model is the better one, and small
-_DENSE_CLASSES = 4096  # up to so many a dense output layer is the faster one
+_DENSE_CLASSES = WIDE  # up to so many a dense output layer is the faster one
 _INFERENCE_BATCH = 256
+_TUNING_ROWS = 2048  # on which the share of the neighbours is settled
 _THRESHOLDS = torch.cat([torch.arange(0.01, 0.1, 0.01), torch.arange(0.1, 0.95, 0.05)])
 
 Source = Iterable[str] | str | os.PathLike[str]
@@ -42,14 +44,20 @@ class TextClassifier:
 
     With up to 64 classes the network is linear in the features, which on sets of thousands of texts is both better and
     faster than anything deeper; with more there is a hidden layer, and with more than 4096 an
-    :class:`torch_lsh.LSHLinear` output. Whatever is not given is chosen from the number of texts and classes.
+    :class:`torch_lsh.LSHLinear` output. Over so many, the labels of the nearest training texts take part in every
+    prediction (:class:`torch_lsh.models.text_neighbours.TextNeighbours`), as much as pays on the texts held out, or
+    half where none are. Whatever is not given is chosen from the number of texts and classes.
 
     The conventions are scikit-learn's (``get_params``, ``clone``, pipelines, grid search). A label is text or a number;
     where labels are lists (or cells with a separator) the task is multi-label.
 
     Args:
-        features: default: words and pairs of words in a number of columns that follows from the amount of text.
+        features: default: words and pairs of words (words alone with more than 4096 classes) in a number of columns
+            that follows from the amount of text.
         hidden: units of the hidden layer; 0: the linear model.
+        neighbours: how many of the nearest training texts take part; 0: none, which is the default with up to 4096
+            classes, and 64 with more. The features of all training texts are then part of the model and its file. Not
+            for a multi-label task without a hidden layer.
         epochs: passes over the data at most.
         batch_size: texts per step.
         lr: Adam's learning rate at the start; it falls linearly to 0.
@@ -57,7 +65,8 @@ class TextClassifier:
         validation_fraction: share of the texts held out (at most 10,000) to find out when to stop, where there are at
             least 20,000 texts; 0: none, all epochs are run.
         patience: stop after so many epochs without a better one, and go back to the best.
-        memory: bytes of hashed features kept in memory; if there are more, each epoch reads and hashes the texts again.
+        memory: bytes of hashed features kept in memory; if there are more, each epoch reads and hashes the texts again,
+            and the neighbours are a random choice of the texts.
         config: of the LSHLinear output.
         seed: of initialisation, order and split.
         progress: show a progress bar (needs tqdm).
@@ -65,6 +74,7 @@ class TextClassifier:
     Attributes:
         classes_: the labels, sorted, ``[C]``.
         multilabel_: whether a text may have several labels.
+        multi_hot_: whether they were given as zeros and ones.
         threshold_: probability from which on :meth:`predict` gives a label (multi-label).
         history_: a dict per epoch.
         network_: the :class:`torch_lsh.models.text_network.TextNetwork`.
@@ -79,6 +89,7 @@ class TextClassifier:
 
     classes_: np.ndarray
     multilabel_: bool
+    multi_hot_: bool
     threshold_: float
     history_: list[dict[str, float]]
     network_: TextNetwork
@@ -88,6 +99,7 @@ class TextClassifier:
         self,
         features: HashedText | None = None,
         hidden: int | None = None,
+        neighbours: int | None = None,
         epochs: int | None = None,
         batch_size: int | None = None,
         lr: float | None = None,
@@ -101,6 +113,7 @@ class TextClassifier:
     ) -> None:
         self.features = features
         self.hidden = hidden
+        self.neighbours = neighbours
         self.epochs = epochs
         self.batch_size = batch_size
         self.lr = lr
@@ -138,10 +151,16 @@ class TextClassifier:
         self._check_settings()
         columns = {"text": text, "label": label, "label_separator": label_separator}
         source = _source(X, y, columns)
-        features = self.features or HashedText(bits=_bits(source.bytes()), norm=None)
+        bits = _bits(source.bytes())
+        features, wide_features = self.features, None
+        if features is None:
+            # Over many classes pairs of words are rare, and are learnt by heart.
+            features, wide_features = (HashedText(bits, n, norm=None) for n in (2, 1))
         hold_out = self.validation_fraction if validation is None else 0.0
-        data = TrainingData(source, features, hold_out, 10_000, self.memory, self.seed)
-        found = data.statistics
+        multi_hot = _is_multi_hot(y)
+        columns_of_y = range(y.shape[1]) if multi_hot else None  # type: ignore[union-attr]  # all, whether in use or not
+        data = TrainingData(source, features, wide_features, hold_out, 10_000, self.memory, self.seed, columns_of_y)
+        features, found = data.features, data.statistics
         multilabel = found.several or (source.several if isinstance(source, Texts) else label_separator is not None)
         if found.rows == 0:
             raise ValueError("X holds no text with a label; wanted some")
@@ -153,7 +172,7 @@ class TextClassifier:
         trainer = _Trainer(self, data, held_out, multilabel)
         trainer.run()
         self.features_, self.network_ = features, trainer.network.eval()
-        self.classes_, self.multilabel_ = np.array(found.classes), multilabel
+        self.classes_, self.multilabel_, self.multi_hot_ = np.array(found.classes), multilabel, multi_hot
         self.threshold_ = 0.5 if held_out is None else trainer.best_threshold()
         self.history_ = trainer.history
         return self
@@ -167,9 +186,16 @@ class TextClassifier:
     def _check_settings(self) -> None:
         if self.features is not None and not isinstance(self.features, HashedText):
             raise ValueError(f"features is {self.features!r}; wanted a HashedText or None")
-        for name, least in (("hidden", 0), ("epochs", 1), ("batch_size", 1), ("patience", 1), ("memory", 0)):
+        for name, least in (
+            ("hidden", 0),
+            ("neighbours", 0),
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("patience", 1),
+            ("memory", 0),
+        ):
             value = getattr(self, name)
-            optional = value is None and name in ("hidden", "epochs", "batch_size")
+            optional = value is None and name in ("hidden", "neighbours", "epochs", "batch_size")
             if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ValueError(f"{name} is {value!r}; wanted a whole number of at least {least}")
         if self.lr is not None and not (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf):
@@ -189,13 +215,16 @@ class TextClassifier:
         network = self.network_
         with torch.inference_mode():
             for start in range(0, len(texts), _INFERENCE_BATCH):
-                crow, col, values = self.features_.csr(texts[start : start + _INFERENCE_BATCH])
-                yield network.dense_logits(crow, col, network.weigh(crow, col, values))
+                hashed_texts = self.features_.csr(texts[start : start + _INFERENCE_BATCH])
+                yield network.dense_logits(*network.rows(*hashed_texts))
 
     def predict(self, X: Sequence[str]) -> Any:
-        """The label of each text, an array ``[rows]``; for a multi-label task a list of labels for each."""
+        """The label of each text, an array ``[rows]``; for a multi-label task a list of labels for each, or zeros and
+        ones ``[rows, C]`` if :meth:`fit` was given those."""
         if self._fitted_multilabel():
             probabilities = self.predict_proba(X)
+            if self.multi_hot_:
+                return (probabilities >= self.threshold_).astype(np.int64)
             return [self.classes_[row >= self.threshold_].tolist() for row in probabilities]
         best = [logits.argmax(1) for logits in self._logits(X)]
         return self.classes_[torch.cat(best).numpy()] if best else self.classes_[:0]
@@ -289,17 +318,21 @@ class TextClassifier:
         self._check_fitted()
         check_can_write(Path(path))
         settings = {name: value for name, value in self.get_params().items() if name not in ("features", "config")}
+        network, neighbours = self.network_, self.network_.neighbours
         model = {
             "settings": settings,
             "features": self.features_.get_params(),
             "classes": self.classes_.tolist(),
-            "hidden": 0 if self.network_.output is None else self.network_.features.embedding_dim,
+            "columns": len(network.columns),
+            "hidden": 0 if network.output is None else network.features.embedding_dim,
+            "neighbours": None if neighbours is None else neighbours.settings(),
             "multilabel": self.multilabel_,
+            "multi_hot": self.multi_hot_,
             "threshold": self.threshold_,
             "history": self.history_,
         }
         metadata = {"format": _FORMAT, "model": json.dumps(model)}
-        safetensors.save_file(self.network_.state_dict(), path, metadata)
+        safetensors.save_file(network.state_dict(), path, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TextClassifier:
@@ -321,10 +354,17 @@ class TextClassifier:
             classifier.features_ = HashedText(**features)
             classifier.classes_ = np.array(model["classes"])
             classifier.multilabel_, classifier.threshold_ = bool(model["multilabel"]), float(model["threshold"])
+            classifier.multi_hot_ = bool(model["multi_hot"])
             classifier.history_ = model["history"]
             with torch.device("meta"):
-                network = _network(classifier.features_, len(model["classes"]), model["hidden"])
+                classes = len(model["classes"])
+                network = _network(classifier.features_, model["columns"], classes, model["hidden"])
+                if model["neighbours"] is not None:
+                    network.neighbours = TextNeighbours(model["columns"], classes, **model["neighbours"])
             network.load_state_dict(tensors, assign=True)
+            network.index_columns()
+            if network.neighbours is not None:
+                network.neighbours.index_rows()
             classifier.network_ = network.eval()
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error
@@ -380,8 +420,14 @@ def _source(X: Any, y: Any, columns: dict[str, Any]) -> Texts | TextFile:
         return TextFile(X, **columns)
     if y is None:
         raise ValueError("y is None; wanted a label for each text, or X as the path of a file")
-    y = y if not isinstance(y, np.ndarray) or y.ndim == 1 else _from_multi_hot(y)
-    return Texts(X, y)
+    if _is_multi_hot(y):
+        return Texts(X, _from_multi_hot(y))
+    return Texts(X, y.reshape(-1) if isinstance(y, np.ndarray) else y)
+
+
+def _is_multi_hot(y: Any) -> bool:
+    """A single column holds labels."""
+    return isinstance(y, np.ndarray) and y.ndim != 1 and y.shape[1:] != (1,)
 
 
 def _from_multi_hot(y: np.ndarray) -> list[list[int]]:
@@ -395,13 +441,22 @@ def _bits(text_bytes: int) -> int:
     return min(21, max(16, math.ceil(math.log2(text_bytes / 4 + 1))))
 
 
-def _network(features: HashedText, classes: int, hidden: int, config: LSHConfig | None = None) -> TextNetwork:
-    return TextNetwork(features.num_features, classes, hidden, classes > _DENSE_CLASSES, config)
+def _network(
+    features: HashedText, columns: int, classes: int, hidden: int, config: LSHConfig | None = None
+) -> TextNetwork:
+    return TextNetwork(features.num_features, columns, classes, hidden, classes > _DENSE_CLASSES, config)
 
 
 def _is_binary(multilabel: bool, network: TextNetwork) -> bool:
     """Whether every class is a decision of its own; with many classes a softmax ranks them better."""
     return multilabel and network.output is None
+
+
+def _batches(network: TextNetwork, rows: XMCRows) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Hashed rows as the network takes them, and their labels ``[B, P]`` padded with -100."""
+    for some in torch.arange(len(rows.feature_start) - 1).split(_INFERENCE_BATCH):
+        batch = rows.take(some)
+        yield *network.rows(batch.feature_start, batch.features, batch.values), padded_labels(batch)
 
 
 class _Metric:
@@ -416,11 +471,8 @@ class _Metric:
 
     @torch.inference_mode()
     def update(self, rows: XMCRows) -> None:
-        for some in torch.arange(len(rows.feature_start) - 1).split(_INFERENCE_BATCH):
-            batch = rows.take(some)
-            crow, col = batch.feature_start, batch.features.long()
-            logits = self.network.dense_logits(crow, col, self.network.weigh(crow, col, batch.values))
-            labels = padded_labels(batch)
+        for crow, col, values, labels in _batches(self.network, rows):
+            logits = self.network.dense_logits(crow, col, values)
             classes = logits.shape[1]
             if self.precision is None:
                 self.precision = PrecisionAtK([k for k in (1, 3, 5) if k <= classes])
@@ -462,13 +514,20 @@ class _Trainer:
         found = data.statistics
         classes, rows = len(found.classes), found.rows
         linear = classes <= _LINEAR_CLASSES
-        hidden = settings.hidden if settings.hidden is not None else (0 if linear else 256)
+        wide = classes > _DENSE_CLASSES
+        hidden = settings.hidden if settings.hidden is not None else (0 if linear else 128 if wide else 256)
+        self.neighbours = settings.neighbours if settings.neighbours is not None else (64 if wide else 0)
+        if self.neighbours > 0 and multilabel and hidden == 0:
+            raise ValueError(
+                f"neighbours is {self.neighbours}; wanted 0 for a multi-label task without a hidden layer, where every "
+                "class is a decision of its own"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.network = _network(data.features, classes, hidden, settings.config)
-        self.network.idf.copy_(found.idf)
+            self.network = _network(data.features, len(found.columns), classes, hidden, settings.config)
+        self.network.columns, self.network.idf = found.columns, found.idf
         # Small sets want small batches and many passes, so that there are some hundred steps in all.
-        self.epochs = settings.epochs or min(40, max(8 if hidden == 0 else 4, 20_000 // rows))
+        self.epochs = settings.epochs or min(40, max(8 if hidden == 0 else 3 if wide else 4, 20_000 // rows))
         self.batch_size = settings.batch_size or (256 if rows >= 200_000 else min(64, max(8, rows // 32)))
         default_lr = (0.01 if self.epochs == 1 else 0.004) if hidden > 0 else (0.05 if self.epochs == 1 else 0.02)
         self.lr = settings.lr or default_lr
@@ -503,14 +562,43 @@ class _Trainer:
                         break
         if state:
             self.network.load_state_dict(state)
+        if self.neighbours > 0:
+            self._add_neighbours()
+
+    def _weighed(self, block: XMCRows) -> XMCRows:
+        start, features, values = self.network.rows(block.feature_start, block.features, block.values)
+        return block._replace(
+            feature_start=start, features=features.int(), values=values, num_features=len(self.network.columns)
+        )
+
+    @torch.no_grad()
+    def _add_neighbours(self) -> None:
+        rows = self.data.sample(self.settings.memory)
+        if rows is None:
+            return
+        self.network.eval()
+        neighbours = TextNeighbours.from_rows(self._weighed(rows), self.neighbours)
+        if self.held_out is not None:
+            few = self.held_out.take(torch.arange(min(_TUNING_ROWS, len(self.held_out.feature_start) - 1)))
+            neighbours.tune(
+                (self.network.dense_logits(crow, col, values), crow, col, values, labels)
+                for crow, col, values, labels in _batches(self.network, few)
+            )
+        if neighbours.share == 0:
+            return
+        self.network.neighbours = neighbours
+        if self.held_out is not None:
+            result = self._evaluate()
+            self.history[-1].update(
+                {f"validation_neighbours_{name}": result[name] for name in result if name != "rows"}
+            )
 
     def _epoch(self, epoch: int, bar: Any) -> dict[str, float]:
         self.network.train()
         start = time.perf_counter()
         rows, done, total = self.data.statistics.rows, 0, 0.0
         for block in self.data.blocks():
-            values = self.network.weigh(block.feature_start, block.features.long(), block.values)
-            block = block._replace(values=values)
+            block = self._weighed(block)
             for some in torch.randperm(len(block.feature_start) - 1).split(self.batch_size):
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.lr * (1 - (epoch + done / rows) / self.epochs)

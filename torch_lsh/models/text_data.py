@@ -21,6 +21,7 @@ from ..data.xmc import join_rows
 
 _CHUNK = 4096  # texts hashed at a time
 _LEAST_TO_HOLD_OUT = 20_000  # of fewer texts, training has more of each than stopping early saves
+WIDE = 4096  # labels from which on wide_features are in use
 _BLOCK_CHUNKS = 16  # chunks that are shuffled together where features do not fit in memory
 
 
@@ -73,6 +74,8 @@ def _plain(label: Any, row: int) -> Any:
     label = label.item() if isinstance(label, np.generic) else label
     if not isinstance(label, (str, int, float)) or (isinstance(label, float) and not math.isfinite(label)):
         raise ValueError(f"label {row} is {label!r}; wanted text or a number")
+    if isinstance(label, float) and not label.is_integer():
+        raise ValueError(f"label {row} is {label!r}; wanted text or a whole number, not a continuous target")
     return label
 
 
@@ -124,7 +127,9 @@ class Statistics(NamedTuple):
     rows: int  # to train on: with a label, and not held out
     several: bool  # whether a row has more than one label
     classes: list[Any]
+    columns: Tensor  # [F] int32: those that occur, increasing
     idf: Tensor  # [F] float32
+    bytes: int  # of the hashed features of all rows
     held_out: XMCRows | None
     cached: XMCRows | None  # the training rows, where they fit in memory
 
@@ -135,24 +140,28 @@ class TrainingData:
     Args:
         source: texts or a file; read once per pass.
         features: of the texts.
+        wide_features: those where there are more than 4096 labels; None: the same.
         hold_out: share of the rows to hold out.
         most_held_out: at most so many; and none at all of fewer than 20,000 that fit in memory.
         memory: bytes of hashed features to keep.
         seed: of what is held out.
+        classes: the labels, sorted, where they are known before.
     """
 
     def __init__(
         self,
         source: Texts | TextFile,
         features: HashedText,
+        wide_features: HashedText | None,
         hold_out: float,
         most_held_out: int,
         memory: int,
         seed: int,
+        classes: Sequence[Any] | None = None,
     ) -> None:
         self.source = source
-        self.features = features
-        self.labels = Labels()
+        self.features, self._wide_features = features, wide_features
+        self.labels, self._classes = Labels(classes), classes
         self._hold_out, self._most_held_out, self._seed = hold_out, most_held_out, seed
         self.statistics = self._first_pass(memory)
 
@@ -169,18 +178,21 @@ class TrainingData:
 
     def _first_pass(self, memory: int) -> Statistics:
         documents = torch.zeros(self.features.num_features, dtype=torch.int64)
-        rows = 0
+        rows = total = 0
         several = False
         train: list[XMCRows] | None = []
         held_out: list[XMCRows] = []
         for chunk, out in self._split(hashed(self.source, self.features, self.labels)):
+            if self._wide_features is not None and len(self.labels.numbers) > WIDE:
+                self.features, self._wide_features, self.labels = self._wide_features, None, Labels(self._classes)
+                return self._first_pass(memory)
             documents.index_add_(0, chunk.features.long(), torch.ones(len(chunk.features), dtype=torch.int64))
             rows += len(chunk.feature_start) - 1
             several = several or any(bool((part.label_start.diff() > 1).any()) for part in (chunk, out))
             if len(out.feature_start) > 1:
                 held_out.append(out)
-            memory -= 8 * len(chunk.features) + 4 * len(chunk.labels) + 16 * len(chunk.feature_start)
-            if memory < 0:
+            total += 8 * len(chunk.features) + 4 * len(chunk.labels) + 16 * len(chunk.feature_start)
+            if total > memory:
                 train = None
             elif train is not None:
                 train.append(chunk)
@@ -197,9 +209,9 @@ class TrainingData:
             parts.clear()
             return some._replace(labels=numbers[some.labels.long()].int(), num_labels=len(classes))
 
-        idf = torch.log((1 + rows) / (1 + documents).float()) + 1
-        idf[documents == 0] = 0  # nothing is learnt about them, and they are weighty: the rarest of all
-        return Statistics(rows, several, classes, idf, joined(held_out), joined(train))
+        columns = documents.nonzero()[:, 0]
+        idf = torch.log((1 + rows) / (1 + documents[columns]).float()) + 1
+        return Statistics(rows, several, classes, columns.int(), idf, total, joined(held_out), joined(train))
 
     def blocks(self) -> Iterator[XMCRows]:
         """The training rows of an epoch: all at once, or in blocks."""
@@ -209,3 +221,16 @@ class TrainingData:
         chunks = (train for train, _ in self._split(hashed(self.source, self.features, self.labels)))
         while some := list(itertools.islice(chunks, _BLOCK_CHUNKS)):
             yield join_rows(some)._replace(num_labels=len(self.statistics.classes))
+
+    def sample(self, memory: int) -> XMCRows | None:
+        """The training rows, or a random choice of them that takes about ``memory`` bytes."""
+        if self.statistics.cached is not None:
+            return self.statistics.cached
+        share = min(1.0, memory / self.statistics.bytes)
+        generator = torch.Generator().manual_seed(self._seed)
+        parts = []
+        for block in self.blocks():
+            chosen = torch.rand(len(block.feature_start) - 1, generator=generator, dtype=torch.float64) < share
+            parts.append(block.take(chosen.nonzero()[:, 0]))
+        some = join_rows(parts)
+        return some if len(some.feature_start) > 1 else None

@@ -10,6 +10,7 @@ from .. import ops
 from ..config import LSHConfig
 from ..nn import EmbeddingBag, LSHLinear
 from ..nn.losses import as_target
+from .text_neighbours import TextNeighbours
 
 _MOST_LABELS = 64  # of a row in one step; the rest waits for other steps
 
@@ -17,28 +18,42 @@ _MOST_LABELS = 64  # of a row in one step; the rest waits for other steps
 class TextNetwork(nn.Module):
     """Sparse features -> logits: a linear model, or one of low rank with a hidden layer under a (very wide) output.
 
-    Features are weighed by ``idf``, a buffer, and rows brought to length 1 (:meth:`weigh`). The linear model is an
-    embedding bag whose width is the number of classes. The hidden layer is an embedding bag, too, without an
-    activation, as in fastText (Joulin et al. 2017): over many classes, ReLU units lose precision.
+    Of the hashed columns only those that occur in the training data have weights. Features are weighed by ``idf`` and
+    rows brought to length 1 (:meth:`rows`). The linear model is an embedding bag whose width is the number of classes.
+    The hidden layer is an embedding bag, too, without an activation, as in fastText (Joulin et al. 2017): over many
+    classes, ReLU units lose precision. In a trained network, ``neighbours`` may take part.
 
     Args:
-        num_features: F.
+        num_columns: of the hashed text.
+        num_features: F, columns that have weights. Which ones is said in the buffer ``columns`` ``[F]`` int32,
+            increasing; ``idf`` ``[F]`` is a buffer, too.
         num_classes: C.
         hidden: units of the hidden layer; 0: the linear model.
         sampled: whether the output is an :class:`LSHLinear` and not an ``nn.Linear``.
         config: of that layer.
     """
 
+    columns: Tensor
     idf: Tensor
 
     def __init__(
-        self, num_features: int, num_classes: int, hidden: int, sampled: bool = False, config: LSHConfig | None = None
+        self,
+        num_columns: int,
+        num_features: int,
+        num_classes: int,
+        hidden: int,
+        sampled: bool = False,
+        config: LSHConfig | None = None,
     ) -> None:
         super().__init__()
         width = hidden or num_classes
+        self.num_columns = num_columns
+        self.register_buffer("columns", torch.arange(num_features, dtype=torch.int32))
         self.register_buffer("idf", torch.ones(num_features))
         self.features = EmbeddingBag(num_features, width, mode="sum")
         self.bias = nn.Parameter(torch.zeros(width))
+        self.neighbours: TextNeighbours | None = None
+        self._feature_of: Tensor | None = None
         if hidden == 0:
             nn.init.zeros_(self.features.weight)
             self.output = None
@@ -47,27 +62,56 @@ class TextNetwork(nn.Module):
             self.output = LSHLinear(hidden, num_classes, config=config) if sampled else nn.Linear(hidden, num_classes)
             nn.init.zeros_(self.output.bias)
 
-    def weigh(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
-        """The values ``[nnz]`` of CSR rows times ``idf``, each row brought to length 1 (rows of zeros stay)."""
-        values = values * self.idf[col]
+    def index_columns(self) -> None:
+        """Makes the table from columns to features; to be called when ``columns`` has changed.
+
+        Raises:
+            ValueError: ``columns`` does not increase within 0 to ``num_columns - 1``.
+        """
+        columns = self.columns.long()
+        outside = len(columns) > 0 and (columns[0] < 0 or columns[-1] >= self.num_columns)
+        if outside or bool((columns.diff() <= 0).any()):
+            raise ValueError(f"columns must increase within 0 to {self.num_columns - 1}")
+        self._feature_of = torch.full((self.num_columns,), -1, dtype=torch.int32)
+        self._feature_of[columns] = torch.arange(len(columns), dtype=torch.int32)
+
+    def rows(self, crow: Tensor, col: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of hashed text as the other methods take them: columns without weights left out, the others numbered as
+        features, values times ``idf``, each row brought to length 1 (empty ones stay).
+
+        Args:
+            crow, col, values: hashed text ``[B, num_columns]`` in CSR form; ``col`` int64 or int32.
+        """
+        if self._feature_of is None:
+            self.index_columns()
+        assert self._feature_of is not None
+        feature = self._feature_of[col]
+        known = feature >= 0
+        if not bool(known.all()):
+            before = torch.zeros(len(known) + 1, dtype=torch.int64)
+            torch.cumsum(known, 0, out=before[1:])
+            crow, feature, values = before[crow], feature[known], values[known]
+        feature = feature.long()
+        values = values * self.idf[feature]
         if len(crow) == 2:
-            return values / values.norm().clamp(min=1e-12)
+            return crow, feature, values / values.norm().clamp(min=1e-12)
         lengths = torch.segment_reduce(values.square(), "sum", offsets=crow, initial=0).sqrt_().clamp_(min=1e-12)
-        return values / torch.repeat_interleave(lengths, crow.diff())
+        return crow, feature, values / torch.repeat_interleave(lengths, crow.diff())
 
     def hidden(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
         """The input of the output layer ``[B, hidden]``; of the linear model, its logits ``[B, C]``."""
         return ops.embedding_bag(self.features.weight, crow, col, values) + self.bias
 
     def forward(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
-        """Logits ``[B, C]`` of weighed rows; lazy where the output is sampled."""
+        """Logits ``[B, C]`` of :meth:`rows` without neighbours; lazy where the output is sampled."""
         hidden = self.hidden(crow, col, values)
         return hidden if self.output is None else self.output(hidden)
 
     def dense_logits(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
-        """The same as a tensor in memory."""
+        """Logits ``[B, C]`` as a tensor in memory, with neighbours."""
         hidden = self.hidden(crow, col, values)
-        return hidden if self.output is None else F.linear(hidden, self.output.weight, self.output.bias)
+        logits = hidden if self.output is None else F.linear(hidden, self.output.weight, self.output.bias)
+        return logits if self.neighbours is None else self.neighbours(logits, crow, col, values)
 
 
 def softmax_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:

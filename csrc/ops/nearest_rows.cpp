@@ -1,0 +1,201 @@
+// nearest_rows: the rows of a sparse matrix that have the largest inner products with sparse queries.
+//
+// The matrix is there twice: by rows, and by columns as an inverted index. A query adds up products column by
+// column, the one with the fewest rows first, until `max_postings` entries are read: frequent columns, which
+// weigh least, would cost nearly all of the time. Rows with the largest sums are candidates, whose products
+// are then computed in full.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "checks.h"
+#include "ops/row_set.h"
+#include "ops/shortlist.h"
+
+namespace torch_lsh {
+namespace {
+
+constexpr int64_t kAhead = 16;  // entries whose sums are asked for before they are added to
+
+// A compressed sparse matrix: by rows, or by columns.
+struct Compressed {
+  const int64_t* start;
+  const int32_t* index;
+  const float* value;
+  int64_t outer, entries;
+
+  int64_t count(int64_t i) const { return start[i + 1] - start[i]; }
+  bool holds(int64_t i) const { return start[i] >= 0 && start[i] <= start[i + 1] && start[i + 1] <= entries; }
+};
+
+Compressed checked(const Tensor& start, const char* start_name, const Tensor& index, const char* index_name,
+                   const Tensor& value, const char* value_name) {
+  check_operand(start, start_name, 1, ScalarType::Long);
+  check_operand(index, index_name, 1, ScalarType::Int);
+  check_operand(value, value_name, 1, ScalarType::Float);
+  TORCH_LSH_CHECK(start.numel() > 0, start_name, " is empty; wanted one number more than there are runs");
+  check_size(value, value_name, 0, index.numel());
+  return {start.const_data_ptr<int64_t>(), index.const_data_ptr<int32_t>(), value.const_data_ptr<float>(),
+          start.numel() - 1, index.numel()};
+}
+
+struct Query {
+  const int64_t* column;  // increasing
+  const float* value;
+  int64_t count;
+};
+
+// One per thread, kept from call to call: allocating sums would cost more than a search. Between searches no
+// row is touched and every sum is zero.
+class Search {
+ public:
+  // Whether the index was sound where it was read.
+  bool run(const Compressed& rows, const Compressed& columns, const Query& query, int64_t k,
+           int64_t candidates, int64_t max_postings, float* values, int64_t* indices) {
+    touched_.reserve(rows.outer);
+    if (static_cast<int64_t>(sums_.size()) < rows.outer) sums_.resize(rows.outer);
+    bool sound = accumulate(columns, query, rows.outer, max_postings);
+    Shortlist shortlist(candidates);
+    touched_.drain([&](int64_t row) {
+      shortlist.offer(sums_[row], row);
+      sums_[row] = 0;
+    });
+    best_.clear();
+    // Candidates are anywhere in memory: what they need is asked for well ahead.
+    for (const uint64_t key : shortlist.best()) __builtin_prefetch(rows.start + index_of(key));
+    for (const uint64_t key : shortlist.best()) {
+      const int64_t row = index_of(key);
+      if (!rows.holds(row)) continue;
+      __builtin_prefetch(rows.index + rows.start[row]);
+      __builtin_prefetch(rows.value + rows.start[row]);
+    }
+    for (const uint64_t key : shortlist.best()) {
+      const int64_t row = index_of(key);
+      sound &= rows.holds(row);
+      if (sound) best_.push_back(key_of(product(rows, row, query), row));
+    }
+    const int64_t found = std::min<int64_t>(k, static_cast<int64_t>(best_.size()));
+    std::partial_sort(best_.begin(), best_.begin() + found, best_.end(), std::greater<>());
+    for (int64_t i = 0; i < found; ++i) {
+      values[i] = value_of<float>(best_[i]);
+      indices[i] = index_of(best_[i]);
+    }
+    std::fill(values + found, values + k, -std::numeric_limits<float>::infinity());
+    std::fill(indices + found, indices + k, -1);
+    return sound;
+  }
+
+ private:
+  bool accumulate(const Compressed& columns, const Query& query, int64_t num_rows, int64_t max_postings) {
+    order_.clear();
+    for (int64_t i = 0; i < query.count; ++i)
+      if (columns.count(query.column[i]) > 0) order_.push_back(i);
+    std::sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) {
+      const int64_t left = columns.count(query.column[a]), right = columns.count(query.column[b]);
+      return left != right ? left < right : a < b;
+    });
+    int64_t postings = 0;
+    for (const int64_t i : order_) {
+      const int64_t column = query.column[i], begin = columns.start[column], end = columns.start[column + 1];
+      if (postings > 0 && postings + end - begin > max_postings) break;
+      postings += end - begin;
+      const float weight = query.value[i];
+      for (int64_t at = begin; at < end; ++at) {
+        if (at + kAhead < end) __builtin_prefetch(sums_.data() + columns.index[at + kAhead], 1);
+        const int64_t row = columns.index[at];
+        if (row < 0 || row >= num_rows) return false;
+        touched_.insert(row);
+        sums_[row] += weight * columns.value[at];
+      }
+    }
+    return true;
+  }
+
+  static float product(const Compressed& rows, int64_t row, const Query& query) {
+    float sum = 0;
+    int64_t q = 0;
+    for (int64_t at = rows.start[row]; at < rows.start[row + 1] && q < query.count;) {
+      const int64_t difference = rows.index[at] - query.column[q];
+      if (difference == 0) sum += rows.value[at] * query.value[q];
+      at += difference <= 0;
+      q += difference >= 0;
+    }
+    return sum;
+  }
+
+  RowSet touched_;
+  std::vector<float> sums_;  // zero where no row is touched
+  std::vector<int64_t> order_;
+  std::vector<uint64_t> best_;
+};
+
+std::tuple<Tensor, Tensor> nearest_rows(const Tensor& crow, const Tensor& col, const Tensor& values,
+                                        const Tensor& row_start, const Tensor& row_columns,
+                                        const Tensor& row_values, const Tensor& column_start,
+                                        const Tensor& column_rows, const Tensor& column_values, int64_t k,
+                                        int64_t candidates, int64_t max_postings) {
+  check_operand(crow, "crow", 1, ScalarType::Long);
+  check_operand(col, "col", 1, ScalarType::Long);
+  check_operand(values, "values", 1, ScalarType::Float);
+  check_size(values, "values", 0, col.numel());
+  const Compressed rows =
+      checked(row_start, "row_start", row_columns, "row_columns", row_values, "row_values");
+  const Compressed columns =
+      checked(column_start, "column_start", column_rows, "column_rows", column_values, "column_values");
+  TORCH_LSH_CHECK(rows.entries == columns.entries, "row_columns and column_rows have ", rows.entries, " and ",
+                  columns.entries, " entries; wanted as many");
+  TORCH_LSH_CHECK(rows.outer <= INT32_MAX, "row_start has ", rows.outer, " rows; wanted at most ", INT32_MAX);
+  TORCH_LSH_CHECK(k >= 1, "k is ", k, "; wanted at least 1");
+  TORCH_LSH_CHECK(candidates >= k, "candidates is ", candidates, "; wanted at least k, ", k);
+  TORCH_LSH_CHECK(max_postings >= 0, "max_postings is ", max_postings, "; wanted at least 0");
+  TORCH_LSH_CHECK(crow.numel() > 0, "crow is empty; wanted one number more than there are queries");
+  const int64_t batch = crow.numel() - 1;
+  const int64_t* start = crow.const_data_ptr<int64_t>();
+  const int64_t* column = col.const_data_ptr<int64_t>();
+  TORCH_LSH_CHECK(start[0] == 0 && start[batch] == col.numel(), "crow runs from ", start[0], " to ",
+                  start[batch], "; wanted 0 to ", col.numel());
+  for (int64_t i = 0; i < batch; ++i)
+    TORCH_LSH_CHECK(start[i] <= start[i + 1], "crow decreases at ", i + 1, "; wanted increasing offsets");
+  for (int64_t i = 0; i < batch; ++i)
+    for (int64_t at = start[i]; at < start[i + 1]; ++at) {
+      TORCH_LSH_CHECK(column[at] >= 0 && column[at] < columns.outer, "col[", at, "] is ", column[at],
+                      "; wanted 0 to ", columns.outer - 1);
+      TORCH_LSH_CHECK(at == start[i] || column[at - 1] < column[at], "col[", at, "] is ", column[at],
+                      " after ", column[at - 1], "; wanted increasing columns in a row");
+      TORCH_LSH_CHECK(columns.holds(column[at]), "column_start is damaged at ", column[at]);
+    }
+
+  Tensor best = torch::stable::empty({batch, k}, ScalarType::Float);
+  Tensor indices = torch::stable::empty({batch, k}, ScalarType::Long);
+  float* best_out = best.mutable_data_ptr<float>();
+  int64_t* indices_out = indices.mutable_data_ptr<int64_t>();
+  const float* value = values.const_data_ptr<float>();
+  std::atomic<bool> sound = true;
+  const int64_t parts = std::min<int64_t>(batch, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+    thread_local Search search;
+    for (int64_t part = first; part < last; ++part)
+      for (int64_t i = batch * part / parts; i < batch * (part + 1) / parts; ++i) {
+        const Query query{column + start[i], value + start[i], start[i + 1] - start[i]};
+        if (!search.run(rows, columns, query, k, candidates, max_postings, best_out + i * k,
+                        indices_out + i * k))
+          sound = false;
+      }
+  });
+  TORCH_LSH_CHECK(sound, "the index is damaged: row_start is no offsets or column_rows is out of range");
+  return {best, indices};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
+  m.impl("nearest_rows", TORCH_BOX(&nearest_rows));
+}
+
+}  // namespace torch_lsh

@@ -1,0 +1,50 @@
+// The best rows of a stream of scores. Not thread-safe.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "ops/rank.h"
+
+namespace torch_lsh {
+
+// The `count` best keys of a stream; a selection whenever as many again have come keeps the cost of a key
+// constant.
+class Shortlist {
+ public:
+  explicit Shortlist(int64_t count) : count_(count) {}
+
+  void offer(float score, int64_t row) {
+    if (score <= threshold_) return;
+    keys_.push_back(key_of(score, row));
+    if (static_cast<int64_t>(keys_.size()) == 2 * count_) shrink();
+  }
+
+  float threshold() const { return threshold_; }
+
+  // The best and maybe some more, in no order.
+  const std::vector<uint64_t>& keys() const { return keys_; }
+
+  // The best, in no order.
+  const std::vector<uint64_t>& best() {
+    if (static_cast<int64_t>(keys_.size()) > count_) shrink();
+    return keys_;
+  }
+
+ private:
+  void shrink() {
+    std::nth_element(keys_.begin(), keys_.begin() + count_ - 1, keys_.end(), std::greater<>());
+    keys_.resize(count_);
+    const float worst = value_of<float>(keys_.back());
+    threshold_ = worst != worst ? std::numeric_limits<float>::infinity() : worst;
+  }
+
+  int64_t count_;
+  float threshold_ = std::numeric_limits<float>::quiet_NaN();  // nothing is at most NaN
+  std::vector<uint64_t> keys_;
+};
+
+}  // namespace torch_lsh
