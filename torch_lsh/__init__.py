@@ -5,13 +5,14 @@ from .clip import clip_grad_norm_, clip_grad_value_
 from .config import LSHConfig
 from .convert import densify_, quantize_, sparsify_
 from .nn import EmbeddingBag, LSHFeedForward, LSHLinear, QuantizedLinear, SampledLogits
-from .rehash import ExponentialBackoff, FixedInterval, RehashScheduler
+from .rehash import Drift, ExponentialBackoff, FixedInterval, RehashScheduler
 from .sampling import ActiveSet
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ActiveSet",
+    "Drift",
     "EmbeddingBag",
     "ExponentialBackoff",
     "FixedInterval",

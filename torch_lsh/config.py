@@ -55,7 +55,8 @@ class LSHConfig:
             ``"none"`` leaves the softmax over the active set as it is, which ranks labels sooner;
             ``"auto"``: "none" for targets with several labels per sample (ranking), else "stratified" (probabilities).
         rehash: when the tables follow the weights while training: :class:`torch_lsh.rehash.FixedInterval`,
-            :class:`torch_lsh.rehash.ExponentialBackoff` or any object with ``interval(rehashes) -> steps``.
+            :class:`torch_lsh.rehash.ExponentialBackoff`, :class:`torch_lsh.rehash.Drift` (measures how many codes
+            changed) or any object with ``interval(rehashes) -> steps``.
         mips: augment rows so that the angle follows the inner product, instead of hashing the row as it is.
         balance: change coordinates before hashing so that rows and queries have the same second moment; inner products
             stay. Finds more where queries point much the same way, as behind a ReLU. The queries are inputs of the

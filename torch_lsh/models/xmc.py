@@ -22,10 +22,10 @@ from ..data import XMCDataset, collate_xmc
 from ..metrics import PrecisionAtK
 from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear
 from ..nn.losses import as_target
-from ..rehash import ExponentialBackoff, FixedInterval
+from ..rehash import Drift, ExponentialBackoff, FixedInterval
 
 _FORMAT = "torch_lsh.XMCClassifier/1"
-_POLICIES = {policy.__name__: policy for policy in (FixedInterval, ExponentialBackoff)}
+_POLICIES = {policy.__name__: policy for policy in (FixedInterval, ExponentialBackoff, Drift)}
 
 
 class XMCClassifier(nn.Module):

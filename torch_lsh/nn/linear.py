@@ -15,6 +15,7 @@ from .. import ops
 from ..config import LSHConfig
 from ..index import LSHIndex
 from ..popularity import LabelCounts
+from ..rehash import rehash_if_due
 from ..row_sparse import ChangedRows, wants_row_sparse
 from ..sampling import ActiveSet, choose_active_rows, hardest_rows, needs_index
 from ..sketch import RowSketch
@@ -433,6 +434,31 @@ class LSHLinear(nn.Linear):
         self._rehashes += 1
         return rehashed
 
+    def drift(self, sample: int = 256, touches: int = 1, seed: int = 0) -> float:
+        """The share of hash codes that changed since the last re-hash, estimated on a sample of the rows that did; 0.0
+        where there are no tables yet.
+
+        Args:
+            sample: rows to hash. (The cost is that of these.)
+            touches: of the rows that at least so many updates touched, which :meth:`rehash` with this argument would
+                include. Where it is not known which rows changed: of all rows.
+            seed: of the sample.
+        """
+        for name, number in (("sample", sample), ("touches", touches)):
+            if number < 1:
+                raise ValueError(f"{name} is {number}; wanted at least 1")
+        index = self._index
+        if index is None or not needs_index(self.config, self.out_features):
+            return 0.0
+        sampled = [changed.sample(sample, touches, seed) for _, changed in self._changed] if self._is_watched() else []
+        known = [rows for rows in sampled if rows is not None]
+        if known and len(known) == len(sampled):
+            rows = torch.cat(known).unique()
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            rows = torch.randint(self.out_features, (sample,), generator=generator).unique()
+        return index.drift(self.weight.detach(), self._bias_for_index(), rows)
+
     def _bias_for_index(self) -> Tensor | None:
         return None if self.bias is None else self.bias.detach()
 
@@ -512,8 +538,9 @@ class LSHLinear(nn.Linear):
         """The tables, as fresh as the re-hash policy wants them."""
         if self._index is None or not self._is_watched() or self._was_edited():
             self._synchronise()
-        elif not self.scheduled and self._since_rehash >= self.config.rehash.interval(self._rehashes):
-            self.rehash(touches=getattr(self.config.rehash, "touches", 1))
+        elif not self.scheduled:
+            name = f"{type(self).__name__}({self.in_features}, {self.out_features})"
+            rehash_if_due(self, self.config.rehash, self._since_rehash, self._rehashes, name=name)
         self._since_rehash += 1
         self._trained = True
         assert self._index is not None
