@@ -223,7 +223,7 @@ def trained_with_drift(steps, resume_at=None):
     def make():
         model = make_model()
         optimizer = torch_lsh.optim.Adam(model.parameters(), lr=0.02)
-        return model, optimizer, RehashScheduler(model, Drift(0.1, every=2, sample=16, minimum=3, touches=1))
+        return model, optimizer, RehashScheduler(model, Drift(0.07, every=2, sample=16, minimum=3, touches=1))
 
     torch.manual_seed(0)
     model, optimizer, scheduler = make()
