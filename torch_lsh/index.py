@@ -11,6 +11,7 @@ from torch import Tensor
 from . import ops
 from .balance import Balance
 from .hashing import MAX_CODE_BITS, HashFamily, family_type, make_family
+from .stopwatch import Stopwatch, timed
 
 SELECTIONS = ("ranked", "frequency", "vanilla")
 BUCKET_POLICIES = ("reservoir", "fifo")
@@ -147,6 +148,7 @@ class LSHIndex:
         self._maps: Balance | None = None
         self._tables: tuple[Tensor, Tensor, Tensor] | None = None  # ids, counts, row_buckets
         self._sketches: Tensor | None = None
+        self.stopwatch: Stopwatch | None = None  # where not None, it times look-ups
 
     @property
     def num_rows(self) -> int:
@@ -267,6 +269,7 @@ class LSHIndex:
             changed += int((self._buckets_of(weight, bias, some)[0] != row_buckets[some]).sum())
         return changed / (len(rows) * self.num_tables)
 
+    @timed("look-up")
     @torch.no_grad()
     def query(self, x: Tensor, max_candidates: int, labels: Tensor | None = None) -> Tensor:
         """The rows in the buckets of a query, best first.

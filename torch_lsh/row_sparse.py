@@ -135,9 +135,9 @@ class ChangedRows:
         self._some = touches > 1 and bool(self._touches.any())
         return rows
 
-    def count(self) -> int | None:
-        """How many rows changed since they were last taken; None: any row may have."""
-        return None if self.unrecorded() else int(self._touches.count_nonzero())
+    def touched(self) -> Tensor | None:
+        """Which rows changed since they were last taken (``[rows]`` bool), or None: any row may have."""
+        return None if self.unrecorded() else self._touches > 0
 
     def sample(self, count: int, touches: int = 1, seed: int = 0) -> Tensor | None:
         """``count`` random rows (``[count]`` int64) of those that :meth:`take` would return, all of them where there

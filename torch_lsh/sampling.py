@@ -194,3 +194,23 @@ def needs_index(config: LSHConfig, num_rows: int) -> bool:
     """Whether a step of such a layer looks rows up by hashing."""
     active = config.active_rows(num_rows)
     return config.sampler == "lsh" and active < num_rows and config.random_rows(active) < active
+
+
+def make_index(config: LSHConfig, num_rows: int, in_features: int) -> LSHIndex:
+    """The tables that a layer of that shape and configuration has; not built."""
+    return LSHIndex(
+        num_rows,
+        in_features,
+        hash=config.hash,
+        hashes_per_table=config.hashes_per_table,
+        num_tables=config.num_tables,
+        bucket_size=config.bucket_size,
+        mips=config.mips,
+        probes=config.probes,
+        selection=config.selection_mode,
+        min_matches=config.min_matches,
+        sketch_bits=config.sketch_bits,
+        bucket_policy=config.bucket_policy,
+        balance=config.balance,
+        seed=config.seed,
+    )

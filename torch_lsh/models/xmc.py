@@ -6,7 +6,7 @@ import os
 import pickle
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,7 @@ class XMCClassifier(nn.Module):
         num_workers: int = 0,
         seed: int = 0,
         progress: bool = True,
+        callbacks: Sequence[Callable[[], object]] = (),
     ) -> list[dict[str, float]]:
         """Trains with Adam.
 
@@ -136,6 +137,8 @@ class XMCClassifier(nn.Module):
             num_workers: of the DataLoader.
             seed: of the order of the rows.
             progress: show a progress bar (needs tqdm).
+            callbacks: called after every step (:class:`torch_lsh.StatsWriter`, ``scheduler.step``, ...); their time
+                counts as training.
 
         Returns:
             A dict per epoch: epoch, loss, seconds (of training), samples_per_second, precision@k.
@@ -166,6 +169,8 @@ class XMCClassifier(nn.Module):
                 for features, labels in run.batches(num_workers):
                     start = time.perf_counter()
                     run.step(features, labels)
+                    for callback in callbacks:
+                        callback()
                     run.seconds += time.perf_counter() - start
                     steps += 1
                     if run.position % 10 == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import warnings
@@ -17,8 +18,10 @@ from ..index import LSHIndex
 from ..popularity import LabelCounts
 from ..rehash import rehash_if_due
 from ..row_sparse import ChangedRows, wants_row_sparse
-from ..sampling import ActiveSet, choose_active_rows, hardest_rows, needs_index
+from ..sampling import ActiveSet, choose_active_rows, hardest_rows, make_index, needs_index
 from ..sketch import RowSketch
+from ..stats import LayerStats, measure_recall, measure_tables
+from ..stopwatch import Stopwatch, timed
 from . import losses
 from .logits import SampledLogits
 
@@ -81,6 +84,8 @@ class LSHLinear(nn.Linear):
     >>> layer(x).topk(5).indices.shape
     torch.Size([4, 5])
     """
+
+    stopwatch: Stopwatch | None = None
 
     def __init__(
         self,
@@ -326,6 +331,106 @@ class LSHLinear(nn.Linear):
             labels = parsed.labels
         return self.draw_active_rows(flat, labels)
 
+    # --- instruments ---
+
+    def watch(self, on: bool = True) -> None:
+        """Starts (anew) or ends to keep the inputs of the last step and to time the parts of every step, for
+        :meth:`stats`. Costs nothing where it is off.
+        """
+        self.stopwatch = Stopwatch() if on else None
+        if self._index is not None:
+            self._index.stopwatch = self.stopwatch
+        if not on and not self.config.balance:
+            self._queries = None
+
+    @torch.no_grad()
+    def stats(
+        self, inputs: Tensor | None = None, *, k: int = 10, queries: int = 64, batch_size: int = 256, seed: int = 0
+    ) -> LayerStats:
+        """What the layer finds and costs now. Changes nothing: neither tables nor random stream.
+
+        Recall@k is the share of the ``k`` rows with the largest logits, of all rows, that are in the active set of a
+        training step (without labels). Their exact rank costs a pass over all rows, so it is measured on a random
+        sample of inputs: an unbiased estimate of the mean over all inputs, with its standard error
+        (:func:`torch_lsh.stats.measure_recall`). The tables are taken as they are, stale rows and all; where there are
+        none yet, they are made for this call.
+
+        Args:
+            inputs: ``[*, in_features]``: some hundreds that the layer meets in training, or such held out. None: those
+                of the last step, where the layer is being watched (:meth:`watch`); else there is no recall. (Nor is
+                there where rows are drawn from the labels: samplers "in_batch", and "frequency" without counts.)
+            k: 1 to ``out_features``.
+            queries: how many inputs the sample has.
+            batch_size: inputs that share an active set, in the order given.
+            seed: of the sample and of random rows.
+
+        Raises:
+            ValueError: an argument does not fit.
+            RuntimeError: the layer is not one that can be sampled.
+
+        >>> layer = LSHLinear(16, 5_000)
+        >>> stats = layer.stats(torch.randn(100, 16), k=5)
+        >>> 0 <= stats.recall.mean <= 1, stats.queries, stats.stale_rows
+        (True, 64, None)
+        """
+        for name, number in (("k", k), ("queries", queries), ("batch_size", batch_size)):
+            if number < 1:
+                raise ValueError(f"{name} is {number}; wanted at least 1")
+        if k > self.out_features:
+            raise ValueError(f"k is {k}; wanted 1 to {self.out_features}")
+        if inputs is None and self._queries is not None:
+            inputs = self._queries.to(self.weight.dtype)
+        config, measured = self.config, {}
+        self._check_can_sample(self.weight if inputs is None else inputs)
+        bias, index = self._bias_for_index(), None
+        if needs_index(config, self.out_features):
+            if self._index is not None:
+                index = copy.copy(self._index)
+                index.stopwatch = None  # these look-ups are no part of a step
+            else:
+                index = make_index(config, self.out_features, self.in_features)
+                flat = None if inputs is None else inputs.reshape(-1, self.in_features)[-_QUERIES_KEPT:]
+                index.build(self.weight, bias, flat)
+            measured.update(measure_tables(index))
+        draws_from_labels = config.sampler == "in_batch" or (
+            config.sampler == "frequency" and self._label_counts is None
+        )
+        if inputs is not None and inputs.numel() > 0 and not draws_from_labels:
+            measured.update(
+                measure_recall(
+                    index,
+                    inputs.detach().reshape(-1, self.in_features),
+                    self.weight,
+                    bias,
+                    config,
+                    k=k,
+                    queries=queries,
+                    batch_size=batch_size,
+                    seed=seed,
+                    carried=self._carried,
+                    counts=self._label_counts,
+                )
+            )
+        return LayerStats(
+            out_features=self.out_features,
+            active=config.active_rows(self.out_features),
+            k=k,
+            stale_rows=self._stale_rows(),
+            rehashes=self._rehashes,
+            since_rehash=self._since_rehash,
+            milliseconds={} if self.stopwatch is None else self.stopwatch.milliseconds(),
+            calls={} if self.stopwatch is None else self.stopwatch.calls(),
+            **measured,
+        )
+
+    def _stale_rows(self) -> int | None:
+        """How many rows changed since they were last hashed; None: there are no tables."""
+        if self._index is None:
+            return None
+        touched = [changed.touched() for _, changed in self._changed] if self._is_watched() else [None]
+        known = [rows for rows in touched if rows is not None]
+        return int(torch.stack(known).any(0).sum()) if len(known) == len(touched) else self.out_features
+
     # --- what SampledLogits asks for ---
 
     def largest_logits(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -336,9 +441,10 @@ class LSHLinear(nn.Linear):
     def _as_weight(self, x: Tensor) -> Tensor:
         return x.to(self.weight.dtype).contiguous()
 
+    @timed("choosing")
     def draw_active_rows(self, x: Tensor, labels: Tensor) -> ActiveSet:
         """Draws the active set of ``x`` ``[B, in]`` and ``labels`` ``[B, P]`` (negative: none)."""
-        if self.config.balance:
+        if self.config.balance or self.stopwatch is not None:
             self._queries = x[-_QUERIES_KEPT:].detach().clone()
         index = None
         if needs_index(self.config, self.out_features):
@@ -401,6 +507,7 @@ class LSHLinear(nn.Linear):
             return 0
         return math.ceil(self.config.carry * self.config.active_rows(self.out_features))
 
+    @timed("logits")
     def active_logits(self, x: Tensor, rows: Tensor) -> Tensor:
         """``[B, A]`` logits of the active rows ``[A]`` or ``[B, A]`` for ``x`` ``[B, in]``; differentiable."""
         if rows.dim() == 1:
@@ -469,6 +576,7 @@ class LSHLinear(nn.Linear):
             watched is parameter for (watched, _), parameter in zip(self._changed, parameters)
         )
 
+    @timed("re-hash")
     def _synchronise(self, full: bool = False, touches: int = 1) -> int:
         index = self._index
         if index is None or full or not self._is_watched():
@@ -484,23 +592,8 @@ class LSHLinear(nn.Linear):
 
     def _build(self) -> int:
         if self._index is None:
-            config = self.config
-            self._index = LSHIndex(
-                self.out_features,
-                self.in_features,
-                hash=config.hash,
-                hashes_per_table=config.hashes_per_table,
-                num_tables=config.num_tables,
-                bucket_size=config.bucket_size,
-                mips=config.mips,
-                probes=config.probes,
-                selection=config.selection_mode,
-                min_matches=config.min_matches,
-                sketch_bits=config.sketch_bits,
-                bucket_policy=config.bucket_policy,
-                balance=config.balance,
-                seed=config.seed,
-            )
+            self._index = make_index(self.config, self.out_features, self.in_features)
+        self._index.stopwatch = self.stopwatch
         self._index.build(self.weight.detach(), self._bias_for_index(), self._queries)
         parameters = [parameter for parameter in (self.weight, self.bias) if parameter is not None]
         self._changed = [(parameter, ChangedRows(parameter)) for parameter in parameters]
