@@ -24,7 +24,7 @@ from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear
 from ..nn.losses import as_target
 from ..rehash import Drift, ExponentialBackoff, FixedInterval
 
-_FORMAT = "torch_lsh.XMCClassifier/1"
+FORMAT = "torch_lsh.XMCClassifier/1"
 _POLICIES = {policy.__name__: policy for policy in (FixedInterval, ExponentialBackoff, Drift)}
 
 
@@ -256,7 +256,7 @@ class XMCClassifier(nn.Module):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes configuration and weights to one file, by way of a temporary one."""
-        content = {"format": _FORMAT, "configuration": self._configuration(), "weights": self.state_dict()}
+        content = {"format": FORMAT, "configuration": self._configuration(), "weights": self.state_dict()}
         _write(content, Path(path))
 
     @classmethod
@@ -266,7 +266,7 @@ class XMCClassifier(nn.Module):
         Raises:
             ValueError: the file is damaged or not a model.
         """
-        content = _read(Path(path), _FORMAT)
+        content = _read(Path(path), FORMAT)
         try:
             configuration = dict(content["configuration"])
             config = configuration.pop("config")
@@ -310,18 +310,27 @@ def _write(content: dict[str, Any], path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read(path: Path, wanted_format: str) -> dict[str, Any]:
+def read_archive(path: Path) -> Any:
+    """What ``torch.save`` wrote; nothing in the file is executed.
+
+    Raises:
+        ValueError: the file is damaged or holds more than tensors and settings.
+    """
     with open(path, "rb") as file:  # an OSError is not about the content
         try:
             with zipfile.ZipFile(file) as archive:
                 damaged = archive.testzip()  # torch.load does not look at the checksums
             if damaged is not None:
                 raise ValueError(f"the checksum of {damaged} is wrong")
-            content = torch.load(path, weights_only=True)
+            return torch.load(path, weights_only=True, map_location="cpu")
         except pickle.UnpicklingError as error:  # torch's words advise to execute what is in the file
             raise ValueError(f"{path} was not written by torch_lsh: it holds more than tensors and settings") from error
         except Exception as error:  # zipfile and torch raise many kinds
             raise ValueError(f"{path} is damaged or was not written by torch_lsh: {error}") from error
+
+
+def _read(path: Path, wanted_format: str) -> dict[str, Any]:
+    content = read_archive(path)
     if not isinstance(content, dict) or content.get("format") != wanted_format:
         raise ValueError(f"{path} is not of the format {wanted_format}")
     return content
