@@ -1,6 +1,7 @@
 """Train and serve PyTorch layers with millions of outputs on CPUs, by locality-sensitive hashing."""
 
 from . import data, metrics, models, nn, ops, optim, reference, rehash
+from .autotune import AutoTuner, autotune
 from .callbacks import StatsWriter
 from .clip import clip_grad_norm_, clip_grad_value_
 from .config import LSHConfig
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActiveSet",
+    "AutoTuner",
     "Drift",
     "EmbeddingBag",
     "ExponentialBackoff",
@@ -26,6 +28,7 @@ __all__ = [
     "RehashScheduler",
     "SampledLogits",
     "StatsWriter",
+    "autotune",
     "clip_grad_norm_",
     "clip_grad_value_",
     "data",

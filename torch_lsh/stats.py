@@ -23,7 +23,7 @@ class Estimate(NamedTuple):
     error: float
 
     @classmethod
-    def of(cls, values: Tensor, population: int) -> Estimate:
+    def of(cls, values: Tensor, population: float = math.inf) -> Estimate:
         """From ``values`` ``[n]`` drawn without replacement from ``population`` ones: unbiased, and so is the square of
         the error (Cochran 1977, theorems 2.1 and 2.4). A sample of everything has no error.
 
@@ -161,7 +161,7 @@ def _plus_minus(estimate: Estimate, digits: int) -> str:
 
 def bucket_loads(index: LSHIndex) -> Tensor:
     """How many rows belong to each bucket, whether they fit or not: ``[L, buckets]`` int64."""
-    row_buckets = index.state_dict()["row_buckets"]
+    row_buckets = index.state_dict()["row_buckets"].view(index.num_rows, -1)
     return torch.stack([torch.bincount(buckets, minlength=1 << index.bucket_bits) for buckets in row_buckets.T])
 
 

@@ -148,6 +148,13 @@ class LSHLinear(nn.Linear):
         linear.register_parameter("bias", self.bias)
         return linear.train(self.training)
 
+    def reconfigure(self, config: LSHConfig) -> None:
+        """Takes other settings over; hash tables are made anew at their next use."""
+        if not isinstance(config, LSHConfig):
+            raise TypeError(f"config is a {type(config).__name__}; wanted LSHConfig")
+        self.config = config
+        self._forget_tables()
+
     def extra_repr(self) -> str:
         config = self.config
         active = config.active_rows(self.out_features)
