@@ -11,8 +11,11 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def("gather_rows(Tensor table, Tensor rows, ScalarType? dtype=None) -> Tensor");
   m.def("sampled_dot(Tensor x, Tensor table, Tensor rows) -> Tensor");
 
+  m.def("prefer_huge_pages(Tensor tensor, bool move=False) -> bool");
+
   m.def("product(Tensor a, Tensor b, Tensor? bias) -> Tensor");
 
+  m.def("count_touches_(Tensor(a!) touches, Tensor rows) -> ()");
   m.def("coalesce_rows(Tensor rows, Tensor values) -> (Tensor, Tensor)");
 
   // embedding bag
@@ -88,6 +91,13 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "sampled_softmax_loss_backward(Tensor grad, Tensor log_z, Tensor logits, Tensor? log_weights, "
       "Tensor positions, Tensor shares) -> Tensor");
   m.def("positive_sums(Tensor gradient) -> Tensor");
+  m.def(
+      "linear_softmax_loss(Tensor x, Tensor weight, Tensor? bias, Tensor rows, Tensor? log_weights, "
+      "Tensor positions, Tensor shares) -> (Tensor loss, Tensor slopes, Tensor scale, Tensor active)");
+  m.def(
+      "linear_softmax_loss_backward(Tensor slopes, Tensor factors, Tensor x, Tensor weight, bool "
+      "needs_weight) "
+      "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor positive)");
 
   // inference
   m.def(

@@ -103,3 +103,108 @@ def test_bad_arguments_are_named(change, message):
         inputs[i] = value
     with pytest.raises(RuntimeError, match=message):
         ops.sampled_softmax_loss(*inputs)
+
+
+# --- fused with the layer ---------------------------------------------------------------------------------------------
+
+
+def layer_arguments(dtype, batch, count, width, labels, bias=True, weights=True):
+    weight = (torch.randn(count + 5, width, dtype=dtype) / max(1, width) ** 0.5).requires_grad_()
+    offset = torch.randn(count + 5, dtype=dtype).requires_grad_() if bias else None
+    rows = torch.randperm(count + 5)[:count].sort().values
+    log_weights = torch.rand(count, dtype=dtype).log() if weights else None
+    positions = torch.randint(-1, max(count, 0), (batch, labels))
+    x = torch.randn(batch, width, dtype=dtype).requires_grad_()
+    return x, weight, offset, rows, log_weights, positions, torch.rand(batch, labels, dtype=dtype)
+
+
+SHAPES = [(1, 1, 1, 1), (3, 17, 2, 2), (16, 1100, 33, 4), (0, 9, 3, 1), (4, 60, 0, 1), (300, 700, 260, 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("batch", "count", "width", "labels"), SHAPES)
+@pytest.mark.parametrize(("bias", "weights"), [(True, True), (False, False)])
+def test_linear_softmax_loss_and_its_backward(simd_level, threads, dtype, batch, count, width, labels, bias, weights):
+    inputs = [
+        argument.detach() if torch.is_tensor(argument) else argument
+        for argument in layer_arguments(dtype, batch, count, width, labels, bias, weights)
+    ]
+    results, expected = ops.linear_softmax_loss(*inputs), reference.linear_softmax_loss(*inputs)
+    for result, wanted in zip(results, expected):
+        torch.testing.assert_close(result, wanted, rtol=1e-5, atol=1e-5)
+    factors = torch.randn(batch, dtype=dtype)
+    for needs_weight in (True, False):
+        arguments = (expected[1], factors, inputs[0], expected[3], needs_weight)
+        for result, wanted in zip(
+            ops.linear_softmax_loss_backward(*arguments), reference.linear_softmax_loss_backward(*arguments)
+        ):
+            torch.testing.assert_close(result, wanted, rtol=1e-4, atol=1e-4 * max(1, count) ** 0.5)
+
+
+def test_the_fused_loss_is_the_same_for_any_number_of_threads():
+    inputs = [argument.detach() for argument in layer_arguments(torch.float32, 64, 3000, 48, 2)]
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        loss, slopes, scale, active = ops.linear_softmax_loss(*inputs)
+        results.append((loss, slopes, *ops.linear_softmax_loss_backward(slopes, scale, inputs[0], active)))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@pytest.mark.parametrize(("bias", "weights"), [(True, True), (True, False), (False, True)])
+def test_active_rows_loss_is_the_loss_of_the_gathered_logits(bias, weights):
+    x, weight, offset, rows, *rest = layer_arguments(torch.float64, 6, 40, 5, 3, bias, weights)
+    pushed = []
+    fused = ops.active_rows_loss(x, weight, offset, rows, *rest, pushed_down=pushed.append)
+    logits = ops.gather_matmul(x, weight, offset, rows)
+    apart, _ = ops.sampled_softmax_loss(logits, *rest)
+    torch.testing.assert_close(fused, apart)
+    parameters = [tensor for tensor in (x, weight, offset) if tensor is not None]
+    upstream = torch.rand(6, dtype=torch.float64)
+    of_logits, *expected = torch.autograd.grad(apart, [logits, *parameters], upstream, retain_graph=True)
+    for gradient, wanted in zip(torch.autograd.grad(fused, parameters, upstream), expected):
+        torch.testing.assert_close(gradient, wanted)
+    torch.testing.assert_close(pushed[0], reference.positive_sums(of_logits))
+
+
+def test_active_rows_loss_passes_gradcheck_and_opcheck():
+    x, weight, offset, rows, *rest = inputs = layer_arguments(torch.float64, 3, 8, 4, 2)
+    torch.autograd.gradcheck(lambda x, w, b: ops.active_rows_loss(x, w, b, rows, *rest), (x, weight, offset))
+    detached = [argument.detach() for argument in inputs]
+    torch.library.opcheck(torch.ops.torch_lsh.linear_softmax_loss, detached)
+    _, slopes, scale, active = ops.linear_softmax_loss(*detached)
+    for needs_weight in (True, False):
+        arguments = (slopes, scale, detached[0], active, needs_weight)
+        torch.library.opcheck(torch.ops.torch_lsh.linear_softmax_loss_backward, arguments)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_the_fused_loss_of_non_finite_logits_is_as_in_pytorch(value, everywhere):
+    weight = torch.full((60, 1), value) if everywhere else torch.randn(60, 1)
+    weight[7] = value
+    x, labels = torch.ones(2, 1), torch.tensor([3, 9])
+    loss = ops.linear_softmax_loss(x, weight, None, torch.arange(60), None, labels[:, None], torch.ones(2, 1))[0]
+    expected = torch.nn.functional.cross_entropy(x @ weight.T, labels, reduction="none")
+    torch.testing.assert_close(loss, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({0: torch.randn(3, 4).bfloat16()}, "x has dtype BFloat16"),
+        ({1: torch.randn(12, 5)}, "weight has shape"),
+        ({2: torch.zeros(11)}, "bias has shape"),
+        ({3: torch.tensor([12])}, r"rows\[0\] is 12; wanted 0 to 11"),
+        ({4: torch.zeros(6)}, "log_weights has shape"),
+        ({5: torch.full((3, 2), 7)}, "positions holds 7; wanted at most 6"),
+        ({6: torch.ones(3, 1)}, "shares has shape"),
+    ],
+)
+def test_bad_arguments_of_the_fused_loss_are_named(change, message):
+    inputs = [argument.detach() for argument in layer_arguments(torch.float32, 3, 7, 4, 2)]
+    for i, value in change.items():
+        inputs[i] = value
+    with pytest.raises(RuntimeError, match=message):
+        ops.linear_softmax_loss(*inputs)

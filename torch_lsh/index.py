@@ -207,9 +207,11 @@ class LSHIndex:
             quantile = _BALANCED_NORM_QUANTILE if balanced else _NORM_QUANTILE
             self._norm = float(norms.nan_to_num_(0, 0, 0).kthvalue(1 + int(quantile * (self.num_rows - 1))).values)
         row_buckets = torch.empty(self.num_rows, self.num_tables, dtype=torch.int32)
+        ops.prefer_huge_pages(row_buckets)
         sketches = None
         if self.sketcher is not None:
             sketches = torch.empty(self.num_rows, self.sketcher.num_tables, dtype=torch.int32)
+            ops.prefer_huge_pages(sketches)
         for begin in blocks:
             some = slice(begin, begin + _BLOCK_ROWS)
             vectors = self._row_vectors(*_block(weight, bias, begin))

@@ -86,6 +86,31 @@ def _(table: Tensor, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return table.new_empty((rows.shape[0], *table.shape[1:]), dtype=dtype)
 
 
+def prefer_huge_pages(tensor: Tensor, move: bool = False) -> bool:
+    """Asks the system to keep a tensor of which rows are visited at random in huge pages.
+
+    With pages of 4 KiB nearly every row costs a miss in the TLB: the steps of a layer of some hundred MB take a fifth
+    longer. A hint: the values stay what they are. It is ignored by systems other than Linux, where
+    ``/sys/kernel/mm/transparent_hugepage/enabled`` says ``never``, and for tensors that are smaller than 8 MiB, on
+    other devices or not contiguous.
+
+    Args:
+        tensor: any.
+        move: for memory that has been written: move it there now, which takes some 2 seconds per GB. (Moving in place
+            needs Linux 6.1.)
+
+    Returns:
+        Whether the system took the hint.
+    """
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return False
+    taken: bool = _ops.prefer_huge_pages(tensor.detach(), move)
+    return taken
+
+
+_fake("prefer_huge_pages")(lambda tensor, move=False: False)
+
+
 class _Destination:
     """Where the gradient of some rows of a parameter goes."""
 
@@ -95,14 +120,19 @@ class _Destination:
         self.updater = updater(parameter) if parameter.requires_grad else None
         self.parameter = parameter if self.updater is not None else None
 
-    def deliver(self, rows: Tensor, values: Tensor) -> Tensor | None:
-        """The gradient of the parameter, or None where an optimizer took it; ``rows`` may repeat."""
+    def deliver(self, rows: Tensor, values: Tensor, unique: bool = False) -> Tensor | None:
+        """The gradient of the parameter, or None where an optimizer took it.
+
+        ``rows`` may repeat, unless ``unique`` says that they are strictly increasing.
+        """
         values = values.to(self.dtype)
         if self.updater is not None and self.parameter is not None:
             self.updater.update_in_backward(self.parameter, rows, values)
             return None
         if self.row_sparse:
-            return torch.sparse_coo_tensor(rows.unsqueeze(0), values, self.shape, check_invariants=False)
+            return torch.sparse_coo_tensor(
+                rows.unsqueeze(0), values, self.shape, is_coalesced=unique, check_invariants=False
+            )
         return values.new_zeros(self.shape).index_add_(0, rows, values)
 
 
@@ -285,7 +315,7 @@ def _sampled_dot_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor
     if not ctx.needs_input_grad[1]:
         return grad_x, None, None
     touched, sums = _ops.embedding_bag_backward(x, crow, col, values)
-    return grad_x, ctx.destination.deliver(touched, sums), None
+    return grad_x, ctx.destination.deliver(touched, sums, unique=True), None
 
 
 torch.library.register_autograd("torch_lsh::sampled_dot", _sampled_dot_backward, setup_context=_sampled_dot_setup)
@@ -374,7 +404,7 @@ def _embedding_bag_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None
     if ctx.needs_input_grad[3]:
         grad_values = _ops.embedding_bag_values_backward(grad, weight, crow, col)
     if ctx.needs_input_grad[0]:  # last: it may change the weight
-        grad_weight = ctx.destination.deliver(*_ops.embedding_bag_backward(grad, crow, col, values))
+        grad_weight = ctx.destination.deliver(*_ops.embedding_bag_backward(grad, crow, col, values), unique=True)
     return grad_weight, None, None, grad_values
 
 
@@ -511,7 +541,7 @@ def row_sparse_adagrad_(
     _count_change(parameter, squares)
 
 
-for _name in ("row_sparse_adam_", "row_sparse_sgd_", "row_sparse_adagrad_"):
+for _name in ("row_sparse_adam_", "row_sparse_sgd_", "row_sparse_adagrad_", "count_touches_"):
     _fake(_name)(lambda *arguments, **options: None)
 
 
@@ -1086,6 +1116,148 @@ def _softmax_loss_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None
 torch.library.register_autograd(
     "torch_lsh::sampled_softmax_loss", _softmax_loss_backward, setup_context=_softmax_loss_setup
 )
+
+
+def linear_softmax_loss(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    log_weights: Tensor | None,
+    positions: Tensor,
+    shares: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`sampled_softmax_loss` of the logits ``x @ weight[rows].T + bias[rows]``, and their gradient.
+
+    Not differentiable; :func:`active_rows_loss` is.
+
+    Args:
+        x: ``[B, in]`` float32 or float64, contiguous, as all arguments.
+        weight: ``[N, in]``.
+        bias: ``[N]`` or None.
+        rows: ``[A]`` int64.
+        log_weights: ``[A]`` or None: see :func:`sampled_softmax_loss`.
+        positions, shares: ``[B, P]``: see :func:`sampled_softmax_loss`.
+
+    Returns:
+        ``loss`` ``[B]``; ``slopes`` ``[A, B]`` and ``scale`` ``[B]``: the gradient of ``loss[b]`` by the logit of the
+        a-th row is ``slopes[a, b] * scale[b]``; ``active`` ``[A, in]``: ``weight[rows]``.
+    """
+    return _ops.linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares)
+
+
+@_fake("linear_softmax_loss")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    log_weights: Tensor | None,
+    positions: Tensor,
+    shares: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, count = x.shape[0], rows.shape[0]
+    return x.new_empty(batch), x.new_empty(count, batch), x.new_empty(batch), weight.new_empty(count, weight.shape[1])
+
+
+def linear_softmax_loss_backward(
+    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, needs_weight: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients that follow from ``slopes * factors``, that of the logits of :func:`linear_softmax_loss`.
+
+    Args:
+        slopes: ``[A, B]``: see there; float32 or float64, contiguous, as all arguments.
+        factors: ``[B]``: the gradient of the loss times ``scale``.
+        x, weight: as there.
+        needs_weight: whether the gradient of the weight is wanted.
+
+    Returns:
+        The gradients of ``x`` ``[B, in]``, of ``weight`` ``[A, in]`` (``[0, in]`` where not wanted) and of ``bias``
+        ``[A]``; and the sums of the positive gradients of each row's logits, ``[A]``.
+    """
+    return _ops.linear_softmax_loss_backward(slopes, factors, x, weight, needs_weight)
+
+
+@_fake("linear_softmax_loss_backward")
+def _(
+    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, needs_weight: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    count = slopes.shape[0]
+    return torch.empty_like(x), weight[: count * needs_weight].clone(), x.new_empty(count), x.new_empty(count)
+
+
+def active_rows_loss(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    log_weights: Tensor | None,
+    positions: Tensor,
+    shares: Tensor,
+    pushed_down: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Cross entropy of each sample over the active rows of a layer: what a training step of most models needs.
+
+    The same as :func:`gather_matmul` and :func:`sampled_softmax_loss` in turn, with each exponential taken once and no
+    gradient of the logits beside the logits. Differentiable (once) in ``x``, ``weight`` and ``bias`` (row-sparse as in
+    :func:`gather_rows`).
+
+    Args:
+        x: ``[B, in]`` float32 or float64.
+        weight: ``[N, in]`` of the same dtype.
+        bias: ``[N]`` or None.
+        rows: ``[A]`` int64, strictly increasing.
+        log_weights, positions, shares: see :func:`sampled_softmax_loss`; ``log_weights`` ``[A]`` or None.
+        pushed_down: called in the backward pass with the sums of the positive gradients of the logits, ``[A]``.
+
+    Returns:
+        ``[B]``.
+    """
+    loss: Tensor = _ActiveRowsLoss.apply(x, weight, bias, rows, log_weights, positions, shares, pushed_down)
+    return loss
+
+
+class _ActiveRowsLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: Tensor,
+        log_weights: Tensor | None,
+        positions: Tensor,
+        shares: Tensor,
+        pushed_down: Callable[[Tensor], None] | None,
+    ) -> Tensor:
+        x = x.contiguous()
+        loss, slopes, scale, active = _ops.linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares)
+        ctx.save_for_backward(x, active, rows, slopes, scale)
+        ctx.of_weight, ctx.of_bias = _Destination(weight), None if bias is None else _Destination(bias)
+        ctx.pushed_down = pushed_down
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, active, rows, slopes, scale = ctx.saved_tensors
+        of_weight, of_bias = ctx.of_weight, ctx.of_bias
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        factors = grads[0] * scale
+        in_backward = of_weight.updater is not None
+        grad_x, of_rows, of_offset, positive = _ops.linear_softmax_loss_backward(
+            slopes, factors, x, active, needs_weight and not in_backward
+        )
+        if ctx.pushed_down is not None:
+            ctx.pushed_down(positive)
+        grad_weight = grad_bias = None
+        if needs_bias:
+            grad_bias = of_bias.deliver(rows, of_offset, unique=True)
+        if needs_weight and in_backward:
+            of_weight.updater.update_in_backward(of_weight.parameter, rows, slopes, x * factors.unsqueeze(1))
+        elif needs_weight:
+            grad_weight = of_weight.deliver(rows, of_rows, unique=True)
+        return grad_x if needs_x else None, grad_weight, grad_bias, None, None, None, None, None
 
 
 def positive_sums(gradient: Tensor) -> Tensor:

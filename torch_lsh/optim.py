@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from . import ops, row_sparse
 
@@ -55,7 +56,8 @@ def row_sparse_gradient(gradient: Tensor) -> tuple[Tensor, Tensor]:
         gradient: sparse COO with one sparse dimension.
 
     Raises:
-        RuntimeError: ``gradient`` is not of that form, or a row is out of range.
+        RuntimeError: ``gradient`` is not of that form, or a row is out of range (of a coalesced gradient, the operators
+            check that).
     """
     if gradient.layout is not torch.sparse_coo or gradient.sparse_dim() != 1:
         form = f"{gradient.sparse_dim()} sparse dimensions" if gradient.layout is torch.sparse_coo else "no rows"
@@ -64,6 +66,8 @@ def row_sparse_gradient(gradient: Tensor) -> tuple[Tensor, Tensor]:
             "wanted a dense tensor or a sparse COO tensor with one sparse dimension"
         )
     rows, values = gradient._indices()[0].contiguous(), gradient._values().contiguous()
+    if gradient.is_coalesced():
+        return rows, values
     if len(rows) > 1 and not bool((rows[1:] > rows[:-1]).all()):
         width = values.shape[1:]
         rows, values = ops.coalesce_rows(rows, values.flatten(1) if len(width) > 1 else values)
@@ -83,7 +87,21 @@ def _zeros(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     size = parameter.numel() * dtype.itemsize
     memory = np.zeros(size + 63, np.uint8)
     start = -memory.ctypes.data % 64
-    return torch.from_numpy(memory[start : start + size]).view(dtype).view(parameter.shape)
+    zeros = torch.from_numpy(memory[start : start + size]).view(dtype).view(parameter.shape)
+    ops.prefer_huge_pages(zeros)
+    return zeros
+
+
+_on_huge_pages: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters that were moved, or did not need to be
+
+
+def _to_huge_pages(parameter: Tensor, state: dict[str, Any]) -> None:
+    """Before the first step on some rows of a parameter: moves it, and state that was loaded."""
+    if parameter not in _on_huge_pages:
+        _on_huge_pages[parameter] = True
+        for tensor in (parameter, *state.values()):
+            if isinstance(tensor, Tensor):
+                ops.prefer_huge_pages(tensor, move=True)
 
 
 def _state_dtype(group: dict[str, Any], parameter: Tensor) -> torch.dtype:
@@ -181,6 +199,7 @@ class _RowSparseMixin(_Base):
             self._dense_step(others, [parameter for _, parameter, _, _ in own])
         with torch.no_grad():
             for group, parameter, rows, values in own:
+                _to_huge_pages(parameter, self.state[parameter])
                 version = parameter._version
                 self._step_rows(group, parameter, rows, _by_rows(values))
                 row_sparse.record_update(parameter, rows, version)
@@ -230,6 +249,7 @@ class _RowSparseMixin(_Base):
             gradient = torch.sparse_coo_tensor(rows.unsqueeze(0), values, parameter.shape, check_invariants=False)
             rows, values = row_sparse_gradient(gradient)
             values = _by_rows(values)
+        _to_huge_pages(parameter, self.state[parameter])
         version = parameter._version
         self._step_rows(group, parameter, rows, values, factor)
         row_sparse.record_update(parameter, rows, version)

@@ -519,6 +519,35 @@ def sampled_softmax_loss(
     return loss, log_z.detach()
 
 
+def linear_softmax_loss(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    log_weights: Tensor | None,
+    positions: Tensor,
+    shares: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    active = weight[rows]
+    logits = x @ active.T if bias is None else x @ active.T + bias[rows]
+    loss, _ = sampled_softmax_loss(logits, log_weights, positions, shares)
+    weighted = logits if log_weights is None else logits + log_weights
+    powers = (weighted - weighted.amax(1, keepdim=True)).exp()
+    total = powers.sum(1, keepdim=True)
+    present = shares.masked_fill(positions < 0, 0)
+    slopes = present.sum(1, keepdim=True) * powers
+    slopes = slopes.scatter_add(1, positions.clamp(min=0), -present * total)
+    return loss, slopes.T.contiguous(), 1 / total.squeeze(1), active
+
+
+def linear_softmax_loss_backward(
+    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, needs_weight: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gradient = slopes * factors
+    of_weight = gradient @ x if needs_weight else weight[:0]
+    return gradient.T @ weight, of_weight, gradient.sum(1), gradient.clamp(min=0).sum(1)
+
+
 def positive_sums(gradient: Tensor) -> Tensor:
     return gradient.clamp(min=0).sum(0)
 

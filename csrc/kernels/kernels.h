@@ -132,13 +132,15 @@ struct Kernels {
                                  const BFloat16* gradient, int64_t count, int64_t width,
                                  const AdagradStep& step);
 
-  // product.h: out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n] (bias may be null),
-  // where pack_panel made `panels` of b[k * b_row + n * b_col], rows begin to end - 1 of panel `number` at a
-  // time; a panel is [depth, panel_width].
+  // product.h: out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n] (bias may be null), or,
+  // if `add`, that sum on top of what is there, where pack_panel made `panels` of b[k * b_row + n * b_col],
+  // rows begin to end - 1 of panel `number` at a time; a panel is [depth, panel_width].
   void (*product_f32)(const float* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
-                      const float* panels, int64_t columns, const float* bias, float* out, int64_t stride);
+                      const float* panels, int64_t columns, const float* bias, bool add, float* out,
+                      int64_t stride);
   void (*product_f64)(const double* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
-                      const double* panels, int64_t columns, const double* bias, double* out, int64_t stride);
+                      const double* panels, int64_t columns, const double* bias, bool add, double* out,
+                      int64_t stride);
   void (*pack_panel_f32)(const float* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns,
                          int64_t number, int64_t begin, int64_t end, float* panels);
   void (*pack_panel_f64)(const double* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns,
@@ -184,7 +186,16 @@ struct Kernels {
   void (*scaled_softmax_f64)(const double* logits, const double* log_weights, int64_t count, double log_z,
                              double factor, double* out);
   // The same with the logits of a row for all samples next to each other: for logits [count, batch] the
-  // largest and the sum of exp of the differences to it per sample; and one row of the gradient.
+  // largest, and the sum of exp of the differences to it per sample; mass * exp(logits + log_weights -
+  // reference) in place and its sum without the mass; and one row of the gradient.
+  void (*column_maxima_f32)(const float* logits, const float* log_weights, int64_t count, int64_t batch,
+                            float* largest);
+  void (*column_maxima_f64)(const double* logits, const double* log_weights, int64_t count, int64_t batch,
+                            double* largest);
+  void (*column_exponentials_f32)(float* logits, const float* log_weights, int64_t count, int64_t batch,
+                                  const float* reference, const float* mass, float* sum);
+  void (*column_exponentials_f64)(double* logits, const double* log_weights, int64_t count, int64_t batch,
+                                  const double* reference, const double* mass, double* sum);
   void (*column_sums_f32)(const float* logits, const float* log_weights, int64_t count, int64_t batch,
                           float* largest, float* sum);
   void (*column_sums_f64)(const double* logits, const double* log_weights, int64_t count, int64_t batch,
@@ -193,6 +204,11 @@ struct Kernels {
                              const float* factor, float* out);
   void (*column_softmax_f64)(const double* logits, double log_weight, int64_t batch, const double* log_z,
                              const double* factor, double* out);
+  // sum of values * factors, and of its positive terms
+  void (*weighted_row_sums_f32)(const float* values, const float* factors, int64_t count, float* sum,
+                                float* positive);
+  void (*weighted_row_sums_f64)(const double* values, const double* factors, int64_t count, double* sum,
+                                double* positive);
   // sum of max(0, value)
   float (*positive_sum_f32)(const float* values, int64_t count);
   double (*positive_sum_f64)(const double* values, int64_t count);

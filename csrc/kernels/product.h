@@ -23,7 +23,8 @@ struct Simd {
 
 constexpr int64_t kPanelVectors = 2;
 constexpr int64_t kBlockDepth = 256;
-constexpr int64_t kPackAhead = 16;  // elements of a transposed operand are asked for so many steps ahead
+constexpr int64_t kGroupRows = 4 * TORCH_LSH_TILE_ROWS;  // rows of a transposed operand packed at a time
+constexpr int64_t kPackAhead = 16;                       // and asked for so many steps ahead
 
 template <typename T>
 constexpr int64_t kPanelWidth = kPanelVectors * Simd<T>::kWidth;
@@ -80,21 +81,6 @@ template <int64_t Rows, typename T>
 inline void product_rows(const T* a, int64_t a_row, int64_t a_col, int64_t block, const T* panels,
                          int64_t panel_size, int64_t columns, const T* bias, bool first, T* out,
                          int64_t stride) {
-  T packed[Rows * kBlockDepth];
-  if (a_col != 1) {  // elements that follow one another would be far apart, often in the same cache set
-    for (int64_t k = 0; k < block; ++k) {
-      __builtin_prefetch(a + (k + kPackAhead) * a_col);
-      __builtin_prefetch(a + (k + kPackAhead) * a_col + (Rows - 1) * a_row);
-      if (a_row == 1) {
-        __builtin_memcpy(packed + k * Rows, a + k * a_col, sizeof(T) * Rows);
-      } else {
-        for (int64_t r = 0; r < Rows; ++r) packed[k * Rows + r] = a[r * a_row + k * a_col];
-      }
-    }
-    a = packed;
-    a_row = 1;
-    a_col = Rows;
-  }
   for (int64_t c = 0; c < columns; c += kPanelWidth<T>, panels += panel_size) {
     if (c + kPanelWidth<T> <= columns) {
       product_tile<Rows>(a, a_row, a_col, block, panels, bias, first, out + c, stride);
@@ -104,22 +90,58 @@ inline void product_rows(const T* a, int64_t a_row, int64_t a_col, int64_t block
   }
 }
 
+// Calls run(first row, constant number of rows) for the tiles that `rows` rows are made of. Four rows are
+// enough to hide the latency of the sums.
+template <typename Run>
+inline void for_tiles(int64_t rows, const Run& run) {
+  int64_t r = 0;
+  for (; r + TORCH_LSH_TILE_ROWS <= rows; r += TORCH_LSH_TILE_ROWS)
+    run.template operator()<TORCH_LSH_TILE_ROWS>(r);
+  for (; r + 4 <= rows; r += 4) run.template operator()<4>(r);
+  for (; r < rows; ++r) run.template operator()<1>(r);
+}
+
+// A group of rows of a transposed operand, whose elements would else be far apart and often in the same cache
+// set: the tile that begins at row r is [block, rows of the tile] from packed + r * block.
+template <typename T>
+inline void pack_left(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t block, T* packed) {
+  for (int64_t k = 0; k < block; ++k) {
+    const T* const from = a + k * a_col;
+    for (int64_t r = 0; r < rows; r += 64 / sizeof(T))
+      __builtin_prefetch(from + kPackAhead * a_col + r * a_row);
+    for_tiles(rows, [&]<int64_t Rows>(int64_t r) {
+      T* const to = packed + r * block + k * Rows;
+      if (a_row == 1) {
+        __builtin_memcpy(to, from + r, sizeof(T) * Rows);
+      } else {
+        for (int64_t i = 0; i < Rows; ++i) to[i] = from[(r + i) * a_row];
+      }
+    });
+  }
+}
+
 // out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n] for `rows` rows and the columns of
-// `panels`, which pack_panel made of b; out has the given stride between rows. bias may be null.
+// `panels`, which pack_panel made of b; out has the given stride between rows. bias may be null. If `add`,
+// the sums go on top of what is there, without a bias.
 template <typename T>
 void product(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth, const T* panels,
-             int64_t columns, const T* bias, T* out, int64_t stride) {
+             int64_t columns, const T* bias, bool add, T* out, int64_t stride) {
+  T packed[kGroupRows * kBlockDepth];
   for (int64_t begin = 0; begin == 0 || begin < depth; begin += kBlockDepth) {
     const int64_t block = depth - begin < kBlockDepth ? depth - begin : kBlockDepth;
-    const auto tile = [&]<int64_t Rows>(int64_t r) {
-      product_rows<Rows>(a + r * a_row + begin * a_col, a_row, a_col, block, panels + begin * kPanelWidth<T>,
-                         depth * kPanelWidth<T>, columns, bias == nullptr ? nullptr : bias + r, begin == 0,
-                         out + r * stride, stride);
-    };
-    int64_t r = 0;
-    for (; r + TORCH_LSH_TILE_ROWS <= rows; r += TORCH_LSH_TILE_ROWS)
-      tile.template operator()<TORCH_LSH_TILE_ROWS>(r);
-    for (; r < rows; ++r) tile.template operator()<1>(r);
+    for (int64_t group = 0; group < rows; group += kGroupRows) {
+      const int64_t of_group = rows - group < kGroupRows ? rows - group : kGroupRows;
+      const T* const left = a + group * a_row + begin * a_col;
+      if (a_col != 1) pack_left(left, a_row, a_col, of_group, block, packed);
+      for_tiles(of_group, [&]<int64_t Rows>(int64_t r) {
+        const bool in_place = a_col == 1;
+        const int64_t row = group + r;
+        product_rows<Rows>(in_place ? left + r * a_row : packed + r * block, in_place ? a_row : 1,
+                           in_place ? 1 : Rows, block, panels + begin * kPanelWidth<T>,
+                           depth * kPanelWidth<T>, columns, bias == nullptr ? nullptr : bias + row,
+                           begin == 0 && !add, out + row * stride, stride);
+      });
+    }
   }
 }
 

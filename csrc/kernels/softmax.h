@@ -86,11 +86,10 @@ void scaled_softmax(const T* __restrict logits, const T* __restrict log_weights,
 }
 
 // For each of `batch` samples the largest of its logits + log_weights (-inf if there are none; NaN does not
-// count) and the sum of exp of their differences to it (to 0 where it is -inf). Logits are [count, batch];
-// log_weights [count] or null.
+// count). Logits are [count, batch]; log_weights [count] or null.
 template <typename T>
-void column_sums(const T* __restrict logits, const T* __restrict log_weights, int64_t count, int64_t batch,
-                 T* __restrict largest, T* __restrict sum) {
+void column_maxima(const T* __restrict logits, const T* __restrict log_weights, int64_t count, int64_t batch,
+                   T* __restrict largest) {
   for (int64_t b = 0; b < batch; ++b) largest[b] = -__builtin_inff();
   for (int64_t i = 0; i < count; ++i) {
     const T* __restrict row = logits + i * batch;
@@ -101,6 +100,13 @@ void column_sums(const T* __restrict logits, const T* __restrict log_weights, in
       largest[b] = z > largest[b] ? z : largest[b];
     }
   }
+}
+
+// The same, and the sum of exp of the differences to it (to 0 where it is -inf).
+template <typename T>
+void column_sums(const T* __restrict logits, const T* __restrict log_weights, int64_t count, int64_t batch,
+                 T* __restrict largest, T* __restrict sum) {
+  column_maxima(logits, log_weights, count, batch, largest);
   for (int64_t b = 0; b < batch; ++b) sum[b] = 0;
   for (int64_t i = 0; i < count; ++i) {
     const T* __restrict row = logits + i * batch;
@@ -111,6 +117,39 @@ void column_sums(const T* __restrict logits, const T* __restrict log_weights, in
       sum[b] += exponential(row[b] + weight - reference);
     }
   }
+}
+
+// logits = mass * exp(logits + log_weights - reference) in place, and the sum of these without the mass.
+// Logits are [count, batch]; log_weights [count] or null; the others [batch].
+template <typename T>
+void column_exponentials(T* __restrict logits, const T* __restrict log_weights, int64_t count, int64_t batch,
+                         const T* __restrict reference, const T* __restrict mass, T* __restrict sum) {
+  for (int64_t b = 0; b < batch; ++b) sum[b] = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    T* __restrict row = logits + i * batch;
+    const T weight = log_weights == nullptr ? T(0) : log_weights[i];
+#pragma omp simd
+    for (int64_t b = 0; b < batch; ++b) {
+      const T power = exponential(row[b] + weight - reference[b]);
+      sum[b] += power;
+      row[b] = mass[b] * power;
+    }
+  }
+}
+
+// The sum of values * factors, and that of its positive terms.
+template <typename T>
+void weighted_row_sums(const T* __restrict values, const T* __restrict factors, int64_t count,
+                       T* __restrict sum, T* __restrict positive) {
+  T all = 0, above = 0;
+#pragma omp simd reduction(+ : all, above)
+  for (int64_t i = 0; i < count; ++i) {
+    const T term = values[i] * factors[i];
+    all += term;
+    above += term > 0 ? term : T(0);
+  }
+  *sum = all;
+  *positive = above;
 }
 
 // out = factor * exp(logits + log_weight - log_z) of one active row for all samples

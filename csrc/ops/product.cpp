@@ -13,25 +13,44 @@ namespace {
 
 constexpr int64_t kTaskPanels = 8;  // with the depth of a block, 256 KB
 
+// Rows of a task. Each task reads all panels, so where there are few rows a thread gets one task.
+int64_t task_rows(int64_t rows) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t share = ((rows + threads - 1) / threads + 3) / 4 * 4;
+  return share > 256 ? kTaskRows : std::max<int64_t>(share, 16);
+}
+
+}  // namespace
+
 template <typename T>
-Tensor compute(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
+Tensor multiply(const Tensor& a, const Tensor& b, const T* bias) {
   const int64_t rows = a.size(0), columns = b.size(1), a_row = a.stride(0), a_col = a.stride(1);
   const PackedMatrix<T> right(b);
   Tensor out = torch::stable::empty({rows, columns}, a.scalar_type());
   const T* left = static_cast<const T*>(a.const_data_ptr());
-  const T* offset = bias.has_value() ? static_cast<const T*>(bias->const_data_ptr()) : nullptr;
   T* result = static_cast<T*>(out.mutable_data_ptr());
-  const int64_t row_tasks = (rows + kTaskRows - 1) / kTaskRows;
+  const int64_t of_task = task_rows(rows);
+  const int64_t row_tasks = (rows + of_task - 1) / of_task;
   const int64_t panel_tasks = (right.panels() + kTaskPanels - 1) / kTaskPanels;
   torch::stable::parallel_for(0, row_tasks * panel_tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t row = task / panel_tasks * kTaskRows;
-      right.multiply(left + row * a_row, a_row, a_col, std::min(kTaskRows, rows - row),
-                     task % panel_tasks * kTaskPanels, kTaskPanels,
-                     offset == nullptr ? nullptr : offset + row, result + row * columns, columns);
+      const int64_t row = task / panel_tasks * of_task;
+      right.multiply(left + row * a_row, a_row, a_col, std::min(of_task, rows - row),
+                     task % panel_tasks * kTaskPanels, kTaskPanels, bias == nullptr ? nullptr : bias + row,
+                     result + row * columns, columns);
     }
   });
   return out;
+}
+
+template Tensor multiply<float>(const Tensor&, const Tensor&, const float*);
+template Tensor multiply<double>(const Tensor&, const Tensor&, const double*);
+
+namespace {
+
+template <typename T>
+const T* pointer(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
 }
 
 Tensor product(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
@@ -47,7 +66,8 @@ Tensor product(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bi
     check_operand(*bias, "bias", 1, a.scalar_type());
     check_size(*bias, "bias", 0, a.size(0));
   }
-  return a.scalar_type() == ScalarType::Float ? compute<float>(a, b, bias) : compute<double>(a, b, bias);
+  return a.scalar_type() == ScalarType::Float ? multiply(a, b, pointer<float>(bias))
+                                              : multiply(a, b, pointer<double>(bias));
 }
 
 }  // namespace

@@ -4,7 +4,10 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "checks.h"
 #include "kernels/kernels.h"
@@ -13,57 +16,104 @@ namespace torch_lsh {
 
 constexpr int64_t kTaskRows = 48;  // of the left operand that a task takes: a multiple of every level's tile
 
+// Memory that a thread keeps from one operator to the next: given back to the system, it would cost page
+// faults at every step. Aligned to cache lines. A thread keeps as many pieces as it had at a time.
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes) {
+    if (!spare().empty()) {
+      memory_ = std::move(spare().back());
+      spare().pop_back();
+    }
+    if (memory_.size() < bytes + kLine) memory_ = std::vector<char>(bytes + kLine);
+  }
+  ~Workspace() {
+    if (memory_.size() <= kLargestKept) spare().push_back(std::move(memory_));
+  }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  void* data() {
+    return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory_.data()) + kLine - 1) / kLine * kLine);
+  }
+
+ private:
+  static constexpr size_t kLine = 64, kLargestKept = size_t{64} << 20;
+  static std::vector<std::vector<char>>& spare() {
+    thread_local std::vector<std::vector<char>> memory;
+    return memory;
+  }
+  std::vector<char> memory_;
+};
+
+template <typename T>
+struct ProductKernels {
+  void (*product)(const T*, int64_t, int64_t, int64_t, int64_t, const T*, int64_t, const T*, bool, T*,
+                  int64_t);
+  void (*pack_panel)(const T*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, T*);
+  int64_t panel_width;
+
+  int64_t panels(int64_t columns) const { return (columns + panel_width - 1) / panel_width; }
+  int64_t packed_size(int64_t depth, int64_t columns) const { return panels(columns) * panel_width * depth; }
+};
+
+template <typename T>
+ProductKernels<T> product_kernels() {
+  const Kernels& k = kernels();
+  if constexpr (std::is_same_v<T, float>) {
+    return {k.product_f32, k.pack_panel_f32, k.panel_width_f32};
+  } else {
+    return {k.product_f64, k.pack_panel_f64, k.panel_width_f64};
+  }
+}
+
 template <typename T>
 class PackedMatrix {
  public:
-  // b: [depth, columns] of T, of any strides. Threads share the packing.
-  explicit PackedMatrix(const Tensor& b) : depth_(b.size(0)), columns_(b.size(1)) {
-    const Kernels& k = kernels();
-    if constexpr (std::is_same_v<T, float>) {
-      product_ = k.product_f32;
-      pack_ = k.pack_panel_f32;
-      panel_width_ = k.panel_width_f32;
-    } else {
-      product_ = k.product_f64;
-      pack_ = k.pack_panel_f64;
-      panel_width_ = k.panel_width_f64;
-    }
-    storage_ = torch::stable::empty({panels(), depth_, panel_width_}, b.scalar_type());
-    T* packed = static_cast<T*>(storage_.mutable_data_ptr());
+  // b: [depth, columns] of T, of any strides; or [columns, depth] if transposed. Threads share the packing.
+  explicit PackedMatrix(const Tensor& b, bool transposed = false)
+      : kernels_(product_kernels<T>()),
+        depth_(b.size(transposed)),
+        columns_(b.size(!transposed)),
+        storage_(sizeof(T) * kernels_.packed_size(depth_, columns_)),
+        packed_(static_cast<T*>(storage_.data())) {
     const T* from = static_cast<const T*>(b.const_data_ptr());
-    const int64_t b_row = b.stride(0), b_col = b.stride(1);
+    const int64_t b_row = b.stride(transposed), b_col = b.stride(!transposed);
     const int64_t blocks = (depth_ + kPackRows - 1) / kPackRows;
     torch::stable::parallel_for(0, blocks * panels(), 1, [&](int64_t first, int64_t last) {
       for (int64_t task = first; task < last; ++task) {
         const int64_t begin = task / panels() * kPackRows;
-        pack_(from, b_row, b_col, depth_, columns_, task % panels(), begin,
-              std::min(begin + kPackRows, depth_), packed);
+        kernels_.pack_panel(from, b_row, b_col, depth_, columns_, task % panels(), begin,
+                            std::min(begin + kPackRows, depth_), packed_);
       }
     });
-    packed_ = packed;
   }
 
   int64_t columns() const { return columns_; }
-  int64_t panels() const { return (columns_ + panel_width_ - 1) / panel_width_; }
+  int64_t panels() const { return kernels_.panels(columns_); }
 
   // out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n] for `rows` rows and the columns of
   // some panels; out points to the first row and column 0 and has `stride` numbers between rows. bias may be
   // null.
   void multiply(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t first_panel,
                 int64_t num_panels, const T* bias, T* out, int64_t stride) const {
-    const int64_t column = first_panel * panel_width_;
-    product_(a, a_row, a_col, rows, depth_, packed_ + column * depth_,
-             std::min(num_panels * panel_width_, columns_ - column), bias, out + column, stride);
+    const int64_t column = first_panel * kernels_.panel_width;
+    kernels_.product(a, a_row, a_col, rows, depth_, packed_ + column * depth_,
+                     std::min(num_panels * kernels_.panel_width, columns_ - column), bias, false,
+                     out + column, stride);
   }
 
  private:
   static constexpr int64_t kPackRows = 256;
 
-  int64_t depth_, columns_, panel_width_ = 1;
-  void (*product_)(const T*, int64_t, int64_t, int64_t, int64_t, const T*, int64_t, const T*, T*, int64_t);
-  void (*pack_)(const T*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, T*);
-  Tensor storage_;
-  const T* packed_ = nullptr;
+  const ProductKernels<T> kernels_;
+  const int64_t depth_, columns_;
+  Workspace storage_;
+  T* const packed_;
 };
+
+// a @ b + bias of T, contiguous; a [M, K] and b [K, N] of any strides, bias [M] or null.
+template <typename T>
+Tensor multiply(const Tensor& a, const Tensor& b, const T* bias = nullptr);
 
 }  // namespace torch_lsh

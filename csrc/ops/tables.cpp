@@ -20,6 +20,7 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/huge_pages.h"
 #include "random.h"
 
 namespace torch_lsh {
@@ -138,6 +139,8 @@ std::tuple<Tensor, Tensor> build_tables(const Tensor& row_buckets, int64_t bucke
   check_buckets(bucket, row_buckets.numel(), num_buckets, "row_buckets");
   Tensor ids = torch::stable::empty({num_tables, num_buckets, bucket_size}, ScalarType::Int);
   Tensor counts = torch::stable::empty({num_tables, num_buckets}, ScalarType::Int);
+  prefer_huge_pages(ids.const_data_ptr(), ids.numel() * 4, false);
+  prefer_huge_pages(counts.const_data_ptr(), counts.numel() * 4, false);
   auto* id = ids.mutable_data_ptr<int32_t>();
   auto* count = counts.mutable_data_ptr<int32_t>();
   torch::stable::parallel_for(0, num_tables, 1, [&](int64_t begin, int64_t end) {

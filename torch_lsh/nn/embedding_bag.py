@@ -40,6 +40,10 @@ class EmbeddingBag(nn.EmbeddingBag):
     True
     """
 
+    def reset_parameters(self) -> None:
+        ops.prefer_huge_pages(self.weight)
+        super().reset_parameters()
+
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         if input.layout is torch.sparse_csr:
             return self._forward_csr(input, offsets, per_sample_weights)

@@ -6,6 +6,7 @@ import copy
 import math
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -99,6 +100,10 @@ class LSHLinear(nn.Linear):
     ) -> None:
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self._set_up(config)
+
+    def reset_parameters(self) -> None:
+        ops.prefer_huge_pages(self.weight)
+        super().reset_parameters()
 
     def _set_up(self, config: LSHConfig | None) -> None:
         if config is not None and not isinstance(config, LSHConfig):
@@ -490,29 +495,20 @@ class LSHLinear(nn.Linear):
             self._label_counts.add(labels)
         return self._label_counts
 
-    def carry_hardest_rows(self, logits: Tensor, active: ActiveSet, corrected: bool) -> None:
-        """Keeps the hardest rows of an active set for the next draw, once its logits ``[B, A]`` have a gradient."""
-        count = self._rows_to_carry(active)
-        if count == 0 or not logits.requires_grad:
-            return
-
-        def keep(gradient: Tensor) -> None:
-            self._carried = hardest_rows(gradient, active, count, corrected)
-
-        logits.register_hook(keep)
-
-    def carry_largest_rows(self, values: Tensor, active: ActiveSet) -> None:
-        """Keeps the rows with the largest sums of positive values ``[B, A]`` for the next draw."""
-        count = self._rows_to_carry(active)
-        if count > 0:
-            values = values.to(torch.promote_types(values.dtype, torch.float32))
-            values = values if values.mT.is_contiguous() else values.contiguous()
-            self._carried = hardest_rows(values, active, count, corrected=False)
-
-    def _rows_to_carry(self, active: ActiveSet) -> int:
+    def keeper_of_hardest_rows(self, active: ActiveSet, corrected: bool) -> Callable[[Tensor], None] | None:
+        """What is to be called with the sums of the positive gradients of an active set's logits ``[A]``, to keep the
+        hardest rows for the next draw; None where none are kept.
+        """
         if active.per_sample or not needs_index(self.config, self.out_features):
-            return 0
-        return math.ceil(self.config.carry * self.config.active_rows(self.out_features))
+            return None
+        count = math.ceil(self.config.carry * self.config.active_rows(self.out_features))
+        if count == 0:
+            return None
+
+        def keep(pushed_down: Tensor) -> None:
+            self._carried = hardest_rows(pushed_down, active, count, corrected)
+
+        return keep
 
     @timed("logits")
     def active_logits(self, x: Tensor, rows: Tensor) -> Tensor:

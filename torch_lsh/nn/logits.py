@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from .. import ops
 from ..sampling import ActiveSet
 from . import losses
 
@@ -68,8 +69,22 @@ class _Recipe:
         logits = self.layer.active_logits(x, active.rows).to(_accurate(self.dtype))
         if not (isinstance(self.scale, float) and self.scale == 1.0):
             logits = logits * self.scale
-        self.layer.carry_hardest_rows(logits, active, corrected)
+        keep = self.layer.keeper_of_hardest_rows(active, corrected)
+        if keep is not None and logits.requires_grad:
+            logits.register_hook(lambda gradient: keep(ops.positive_sums(gradient)))
         return logits
+
+    def in_one_step(self, active: ActiveSet) -> bool:
+        """Whether :func:`losses.active_rows_cross_entropy` computes what :meth:`sampled` and a loss would."""
+        dtype = self.layer.weight.dtype
+        return (
+            not active.per_sample
+            and (active.inclusion is None or active.inclusion.dim() == 1)
+            and isinstance(self.scale, float)
+            and self.scale == 1.0
+            and dtype is not torch.bfloat16
+            and dtype is self.dtype is self.input.dtype
+        )
 
 
 def _accurate(dtype: torch.dtype) -> torch.dtype:
@@ -524,15 +539,28 @@ def _cross_entropy(
         active = layer.draw_active_rows(x.detach(), parsed.labels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached):
             corrected = _is_corrected(recipe, parsed.several)
-            loss = losses.sampled_cross_entropy(
-                recipe.sampled(x, active, corrected),
-                active,
-                parsed,
-                corrected=corrected,
-                class_weight=weight,
-                label_smoothing=label_smoothing,
-                reduction=reduction,
-            )
+            if label_smoothing == 0 and recipe.in_one_step(active):
+                loss = losses.active_rows_cross_entropy(
+                    x,
+                    layer.weight,
+                    layer.bias,
+                    active,
+                    parsed,
+                    corrected=corrected,
+                    class_weight=weight,
+                    reduction=reduction,
+                    pushed_down=layer.keeper_of_hardest_rows(active, corrected),
+                )
+            else:
+                loss = losses.sampled_cross_entropy(
+                    recipe.sampled(x, active, corrected),
+                    active,
+                    parsed,
+                    corrected=corrected,
+                    class_weight=weight,
+                    label_smoothing=label_smoothing,
+                    reduction=reduction,
+                )
     elif _dense_if_differentiated(logits):
         everything = torch.arange(layer.out_features)
         active = ActiveSet(

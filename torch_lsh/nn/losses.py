@@ -7,7 +7,7 @@ target distribution.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +92,10 @@ def as_target(
             f"target has shape {tuple(target.shape)}; wanted {tuple(batch_shape)}, "
             f"or {(*batch_shape, 'P')} with several labels per sample, padded with {ignore_index}"
         )
+    if not 0 <= ignore_index < num_classes and (labels.numel() == 0 or int(labels.min()) >= 0):
+        _check_labels(labels, num_classes)
+        shares = torch.full(labels.shape, 1 / max(1, labels.shape[1]), dtype=dtype)
+        return Target(labels, shares, probabilities=False)
     ignored = labels == ignore_index
     if bool(((labels < 0) & ~ignored).any()):
         raise IndexError(
@@ -137,6 +141,35 @@ def _smoothed(loss: Tensor, smooth: Tensor, target: Target, smoothing: float) ->
     return (1 - smoothing) * loss + smoothing * smooth
 
 
+def _class_weighted(target: Target, class_weight: Tensor | None) -> Tensor:
+    if class_weight is None:
+        return target.shares
+    return target.shares * class_weight[target.labels.clamp(min=0)]
+
+
+def active_rows_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    active: ActiveSet,
+    target: Target,
+    *,
+    corrected: bool,
+    class_weight: Tensor | None = None,
+    reduction: str = "mean",
+    pushed_down: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """:func:`sampled_cross_entropy` of a layer's logits, fused with the layer; without label smoothing.
+
+    Args as there, with the layer's input ``x`` ``[B, in]``, its ``weight`` and ``bias``, an active set that the batch
+    shares, and ``pushed_down`` as in :func:`torch_lsh.ops.active_rows_loss`.
+    """
+    log_weights = active.weights().to(x.dtype).log() if corrected else None
+    shares = _class_weighted(target, class_weight)
+    loss = ops.active_rows_loss(x, weight, bias, active.rows, log_weights, active.positions, shares, pushed_down)
+    return _reduce_cross_entropy(loss, shares.sum(1), target, reduction)
+
+
 def sampled_cross_entropy(
     logits: Tensor,
     active: ActiveSet,
@@ -164,9 +197,7 @@ def sampled_cross_entropy(
         log_weights = active.weights().to(logits.dtype).log()
     elif active.per_sample:
         log_weights = torch.zeros_like(logits).masked_fill_(~active.present, -math.inf)
-    shares = target.shares
-    if class_weight is not None:
-        shares = shares * class_weight[target.labels.clamp(min=0)]
+    shares = _class_weighted(target, class_weight)
     if active.per_sample or (log_weights is not None and log_weights.dim() == 2):
         logits = logits.contiguous()
     loss, _ = ops.sampled_softmax_loss(logits, log_weights, active.positions, shares)
@@ -254,9 +285,7 @@ def exact_cross_entropy(
             stop = start + logits.shape[1]
             total += logits.sum(1) if class_weight is None else logits @ class_weight[start:stop].to(dtype)
     log_z = log_z.masked_fill(log_z == math.inf, math.nan)  # as in PyTorch's loss
-    shares = target.shares
-    if class_weight is not None:
-        shares = shares * class_weight[target.labels.clamp(min=0)]
+    shares = _class_weighted(target, class_weight)
     # Not a product with the share 0 of padding, which would let the NaN of an ignored sample through.
     loss = (shares * (log_z.unsqueeze(1) - at_labels)).masked_fill(target.labels < 0, 0).sum(1)
     if label_smoothing > 0:

@@ -1,0 +1,29 @@
+// count_touches_: how often the rows of a parameter were updated since they were last hashed. One thread: a
+// few thousand bytes in the cache are counted before another thread is awake.
+#include <torch/csrc/stable/library.h>
+
+#include "checks.h"
+
+namespace torch_lsh {
+namespace {
+
+void count_touches_(Tensor touches, const Tensor& rows) {
+  check_operand(touches, "touches", 1, ScalarType::Byte);
+  check_operand(rows, "rows", 1, ScalarType::Long);
+  const auto* row = rows.const_data_ptr<int64_t>();
+  check_rows_in_range(row, rows.numel(), touches.numel(), "rows");
+  auto* count = touches.mutable_data_ptr<uint8_t>();
+  constexpr int64_t kAhead = 16;
+  for (int64_t i = 0; i < rows.numel(); ++i) {
+    if (i + kAhead < rows.numel()) __builtin_prefetch(count + row[i + kAhead], 1);
+    count[row[i]] += count[row[i]] < 255;
+  }
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
+  m.impl("count_touches_", TORCH_BOX(&count_touches_));
+}
+
+}  // namespace torch_lsh
