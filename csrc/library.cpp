@@ -46,6 +46,8 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "draw_rows(Tensor labels, Tensor? order, Tensor cumulative, int active, int seed, bool per_sample) -> "
       "(Tensor rows, Tensor is_random, Tensor positions, Tensor inclusion)");
 
+  m.def("largest_rows(Tensor values, Tensor rows, int count) -> Tensor");
+
   // hashing
   m.def("simhash_codes(Tensor x, Tensor projections, int hashes_per_table) -> Tensor");
   m.def(

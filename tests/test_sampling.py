@@ -258,3 +258,24 @@ def test_nothing_is_carried_where_it_is_not_wanted():
         layer = LSHLinear(D, 2_000, config=config)
         F.cross_entropy(layer(x), y).backward()
         assert layer.sampler_state()["carried"] is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 5000])
+@pytest.mark.parametrize("count", [0, 1, 3000, 9000])
+def test_largest_rows_equals_reference(size, count):
+    values = torch.randn(size).mul(10).round() / 7  # many equal ones
+    rows = torch.randperm(10_000)[:size]
+    if size > 6:
+        values[2], values[3], values[4], values[5] = torch.inf, -torch.inf, -0.0, torch.nan
+    result = ops.largest_rows(values, rows, count)
+    assert torch.equal(result, reference.largest_rows(values, rows, count))
+    torch.library.opcheck(torch.ops.torch_lsh.largest_rows, (values, rows, count))
+
+
+def test_largest_rows_names_the_bad_argument():
+    with pytest.raises(RuntimeError, match="values has dtype Double"):
+        ops.largest_rows(torch.ones(3).double(), torch.arange(3), 1)
+    with pytest.raises(RuntimeError, match="rows has shape"):
+        ops.largest_rows(torch.ones(3), torch.arange(4), 1)
+    with pytest.raises(RuntimeError, match="count is -1"):
+        ops.largest_rows(torch.ones(3), torch.arange(3), -1)

@@ -203,7 +203,9 @@ class LSHIndex:
             sample = self._centered(_take(weight, sampled), None if bias is None else _take(bias, sampled))
             self._maps = Balance.fit(_second_moment(sample), _second_moment(self._with_one(queries)))
         if self.mips:
-            norms = torch.cat([self._centered(*_block(weight, bias, begin)).norm(dim=1) for begin in blocks])
+            norms = torch.empty(self.num_rows)
+            for begin in blocks:
+                norms[begin : begin + _BLOCK_ROWS] = self._centered(*_block(weight, bias, begin)).norm(dim=1)
             quantile = _BALANCED_NORM_QUANTILE if balanced else _NORM_QUANTILE
             self._norm = float(norms.nan_to_num_(0, 0, 0).kthvalue(1 + int(quantile * (self.num_rows - 1))).values)
         row_buckets = torch.empty(self.num_rows, self.num_tables, dtype=torch.int32)

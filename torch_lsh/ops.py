@@ -632,6 +632,28 @@ def _(
     )
 
 
+def largest_rows(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """The ``count`` rows with the largest values, largest first; the first in ``rows`` among equals, NaN above all.
+
+    Args:
+        values: ``[A]`` float32.
+        rows: ``[A]`` int64.
+        count: rows wanted, 0 or more.
+
+    Returns:
+        ``[min(count, A)]`` int64.
+
+    >>> largest_rows(torch.tensor([0.5, 2.0, 1.0]), torch.tensor([10, 20, 30]), 2)
+    tensor([20, 30])
+    """
+    return _ops.largest_rows(values, rows, count)
+
+
+@_fake("largest_rows")
+def _(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    return rows.new_empty(torch.sym_min(count, rows.shape[0]))
+
+
 # --- hashing --------------------------------------------------------------------------------------------------------
 
 

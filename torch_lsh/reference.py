@@ -552,6 +552,10 @@ def positive_sums(gradient: Tensor) -> Tensor:
     return gradient.clamp(min=0).sum(0)
 
 
+def largest_rows(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    return rows[values.argsort(descending=True, stable=True)[:count]]
+
+
 # --- inference ------------------------------------------------------------------------------------------------------
 
 

@@ -188,8 +188,7 @@ def hardest_rows(pushed_down: Tensor, active: ActiveSet, count: int, corrected: 
     """
     if corrected:
         pushed_down = pushed_down / active.weights()
-    order = (-pushed_down).numpy().argsort()[:count]  # much faster than the sort in topk
-    return active.rows[torch.from_numpy(order)]
+    return ops.largest_rows(pushed_down.float(), active.rows, count)
 
 
 def needs_index(config: LSHConfig, num_rows: int) -> bool:

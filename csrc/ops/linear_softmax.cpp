@@ -230,12 +230,10 @@ class LinearSoftmaxBackward {
         }
     });
     torch::stable::parallel_for(0, batch_, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b)
-        for (int64_t i = b * width_; i < (b + 1) * width_; ++i) {
-          T total = 0;
-          for (int64_t sum = 0; sum < sums; ++sum) total += partial[sum * size + i];
-          grad_x[i] = factors_[b] * total;
-        }
+      std::fill(grad_x + begin * width_, grad_x + end * width_, T(0));
+      for (int64_t sum = 0; sum < sums; ++sum)
+        for (int64_t i = begin * width_; i < end * width_; ++i) grad_x[i] += partial[sum * size + i];
+      for (int64_t i = begin * width_; i < end * width_; ++i) grad_x[i] *= factors_[i / width_];
     });
   }
 

@@ -37,17 +37,24 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def in_turn(systems: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Seconds of each call, the systems taking turns (A B C A B C ...), so that drift of the machine meets all."""
+def in_turn(
+    systems: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 2, calls: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each call, the systems taking turns (A B C A B C ...), so that drift of the machine meets all.
+
+    A turn has ``calls`` calls. More than one for what runs by itself in real use, or every call would start in caches
+    that the other systems filled.
+    """
     for run in systems.values():
         for _ in range(warm_up):
             run()
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     for _ in range(rounds):
         for name, run in systems.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+            for _ in range(calls):
+                start = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - start)
     return seconds
 
 

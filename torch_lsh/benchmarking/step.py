@@ -31,7 +31,7 @@ ALL_SYSTEMS = (
     LSHBFloat16,
     LSHBFloat16Weights,
 )
-_SAMPLED_STEPS = 100  # enough for some re-hashes to fall due
+_SAMPLED_TURNS, _STEPS_OF_A_TURN = 20, 10  # enough for some re-hashes to fall due
 
 
 def make_step(system: Any, rows: int, width: int, batch: int) -> Callable[[], Tensor]:
@@ -63,8 +63,8 @@ def compare_steps(
 ) -> list[dict[str, Any]]:
     """Times a step of each system in turn, prints a table and returns a record per system.
 
-    Sampled systems then take turns for 100 further steps by themselves, so that the means of the LSH layers include the
-    re-hashes that fall due, and none meets caches and page tables that the dense systems left.
+    Sampled systems then take turns of 10 steps, 200 in all, by themselves, so that the means of the LSH layers include
+    the re-hashes that fall due, and none meets caches and page tables that the dense systems left.
     """
     info = harness.machine(threads)
     print(info)
@@ -75,7 +75,7 @@ def compare_steps(
         steps[system.name] = make_step(system(nn.Linear(width, rows), 1e-3, active), rows, width, batch)
     seconds = harness.in_turn(steps, rounds)
     sampled = {system.name: steps[system.name] for system in systems if issubclass(system, (Uniform, LSH))}
-    seconds.update(harness.in_turn(sampled, _SAMPLED_STEPS))
+    seconds.update(harness.in_turn(sampled, _SAMPLED_TURNS, calls=_STEPS_OF_A_TURN))
     ours = statistics.median(seconds[LSH.name]) if LSH.name in seconds else float("nan")
     records: list[dict[str, Any]] = [
         {
