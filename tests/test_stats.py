@@ -190,7 +190,7 @@ def test_parts_are_timed_where_the_layer_is_watched():
     train(layer, optimizer, 4)
     layer.stats(torch.randn(20, D))  # its own look-ups do not count
     stats = layer.stats()
-    assert stats.calls == {"choosing": 4, "look-up": 4, "logits": 4, "re-hash": 2}
+    assert stats.calls == {"choosing": 4, "look-up": 4, "loss": 4, "re-hash": 2}
     assert all(milliseconds > 0 for milliseconds in stats.milliseconds.values())
     assert stats.recall is not None  # of the inputs of the last step
     assert stats.queries == 20

@@ -429,9 +429,9 @@ def simulate_steps(
         seconds.append((time.perf_counter() - start) * batch_size / len(x))
         if config.scope == "batch" and config.carry > 0:
             # The gradient of a softmax but for the labels.
-            probabilities = ops.gather_matmul(x, weight, bias, active.rows).T.float().softmax(0)
+            pushed_down = ops.gather_matmul(x, weight, bias, active.rows).T.float().softmax(0).sum(1)
             count = math.ceil(config.carry * config.active_rows(len(weight)))
-            carried = hardest_rows(probabilities.contiguous().T, active, count, corrected=False)
+            carried = hardest_rows(pushed_down, active, count, corrected=False)
         return active.rows, carried
 
     first: Tensor | None = None
@@ -563,8 +563,8 @@ class AutoTuner:
         if -self._steps % self.every >= _KEPT_STEPS:
             return False
         for name, layer in self._layers.items():
-            if layer._queries is not None:
-                self._inputs[name].append(layer._queries)
+            if layer._watched is not None:
+                self._inputs[name].append(layer._watched)
         if self._steps % self.every:
             return False
         tuned = [self._tune(name, layer) for name, layer in self._layers.items()]

@@ -71,8 +71,9 @@ class LayerStats:
         stale_rows: rows that changed since they were last hashed.
         rehashes, since_rehash: re-hashes so far, and training steps since the last one.
         index_bytes: of the tables and hash functions.
-        milliseconds: per call of each part ("look-up", "choosing" the rest of the active set, "logits" of the forward
-            pass, "re-hash"), where the layer is being watched; each without the parts within it.
+        milliseconds: per call of each part ("look-up", "choosing" the rest of the active set, "loss", of which "logits"
+            is a part of its own unless one operator computes both, "re-hash"), where the layer is being watched; each
+            without the parts within it.
         calls: how many that were.
     """
 

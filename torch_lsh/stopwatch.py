@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 
@@ -44,6 +44,14 @@ class Stopwatch:
 
     def reset(self) -> None:
         self._total.clear()
+
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+def part(stopwatch: Stopwatch | None, name: str) -> AbstractContextManager[None]:
+    """``stopwatch.part(name)``; without a stopwatch, nothing."""
+    return _NOTHING if stopwatch is None else stopwatch.part(name)
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])

@@ -86,7 +86,8 @@ class LSHLinear(nn.Linear):
     torch.Size([4, 5])
     """
 
-    stopwatch: Stopwatch | None = None
+    stopwatch: Stopwatch | None = None  # where the layer is being watched
+    _watched: Tensor | None = None  # inputs of the last step then
 
     def __init__(
         self,
@@ -352,8 +353,7 @@ class LSHLinear(nn.Linear):
         self.stopwatch = Stopwatch() if on else None
         if self._index is not None:
             self._index.stopwatch = self.stopwatch
-        if not on and not self.config.balance:
-            self._queries = None
+        self._watched = None
 
     @torch.no_grad()
     def stats(
@@ -390,8 +390,8 @@ class LSHLinear(nn.Linear):
                 raise ValueError(f"{name} is {number}; wanted at least 1")
         if k > self.out_features:
             raise ValueError(f"k is {k}; wanted 1 to {self.out_features}")
-        if inputs is None and self._queries is not None:
-            inputs = self._queries.to(self.weight.dtype)
+        if inputs is None and self._watched is not None:
+            inputs = self._watched.to(self.weight.dtype)
         config, measured = self.config, {}
         self._check_can_sample(self.weight if inputs is None else inputs)
         bias, index = self._bias_for_index(), None
@@ -456,7 +456,9 @@ class LSHLinear(nn.Linear):
     @timed("choosing")
     def draw_active_rows(self, x: Tensor, labels: Tensor) -> ActiveSet:
         """Draws the active set of ``x`` ``[B, in]`` and ``labels`` ``[B, P]`` (negative: none)."""
-        if self.config.balance or self.stopwatch is not None:
+        if self.stopwatch is not None:
+            self._watched = x[-_QUERIES_KEPT:].detach().clone()
+        if self.config.balance:
             self._queries = x[-_QUERIES_KEPT:].detach().clone()
         index = None
         if needs_index(self.config, self.out_features):
