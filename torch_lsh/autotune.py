@@ -196,6 +196,8 @@ def autotune(
         search = _Search(layer, x, target_recall, k, batch_size, seconds)
         search.run(families)
     best = search.best
+    if not search.has_time():
+        logger.warning("autotune: %.3g s were over after %d trials; more may find better", seconds, len(search.table))
     logger.info("autotune: %s, recall %.3f, %.2f ms a step", best.describe(), best.recall.mean, best.milliseconds)
     if apply:
         layer.reconfigure(best.config)
@@ -204,7 +206,7 @@ def autotune(
 
 def _families(hashes: Sequence[str] | None) -> list[str]:
     """Those that an LSHConfig takes."""
-    wanted = list(dict.fromkeys((*FAMILIES, "learned") if hashes is None else hashes))
+    wanted = list(dict.fromkeys(("learned", *FAMILIES) if hashes is None else hashes))
     known = [name for name in wanted if _config_or_none(LSHConfig(), hash=name) is not None]
     if not known or (hashes is not None and len(known) < len(wanted)):
         raise ValueError(f"hashes is {hashes!r}; wanted some of those that LSHConfig takes")
@@ -284,12 +286,15 @@ class _Search:
         bias = None if self.bias is None else self.bias[::stride].contiguous()
         best_rows = ops.linear_topk(self.measured, weight, bias, self.k)[1] if stride > 1 else self.best_rows
         found: dict[str, _Tables] = {}
-        # The balanced ones come first: they are seldom worse.
-        for changes, family in itertools.product((_BALANCED, {}), families):
-            config = _config_or_none(self.base, hash=family, **changes)
-            if config is not None and (self.has_time(0.3) or not found):
+        balanced = {family: _config_or_none(self.base, hash=family, **_BALANCED) for family in families}
+        plain = {family: replace(self.base, hash=family) for family in families}
+        # Balanced coordinates, where a family takes them, are seldom worse, so the others come last.
+        first = [balanced[family] or plain[family] for family in families]
+        last = [plain[family] for family in families if balanced[family] is not None]
+        for config in (*first, *last):
+            if self.has_time(0.3) or not found:
                 tables = self.look_up("families", config, weight, bias, best_rows)
-                found[family] = max(found.get(family, tables), tables, key=lambda one: one.recall)
+                found[config.hash] = max(found.get(config.hash, tables), tables, key=lambda one: one.recall)
         enough = _AS_GOOD * max(tables.recall for tables in found.values())
         # Of those that find about as much as the best, the quickest to build come first.
         ordered = sorted(
