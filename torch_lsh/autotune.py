@@ -305,10 +305,11 @@ class _Search:
     def compare_sizes(self, promising: list[LSHConfig]) -> list[_Tables]:
         """Of tables of all rows those that find most, and those that find most in a third of their time."""
         finalists: list[_Tables] = []
-        first, second = promising[0], promising[1:2]
-        for base, changes in ((first, {}), *((config, {}) for config in second), *((first, size) for size in _SIZES)):
-            config = _config_or_none(base, **changes)
-            if config is None or (finalists and not self.has_time(0.55, for_tables=config)):
+        best = promising[:2]
+        # Each size for the better family that takes it.
+        sized = [next(filter(None, (_config_or_none(base, **size) for base in best)), None) for size in _SIZES]
+        for config in (*best, *filter(None, sized)):
+            if finalists and not self.has_time(0.55, for_tables=config):
                 continue
             tables = self.look_up("sizes", config, self.weight, self.bias, self.best_rows)
             finalists = sorted([*finalists, tables], key=lambda tables: -tables.recall)
