@@ -8,7 +8,7 @@ from setuptools import setup
 
 MINIMUM_TORCH = (2, 10)  # first release whose stable ABI has parallel_for and typed data pointers
 INSTALL_TORCH = (
-    "torch_lsh needs PyTorch 2.10 or newer in this environment: run `pip install 'torch>=2.10' ninja` "
+    "torch_lsh needs PyTorch 2.11 or newer in this environment: run `pip install 'torch>=2.11' ninja` "
     "and then `pip install --no-build-isolation torch_lsh`"
 )
 
@@ -35,7 +35,7 @@ compile_args = [
     "-Wno-unused-parameter",
     "-Wno-unknown-pragmas",
     # Only the stable ABI of this release: the library built here loads in every later torch.
-    "-DTORCH_TARGET_VERSION=0x020a000000000000",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
 ]
 
 root = Path(__file__).parent

@@ -2,10 +2,11 @@
 
     python benchmarks/roofline.py --json out.jsonl
 
-The peaks are taken in the same run: floating-point operations per second of a large BLAS product, and bytes per second
-of a sum over an array far larger than the caches. The bound of an operator is the larger of its operations over the
-one and its bytes over the other, where bytes are those that it must move if every row comes from memory once. Rows are
-drawn anew for every call, so nothing that it reads is in the cache by accident.
+The peaks are taken in the same run: floating-point operations per second of a large product, by BLAS or by
+torch_lsh.ops.product, whichever is faster, and bytes per second of a sum over an array far larger than the caches. The
+bound of an operator is its operations over the one or its bytes over the other, whichever is given, where bytes are
+those that it must move if every row comes from memory once. Rows are drawn anew for every call, so nothing that it
+reads is in the cache by accident.
 
 Look-ups are bound by cache misses instead: a query touches a count and ``bucket_size / 16`` lines of ids per table and
 the codes of each row that it ranks; the bound is their number over the rate at which the machine serves independent
@@ -35,17 +36,24 @@ def median_seconds(run: Callable[[], Any]) -> float:
 def peak_flops(dtype: torch.dtype) -> float:
     a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
     out = torch.empty_like(a)
-    return 2 * 2048**3 / median_seconds(lambda: torch.mm(a, b, out=out))
+    seconds = median_seconds(lambda: torch.mm(a, b, out=out))
+    if dtype is torch.float32:
+        seconds = min(seconds, median_seconds(lambda: ops.product(a, b)))
+    return 2 * 2048**3 / seconds
 
 
 def peak_bandwidth() -> float:
-    array = torch.ones(1 << 27)
+    array = torch.empty(1 << 27)
+    ops.prefer_huge_pages(array)
+    array.fill_(1)
     return array.nbytes / median_seconds(array.sum)
 
 
 def random_lines(rows: int, count: int) -> float:
     """Independent random cache lines per second."""
-    table = torch.ones(rows, 16)
+    table = torch.empty(rows, 16)
+    ops.prefer_huge_pages(table)
+    table.fill_(1)
     return count / median_seconds(lambda: ops.gather_rows(table, torch.randint(rows, (count,))))
 
 
@@ -85,7 +93,10 @@ def main() -> None:
     def drawn() -> torch.Tensor:
         return torch.randperm(rows)[:active].sort().values
 
-    table, moments = torch.randn(rows, width), [torch.zeros(rows, width) for _ in range(2)]
+    table, *moments = (torch.empty(rows, width) for _ in range(3))
+    for tensor in (table, *moments):
+        ops.prefer_huge_pages(tensor)  # as layers and optimizers do
+        tensor.normal_().abs_()
     x = torch.randn(batch, width)
     draws = [drawn() for _ in range(ROUNDS + 2)]
     turn = iter([])
@@ -106,6 +117,12 @@ def main() -> None:
     gathered = median_seconds(lambda: ops.gather_matmul(x, table, None, rows_of_turn()))
     report("gather_matmul", gathered, work / flops, "operations")
     records[-1]["of_blas"] = product / gathered
+    positions, shares = torch.randint(active, (batch, 1)), torch.ones(batch, 1)
+    loss = median_seconds(lambda: ops.linear_softmax_loss(x, table, None, rows_of_turn(), None, positions, shares))
+    report("linear_softmax_loss", loss, work / flops, "operations")
+    _, slopes, scale, near = ops.linear_softmax_loss(x, table, None, draws[0], None, positions, shares)
+    backward = median_seconds(lambda: ops.linear_softmax_loss_backward(slopes, scale, x, near))
+    report("linear_softmax_loss_backward", backward, 2 * work / flops, "operations")
 
     report(
         "gather_rows",
@@ -122,7 +139,9 @@ def main() -> None:
         "bytes",
     )
     nonzeros = 75 * batch
-    weight = torch.randn(arguments.features, width)
+    weight = torch.empty(arguments.features, width)
+    ops.prefer_huge_pages(weight)
+    weight.normal_()
     crow = torch.arange(0, nonzeros + 1, 75)
     columns = [torch.randint(arguments.features, (nonzeros,)) for _ in range(ROUNDS + 2)]
     values, out = torch.rand(nonzeros), torch.randn(batch, width)

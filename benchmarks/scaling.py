@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--active", type=int, default=8192)
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=10, help="turns of ten steps each")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json")
     parser.add_argument("--plot")
@@ -46,7 +46,7 @@ def main() -> None:
         steps[str(rows)] = make_step(system, rows, arguments.width, arguments.batch)
         assert system.layer._index is not None
         records.append({"rows": rows, "build_s": build, "index_mb": system.layer._index.nbytes / 1e6})
-    for record, seconds in zip(records, harness.in_turn(steps, arguments.rounds).values()):
+    for record, seconds in zip(records, harness.in_turn(steps, arguments.rounds, calls=10).values()):
         record.update(harness.summary(seconds), benchmark="scaling", active=arguments.active, machine=info)
     smallest = records[0]["median_ms"]
     columns = ("rows", "median_ms", "mean_ms", "min_ms", "max_ms", "build_s", "index_mb")

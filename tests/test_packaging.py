@@ -54,7 +54,7 @@ def test_building_without_the_torch_it_needs_ends_with_one_sentence(tmp_path, re
     )
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
-    assert "pip install 'torch>=2.10'" in result.stderr
+    assert "pip install 'torch>=2.11'" in result.stderr
     assert reason in result.stderr
 
 

@@ -8,6 +8,6 @@ _found = sorted(Path(__file__).parent.glob("_C*.so")) + sorted(Path(__file__).pa
 if not _found:
     raise ImportError(
         "torch_lsh was not built: run `pip install --no-build-isolation -e .` in its source folder "
-        "(needs a C++ compiler, PyTorch 2.10 or newer, and ninja)"
+        "(needs a C++ compiler, PyTorch 2.11 or newer, and ninja)"
     )
 torch.ops.load_library(str(_found[0]))

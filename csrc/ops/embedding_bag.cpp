@@ -15,6 +15,7 @@
 #include "checks.h"
 #include "kernels/kernels.h"
 #include "ops/group_rows.h"
+#include "ops/memory_pool.h"
 
 namespace torch_lsh {
 namespace {
@@ -118,7 +119,7 @@ std::tuple<Tensor, Tensor> embedding_bag_backward(const Tensor& grad, const Tens
   std::vector<int64_t> samples(col.numel());
   permute<int64_t>(sample_of.data(), groups.order, samples.data());
   const int64_t unique = static_cast<int64_t>(groups.rows.size());
-  Tensor sums = torch::stable::empty({unique, grad.size(1)}, grad.scalar_type());
+  Tensor sums = pooled_tensor({unique, grad.size(1)}, grad.scalar_type());
   sum_runs(grad, groups.start.data(), unique, samples.data(),
            transposed.has_value() ? transposed->const_data_ptr() : nullptr, sums);
   return {as_tensor(groups.rows), sums};
@@ -170,7 +171,7 @@ std::tuple<Tensor, Tensor> coalesce_rows(const Tensor& rows, const Tensor& value
   RowGroups groups = group_rows(rows.const_data_ptr<int64_t>(), rows.numel());
   const int64_t unique = static_cast<int64_t>(groups.rows.size());
   Tensor sums = values.dim() == 1 ? torch::stable::empty({unique}, values.scalar_type())
-                                  : torch::stable::empty({unique, values.size(1)}, values.scalar_type());
+                                  : pooled_tensor({unique, values.size(1)}, values.scalar_type());
   sum_runs(values, groups.start.data(), unique, groups.order.data(), nullptr, sums);
   return {as_tensor(groups.rows), sums};
 }

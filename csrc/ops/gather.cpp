@@ -6,6 +6,7 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/memory_pool.h"
 
 namespace torch_lsh {
 namespace {
@@ -35,7 +36,7 @@ Tensor gather_rows(const Tensor& table, const Tensor& rows, std::optional<Scalar
   check_rows_in_range(rows.const_data_ptr<int64_t>(), rows.numel(), table.size(0), "rows");
   const ScalarType from = table.scalar_type(), to = dtype.value_or(from);
   Tensor out = table.dim() == 1 ? torch::stable::empty({rows.numel()}, to)
-                                : torch::stable::empty({rows.numel(), table.size(1)}, to);
+                                : pooled_tensor({rows.numel(), table.size(1)}, to);
   const Kernels& k = kernels();
   if (from == ScalarType::Float && to == ScalarType::Float) {
     gather(k.gather_f32_f32, table, rows, out);

@@ -1,9 +1,11 @@
 // Sorts row numbers and finds the runs of equal ones: the transpose of a batch's lists of rows.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <utility>
 #include <vector>
+
+#include "ops/radix_sort.h"
 
 namespace torch_lsh {
 
@@ -13,34 +15,33 @@ struct RowGroups {
   std::vector<int64_t> order;  // positions in the input, increasing within a group
 };
 
-// Stable least-significant-digit radix sort on as many bits as the largest row has.
-inline RowGroups group_rows(const int64_t* rows, int64_t count) {
-  constexpr int kBits = 11;
-  std::vector<std::pair<int64_t, int64_t>> entries(count), sorted(count);
-  int64_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    entries[i] = {rows[i], i};
-    largest = rows[i] > largest ? rows[i] : largest;
-  }
-  for (int shift = 0; shift < 63 && (largest >> shift) > 0; shift += kBits) {
-    int64_t offset[(1 << kBits) + 1] = {};
-    const auto digit = [shift](int64_t row) { return row >> shift & ((1 << kBits) - 1); };
-    for (const auto& entry : entries) ++offset[digit(entry.first) + 1];
-    for (int d = 0; d < (1 << kBits); ++d) offset[d + 1] += offset[d];
-    for (const auto& entry : entries) sorted[offset[digit(entry.first)]++] = entry;
-    entries.swap(sorted);
-  }
+template <typename Key>
+RowGroups group_keys(const int64_t* rows, int64_t count, int64_t largest) {
+  thread_local std::vector<KeyAndIndex<Key>> entries, spare;
+  entries.resize(count);
+  for (int64_t i = 0; i < count; ++i) entries[i] = {static_cast<Key>(rows[i]), static_cast<Key>(i)};
+  radix_sort(entries, spare, static_cast<Key>(largest));
   RowGroups groups;
   groups.order.resize(count);
+  groups.rows.reserve(count);
+  groups.start.reserve(count + 1);
   for (int64_t i = 0; i < count; ++i) {
-    if (i == 0 || entries[i].first != entries[i - 1].first) {
-      groups.rows.push_back(entries[i].first);
+    if (i == 0 || entries[i].key != entries[i - 1].key) {
+      groups.rows.push_back(static_cast<int64_t>(entries[i].key));
       groups.start.push_back(i);
     }
-    groups.order[i] = entries[i].second;
+    groups.order[i] = static_cast<int64_t>(entries[i].index);
   }
   groups.start.push_back(count);
   return groups;
+}
+
+// rows [count] are not negative.
+inline RowGroups group_rows(const int64_t* rows, int64_t count) {
+  int64_t largest = count;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, rows[i]);
+  return largest <= UINT32_MAX ? group_keys<uint32_t>(rows, count, largest)
+                               : group_keys<uint64_t>(rows, count, largest);
 }
 
 }  // namespace torch_lsh

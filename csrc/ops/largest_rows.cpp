@@ -4,34 +4,14 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <array>
-#include <utility>
 #include <vector>
 
 #include "checks.h"
+#include "ops/radix_sort.h"
 #include "ops/rank.h"
 
 namespace torch_lsh {
 namespace {
-
-struct Entry {
-  uint32_t key;  // smaller for larger values
-  uint32_t index;
-};
-
-// Three passes of 11 bits over the keys. Each keeps the order of equal digits.
-void sort_by_key(std::vector<Entry>& entries, std::vector<Entry>& other) {
-  constexpr int kBits = 11;
-  constexpr uint32_t kMask = (1u << kBits) - 1;
-  for (int shift = 0; shift < 32; shift += kBits) {
-    std::array<uint32_t, kMask + 1> start{};
-    for (const Entry& entry : entries) ++start[entry.key >> shift & kMask];
-    uint32_t position = 0;
-    for (uint32_t& count : start) position += std::exchange(count, position);
-    for (const Entry& entry : entries) other[start[entry.key >> shift & kMask]++] = entry;
-    entries.swap(other);
-  }
-}
 
 Tensor largest_rows(const Tensor& values, const Tensor& rows, int64_t count) {
   check_operand(values, "values", 1, ScalarType::Float);
@@ -40,13 +20,13 @@ Tensor largest_rows(const Tensor& values, const Tensor& rows, int64_t count) {
   const int64_t all = values.numel();
   TORCH_LSH_CHECK(count >= 0, "count is ", count, "; wanted 0 or more");
   TORCH_LSH_CHECK(all <= UINT32_MAX, "values has shape ", shape_of(values), "; wanted fewer than 2^32");
-  thread_local std::vector<Entry> entries, other;
+  thread_local std::vector<KeyAndIndex<uint32_t>> entries, spare;
   entries.resize(all);
-  other.resize(all);
   const auto* value = values.const_data_ptr<float>();
   for (int64_t i = 0; i < all; ++i)
+    // Smaller keys for larger values.
     entries[i] = {~static_cast<uint32_t>(key_of(value[i], 0) >> 32), static_cast<uint32_t>(i)};
-  sort_by_key(entries, other);
+  radix_sort(entries, spare, UINT32_MAX);
   const int64_t taken = std::min(count, all);
   Tensor out = torch::stable::empty({taken}, ScalarType::Long);
   const auto* row = rows.const_data_ptr<int64_t>();

@@ -176,9 +176,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, 
   for (int64_t i = 0; i < positions.numel(); ++i)
     TORCH_LSH_CHECK(position[i] < count, "positions holds ", position[i], "; wanted at most ", count - 1);
 
-  Tensor loss = torch::stable::empty({batch}, dtype), slopes = torch::stable::empty({count, batch}, dtype),
-         scale = torch::stable::empty({batch}, dtype),
-         active = torch::stable::empty({count, weight.size(1)}, dtype);
+  Tensor loss = torch::stable::empty({batch}, dtype), slopes = pooled_tensor({count, batch}, dtype),
+         scale = torch::stable::empty({batch}, dtype), active = pooled_tensor({count, weight.size(1)}, dtype);
   const auto run = [&]<typename T>(T) {
     LinearSoftmaxLoss<T>(x, weight, bias, rows, log_weights, positions, shares)
         .run(mutable_pointer<T>(loss), mutable_pointer<T>(slopes), mutable_pointer<T>(scale),
@@ -271,7 +270,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
   const int64_t width = x.size(1);
   Tensor grad_x = torch::stable::empty({batch, width}, dtype),
          scaled = torch::stable::empty({batch, width}, dtype),
-         grad_weight = torch::stable::empty({needs_weight ? count : 0, width}, dtype),
+         grad_weight = pooled_tensor({needs_weight ? count : 0, width}, dtype),
          grad_bias = torch::stable::empty({count}, dtype), positive = torch::stable::empty({count}, dtype);
   const auto run = [&]<typename T>(T) {
     const auto scale_rows = [&](const T* from, T* to) {

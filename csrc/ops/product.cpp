@@ -26,7 +26,7 @@ template <typename T>
 Tensor multiply(const Tensor& a, const Tensor& b, const T* bias) {
   const int64_t rows = a.size(0), columns = b.size(1), a_row = a.stride(0), a_col = a.stride(1);
   const PackedMatrix<T> right(b);
-  Tensor out = torch::stable::empty({rows, columns}, a.scalar_type());
+  Tensor out = pooled_tensor({rows, columns}, a.scalar_type());
   const T* left = static_cast<const T*>(a.const_data_ptr());
   T* result = static_cast<T*>(out.mutable_data_ptr());
   const int64_t of_task = task_rows(rows);

@@ -4,47 +4,15 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cstdint>
 #include <type_traits>
-#include <utility>
-#include <vector>
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/memory_pool.h"
 
 namespace torch_lsh {
 
 constexpr int64_t kTaskRows = 48;  // of the left operand that a task takes: a multiple of every level's tile
-
-// Memory that a thread keeps from one operator to the next: given back to the system, it would cost page
-// faults at every step. Aligned to cache lines. A thread keeps as many pieces as it had at a time.
-class Workspace {
- public:
-  explicit Workspace(size_t bytes) {
-    if (!spare().empty()) {
-      memory_ = std::move(spare().back());
-      spare().pop_back();
-    }
-    if (memory_.size() < bytes + kLine) memory_ = std::vector<char>(bytes + kLine);
-  }
-  ~Workspace() {
-    if (memory_.size() <= kLargestKept) spare().push_back(std::move(memory_));
-  }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-
-  void* data() {
-    return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory_.data()) + kLine - 1) / kLine * kLine);
-  }
-
- private:
-  static constexpr size_t kLine = 64, kLargestKept = size_t{64} << 20;
-  static std::vector<std::vector<char>>& spare() {
-    thread_local std::vector<std::vector<char>> memory;
-    return memory;
-  }
-  std::vector<char> memory_;
-};
 
 template <typename T>
 struct ProductKernels {

@@ -1,0 +1,157 @@
+"""What more cores would give a training step: measured with one and two threads, modelled for more.
+
+    python benchmarks/threads.py --memory-bandwidth 300
+
+The operators of a step are timed one by one, with one thread and with two; what the step takes beyond them (Python,
+autograd, dispatch) is serial. The model: an operator takes its time with one thread divided by the number of cores or
+of its tasks, whichever is smaller, but at least the bytes that it moves over the bandwidth of that many cores, which is
+their number times that of one core, up to the machine's. So it leaves out what threads cost each other (wake-ups,
+shared caches): the measured column beside it says how much that is here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_lsh import ops
+from torch_lsh.benchmarking import harness
+from torch_lsh.benchmarking.step import make_step
+from torch_lsh.benchmarking.systems import LSH
+
+CORES = (1, 2, 8, 32, 64)
+
+
+@dataclass
+class Part:
+    """An operator of the step: how many tasks it can be split into, and the bytes that it moves from memory."""
+
+    name: str
+    run: Callable[[], Any]
+    tasks: int
+    bytes: float
+
+
+def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
+    table, first, second = (torch.empty(rows, width) for _ in range(3))
+    for tensor in (table, first, second):
+        ops.prefer_huge_pages(tensor)
+        tensor.normal_().abs_()
+    layer = LSH(nn.Linear(width, rows), 1e-3, active).layer
+    x, positions, shares = torch.randn(batch, width), torch.randint(active, (batch, 1)), torch.ones(batch, 1)
+    layer.draw_active_rows(x, torch.randint(rows, (batch, 1)))
+    index = layer._index
+    assert index is not None
+
+    def drawn() -> torch.Tensor:
+        return torch.randint(rows, (active,)).sort().values.unique()
+
+    draws = [drawn() for _ in range(16)]
+    count = min(map(len, draws))
+    draws = [draw[:count] for draw in draws]
+    turn = [0]
+
+    def next_rows() -> torch.Tensor:
+        turn[0] += 1
+        return draws[turn[0] % len(draws)]
+
+    positions.clamp_(max=count - 1)
+    _, slopes, scale, near = ops.linear_softmax_loss(x, table, None, draws[0], None, positions, shares)
+    labels, candidates = torch.randint(rows, (batch, 1)), torch.randint(rows, (2, active // 2))
+    pushed, touches = torch.rand(count), torch.zeros(rows, dtype=torch.uint8)
+    row_bytes = 4.0 * width * active
+    lines = index.num_tables * (1 + index.bucket_size / 16) * 64
+    step = (1e-3, 0.9, 0.999, 1e-8, 0.0, 1.0, 1.0, False, False)
+    return [
+        Part("look-up of 8 samples", lambda: index.query(x[:8], active // 16), 8, 8 * lines),
+        Part(
+            "choice of rows",
+            lambda: ops.select_rows(labels, candidates, rows, active, active // 10, 0, False),
+            1,
+            0,
+        ),
+        Part(
+            "loss",
+            lambda: ops.linear_softmax_loss(x, table, None, next_rows(), None, positions, shares),
+            -(-active // 48),
+            row_bytes,
+        ),
+        Part(
+            "gradients",
+            lambda: ops.linear_softmax_loss_backward(slopes, scale, x, near),
+            -(-active // 512),
+            2 * row_bytes,
+        ),
+        Part("rows to carry over", lambda: ops.largest_rows(pushed, draws[0], count // 2), 1, 0),
+        Part(
+            "Adam",
+            lambda: ops.row_sparse_adam_(table, first, second, next_rows(), near, None, *step),
+            active // 32,
+            6 * row_bytes,
+        ),
+        Part("touched rows", lambda: torch.ops.torch_lsh.count_touches_(touches, next_rows()), 1, 0),
+    ]
+
+
+def seconds_of(run: Callable[[], Any], threads: int, calls: int = 30) -> float:
+    torch.set_num_threads(threads)
+    return statistics.median(harness.in_turn({"": run}, calls, warm_up=5)[""])
+
+
+def bandwidth_of(threads: int) -> float:
+    array = torch.empty(1 << 27)
+    ops.prefer_huge_pages(array)
+    array.fill_(1)
+    return array.nbytes / seconds_of(array.sum, threads, 7)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=670_091)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--active", type=int, default=8192)
+    parser.add_argument("--memory-bandwidth", type=float, default=300, help="GB/s of all cores of the modelled machine")
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    info = harness.machine()
+    here = min(2, os.cpu_count() or 1)
+    one_core = bandwidth_of(1)
+    print(info, f"bandwidth of one core {one_core / 1e9:.1f} GB/s", sep="\n")
+    sizes = (arguments.rows, arguments.width, arguments.batch, arguments.active)
+    torch.manual_seed(0)
+    rows, width, batch, active = sizes
+    step = make_step(LSH(nn.Linear(width, rows), 1e-3, active), rows, width, batch)
+    whole = {threads: seconds_of(step, threads, 100) for threads in {1, here}}
+    parts = parts_of(*sizes)
+    alone = {part.name: {threads: seconds_of(part.run, threads) for threads in {1, here}} for part in parts}
+    serial = max(0.0, whole[1] - sum(seconds[1] for seconds in alone.values()))
+
+    def modelled(part: Part, cores: int) -> float:
+        bandwidth = min(cores * one_core, max(one_core, arguments.memory_bandwidth * 1e9))
+        return max(alone[part.name][1] / min(cores, part.tasks), part.bytes / bandwidth)
+
+    records: list[dict[str, Any]] = []
+    for part in parts:
+        model = {str(cores): modelled(part, cores) * 1e3 for cores in CORES}
+        records.append({"part": part.name, "measured": alone[part.name][here] * 1e3, "model": model})
+    records.append({"part": "serial", "measured": serial * 1e3, "model": {str(c): serial * 1e3 for c in CORES}})
+    total = {str(c): sum(record["model"][str(c)] for record in records) for c in CORES}
+    records.append({"part": "step", "measured": whole[here] * 1e3, "model": total})
+    table = [[r["part"], r["measured"], *(r["model"][str(cores)] for cores in CORES)] for r in records]
+    print(harness.table(table, ("milliseconds", f"measured, {here}", *(f"model, {cores}" for cores in CORES))))
+    for cores in CORES[1:]:
+        largest = max(records[:-1], key=lambda record: record["model"][str(cores)])
+        print(f"{cores} cores: {total['1'] / total[str(cores)]:.1f} times one core; most of it: {largest['part']}")
+    harness.write_json([{"benchmark": "threads", "machine": info, **r} for r in records], arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+#include "ops/memory_pool.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <list>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "checks.h"
+#include "ops/huge_pages.h"
+
+namespace torch_lsh {
+namespace {
+
+constexpr size_t kLine = 64, kHugePage = size_t{2} << 20;
+constexpr size_t kMostKept = size_t{128} << 20;
+constexpr int64_t kSmallestPooled = int64_t{256} << 10;  // bytes of a tensor; malloc keeps less by itself
+
+int64_t size_of(ScalarType dtype) {
+  TORCH_LSH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
+                  "dtype is ", torch::headeronly::toString(dtype), "; wanted Float, Double or BFloat16");
+  return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+}
+
+// A multiple of an eighth of the power of two below: the same for numbers of rows that differ a little.
+size_t size_class(size_t bytes) {
+  size_t step = kLine;
+  while (16 * step <= bytes) step *= 2;
+  return (std::max<size_t>(bytes, 1) + step - 1) / step * step;
+}
+
+std::align_val_t alignment_of(size_t size) {
+  return std::align_val_t{size >= 4 * kHugePage ? kHugePage : kLine};
+}
+
+class Pool {
+ public:
+  void* take(size_t size) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      // The one that came last is the likeliest to be in the cache.
+      const auto found =
+          std::find_if(free_.rbegin(), free_.rend(), [&](const Block& block) { return block.size == size; });
+      if (found != free_.rend()) {
+        void* const memory = found->memory;
+        kept_ -= size;
+        free_.erase(std::next(found).base());
+        return memory;
+      }
+    }
+    void* const memory = ::operator new(size, alignment_of(size));
+    prefer_huge_pages(memory, static_cast<int64_t>(size), false);
+    return memory;
+  }
+
+  void give_back(void* memory, size_t size) {
+    std::vector<Block> superfluous;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      free_.push_back({memory, size});
+      kept_ += size;
+      while (kept_ > kMostKept) {
+        superfluous.push_back(free_.front());
+        kept_ -= free_.front().size;
+        free_.pop_front();
+      }
+    }
+    for (const Block& block : superfluous) ::operator delete(block.memory, alignment_of(block.size));
+  }
+
+ private:
+  struct Block {
+    void* memory;
+    size_t size;
+  };
+  std::mutex mutex_;
+  std::list<Block> free_;  // the one that has waited longest is at the front
+  size_t kept_ = 0;
+};
+
+Pool& pool() {
+  static Pool* const instance = new Pool;  // never destroyed: tensors may outlive everything
+  return *instance;
+}
+
+}  // namespace
+
+void* take_memory(size_t bytes) {
+  return pool().take(size_class(bytes));
+}
+
+void give_memory_back(void* memory, size_t bytes) {
+  pool().give_back(memory, size_class(bytes));
+}
+
+torch::stable::Tensor pooled_tensor(std::initializer_list<int64_t> sizes,
+                                    torch::headeronly::ScalarType dtype) {
+  int64_t bytes = size_of(dtype);
+  for (const int64_t size : sizes) bytes *= size;
+  if (bytes < kSmallestPooled) return torch::stable::empty(sizes, dtype);
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * sizes.begin()[d];
+  const auto size = static_cast<size_t>(bytes);
+  return torch::stable::from_blob(take_memory(size), sizes, strides,
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype,
+                                  [size](void* memory) { give_memory_back(memory, size); });
+}
+
+}  // namespace torch_lsh
