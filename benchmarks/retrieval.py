@@ -3,12 +3,12 @@
     python benchmarks/retrieval.py --layers yso-en citeulike-t --json out.jsonl --plot out.png
 
 Recall@k: the share of the true k highest-scoring rows among the rows that are returned, over some 1,500 queries (hidden
-activations of test rows; 512 others are the sample that LSHIndex.build may look at), by the share of the layer's rows
-that a query asks for. Beside it microseconds per query, in batches of 256 on one thread, and the same for uniform draws
-and the exact top-k. Layers are trained at the first use (benchmarks/trained_layers.py) and kept in a folder for
-temporary files. Settings are those of LSHIndex:
+activations of test rows; 512 others are the sample that an index may look at and learn from), by the share of the
+layer's rows that a query asks for. Beside it microseconds per query, in batches of 256 on one thread, and the same for
+uniform draws and the exact top-k. Layers are trained at the first use (benchmarks/trained_layers.py) and kept in a
+folder for temporary files. Settings are those of LSHIndex, or of LearnedIndex with hash=learned:
 
-    --settings 'hash=dwta' 'num_tables=100,probes=4,mips=True'
+    --settings 'hash=dwta' 'num_tables=100,probes=4,mips=True' 'hash=learned,probes=100'
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from trained_layers import TrainedLayer, trained_layer
 from torch_lsh import LSHConfig
 from torch_lsh.benchmarking import harness
 from torch_lsh.index import LSHIndex
+from torch_lsh.learned import LearnedIndex
 
 LAYERS = ("yso-en", "citeulike-t", "wikitext-2", "synthetic")
 KS = (1, 10, 100)
@@ -49,6 +50,7 @@ DEFAULT_SETTINGS = (
     "hash=simhash_hadamard,mips=True,balance=True,probes=4,sketch_bits=480",
     "hash=simhash_hadamard,mips=True,balance=True,probes=8,bucket_size=128,sketch_bits=480",
     "hash=simhash_hadamard,mips=True,balance=True,probes=16,bucket_size=256,hashes_per_table=8,sketch_bits=960",
+    "hash=learned",
     "selection=frequency",
     "bucket_policy=fifo",
 )
@@ -63,6 +65,14 @@ def settings_of(text: str) -> dict[str, Any]:
         word = value.isidentifier() and value not in ("True", "False", "None")
         settings[name] = value if word else ast.literal_eval(value)
     return settings
+
+
+def index_of(setting: str, num_rows: int, in_features: int) -> LSHIndex | LearnedIndex:
+    settings = settings_of(setting)
+    if settings["hash"] != "learned":
+        return LSHIndex(num_rows, in_features, **settings)
+    del settings["hash"], settings["mips"]
+    return LearnedIndex(num_rows, in_features, **settings)
 
 
 def top_rows(layer: TrainedLayer, k: int) -> Tensor:
@@ -104,7 +114,7 @@ def measure(name: str, layer: TrainedLayer, settings: Sequence[str], shares: Seq
             {"setting": "uniform", "share": share, "returned": wanted, "us": microseconds, **recall(found, best)}
         )
     for setting in settings:
-        index = LSHIndex(*layer.weight.shape, **settings_of(setting))
+        index = index_of(setting, *layer.weight.shape)
         start = time.perf_counter()
         index.build(layer.weight, layer.bias, sample)
         build = time.perf_counter() - start

@@ -112,6 +112,16 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
 
   m.def("sketch_candidates(Tensor x, Tensor codes, Tensor factors, int num_rows, int count) -> Tensor");
 
+  // partition
+  m.def("residual_codes(Tensor x, Tensor centers, Tensor buckets) -> (Tensor codes, Tensor factors)");
+  m.def(
+      "update_partition(Tensor(a!) codes, Tensor(b!) factors, Tensor(c!) ids, Tensor(d!) next, Tensor(e!) "
+      "heads, Tensor(f!) places, Tensor(g!) row_buckets, Tensor rows, Tensor buckets, Tensor row_codes, "
+      "Tensor row_factors) -> Tensor");
+  m.def(
+      "query_partition(Tensor x, Tensor scores, Tensor centers, Tensor codes, Tensor factors, Tensor ids, "
+      "Tensor next, Tensor heads, int max_candidates, int examined) -> Tensor");
+
   // data
   m.def(
       "parse_xmc(Tensor text, int num_features, int num_labels) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "

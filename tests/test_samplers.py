@@ -284,7 +284,7 @@ def test_layers_train_with_published_and_other_settings(config):
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
     index = layer._index
-    assert (index.probes, index.bucket_policy) == (config.probes, config.bucket_policy)
+    assert (index.probes, index.bucket_policy) == (config.probes or 1, config.bucket_policy)
     assert (index.selection, index.min_matches) == (config.selection_mode, config.min_matches)
 
 

@@ -109,6 +109,21 @@ def test_all_rows_active_find_everything():
     assert a_layer(active=1.0).stats(torch.randn(30, D)).recall == Estimate(1.0, 0.0)
 
 
+def test_learned_buckets_have_stats_too():
+    layer = a_layer(hash="learned")
+    layer.watch()
+    train(layer, torch_lsh.optim.Adam(layer.parameters(), lr=1e-2), 3)
+    stats = layer.stats(k=5)
+    assert stats.tables == 1
+    assert stats.overflowing == 0.0
+    assert stats.load_mean == pytest.approx(N / stats.buckets)
+    assert stats.calls["choosing"] == 3
+    assert stats.calls["look-up"] == 4  # and one that judged what was learned
+    assert 0 < stats.recall.mean <= 1
+    assert stats.stale_rows > 0
+    assert 0 <= layer.drift() < 1
+
+
 # --- tables and stale rows ---
 
 

@@ -49,10 +49,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         if not found:
             raise ValueError(f"--layer is {arguments.layer!r}; {arguments.model} has {', '.join(names)}")
     for name, layer, inputs in found:
-        if layer.config.balance and inputs is not None:
-            layer.sample(inputs)  # makes tables that know the inputs
-        else:
-            layer.rehash(full=True)
+        layer.rehash(full=True)
         stats = layer.stats(inputs, k=min(arguments.k, layer.out_features), queries=arguments.queries)
         if arguments.json:
             print(json.dumps({"layer": name, "k": stats.k, **stats.as_dict()}))
@@ -98,7 +95,12 @@ def _inspected(output: nn.Module, arguments: argparse.Namespace, inputs: Tensor 
 def _checked(name: str, layer: LSHLinear, inputs: Tensor | None) -> Inspected:
     if inputs is not None and (inputs.dim() != 2 or inputs.shape[1] != layer.in_features):
         raise ValueError(f"the inputs have shape {list(inputs.shape)}; {name} takes [n, {layer.in_features}]")
-    return Inspected(name, layer, None if inputs is None else inputs.to(layer.weight.dtype))
+    if inputs is not None:
+        known = inputs = inputs.to(layer.weight.dtype)
+        if layer.config.hash == "learned":  # what buckets learn from is not what they are judged by
+            known, inputs = inputs[::2], inputs[1::2]
+        layer._queries = known
+    return Inspected(name, layer, inputs)
 
 
 def _of_tensors(tensors: Any, inputs: Tensor | None, arguments: argparse.Namespace) -> list[Inspected]:

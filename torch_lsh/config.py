@@ -8,7 +8,7 @@ from typing import Any
 
 from .rehash import ExponentialBackoff, RehashPolicy
 
-HASHES = ("simhash", "simhash_hadamard", "srp_sparse", "cross_polytope", "dwta")
+HASHES = ("simhash", "simhash_hadamard", "srp_sparse", "cross_polytope", "dwta")  # whatever the rows
 SCOPES = ("batch", "sample")
 CORRECTIONS = ("auto", "stratified", "none")
 SAMPLERS = ("lsh", "uniform", "log_uniform", "frequency", "in_batch")
@@ -37,11 +37,15 @@ class LSHConfig:
     Attributes:
         hash: hash family: ``"simhash"`` (Gaussian projections), ``"simhash_hadamard"`` (the same by fast transforms),
             ``"srp_sparse"`` (sparse ±1 projections), ``"cross_polytope"`` or ``"dwta"`` (densified winner-take-all, the
-            family of SLIDE and BOLT).
+            family of SLIDE and BOLT). Or ``"learned"``: one table of ``2**K`` buckets that are learned from the rows
+            and from inputs of the latest steps, and learned anew where they find less than they did
+            (:class:`torch_lsh.learned.LearnedIndex`); ``num_tables``, ``bucket_size``, ``selection``, ``min_matches``,
+            ``sketch_bits``, ``bucket_policy``, ``insert_labels``, ``mips`` and ``balance`` are of the others.
         hashes_per_table: K, the hashes that make one code; None: from the layer's shape.
         num_tables: L; None: from the layer's shape.
         bucket_size: row ids that a bucket holds at most; None: from the layer's shape.
         probes: buckets that a query looks up in each table: its own, and those that a small move of it would lead to.
+            None: 1, or with "learned" from the layer's shape.
         selection: which rows in a query's buckets are taken: ``"ranked"``, those in most of them, ranked again by the
             bits of their codes; ``"frequency"``, those in most of them; ``"vanilla"``, what comes first; ``"auto"``:
             "ranked", but "frequency" with ``insert_labels``.
@@ -85,7 +89,7 @@ class LSHConfig:
     hashes_per_table: int | None = None
     num_tables: int | None = None
     bucket_size: int | None = None
-    probes: int = 1
+    probes: int | None = None
     selection: str = "auto"
     min_matches: int = 1
     sketch_bits: int = 0
@@ -104,7 +108,7 @@ class LSHConfig:
 
     def __post_init__(self) -> None:
         for name, value, wanted in (
-            ("hash", self.hash, HASHES),
+            ("hash", self.hash, (*HASHES, "learned")),
             ("scope", self.scope, SCOPES),
             ("correction", self.correction, CORRECTIONS),
             ("sampler", self.sampler, SAMPLERS),
@@ -119,10 +123,14 @@ class LSHConfig:
                 raise ValueError(f"{name} is {value!r}; wanted a positive int or None")
         for name in ("probes", "min_matches"):
             value = getattr(self, name)
+            if value is None and name == "probes":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; wanted a positive int")
         if isinstance(self.sketch_bits, bool) or not isinstance(self.sketch_bits, int) or self.sketch_bits < 0:
             raise ValueError(f"sketch_bits is {self.sketch_bits!r}; wanted an int, 0 or more")
+        if self.hash == "learned":
+            self._check_learned()
         if self.balance and not self.mips:
             raise ValueError("balance is True, which needs mips=True: it leaves rows of very different lengths")
         if self.sampler == "in_batch" and self.scope != "batch":
@@ -148,6 +156,23 @@ class LSHConfig:
                 raise ValueError(f"{name} is {share}; wanted 0 to 1")
         if not isinstance(self.rehash, RehashPolicy):
             raise ValueError(f"rehash is {self.rehash!r}; wanted an object with interval(rehashes) -> steps")
+
+    def _check_learned(self) -> None:
+        for name, wanted in (
+            ("num_tables", (None, 1)),
+            ("bucket_size", (None,)),
+            ("selection", ("auto", "ranked")),
+            ("min_matches", (1,)),
+            ("sketch_bits", (0,)),
+            ("bucket_policy", ("reservoir",)),
+            ("insert_labels", (False,)),
+            ("balance", (False,)),
+        ):
+            value = getattr(self, name)
+            if value not in wanted:
+                raise ValueError(
+                    f"{name} is {value!r}, which hash 'learned' has no use for; wanted {' or '.join(map(repr, wanted))}"
+                )
 
     def active_rows(self, out_features: int) -> int:
         """Active rows per step for a layer of ``out_features`` rows; more than the layer has means all of them."""

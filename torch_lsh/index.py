@@ -54,7 +54,7 @@ class LSHIndex:
             and at least 16.
         mips: see above.
         probes: buckets that a query looks up in each table: its own and those that a small move of it would lead to,
-            nearest first (query-directed multi-probe, Lv et al. 2007).
+            nearest first (query-directed multi-probe, Lv et al. 2007). None: 1.
         selection: which of the rows in these buckets a query returns: ``"ranked"``, see :meth:`query`; ``"frequency"``,
             those in most of the buckets; ``"vanilla"``, the first ones met, visiting no more buckets than needed.
         min_matches: leave out rows that are in fewer of a query's buckets. (SLIDE's three modes are "vanilla",
@@ -87,7 +87,7 @@ class LSHIndex:
         num_tables: int | None = None,
         bucket_size: int | None = None,
         mips: bool = True,
-        probes: int = 1,
+        probes: int | None = None,
         selection: str = "ranked",
         min_matches: int = 1,
         sketch_bits: int = 0,
@@ -101,6 +101,7 @@ class LSHIndex:
         ):
             if choice not in wanted:
                 raise ValueError(f"{name} is {choice!r}; wanted one of {', '.join(map(repr, wanted))}")
+        probes = 1 if probes is None else probes
         for name, number in (("probes", probes), ("min_matches", min_matches)):
             if number < 1:
                 raise ValueError(f"{name} is {number}; wanted at least 1")

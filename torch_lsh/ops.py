@@ -1380,6 +1380,133 @@ def _(x: Tensor, codes: Tensor, factors: Tensor, num_rows: int, count: int) -> T
     return x.new_empty((x.shape[0], count), dtype=torch.int64)
 
 
+def residual_codes(x: Tensor, centers: Tensor, buckets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sign codes of the differences ``v = x - centers[buckets]``; see :class:`torch_lsh.learned.LearnedIndex`.
+
+    Args:
+        x: ``[n, width]`` float32; ``width`` is a multiple of 8.
+        centers: ``[C, width]`` float32.
+        buckets: ``[n]`` int32, each in ``0 .. C - 1``.
+
+    Returns:
+        codes ``[n, width / 8]`` uint8: bit ``i`` of byte ``j`` is 1 where dimension ``8 * j + i`` is positive; factors
+        ``[n]`` float32: ``|v|^2 / sum(|v_i|)``, by which the product of a query with the signs is to be multiplied.
+
+    >>> residual_codes(torch.tensor([[1.0, -1.0, 1.0] + [0.0] * 5]), torch.zeros(1, 8), torch.tensor([0]).int())
+    (tensor([[5]], dtype=torch.uint8), tensor([1.]))
+    """
+    return _ops.residual_codes(x, centers, buckets)
+
+
+@_fake("residual_codes")
+def _(x: Tensor, centers: Tensor, buckets: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty((x.shape[0], x.shape[1] // 8), dtype=torch.uint8), x.new_empty(x.shape[0])
+
+
+def update_partition(
+    codes: Tensor,
+    factors: Tensor,
+    ids: Tensor,
+    next: Tensor,
+    heads: Tensor,
+    places: Tensor,
+    row_buckets: Tensor,
+    rows: Tensor,
+    buckets: Tensor,
+    row_codes: Tensor,
+    row_factors: Tensor,
+) -> Tensor:
+    """Puts rows into buckets, or moves them to others, and writes their sign codes. In place.
+
+    The rows of a bucket fill blocks of 64, which are a chain; all but the first block are full. The last row of the
+    first block takes the place of one that leaves.
+
+    Args:
+        codes: ``[blocks, width / 8, 64]`` uint8, as in :func:`sketch_candidates`; ``N // 64 + C`` blocks are enough.
+        factors: ``[blocks, 2, 64]`` bfloat16: 0 and -inf where there is no row.
+        ids: ``[blocks, 64]`` int32: row numbers; -1: none.
+        next: ``[blocks]`` int32: the next block of the chain; -1: none.
+        heads: ``[C + 1, 2]`` int32: the first block of each bucket (-1: none) and how many rows are in it; the last is
+            the chain of free blocks.
+        places: ``[N]`` int32: 64 * block + position of each row; -1: it is in no bucket yet.
+        row_buckets: ``[N]`` int32: the bucket of each row.
+        rows: ``[A]`` int64, unique.
+        buckets: ``[A]`` int32: where they belong.
+        row_codes: ``[A, width / 8]`` uint8, see :func:`residual_codes`.
+        row_factors: ``[A, 2]`` bfloat16: what the product of a query with the signs is multiplied with, and what is
+            added.
+
+    Returns:
+        How many rows moved: a scalar int64 tensor.
+    """
+    return _ops.update_partition(
+        codes, factors, ids, next, heads, places, row_buckets, rows, buckets, row_codes, row_factors
+    )
+
+
+@_fake("update_partition")
+def _(
+    codes: Tensor,
+    factors: Tensor,
+    ids: Tensor,
+    next: Tensor,
+    heads: Tensor,
+    places: Tensor,
+    row_buckets: Tensor,
+    rows: Tensor,
+    buckets: Tensor,
+    row_codes: Tensor,
+    row_factors: Tensor,
+) -> Tensor:
+    return rows.new_empty(())
+
+
+def query_partition(
+    x: Tensor,
+    scores: Tensor,
+    centers: Tensor,
+    codes: Tensor,
+    factors: Tensor,
+    ids: Tensor,
+    next: Tensor,
+    heads: Tensor,
+    max_candidates: int,
+    examined: int,
+) -> Tensor:
+    """The rows with the largest estimates ``x · center + factor * (x · signs) + addend`` in the best buckets.
+
+    Products with signs are rounded as in :func:`sketch_candidates`.
+
+    Args:
+        x: ``[B, width]`` float32, in the coordinates of the codes.
+        scores: ``[B, C]`` float32: buckets are visited in the order of these, largest first.
+        centers: ``[C, width]`` float32.
+        codes, factors, ids, next, heads: see :func:`update_partition`.
+        max_candidates: M, at least 1.
+        examined: no further bucket is visited once so many rows were compared.
+
+    Returns:
+        ``[B, M]`` int64, largest first (the lower row among equals), padded with -1.
+    """
+    return _ops.query_partition(x, scores, centers, codes, factors, ids, next, heads, max_candidates, examined)
+
+
+@_fake("query_partition")
+def _(
+    x: Tensor,
+    scores: Tensor,
+    centers: Tensor,
+    codes: Tensor,
+    factors: Tensor,
+    ids: Tensor,
+    next: Tensor,
+    heads: Tensor,
+    max_candidates: int,
+    examined: int,
+) -> Tensor:
+    return x.new_empty((x.shape[0], max_candidates), dtype=torch.int64)
+
+
 def _topk_result(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values = x.new_empty((x.shape[0], k), dtype=torch.promote_types(x.dtype, torch.float32))
     return values, x.new_empty((x.shape[0], k), dtype=torch.int64)

@@ -12,6 +12,7 @@ from torch import Tensor
 from . import ops
 from .config import LSHConfig
 from .index import LSHIndex
+from .learned import LearnedIndex
 from .popularity import LabelCounts, log_uniform
 
 _LOOKED_UP = 8  # samples of a batch that are looked up where rows are carried over; 4 to 16 reach the same precision
@@ -71,7 +72,7 @@ class ActiveSet:
 
 
 def choose_active_rows(
-    index: LSHIndex | None,
+    index: LSHIndex | LearnedIndex | None,
     x: Tensor,
     labels: Tensor,
     num_rows: int,
@@ -197,8 +198,16 @@ def needs_index(config: LSHConfig, num_rows: int) -> bool:
     return config.sampler == "lsh" and active < num_rows and config.random_rows(active) < active
 
 
-def make_index(config: LSHConfig, num_rows: int, in_features: int) -> LSHIndex:
+def make_index(config: LSHConfig, num_rows: int, in_features: int) -> LSHIndex | LearnedIndex:
     """The tables that a layer of that shape and configuration has; not built."""
+    if config.hash == "learned":
+        return LearnedIndex(
+            num_rows,
+            in_features,
+            hashes_per_table=config.hashes_per_table,
+            probes=config.probes,
+            seed=config.seed,
+        )
     return LSHIndex(
         num_rows,
         in_features,

@@ -12,6 +12,7 @@ from torch import Tensor
 from . import ops
 from .config import LSHConfig
 from .index import LSHIndex
+from .learned import LearnedIndex
 from .popularity import LabelCounts
 from .sampling import choose_active_rows
 
@@ -160,13 +161,13 @@ def _plus_minus(estimate: Estimate, digits: int) -> str:
     return f"{estimate.mean:,.{digits}f} ± {estimate.error:,.{digits}f}"
 
 
-def bucket_loads(index: LSHIndex) -> Tensor:
+def bucket_loads(index: LSHIndex | LearnedIndex) -> Tensor:
     """How many rows belong to each bucket, whether they fit or not: ``[L, buckets]`` int64."""
     row_buckets = index.state_dict()["row_buckets"].view(index.num_rows, -1)
     return torch.stack([torch.bincount(buckets, minlength=1 << index.bucket_bits) for buckets in row_buckets.T])
 
 
-def measure_tables(index: LSHIndex) -> dict[str, Any]:
+def measure_tables(index: LSHIndex | LearnedIndex) -> dict[str, Any]:
     """The fields of :class:`LayerStats` about the tables."""
     loads = bucket_loads(index)
     return {
@@ -177,13 +178,14 @@ def measure_tables(index: LSHIndex) -> dict[str, Any]:
         "load_mean": loads.double().mean().item(),
         "load_max": int(loads.max()),
         "empty": (loads == 0).double().mean().item(),
-        "overflowing": (loads > index.bucket_size).double().mean().item(),
+        # learned buckets hold all that belong to them
+        "overflowing": (loads > index.bucket_size).double().mean().item() if isinstance(index, LSHIndex) else 0.0,
         "index_bytes": index.nbytes,
     }
 
 
 def measure_recall(
-    index: LSHIndex | None,
+    index: LSHIndex | LearnedIndex | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,

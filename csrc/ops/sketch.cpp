@@ -3,6 +3,8 @@
 // Every row is looked at, but a row is width / 8 bytes: codes of a group of rows stay in the cache while all
 // queries go over them. Rows are split over threads, and each thread keeps a shortlist per query; the result
 // is a function of the scores alone.
+#include "ops/sketch.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -14,71 +16,11 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
-#include "rank.h"
 
 namespace torch_lsh {
 namespace {
 
 constexpr int64_t kGroup = 16;  // blocks whose scores are computed at a time: 4 KiB of scores
-
-// For each four dimensions the product of the query with each of the 16 codes, as whole numbers: what a sum
-// of entries stands for is step * sum + base.
-struct Tables {
-  std::vector<uint8_t> entries;
-  float step = 0, base = 0;
-
-  Tables(const float* x, int64_t width) : entries(width / 4 * 16) {
-    // Two entries add up in 8 bits, all of them in 16.
-    const float levels = static_cast<float>(std::min<int64_t>(127, UINT16_MAX / (width / 4)));
-    float widest = 0;
-    for (int64_t j = 0; j < width; j += 4) {
-      const float span = std::abs(x[j]) + std::abs(x[j + 1]) + std::abs(x[j + 2]) + std::abs(x[j + 3]);
-      base -= span;
-      widest = std::max(widest, 2 * span);
-    }
-    step = widest / levels;
-    if (!(step > 0 && std::isfinite(base))) {  // a query of zeros, or none that has an order
-      step = base = 0;
-      return;
-    }
-    for (int64_t j = 0; j < width; j += 4)
-      for (int64_t code = 0; code < 16; ++code) {
-        float product = 0;
-        for (int64_t i = 0; i < 4; ++i)
-          product += (code >> i & 1 ? x[j + i] : -x[j + i]) + std::abs(x[j + i]);
-        entries[j * 4 + code] = static_cast<uint8_t>(std::min(product / step + 0.5f, levels));
-      }
-  }
-};
-
-// The `count` best keys of a stream; a selection whenever as many again have come keeps the cost of a key
-// constant.
-class Shortlist {
- public:
-  explicit Shortlist(int64_t count) : count_(count) {}
-
-  void offer(float score, int64_t row) {
-    if (score <= threshold_) return;
-    keys_.push_back(key_of(score, row));
-    if (static_cast<int64_t>(keys_.size()) == 2 * count_) shrink();
-  }
-
-  float threshold() const { return threshold_; }
-
-  const std::vector<uint64_t>& keys() const { return keys_; }
-
- private:
-  void shrink() {
-    std::nth_element(keys_.begin(), keys_.begin() + count_ - 1, keys_.end(), std::greater<>());
-    keys_.resize(count_);
-    const float worst = value_of<float>(keys_.back());
-    threshold_ = worst != worst ? std::numeric_limits<float>::infinity() : worst;
-  }
-
-  int64_t count_;
-  float threshold_ = std::numeric_limits<float>::quiet_NaN();  // nothing is at most NaN
-  std::vector<uint64_t> keys_;
-};
 
 Tensor sketch_candidates(const Tensor& x, const Tensor& codes, const Tensor& factors, int64_t num_rows,
                          int64_t count) {
@@ -103,7 +45,7 @@ Tensor sketch_candidates(const Tensor& x, const Tensor& codes, const Tensor& fac
   const auto scan = kernels().topk_f32.scan;
   const int64_t vector = kernels().topk_f32.vector;
 
-  std::vector<Tables> tables;
+  std::vector<SignTables> tables;
   for (int64_t b = 0; b < batch; ++b) tables.emplace_back(x.const_data_ptr<float>() + b * width, width);
   const int64_t groups = (blocks + kGroup - 1) / kGroup;
   const int64_t num_parts = std::min<int64_t>(groups, torch::stable::get_num_threads());

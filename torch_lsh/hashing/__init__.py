@@ -3,6 +3,7 @@
 from .base import MAX_CODE_BITS, HashFamily
 from .cross_polytope import CrossPolytope
 from .dwta import DWTA
+from .learned import LearnedPartition
 from .minhash import MinHash
 from .simhash import HadamardSimHash, SimHash, SparseSignProjection
 
@@ -13,6 +14,7 @@ __all__ = [
     "CrossPolytope",
     "HadamardSimHash",
     "HashFamily",
+    "LearnedPartition",
     "MinHash",
     "SimHash",
     "SparseSignProjection",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import sys
 import warnings
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..config import LSHConfig
 from ..index import LSHIndex
+from ..learned import LearnedIndex
 from ..popularity import LabelCounts
 from ..rehash import rehash_if_due
 from ..row_sparse import ChangedRows, wants_row_sparse
@@ -27,7 +29,19 @@ from . import losses
 from .logits import SampledLogits
 
 _QUERIES_KEPT = 512  # inputs of a step that a rebuild of the tables may look at
+_QUERIES_LEARNED = 1024  # inputs of several steps that buckets are learned from,
+_QUERIES_TAKEN = 64  # so many of one step
+_STEPS_PER_QUERIES = 4  # of so many
 _CANDIDATES = 512  # rows that an approximate top k scores exactly
+
+_log = logging.getLogger("torch_lsh")
+
+
+def _is_judged(rehashes: int) -> bool:
+    """Whether a re-hash is followed by a measurement of the recall of learned buckets: it is the 2nd, 4th, 8th, 16th
+    and then every 16th. A measurement costs an exact product of some queries with all rows.
+    """
+    return rehashes % 16 == 0 or rehashes in (2, 4, 8)
 
 
 def _callers_level() -> int:
@@ -121,7 +135,7 @@ class LSHLinear(nn.Linear):
         self._forget_tables()
 
     def _forget_tables(self) -> None:
-        self._index: LSHIndex | None = None
+        self._index: LSHIndex | LearnedIndex | None = None
         self._changed: list[tuple[Tensor, ChangedRows]] = []
         self._sketch: RowSketch | None = None
         self._sketch_changed: list[tuple[Tensor, ChangedRows]] = []
@@ -365,7 +379,7 @@ class LSHLinear(nn.Linear):
         training step (without labels). Their exact rank costs a pass over all rows, so it is measured on a random
         sample of inputs: an unbiased estimate of the mean over all inputs, with its standard error
         (:func:`torch_lsh.stats.measure_recall`). The tables are taken as they are, stale rows and all; where there are
-        none yet, they are made for this call.
+        none yet, they are made for this call, and may know the inputs (``balance``, learned hashing).
 
         Args:
             inputs: ``[*, in_features]``: some hundreds that the layer meets in training, or such held out. None: those
@@ -394,7 +408,8 @@ class LSHLinear(nn.Linear):
             inputs = self._watched.to(self.weight.dtype)
         config, measured = self.config, {}
         self._check_can_sample(self.weight if inputs is None else inputs)
-        bias, index = self._bias_for_index(), None
+        bias = self._bias_for_index()
+        index: LSHIndex | LearnedIndex | None = None
         if needs_index(config, self.out_features):
             if self._index is not None:
                 index = copy.copy(self._index)
@@ -460,6 +475,8 @@ class LSHLinear(nn.Linear):
             self._watched = x[-_QUERIES_KEPT:].detach().clone()
         if self.config.balance:
             self._queries = x[-_QUERIES_KEPT:].detach().clone()
+        elif self.config.hash == "learned" and (self.training or self._queries is None):
+            self._keep_queries(x)
         index = None
         if needs_index(self.config, self.out_features):
             index = self._index_for_training() if self.training else self._synchronised_index()
@@ -477,6 +494,14 @@ class LSHLinear(nn.Linear):
         )
         self._draws += 1
         return active
+
+    def _keep_queries(self, x: Tensor) -> None:
+        """Adds some inputs to those that buckets are learned from, the latest last; seldom, as that copies them all."""
+        if self._queries is None:
+            self._queries = x.detach()[-_QUERIES_LEARNED:].clone()
+        elif self._draws % _STEPS_PER_QUERIES == 0 and len(x) > 0:
+            some = x.detach()[:: -(-len(x) // _QUERIES_TAKEN)]
+            self._queries = torch.cat([self._queries, some])[-_QUERIES_LEARNED:]
 
     def set_label_counts(self, counts: Tensor, samples: int | None = None) -> None:
         """Gives the samplers "frequency" and "in_batch" the label counts of the training data, in place of counting.
@@ -544,6 +569,18 @@ class LSHLinear(nn.Linear):
         rehashed = self._synchronise(full, touches)
         self._since_rehash = 0
         self._rehashes += 1
+        if not full and isinstance(self._index, LearnedIndex) and _is_judged(self._rehashes):
+            reason = self._index.outdated(self.weight.detach(), self._bias_for_index(), self._queries)
+            if reason is not None:
+                rehashed = self._build()
+                _log.info(
+                    "step %d: buckets of LSHLinear(%d, %d) were learned anew: %s; recall is now %.3f",
+                    self._draws,
+                    self.in_features,
+                    self.out_features,
+                    reason,
+                    self._index.learned_recall,
+                )
         return rehashed
 
     def drift(self, sample: int = 256, touches: int = 1, seed: int = 0) -> float:
@@ -589,23 +626,26 @@ class LSHLinear(nn.Linear):
         taken = [changed.take(touches) for _, changed in self._changed]
         self._trained = False
         if any(rows is None for rows in taken):
-            return self._build()
+            return self._build(learn=False)
         rows = torch.cat([rows for rows in taken if rows is not None]).unique()
         if len(rows) > 0:
             index.update(self.weight.detach(), self._bias_for_index(), rows)
         return len(rows)
 
-    def _build(self) -> int:
+    def _build(self, learn: bool = True) -> int:
         if self._index is None:
             self._index = make_index(self.config, self.out_features, self.in_features)
         self._index.stopwatch = self.stopwatch
-        self._index.build(self.weight.detach(), self._bias_for_index(), self._queries)
+        if isinstance(self._index, LearnedIndex) and self._index.is_built and not learn:
+            self._index.rehash(self.weight.detach(), self._bias_for_index())
+        else:
+            self._index.build(self.weight.detach(), self._bias_for_index(), self._queries)
         parameters = [parameter for parameter in (self.weight, self.bias) if parameter is not None]
         self._changed = [(parameter, ChangedRows(parameter)) for parameter in parameters]
         self._trained = False
         return self.out_features
 
-    def _synchronised_index(self) -> LSHIndex:
+    def _synchronised_index(self) -> LSHIndex | LearnedIndex:
         """The tables, exactly in step with the weights."""
         if self._index is None or not self._is_watched() or any(changed.any() for _, changed in self._changed):
             self._synchronise()
@@ -632,7 +672,7 @@ class LSHLinear(nn.Linear):
             self._sketch_changed = [(parameter, ChangedRows(parameter)) for parameter in parameters]
         return self._sketch
 
-    def _index_for_training(self) -> LSHIndex:
+    def _index_for_training(self) -> LSHIndex | LearnedIndex:
         """The tables, as fresh as the re-hash policy wants them."""
         if self._index is None or not self._is_watched() or self._was_edited():
             self._synchronise()

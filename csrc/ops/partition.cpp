@@ -1,0 +1,384 @@
+// residual_codes, update_partition, query_partition: sign codes of rows, kept bucket by bucket.
+//
+// Every row is in one of C buckets. The rows of a bucket fill blocks of kSketchRows, laid out as in
+// kernels/sketch.h, with their numbers in ids [blocks, kSketchRows] (-1: no row). The blocks of a bucket are
+// a chain: heads [C + 1, 2] has the first block of each (-1: none) and how many rows are in that, next
+// [blocks] the block after it; all but the first are full. The last of the heads is the chain of free blocks.
+// Of N / kSketchRows + C blocks there is always one free for a row that comes in. places [N] is block *
+// kSketchRows + position of each row (-1: not in yet), row_buckets [N] its bucket.
+//
+// One thread changes a partition, and one thread answers a query.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "checks.h"
+#include "kernels/kernels.h"
+#include "ops/sketch.h"
+
+namespace torch_lsh {
+namespace {
+
+constexpr int64_t kHalf = kSketchRows / 2;
+constexpr int64_t kLine = 64;  // bytes of a cache line
+constexpr int64_t kGrainRows = 256;
+constexpr float kRounding = 1e-6f;
+constexpr BFloat16 kZero{0}, kMinusInfinity{0xff80};
+
+std::tuple<Tensor, Tensor> residual_codes(const Tensor& x, const Tensor& centers, const Tensor& buckets) {
+  check_operand(x, "x", 2, ScalarType::Float);
+  check_operand(centers, "centers", 2, ScalarType::Float);
+  check_operand(buckets, "buckets", 1, ScalarType::Int);
+  const int64_t rows = x.size(0), width = x.size(1), bytes = width / 8;
+  TORCH_LSH_CHECK(width % 8 == 0, "x has shape ", shape_of(x), "; wanted a multiple of 8 columns");
+  check_size(centers, "centers", 1, width);
+  check_size(buckets, "buckets", 0, rows);
+  const auto* bucket = buckets.const_data_ptr<int32_t>();
+  for (int64_t i = 0; i < rows; ++i)
+    TORCH_LSH_CHECK(bucket[i] >= 0 && bucket[i] < centers.size(0), "buckets holds ", bucket[i],
+                    "; wanted 0 to ", centers.size(0) - 1);
+  Tensor codes = torch::stable::empty({rows, bytes}, ScalarType::Byte);
+  Tensor factors = torch::stable::empty({rows}, ScalarType::Float);
+  const auto* from = x.const_data_ptr<float>();
+  const auto* center = centers.const_data_ptr<float>();
+  auto* code = codes.mutable_data_ptr<uint8_t>();
+  auto* factor = factors.mutable_data_ptr<float>();
+  torch::stable::parallel_for(0, rows, kGrainRows, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float* const row = from + i * width;
+      const float* const around = center + bucket[i] * width;
+      float squares[8] = {}, lengths[8] = {};
+      for (int64_t j = 0; j < bytes; ++j) {
+        unsigned bits = 0;
+        for (int64_t k = 0; k < 8; ++k) {
+          const float difference = row[8 * j + k] - around[8 * j + k];
+          bits |= static_cast<unsigned>(difference > 0) << k;
+          squares[k] += difference * difference;
+          lengths[k] += std::abs(difference);
+        }
+        code[i * bytes + j] = static_cast<uint8_t>(bits);
+      }
+      float square = 0, length = 0;
+      for (int64_t k = 0; k < 8; ++k) {
+        square += squares[k];
+        length += lengths[k];
+      }
+      factor[i] = square / std::max(length, 1e-30f);
+    }
+  });
+  return {codes, factors};
+}
+
+void check_partition(const Tensor& codes, const Tensor& factors, const Tensor& ids, const Tensor& next,
+                     const Tensor& heads) {
+  check_operand(codes, "codes", 3, ScalarType::Byte);
+  check_operand(factors, "factors", 3, ScalarType::BFloat16);
+  check_operand(ids, "ids", 2, ScalarType::Int);
+  check_operand(next, "next", 1, ScalarType::Int);
+  check_operand(heads, "heads", 2, ScalarType::Int);
+  const int64_t blocks = codes.size(0);
+  check_size(codes, "codes", 2, kSketchRows);
+  check_size(factors, "factors", 0, blocks);
+  check_size(factors, "factors", 1, 2);
+  check_size(factors, "factors", 2, kSketchRows);
+  check_size(ids, "ids", 0, blocks);
+  check_size(ids, "ids", 1, kSketchRows);
+  check_size(next, "next", 0, blocks);
+  check_size(heads, "heads", 1, 2);
+  TORCH_LSH_CHECK(heads.size(0) >= 2, "heads has shape ", shape_of(heads), "; wanted at least one bucket");
+  const auto* follower = next.const_data_ptr<int32_t>();
+  for (int64_t b = 0; b < blocks; ++b)
+    TORCH_LSH_CHECK(follower[b] >= -1 && follower[b] < blocks, "next holds ", follower[b], "; wanted -1 to ",
+                    blocks - 1);
+  const auto* head = heads.const_data_ptr<int32_t>();
+  for (int64_t c = 0; c < heads.size(0); ++c)
+    TORCH_LSH_CHECK(
+        head[2 * c] >= -1 && head[2 * c] < blocks && head[2 * c + 1] >= 0 && head[2 * c + 1] <= kSketchRows,
+        "heads holds block ", head[2 * c], " with ", head[2 * c + 1], " rows; wanted -1 to ", blocks - 1,
+        " with 0 to ", kSketchRows);
+}
+
+struct Head {
+  int32_t block, rows;
+};
+
+class Partition {
+ public:
+  Partition(Tensor& codes, Tensor& factors, Tensor& ids, Tensor& next, Tensor& heads, Tensor& places,
+            Tensor& row_buckets)
+      : bytes_(codes.size(1)),
+        codes_(codes.mutable_data_ptr<uint8_t>()),
+        factors_(static_cast<BFloat16*>(factors.mutable_data_ptr())),
+        ids_(ids.mutable_data_ptr<int32_t>()),
+        next_(next.mutable_data_ptr<int32_t>()),
+        heads_(reinterpret_cast<Head*>(heads.mutable_data_ptr<int32_t>())),
+        free_(heads_[heads.size(0) - 1].block),
+        places_(places.mutable_data_ptr<int32_t>()),
+        row_buckets_(row_buckets.mutable_data_ptr<int32_t>()) {}
+
+  // Whether the row moved.
+  bool put(int64_t row, int32_t bucket, const uint8_t* code, const BFloat16* factors) {
+    const bool moves = places_[row] < 0 || row_buckets_[row] != bucket;
+    if (moves) {
+      if (places_[row] >= 0) remove(row);
+      insert(row, bucket);
+    }
+    const int64_t block = places_[row] / kSketchRows, position = places_[row] % kSketchRows;
+    for (int64_t j = 0; j < bytes_; ++j) *byte(block, position, j) = code[j];
+    for (int64_t i = 0; i < 2; ++i) *factor(block, position, i) = factors[i];
+    return moves;
+  }
+
+ private:
+  uint8_t* byte(int64_t block, int64_t position, int64_t j) const {
+    return codes_ + (block * bytes_ + j) * kSketchRows + position % kHalf * 2 + position / kHalf;
+  }
+
+  BFloat16* factor(int64_t block, int64_t position, int64_t i) const {
+    return factors_ + (2 * block + i) * kSketchRows + position;
+  }
+
+  void insert(int64_t row, int32_t bucket) {
+    Head& head = heads_[bucket];
+    if (head.block < 0 || head.rows == kSketchRows) {
+      TORCH_LSH_CHECK(free_ >= 0, "no block is free; wanted num_rows / 64 + buckets of them");
+      const int32_t block = free_;
+      free_ = next_[block];
+      next_[block] = head.block;
+      head = {block, 0};
+    }
+    const int64_t place = head.block * kSketchRows + head.rows++;
+    ids_[place] = static_cast<int32_t>(row);
+    places_[row] = static_cast<int32_t>(place);
+    row_buckets_[row] = bucket;
+  }
+
+  // The last row of the first block takes the place of the one that leaves.
+  void remove(int64_t row) {
+    Head& head = heads_[row_buckets_[row]];
+    TORCH_LSH_CHECK(head.block >= 0 && head.rows > 0 && ids_[places_[row]] == row, "places says that row ",
+                    row, " is at ", places_[row], ", where it is not");
+    const int64_t place = places_[row], block = place / kSketchRows, position = place % kSketchRows;
+    const int64_t last = --head.rows, from = head.block;
+    if (from * kSketchRows + last != place) {
+      for (int64_t j = 0; j < bytes_; ++j) *byte(block, position, j) = *byte(from, last, j);
+      for (int64_t i = 0; i < 2; ++i) *factor(block, position, i) = *factor(from, last, i);
+      const int32_t moved = ids_[from * kSketchRows + last];
+      ids_[place] = moved;
+      places_[moved] = static_cast<int32_t>(place);
+    }
+    ids_[from * kSketchRows + last] = -1;
+    *factor(from, last, 0) = kZero;
+    *factor(from, last, 1) = kMinusInfinity;
+    if (last > 0) return;
+    const int32_t freed = head.block;
+    head = {next_[freed], next_[freed] < 0 ? 0 : static_cast<int32_t>(kSketchRows)};
+    next_[freed] = free_;
+    free_ = freed;
+  }
+
+  int64_t bytes_;
+  uint8_t* codes_;
+  BFloat16* factors_;
+  int32_t *ids_, *next_;
+  Head* heads_;
+  int32_t& free_;
+  int32_t *places_, *row_buckets_;
+};
+
+Tensor update_partition(Tensor codes, Tensor factors, Tensor ids, Tensor next, Tensor heads, Tensor places,
+                        Tensor row_buckets, const Tensor& rows, const Tensor& buckets,
+                        const Tensor& row_codes, const Tensor& row_factors) {
+  check_partition(codes, factors, ids, next, heads);
+  check_operand(places, "places", 1, ScalarType::Int);
+  check_operand(row_buckets, "row_buckets", 1, ScalarType::Int);
+  check_operand(rows, "rows", 1, ScalarType::Long);
+  check_operand(buckets, "buckets", 1, ScalarType::Int);
+  check_operand(row_codes, "row_codes", 2, ScalarType::Byte);
+  check_operand(row_factors, "row_factors", 2, ScalarType::BFloat16);
+  const int64_t num_rows = places.size(0), blocks = codes.size(0), bytes = codes.size(1),
+                count = rows.size(0);
+  const int64_t num_buckets = heads.size(0) - 1;
+  check_size(row_buckets, "row_buckets", 0, num_rows);
+  check_size(buckets, "buckets", 0, count);
+  check_size(row_codes, "row_codes", 0, count);
+  check_size(row_codes, "row_codes", 1, bytes);
+  check_size(row_factors, "row_factors", 0, count);
+  check_size(row_factors, "row_factors", 1, 2);
+  const auto* row = rows.const_data_ptr<int64_t>();
+  const auto* bucket = buckets.const_data_ptr<int32_t>();
+  const auto* place = places.const_data_ptr<int32_t>();
+  const auto* current = row_buckets.const_data_ptr<int32_t>();
+  check_rows_in_range(row, count, num_rows, "rows");
+  for (int64_t i = 0; i < count; ++i) {
+    TORCH_LSH_CHECK(bucket[i] >= 0 && bucket[i] < num_buckets, "buckets holds ", bucket[i], "; wanted 0 to ",
+                    num_buckets - 1);
+    TORCH_LSH_CHECK(place[row[i]] < blocks * kSketchRows &&
+                        (place[row[i]] < 0 || (current[row[i]] >= 0 && current[row[i]] < num_buckets)),
+                    "row ", row[i], " is at place ", place[row[i]], " of bucket ", current[row[i]],
+                    "; there are ", blocks, " blocks and ", num_buckets, " buckets");
+  }
+  const auto* code = row_codes.const_data_ptr<uint8_t>();
+  const auto* factor = static_cast<const BFloat16*>(row_factors.const_data_ptr());
+  Partition partition(codes, factors, ids, next, heads, places, row_buckets);
+  int64_t moved = 0;
+  for (int64_t i = 0; i < count; ++i)
+    moved += partition.put(row[i], bucket[i], code + i * bytes, factor + 2 * i);
+  Tensor total = torch::stable::empty({}, ScalarType::Long);
+  *total.mutable_data_ptr<int64_t>() = moved;
+  return total;
+}
+
+// Buckets with rows in the order of their scores, largest first and NaN before all. Few of many are wanted,
+// so those below an estimate of the highest eighth wait outside of the heap until all others were taken.
+class BucketOrder {
+ public:
+  void start(const float* scores, const Head* heads, int64_t count) {
+    scores_ = scores;
+    heads_ = heads;
+    count_ = count;
+    sample_.clear();
+    for (int64_t i = 0; i < std::min(count, kSample); ++i)
+      if (const float score = scores[i * count / std::min(count, kSample)]; score == score)
+        sample_.push_back(score);
+    border_ = -std::numeric_limits<float>::infinity();
+    if (!sample_.empty()) {
+      const auto border = sample_.begin() + static_cast<int64_t>(sample_.size()) / 8;
+      std::nth_element(sample_.begin(), border, sample_.end(), std::greater<>());
+      border_ = *border;
+    }
+    heap_.clear();
+    waiting_ = true;
+    fill([this](float score) { return !(score <= border_); });
+  }
+
+  // -1: there are no more.
+  int64_t next() {
+    if (heap_.empty() && waiting_) {
+      waiting_ = false;
+      fill([this](float score) { return score <= border_; });
+    }
+    if (heap_.empty()) return -1;
+    std::pop_heap(heap_.begin(), heap_.end());
+    const int64_t bucket = index_of(heap_.back());
+    heap_.pop_back();
+    return bucket;
+  }
+
+  // The bucket that will probably be next, or -1.
+  int64_t peek() const { return heap_.empty() ? -1 : index_of(heap_.front()); }
+
+ private:
+  static constexpr int64_t kSample = 128;
+
+  template <typename Wanted>
+  void fill(const Wanted& wanted) {
+    for (int64_t c = 0; c < count_; ++c)
+      if (wanted(scores_[c]) && heads_[c].block >= 0) heap_.push_back(key_of(scores_[c], c));
+    std::make_heap(heap_.begin(), heap_.end());
+  }
+
+  const float* scores_ = nullptr;
+  const Head* heads_ = nullptr;
+  int64_t count_ = 0;
+  float border_ = 0;
+  bool waiting_ = false;
+  std::vector<float> sample_;
+  std::vector<uint64_t> heap_;
+};
+
+Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& centers, const Tensor& codes,
+                       const Tensor& factors, const Tensor& ids, const Tensor& next, const Tensor& heads,
+                       int64_t max_candidates, int64_t examined) {
+  check_partition(codes, factors, ids, next, heads);
+  check_operand(x, "x", 2, ScalarType::Float);
+  check_operand(scores, "scores", 2, ScalarType::Float);
+  check_operand(centers, "centers", 2, ScalarType::Float);
+  const int64_t batch = x.size(0), width = x.size(1), bytes = codes.size(1), blocks = codes.size(0);
+  const int64_t num_buckets = heads.size(0) - 1;
+  TORCH_LSH_CHECK(width == 8 * bytes && bytes > 0 && width <= 4 * UINT16_MAX, "x has shape ", shape_of(x),
+                  "; wanted ", 8 * bytes, " columns, at most ", 4 * UINT16_MAX);
+  check_size(scores, "scores", 0, batch);
+  check_size(scores, "scores", 1, num_buckets);
+  check_size(centers, "centers", 0, num_buckets);
+  check_size(centers, "centers", 1, width);
+  TORCH_LSH_CHECK(max_candidates >= 1, "max_candidates is ", max_candidates, "; wanted at least 1");
+  TORCH_LSH_CHECK(examined >= 1, "examined is ", examined, "; wanted at least 1");
+  Tensor candidates = torch::stable::empty({batch, max_candidates}, ScalarType::Long);
+  auto* out = candidates.mutable_data_ptr<int64_t>();
+  const auto* query = x.const_data_ptr<float>();
+  const auto* score = scores.const_data_ptr<float>();
+  const auto* center = centers.const_data_ptr<float>();
+  const auto* code = codes.const_data_ptr<uint8_t>();
+  const auto* factor = static_cast<const BFloat16*>(factors.const_data_ptr());
+  const auto* id = ids.const_data_ptr<int32_t>();
+  const auto* follower = next.const_data_ptr<int32_t>();
+  const auto* head = reinterpret_cast<const Head*>(heads.const_data_ptr<int32_t>());
+  const auto sketch_scores = kernels().sketch_scores;
+  const auto dot = kernels().dot_rows_f32;
+  const auto scan = kernels().topk_f32.scan;
+  const int64_t vector = kernels().topk_f32.vector;
+
+  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+    thread_local BucketOrder order;
+    float estimates[kSketchRows], thresholds[64];
+    int32_t hits[kSketchRows + 1];
+    const auto prefetch = [&](int64_t block) {
+      for (int64_t j = 0; j < bytes; ++j) __builtin_prefetch(code + (block * bytes + j) * kLine);
+      for (int64_t j = 0; j < 4; ++j) __builtin_prefetch(factor + block * 2 * kSketchRows + j * kLine / 2);
+    };
+    for (int64_t b = begin; b < end; ++b) {
+      const SignTables tables(query + b * width, width);
+      Shortlist shortlist(max_candidates);
+      order.start(score + b * num_buckets, head, num_buckets);
+      for (int64_t seen = 0, visited = 0; seen < examined;) {
+        const int64_t bucket = order.next();
+        if (bucket < 0) break;
+        if (order.peek() >= 0) prefetch(head[order.peek()].block);
+        float base;
+        dot(query + b * width, center, &bucket, 1, width, &base);
+        for (int64_t block = head[bucket].block; block >= 0; block = follower[block]) {
+          if (++visited > blocks) break;  // a chain that somebody closed to a ring
+          if (follower[block] >= 0) prefetch(follower[block]);
+          const int64_t rows = block == head[bucket].block ? head[bucket].rows : kSketchRows;
+          sketch_scores(code + block * bytes * kSketchRows, factor + block * 2 * kSketchRows, 1, bytes,
+                        tables.entries.data(), tables.step, tables.base, estimates);
+          // A little less, so that rounding rules nothing out that belongs into the shortlist.
+          const float threshold = shortlist.threshold();
+          std::fill_n(thresholds, vector,
+                      threshold - base - kRounding * (std::abs(threshold) + std::abs(base)));
+          const int64_t found = scan(estimates, rows, thresholds, vector, hits);
+          for (int64_t i = 0; i < found; ++i) {
+            const int32_t row = id[block * kSketchRows + hits[i]];
+            if (row >= 0) shortlist.offer(base + estimates[hits[i]], row);
+          }
+          seen += rows;
+        }
+      }
+      std::vector<uint64_t> best = shortlist.keys();
+      const auto count = std::min<int64_t>(max_candidates, static_cast<int64_t>(best.size()));
+      if (count < static_cast<int64_t>(best.size()))
+        std::nth_element(best.begin(), best.begin() + count, best.end(), std::greater<>());
+      std::sort(best.begin(), best.begin() + count, std::greater<>());
+      for (int64_t i = 0; i < count; ++i) out[b * max_candidates + i] = index_of(best[i]);
+      std::fill_n(out + b * max_candidates + count, max_candidates - count, -1);
+    }
+  });
+  return candidates;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
+  m.impl("residual_codes", TORCH_BOX(&residual_codes));
+  m.impl("update_partition", TORCH_BOX(&update_partition));
+  m.impl("query_partition", TORCH_BOX(&query_partition));
+}
+
+}  // namespace torch_lsh

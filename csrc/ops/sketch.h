@@ -1,0 +1,75 @@
+// What the operators that estimate inner products from sign codes have in common.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "ops/rank.h"
+
+namespace torch_lsh {
+
+// For each four dimensions the product of the query with each of the 16 codes, as whole numbers: what a sum
+// of entries stands for is step * sum + base.
+struct SignTables {
+  std::vector<uint8_t> entries;
+  float step = 0, base = 0;
+
+  SignTables(const float* x, int64_t width) : entries(width / 4 * 16) {
+    // Two entries add up in 8 bits, all of them in 16.
+    const float levels = static_cast<float>(std::min<int64_t>(127, UINT16_MAX / (width / 4)));
+    float widest = 0;
+    for (int64_t j = 0; j < width; j += 4) {
+      const float span = std::abs(x[j]) + std::abs(x[j + 1]) + std::abs(x[j + 2]) + std::abs(x[j + 3]);
+      base -= span;
+      widest = std::max(widest, 2 * span);
+    }
+    step = widest / levels;
+    if (!(step > 0 && std::isfinite(base))) {  // a query of zeros, or none that has an order
+      step = base = 0;
+      return;
+    }
+    for (int64_t j = 0; j < width; j += 4) {
+      float products[16] = {};
+      for (int64_t i = 0; i < 4; ++i) products[0] += std::abs(x[j + i]) - x[j + i];
+      for (int64_t code = 1; code < 16; ++code)
+        products[code] = products[code & (code - 1)] + 2 * x[j + __builtin_ctzll(code)];
+      for (int64_t code = 0; code < 16; ++code)
+        entries[j * 4 + code] =
+            static_cast<uint8_t>(std::clamp(products[code] * (1 / step) + 0.5f, 0.0f, levels));
+    }
+  }
+};
+
+// The `count` best keys of a stream; a selection whenever as many again have come keeps the cost of a key
+// constant.
+class Shortlist {
+ public:
+  explicit Shortlist(int64_t count) : count_(count) {}
+
+  void offer(float score, int64_t row) {
+    if (score <= threshold_) return;
+    keys_.push_back(key_of(score, row));
+    if (static_cast<int64_t>(keys_.size()) == 2 * count_) shrink();
+  }
+
+  float threshold() const { return threshold_; }
+
+  const std::vector<uint64_t>& keys() const { return keys_; }
+
+ private:
+  void shrink() {
+    std::nth_element(keys_.begin(), keys_.begin() + count_ - 1, keys_.end(), std::greater<>());
+    keys_.resize(count_);
+    const float worst = value_of<float>(keys_.back());
+    threshold_ = worst != worst ? std::numeric_limits<float>::infinity() : worst;
+  }
+
+  int64_t count_;
+  float threshold_ = std::numeric_limits<float>::quiet_NaN();  // nothing is at most NaN
+  std::vector<uint64_t> keys_;
+};
+
+}  // namespace torch_lsh
