@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, predict, bench; what is about texts is in cli_text."""
+"""The command line: train, evaluate, predict, bench; what is about texts is in cli_text, inspect in cli_inspect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, cli_text
+from . import __version__, cli_inspect, cli_text
 from .benchmarking.step import compare_steps
 from .config import LSHConfig
 from .data import XMCDataset, synthetic_xmc
@@ -162,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.set_defaults(run=_predict)
 
     cli_text.add_commands(commands, columns, _positive)
+    cli_inspect.add_commands(commands, data, _positive)
 
     benchmark = commands.add_parser("bench", help="a training step beside PyTorch's, on this machine")
     benchmark.add_argument("--rows", type=_positive, default=670_091)

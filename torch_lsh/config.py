@@ -20,6 +20,20 @@ BUCKET_POLICIES = ("reservoir", "fifo")
 class LSHConfig:
     """The settings of an LSH layer; every field has a default that works.
 
+    The defaults are the cheap end: a step whose cost hardly grows with the layer. What a layer's own weights and inputs
+    ask for is measured by :func:`torch_lsh.autotune`. Where a field is None it follows from the layer's N rows:
+
+    * ``active``: ``8 * sqrt(N)``, at least 1024: between a fixed number, which is an ever smaller share of a larger
+      layer, and a fixed share, which makes a step linear in N. It is 3.5 % of 50 thousand rows, 1 % of 670 thousand,
+      0.25 % of 10 million. (With fewer than 1024, what does not depend on them is most of a step.) With a set per
+      sample an eighth of that, because samples do not share it.
+    * ``num_tables`` L = 24, ``bucket_size`` 64: a bucket's ids are four cache lines, a look-up meets at most 24 times
+      64 rows whatever N is, and a row that moves is written to 24 places. Codes of 24 tables of some 10 bits, which
+      rank the rows met, are 240 bits of its angle.
+    * ``hashes_per_table`` K: so many that there are ``N / (2 * bucket_size)`` buckets, rounded up to a power of two, to
+      each of which one to two times as many rows belong as fit. The ids take about ``N * L`` numbers then: for as much
+      memory, more tables that hold a sample of their rows find more than fewer that hold all of them.
+
     Attributes:
         hash: hash family: ``"simhash"`` (Gaussian projections), ``"simhash_hadamard"`` (the same by fast transforms),
             ``"srp_sparse"`` (sparse ±1 projections), ``"cross_polytope"`` or ``"dwta"`` (densified winner-take-all, the
@@ -59,7 +73,8 @@ class LSHConfig:
             ``"none"`` leaves the softmax over the active set as it is, which ranks labels sooner;
             ``"auto"``: "none" for targets with several labels per sample (ranking), else "stratified" (probabilities).
         rehash: when the tables follow the weights while training: :class:`torch_lsh.rehash.FixedInterval`,
-            :class:`torch_lsh.rehash.ExponentialBackoff` or any object with ``interval(rehashes) -> steps``.
+            :class:`torch_lsh.rehash.ExponentialBackoff`, :class:`torch_lsh.rehash.Drift` (measures how many codes
+            changed) or any object with ``interval(rehashes) -> steps``.
         mips: augment rows so that the angle follows the inner product, instead of hashing the row as it is.
         balance: change coordinates before hashing so that rows and queries have the same second moment; inner products
             stay. Finds more where queries point much the same way, as behind a ReLU. The queries are inputs of the

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import ops
 from .balance import Balance
 from .hashing import MAX_CODE_BITS, HashFamily, family_type, make_family
+from .stopwatch import Stopwatch, timed
 
 SELECTIONS = ("ranked", "frequency", "vanilla")
 BUCKET_POLICIES = ("reservoir", "fifo")
@@ -148,6 +149,7 @@ class LSHIndex:
         self._maps: Balance | None = None
         self._tables: tuple[Tensor, Tensor, Tensor] | None = None  # ids, counts, row_buckets
         self._sketches: Tensor | None = None
+        self.stopwatch: Stopwatch | None = None  # where not None, it times look-ups
 
     @property
     def num_rows(self) -> int:
@@ -240,21 +242,39 @@ class LSHIndex:
         """
         ids, counts, row_buckets = self._built()
         self._check_weight(weight, bias)
-        if rows.dim() != 1 or rows.dtype is not torch.int64:
-            raise ValueError(f"rows has shape {list(rows.shape)} and dtype {rows.dtype}; wanted [A] int64")
-        if len(rows) == 0:
-            return 0
-        if rows.min() < 0 or rows.max() >= self.num_rows:
-            raise ValueError(f"rows runs from {rows.min()} to {rows.max()}; wanted 0 to {self.num_rows - 1}")
+        self._check_rows(rows)
         moved = 0
-        for some in rows.contiguous().split(_BLOCK_ROWS):
-            vectors = self._row_vectors(_take(weight, some), None if bias is None else _take(bias, some))
-            buckets = self._of_codes(self.family.codes(vectors))
+        for some in rows.contiguous().split(_BLOCK_ROWS) if len(rows) > 0 else ():
+            buckets, vectors = self._buckets_of(weight, bias, some)
             if self.sketcher is not None and self._sketches is not None:
                 self._sketches[some] = self.sketcher.codes(vectors)
             moved += int(ops.update_tables(ids, counts, row_buckets, some, buckets, self.seed, self._fifo))
         return moved
 
+    @torch.no_grad()
+    def drift(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> float:
+        """The share of the codes of some rows that differ from those in the tables.
+
+        Args:
+            weight: ``[num_rows, in_features]`` float32, float64 or bfloat16.
+            bias: ``[num_rows]`` or None.
+            rows: ``[A]`` int64.
+
+        Raises:
+            ValueError: the shape, dtype or range of an argument does not fit.
+            RuntimeError: the index was not built.
+        """
+        row_buckets = self._built()[2]
+        self._check_weight(weight, bias)
+        self._check_rows(rows)
+        if len(rows) == 0:
+            return 0.0
+        changed = 0
+        for some in rows.contiguous().split(_BLOCK_ROWS):
+            changed += int((self._buckets_of(weight, bias, some)[0] != row_buckets[some]).sum())
+        return changed / (len(rows) * self.num_tables)
+
+    @timed("look-up")
     @torch.no_grad()
     def query(self, x: Tensor, max_candidates: int, labels: Tensor | None = None) -> Tensor:
         """The rows in the buckets of a query, best first.
@@ -304,6 +324,17 @@ class LSHIndex:
             own = buckets[:, :, 0].contiguous()
             ops.insert_labels(ids, counts, own, labels.contiguous(), self.num_rows, self.seed, self._fifo)
         return found
+
+    def _buckets_of(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The buckets ``[A, L]`` that rows belong to, and what was hashed."""
+        vectors = self._row_vectors(_take(weight, rows), None if bias is None else _take(bias, rows))
+        return self._of_codes(self.family.codes(vectors)), vectors
+
+    def _check_rows(self, rows: Tensor) -> None:
+        if rows.dim() != 1 or rows.dtype is not torch.int64:
+            raise ValueError(f"rows has shape {list(rows.shape)} and dtype {rows.dtype}; wanted [A] int64")
+        if len(rows) > 0 and (rows.min() < 0 or rows.max() >= self.num_rows):
+            raise ValueError(f"rows runs from {rows.min()} to {rows.max()}; wanted 0 to {self.num_rows - 1}")
 
     @property
     def _fifo(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from . import ops
 from .balance import Balance
 from .hashing.learned import LearnedPartition
+from .stopwatch import Stopwatch, timed
 
 _log = logging.getLogger("torch_lsh")
 
@@ -128,6 +129,7 @@ class LearnedIndex:
         self._store: Partition | None = None
         self.learned_from = 0  # queries
         self.learned_recall = math.nan
+        self.stopwatch: Stopwatch | None = None  # where not None, it times look-ups
 
     @property
     def hashes_per_table(self) -> int:
@@ -287,6 +289,7 @@ class LearnedIndex:
             changed += int((buckets != store.row_buckets[some]).sum())
         return changed / max(1, len(rows))
 
+    @timed("look-up")
     @torch.no_grad()
     def query(self, x: Tensor, max_candidates: int, labels: Tensor | None = None) -> Tensor:
         """The rows with the largest estimates among those examined, best first.

@@ -2,17 +2,21 @@
 
 Rows move with every optimizer step; re-hashing them at once would cost more than it brings, because a small move
 seldom changes a hash code (SLIDE, Chen et al., MLSys 2020, section 3.2). A policy says how many training steps may pass
-between two re-hashes. Layers run their own policy (``LSHConfig.rehash``) without any scheduler; a
-:class:`RehashScheduler` takes over from it.
+between two re-hashes, or measures whether one is due. Layers run their own policy (``LSHConfig.rehash``) without any
+scheduler; a :class:`RehashScheduler` takes over from it. The logger "torch_lsh" says (INFO) when and why tables were
+re-hashed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
+
+logger = logging.getLogger("torch_lsh")
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,62 @@ class ExponentialBackoff:
         return min(self.maximum, steps)
 
 
+@dataclass(frozen=True)
+class Drift:
+    """Re-hash when the codes have drifted: when a ``threshold`` share of them has changed on a sample of touched rows.
+
+    From ``minimum`` steps after a re-hash on, every ``every`` steps, ``sample`` of the rows that at least ``touches``
+    updates touched since are hashed, and their codes compared with those in the tables (a code is the K hashes of one
+    table). So the interval follows the learning rate and the state of training, where those of other policies have
+    to be guessed. A check costs the hashes of the sample. After ``maximum`` steps tables are re-hashed in any case.
+
+    References:
+        Chen et al., "MONGOOSE: A Learnable LSH Framework for Efficient Neural Network Training", ICLR 2021.
+
+    >>> policy = Drift(threshold=0.1, every=10, minimum=20, maximum=40)
+    >>> [policy.reason(steps, drift=lambda: 0.05) for steps in (19, 20, 30, 40)]
+    [None, None, None, 'after the maximum of 40 steps']
+    >>> policy.reason(20, drift=lambda: 0.125)
+    '12.5 % of the codes of touched rows have changed (threshold: 10 %)'
+    """
+
+    threshold: float = 0.3
+    every: int = 10
+    sample: int = 256
+    minimum: int = 20
+    maximum: int = 1000
+    touches: int = 4
+
+    def __post_init__(self) -> None:
+        counts = (self.every, self.sample, self.minimum, self.maximum, self.touches)
+        if any(isinstance(count, bool) or not isinstance(count, int) for count in counts):
+            raise TypeError(f"{self}: wanted whole numbers for all but threshold")
+        if not 0 < self.threshold < 1 or min(counts) < 1 or self.maximum < self.minimum or self.touches > 255:
+            raise ValueError(
+                f"{self}: wanted 0 < threshold < 1, every and sample >= 1, 1 <= minimum <= maximum, touches 1 to 255"
+            )
+
+    def interval(self, rehashes: int) -> int:
+        """Steps after which tables are re-hashed in any case."""
+        return self.maximum
+
+    def reason(self, steps: int, drift: Callable[[], float]) -> str | None:
+        """Why to re-hash ``steps`` steps after the last time; None: not now. Calls ``drift`` only where it is time to
+        measure.
+        """
+        if steps >= self.maximum:
+            return f"after the maximum of {self.maximum} steps"
+        if steps < self.minimum or (steps - self.minimum) % self.every:
+            return None
+        changed = drift()
+        logger.debug("%.1f %% of the codes of touched rows have changed after %d steps", 100 * changed, steps)
+        if changed < self.threshold:
+            return None
+        return (
+            f"{100 * changed:.3g} % of the codes of touched rows have changed (threshold: {100 * self.threshold:.3g} %)"
+        )
+
+
 @runtime_checkable
 class RehashPolicy(Protocol):
     """Anything with ``interval(rehashes) -> steps``. An attribute ``touches`` (default: 1) says how many updates must
@@ -77,10 +137,40 @@ class RehashPolicy(Protocol):
 
 
 @runtime_checkable
-class _Rehashable(Protocol):
+class Rehashable(Protocol):
+    """What a policy needs of a layer."""
+
     scheduled: bool
 
     def rehash(self, full: bool = False, touches: int = 1) -> int: ...
+
+    def drift(self, sample: int = 256, touches: int = 1, seed: int = 0) -> float: ...
+
+
+def rehash_if_due(
+    layer: Rehashable, policy: RehashPolicy, steps: int, rehashes: int, *, full: bool = False, name: str
+) -> bool:
+    """Re-hashes ``layer`` where ``policy`` says that it is time, and logs why; returns whether it did.
+
+    Args:
+        steps: training steps since the last re-hash.
+        rehashes: re-hashes so far.
+        full: whether this would be a full one.
+        name: of the layer, for the log.
+    """
+    touches = getattr(policy, "touches", 1)
+    if isinstance(policy, Drift):
+        # The draw is a function of the place in the schedule, so a run that resumes makes the same one.
+        seed = (rehashes * 1_000_003 + steps) % 2**63
+        reason = policy.reason(steps, lambda: layer.drift(policy.sample, touches, seed))
+    else:
+        interval = policy.interval(rehashes)
+        reason = f"after {steps} steps (interval: {interval})" if steps >= interval else None
+    if reason is None:
+        return False
+    rows = layer.rehash(full=full, touches=touches)
+    logger.info("re-hashed %s rows of %s, %d steps after the last time: %s", rows, name, steps, reason)
+    return True
 
 
 class RehashScheduler:
@@ -108,37 +198,57 @@ class RehashScheduler:
             raise ValueError(f"full_every is {full_every}; wanted 0 or more")
         self.full_every = full_every
         self._model = model
-        self._since_rehash = 0
-        self._rehashes = 0
-        if not any(True for _ in self._layers()):
+        names = [name for name, _ in self._layers()]
+        if not names:
             raise ValueError("model has no LSH layer; swap layers in with torch_lsh.sparsify_(model)")
-        for layer in self._layers():
+        self._since_rehash = dict.fromkeys(names, 0)
+        self._rehashes = dict.fromkeys(names, 0)
+        for _, layer in self._layers():
             layer.scheduled = True
 
-    def _layers(self) -> Iterator[_Rehashable]:
-        return (module for module in self._model.modules() if isinstance(module, _Rehashable))
+    def _layers(self) -> Iterator[tuple[str, Rehashable]]:
+        return ((name, module) for name, module in self._model.named_modules() if isinstance(module, Rehashable))
 
     def step(self) -> bool:
-        """Counts one training step and re-hashes when it is time; returns whether it did."""
-        self._since_rehash += 1
-        if self._since_rehash < self.policy.interval(self._rehashes):
-            return False
-        self._since_rehash = 0
-        self._rehashes += 1
-        full = self.full_every > 0 and self._rehashes % self.full_every == 0
-        for layer in self._layers():
-            layer.rehash(full=full, touches=getattr(self.policy, "touches", 1))
-        return True
+        """Counts one training step and re-hashes the layers for which it is time; returns whether there were any."""
+        rehashed = False
+        for name, layer in self._layers():
+            steps, rehashes = self._since_rehash.get(name, 0) + 1, self._rehashes.get(name, 0)
+            full = self.full_every > 0 and (rehashes + 1) % self.full_every == 0
+            due = rehash_if_due(layer, self.policy, steps, rehashes, full=full, name=name or type(layer).__name__)
+            self._since_rehash[name] = 0 if due else steps
+            self._rehashes[name] = rehashes + due
+            rehashed |= due
+        return rehashed
 
     def detach(self) -> None:
         """Gives the schedule back to the layers' own policies."""
-        for layer in self._layers():
+        for _, layer in self._layers():
             layer.scheduled = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the schedule. The policy itself belongs to the constructor."""
-        return {"since_rehash": self._since_rehash, "rehashes": self._rehashes}
+        """The position of each layer in the schedule, by name. The policy itself belongs to the constructor.
+
+        Which rows were touched since the last re-hash is in the tables, which belong to no ``state_dict``: a run that
+        is to resume exactly makes a full re-hash when it saves and when it loads
+        (:meth:`torch_lsh.LSHLinear.sampler_state`).
+        """
+        return {"since_rehash": dict(self._since_rehash), "rehashes": dict(self._rehashes)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._since_rehash = int(state_dict["since_rehash"])
-        self._rehashes = int(state_dict["rehashes"])
+        """Takes over a position.
+
+        Raises:
+            KeyError, ValueError: it is not one, or that of a model with other LSH layers; nothing changes then.
+        """
+        loaded = []
+        for key in ("since_rehash", "rehashes"):
+            position = state_dict[key]
+            if isinstance(position, int):  # of a version that counted for all layers together
+                position = dict.fromkeys(self._since_rehash, position)
+            if not isinstance(position, dict) or position.keys() != self._since_rehash.keys():
+                raise ValueError(f"{key} is {position!r}; wanted a number for each of {', '.join(self._since_rehash)}")
+            if not all(isinstance(number, int) and number >= 0 for number in position.values()):
+                raise ValueError(f"{key} is {position!r}; wanted whole numbers, 0 or more")
+            loaded.append(dict(position))
+        self._since_rehash, self._rehashes = loaded

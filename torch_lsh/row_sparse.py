@@ -133,3 +133,27 @@ class ChangedRows:
         self._touches[rows] = 0
         self._some = touches > 1 and bool(self._touches.any())
         return rows
+
+    def touched(self) -> Tensor | None:
+        """Which rows changed since they were last taken (``[rows]`` bool), or None: any row may have."""
+        return None if self.unrecorded() else self._touches > 0
+
+    def sample(self, count: int, touches: int = 1, seed: int = 0) -> Tensor | None:
+        """``count`` random rows (``[count]`` int64) of those that :meth:`take` would return, all of them where there
+        are fewer, or None: any row may have changed.
+
+        Draws by rejection, which costs ``count`` over the share of such rows; where that is more than a pass over one
+        byte per row, the pass. Rows may be drawn twice.
+        """
+        if self.unrecorded():
+            return None
+        generator = torch.Generator().manual_seed(seed)
+        draws = 4 * count
+        while draws < len(self._touches) // 8:
+            rows = torch.randint(len(self._touches), (draws,), generator=generator)
+            rows = rows[self._touches[rows] >= touches]
+            if len(rows) >= count:
+                return rows[:count]
+            draws *= 4
+        rows = (self._touches >= touches).nonzero()[:, 0]
+        return rows[torch.randperm(len(rows), generator=generator)[:count]]

@@ -29,7 +29,7 @@ from .text_neighbours import TextNeighbours
 from .text_network import TextNetwork, binary_loss, softmax_loss
 from .xmc import check_can_write
 
-_FORMAT = "torch_lsh.TextClassifier/2"
+FORMAT = "torch_lsh.TextClassifier/2"
 _LINEAR_CLASSES = 64  # up to so many the linear model is the better one, and small
 _DENSE_CLASSES = WIDE  # up to so many a dense output layer is the faster one
 _INFERENCE_BATCH = 256
@@ -331,7 +331,7 @@ class TextClassifier:
             "threshold": self.threshold_,
             "history": self.history_,
         }
-        metadata = {"format": _FORMAT, "model": json.dumps(model)}
+        metadata = {"format": FORMAT, "model": json.dumps(model)}
         safetensors.save_file(network.state_dict(), path, metadata)
 
     @classmethod
@@ -342,8 +342,8 @@ class TextClassifier:
             ValueError: the file is cut off, damaged or not such a model.
         """
         tensors, metadata = safetensors.load_file(path)
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(f"{path} is of the format {metadata.get('format')!r}; wanted {_FORMAT!r}")
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} is of the format {metadata.get('format')!r}; wanted {FORMAT!r}")
         try:
             model = json.loads(metadata["model"])
             classifier = cls(**model["settings"])

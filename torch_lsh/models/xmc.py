@@ -6,7 +6,7 @@ import os
 import pickle
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from ..data import XMCDataset, collate_xmc
 from ..metrics import PrecisionAtK
 from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear
 from ..nn.losses import as_target
-from ..rehash import ExponentialBackoff, FixedInterval
+from ..rehash import Drift, ExponentialBackoff, FixedInterval
 
-_FORMAT = "torch_lsh.XMCClassifier/1"
-_POLICIES = {policy.__name__: policy for policy in (FixedInterval, ExponentialBackoff)}
+FORMAT = "torch_lsh.XMCClassifier/1"
+_POLICIES = {policy.__name__: policy for policy in (FixedInterval, ExponentialBackoff, Drift)}
 
 
 class XMCClassifier(nn.Module):
@@ -116,6 +116,7 @@ class XMCClassifier(nn.Module):
         num_workers: int = 0,
         seed: int = 0,
         progress: bool = True,
+        callbacks: Sequence[Callable[[], object]] = (),
     ) -> list[dict[str, float]]:
         """Trains with Adam.
 
@@ -136,6 +137,8 @@ class XMCClassifier(nn.Module):
             num_workers: of the DataLoader.
             seed: of the order of the rows.
             progress: show a progress bar (needs tqdm).
+            callbacks: called after every step (:class:`torch_lsh.StatsWriter`, ``scheduler.step``, ...); their time
+                counts as training.
 
         Returns:
             A dict per epoch: epoch, loss, seconds (of training), samples_per_second, precision@k.
@@ -166,6 +169,8 @@ class XMCClassifier(nn.Module):
                 for features, labels in run.batches(num_workers):
                     start = time.perf_counter()
                     run.step(features, labels)
+                    for callback in callbacks:
+                        callback()
                     run.seconds += time.perf_counter() - start
                     steps += 1
                     if run.position % 10 == 0:
@@ -251,7 +256,7 @@ class XMCClassifier(nn.Module):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes configuration and weights to one file, by way of a temporary one."""
-        content = {"format": _FORMAT, "configuration": self._configuration(), "weights": self.state_dict()}
+        content = {"format": FORMAT, "configuration": self._configuration(), "weights": self.state_dict()}
         _write(content, Path(path))
 
     @classmethod
@@ -261,7 +266,7 @@ class XMCClassifier(nn.Module):
         Raises:
             ValueError: the file is damaged or not a model.
         """
-        content = _read(Path(path), _FORMAT)
+        content = _read(Path(path), FORMAT)
         try:
             configuration = dict(content["configuration"])
             config = configuration.pop("config")
@@ -305,18 +310,27 @@ def _write(content: dict[str, Any], path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read(path: Path, wanted_format: str) -> dict[str, Any]:
+def read_archive(path: Path) -> Any:
+    """What ``torch.save`` wrote; nothing in the file is executed.
+
+    Raises:
+        ValueError: the file is damaged or holds more than tensors and settings.
+    """
     with open(path, "rb") as file:  # an OSError is not about the content
         try:
             with zipfile.ZipFile(file) as archive:
                 damaged = archive.testzip()  # torch.load does not look at the checksums
             if damaged is not None:
                 raise ValueError(f"the checksum of {damaged} is wrong")
-            content = torch.load(path, weights_only=True)
+            return torch.load(path, weights_only=True, map_location="cpu")
         except pickle.UnpicklingError as error:  # torch's words advise to execute what is in the file
             raise ValueError(f"{path} was not written by torch_lsh: it holds more than tensors and settings") from error
         except Exception as error:  # zipfile and torch raise many kinds
             raise ValueError(f"{path} is damaged or was not written by torch_lsh: {error}") from error
+
+
+def _read(path: Path, wanted_format: str) -> dict[str, Any]:
+    content = read_archive(path)
     if not isinstance(content, dict) or content.get("format") != wanted_format:
         raise ValueError(f"{path} is not of the format {wanted_format}")
     return content

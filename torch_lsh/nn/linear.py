@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import sys
@@ -18,9 +19,12 @@ from ..config import LSHConfig
 from ..index import LSHIndex
 from ..learned import LearnedIndex
 from ..popularity import LabelCounts
+from ..rehash import rehash_if_due
 from ..row_sparse import ChangedRows, wants_row_sparse
 from ..sampling import ActiveSet, choose_active_rows, hardest_rows, make_index, needs_index
 from ..sketch import RowSketch
+from ..stats import LayerStats, measure_recall, measure_tables
+from ..stopwatch import Stopwatch, timed
 from . import losses
 from .logits import SampledLogits
 
@@ -96,6 +100,9 @@ class LSHLinear(nn.Linear):
     torch.Size([4, 5])
     """
 
+    stopwatch: Stopwatch | None = None  # where the layer is being watched
+    _watched: Tensor | None = None  # inputs of the last step then
+
     def __init__(
         self,
         in_features: int,
@@ -160,6 +167,13 @@ class LSHLinear(nn.Linear):
         linear.weight = self.weight
         linear.register_parameter("bias", self.bias)
         return linear.train(self.training)
+
+    def reconfigure(self, config: LSHConfig) -> None:
+        """Takes other settings over; hash tables are made anew at their next use."""
+        if not isinstance(config, LSHConfig):
+            raise TypeError(f"config is a {type(config).__name__}; wanted LSHConfig")
+        self.config = config
+        self._forget_tables()
 
     def extra_repr(self) -> str:
         config = self.config
@@ -344,6 +358,106 @@ class LSHLinear(nn.Linear):
             labels = parsed.labels
         return self.draw_active_rows(flat, labels)
 
+    # --- instruments ---
+
+    def watch(self, on: bool = True) -> None:
+        """Starts (anew) or ends to keep the inputs of the last step and to time the parts of every step, for
+        :meth:`stats`. Costs nothing where it is off.
+        """
+        self.stopwatch = Stopwatch() if on else None
+        if self._index is not None:
+            self._index.stopwatch = self.stopwatch
+        self._watched = None
+
+    @torch.no_grad()
+    def stats(
+        self, inputs: Tensor | None = None, *, k: int = 10, queries: int = 64, batch_size: int = 256, seed: int = 0
+    ) -> LayerStats:
+        """What the layer finds and costs now. Changes nothing: neither tables nor random stream.
+
+        Recall@k is the share of the ``k`` rows with the largest logits, of all rows, that are in the active set of a
+        training step (without labels). Their exact rank costs a pass over all rows, so it is measured on a random
+        sample of inputs: an unbiased estimate of the mean over all inputs, with its standard error
+        (:func:`torch_lsh.stats.measure_recall`). The tables are taken as they are, stale rows and all; where there are
+        none yet, they are made for this call, and may know the inputs (``balance``, learned hashing).
+
+        Args:
+            inputs: ``[*, in_features]``: some hundreds that the layer meets in training, or such held out. None: those
+                of the last step, where the layer is being watched (:meth:`watch`); else there is no recall. (Nor is
+                there where rows are drawn from the labels: samplers "in_batch", and "frequency" without counts.)
+            k: 1 to ``out_features``.
+            queries: how many inputs the sample has.
+            batch_size: inputs that share an active set, in the order given.
+            seed: of the sample and of random rows.
+
+        Raises:
+            ValueError: an argument does not fit.
+            RuntimeError: the layer is not one that can be sampled.
+
+        >>> layer = LSHLinear(16, 5_000)
+        >>> stats = layer.stats(torch.randn(100, 16), k=5)
+        >>> 0 <= stats.recall.mean <= 1, stats.queries, stats.stale_rows
+        (True, 64, None)
+        """
+        for name, number in (("k", k), ("queries", queries), ("batch_size", batch_size)):
+            if number < 1:
+                raise ValueError(f"{name} is {number}; wanted at least 1")
+        if k > self.out_features:
+            raise ValueError(f"k is {k}; wanted 1 to {self.out_features}")
+        if inputs is None and self._watched is not None:
+            inputs = self._watched.to(self.weight.dtype)
+        config, measured = self.config, {}
+        self._check_can_sample(self.weight if inputs is None else inputs)
+        bias = self._bias_for_index()
+        index: LSHIndex | LearnedIndex | None = None
+        if needs_index(config, self.out_features):
+            if self._index is not None:
+                index = copy.copy(self._index)
+                index.stopwatch = None  # these look-ups are no part of a step
+            else:
+                index = make_index(config, self.out_features, self.in_features)
+                flat = None if inputs is None else inputs.reshape(-1, self.in_features)[-_QUERIES_KEPT:]
+                index.build(self.weight, bias, flat)
+            measured.update(measure_tables(index))
+        draws_from_labels = config.sampler == "in_batch" or (
+            config.sampler == "frequency" and self._label_counts is None
+        )
+        if inputs is not None and inputs.numel() > 0 and not draws_from_labels:
+            measured.update(
+                measure_recall(
+                    index,
+                    inputs.detach().reshape(-1, self.in_features),
+                    self.weight,
+                    bias,
+                    config,
+                    k=k,
+                    queries=queries,
+                    batch_size=batch_size,
+                    seed=seed,
+                    carried=self._carried,
+                    counts=self._label_counts,
+                )
+            )
+        return LayerStats(
+            out_features=self.out_features,
+            active=config.active_rows(self.out_features),
+            k=k,
+            stale_rows=self._stale_rows(),
+            rehashes=self._rehashes,
+            since_rehash=self._since_rehash,
+            milliseconds={} if self.stopwatch is None else self.stopwatch.milliseconds(),
+            calls={} if self.stopwatch is None else self.stopwatch.calls(),
+            **measured,
+        )
+
+    def _stale_rows(self) -> int | None:
+        """How many rows changed since they were last hashed; None: there are no tables."""
+        if self._index is None:
+            return None
+        touched = [changed.touched() for _, changed in self._changed] if self._is_watched() else [None]
+        known = [rows for rows in touched if rows is not None]
+        return int(torch.stack(known).any(0).sum()) if len(known) == len(touched) else self.out_features
+
     # --- what SampledLogits asks for ---
 
     def largest_logits(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -354,8 +468,11 @@ class LSHLinear(nn.Linear):
     def _as_weight(self, x: Tensor) -> Tensor:
         return x.to(self.weight.dtype).contiguous()
 
+    @timed("choosing")
     def draw_active_rows(self, x: Tensor, labels: Tensor) -> ActiveSet:
         """Draws the active set of ``x`` ``[B, in]`` and ``labels`` ``[B, P]`` (negative: none)."""
+        if self.stopwatch is not None:
+            self._watched = x[-_QUERIES_KEPT:].detach().clone()
         if self.config.balance:
             self._queries = x[-_QUERIES_KEPT:].detach().clone()
         elif self.config.hash == "learned" and (self.training or self._queries is None):
@@ -420,6 +537,7 @@ class LSHLinear(nn.Linear):
 
         return keep
 
+    @timed("logits")
     def active_logits(self, x: Tensor, rows: Tensor) -> Tensor:
         """``[B, A]`` logits of the active rows ``[A]`` or ``[B, A]`` for ``x`` ``[B, in]``; differentiable."""
         if rows.dim() == 1:
@@ -465,6 +583,31 @@ class LSHLinear(nn.Linear):
                 )
         return rehashed
 
+    def drift(self, sample: int = 256, touches: int = 1, seed: int = 0) -> float:
+        """The share of hash codes that changed since the last re-hash, estimated on a sample of the rows that did; 0.0
+        where there are no tables yet.
+
+        Args:
+            sample: rows to hash. (The cost is that of these.)
+            touches: of the rows that at least so many updates touched, which :meth:`rehash` with this argument would
+                include. Where it is not known which rows changed: of all rows.
+            seed: of the sample.
+        """
+        for name, number in (("sample", sample), ("touches", touches)):
+            if number < 1:
+                raise ValueError(f"{name} is {number}; wanted at least 1")
+        index = self._index
+        if index is None or not needs_index(self.config, self.out_features):
+            return 0.0
+        sampled = [changed.sample(sample, touches, seed) for _, changed in self._changed] if self._is_watched() else []
+        known = [rows for rows in sampled if rows is not None]
+        if known and len(known) == len(sampled):
+            rows = torch.cat(known).unique()
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            rows = torch.randint(self.out_features, (sample,), generator=generator).unique()
+        return index.drift(self.weight.detach(), self._bias_for_index(), rows)
+
     def _bias_for_index(self) -> Tensor | None:
         return None if self.bias is None else self.bias.detach()
 
@@ -475,6 +618,7 @@ class LSHLinear(nn.Linear):
             watched is parameter for (watched, _), parameter in zip(self._changed, parameters)
         )
 
+    @timed("re-hash")
     def _synchronise(self, full: bool = False, touches: int = 1) -> int:
         index = self._index
         if index is None or full or not self._is_watched():
@@ -491,6 +635,7 @@ class LSHLinear(nn.Linear):
     def _build(self, learn: bool = True) -> int:
         if self._index is None:
             self._index = make_index(self.config, self.out_features, self.in_features)
+        self._index.stopwatch = self.stopwatch
         if isinstance(self._index, LearnedIndex) and self._index.is_built and not learn:
             self._index.rehash(self.weight.detach(), self._bias_for_index())
         else:
@@ -531,8 +676,9 @@ class LSHLinear(nn.Linear):
         """The tables, as fresh as the re-hash policy wants them."""
         if self._index is None or not self._is_watched() or self._was_edited():
             self._synchronise()
-        elif not self.scheduled and self._since_rehash >= self.config.rehash.interval(self._rehashes):
-            self.rehash(touches=getattr(self.config.rehash, "touches", 1))
+        elif not self.scheduled:
+            name = f"{type(self).__name__}({self.in_features}, {self.out_features})"
+            rehash_if_due(self, self.config.rehash, self._since_rehash, self._rehashes, name=name)
         self._since_rehash += 1
         self._trained = True
         assert self._index is not None

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from .. import ops
 from ..sampling import ActiveSet
+from ..stopwatch import part
 from . import losses
 
 if TYPE_CHECKING:
@@ -537,7 +538,7 @@ def _cross_entropy(
     x = recipe.flat_input()
     if layer.training:
         active = layer.draw_active_rows(x.detach(), parsed.labels)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached):
+        with part(layer.stopwatch, "loss"), torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached):
             corrected = _is_corrected(recipe, parsed.several)
             if label_smoothing == 0 and recipe.in_one_step(active):
                 loss = losses.active_rows_cross_entropy(
@@ -658,7 +659,7 @@ def _binary_cross_entropy(
     pos_weight = _check_class_weight(pos_weight, "pos_weight", layer.out_features, dtype)
     x = recipe.flat_input()
     active = layer.draw_active_rows(x.detach(), parsed.labels)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached):
+    with part(layer.stopwatch, "loss"), torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached):
         corrected = _is_corrected(recipe, several_labels=False)
         loss = losses.sampled_binary_cross_entropy(
             recipe.sampled(x, active, corrected),
