@@ -4,83 +4,21 @@
 
 The SLIDE model (sparse features -> 128 ReLU -> labels) from the same initial weights on the same batches: batch 256,
 Adam. The systems take turns, some steps each, and are evaluated with the full output layer in between; evaluation is
-not part of the time. Word counts of citeulike-t become log(1 + count); rows are normalised to length 1. Rows without
-labels are left out.
+not part of the time.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from torch_lsh.benchmarking import harness, systems
-from torch_lsh.data import XMCDataset, collate_xmc
-from torch_lsh.data.xmc import XMCRows, _normalised
-from torch_lsh.metrics import PrecisionAtK
+from torch_lsh.benchmarking.classification import BATCH, Trainee, Weights, first_at, read, some_batches
+from torch_lsh.data import collate_xmc
 
-DATA = Path(os.environ.get("TORCH_LSH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 SYSTEMS = {system.name: system for system in (systems.Dense, systems.Uniform, systems.LSH)}
-
-
-def read(name: str) -> tuple[XMCDataset, XMCDataset]:
-    splits = []
-    for split in ("train", "test"):
-        rows = XMCDataset(DATA / name / f"{split}.txt.xz").rows
-        if name == "citeulike-t":
-            rows = rows._replace(values=rows.values.log1p())
-        rows = _with_labels(rows)
-        splits.append(XMCDataset.from_rows(rows if name == "citeulike-t" else _normalised(rows, "l2")))
-    return splits[0], splits[1]
-
-
-def _with_labels(rows: XMCRows) -> XMCRows:
-    return rows.take((rows.label_start.diff() > 0).nonzero()[:, 0])
-
-
-class Trainee:
-    """One system with its model, its clock and its curve."""
-
-    def __init__(self, name: str, weights: tuple[Tensor, Tensor], lr: float, active: int, options: dict) -> None:
-        features, labels = weights
-        layer = nn.Linear(labels.shape[1], labels.shape[0])
-        layer.weight.data.copy_(labels)
-        layer.bias.data.zero_()
-        kind = name.split(":")[0]
-        self.name = name
-        self.input = systems.SparseInput(features, lr, systems.INPUT_OF[kind])
-        self.output = SYSTEMS[kind](layer, lr, active, **(options if kind == "torch_lsh" else {}))
-        self.seconds = 0.0
-        self.steps = 0
-        self.curve: list[dict[str, Any]] = []
-
-    def train(self, batches: list[tuple[Tensor, Tensor]]) -> None:
-        start = time.perf_counter()
-        for x, y in batches:
-            self.output.loss(self.input(x), y).backward()
-            self.output.step()
-            self.input.step()
-        self.seconds += time.perf_counter() - start
-        self.steps += len(batches)
-
-    @torch.no_grad()
-    def evaluate(self, test: list[tuple[Tensor, Tensor]], epoch: float) -> None:
-        metric = PrecisionAtK((1, 3, 5))
-        for x, y in test:
-            metric.update(self.output.topk(self.input(x), 5), y)
-        precision = {f"precision@{k}": value for k, value in metric.compute().items()}
-        self.curve.append({"system": self.name, "epoch": epoch, "seconds": self.seconds, **precision})
-        point = self.curve[-1]
-        print(
-            f"{self.name:>20}  epoch {epoch:5.2f}  {self.seconds:8.2f} s  "
-            + "  ".join(f"P@{k} {point[f'precision@{k}']:.4f}" for k in (1, 3, 5)),
-            flush=True,
-        )
 
 
 def parse_system(text: str) -> tuple[str, dict]:
@@ -98,23 +36,25 @@ def parse_system(text: str) -> tuple[str, dict]:
 def run(dataset: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     train, test = read(dataset)
     active = arguments.active or {"yso-en": 2048, "citeulike-t": 3072}.get(dataset, 2048)
-    rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(7))[: arguments.test_rows]
-    test_batches = [collate_xmc(test.__getitems__(part)) for part in rows.split(1024)]
-    generator = torch.Generator().manual_seed(1)
-    weights = (
-        torch.randn(train.num_features, 128, generator=generator) * arguments.input_std,
-        (torch.rand(train.num_labels, 128, generator=generator) * 2 - 1) * 128**-0.5,
-    )
+    test_batches = some_batches(test, arguments.test_rows)
+    weights = Weights.draw(train, arguments.input_std, seed=1)
     trainees = []
     for text in arguments.systems:
-        _, options = parse_system(text)
-        trainees.append(Trainee(text, weights, options.pop("lr", arguments.lr), options.pop("active", active), options))
-    print(f"\n{dataset}: {train}, {active} active rows, {len(rows)} test rows")
+        kind, options = parse_system(text)
+        lr, rows = options.pop("lr", arguments.lr), options.pop("active", active)
+        trainees.append(
+            Trainee(
+                text,
+                systems.SparseInput(weights.features, lr, systems.INPUT_OF[kind]),
+                SYSTEMS[kind](weights.output_layer(), lr, rows, **(options if kind == "torch_lsh" else {})),
+            )
+        )
+    print(f"\n{dataset}: {train}, {active} active rows, {min(len(test), arguments.test_rows)} test rows")
     epochs = {text: arguments.dense_epochs if text == "dense" else arguments.epochs for text in arguments.systems}
-    steps_per_epoch = -(-len(train) // 256)
+    steps_per_epoch = -(-len(train) // BATCH)
     chunk = max(1, steps_per_epoch // arguments.points)
     for epoch in range(max(epochs.values())):
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(epoch)).split(256)
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(epoch)).split(BATCH)
         for begin in range(0, steps_per_epoch, chunk):
             batches = [collate_xmc(train.__getitems__(rows)) for rows in order[begin : begin + chunk]]
             for trainee in trainees:
@@ -126,16 +66,12 @@ def run(dataset: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return [{"dataset": dataset, "active": active, **point} for trainee in trainees for point in trainee.curve]
 
 
-def first_at(trainee: Trainee, precision: float) -> float | None:
-    return next((point["seconds"] for point in trainee.curve if point["precision@1"] >= precision), None)
-
-
 def report(dataset: str, trainees: list[Trainee]) -> None:
     reference = next((trainee for trainee in trainees if trainee.name == "dense"), trainees[0])
     goal = reference.curve[-1]["precision@1"]
     rows = []
     for trainee in trainees:
-        reached = first_at(trainee, goal)
+        reached = first_at(trainee.curve, goal)
         best = max(point["precision@1"] for point in trainee.curve)
         total = trainee.curve[-1]["seconds"]
         rows.append(

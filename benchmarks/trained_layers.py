@@ -7,7 +7,6 @@ activations of test rows.
 from __future__ import annotations
 
 import lzma
-import os
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_lsh import LSHLinear, optim
-from torch_lsh.data import XMCDataset, collate_xmc, synthetic_xmc
-from torch_lsh.data.xmc import _normalised
+from torch_lsh.benchmarking.classification import DATA, read
+from torch_lsh.data import collate_xmc, synthetic_xmc
 from torch_lsh.models import XMCClassifier
 
-DATA = Path(os.environ.get("TORCH_LSH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 QUERIES = 2_000
 
 
@@ -53,7 +51,7 @@ def _classifier(name: str) -> TrainedLayer:
         train, test = synthetic_xmc(50_000, QUERIES)
         epochs = 6
     else:
-        train, test = (_rows(name, split) for split in ("train", "test"))
+        train, test = read(name)
         epochs = 10 if name == "citeulike-t" else 2
     model = XMCClassifier(train.num_features, train.num_labels)
     model.fit(train, epochs=epochs, progress=False)
@@ -63,14 +61,6 @@ def _classifier(name: str) -> TrainedLayer:
     print({name: model.evaluate(test)})
     with torch.no_grad():
         return TrainedLayer(model.output.weight.data, model.output.bias.data, model.hidden(features))
-
-
-def _rows(name: str, split: str) -> XMCDataset:
-    rows = XMCDataset(DATA / name / f"{split}.txt.xz").rows
-    rows = rows.take((rows.label_start.diff() > 0).nonzero()[:, 0])
-    if name == "citeulike-t":
-        return XMCDataset.from_rows(rows._replace(values=rows.values.log1p()))
-    return XMCDataset.from_rows(_normalised(rows, "l2"))
 
 
 def _language_model(width: int = 256, length: int = 35, batch: int = 20, epochs: int = 2) -> TrainedLayer:
