@@ -25,7 +25,17 @@ from torch_lsh.data.xmc import XMCRows, _normalised
 from torch_lsh.metrics import PrecisionAtK
 
 DATA = Path(os.environ.get("TORCH_LSH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-SYSTEMS = {system.name: system for system in (systems.Dense, systems.Uniform, systems.LSH)}
+SYSTEMS = {
+    system.name: system
+    for system in (
+        systems.Dense,
+        systems.Uniform,
+        systems.LSH,
+        systems.LSHInBackward,
+        systems.LSHBFloat16,
+        systems.LSHBFloat16Weights,
+    )
+}
 
 
 def read(name: str) -> tuple[XMCDataset, XMCDataset]:
@@ -53,8 +63,8 @@ class Trainee:
         layer.bias.data.zero_()
         kind = name.split(":")[0]
         self.name = name
-        self.input = systems.SparseInput(features, lr, systems.INPUT_OF[kind])
-        self.output = SYSTEMS[kind](layer, lr, active, **(options if kind == "torch_lsh" else {}))
+        self.input = systems.SparseInput(features, lr, systems.INPUT_OF.get(kind, "torch_lsh"))
+        self.output = SYSTEMS[kind](layer, lr, active, **(options if kind.startswith("torch_lsh") else {}))
         self.seconds = 0.0
         self.steps = 0
         self.curve: list[dict[str, Any]] = []

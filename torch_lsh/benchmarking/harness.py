@@ -78,6 +78,21 @@ def resident_kib() -> int:
     return next(int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmRSS"))
 
 
+def draw(path: str, *panels: Callable[[Any], None]) -> None:
+    """Writes a figure of one or more panels, side by side; each is drawn by a function of its axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(7 * len(panels), 4.5), squeeze=False)
+    for axis, panel in zip(axes[0], panels):
+        panel(axis)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def write_json(records: Sequence[dict[str, Any]], path: str | None) -> None:
     if path:
         with open(path, "a") as out:
