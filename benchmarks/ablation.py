@@ -208,30 +208,23 @@ def _active(trainee: Trainee) -> int | str:
 
 def plot(records: list[dict[str, Any]], path: str) -> None:
     """A row per data set, a panel per setting, the default in each; of the first seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     records = [record for record in records if record["seed"] == records[0]["seed"]]
     datasets = list(dict.fromkeys(record["dataset"] for record in records))
     panels = list(dict.fromkeys(_panel(record["system"]) for record in records if record["system"] != "default"))
     panels = panels or ["default"]
-    figure, axes = plt.subplots(
-        len(datasets), len(panels), figsize=(4.5 * len(panels), 4 * len(datasets)), squeeze=False
-    )
-    for row, dataset in zip(axes, datasets):
-        for axis, panel in zip(row, panels):
-            of_panel = [r for r in records if r["dataset"] == dataset and _panel(r["system"]) in ("default", panel)]
-            last = max(r["seconds"] for r in of_panel if panel == "default" or _panel(r["system"]) == panel)
-            for system in dict.fromkeys(r["system"] for r in of_panel):
-                points = [r for r in of_panel if r["system"] == system and r["seconds"] <= 1.05 * last]
-                style = {"color": "black", "linewidth": 2} if system == "default" else {}
-                axis.plot([p["seconds"] for p in points], [p["precision@1"] for p in points], label=system, **style)
-            axis.set(title=f"{dataset}: {panel}", xlabel="seconds of training", ylabel="precision@1")
-            axis.legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    drawn = [functools.partial(_draw, records, dataset, panel) for dataset in datasets for panel in panels]
+    harness.draw(path, *drawn, columns=len(panels))
+
+
+def _draw(records: list[dict[str, Any]], dataset: str, panel: str, axis: Any) -> None:
+    points = [r for r in records if r["dataset"] == dataset and _panel(r["system"]) in ("default", panel)]
+    last = max(r["seconds"] for r in points if _panel(r["system"]) == panel)
+    for system in dict.fromkeys(r["system"] for r in points):
+        curve = [r for r in points if r["system"] == system and r["seconds"] <= 1.05 * last]
+        style = {"color": "black", "linewidth": 2} if system == "default" else {}
+        axis.plot([r["seconds"] for r in curve], [r["precision@1"] for r in curve], label=system, **style)
+    axis.set(title=f"{dataset}: {panel}", xlabel="seconds of training", ylabel="precision@1")
+    axis.legend(fontsize="small")
 
 
 def _panel(system: str) -> str:

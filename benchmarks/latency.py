@@ -11,44 +11,18 @@ product of PyTorch's, whichever is longer.
 from __future__ import annotations
 
 import argparse
-import copy
-import itertools
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_lsh import LSHLinear, QuantizedLinear
-from torch_lsh.benchmarking import harness
+from torch_lsh import LSHLinear
+from torch_lsh.benchmarking import harness, latency
 from torch_lsh.data import XMCDataset, collate_xmc
 from torch_lsh.metrics import PrecisionAtK
 from torch_lsh.models import XMCClassifier
 
-K = 5
-System = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-def systems_of(linear: nn.Linear) -> dict[str, System]:
-    """Functions of float32 inputs; the bfloat16 ones convert them, which counts."""
-    half = copy.deepcopy(linear).bfloat16()
-    layer, layer_half = LSHLinear.from_linear(linear).eval(), LSHLinear.from_linear(half).eval()
-    quantised = QuantizedLinear.from_linear(linear).eval()
-    return {
-        "F.linear + topk": lambda x: F.linear(x, linear.weight, linear.bias).topk(K),
-        "F.linear + topk bf16": lambda x: F.linear(x.bfloat16(), half.weight, half.bias).topk(K),
-        "layer.topk": lambda x: layer.topk(x, K),
-        "layer.topk bf16": lambda x: layer_half.topk(x.bfloat16(), K),
-        "layer.topk int8": lambda x: quantised.topk(x, K),
-        APPROXIMATE: lambda x: layer.topk(x, K, exact=False),
-    }
-
-
-APPROXIMATE = "layer.topk exact=False"
-# Its sign codes fit into the last-level cache, from which the weights of the systems that take turns drive them.
-ALONE = "layer.topk exact=False, alone"
 BYTES = {"layer.topk": 4, "layer.topk bf16": 2, "layer.topk int8": 1}
 
 
@@ -68,29 +42,7 @@ def peaks() -> tuple[float, dict[int, float]]:
     return bandwidth, speed
 
 
-def measure(
-    systems: dict[str, System], pool: Tensor, batches: list[int], rounds: int, seconds: float
-) -> list[dict[str, Any]]:
-    records = []
-    for batch in batches:
-        starts = range(0, max(1, len(pool) - batch + 1), batch)
-        runs = {}
-        for name, system in systems.items():
-            inputs = itertools.cycle([pool[start : start + batch].contiguous() for start in starts])
-            runs[name] = lambda system=system, inputs=inputs: system(next(inputs))
-        begin = time.perf_counter()
-        for run in runs.values():
-            run()
-        affordable = int(seconds / (time.perf_counter() - begin))
-        seconds_of = harness.in_turn(runs, max(5, min(rounds, affordable)), warm_up=1)
-        seconds_of[ALONE] = harness.in_turn({ALONE: runs[APPROXIMATE]}, rounds)[ALONE]
-        for name, taken in seconds_of.items():
-            p99 = sorted(taken)[min(len(taken) - 1, int(0.99 * len(taken)))] * 1e3
-            records.append({"system": name, "batch": batch, **harness.summary(taken), "p99_ms": p99})
-    return records
-
-
-def precision(systems: dict[str, System], hidden: Tensor, labels: Tensor) -> dict[str, float]:
+def precision(systems: dict[str, latency.System], hidden: Tensor, labels: Tensor) -> dict[str, float]:
     result = {}
     for name, system in systems.items():
         metric = PrecisionAtK((1,))
@@ -124,25 +76,22 @@ def main() -> None:
     if arguments.model is None:
         linear: nn.Linear = nn.Linear(arguments.width, arguments.rows).eval()
         pool = torch.randn(max(1024, *arguments.batches), arguments.width)
-        systems = systems_of(linear)
+        systems = latency.systems_of(linear)
     else:
         model = XMCClassifier.load(arguments.model).eval()
         linear = model.output if not isinstance(model.output, LSHLinear) else model.output.to_linear()
         test = XMCDataset(arguments.test, normalize=arguments.normalize)
         features, labels = collate_xmc(test.__getitems__(list(range(min(len(test), 10_000)))))
         pool = model.hidden(features)
-        systems = systems_of(linear)
+        systems = latency.systems_of(linear)
         quality = precision(systems, pool, labels)
     bandwidth, speed = peaks()
     print(
         f"{bandwidth / 1e9:.0f} GB/s; GFLOP/s by bytes of a weight: { {k: round(v / 1e9) for k, v in speed.items()} }"
     )
-    records = measure(systems, pool, arguments.batches, arguments.rounds, arguments.seconds)
+    records = latency.measure(systems, pool, arguments.batches, arguments.rounds, arguments.seconds)
     for record in records:
         name, batch = record["system"], record["batch"]
-        dense = "F.linear + topk bf16" if "bf16" in name else "F.linear + topk"
-        reference = next(r for r in records if r["batch"] == batch and r["system"] == dense)
-        record["speedup"] = reference["median_ms"] / record["median_ms"]
         if name in BYTES:
             read = linear.weight.numel() * BYTES[name] / bandwidth
             multiplied = 2 * batch * linear.weight.numel() / speed[BYTES[name]]
@@ -166,24 +115,7 @@ def main() -> None:
     print(harness.table([[record.get(column, "") for column in columns] for record in records], header))
     harness.write_json(records, arguments.json)
     if arguments.plot:
-        plot(records, arguments.plot)
-
-
-def plot(records: list[dict[str, Any]], path: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 5))
-    for name in dict.fromkeys(record["system"] for record in records):
-        mine = [record for record in records if record["system"] == name]
-        axis.plot([r["batch"] for r in mine], [r["median_ms"] for r in mine], marker="o", label=name)
-    axis.set(xscale="log", yscale="log", xlabel="batch size", ylabel="milliseconds (median)")
-    axis.set_title(f"best {K} of {records[0]['rows']:,} classes")
-    axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+        harness.draw(arguments.plot, lambda axis: latency.draw(axis, records))
 
 
 if __name__ == "__main__":

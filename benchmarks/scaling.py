@@ -58,23 +58,15 @@ def main() -> None:
     )
     harness.write_json(records, arguments.json)
     if arguments.plot:
-        plot(records, arguments.plot)
+        harness.draw(arguments.plot, lambda axis: draw(axis, records))
 
 
-def plot(records: list[dict[str, Any]], path: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6, 4))
+def draw(axis: Any, records: list[dict[str, Any]]) -> None:
     rows = [record["rows"] for record in records]
     axis.plot(rows, [record["median_ms"] for record in records], marker="o", label="median step")
     axis.plot(rows, [record["mean_ms"] for record in records], marker="o", label="mean, re-hashes included")
     axis.set(xscale="log", xlabel="rows of the layer", ylabel="milliseconds", ylim=(0, None))
     axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,17 @@ from torch_lsh.benchmarking import harness, systems
 from torch_lsh.benchmarking.classification import BATCH, Trainee, Weights, first_at, read, some_batches
 from torch_lsh.data import collate_xmc
 
-SYSTEMS = {system.name: system for system in (systems.Dense, systems.Uniform, systems.LSH)}
+SYSTEMS = {
+    system.name: system
+    for system in (
+        systems.Dense,
+        systems.Uniform,
+        systems.LSH,
+        systems.LSHInBackward,
+        systems.LSHBFloat16,
+        systems.LSHBFloat16Weights,
+    )
+}
 
 
 def parse_system(text: str) -> tuple[str, dict]:
@@ -45,8 +55,8 @@ def run(dataset: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         trainees.append(
             Trainee(
                 text,
-                systems.SparseInput(weights.features, lr, systems.INPUT_OF[kind]),
-                SYSTEMS[kind](weights.output_layer(), lr, rows, **(options if kind == "torch_lsh" else {})),
+                systems.SparseInput(weights.features, lr, systems.INPUT_OF.get(kind, "torch_lsh")),
+                SYSTEMS[kind](weights.output_layer(), lr, rows, **(options if kind.startswith("torch_lsh") else {})),
             )
         )
     print(f"\n{dataset}: {train}, {active} active rows, {min(len(test), arguments.test_rows)} test rows")

@@ -100,7 +100,7 @@ def test_without_the_packages_of_the_extra(files, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name in without else find_spec(name))
     assert cli.main(["train", str(tmp_path / "m.pt"), str(files / "train.txt"), "--epochs", "1", "--hidden", "4"]) == 0
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(cli, "compare_steps", lambda **_: pytest.fail("a benchmark"))
+    monkeypatch.setattr(cli, "overview", lambda **_: pytest.fail("a benchmark"))
     assert_one_line(run(capsys, "bench", "--plot", tmp_path / "plot.png"), "--plot needs matplotlib")
 
 
@@ -216,7 +216,7 @@ def test_files_that_are_no_models(files, tmp_path, capsys):
 
 def test_paths_that_cannot_be_written_are_found_before_training(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(XMCClassifier, "loss", lambda *_: pytest.fail("a training step"))
-    monkeypatch.setattr(cli, "compare_steps", lambda **_: pytest.fail("a benchmark"))
+    monkeypatch.setattr(cli, "overview", lambda **_: pytest.fail("a benchmark"))
     missing = tmp_path / "missing" / "file"
     for arguments in (
         ("train", missing, files / "train.txt"),

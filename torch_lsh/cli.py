@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from . import __version__, cli_inspect, cli_text
-from .benchmarking.step import compare_steps
+from .benchmarking.overview import overview
 from .config import LSHConfig
 from .data import XMCDataset, synthetic_xmc
 from .models import XMCClassifier
@@ -106,7 +106,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         check_can_write(Path(arguments.plot))
         if importlib.util.find_spec("matplotlib") is None:
             raise ImportError("--plot needs matplotlib: pip install matplotlib")
-    compare_steps(
+    overview(
         rows=arguments.rows,
         width=arguments.width,
         batch=arguments.batch,
@@ -164,7 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     cli_text.add_commands(commands, columns, _positive)
     cli_inspect.add_commands(commands, data, _positive)
 
-    benchmark = commands.add_parser("bench", help="a training step beside PyTorch's, on this machine")
+    benchmark = commands.add_parser(
+        "bench", help="a training step and the best classes beside PyTorch's, on this machine"
+    )
     benchmark.add_argument("--rows", type=_positive, default=670_091)
     benchmark.add_argument("--width", type=_positive, default=128)
     benchmark.add_argument("--batch", type=_positive, default=256)

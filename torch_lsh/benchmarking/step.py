@@ -98,18 +98,11 @@ def compare_steps(
     )
     harness.write_json(records, json)
     if plot:
-        _plot(records, plot)
+        harness.draw(plot, lambda axis: draw(axis, records))
     return records
 
 
-def _plot(records: list[dict[str, Any]], path: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 0.6 * len(records) + 1.2))
+def draw(axis: Any, records: list[dict[str, Any]]) -> None:
+    """Milliseconds per step, a bar per system."""
     axis.barh([r["system"] for r in records], [r["median_ms"] for r in records])
     axis.set(xscale="log", xlabel="milliseconds per training step")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
