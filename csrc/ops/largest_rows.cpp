@@ -1,5 +1,4 @@
-// largest_rows: the rows with the largest values, in that order: a radix sort, in one thread, which is done
-// with some thousand numbers before another one is awake.
+// largest_rows: the rows with the largest values, in that order.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
