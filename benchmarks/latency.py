@@ -31,15 +31,13 @@ def best_seconds(run: Callable[[], Any], repetitions: int = 5) -> float:
 
 
 def peaks() -> tuple[float, dict[int, float]]:
-    """Bytes per second of a sum over 256 MiB; flops per second of products by the bytes of a weight."""
-    numbers = torch.ones(1 << 26)
-    bandwidth = numbers.nbytes / best_seconds(numbers.sum)
+    """Bytes per second of memory; flops per second of products by the bytes of a weight."""
     speed = {}
     for dtype, sizes in ((torch.float32, (4, 1)), (torch.bfloat16, (2,))):
         a = torch.randn(2048, 2048).to(dtype)
         flops = 2 * 2048**3 / best_seconds(lambda a=a: a @ a)
         speed.update(dict.fromkeys(sizes, flops))
-    return bandwidth, speed
+    return harness.memory_bandwidth(), speed
 
 
 def precision(systems: dict[str, latency.System], hidden: Tensor, labels: Tensor) -> dict[str, float]:

@@ -42,13 +42,6 @@ def peak_flops(dtype: torch.dtype) -> float:
     return 2 * 2048**3 / seconds
 
 
-def peak_bandwidth() -> float:
-    array = torch.empty(1 << 27)
-    ops.prefer_huge_pages(array)
-    array.fill_(1)
-    return array.nbytes / median_seconds(array.sum)
-
-
 def random_lines(rows: int, count: int) -> float:
     """Independent random cache lines per second."""
     table = torch.empty(rows, 16)
@@ -70,7 +63,7 @@ def main() -> None:
     rows, width, batch, active = arguments.rows, arguments.width, arguments.batch, arguments.active
     info = harness.machine(arguments.threads)
     print(info)
-    flops, bandwidth = peak_flops(torch.float32), peak_bandwidth()
+    flops, bandwidth = peak_flops(torch.float32), harness.memory_bandwidth()
     lines = random_lines(rows * 8, 1 << 16)
     print(
         f"peaks: {flops / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s, {lines / 1e6:.0f} million random lines/s;"

@@ -105,13 +105,6 @@ def seconds_of(run: Callable[[], Any], threads: int, calls: int = 30) -> float:
     return statistics.median(harness.in_turn({"": run}, calls, warm_up=5)[""])
 
 
-def bandwidth_of(threads: int) -> float:
-    array = torch.empty(1 << 27)
-    ops.prefer_huge_pages(array)
-    array.fill_(1)
-    return array.nbytes / seconds_of(array.sum, threads, 7)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=670_091)
@@ -123,7 +116,8 @@ def main() -> None:
     arguments = parser.parse_args()
     info = harness.machine()
     here = min(2, os.cpu_count() or 1)
-    one_core = bandwidth_of(1)
+    torch.set_num_threads(1)
+    one_core = harness.memory_bandwidth()
     print(info, f"bandwidth of one core {one_core / 1e9:.1f} GB/s", sep="\n")
     sizes = (arguments.rows, arguments.width, arguments.batch, arguments.active)
     torch.manual_seed(0)

@@ -663,3 +663,14 @@ def test_non_finite_gradients_stay_in_their_rows():
     optimizer.step()
     assert weight[1].isnan().all()
     assert weight[5].isfinite().all()
+
+
+@pytest.mark.parametrize(("rows", "message"), [([3, 1], "strictly increasing"), ([2, 9], "wanted 0 to 4")])
+def test_a_gradient_that_is_wrongly_marked_as_coalesced_is_refused(rows, message):
+    weight = torch.nn.Parameter(torch.zeros(5, 2))
+    weight.grad = torch.sparse_coo_tensor(
+        torch.tensor([rows]), torch.ones(2, 2), (5, 2), is_coalesced=True, check_invariants=False
+    )
+    with pytest.raises(RuntimeError, match=message):
+        optim.Adam([weight]).step()
+    assert torch.equal(weight.detach(), torch.zeros(5, 2))

@@ -68,6 +68,14 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
+def memory_bandwidth() -> float:
+    """Bytes per second of a sum over 512 MiB in huge pages: a median."""
+    array = torch.empty(1 << 27)
+    ops.prefer_huge_pages(array)
+    array.fill_(1)
+    return array.nbytes / statistics.median(in_turn({"": array.sum}, 21)[""])
+
+
 def peak_memory_kib() -> int:
     """Largest resident size of this process so far (VmHWM), in KiB."""
     return next(int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmHWM"))
