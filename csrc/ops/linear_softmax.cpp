@@ -173,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, 
   check_size(shares, "shares", 0, batch);
   check_size(shares, "shares", 1, positions.size(1));
   const auto* position = positions.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < positions.numel(); ++i)
+  for (int64_t i = 0, size = positions.numel(); i < size; ++i)
     TORCH_LSH_CHECK(position[i] < count, "positions holds ", position[i], "; wanted at most ", count - 1);
 
   Tensor loss = torch::stable::empty({batch}, dtype), slopes = pooled_tensor({count, batch}, dtype),

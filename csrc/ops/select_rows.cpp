@@ -215,7 +215,7 @@ Result make_selections(const Tensor& labels, bool per_sample, const Make& make) 
 void check_labels(const Tensor& labels, int64_t num_rows) {
   check_operand(labels, "labels", 2, ScalarType::Long);
   const auto* label = labels.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < labels.numel(); ++i)
+  for (int64_t i = 0, size = labels.numel(); i < size; ++i)
     TORCH_LSH_CHECK(label[i] < num_rows, "target holds class ", label[i], "; wanted 0 to ", num_rows - 1);
 }
 
@@ -236,7 +236,7 @@ std::tuple<Tensor, Tensor, Tensor> select_rows(const Tensor& labels, const Tenso
                   active);
   const auto* candidate = candidates.const_data_ptr<int64_t>();
   check_labels(labels, num_rows);
-  for (int64_t i = 0; i < candidates.numel(); ++i)
+  for (int64_t i = 0, size = candidates.numel(); i < size; ++i)
     TORCH_LSH_CHECK(candidate[i] < num_rows, "candidates holds row ", candidate[i], "; wanted 0 to ",
                     num_rows - 1);
   const int64_t lists = candidates.size(0), ranks = candidates.size(1);
