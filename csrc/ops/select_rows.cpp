@@ -82,10 +82,13 @@ void select(const int64_t* labels, int64_t num_labels, const int64_t* candidates
   random.drain([](int64_t) {});
 }
 
+// Without branches: which way a search of a random row goes cannot be predicted.
 int64_t position(const Selection& selection, int64_t row) {
-  return row < 0
-             ? -1
-             : std::lower_bound(selection.rows.begin(), selection.rows.end(), row) - selection.rows.begin();
+  if (row < 0) return -1;
+  const int64_t* at = selection.rows.data();
+  for (auto size = static_cast<int64_t>(selection.rows.size()); size > 1; size -= size / 2)
+    at += at[size / 2 - 1] < row ? size / 2 : 0;
+  return at - selection.rows.data();
 }
 
 // Rows in decreasing order of the weight they are drawn with.
