@@ -65,7 +65,7 @@ def test_scopes_that_are_asked_for_are_tried(clustered):
         steps = [trial for trial in table if trial.stage == "steps" and not trial.dense]
         assert {trial.config.scope for trial in steps} == set(scopes)
         assert config.scope in scopes
-    with pytest.raises(ValueError, match="scopes is .*'batch', 'sample'"):
+    with pytest.raises(ValueError, match=r"scopes is .*'batch', 'sample'"):
         autotune(layer, x[:200], scopes=["epoch"])
 
 
