@@ -22,6 +22,7 @@ namespace {
 
 // Tasks of this many sums: each reads some rows of the table, so several microseconds.
 constexpr int64_t kGrainSums = 16;
+constexpr int64_t kGrainEntries = 128;  // and of this many entries and results of sums
 
 void check_csr(const Tensor& crow, const Tensor& col, const std::optional<Tensor>& values, int64_t num_rows,
                ScalarType dtype) {
@@ -40,16 +41,37 @@ void check_csr(const Tensor& crow, const Tensor& col, const std::optional<Tensor
   check_rows_in_range(col.const_data_ptr<int64_t>(), col.numel(), num_rows, "col");
 }
 
+// Calls run(begin, end) for parts of the runs that have about as many entries and results together.
+template <typename Run>
+void split_runs(const int64_t* start, int64_t runs, const Run& run) {
+  const auto work_before = [&](int64_t s) { return start[s] + s; };
+  const auto first_from = [&](int64_t work) {
+    int64_t low = 0, high = runs;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (work_before(middle) < work) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  };
+  torch::stable::parallel_for(0, work_before(runs), kGrainEntries, [&](int64_t begin, int64_t end) {
+    const int64_t first = first_from(begin), last = first_from(end);
+    if (first < last) run(first, last);
+  });
+}
+
 // out[s] = sum over the s-th run of `rows` of values * table[rows]; values may be null, which stands for
 // ones.
 template <typename T>
-void sum_runs(void (*kernel)(const T*, const int64_t*, const T*, int64_t, int64_t, T*), const void* table,
-              const int64_t* start, int64_t runs, const int64_t* rows, const T* values, int64_t width,
-              void* out) {
-  torch::stable::parallel_for(0, runs, kGrainSums, [&](int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s)
-      kernel(static_cast<const T*>(table), rows + start[s], values == nullptr ? nullptr : values + start[s],
-             start[s + 1] - start[s], width, static_cast<T*>(out) + s * width);
+void sum_runs(void (*kernel)(const T*, const int64_t*, int64_t, const int64_t*, const T*, int64_t, T*),
+              const void* table, const int64_t* start, int64_t runs, const int64_t* rows, const T* values,
+              int64_t width, void* out) {
+  split_runs(start, runs, [&](int64_t begin, int64_t end) {
+    kernel(static_cast<const T*>(table), start + begin, end - begin, rows, values, width,
+           static_cast<T*>(out) + begin * width);
   });
 }
 
@@ -60,11 +82,11 @@ void sum_runs(const Tensor& table, const int64_t* start, int64_t runs, const int
   const void* from = table.const_data_ptr();
   void* to = out.mutable_data_ptr();
   if (table.scalar_type() == ScalarType::Float) {
-    sum_runs(k.weighted_sum_f32, from, start, runs, rows, static_cast<const float*>(values), width, to);
+    sum_runs(k.weighted_sums_f32, from, start, runs, rows, static_cast<const float*>(values), width, to);
   } else if (table.scalar_type() == ScalarType::Double) {
-    sum_runs(k.weighted_sum_f64, from, start, runs, rows, static_cast<const double*>(values), width, to);
+    sum_runs(k.weighted_sums_f64, from, start, runs, rows, static_cast<const double*>(values), width, to);
   } else {
-    sum_runs(k.weighted_sum_bf16, from, start, runs, rows, static_cast<const BFloat16*>(values), width, to);
+    sum_runs(k.weighted_sums_bf16, from, start, runs, rows, static_cast<const BFloat16*>(values), width, to);
   }
 }
 
