@@ -18,8 +18,8 @@ constexpr int64_t kSumVectors = TORCH_LSH_TILE_ROWS >= 12 ? 16 : 8;
 // are copied, since nothing is written that would fill the queues of the memory system, too.
 constexpr int64_t kSumAhead = 16;
 
-// Asks for `size` bytes, one of two cache lines. Hardware reads on from there: a demand for the lines that are
-// left comes when the row is added. Asking for every line is slower, by a tenth where memory is busy.
+// Asks for `size` bytes, one of two cache lines. Hardware reads on from there: a demand for the lines that
+// are left comes when the row is added. Asking for every line is slower, by a tenth where memory is busy.
 inline void prefetch_pairs(const void* memory, int64_t size) {
   for (int64_t offset = 0; offset < size; offset += 128)
     __builtin_prefetch(static_cast<const char*>(memory) + offset);
@@ -50,8 +50,8 @@ inline void sum_columns(const T* table, const int64_t* rows, const T* values, in
   for (int64_t j = 0; j < kColumns; ++j) store(sums[j], out + j);
 }
 
-// The columns from `begin` on, in blocks of Vectors vectors and then of fewer. The last vector is moved back to
-// end with the row, over columns that have been summed already.
+// The columns from `begin` on, in blocks of Vectors vectors and then of fewer. The last vector is moved back
+// to end with the row, over columns that have been summed already.
 template <int64_t Vectors, typename T, typename Sum>
 inline void sum_blocks(const T* table, const int64_t* rows, const T* values, int64_t count, int64_t follow,
                        int64_t width, int64_t begin, T* out) {

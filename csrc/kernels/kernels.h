@@ -83,8 +83,8 @@ struct Kernels {
   void (*dot_rows_bf16)(const BFloat16* x, const BFloat16* table, const int64_t* rows, int64_t count,
                         int64_t width, BFloat16* out);
 
-  // embedding_bag.h: out[s, :] = sum over i from start[s] to start[s + 1] - 1 of values[i] * table[rows[i], :]
-  // for s < runs; values may be null, which stands for ones.
+  // embedding_bag.h: out[s, :] = sum over i from start[s] to start[s + 1] - 1 of values[i] * table[rows[i],
+  // :] for s < runs; values may be null, which stands for ones.
   void (*weighted_sums_f32)(const float* table, const int64_t* start, int64_t runs, const int64_t* rows,
                             const float* values, int64_t width, float* out);
   void (*weighted_sums_f64)(const double* table, const int64_t* start, int64_t runs, const int64_t* rows,
