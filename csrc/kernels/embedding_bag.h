@@ -6,6 +6,7 @@
 #pragma once
 
 #include "kernels/convert.h"
+#include "kernels/gather.h"
 #include "kernels/kernels.h"
 #include "kernels/vectors.h"
 
@@ -17,6 +18,10 @@ constexpr int64_t kSumVectors = TORCH_LSH_TILE_ROWS >= 12 ? 16 : 8;
 // A row is asked for this many rows before it is added, across the ends of runs: twice as early as where rows
 // are copied, since nothing is written that would fill the queues of the memory system, too.
 constexpr int64_t kSumAhead = 16;
+
+// A result is asked for this many results ahead: where runs are short, stores wait for the lines that they
+// change.
+constexpr int64_t kOutAhead = 4;
 
 // Asks for `size` bytes, one of two cache lines. Hardware reads on from there: a demand for the lines that
 // are left comes when the row is added. Asking for every line is slower, by a tenth where memory is busy.
@@ -87,6 +92,7 @@ template <typename T, typename Sum>
 void weighted_sums(const T* table, const int64_t* start, int64_t runs, const int64_t* rows, const T* values,
                    int64_t width, T* out) {
   for (int64_t s = 0; s < runs; ++s) {
+    if (s + kOutAhead < runs) prefetch_row(out + (s + kOutAhead) * width, width);
     const int64_t* const run = rows + start[s];
     const T* const weights = values == nullptr ? nullptr : values + start[s];
     const int64_t count = start[s + 1] - start[s], follow = start[runs] - start[s];

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "checks.h"
 #include "ops/radix_sort.h"
 
 namespace torch_lsh {
@@ -38,7 +37,8 @@ RowGroups<Key> group_keys(const int64_t* rows, int64_t count, Key largest) {
 // use(the groups of rows [count], which are not negative), with keys of 32 bits where they suffice.
 template <typename Use>
 auto with_row_groups(const int64_t* rows, int64_t count, const Use& use) {
-  const uint64_t largest = largest_row(rows, count);
+  uint64_t largest = 0;  // or more, of as many bits
+  for (int64_t i = 0; i < count; ++i) largest |= static_cast<uint64_t>(rows[i]);
   return std::max<uint64_t>(largest, count) <= UINT32_MAX
              ? use(group_keys<uint32_t>(rows, count, static_cast<uint32_t>(largest)))
              : use(group_keys<uint64_t>(rows, count, largest));

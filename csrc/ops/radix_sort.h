@@ -35,7 +35,7 @@ void sort_by_digit(int64_t count, const EntryOf& entry_of, int shift, int bits, 
 }
 
 // entries = (key_of(i), i) for i < count, by key, ascending; equal keys stay in order. `spare` is scratch,
-// `largest` the largest key.
+// `largest` has as many bits as the largest key.
 template <typename Key, typename KeyOf>
 void radix_sort(int64_t count, const KeyOf& key_of, Key largest, std::vector<KeyAndIndex<Key>>& entries,
                 std::vector<KeyAndIndex<Key>>& spare) {
