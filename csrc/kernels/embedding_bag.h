@@ -21,7 +21,7 @@ constexpr int64_t kSumAhead = 16;
 
 // A result is asked for this many results ahead: where runs are short, stores wait for the lines that they
 // change.
-constexpr int64_t kOutAhead = 4;
+constexpr int64_t kOutAhead = 8;
 
 // Asks for `size` bytes, one of two cache lines. Hardware reads on from there: a demand for the lines that
 // are left comes when the row is added. Asking for every line is slower, by a tenth where memory is busy.
@@ -50,9 +50,14 @@ inline void sum_columns(const T* table, const int64_t* rows, const T* values, in
 #pragma GCC unroll 16
     for (int64_t v = 0; v < Vectors; ++v) sum[v] += value * load_as<Sum>(row + v * kLanes<Sum>);
   }
-  Sum sums[kColumns];
-  __builtin_memcpy(sums, sum, sizeof(sums));
-  for (int64_t j = 0; j < kColumns; ++j) store(sums[j], out + j);
+  if constexpr (__is_same(T, Sum)) {
+#pragma GCC unroll 16
+    for (int64_t v = 0; v < Vectors; ++v) __builtin_memcpy(out + v * kLanes<Sum>, sum + v, sizeof(sum[v]));
+  } else {
+    Sum sums[kColumns];
+    __builtin_memcpy(sums, sum, sizeof(sums));
+    for (int64_t j = 0; j < kColumns; ++j) store(sums[j], out + j);
+  }
 }
 
 // The columns from `begin` on, in blocks of Vectors vectors and then of fewer. The last vector is moved back
