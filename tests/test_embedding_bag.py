@@ -152,7 +152,9 @@ def test_bags_of_many_more_features_than_are_asked_for_ahead():
     for width in (3, 16, 128):
         weight = torch.randn(F_, width)
         expected = reference.embedding_bag(weight.double(), crow, col, values.double())
-        torch.testing.assert_close(ops.embedding_bag(weight, crow, col, values).double(), expected, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(
+            ops.embedding_bag(weight, crow, col, values).double(), expected, rtol=1e-4, atol=1e-3
+        )
 
 
 def test_gradcheck():
