@@ -6,8 +6,8 @@ The peaks are taken in the same run: floating-point operations per second of a l
 torch_lsh.ops.product, whichever is faster, and bytes per second of a sum over an array far larger than the caches. The
 bound of an operator is its operations over the one or its bytes over the other, whichever is given, where bytes are
 those that it must move if every row comes from memory once. Rows are drawn anew for every call, so nothing that it
-reads is in the cache by accident. What it writes goes to memory that the call before has used, part of which is still in
-the cache. The embedding bag's gradient, the largest such result, is measured a second time with the results of eight
+reads is in the cache by accident. What it writes goes to memory that the call before has used, part of which is still
+in the cache. The embedding bag's gradient, the largest such result, is measured a second time with the results of eight
 calls kept, so that nothing of it is, which is nearer to a training step: each line is then read before it is written,
 and the bound does not count that. (Stores past the cache would save it, and the optimizer would pay.)
 
