@@ -332,9 +332,11 @@ class _RowSparseMixin(_Base):
         return _by_rows(moment)
 
     def _count_step(self, parameter: Tensor) -> int:
-        step = self.state[parameter].setdefault("step", torch.zeros((), dtype=torch.float32))
-        step += 1
-        return int(step)
+        state = self.state[parameter]
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+        state["step"] += 1
+        return int(state["step"])
 
     def _rounding_seed(self, group: dict[str, Any], parameter: Tensor, step: int) -> int:
         return step if group.get("stochastic_rounding") and self._has_own_state(group, parameter) else -1
