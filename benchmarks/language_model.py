@@ -8,9 +8,9 @@ head and its loss differ. They take turns, some steps each. Perplexity is that o
 the adaptive softmax, its own exact probabilities). Seconds per epoch are the median step times the steps of an epoch,
 evaluation not included.
 
-Why Adagrad: it needs the least tuning. With Adam much depends on the learning rate of the head, that of the full softmax
-too, and the best rates need not be the same: a lazily updated row steps in the batches that touch it only, a dense one
-in all. So a comparison at one rate says little; give each system its own:
+Why Adagrad: the sampled head did the same at learning rates 0.05 and 0.1. With Adam much depends on the rate, for the
+full softmax too, and the best rates need not be the same: a lazily updated row steps in the batches that touch it, a
+dense one in all. A comparison at one rate says little; give each system its own:
 
     python benchmarks/language_model.py --tokens 200000 --test-tokens 10000 --batch 10 --length 20 --epochs 2 \
         --head-optimizer adam --head-lr 0.01 --systems full adaptive torch_lsh torch_lsh:lr=0.03,catch_up=1
