@@ -8,7 +8,9 @@ torch_lsh.optim.Adam. A variation differs from LSHConfig() in one thing. Variati
 time, and are evaluated on test rows with the full output layer after every turn; only steps count, with the building of
 tables and all re-hashes. (With several labels per sample correction "auto" is "none", so correction=none repeats the
 default: what is between them is noise of the clock.) The published settings slide and bolt train for longer, and the
-default with them, for the time at which the default reaches their last precision.
+default with them, for the time at which the default reaches their last precision. "autotune" trains with the settings
+that torch_lsh.autotune picks for the layer of a model that was trained with the defaults for a while; the search is
+not in its time.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torch_lsh import Drift, FixedInterval, LSHConfig
+from torch_lsh import Drift, FixedInterval, LSHConfig, autotune
 from torch_lsh.benchmarking import harness, systems
 from torch_lsh.benchmarking.classification import (
     BATCH,
@@ -38,6 +40,7 @@ from torch_lsh.data import XMCDataset, collate_xmc
 
 SECONDS = {"citeulike-t": 5.0, "yso-en": 30.0}
 PUBLISHED = ("slide", "bolt")
+TUNED_ON = 512  # inputs
 NEVER = FixedInterval(10**9)
 SAMPLERS = ("uniform", "log_uniform", "frequency", "in_batch")
 CHUNK = 8  # batches that are made at a time
@@ -57,7 +60,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "rehash=drift": {"rehash": Drift()},
 }
 ACTIVE = {"active=x0.25": 0.25, "active=x0.5": 0.5, "active=x2": 2, "active=x4": 4}  # times the default
-NAMES = (*VARIATIONS, *ACTIVE, *PUBLISHED, "dense")
+NAMES = (*VARIATIONS, *ACTIVE, "autotune", *PUBLISHED, "dense")
 
 
 def config_of(name: str, labels: int, share: float, seed: int) -> LSHConfig:
@@ -108,12 +111,29 @@ def _order(rows: int, seed: int) -> Tensor:
     return torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
 
 
-def make_trainee(name: str, task: Task, arguments: argparse.Namespace) -> Trainee:
+def tuned_config(task: Task, seconds: float, arguments: argparse.Namespace) -> LSHConfig:
+    """What autotune picks after so many seconds of training with the defaults."""
+    trainee = make_trainee("default", task, seconds, arguments)
+    while trainee.seconds < seconds:
+        trainee.train(task.batches(trainee.steps, CHUNK), seconds)
+    with torch.no_grad():
+        inputs = torch.cat([trainee.input(x) for x, _ in task.batches(trainee.steps, TUNED_ON // BATCH)])
+    config, table = autotune(trainee.output.layer, inputs[torch.randperm(len(inputs))], batch_size=BATCH)
+    pick = next(trial for trial in table if trial.stage == "steps" and trial.config == config)
+    print(f"autotune: {pick.describe()}, recall {pick.recall.mean:.3f}, {pick.milliseconds:.2f} ms a step of the layer")
+    return config
+
+
+def make_trainee(name: str, task: Task, seconds: float, arguments: argparse.Namespace) -> Trainee:
+    """``seconds``: how long "autotune" trains before it picks."""
     lr, layer = arguments.lr, task.weights.output_layer()
     if name == "dense":
         output: Any = systems.Dense(layer, lr, active=layer.out_features)
         return Trainee(name, systems.SparseInput(task.weights.features, lr, "dense"), output)
-    config = config_of(name, layer.out_features, arguments.bolt_active, task.seed)
+    if name == "autotune":
+        config = replace(tuned_config(task, seconds, arguments), seed=task.seed)
+    else:
+        config = config_of(name, layer.out_features, arguments.bolt_active, task.seed)
     output = systems.LSH(layer, lr, **vars(config))
     if config.sampler in ("frequency", "in_batch"):
         output.layer.set_label_counts(task.label_counts, len(task.train))
@@ -138,10 +158,10 @@ def run(name: str, train: XMCDataset, test: XMCDataset, seed: int, arguments: ar
     )
     sorted_task = task.by_frequency()
     task_of = {chosen: sorted_task if "log_uniform" in chosen else task for chosen in arguments.only}
-    trainees = [make_trainee(chosen, task_of[chosen], arguments) for chosen in arguments.only]
+    trainees = [make_trainee(chosen, task_of[chosen], seconds, arguments) for chosen in arguments.only]
     print(f"\n{name}: {train}, {seconds} s each, seed {seed}")
     # A process's first steps are slower. It lives on, or its memory would make the next one's first step faster.
-    warm_up = make_trainee("default", task, arguments)
+    warm_up = make_trainee("default", task, seconds, arguments)
     warm_up.train(task.batches(0, 3))
     longest = arguments.published_times if any(chosen in PUBLISHED for chosen in arguments.only) else 1
     for point in range(1, round(arguments.points * longest) + 1):
@@ -158,7 +178,7 @@ def run(name: str, train: XMCDataset, test: XMCDataset, seed: int, arguments: ar
 
 
 def report(name: str, runs: list[list[Result]], points: int) -> None:
-    """Precision of each variation, the median of all seeds, after equal time; then the published settings."""
+    """Precision of each variation, the median of all seeds, after equal time; then the published and tuned settings."""
     of_default = [point["precision@1"] for point in (results[0].curve[points - 1] for results in runs)]
     rows = []
     for results in zip(*runs):
@@ -183,7 +203,7 @@ def report(name: str, runs: list[list[Result]], points: int) -> None:
     rows = []
     for results in runs:
         for result in results:
-            if result.name not in PUBLISHED:
+            if result.name not in (*PUBLISHED, "autotune"):
                 continue
             last = result.curve[-1]
             goal, total = last["precision@1"], last["seconds"]
@@ -195,7 +215,7 @@ def report(name: str, runs: list[list[Result]], points: int) -> None:
             else:
                 rows.append((result.name, total, f"{goal:.4f}", reached, f"{100 * reached / total:.1f} %"))
     if rows:
-        header = ("published", "seconds", "its last P@1", "default has it at s", "default needs of its time")
+        header = ("compared with", "seconds", "its last P@1", "default has it at s", "default needs of its time")
         print("\n" + harness.table(rows, header))
 
 

@@ -5,7 +5,8 @@
 Recall@k: the share of the true k highest-scoring rows among the rows that are returned, over some 1,500 queries (hidden
 activations of test rows; 512 others are the sample that an index may look at and learn from), by the share of the
 layer's rows that a query asks for. Beside it microseconds per query, in batches of 256 on one thread, and the same for
-uniform draws and the exact top-k. Layers are trained at the first use (benchmarks/trained_layers.py) and kept in a
+uniform draws, the exact top-k, and the sign codes of all rows, which ``topk(exact=False)`` of a layer of any settings
+compares the query with. Layers are trained at the first use (benchmarks/trained_layers.py) and kept in a
 folder for temporary files. Settings are those of LSHIndex, or of LearnedIndex with hash=learned:
 
     --settings 'hash=dwta' 'num_tables=100,probes=4,mips=True' 'hash=learned,probes=100'
@@ -30,6 +31,7 @@ from torch_lsh import LSHConfig
 from torch_lsh.benchmarking import harness
 from torch_lsh.index import LSHIndex
 from torch_lsh.learned import LearnedIndex
+from torch_lsh.sketch import RowSketch
 
 LAYERS = ("yso-en", "citeulike-t", "wikitext-2", "synthetic")
 KS = (1, 10, 100)
@@ -98,43 +100,37 @@ def look_up(query: Callable[[Tensor], Tensor], queries: Tensor) -> tuple[Tensor,
     return torch.cat(found), sorted(seconds)[len(seconds) // 2] * 1e6
 
 
+def seconds_of(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 def measure(name: str, layer: TrainedLayer, settings: Sequence[str], shares: Sequence[float]) -> list[dict[str, Any]]:
     rows = len(layer.weight)
     order = torch.randperm(len(layer.queries), generator=torch.Generator().manual_seed(0))
     sample, layer = layer.queries[order[:512]], layer._replace(queries=layer.queries[order[512:]])
     best, microseconds = look_up(lambda x: top_rows(layer._replace(queries=x), KS[-1]), layer.queries)
     records = [{"setting": "exact", "share": 1.0, "returned": rows, "us": microseconds, **recall(best, best)}]
-    generator = torch.Generator().manual_seed(0)
-    for share in shares:
-        wanted = max(1, round(share * rows))
-        found, microseconds = look_up(
-            lambda x, m=wanted: torch.randint(rows, (len(x), m), generator=generator), layer.queries
-        )
-        records.append(
-            {"setting": "uniform", "share": share, "returned": wanted, "us": microseconds, **recall(found, best)}
-        )
-    for setting in settings:
-        index = index_of(setting, *layer.weight.shape)
-        start = time.perf_counter()
-        index.build(layer.weight, layer.bias, sample)
-        build = time.perf_counter() - start
+
+    def add(setting: str, query: Callable[[Tensor, int], Tensor], about: dict[str, Any]) -> None:
         for share in shares:
             wanted = max(1, round(share * rows))
-            found, microseconds = look_up(lambda x, m=wanted, index=index: index.query(x, m), layer.queries)
-            records.append(
-                {
-                    "setting": setting or "default",
-                    "share": share,
-                    "returned": (found >= 0).sum(1).float().mean().item(),
-                    "us": microseconds,
-                    **recall(found, best),
-                    "build_s": build,
-                    "index_mb": index.nbytes / 1e6,
-                    "K": index.hashes_per_table,
-                    "L": index.num_tables,
-                    "bucket_size": index.bucket_size,
-                }
-            )
+            found, microseconds = look_up(lambda x, count=wanted: query(x, count), layer.queries)
+            returned = (found >= 0).sum(1).float().mean().item()
+            measured = {"share": share, "returned": returned, "us": microseconds, **recall(found, best)}
+            records.append({"setting": setting, **measured, **about})
+
+    generator = torch.Generator().manual_seed(0)
+    add("uniform", lambda x, count: torch.randint(rows, (len(x), count), generator=generator), {})
+    sketch = RowSketch(rows, layer.weight.shape[1])
+    build = seconds_of(lambda: sketch.build(layer.weight, layer.bias))
+    add("topk(exact=False)", sketch.query, {"build_s": build, "index_mb": sketch.nbytes / 1e6})
+    for setting in settings:
+        index = index_of(setting, *layer.weight.shape)
+        build = seconds_of(lambda: index.build(layer.weight, layer.bias, sample))  # noqa: B023
+        about = {"build_s": build, "index_mb": index.nbytes / 1e6, "K": index.hashes_per_table, "L": index.num_tables}
+        add(setting or "default", index.query, {**about, "bucket_size": index.bucket_size})
     return [{"benchmark": "retrieval", "layer": name, "rows": rows, **record} for record in records]
 
 

@@ -54,8 +54,19 @@ def test_the_pick_reaches_the_target_on_held_out_inputs(clustered):
     assert (config.correction, config.seed, config.rehash) == ("none", 7, layer.config.rehash)
     assert {trial.config.hash for trial in table if trial.stage == "families"} == {"learned", *HASHES}
     assert {trial.stage for trial in table} == {"families", "sizes", "steps"}
-    assert len({trial.config.scope for trial in table}) == 2 or pick.milliseconds < 1
+    assert {trial.config.scope for trial in table} == {"batch"}
     assert any(trial.dense and trial.recall.mean == 1.0 for trial in table)
+
+
+def test_scopes_that_are_asked_for_are_tried(clustered):
+    layer, x = clustered
+    for scopes in (["sample"], ["batch", "sample"]):
+        config, table = autotune(layer, x[:200], 0.5, batch_size=64, hashes=["learned"], scopes=scopes)
+        steps = [trial for trial in table if trial.stage == "steps" and not trial.dense]
+        assert {trial.config.scope for trial in steps} == set(scopes)
+        assert config.scope in scopes
+    with pytest.raises(ValueError, match=r"scopes is .*'batch', 'sample'"):
+        autotune(layer, x[:200], scopes=["epoch"])
 
 
 def test_recall_in_the_table_is_that_of_the_settings(clustered):
@@ -112,7 +123,7 @@ def test_nothing_changes_unless_asked(clustered):
     optimizer.step()
     if applied.active_rows(N) < N:
         assert layer._index.probes == applied.probes
-        assert layer._index.family.num_tables == (applied.num_tables or 24)
+        assert layer._index.num_tables == make_index(applied, N, D).num_tables
     assert isinstance(config, LSHConfig)
 
 

@@ -75,6 +75,88 @@ def test_results_do_not_depend_on_threads():
     assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0]))
 
 
+def runs_of(kind):
+    """Batches in which threads share little or nothing evenly: numbers of features per sample, and the features."""
+    counts = {
+        "one huge bag": [0, 0, 5000, 0, 1],
+        "one bag": [700],
+        "fewer bags than threads": [300, 1, 299],
+        "only empty bags": [0] * 600,
+        "many short bags": [1, 0, 2, 0, 0] * 400,
+        "the last is empty": [400] * 3 + [0] * 300,
+    }[kind]
+    crow = torch.nn.functional.pad(torch.tensor(counts).cumsum(0), (1, 0))
+    return crow, torch.randint(0, F_, (int(crow[-1]),))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "one huge bag",
+        "one bag",
+        "fewer bags than threads",
+        "only empty bags",
+        "many short bags",
+        "the last is empty",
+    ],
+)
+def test_threads_share_uneven_bags(simd_level, kind):
+    crow, col = runs_of(kind)
+    weight, values = torch.randn(F_, 40), torch.rand(len(col))
+    grad = torch.randn(len(crow) - 1, 40)
+    twin = weight.double().requires_grad_()
+    expected = reference.embedding_bag(twin, crow, col, values.double())
+    expected.backward(grad.double())
+    results = []
+    for threads in (1, 2, 7):
+        torch.set_num_threads(threads)
+        out = ops.embedding_bag(weight, crow, col, values)
+        results.append((out, *torch.ops.torch_lsh.embedding_bag_backward(grad, crow, col, values)))
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0]))
+    out, rows, sums = results[0]
+    torch.testing.assert_close(out.double(), expected.detach(), rtol=1e-4, atol=1e-3)
+    assert torch.equal(rows, col.unique())
+    torch.testing.assert_close(sums.double(), twin.grad[rows], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_every_width_of_blocks_and_their_ends(simd_level, dtype):
+    crow, col, values = batch(7, dtype=dtype)
+    for width in [*range(1, 70), 127, 129, 255, 256, 257, 300]:
+        weight = torch.randn(F_, width).to(dtype)
+        expected = reference.embedding_bag(weight.double(), crow, col, values.double())
+        out = ops.embedding_bag(weight, crow, col, values)
+        close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype] * 10}
+        torch.testing.assert_close(out.double(), expected, **close)
+
+
+@pytest.mark.parametrize("largest", [0, 1, 2**11 - 1, 2**11, 2**18 + 5, 2**22, 2**33 + 1, 2**62])
+def test_features_of_any_number_of_digits(threads, largest):
+    crow, _, values = batch(300)
+    col = torch.randint(0, largest + 1, (int(crow[-1]),))
+    col[:2] = torch.tensor([largest, 0])
+    grad = torch.randn(300, D)
+    rows, sums = torch.ops.torch_lsh.embedding_bag_backward(grad, crow, col, values)
+    unique, position = col.unique(return_inverse=True)
+    assert torch.equal(rows, unique)
+    sample = torch.repeat_interleave(crow.diff())
+    expected = torch.zeros(len(unique), D, dtype=torch.float64).index_add_(
+        0, position, values.double().unsqueeze(1) * grad[sample].double()
+    )
+    torch.testing.assert_close(sums.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_bags_of_many_more_features_than_are_asked_for_ahead():
+    crow = torch.tensor([0, 100, 100, 115, 116, 133, 5000])
+    col, values = torch.randint(0, F_, (5000,)), torch.rand(5000)
+    for width in (3, 16, 128):
+        weight = torch.randn(F_, width)
+        expected = reference.embedding_bag(weight.double(), crow, col, values.double())
+        torch.testing.assert_close(
+            ops.embedding_bag(weight, crow, col, values).double(), expected, rtol=1e-4, atol=1e-3
+        )
+
+
 def test_gradcheck():
     crow, col, values = batch(5, dtype=torch.float64)
     weight = torch.randn(F_, 3, dtype=torch.float64, requires_grad=True)

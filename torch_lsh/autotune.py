@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops, optim
-from .config import LSHConfig
+from .config import SCOPES, LSHConfig
 from .hashing import FAMILIES
 from .index import LSHIndex
 from .nn import LSHLinear
@@ -50,7 +50,7 @@ _SIZES: tuple[dict[str, Any], ...] = (
     {"num_tables": 48, "bucket_size": 32},
 )
 _STEPS: tuple[dict[str, Any], ...] = (
-    {},
+    {"scope": "batch"},
     {"scope": "sample"},
     {"carry": 0.0},
     {"random_fraction": 0.05},
@@ -133,6 +133,7 @@ def autotune(
     batch_size: int = 256,
     seconds: float = 18.0,
     hashes: Sequence[str] | None = None,
+    scopes: Sequence[str] | None = None,
     apply: bool = False,
 ) -> Tuning:
     """Picks the settings of a layer by measurement: the fastest training step that finds ``target_recall`` of the best
@@ -153,6 +154,12 @@ def autotune(
     active rows and interpolated. Where time runs out, the rest is left out. The layer and PyTorch's random stream stay
     as they are.
 
+    Recall is not precision. A step also teaches a sample about rows that are not among its best: most of the softmax
+    while that is flat, and the labels of the other samples in a set that the batch shares. Classifiers of many labels
+    learn more from many cheap steps, so the defaults of :class:`LSHConfig` are cheaper than what reaches a high recall,
+    and are as precise much sooner (``benchmarks/ablation.py --only autotune``). Where the best rows themselves matter,
+    tune; and compare.
+
     Args:
         layer: a layer with the weights that settings are to suit, best some hundred steps into training.
         inputs: ``[*, in_features]``: some hundreds that the layer meets in training, in random order.
@@ -161,6 +168,8 @@ def autotune(
         batch_size: of training; at most half of the inputs is taken.
         seconds: to spend, about.
         hashes: families to try; None: all that :class:`LSHConfig` takes.
+        scopes: to try; None: the layer's. A set of each sample's own finds its best rows with the fewest rows, so it
+            wins by recall where a set that the batch shares wins by precision.
         apply: give the layer the settings found.
 
     Returns:
@@ -187,13 +196,17 @@ def autotune(
     if k > layer.out_features:
         raise ValueError(f"k is {k}; wanted at most {layer.out_features}")
     families = _families(hashes)
+    if scopes is None:
+        scopes = [layer.config.scope]
+    if not scopes or not set(scopes) <= set(SCOPES):
+        raise ValueError(f"scopes is {scopes!r}; wanted some of {', '.join(map(repr, SCOPES))}")
     layer._check_can_sample(inputs)
     x = inputs.detach().reshape(-1, layer.in_features)
     x = x[x.isfinite().all(1)]
     if len(x) < _LEAST_INPUTS:
         raise ValueError(f"inputs has {len(x)} finite samples; wanted at least {_LEAST_INPUTS}, best some hundreds")
     with _same_random_stream(), torch.inference_mode(False), torch.no_grad():
-        search = _Search(layer, x, target_recall, k, batch_size, seconds)
+        search = _Search(layer, x, target_recall, k, batch_size, seconds, scopes)
         search.run(families)
     best = search.best
     if not search.has_time():
@@ -243,7 +256,17 @@ class _Tables(NamedTuple):
 class _Search:
     """The search of :func:`autotune`."""
 
-    def __init__(self, layer: LSHLinear, x: Tensor, target: float, k: int, batch_size: int, seconds: float) -> None:
+    def __init__(
+        self,
+        layer: LSHLinear,
+        x: Tensor,
+        target: float,
+        k: int,
+        batch_size: int,
+        seconds: float,
+        scopes: Sequence[str],
+    ) -> None:
+        self.scopes = scopes
         self.started, self.seconds = time.monotonic(), seconds
         self.weight, self.bias = layer.weight.detach(), layer._bias_for_index()
         x = x.to(self.weight.dtype)
@@ -303,7 +326,7 @@ class _Search:
         return [tables.config for tables in ordered]
 
     def compare_sizes(self, promising: list[LSHConfig]) -> list[_Tables]:
-        """Of tables of all rows those that find most, and those that find most in a third of their time."""
+        """Of tables of all rows those that find most, and the fastest of those that find about as much."""
         finalists: list[_Tables] = []
         best = promising[:2]
         # Each size for the better family that takes it.
@@ -312,9 +335,10 @@ class _Search:
             if finalists and not self.has_time(0.55, for_tables=config):
                 continue
             tables = self.look_up("sizes", config, self.weight, self.bias, self.best_rows)
-            finalists = sorted([*finalists, tables], key=lambda tables: -tables.recall)
-            fast = [one for one in finalists[1:] if 3 * one.milliseconds < finalists[0].milliseconds]
-            finalists = [finalists[0], *(fast or finalists[1:])[:1]]  # the memory of the others is free again
+            most = max(*finalists, tables, key=lambda one: one.recall) if finalists else tables
+            good = [one for one in (*finalists, tables) if one.recall >= _AS_GOOD * most.recall]
+            fast = min(good, key=lambda one: one.milliseconds)
+            finalists = [most] if fast is most else [most, fast]  # the memory of the others is free again
         return finalists
 
     def look_up(self, stage: str, config: LSHConfig, weight: Tensor, bias: Tensor | None, best_rows: Tensor) -> _Tables:
@@ -358,6 +382,8 @@ class _Search:
         rehash = (time.perf_counter() - start) / len(rows) / getattr(self.base.rehash, "touches", 1)
         for changes in _STEPS:
             config = replace(tables.config, **changes)
+            if config.scope not in self.scopes:
+                continue
             least, margin = max(self.k, config.active_rows(self.num_rows) // 2), 1.0
             if "random_fraction" in changes:  # a variant of what was found, which has to be clearly better
                 if self.best.dense or any(getattr(self.best.config, name) != getattr(config, name) for name in _KINDS):

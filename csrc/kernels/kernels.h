@@ -83,14 +83,14 @@ struct Kernels {
   void (*dot_rows_bf16)(const BFloat16* x, const BFloat16* table, const int64_t* rows, int64_t count,
                         int64_t width, BFloat16* out);
 
-  // embedding_bag.h: out = sum over i of values[i] * table[rows[i], :]; values may be null, which stands for
-  // ones.
-  void (*weighted_sum_f32)(const float* table, const int64_t* rows, const float* values, int64_t count,
-                           int64_t width, float* out);
-  void (*weighted_sum_f64)(const double* table, const int64_t* rows, const double* values, int64_t count,
-                           int64_t width, double* out);
-  void (*weighted_sum_bf16)(const BFloat16* table, const int64_t* rows, const BFloat16* values, int64_t count,
-                            int64_t width, BFloat16* out);
+  // embedding_bag.h: out[s, :] = sum over i from start[s] to start[s + 1] - 1 of values[i] * table[rows[i],
+  // :] for s < runs; values may be null, which stands for ones.
+  void (*weighted_sums_f32)(const float* table, const int64_t* start, int64_t runs, const int64_t* rows,
+                            const float* values, int64_t width, float* out);
+  void (*weighted_sums_f64)(const double* table, const int64_t* start, int64_t runs, const int64_t* rows,
+                            const double* values, int64_t width, double* out);
+  void (*weighted_sums_bf16)(const BFloat16* table, const int64_t* start, int64_t runs, const int64_t* rows,
+                             const BFloat16* values, int64_t width, BFloat16* out);
 
   // optimizer.h: one step on the rows of a parameter; gradient[i, :] belongs to row rows[i]. `decays` is null
   // or holds three factors per row: for the first moment, the second, and the weights. Names say the types of

@@ -14,8 +14,8 @@ void count_touches_(Tensor touches, const Tensor& rows) {
   check_rows_in_range(row, rows.numel(), touches.numel(), "rows");
   auto* count = touches.mutable_data_ptr<uint8_t>();
   constexpr int64_t kAhead = 16;
-  for (int64_t i = 0; i < rows.numel(); ++i) {
-    if (i + kAhead < rows.numel()) __builtin_prefetch(count + row[i + kAhead], 1);
+  for (int64_t i = 0, size = rows.numel(); i < size; ++i) {
+    if (i + kAhead < size) __builtin_prefetch(count + row[i + kAhead], 1);
     count[row[i]] += count[row[i]] < 255;
   }
 }

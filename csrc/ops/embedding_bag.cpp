@@ -22,6 +22,7 @@ namespace {
 
 // Tasks of this many sums: each reads some rows of the table, so several microseconds.
 constexpr int64_t kGrainSums = 16;
+constexpr int64_t kGrainEntries = 128;  // and of this many entries and results of sums
 
 void check_csr(const Tensor& crow, const Tensor& col, const std::optional<Tensor>& values, int64_t num_rows,
                ScalarType dtype) {
@@ -40,32 +41,35 @@ void check_csr(const Tensor& crow, const Tensor& col, const std::optional<Tensor
   check_rows_in_range(col.const_data_ptr<int64_t>(), col.numel(), num_rows, "col");
 }
 
-// out[s] = sum over the s-th run of `rows` of values * table[rows]; values may be null, which stands for
-// ones.
-template <typename T>
-void sum_runs(void (*kernel)(const T*, const int64_t*, const T*, int64_t, int64_t, T*), const void* table,
-              const int64_t* start, int64_t runs, const int64_t* rows, const T* values, int64_t width,
-              void* out) {
-  torch::stable::parallel_for(0, runs, kGrainSums, [&](int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s)
-      kernel(static_cast<const T*>(table), rows + start[s], values == nullptr ? nullptr : values + start[s],
-             start[s + 1] - start[s], width, static_cast<T*>(out) + s * width);
+// Calls run(begin, end) for parts of the runs that have about as many entries and results together.
+template <typename Run>
+void split_runs(const int64_t* start, int64_t runs, const Run& run) {
+  const auto work_before = [&](int64_t s) { return start[s] + s; };
+  const auto first_from = [&](int64_t work) {
+    int64_t low = 0, high = runs;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (work_before(middle) < work) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  };
+  torch::stable::parallel_for(0, work_before(runs), kGrainEntries, [&](int64_t begin, int64_t end) {
+    const int64_t first = first_from(begin), last = first_from(end);
+    if (first < last) run(first, last);
   });
 }
 
-void sum_runs(const Tensor& table, const int64_t* start, int64_t runs, const int64_t* rows,
-              const void* values, Tensor& out) {
+// run(a T, its kernel) for the dtype of a tensor.
+template <typename Run>
+auto by_dtype(ScalarType dtype, const Run& run) {
   const Kernels& k = kernels();
-  const int64_t width = table.dim() == 1 ? 1 : table.size(1);
-  const void* from = table.const_data_ptr();
-  void* to = out.mutable_data_ptr();
-  if (table.scalar_type() == ScalarType::Float) {
-    sum_runs(k.weighted_sum_f32, from, start, runs, rows, static_cast<const float*>(values), width, to);
-  } else if (table.scalar_type() == ScalarType::Double) {
-    sum_runs(k.weighted_sum_f64, from, start, runs, rows, static_cast<const double*>(values), width, to);
-  } else {
-    sum_runs(k.weighted_sum_bf16, from, start, runs, rows, static_cast<const BFloat16*>(values), width, to);
-  }
+  if (dtype == ScalarType::Float) return run(float{}, k.weighted_sums_f32);
+  if (dtype == ScalarType::Double) return run(double{}, k.weighted_sums_f64);
+  return run(BFloat16{}, k.weighted_sums_bf16);
 }
 
 Tensor embedding_bag(const Tensor& weight, const Tensor& crow, const Tensor& col,
@@ -73,34 +77,53 @@ Tensor embedding_bag(const Tensor& weight, const Tensor& crow, const Tensor& col
   check_floating(weight, "weight");
   check_operand(weight, "weight", 2, weight.scalar_type());
   check_csr(crow, col, values, weight.size(0), weight.scalar_type());
-  const int64_t batch = crow.numel() - 1;
-  Tensor out = torch::stable::empty({batch, weight.size(1)}, weight.scalar_type());
-  sum_runs(weight, crow.const_data_ptr<int64_t>(), batch, col.const_data_ptr<int64_t>(),
-           values.has_value() ? values->const_data_ptr() : nullptr, out);
+  const int64_t batch = crow.numel() - 1, width = weight.size(1);
+  Tensor out = torch::stable::empty({batch, width}, weight.scalar_type());
+  const auto* start = crow.const_data_ptr<int64_t>();
+  const auto* rows = col.const_data_ptr<int64_t>();
+  by_dtype(weight.scalar_type(), [&]<typename T>(T, auto kernel) {
+    const auto* const table = static_cast<const T*>(weight.const_data_ptr());
+    const auto* const factors =
+        values.has_value() ? static_cast<const T*>(values->const_data_ptr()) : nullptr;
+    auto* const to = static_cast<T*>(out.mutable_data_ptr());
+    split_runs(start, batch, [&](int64_t begin, int64_t end) {
+      kernel(table, start + begin, end - begin, rows, factors, width, to + begin * width);
+    });
+  });
   return out;
 }
 
-Tensor as_tensor(const std::vector<int64_t>& numbers) {
-  Tensor tensor = torch::stable::empty({static_cast<int64_t>(numbers.size())}, ScalarType::Long);
-  std::copy(numbers.begin(), numbers.end(), tensor.mutable_data_ptr<int64_t>());
-  return tensor;
-}
-
-template <typename T>
-void permute(const void* from, const std::vector<int64_t>& order, void* to) {
-  for (size_t i = 0; i < order.size(); ++i) static_cast<T*>(to)[i] = static_cast<const T*>(from)[order[i]];
-}
-
-Tensor permuted(const Tensor& values, const std::vector<int64_t>& order) {
-  Tensor out = torch::stable::empty({values.numel()}, values.scalar_type());
-  if (values.scalar_type() == ScalarType::Float) {
-    permute<float>(values.const_data_ptr(), order, out.mutable_data_ptr());
-  } else if (values.scalar_type() == ScalarType::Double) {
-    permute<double>(values.const_data_ptr(), order, out.mutable_data_ptr());
-  } else {
-    permute<BFloat16>(values.const_data_ptr(), order, out.mutable_data_ptr());
-  }
-  return out;
+// (unique rows, increasing; for each, the sum over its entries i of values[i] * table[source_of(i), :]), in
+// the order of the entries; values may be null, which stands for ones.
+template <typename SourceOf>
+std::tuple<Tensor, Tensor> sums_of_equal(const int64_t* rows, int64_t count, const Tensor& table,
+                                         const void* values, const SourceOf& source_of) {
+  const ScalarType dtype = table.scalar_type();
+  return with_row_groups(rows, count, [&](const auto& groups) {
+    return by_dtype(dtype, [&]<typename T>(T, auto kernel) {
+      const int64_t width = table.dim() == 1 ? 1 : table.size(1);
+      Tensor unique = torch::stable::empty({groups.count}, ScalarType::Long);
+      Tensor sums = table.dim() == 1 ? torch::stable::empty({groups.count}, dtype)
+                                     : pooled_tensor({groups.count, width}, dtype);
+      auto* const row = unique.mutable_data_ptr<int64_t>();
+      auto* const sum = static_cast<T*>(sums.mutable_data_ptr());
+      const auto* const from = static_cast<const T*>(table.const_data_ptr());
+      const auto* const value = static_cast<const T*>(values);
+      const Workspace sources(sizeof(int64_t) * count), factors(sizeof(T) * count);
+      auto* const source = static_cast<int64_t*>(sources.data());
+      auto* const factor = value == nullptr ? nullptr : static_cast<T*>(factors.data());
+      split_runs(groups.start, groups.count, [&](int64_t begin, int64_t end) {
+        for (int64_t g = begin; g < end; ++g) row[g] = groups.row(g);
+        for (int64_t i = groups.start[begin]; i < groups.start[end]; ++i) {
+          const auto entry = groups.entries[i].index;
+          source[i] = source_of(entry);
+          if (factor != nullptr) factor[i] = value[entry];
+        }
+        kernel(from, groups.start + begin, end - begin, source, factor, width, sum + begin * width);
+      });
+      return std::tuple<Tensor, Tensor>(unique, sums);
+    });
+  });
 }
 
 std::tuple<Tensor, Tensor> embedding_bag_backward(const Tensor& grad, const Tensor& crow, const Tensor& col,
@@ -109,20 +132,13 @@ std::tuple<Tensor, Tensor> embedding_bag_backward(const Tensor& grad, const Tens
   check_operand(grad, "grad", 2, grad.scalar_type());
   check_csr(crow, col, values, INT64_MAX, grad.scalar_type());
   check_size(crow, "crow", 0, grad.size(0) + 1);
-  RowGroups groups = group_rows(col.const_data_ptr<int64_t>(), col.numel());
-  std::optional<Tensor> transposed;
-  if (values.has_value()) transposed = permuted(*values, groups.order);
-  const auto* starts = crow.const_data_ptr<int64_t>();
-  std::vector<int64_t> sample_of(col.numel());
-  for (int64_t b = 0; b < grad.size(0); ++b)
-    std::fill(sample_of.begin() + starts[b], sample_of.begin() + starts[b + 1], b);
-  std::vector<int64_t> samples(col.numel());
-  permute<int64_t>(sample_of.data(), groups.order, samples.data());
-  const int64_t unique = static_cast<int64_t>(groups.rows.size());
-  Tensor sums = pooled_tensor({unique, grad.size(1)}, grad.scalar_type());
-  sum_runs(grad, groups.start.data(), unique, samples.data(),
-           transposed.has_value() ? transposed->const_data_ptr() : nullptr, sums);
-  return {as_tensor(groups.rows), sums};
+  const auto* start = crow.const_data_ptr<int64_t>();
+  const Workspace samples(sizeof(int64_t) * col.numel());
+  auto* const sample = static_cast<int64_t*>(samples.data());
+  for (int64_t b = 0; b < grad.size(0); ++b) std::fill(sample + start[b], sample + start[b + 1], b);
+  return sums_of_equal(col.const_data_ptr<int64_t>(), col.numel(), grad,
+                       values.has_value() ? values->const_data_ptr() : nullptr,
+                       [&](int64_t i) { return sample[i]; });
 }
 
 template <typename T>
@@ -168,12 +184,8 @@ std::tuple<Tensor, Tensor> coalesce_rows(const Tensor& rows, const Tensor& value
                   "; wanted one or two dimensions");
   check_size(values, "values", 0, rows.numel());
   check_rows_in_range(rows.const_data_ptr<int64_t>(), rows.numel(), INT64_MAX, "rows");
-  RowGroups groups = group_rows(rows.const_data_ptr<int64_t>(), rows.numel());
-  const int64_t unique = static_cast<int64_t>(groups.rows.size());
-  Tensor sums = values.dim() == 1 ? torch::stable::empty({unique}, values.scalar_type())
-                                  : pooled_tensor({unique, values.size(1)}, values.scalar_type());
-  sum_runs(values, groups.start.data(), unique, groups.order.data(), nullptr, sums);
-  return {as_tensor(groups.rows), sums};
+  return sums_of_equal(rows.const_data_ptr<int64_t>(), rows.numel(), values, nullptr,
+                       [](int64_t i) { return i; });
 }
 
 }  // namespace

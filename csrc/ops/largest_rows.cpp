@@ -20,12 +20,10 @@ Tensor largest_rows(const Tensor& values, const Tensor& rows, int64_t count) {
   TORCH_LSH_CHECK(count >= 0, "count is ", count, "; wanted 0 or more");
   TORCH_LSH_CHECK(all <= UINT32_MAX, "values has shape ", shape_of(values), "; wanted fewer than 2^32");
   thread_local std::vector<KeyAndIndex<uint32_t>> entries, spare;
-  entries.resize(all);
   const auto* value = values.const_data_ptr<float>();
-  for (int64_t i = 0; i < all; ++i)
-    // Smaller keys for larger values.
-    entries[i] = {~static_cast<uint32_t>(key_of(value[i], 0) >> 32), static_cast<uint32_t>(i)};
-  radix_sort(entries, spare, UINT32_MAX);
+  // Smaller keys for larger values.
+  const auto key = [&](int64_t i) { return ~static_cast<uint32_t>(key_of(value[i], 0) >> 32); };
+  radix_sort<uint32_t>(all, key, UINT32_MAX, entries, spare);
   const int64_t taken = std::min(count, all);
   Tensor out = torch::stable::empty({taken}, ScalarType::Long);
   const auto* row = rows.const_data_ptr<int64_t>();

@@ -23,7 +23,8 @@ namespace torch_lsh {
 namespace {
 
 constexpr int64_t kBlockRows = 256;       // of a pass of the backward: their slopes stay in the cache
-constexpr int64_t kBlocksPerSum = 2;      // that are summed up before they are joined
+constexpr int64_t kBlocksPerSum = 2;      // that are summed up before they are joined, at most
+constexpr int64_t kSums = 8;              // at least, where there are rows enough, for threads to share
 constexpr int64_t kLargestSum = 1 << 16;  // numbers of a gradient of x that stays in the cache, too
 
 template <typename T>
@@ -109,9 +110,10 @@ class LinearSoftmaxLoss {
     for (int64_t b = 0; b < batch_; ++b) {
       loss[b] = 0;
       scale[b] = 1 / sums[b];
+      largest[b] += std::log(sums[b]);
     }
     for_labels([&](int64_t b, int64_t i) {
-      loss[b] += shares_[i] * (largest[b] + std::log(sums[b]) - at_labels[i]);
+      loss[b] += shares_[i] * (largest[b] - at_labels[i]);
       slopes[position_[i] * batch_ + b] -= shares_[i] * sums[b];
     });
   }
@@ -173,7 +175,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, 
   check_size(shares, "shares", 0, batch);
   check_size(shares, "shares", 1, positions.size(1));
   const auto* position = positions.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < positions.numel(); ++i)
+  for (int64_t i = 0, size = positions.numel(); i < size; ++i)
     TORCH_LSH_CHECK(position[i] < count, "positions holds ", position[i], "; wanted at most ", count - 1);
 
   Tensor loss = torch::stable::empty({batch}, dtype), slopes = pooled_tensor({count, batch}, dtype),
@@ -207,7 +209,8 @@ class LinearSoftmaxBackward {
   void in_one_pass(const Tensor& scaled, T* grad_x) const {
     const ProductKernels<T> k = product_kernels<T>();
     const PackedMatrix<T> right(scaled);
-    const int64_t step = kBlocksPerSum * kBlockRows, sums = (count_ + step - 1) / step,
+    const int64_t share = (count_ + kSums * kTaskRows - 1) / (kSums * kTaskRows) * kTaskRows,
+                  step = std::min(kBlocksPerSum * kBlockRows, share), sums = (count_ + step - 1) / step,
                   size = batch_ * width_;
     Workspace workspace(sizeof(T) * sums * size);
     T* const partial = static_cast<T*>(workspace.data());
@@ -216,7 +219,7 @@ class LinearSoftmaxBackward {
       T* const packed = static_cast<T*>(panels.data());
       for (int64_t sum = begin; sum < end; ++sum)
         for (int64_t first = sum * step; first < std::min((sum + 1) * step, count_); first += kBlockRows) {
-          const int64_t rows = std::min(kBlockRows, count_ - first);
+          const int64_t rows = std::min(kBlockRows, std::min((sum + 1) * step, count_) - first);
           const T* const block = slopes_ + first * batch_;
           sum_rows(first, rows);
           if (grad_weight_ != nullptr)

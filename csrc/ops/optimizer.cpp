@@ -67,7 +67,7 @@ void check_gradient(const Tensor& rows, const Tensor& gradient, const std::optio
   check_size(gradient, "gradient", 0, rows.numel());
   const auto* row = rows.const_data_ptr<int64_t>();
   check_rows_in_range(row, rows.numel(), parameter.size(0), "rows");
-  for (int64_t i = 1; i < rows.numel(); ++i)
+  for (int64_t i = 1, size = rows.numel(); i < size; ++i)
     TORCH_LSH_CHECK(row[i] > row[i - 1], "rows[", i, "] is ", row[i], " after ", row[i - 1],
                     "; wanted strictly increasing rows (coalesce_rows makes them so)");
 }

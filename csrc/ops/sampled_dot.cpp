@@ -31,7 +31,7 @@ Tensor sampled_dot(const Tensor& x, const Tensor& table, const Tensor& rows) {
   check_size(table, "table", 1, x.size(1));
   check_size(rows, "rows", 0, x.size(0));
   const auto* ids = rows.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < rows.numel(); ++i)
+  for (int64_t i = 0, size = rows.numel(); i < size; ++i)
     TORCH_LSH_CHECK(ids[i] < table.size(0), "rows holds ", ids[i], "; wanted at most ", table.size(0) - 1);
   Tensor out = torch::stable::empty({rows.size(0), rows.size(1)}, x.scalar_type());
   if (x.scalar_type() == ScalarType::Float) {

@@ -82,10 +82,13 @@ void select(const int64_t* labels, int64_t num_labels, const int64_t* candidates
   random.drain([](int64_t) {});
 }
 
+// Without branches: which way a search of a random row goes cannot be predicted.
 int64_t position(const Selection& selection, int64_t row) {
-  return row < 0
-             ? -1
-             : std::lower_bound(selection.rows.begin(), selection.rows.end(), row) - selection.rows.begin();
+  if (row < 0) return -1;
+  const int64_t* at = selection.rows.data();
+  for (auto size = static_cast<int64_t>(selection.rows.size()); size > 1; size -= size / 2)
+    at += at[size / 2 - 1] < row ? size / 2 : 0;
+  return at - selection.rows.data();
 }
 
 // Rows in decreasing order of the weight they are drawn with.
@@ -215,7 +218,7 @@ Result make_selections(const Tensor& labels, bool per_sample, const Make& make) 
 void check_labels(const Tensor& labels, int64_t num_rows) {
   check_operand(labels, "labels", 2, ScalarType::Long);
   const auto* label = labels.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < labels.numel(); ++i)
+  for (int64_t i = 0, size = labels.numel(); i < size; ++i)
     TORCH_LSH_CHECK(label[i] < num_rows, "target holds class ", label[i], "; wanted 0 to ", num_rows - 1);
 }
 
@@ -236,7 +239,7 @@ std::tuple<Tensor, Tensor, Tensor> select_rows(const Tensor& labels, const Tenso
                   active);
   const auto* candidate = candidates.const_data_ptr<int64_t>();
   check_labels(labels, num_rows);
-  for (int64_t i = 0; i < candidates.numel(); ++i)
+  for (int64_t i = 0, size = candidates.numel(); i < size; ++i)
     TORCH_LSH_CHECK(candidate[i] < num_rows, "candidates holds row ", candidate[i], "; wanted 0 to ",
                     num_rows - 1);
   const int64_t lists = candidates.size(0), ranks = candidates.size(1);

@@ -62,7 +62,7 @@ void check(const Tensor& logits, const std::optional<Tensor>& log_weights, const
   check_size(shares, "shares", 0, batch);
   check_size(shares, "shares", 1, positions.size(1));
   const auto* position = positions.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < positions.numel(); ++i)
+  for (int64_t i = 0, size = positions.numel(); i < size; ++i)
     TORCH_LSH_CHECK(position[i] < count, "positions holds ", position[i], "; wanted at most ", count - 1);
 }
 

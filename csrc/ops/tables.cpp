@@ -232,7 +232,7 @@ Tensor insert_labels(Tensor ids, Tensor counts, const Tensor& buckets, const Ten
   const auto* bucket = buckets.const_data_ptr<int32_t>();
   const auto* label = labels.const_data_ptr<int64_t>();
   check_buckets(bucket, buckets.numel(), num_buckets, "buckets");
-  for (int64_t i = 0; i < labels.numel(); ++i)
+  for (int64_t i = 0, size = labels.numel(); i < size; ++i)
     TORCH_LSH_CHECK(label[i] < num_rows, "labels holds row ", label[i], "; wanted at most ", num_rows - 1);
 
   auto* id = ids.mutable_data_ptr<int32_t>();

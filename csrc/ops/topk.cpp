@@ -295,7 +295,7 @@ std::tuple<Tensor, Tensor> rows_topk(const Tensor& x, const Tensor& weight, std:
   check_size(rows, "rows", 0, x.size(0));
   TORCH_LSH_CHECK(k >= 1, "k is ", k, "; wanted at least 1");
   const auto* ids = rows.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < rows.numel(); ++i)
+  for (int64_t i = 0, size = rows.numel(); i < size; ++i)
     TORCH_LSH_CHECK(ids[i] < weight.size(0), "rows holds ", ids[i], "; wanted at most ", weight.size(0) - 1);
   auto [values, indices] = empty_result(x, k);
   auto* index = indices.mutable_data_ptr<int64_t>();
