@@ -1,27 +1,23 @@
 """A wide MLP block (512 -> 65,536 -> 512): LSHFeedForward beside the dense block.
 
     python benchmarks/feedforward.py step --json out.jsonl       one training step: forward, backward, Adam
-    python benchmarks/feedforward.py quality --json out.jsonl    both trained on real text: accuracy per second
+    python benchmarks/feedforward.py quality --json out.jsonl    a model with either, and without: precision@1 per epoch
 
 The bound. For each projection a dense step makes three matrix products of 2 * batch * d_model * d_hidden operations,
 and Adam reads or writes seven numbers for each of the 2 * d_model * d_hidden weights. With a share ``a`` of the neurons
 active both are ``a`` times as much; gathering the active weights reads and writes one number more for each. Hashing
 and look-ups of the batch come on top. ``step`` prints the bound from the speeds of a matrix product and of a copy that
 it measures on this machine.
+
+The model of ``quality``: sparse features -> 512 ReLU -> block, added to its input, ReLU -> the labels of citeulike-t
+(52,946), which are an LSHLinear for all. So only the block differs, and precision says what it is good for.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import lzma
-import os
-import re
 import statistics
-import time
-from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,10 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torch_lsh
-from torch_lsh.benchmarking import harness
-
-DATA = Path(os.environ.get("TORCH_LSH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-
+from torch_lsh.benchmarking import harness, systems
+from torch_lsh.benchmarking.classification import Trainee, Weights, read, some_batches
+from torch_lsh.data import collate_xmc
 
 # --- one step ---------------------------------------------------------------------------------------------------------
 
@@ -102,103 +97,82 @@ def compare_steps(arguments: argparse.Namespace, info: dict[str, Any]) -> list[d
 # --- quality ----------------------------------------------------------------------------------------------------------
 
 
-def split_words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())
+class WideInput:
+    """Sparse features -> ``width`` ReLU units -> a block, its result added to what it was given -> ReLU."""
 
-
-def read_agnews(folder: Path) -> tuple[list[tuple[int, list[str]]], list[tuple[int, list[str]]]]:
-    with lzma.open(folder / "train.tsv.xz", "rt", encoding="utf-8") as lines:
-        train = [(int(label), split_words(text)) for label, text in (line.split("\t", 1) for line in lines)]
-    with lzma.open(folder / "test.csv.xz", "rt", encoding="utf-8") as lines:
-        rows = list(csv.reader(lines))
-        rows = rows[1:] if rows[0][0] == "class" else rows
-        test = [(int(label) - 1, split_words(f"{title} {text}")) for label, title, text in rows]
-    lowest = min(label for label, _ in train)
-    return [(label - lowest, words) for label, words in train], test
-
-
-class Bags:
-    """Texts as sets of the words that occur at least twice in training, scaled to length 1."""
-
-    def __init__(self, texts: list[tuple[int, list[str]]], number: dict[str, int]) -> None:
-        self.labels = torch.tensor([label for label, _ in texts])
-        self.words = [torch.tensor(sorted({number[w] for w in words if w in number})) for _, words in texts]
-        self.num_words = len(number)
-
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        words = [self.words[row].long() for row in rows.tolist()]
-        counts = torch.tensor([len(part) for part in words])
-        values = counts.clamp(min=1).rsqrt().repeat_interleave(counts)
-        crow = F.pad(counts.cumsum(0), (1, 0))
-        x = torch.sparse_csr_tensor(crow, torch.cat(words), values, (len(rows), self.num_words), check_invariants=False)
-        return x, self.labels[rows]
-
-
-class Classifier(nn.Module):
-    def __init__(self, words: int, width: int, block: nn.Module, classes: int) -> None:
-        super().__init__()
-        self.bag = torch_lsh.EmbeddingBag(words, width, mode="sum")
-        nn.init.normal_(self.bag.weight, std=0.03)
+    def __init__(self, features: Tensor, block: nn.Module | None, lr: float) -> None:
+        self.bag = systems.SparseInput(features, lr, "torch_lsh")
         self.block = block
-        self.head = nn.Linear(width, classes)
+        self.optimizer = None if block is None else torch_lsh.optim.Adam(block.parameters(), lr=lr)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.relu(self.block(self.bag(x))))
+    def __call__(self, x: Tensor) -> Tensor:
+        hidden = self.bag(x)
+        if self.block is None:
+            return hidden
+        self.block.train(torch.is_grad_enabled())
+        return F.relu(hidden + self.block(hidden))
+
+    def step(self) -> None:
+        self.bag.step()
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, test: Bags) -> float:
-    model.eval()
-    hits = 0
-    for rows in torch.arange(len(test.labels)).split(512):
-        x, labels = test.batch(rows)
-        hits += int((model(x).argmax(1) == labels).sum())
-    model.train()
-    return hits / len(test.labels)
+def parse_system(text: str) -> tuple[str, dict[str, Any]]:
+    """``torch_lsh:active=0.05,scope=sample`` -> kind of block and options of LSHConfig."""
+    kind, options = harness.parse_options(text)
+    if kind not in ("none", "dense", "torch_lsh"):
+        raise SystemExit(f"--systems names {kind!r}; wanted none, dense or torch_lsh")
+    return kind, options
+
+
+def make_block(kind: str, arguments: argparse.Namespace, options: dict[str, Any]) -> nn.Module | None:
+    width, hidden = arguments.d_model, arguments.d_hidden
+    if kind == "none":
+        return None
+    if kind == "dense":
+        return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+    config = torch_lsh.LSHConfig(**{"active": arguments.active, **options})
+    return torch_lsh.LSHFeedForward(width, hidden, "relu", config=config)
 
 
 def compare_quality(arguments: argparse.Namespace, info: dict[str, Any]) -> list[dict[str, Any]]:
-    train_texts, test_texts = read_agnews(DATA / "agnews")
-    counts = Counter(word for _, words in train_texts for word in words)
-    number = {word: i for i, word in enumerate(word for word, count in counts.items() if count > 1)}
-    train, test = Bags(train_texts, number), Bags(test_texts, number)
-    classes = int(train.labels.max()) + 1
-    width, hidden = arguments.d_model, arguments.d_hidden
-    print(f"agnews: {len(train.labels):,} / {len(test.labels):,} texts, {len(number):,} words, {classes} classes")
+    train, test = read(arguments.dataset)
+    test_batches = some_batches(test, arguments.test_rows)
+    print(f"{arguments.dataset}: {train}, {min(len(test), arguments.test_rows)} test rows")
     records = []
-    for system in arguments.systems:
+    for text in arguments.systems:
+        kind, options = parse_system(text)
         for seed in range(arguments.seeds):
             torch.manual_seed(seed)
-            block: nn.Module = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
-            if system == "none":
-                block = nn.Identity()
-            model: nn.Module = Classifier(len(number), width, block, classes)
-            if system == "torch_lsh":
-                model = torch_lsh.sparsify_(model, torch_lsh.LSHConfig(active=arguments.active), lambda m, name: True)
-            optimizer = torch_lsh.optim.Adam(model.parameters(), lr=arguments.lr)
-            seconds = 0.0
+            weights = Weights.draw(train, arguments.input_std, seed, arguments.d_model)
+            block = make_block(kind, arguments, options)
+            output = systems.LSH(weights.output_layer(), arguments.lr, arguments.output_active)
+            trainee = Trainee(text, WideInput(weights.features, block, arguments.lr), output)
             for epoch in range(1, arguments.epochs + 1):
-                order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed * 1000 + epoch))
-                start = time.perf_counter()
-                for rows in order.split(arguments.batch):
-                    x, labels = train.batch(rows)
-                    F.cross_entropy(model(x), labels).backward()
-                    optimizer.step()
-                    optimizer.zero_grad()
-                seconds += time.perf_counter() - start
-                record = {
-                    "benchmark": "feedforward quality",
-                    "system": system,
-                    "seed": seed,
-                    "epoch": epoch,
-                    "seconds": seconds,
-                    "accuracy": accuracy(model, test),
-                }
-                records.append(record)
-                print(
-                    f"{system:>10}  seed {seed}  epoch {epoch}  {seconds:7.1f} s  {record['accuracy']:.4f}", flush=True
-                )
+                generator = torch.Generator().manual_seed(seed * 1000 + epoch)
+                for rows in torch.randperm(len(train), generator=generator).split(arguments.batch):
+                    trainee.train([collate_xmc(train.__getitems__(rows))])
+                trainee.evaluate(test_batches, epoch)
+            records += [{"benchmark": "feedforward quality", "seed": seed, **point} for point in trainee.curve]
+    report_quality(records, arguments.epochs)
     return [{**record, "machine": info} for record in records]
+
+
+def report_quality(records: list[dict[str, Any]], epochs: int) -> None:
+    """Medians over the seeds."""
+    rows = []
+    for system in dict.fromkeys(record["system"] for record in records):
+        runs: dict[int, list[dict[str, Any]]] = {}
+        for record in records:
+            if record["system"] == system:
+                runs.setdefault(record["seed"], []).append(record)
+        best = statistics.median(max(point["precision@1"] for point in curve) for curve in runs.values())
+        last = statistics.median(curve[-1]["precision@1"] for curve in runs.values())
+        seconds = statistics.median(curve[-1]["seconds"] for curve in runs.values())
+        rows.append((system, len(runs), best, last, seconds))
+    print(harness.table(rows, ("block", "seeds", "best P@1", f"P@1 at epoch {epochs}", "seconds")))
 
 
 def main() -> None:
@@ -211,6 +185,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--systems", nargs="+", default=["none", "dense", "torch_lsh"])
+    parser.add_argument("--dataset", default="citeulike-t")
+    parser.add_argument("--output-active", type=int, default=3072, help="active rows of the output layer")
+    parser.add_argument("--input-std", type=float, default=0.1)
+    parser.add_argument("--test-rows", type=int, default=5166)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--lr", type=float, default=1e-3)

@@ -33,13 +33,9 @@ SYSTEMS = {
 
 def parse_system(text: str) -> tuple[str, dict]:
     """``torch_lsh:random_fraction=0.5,hash=dwta`` -> name and options of LSHConfig."""
-    name, _, rest = text.partition(":")
+    name, options = harness.parse_options(text)
     if name not in SYSTEMS:
         raise SystemExit(f"--systems names {name!r}; wanted {', '.join(SYSTEMS)}")
-    options: dict[str, Any] = {}
-    for pair in filter(None, rest.split(",")):
-        key, _, value = pair.partition("=")
-        options[key] = float(value) if "." in value else int(value) if value.isdigit() else value
     return name, options
 
 

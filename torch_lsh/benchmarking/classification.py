@@ -1,4 +1,4 @@
-"""The SLIDE model (sparse features -> 128 ReLU -> labels) on real data, for benchmarks of quality per second."""
+"""Models from sparse features to very many labels on real data, for benchmarks of quality per second."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..data import XMCDataset, collate_xmc
 from ..metrics import PrecisionAtK
-from .systems import SparseInput
 
 DATA = Path(os.environ.get("TORCH_LSH_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 WIDTH, BATCH = 128, 256
@@ -58,15 +57,15 @@ def some_batches(test: XMCDataset, rows: int) -> list[Batch]:
 class Weights(NamedTuple):
     """Initial weights, the same for all systems."""
 
-    features: Tensor  # [num_features, 128]
-    labels: Tensor  # [num_labels, 128]
+    features: Tensor  # [num_features, width]
+    labels: Tensor  # [num_labels, width]
 
     @classmethod
-    def draw(cls, dataset: XMCDataset, input_std: float, seed: int) -> Weights:
+    def draw(cls, dataset: XMCDataset, input_std: float, seed: int, width: int = WIDTH) -> Weights:
         generator = torch.Generator().manual_seed(seed)
         return cls(
-            torch.randn(dataset.num_features, WIDTH, generator=generator) * input_std,
-            (torch.rand(dataset.num_labels, WIDTH, generator=generator) * 2 - 1) * WIDTH**-0.5,
+            torch.randn(dataset.num_features, width, generator=generator) * input_std,
+            (torch.rand(dataset.num_labels, width, generator=generator) * 2 - 1) * width**-0.5,
         )
 
     def output_layer(self) -> nn.Linear:
@@ -77,16 +76,24 @@ class Weights(NamedTuple):
         return layer
 
 
+class Input(Protocol):
+    """What turns a sparse batch into the hidden activations of the output layer."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def step(self) -> None: ...
+
+
 class Trainee:
     """One system with its model, its clock and its curve.
 
     Args:
         name: what it is called.
-        input: sparse features -> hidden activations.
+        input: sparse features -> hidden activations (:class:`torch_lsh.benchmarking.systems.SparseInput`).
         output: a system of :mod:`torch_lsh.benchmarking.systems`.
     """
 
-    def __init__(self, name: str, input: SparseInput, output: Any) -> None:
+    def __init__(self, name: str, input: Input, output: Any) -> None:
         self.name = name
         self.input = input
         self.output = output

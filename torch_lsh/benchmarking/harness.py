@@ -105,6 +105,20 @@ def draw(path: str, *panels: Callable[[Any], None], columns: int | None = None) 
     plt.close(figure)
 
 
+def parse_options(text: str) -> tuple[str, dict[str, Any]]:
+    """A system as it is named on the command line.
+
+    >>> parse_options("torch_lsh:random_fraction=0.5,hash=dwta,active=4096")
+    ('torch_lsh', {'random_fraction': 0.5, 'hash': 'dwta', 'active': 4096})
+    """
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    for pair in filter(None, rest.split(",")):
+        key, _, value = pair.partition("=")
+        options[key] = float(value) if "." in value else int(value) if value.isdigit() else value
+    return name, options
+
+
 def write_json(records: Sequence[dict[str, Any]], path: str | None) -> None:
     if path:
         with open(path, "a") as out:
