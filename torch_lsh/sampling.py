@@ -15,7 +15,7 @@ from .index import LSHIndex
 from .learned import LearnedIndex
 from .popularity import LabelCounts, log_uniform
 
-_LOOKED_UP = 8  # samples of a batch that are looked up where rows are carried over; 4 to 16 reach the same precision
+_LOOKED_UP = 4  # samples of a batch that are looked up where rows are carried over; 2 to 16 reach the same precision
 
 
 @dataclass(frozen=True)
