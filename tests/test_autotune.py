@@ -133,7 +133,7 @@ def test_every_new_family_is_a_candidate(clustered, monkeypatch):
     for module in (sys.modules["torch_lsh.autotune"], torch_lsh.hashing):
         monkeypatch.setattr(module, "FAMILIES", families)
     monkeypatch.setattr("torch_lsh.config.HASHES", (*HASHES, "another"))
-    _, table = autotune(layer, x[:100], 0.5, seconds=3.0)
+    _, table = autotune(layer, x[:100], 0.5, seconds=10.0)
     tried = {trial.config.hash for trial in table}
     assert "another" in tried
     assert "minhash" not in tried  # of sets
