@@ -51,10 +51,10 @@ class ExponentialBackoff:
     [10, 20, 40, 50, 50]
     """
 
-    initial: int = 20
+    initial: int = 50
     factor: float = 1.2
-    maximum: int = 200
-    touches: int = 4
+    maximum: int = 500
+    touches: int = 6
 
     def __post_init__(self) -> None:
         if self.initial < 1 or self.factor < 1 or self.maximum < self.initial or not 1 <= self.touches <= 255:
