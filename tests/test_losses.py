@@ -141,8 +141,18 @@ def test_linear_softmax_loss_and_its_backward(simd_level, threads, dtype, batch,
             torch.testing.assert_close(result, wanted, rtol=1e-4, atol=1e-4 * max(1, count) ** 0.5)
 
 
-def test_the_fused_loss_is_the_same_for_any_number_of_threads():
-    inputs = [argument.detach() for argument in layer_arguments(torch.float32, 64, 3000, 48, 2)]
+@pytest.mark.parametrize(("count", "batch"), [(0, 3), (5, 0), (0, 0)])
+def test_gradients_of_nothing(count, batch):
+    arguments = (torch.rand(count, batch), torch.rand(batch), torch.rand(batch, 4), torch.rand(count, 4), True)
+    for result, wanted in zip(
+        ops.linear_softmax_loss_backward(*arguments), reference.linear_softmax_loss_backward(*arguments)
+    ):
+        torch.testing.assert_close(result, wanted)
+
+
+@pytest.mark.parametrize("count", [700, 3000])
+def test_the_fused_loss_is_the_same_for_any_number_of_threads(count):
+    inputs = [argument.detach() for argument in layer_arguments(torch.float32, 64, count, 48, 2)]
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)

@@ -209,9 +209,9 @@ class LinearSoftmaxBackward {
   void in_one_pass(const Tensor& scaled, T* grad_x) const {
     const ProductKernels<T> k = product_kernels<T>();
     const PackedMatrix<T> right(scaled);
-    const int64_t share = (count_ + kSums * kTaskRows - 1) / (kSums * kTaskRows) * kTaskRows,
-                  step = std::min(kBlocksPerSum * kBlockRows, share), sums = (count_ + step - 1) / step,
-                  size = batch_ * width_;
+    const int64_t tasks = std::max<int64_t>(1, (count_ + kSums * kTaskRows - 1) / (kSums * kTaskRows)),
+                  step = std::min(kBlocksPerSum * kBlockRows, tasks * kTaskRows),
+                  sums = (count_ + step - 1) / step, size = batch_ * width_;
     Workspace workspace(sizeof(T) * sums * size);
     T* const partial = static_cast<T*>(workspace.data());
     torch::stable::parallel_for(0, sums, 1, [&](int64_t begin, int64_t end) {
