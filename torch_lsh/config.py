@@ -67,8 +67,9 @@ class LSHConfig:
             draws; ``"log_uniform"``, by Zipf's law for rows numbered by decreasing frequency; ``"frequency"``, in
             proportion to label counts, given (:meth:`torch_lsh.LSHLinear.set_label_counts`) or counted while training;
             ``"in_batch"``, the labels of the other samples (``active`` does not count; scope "batch"). Each with its
-            correction. Rows are hashed with "lsh" only, and for ``topk(exact=False)``. In long training where almost every
-            row is a label, "in_batch" with ``correction="stratified"`` may end ahead of "lsh", after a slower start.
+            correction. Rows are hashed with "lsh" only, and for ``topk(exact=False)``. In long training where almost
+            every row is a label, "in_batch" with ``correction="stratified"`` may end ahead of "lsh", after a slower
+            start.
         correction: ``"stratified"`` weighs random rows by their known sampling probability, which makes the
             sampled partition function an unbiased estimate of the full one (Kool et al. 2019 and DESIGN in README);
             ``"none"`` leaves the softmax over the active set as it is, which ranks labels sooner;
