@@ -118,7 +118,7 @@ def tuned_config(task: Task, seconds: float, arguments: argparse.Namespace) -> L
         trainee.train(task.batches(trainee.steps, CHUNK), seconds)
     with torch.no_grad():
         inputs = torch.cat([trainee.input(x) for x, _ in task.batches(trainee.steps, TUNED_ON // BATCH)])
-    config, table = autotune(trainee.output.layer, inputs[torch.randperm(len(inputs))], batch_size=BATCH)
+    config, table = autotune(trainee.output.layer, inputs, batch_size=BATCH)
     pick = next(trial for trial in table if trial.stage == "steps" and trial.config == config)
     print(f"autotune: {pick.describe()}, recall {pick.recall.mean:.3f}, {pick.milliseconds:.2f} ms a step of the layer")
     return config

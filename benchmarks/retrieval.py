@@ -100,9 +100,9 @@ def look_up(query: Callable[[Tensor], Tensor], queries: Tensor) -> tuple[Tensor,
     return torch.cat(found), sorted(seconds)[len(seconds) // 2] * 1e6
 
 
-def seconds_of(run: Callable[[], Any]) -> float:
+def seconds_of(run: Callable[..., Any], *arguments: Any) -> float:
     start = time.perf_counter()
-    run()
+    run(*arguments)
     return time.perf_counter() - start
 
 
@@ -124,11 +124,11 @@ def measure(name: str, layer: TrainedLayer, settings: Sequence[str], shares: Seq
     generator = torch.Generator().manual_seed(0)
     add("uniform", lambda x, count: torch.randint(rows, (len(x), count), generator=generator), {})
     sketch = RowSketch(rows, layer.weight.shape[1])
-    build = seconds_of(lambda: sketch.build(layer.weight, layer.bias))
+    build = seconds_of(sketch.build, layer.weight, layer.bias)
     add("topk(exact=False)", sketch.query, {"build_s": build, "index_mb": sketch.nbytes / 1e6})
     for setting in settings:
         index = index_of(setting, *layer.weight.shape)
-        build = seconds_of(lambda: index.build(layer.weight, layer.bias, sample))  # noqa: B023
+        build = seconds_of(index.build, layer.weight, layer.bias, sample)
         about = {"build_s": build, "index_mb": index.nbytes / 1e6, "K": index.hashes_per_table, "L": index.num_tables}
         add(setting or "default", index.query, {**about, "bucket_size": index.bucket_size})
     return [{"benchmark": "retrieval", "layer": name, "rows": rows, **record} for record in records]

@@ -145,8 +145,8 @@ def autotune(
     1. *families*: every hash family, with and without ``mips`` and ``balance``, with one and more probes, on a sample
        of the rows: what do look-ups find?
     2. *sizes*: for the best of them, on all rows: number and size of tables and buckets, sketches.
-    3. *steps*: for the best tables, scope, active rows and random share: active sets are drawn batch after batch as in
-       training, rows carried over and all. From few active rows up, until the target is reached or a step takes longer
+    3. *steps*: for the best tables, carrying, active rows, random share and the scopes asked for: active sets are drawn
+       batch after batch as in training. From few active rows up, until the target is reached or a step takes longer
        than the best one so far. Dense is a candidate, too.
 
     A setting reaches the target when its recall is above by 1.645 standard errors. The time of a step is that of

@@ -68,6 +68,6 @@ def timed(name: str) -> Callable[[Method], Method]:
             with self.stopwatch.part(name):
                 return method(self, *args, **kwargs)
 
-        return wrapper  # type: ignore[return-value]
+        return wrapper  # type: ignore[return-value]  # of the method's signature, which wraps() copies
 
     return decorate

@@ -15,16 +15,16 @@ namespace torch_lsh::TORCH_LSH_LEVEL {
 // Half of the registers hold sums.
 constexpr int64_t kSumVectors = TORCH_LSH_TILE_ROWS >= 12 ? 16 : 8;
 
-// A row is asked for this many rows before it is added, across the ends of runs: twice as early as where rows
-// are copied, since nothing is written that would fill the queues of the memory system, too.
+// A row is asked for this many rows before it is added, across the ends of runs: by measurement, twice as
+// early as where rows are copied.
 constexpr int64_t kSumAhead = 16;
 
 // A result is asked for this many results ahead: where runs are short, stores wait for the lines that they
 // change.
 constexpr int64_t kOutAhead = 8;
 
-// Asks for `size` bytes, one of two cache lines. Hardware reads on from there: a demand for the lines that
-// are left comes when the row is added. Asking for every line is slower, by a tenth where memory is busy.
+// Asks for `size` bytes, one of two cache lines. Asking for every line was slower, by a tenth where memory
+// was busy.
 inline void prefetch_pairs(const void* memory, int64_t size) {
   for (int64_t offset = 0; offset < size; offset += 128)
     __builtin_prefetch(static_cast<const char*>(memory) + offset);
