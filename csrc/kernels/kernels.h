@@ -16,6 +16,18 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// What products of T are summed in.
+template <typename T>
+struct SumType {
+  using type = T;
+};
+template <>
+struct SumType<BFloat16> {
+  using type = float;
+};
+template <typename T>
+using SumOf = typename SumType<T>::type;
+
 // Rows that the kernels of hadamard.h take at a time.
 constexpr int64_t kHadamardRows = 16;
 
@@ -134,18 +146,24 @@ struct Kernels {
 
   // product.h: out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n] (bias may be null), or,
   // if `add`, that sum on top of what is there, where pack_panel made `panels` of b[k * b_row + n * b_col],
-  // rows begin to end - 1 of panel `number` at a time; a panel is [depth, panel_width].
+  // rows begin to end - 1 of panel `number` at a time, begin even; a panel is [depth, panel_width], the depth
+  // of bfloat16 rounded up to an even number.
   void (*product_f32)(const float* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
                       const float* panels, int64_t columns, const float* bias, bool add, float* out,
                       int64_t stride);
   void (*product_f64)(const double* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
                       const double* panels, int64_t columns, const double* bias, bool add, double* out,
                       int64_t stride);
+  void (*product_bf16)(const BFloat16* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
+                       const BFloat16* panels, int64_t columns, const float* bias, bool add, float* out,
+                       int64_t stride);
   void (*pack_panel_f32)(const float* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns,
                          int64_t number, int64_t begin, int64_t end, float* panels);
   void (*pack_panel_f64)(const double* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns,
                          int64_t number, int64_t begin, int64_t end, double* panels);
-  int64_t panel_width_f32, panel_width_f64;
+  void (*pack_panel_bf16)(const BFloat16* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns,
+                          int64_t number, int64_t begin, int64_t end, BFloat16* panels);
+  int64_t panel_width_f32, panel_width_f64, panel_width_bf16;
 
   // hash.h: SimHash codes [count, num_tables] of rows x[count, width] by the signs of their products with
   // projections[width, num_tables * bits]. scratch: 4 * (width + num_tables * bits) floats.
@@ -209,6 +227,9 @@ struct Kernels {
                                 float* positive);
   void (*weighted_row_sums_f64)(const double* values, const double* factors, int64_t count, double* sum,
                                 double* positive);
+  // The same, and the products rounded to bfloat16.
+  void (*weighted_row_bf16)(const float* values, const float* factors, int64_t count, BFloat16* products,
+                            float* sum, float* positive);
   // sum of max(0, value)
   float (*positive_sum_f32)(const float* values, int64_t count);
   double (*positive_sum_f64)(const double* values, int64_t count);

@@ -3,6 +3,7 @@
 // kernels/levels/*.cpp.
 #pragma once
 
+#include "kernels/convert.h"
 #include "kernels/kernels.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
@@ -147,6 +148,21 @@ void weighted_row_sums(const T* __restrict values, const T* __restrict factors, 
     const T term = values[i] * factors[i];
     all += term;
     above += term > 0 ? term : T(0);
+  }
+  *sum = all;
+  *positive = above;
+}
+
+// The same, and the products rounded to bfloat16.
+inline void weighted_row(const float* __restrict values, const float* __restrict factors, int64_t count,
+                         BFloat16* __restrict products, float* __restrict sum, float* __restrict positive) {
+  float all = 0, above = 0;
+#pragma omp simd reduction(+ : all, above)
+  for (int64_t i = 0; i < count; ++i) {
+    const float term = values[i] * factors[i];
+    all += term;
+    above += term > 0 ? term : 0.0f;
+    products[i] = to_bfloat16(term);
   }
   *sum = all;
   *positive = above;

@@ -4,6 +4,9 @@
 //
 // The logits are [A, B]. Threads own blocks of active rows; what is summed over blocks is joined in their
 // order, and blocks do not depend on the number of threads, so the result is that of one thread.
+//
+// In bfloat16 are the operands of products: x, the active rows (whatever the weight is stored in) and the
+// gradient of the logits. Logits, what the softmax computes, and all results but the active rows are float.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -44,7 +47,6 @@ T* mutable_pointer(Tensor& tensor) {
 
 template <typename T>
 struct LossKernels {
-  void (*gather)(const T*, const int64_t*, int64_t, int64_t, T*);
   void (*maxima)(const T*, const T*, int64_t, int64_t, T*);
   void (*exponentials)(T*, const T*, int64_t, int64_t, const T*, const T*, T*);
   void (*weighted_row_sums)(const T*, const T*, int64_t, T*, T*);
@@ -54,23 +56,44 @@ template <typename T>
 LossKernels<T> loss_kernels() {
   const Kernels& k = kernels();
   if constexpr (std::is_same_v<T, float>) {
-    return {k.gather_f32_f32, k.column_maxima_f32, k.column_exponentials_f32, k.weighted_row_sums_f32};
+    return {k.column_maxima_f32, k.column_exponentials_f32, k.weighted_row_sums_f32};
   } else {
-    return {k.gather_f64_f64, k.column_maxima_f64, k.column_exponentials_f64, k.weighted_row_sums_f64};
+    return {k.column_maxima_f64, k.column_exponentials_f64, k.weighted_row_sums_f64};
   }
 }
 
-template <typename T>
+template <typename From, typename To>
+void gather(const From* table, const int64_t* rows, int64_t count, int64_t width, To* out) {
+  const Kernels& k = kernels();
+  if constexpr (std::is_same_v<From, double>) {
+    k.gather_f64_f64(table, rows, count, width, out);
+  } else if constexpr (std::is_same_v<From, BFloat16>) {
+    if constexpr (std::is_same_v<To, BFloat16>) {
+      k.gather_bf16_bf16(table, rows, count, width, out);
+    } else {
+      k.gather_bf16_f32(table, rows, count, width, out);
+    }
+  } else if constexpr (std::is_same_v<To, BFloat16>) {
+    k.gather_f32_bf16(table, rows, count, width, out);
+  } else {
+    k.gather_f32_f32(table, rows, count, width, out);
+  }
+}
+
+// Of x in T and a weight and bias in Stored.
+template <typename T, typename Stored>
 class LinearSoftmaxLoss {
  public:
+  using Sum = SumOf<T>;
+
   LinearSoftmaxLoss(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                     const Tensor& rows, const std::optional<Tensor>& log_weights, const Tensor& positions,
                     const Tensor& shares)
       : right_(x, true),
-        weight_(pointer<T>(weight)),
-        bias_(pointer<T>(bias)),
-        log_weights_(pointer<T>(log_weights)),
-        shares_(pointer<T>(shares)),
+        weight_(pointer<Stored>(weight)),
+        bias_(pointer<Stored>(bias)),
+        log_weights_(pointer<Sum>(log_weights)),
+        shares_(pointer<Sum>(shares)),
         row_(rows.const_data_ptr<int64_t>()),
         position_(positions.const_data_ptr<int64_t>()),
         batch_(x.size(0)),
@@ -79,24 +102,24 @@ class LinearSoftmaxLoss {
         labels_(positions.size(1)),
         blocks_((count_ + kTaskRows - 1) / kTaskRows) {}
 
-  void run(T* loss, T* slopes, T* scale, T* active) const {
-    const LossKernels<T> k = loss_kernels<T>();
-    std::vector<T> of_blocks(blocks_ * batch_), largest(batch_, -std::numeric_limits<T>::infinity());
+  void run(Sum* loss, Sum* slopes, Sum* scale, T* active) const {
+    const LossKernels<Sum> k = loss_kernels<Sum>();
+    std::vector<Sum> of_blocks(blocks_ * batch_), largest(batch_, -std::numeric_limits<Sum>::infinity());
     for_blocks([&](int64_t block, int64_t first, int64_t rows) {
-      T* const logits = slopes + first * batch_;
-      T offset[kTaskRows];
-      k.gather(weight_, row_ + first, rows, width_, active + first * width_);
-      if (bias_ != nullptr) k.gather(bias_, row_ + first, rows, 1, offset);
+      Sum* const logits = slopes + first * batch_;
+      Sum offset[kTaskRows];
+      gather(weight_, row_ + first, rows, width_, active + first * width_);
+      if (bias_ != nullptr) gather(bias_, row_ + first, rows, 1, offset);
       right_.multiply(active + first * width_, width_, 1, rows, 0, right_.panels(),
                       bias_ == nullptr ? nullptr : offset, logits, batch_);
       k.maxima(logits, weights_from(first), rows, batch_, of_blocks.data() + block * batch_);
     });
     for (int64_t block = 0; block < blocks_; ++block)
       for (int64_t b = 0; b < batch_; ++b) largest[b] = std::max(largest[b], of_blocks[block * batch_ + b]);
-    for (T& value : largest)
-      if (value == -std::numeric_limits<T>::infinity()) value = 0;  // the difference would be NaN
+    for (Sum& value : largest)
+      if (value == -std::numeric_limits<Sum>::infinity()) value = 0;  // the difference would be NaN
 
-    std::vector<T> at_labels(batch_ * labels_), mass(batch_), sums(batch_);
+    std::vector<Sum> at_labels(batch_ * labels_), mass(batch_), sums(batch_);
     for_labels([&](int64_t b, int64_t i) {
       at_labels[i] = slopes[position_[i] * batch_ + b];
       mass[b] += shares_[i];
@@ -134,19 +157,27 @@ class LinearSoftmaxLoss {
         if (position_[i] >= 0) run(b, i);
   }
 
-  const T* weights_from(int64_t row) const { return log_weights_ == nullptr ? nullptr : log_weights_ + row; }
+  const Sum* weights_from(int64_t row) const {
+    return log_weights_ == nullptr ? nullptr : log_weights_ + row;
+  }
 
   const PackedMatrix<T> right_;
-  const T *weight_, *bias_, *log_weights_, *shares_;
+  const Stored *weight_, *bias_;
+  const Sum *log_weights_, *shares_;
   const int64_t *row_, *position_;
   int64_t batch_, count_, width_, labels_, blocks_;
 };
 
-ScalarType check_float_or_double(const Tensor& tensor, const char* name) {
-  const ScalarType dtype = tensor.scalar_type();
-  TORCH_LSH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name, " has dtype ",
-                  torch::headeronly::toString(dtype), "; wanted Float or Double");
-  return dtype;
+// Calls run() with a value of the type that `dtype` stands for.
+template <typename Run>
+void with_type(ScalarType dtype, const Run& run) {
+  if (dtype == ScalarType::Float) return run(float{});
+  if (dtype == ScalarType::Double) return run(double{});
+  run(BFloat16{});
+}
+
+ScalarType sum_type(ScalarType dtype) {
+  return dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, const Tensor& weight,
@@ -154,49 +185,60 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, 
                                                                std::optional<Tensor> log_weights,
                                                                const Tensor& positions,
                                                                const Tensor& shares) {
-  const ScalarType dtype = check_float_or_double(x, "x");
+  check_floating(x, "x");
+  const ScalarType dtype = x.scalar_type(), sums = sum_type(dtype);
   check_operand(x, "x", 2, dtype);
-  check_operand(weight, "weight", 2, dtype);
+  const ScalarType stored = weight.scalar_type() == sums ? sums : dtype;
+  check_operand(weight, "weight", 2, stored);
   check_size(weight, "weight", 1, x.size(1));
   if (bias.has_value()) {
-    check_operand(*bias, "bias", 1, dtype);
+    check_operand(*bias, "bias", 1, stored);
     check_size(*bias, "bias", 0, weight.size(0));
   }
   check_operand(rows, "rows", 1, ScalarType::Long);
   const int64_t batch = x.size(0), count = rows.numel();
   check_rows_in_range(rows.const_data_ptr<int64_t>(), count, weight.size(0), "rows");
   if (log_weights.has_value()) {
-    check_operand(*log_weights, "log_weights", 1, dtype);
+    check_operand(*log_weights, "log_weights", 1, sums);
     check_size(*log_weights, "log_weights", 0, count);
   }
   check_operand(positions, "positions", 2, ScalarType::Long);
   check_size(positions, "positions", 0, batch);
-  check_operand(shares, "shares", 2, dtype);
+  check_operand(shares, "shares", 2, sums);
   check_size(shares, "shares", 0, batch);
   check_size(shares, "shares", 1, positions.size(1));
   const auto* position = positions.const_data_ptr<int64_t>();
   for (int64_t i = 0, size = positions.numel(); i < size; ++i)
     TORCH_LSH_CHECK(position[i] < count, "positions holds ", position[i], "; wanted at most ", count - 1);
 
-  Tensor loss = torch::stable::empty({batch}, dtype), slopes = pooled_tensor({count, batch}, dtype),
-         scale = torch::stable::empty({batch}, dtype), active = pooled_tensor({count, weight.size(1)}, dtype);
-  const auto run = [&]<typename T>(T) {
-    LinearSoftmaxLoss<T>(x, weight, bias, rows, log_weights, positions, shares)
-        .run(mutable_pointer<T>(loss), mutable_pointer<T>(slopes), mutable_pointer<T>(scale),
-             mutable_pointer<T>(active));
-  };
-  dtype == ScalarType::Float ? run(float{}) : run(double{});
+  Tensor loss = torch::stable::empty({batch}, sums), slopes = pooled_tensor({count, batch}, sums),
+         scale = torch::stable::empty({batch}, sums), active = pooled_tensor({count, weight.size(1)}, dtype);
+  with_type(dtype, [&]<typename T>(T) {
+    using Sum = SumOf<T>;
+    const auto run = [&]<typename Stored>(Stored) {
+      LinearSoftmaxLoss<T, Stored>(x, weight, bias, rows, log_weights, positions, shares)
+          .run(mutable_pointer<Sum>(loss), mutable_pointer<Sum>(slopes), mutable_pointer<Sum>(scale),
+               mutable_pointer<T>(active));
+    };
+    stored == dtype ? run(T{}) : run(Sum{});
+  });
   return {loss, slopes, scale, active};
 }
 
+// Of x and active rows in T. The gradient of the logits is slopes * factors. Rather than that, products take
+// the slopes and x * factors, which is smaller; but in bfloat16 the gradient itself, so that it is rounded
+// once.
 template <typename T>
 class LinearSoftmaxBackward {
  public:
+  using Sum = SumOf<T>;
+  static constexpr bool kRounds = std::is_same_v<T, BFloat16>;
+
   // grad_weight may be null.
-  LinearSoftmaxBackward(const Tensor& slopes, const Tensor& factors, const Tensor& weight, T* grad_weight,
-                        T* grad_bias, T* positive)
-      : slopes_(pointer<T>(slopes)),
-        factors_(pointer<T>(factors)),
+  LinearSoftmaxBackward(const Tensor& slopes, const Tensor& factors, const Tensor& weight, Sum* grad_weight,
+                        Sum* grad_bias, Sum* positive)
+      : slopes_(pointer<Sum>(slopes)),
+        factors_(pointer<Sum>(factors)),
         weight_(pointer<T>(weight)),
         grad_weight_(grad_weight),
         grad_bias_(grad_bias),
@@ -205,23 +247,24 @@ class LinearSoftmaxBackward {
         batch_(slopes.size(1)),
         width_(weight.size(1)) {}
 
-  // All in one pass over the slopes, for a gradient of x that is small. scaled: factors * x.
-  void in_one_pass(const Tensor& scaled, T* grad_x) const {
+  // All in one pass over the slopes, for a gradient of x that is small. scaled: x, times factors unless it
+  // rounds.
+  void in_one_pass(const Tensor& scaled, Sum* grad_x) const {
     const ProductKernels<T> k = product_kernels<T>();
     const PackedMatrix<T> right(scaled);
     const int64_t tasks = std::max<int64_t>(1, (count_ + kSums * kTaskRows - 1) / (kSums * kTaskRows)),
                   step = std::min(kBlocksPerSum * kBlockRows, tasks * kTaskRows),
                   sums = (count_ + step - 1) / step, size = batch_ * width_;
-    Workspace workspace(sizeof(T) * sums * size);
-    T* const partial = static_cast<T*>(workspace.data());
+    Workspace workspace(sizeof(Sum) * sums * size);
+    Sum* const partial = static_cast<Sum*>(workspace.data());
     torch::stable::parallel_for(0, sums, 1, [&](int64_t begin, int64_t end) {
-      Workspace panels(sizeof(T) * k.packed_size(kBlockRows, width_));
+      Workspace panels(sizeof(T) * k.packed_size(kBlockRows, width_)),
+          rounded(kRounds ? sizeof(T) * kBlockRows * batch_ : 0);
       T* const packed = static_cast<T*>(panels.data());
       for (int64_t sum = begin; sum < end; ++sum)
         for (int64_t first = sum * step; first < std::min((sum + 1) * step, count_); first += kBlockRows) {
           const int64_t rows = std::min(kBlockRows, std::min((sum + 1) * step, count_) - first);
-          const T* const block = slopes_ + first * batch_;
-          sum_rows(first, rows);
+          const T* const block = left(first, rows, static_cast<T*>(rounded.data()));
           if (grad_weight_ != nullptr)
             right.multiply(block, batch_, 1, rows, 0, right.panels(), nullptr, grad_weight_ + first * width_,
                            width_);
@@ -232,27 +275,44 @@ class LinearSoftmaxBackward {
         }
     });
     torch::stable::parallel_for(0, batch_, 16, [&](int64_t begin, int64_t end) {
-      std::fill(grad_x + begin * width_, grad_x + end * width_, T(0));
+      std::fill(grad_x + begin * width_, grad_x + end * width_, Sum(0));
       for (int64_t sum = 0; sum < sums; ++sum)
         for (int64_t i = begin * width_; i < end * width_; ++i) grad_x[i] += partial[sum * size + i];
-      for (int64_t i = begin * width_; i < end * width_; ++i) grad_x[i] *= factors_[i / width_];
+      if constexpr (!kRounds)
+        for (int64_t i = begin * width_; i < end * width_; ++i) grad_x[i] *= factors_[i / width_];
     });
   }
 
-  void sum_all_rows() const {
-    torch::stable::parallel_for(0, count_, 64,
-                                [&](int64_t begin, int64_t end) { sum_rows(begin, end - begin); });
+  // rounded: [A, B] where it rounds.
+  void all_rows(T* rounded) const {
+    torch::stable::parallel_for(0, count_, 64, [&](int64_t begin, int64_t end) {
+      left(begin, end - begin, kRounds ? rounded + begin * batch_ : nullptr);
+    });
   }
 
  private:
-  void sum_rows(int64_t first, int64_t rows) const {
-    const auto kernel = loss_kernels<T>().weighted_row_sums;
-    for (int64_t row = first; row < first + rows; ++row)
-      kernel(slopes_ + row * batch_, factors_, batch_, grad_bias_ + row, positive_ + row);
+  // What products take of some rows; where it rounds that is written to `rounded`. Sums up the rows, too.
+  const T* left(int64_t first, int64_t rows, T* rounded) const {
+    const Kernels& k = kernels();
+    for (int64_t i = 0; i < rows; ++i) {
+      const Sum* const row = slopes_ + (first + i) * batch_;
+      Sum *const sum = grad_bias_ + first + i, *const positive = positive_ + first + i;
+      if constexpr (kRounds) {
+        k.weighted_row_bf16(row, factors_, batch_, rounded + i * batch_, sum, positive);
+      } else {
+        loss_kernels<T>().weighted_row_sums(row, factors_, batch_, sum, positive);
+      }
+    }
+    if constexpr (kRounds) {
+      return rounded;
+    } else {
+      return slopes_ + first * batch_;
+    }
   }
 
-  const T *slopes_, *factors_, *weight_;
-  T *grad_weight_, *grad_bias_, *positive_;
+  const Sum *slopes_, *factors_;
+  const T* weight_;
+  Sum *grad_weight_, *grad_bias_, *positive_;
   int64_t count_, batch_, width_;
 };
 
@@ -260,10 +320,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
                                                                         const Tensor& factors,
                                                                         const Tensor& x, const Tensor& weight,
                                                                         bool needs_weight) {
-  const ScalarType dtype = check_float_or_double(slopes, "slopes");
-  check_operand(slopes, "slopes", 2, dtype);
+  check_floating(x, "x");
+  const ScalarType dtype = x.scalar_type(), sums = sum_type(dtype);
+  check_operand(slopes, "slopes", 2, sums);
   const int64_t count = slopes.size(0), batch = slopes.size(1);
-  check_operand(factors, "factors", 1, dtype);
+  check_operand(factors, "factors", 1, sums);
   check_size(factors, "factors", 0, batch);
   check_operand(x, "x", 2, dtype);
   check_size(x, "x", 0, batch);
@@ -271,30 +332,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
   check_size(weight, "weight", 0, count);
   check_size(weight, "weight", 1, x.size(1));
   const int64_t width = x.size(1);
-  Tensor grad_x = torch::stable::empty({batch, width}, dtype),
-         scaled = torch::stable::empty({batch, width}, dtype),
-         grad_weight = pooled_tensor({needs_weight ? count : 0, width}, dtype),
-         grad_bias = torch::stable::empty({count}, dtype), positive = torch::stable::empty({count}, dtype);
-  const auto run = [&]<typename T>(T) {
-    const auto scale_rows = [&](const T* from, T* to) {
-      const T* factor = pointer<T>(factors);
+  Tensor grad_x = torch::stable::empty({batch, width}, sums),
+         grad_weight = pooled_tensor({needs_weight ? count : 0, width}, sums),
+         grad_bias = torch::stable::empty({count}, sums), positive = torch::stable::empty({count}, sums);
+  with_type(dtype, [&]<typename T>(T) {
+    using Sum = SumOf<T>;
+    using Backward = LinearSoftmaxBackward<T>;
+    const auto scale_rows = [&](const Sum* from, Sum* to) {
+      const Sum* factor = pointer<Sum>(factors);
       for (int64_t b = 0; b < batch; ++b)
         for (int64_t i = b * width; i < (b + 1) * width; ++i) to[i] = factor[b] * from[i];
     };
-    scale_rows(pointer<T>(x), mutable_pointer<T>(scaled));
-    const LinearSoftmaxBackward<T> gradients(slopes, factors, weight,
-                                             needs_weight ? mutable_pointer<T>(grad_weight) : nullptr,
-                                             mutable_pointer<T>(grad_bias), mutable_pointer<T>(positive));
-    if (batch * width <= kLargestSum) {
-      gradients.in_one_pass(scaled, mutable_pointer<T>(grad_x));
-    } else {
-      gradients.sum_all_rows();
-      if (needs_weight) grad_weight = multiply<T>(slopes, scaled);
-      grad_x = multiply<T>(torch::stable::transpose(slopes, 0, 1), weight);
-      scale_rows(pointer<T>(grad_x), mutable_pointer<T>(grad_x));
+    Tensor scaled = x;
+    if constexpr (!Backward::kRounds) {
+      scaled = torch::stable::empty({batch, width}, dtype);
+      scale_rows(pointer<T>(x), mutable_pointer<T>(scaled));
     }
-  };
-  dtype == ScalarType::Float ? run(float{}) : run(double{});
+    const Backward gradients(slopes, factors, weight,
+                             needs_weight ? mutable_pointer<Sum>(grad_weight) : nullptr,
+                             mutable_pointer<Sum>(grad_bias), mutable_pointer<Sum>(positive));
+    if (batch * width <= kLargestSum) {
+      gradients.in_one_pass(scaled, mutable_pointer<Sum>(grad_x));
+    } else {
+      Tensor left = Backward::kRounds ? pooled_tensor({count, batch}, dtype) : slopes;
+      gradients.all_rows(Backward::kRounds ? mutable_pointer<T>(left) : nullptr);
+      if (needs_weight) grad_weight = multiply<T>(left, scaled);
+      grad_x = multiply<T>(torch::stable::transpose(left, 0, 1), weight);
+      if constexpr (!Backward::kRounds) scale_rows(pointer<Sum>(grad_x), mutable_pointer<Sum>(grad_x));
+    }
+  });
   return {grad_x, grad_weight, grad_bias, positive};
 }
 

@@ -23,12 +23,13 @@ int64_t task_rows(int64_t rows) {
 }  // namespace
 
 template <typename T>
-Tensor multiply(const Tensor& a, const Tensor& b, const T* bias) {
+Tensor multiply(const Tensor& a, const Tensor& b, const SumOf<T>* bias) {
   const int64_t rows = a.size(0), columns = b.size(1), a_row = a.stride(0), a_col = a.stride(1);
   const PackedMatrix<T> right(b);
-  Tensor out = pooled_tensor({rows, columns}, a.scalar_type());
+  Tensor out =
+      pooled_tensor({rows, columns}, std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float);
   const T* left = static_cast<const T*>(a.const_data_ptr());
-  T* result = static_cast<T*>(out.mutable_data_ptr());
+  auto* result = static_cast<SumOf<T>*>(out.mutable_data_ptr());
   const int64_t of_task = task_rows(rows);
   const int64_t row_tasks = (rows + of_task - 1) / of_task;
   const int64_t panel_tasks = (right.panels() + kTaskPanels - 1) / kTaskPanels;
@@ -45,6 +46,7 @@ Tensor multiply(const Tensor& a, const Tensor& b, const T* bias) {
 
 template Tensor multiply<float>(const Tensor&, const Tensor&, const float*);
 template Tensor multiply<double>(const Tensor&, const Tensor&, const double*);
+template Tensor multiply<BFloat16>(const Tensor&, const Tensor&, const float*);
 
 namespace {
 
@@ -66,8 +68,8 @@ Tensor product(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bi
     check_operand(*bias, "bias", 1, a.scalar_type());
     check_size(*bias, "bias", 0, a.size(0));
   }
-  return a.scalar_type() == ScalarType::Float ? multiply(a, b, pointer<float>(bias))
-                                              : multiply(a, b, pointer<double>(bias));
+  return a.scalar_type() == ScalarType::Float ? multiply<float>(a, b, pointer<float>(bias))
+                                              : multiply<double>(a, b, pointer<double>(bias));
 }
 
 }  // namespace

@@ -16,13 +16,19 @@ constexpr int64_t kTaskRows = 48;  // of the left operand that a task takes: a m
 
 template <typename T>
 struct ProductKernels {
-  void (*product)(const T*, int64_t, int64_t, int64_t, int64_t, const T*, int64_t, const T*, bool, T*,
-                  int64_t);
+  void (*product)(const T*, int64_t, int64_t, int64_t, int64_t, const T*, int64_t, const SumOf<T>*, bool,
+                  SumOf<T>*, int64_t);
   void (*pack_panel)(const T*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, T*);
   int64_t panel_width;
 
   int64_t panels(int64_t columns) const { return (columns + panel_width - 1) / panel_width; }
-  int64_t packed_size(int64_t depth, int64_t columns) const { return panels(columns) * panel_width * depth; }
+  static int64_t padded_depth(int64_t depth) {
+    constexpr int64_t together = sizeof(SumOf<T>) / sizeof(T);
+    return (depth + together - 1) / together * together;
+  }
+  int64_t packed_size(int64_t depth, int64_t columns) const {
+    return panels(columns) * panel_width * padded_depth(depth);
+  }
 };
 
 template <typename T>
@@ -30,8 +36,10 @@ ProductKernels<T> product_kernels() {
   const Kernels& k = kernels();
   if constexpr (std::is_same_v<T, float>) {
     return {k.product_f32, k.pack_panel_f32, k.panel_width_f32};
-  } else {
+  } else if constexpr (std::is_same_v<T, double>) {
     return {k.product_f64, k.pack_panel_f64, k.panel_width_f64};
+  } else {
+    return {k.product_bf16, k.pack_panel_bf16, k.panel_width_bf16};
   }
 }
 
@@ -64,15 +72,15 @@ class PackedMatrix {
   // some panels; out points to the first row and column 0 and has `stride` numbers between rows. bias may be
   // null.
   void multiply(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t first_panel,
-                int64_t num_panels, const T* bias, T* out, int64_t stride) const {
+                int64_t num_panels, const SumOf<T>* bias, SumOf<T>* out, int64_t stride) const {
     const int64_t column = first_panel * kernels_.panel_width;
-    kernels_.product(a, a_row, a_col, rows, depth_, packed_ + column * depth_,
+    kernels_.product(a, a_row, a_col, rows, depth_, packed_ + column * kernels_.padded_depth(depth_),
                      std::min(num_panels * kernels_.panel_width, columns_ - column), bias, false,
                      out + column, stride);
   }
 
  private:
-  static constexpr int64_t kPackRows = 256;
+  static constexpr int64_t kPackRows = 256;  // even
 
   const ProductKernels<T> kernels_;
   const int64_t depth_, columns_;
@@ -80,8 +88,8 @@ class PackedMatrix {
   T* const packed_;
 };
 
-// a @ b + bias of T, contiguous; a [M, K] and b [K, N] of any strides, bias [M] or null.
+// a @ b + bias, contiguous; a [M, K] and b [K, N] of T and any strides, bias [M] or null.
 template <typename T>
-Tensor multiply(const Tensor& a, const Tensor& b, const T* bias = nullptr);
+Tensor multiply(const Tensor& a, const Tensor& b, const SumOf<T>* bias = nullptr);
 
 }  // namespace torch_lsh
