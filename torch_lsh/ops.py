@@ -1154,16 +1154,18 @@ def linear_softmax_loss(
     Not differentiable; :func:`active_rows_loss` is.
 
     Args:
-        x: ``[B, in]`` float32 or float64, contiguous, as all arguments.
-        weight: ``[N, in]``.
-        bias: ``[N]`` or None.
+        x: ``[B, in]`` float32, float64 or bfloat16, contiguous, as all arguments.
+        weight: ``[N, in]`` of the same dtype; or float32 beside a bfloat16 ``x``: the active rows are rounded.
+        bias: ``[N]`` of the dtype of ``weight``, or None.
         rows: ``[A]`` int64.
-        log_weights: ``[A]`` or None: see :func:`sampled_softmax_loss`.
+        log_weights: ``[A]`` or None: see :func:`sampled_softmax_loss`; as ``shares`` of the dtype of the logits, which
+            are float32 where ``x`` is bfloat16.
         positions, shares: ``[B, P]``: see :func:`sampled_softmax_loss`.
 
     Returns:
         ``loss`` ``[B]``; ``slopes`` ``[A, B]`` and ``scale`` ``[B]``: the gradient of ``loss[b]`` by the logit of the
-        a-th row is ``slopes[a, b] * scale[b]``; ``active`` ``[A, in]``: ``weight[rows]``.
+        a-th row is ``slopes[a, b] * scale[b]``; ``active`` ``[A, in]``: ``weight[rows]`` in the dtype of ``x``. The
+        others have that of the logits.
     """
     return _ops.linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares)
 
@@ -1179,7 +1181,12 @@ def _(
     shares: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, count = x.shape[0], rows.shape[0]
-    return x.new_empty(batch), x.new_empty(count, batch), x.new_empty(batch), weight.new_empty(count, weight.shape[1])
+    return (
+        shares.new_empty(batch),
+        shares.new_empty(count, batch),
+        shares.new_empty(batch),
+        x.new_empty(count, weight.shape[1]),
+    )
 
 
 def linear_softmax_loss_backward(
@@ -1188,14 +1195,14 @@ def linear_softmax_loss_backward(
     """The gradients that follow from ``slopes * factors``, that of the logits of :func:`linear_softmax_loss`.
 
     Args:
-        slopes: ``[A, B]``: see there; float32 or float64, contiguous, as all arguments.
+        slopes: ``[A, B]``: see there; contiguous, as all arguments.
         factors: ``[B]``: the gradient of the loss times ``scale``.
-        x, weight: as there.
+        x, weight: ``x`` and ``active`` of there. Where they are bfloat16 the gradient of the logits is rounded, too.
         needs_weight: whether the gradient of the weight is wanted.
 
     Returns:
         The gradients of ``x`` ``[B, in]``, of ``weight`` ``[A, in]`` (``[0, in]`` where not wanted) and of ``bias``
-        ``[A]``; and the sums of the positive gradients of each row's logits, ``[A]``.
+        ``[A]``; and the sums of the positive gradients of each row's logits, ``[A]``. All have the dtype of ``slopes``.
     """
     return _ops.linear_softmax_loss_backward(slopes, factors, x, weight, needs_weight)
 
@@ -1204,8 +1211,9 @@ def linear_softmax_loss_backward(
 def _(
     slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, needs_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    count = slopes.shape[0]
-    return torch.empty_like(x), weight[: count * needs_weight].clone(), x.new_empty(count), x.new_empty(count)
+    count, width = weight.shape
+    of_weight = slopes.new_empty(count * needs_weight, width)
+    return slopes.new_empty(x.shape), of_weight, slopes.new_empty(count), slopes.new_empty(count)
 
 
 def active_rows_loss(
@@ -1225,15 +1233,12 @@ def active_rows_loss(
     :func:`gather_rows`).
 
     Args:
-        x: ``[B, in]`` float32 or float64.
-        weight: ``[N, in]`` of the same dtype.
-        bias: ``[N]`` or None.
+        x, weight, bias, log_weights, positions, shares: see :func:`linear_softmax_loss`; ``x`` of any strides.
         rows: ``[A]`` int64, strictly increasing.
-        log_weights, positions, shares: see :func:`sampled_softmax_loss`; ``log_weights`` ``[A]`` or None.
         pushed_down: called in the backward pass with the sums of the positive gradients of the logits, ``[A]``.
 
     Returns:
-        ``[B]``.
+        ``[B]`` of the dtype of ``shares``.
     """
     loss: Tensor = _ActiveRowsLoss.apply(x, weight, bias, rows, log_weights, positions, shares, pushed_down)
     return loss
@@ -1266,20 +1271,21 @@ class _ActiveRowsLoss(torch.autograd.Function):
         of_weight, of_bias = ctx.of_weight, ctx.of_bias
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         factors = grads[0] * scale
-        in_backward = of_weight.updater is not None
+        # An updater takes the gradient as its two factors; but bfloat16 ones are multiplied faster here.
+        in_factors = of_weight.updater is not None and x.dtype is slopes.dtype
         grad_x, of_rows, of_offset, positive = _ops.linear_softmax_loss_backward(
-            slopes, factors, x, active, needs_weight and not in_backward
+            slopes, factors, x, active, needs_weight and not in_factors
         )
         if ctx.pushed_down is not None:
             ctx.pushed_down(positive)
         grad_weight = grad_bias = None
         if needs_bias:
             grad_bias = of_bias.deliver(rows, of_offset, unique=True)
-        if needs_weight and in_backward:
+        if needs_weight and in_factors:
             of_weight.updater.update_in_backward(of_weight.parameter, rows, slopes, x * factors.unsqueeze(1))
         elif needs_weight:
             grad_weight = of_weight.deliver(rows, of_rows, unique=True)
-        return grad_x if needs_x else None, grad_weight, grad_bias, None, None, None, None, None
+        return grad_x.to(x.dtype) if needs_x else None, grad_weight, grad_bias, None, None, None, None, None
 
 
 def positive_sums(gradient: Tensor) -> Tensor:

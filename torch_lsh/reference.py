@@ -528,8 +528,10 @@ def linear_softmax_loss(
     positions: Tensor,
     shares: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    active = weight[rows]
-    logits = x @ active.T if bias is None else x @ active.T + bias[rows]
+    active, dtype = weight[rows].to(x.dtype), shares.dtype
+    logits = x.to(dtype) @ active.to(dtype).T
+    if bias is not None:
+        logits = logits + bias[rows].to(dtype)
     loss, _ = sampled_softmax_loss(logits, log_weights, positions, shares)
     weighted = logits if log_weights is None else logits + log_weights
     powers = (weighted - weighted.amax(1, keepdim=True)).exp()
@@ -543,9 +545,10 @@ def linear_softmax_loss(
 def linear_softmax_loss_backward(
     slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, needs_weight: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    gradient = slopes * factors
-    of_weight = gradient @ x if needs_weight else weight[:0]
-    return gradient.T @ weight, of_weight, gradient.sum(1), gradient.clamp(min=0).sum(1)
+    gradient, dtype = slopes * factors, slopes.dtype
+    rounded, x, weight = gradient.to(x.dtype).to(dtype), x.to(dtype), weight.to(dtype)
+    of_weight = rounded @ x if needs_weight else weight[:0]
+    return rounded.T @ weight, of_weight, gradient.sum(1), gradient.clamp(min=0).sum(1)
 
 
 def positive_sums(gradient: Tensor) -> Tensor:

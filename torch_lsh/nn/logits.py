@@ -77,14 +77,12 @@ class _Recipe:
 
     def in_one_step(self, active: ActiveSet) -> bool:
         """Whether :func:`losses.active_rows_cross_entropy` computes what :meth:`sampled` and a loss would."""
-        dtype = self.layer.weight.dtype
         return (
             not active.per_sample
             and (active.inclusion is None or active.inclusion.dim() == 1)
             and isinstance(self.scale, float)
             and self.scale == 1.0
-            and dtype is not torch.bfloat16
-            and dtype is self.dtype is self.input.dtype
+            and _accurate(self.layer.weight.dtype) is _accurate(self.dtype)
         )
 
 
@@ -149,10 +147,7 @@ class SampledLogits(Tensor):
     @classmethod
     def of(cls, input: Tensor, layer: LSHLinear) -> Tensor:
         """The logits of ``layer`` for ``input`` ``[*, in_features]``."""
-        dtype = layer.weight.dtype
-        if torch.is_autocast_enabled("cpu") and dtype is not torch.float64:
-            dtype = torch.get_autocast_dtype("cpu")
-        return cls._from(_Recipe(input, layer, dtype, class_dim=input.dim() - 1))
+        return cls._from(_Recipe(input, layer, _computed_in(layer.weight.dtype), class_dim=input.dim() - 1))
 
     @classmethod
     def _from(cls, recipe: _Recipe) -> Tensor:
@@ -476,6 +471,13 @@ def _loss_dtype(recipe: _Recipe) -> torch.dtype:
     return torch.float32 if torch.is_autocast_enabled("cpu") and recipe.dtype is not torch.float64 else recipe.dtype
 
 
+def _computed_in(dtype: torch.dtype) -> torch.dtype:
+    """What products with a weight of ``dtype`` are computed in: autocast lowers it, but for float64."""
+    if torch.is_autocast_enabled("cpu") and dtype is not torch.float64:
+        return torch.get_autocast_dtype("cpu")
+    return dtype
+
+
 def _finish(loss: Tensor, recipe: _Recipe, reduction: str) -> Tensor:
     if reduction == "none":
         loss = loss.reshape(recipe.lead)
@@ -542,7 +544,7 @@ def _cross_entropy(
             corrected = _is_corrected(recipe, parsed.several)
             if label_smoothing == 0 and recipe.in_one_step(active):
                 loss = losses.active_rows_cross_entropy(
-                    x,
+                    x.to(_computed_in(layer.weight.dtype)),
                     layer.weight,
                     layer.bias,
                     active,

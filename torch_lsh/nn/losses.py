@@ -164,7 +164,7 @@ def active_rows_cross_entropy(
     Args as there, with the layer's input ``x`` ``[B, in]``, its ``weight`` and ``bias``, an active set that the batch
     shares, and ``pushed_down`` as in :func:`torch_lsh.ops.active_rows_loss`.
     """
-    log_weights = active.weights().to(x.dtype).log() if corrected else None
+    log_weights = active.weights().to(target.shares.dtype).log() if corrected else None
     shares = _class_weighted(target, class_weight)
     loss = ops.active_rows_loss(x, weight, bias, active.rows, log_weights, active.positions, shares, pushed_down)
     return _reduce_cross_entropy(loss, shares.sum(1), target, reduction)
