@@ -210,6 +210,34 @@ def test_bfloat16_and_autocast():
     torch.testing.assert_close(linear.weight.grad, layer.weight.grad, rtol=5e-2, atol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("given", "stored", "autocast"),
+    [
+        (torch.float32, torch.float32, True),
+        (torch.bfloat16, torch.float32, True),
+        (torch.float32, torch.bfloat16, True),
+        (torch.bfloat16, torch.bfloat16, True),
+        (torch.bfloat16, torch.bfloat16, False),
+    ],
+)
+@pytest.mark.parametrize("cast", [False, True])
+def test_cross_entropy_in_bfloat16_is_one_step(monkeypatch, given, stored, autocast, cast):
+    """No product and softmax apart, and dtypes as PyTorch has them."""
+    monkeypatch.delattr("torch_lsh.ops.gather_matmul")
+    linear = nn.Linear(D, N).to(stored)
+    layer = LSHLinear.from_linear(copy.deepcopy(linear), EVERY_ROW["batch"])
+    x, y = torch.randn(B, D).to(given).requires_grad_(), torch.randint(0, N, (B,))
+    results = []
+    for module in (linear, layer):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = module(x)
+            loss = F.cross_entropy(logits.float() if cast else logits, y)
+        results.append([loss, *torch.autograd.grad(loss, [x, *module.parameters()])])
+    for expected, result in zip(*results):
+        assert result.dtype is expected.dtype
+        assert (result - expected).norm() < 2**-5 * expected.norm()
+
+
 def test_eval_mode_is_exact():
     linear, layer = make_pair(LSHConfig(active=20), torch.float64)
     linear.eval(), layer.eval()

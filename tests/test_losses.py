@@ -108,37 +108,48 @@ def test_bad_arguments_are_named(change, message):
 # --- fused with the layer ---------------------------------------------------------------------------------------------
 
 
-def layer_arguments(dtype, batch, count, width, labels, bias=True, weights=True):
-    weight = (torch.randn(count + 5, width, dtype=dtype) / max(1, width) ** 0.5).requires_grad_()
-    offset = torch.randn(count + 5, dtype=dtype).requires_grad_() if bias else None
+def layer_arguments(dtypes, batch, count, width, labels, bias=True, weights=True):
+    dtype, stored = dtypes
+    of_logits = torch.promote_types(dtype, torch.float32)
+    weight = (torch.randn(count + 5, width) / max(1, width) ** 0.5).to(stored).requires_grad_()
+    offset = torch.randn(count + 5).to(stored).requires_grad_() if bias else None
     rows = torch.randperm(count + 5)[:count].sort().values
-    log_weights = torch.rand(count, dtype=dtype).log() if weights else None
+    log_weights = torch.rand(count, dtype=of_logits).log() if weights else None
     positions = torch.randint(-1, max(count, 0), (batch, labels))
-    x = torch.randn(batch, width, dtype=dtype).requires_grad_()
-    return x, weight, offset, rows, log_weights, positions, torch.rand(batch, labels, dtype=dtype)
+    x = torch.randn(batch, width).to(dtype).requires_grad_()
+    return x, weight, offset, rows, log_weights, positions, torch.rand(batch, labels, dtype=of_logits)
 
 
-SHAPES = [(1, 1, 1, 1), (3, 17, 2, 2), (16, 1100, 33, 4), (0, 9, 3, 1), (4, 60, 0, 1), (300, 700, 260, 1)]
+SHAPES = [(1, 1, 1, 1), (3, 17, 2, 2), (16, 1100, 33, 4), (0, 9, 3, 1), (4, 60, 0, 1), (301, 701, 260, 1)]
+FLOAT32, FLOAT64, BFLOAT16 = (torch.float32,) * 2, (torch.float64,) * 2, (torch.bfloat16,) * 2
+DTYPES = [FLOAT32, FLOAT64, BFLOAT16, (torch.bfloat16, torch.float32)]  # of x and of the weight; autocast's comes last
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def assert_all_close(results, expected, rtol, atol):
+    # Twins round where the operators do, and products of bfloat16 numbers are exact in float32: no other tolerance.
+    for result, wanted in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, wanted, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize(("batch", "count", "width", "labels"), SHAPES)
 @pytest.mark.parametrize(("bias", "weights"), [(True, True), (False, False)])
-def test_linear_softmax_loss_and_its_backward(simd_level, threads, dtype, batch, count, width, labels, bias, weights):
+def test_linear_softmax_loss_and_its_backward(simd_level, threads, dtypes, batch, count, width, labels, bias, weights):
     inputs = [
         argument.detach() if torch.is_tensor(argument) else argument
-        for argument in layer_arguments(dtype, batch, count, width, labels, bias, weights)
+        for argument in layer_arguments(dtypes, batch, count, width, labels, bias, weights)
     ]
     results, expected = ops.linear_softmax_loss(*inputs), reference.linear_softmax_loss(*inputs)
-    for result, wanted in zip(results, expected):
-        torch.testing.assert_close(result, wanted, rtol=1e-5, atol=1e-5)
-    factors = torch.randn(batch, dtype=dtype)
+    assert_all_close(results, expected, rtol=1e-5, atol=1e-5)
+    factors = torch.randn(batch, dtype=expected[0].dtype)
     for needs_weight in (True, False):
         arguments = (expected[1], factors, inputs[0], expected[3], needs_weight)
-        for result, wanted in zip(
-            ops.linear_softmax_loss_backward(*arguments), reference.linear_softmax_loss_backward(*arguments)
-        ):
-            torch.testing.assert_close(result, wanted, rtol=1e-4, atol=1e-4 * max(1, count) ** 0.5)
+        assert_all_close(
+            ops.linear_softmax_loss_backward(*arguments),
+            reference.linear_softmax_loss_backward(*arguments),
+            rtol=1e-4,
+            atol=1e-4 * max(1, count) ** 0.5,
+        )
 
 
 @pytest.mark.parametrize(("count", "batch"), [(0, 3), (5, 0), (0, 0)])
@@ -150,9 +161,10 @@ def test_gradients_of_nothing(count, batch):
         torch.testing.assert_close(result, wanted)
 
 
+@pytest.mark.parametrize("dtypes", [FLOAT32, BFLOAT16])
 @pytest.mark.parametrize("count", [700, 3000])
-def test_the_fused_loss_is_the_same_for_any_number_of_threads(count):
-    inputs = [argument.detach() for argument in layer_arguments(torch.float32, 64, count, 48, 2)]
+def test_the_fused_loss_is_the_same_for_any_number_of_threads(dtypes, count):
+    inputs = [argument.detach() for argument in layer_arguments(dtypes, 64, count, 48, 2)]
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -164,7 +176,7 @@ def test_the_fused_loss_is_the_same_for_any_number_of_threads(count):
 
 @pytest.mark.parametrize(("bias", "weights"), [(True, True), (True, False), (False, True)])
 def test_active_rows_loss_is_the_loss_of_the_gathered_logits(bias, weights):
-    x, weight, offset, rows, *rest = layer_arguments(torch.float64, 6, 40, 5, 3, bias, weights)
+    x, weight, offset, rows, *rest = layer_arguments(FLOAT64, 6, 40, 5, 3, bias, weights)
     pushed = []
     fused = ops.active_rows_loss(x, weight, offset, rows, *rest, pushed_down=pushed.append)
     logits = ops.gather_matmul(x, weight, offset, rows)
@@ -178,10 +190,28 @@ def test_active_rows_loss_is_the_loss_of_the_gathered_logits(bias, weights):
     torch.testing.assert_close(pushed[0], reference.positive_sums(of_logits))
 
 
-def test_active_rows_loss_passes_gradcheck_and_opcheck():
-    x, weight, offset, rows, *rest = inputs = layer_arguments(torch.float64, 3, 8, 4, 2)
+@pytest.mark.parametrize("dtypes", DTYPES[2:])
+def test_active_rows_loss_in_bfloat16_is_that_of_float64_up_to_rounding(simd_level, dtypes):
+    x, weight, offset, rows, *rest = layer_arguments(dtypes, 40, 300, 24, 3)
+    loss = ops.active_rows_loss(x, weight, offset, rows, *rest)
+    gradients = torch.autograd.grad(loss.sum(), [x, weight, offset])
+    assert loss.dtype is torch.float32
+    assert [gradient.dtype for gradient in gradients] == [x.dtype, weight.dtype, weight.dtype]
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight, offset)]
+    log_weights, positions, shares = rest
+    expected = ops.active_rows_loss(*exact, rows, log_weights.double(), positions, shares.double())
+    for result, wanted in zip((loss, *gradients), (expected, *torch.autograd.grad(expected.sum(), exact))):
+        assert (result - wanted).norm() < 2**-8 * wanted.norm()
+
+
+def test_active_rows_loss_passes_gradcheck():
+    x, weight, offset, rows, *rest = layer_arguments(FLOAT64, 3, 8, 4, 2)
     torch.autograd.gradcheck(lambda x, w, b: ops.active_rows_loss(x, w, b, rows, *rest), (x, weight, offset))
-    detached = [argument.detach() for argument in inputs]
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+def test_the_fused_loss_passes_opcheck(dtypes):
+    detached = [argument.detach() for argument in layer_arguments(dtypes, 3, 8, 4, 2)]
     torch.library.opcheck(torch.ops.torch_lsh.linear_softmax_loss, detached)
     _, slopes, scale, active = ops.linear_softmax_loss(*detached)
     for needs_weight in (True, False):
@@ -191,19 +221,24 @@ def test_active_rows_loss_passes_gradcheck_and_opcheck():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("everywhere", [False, True])
-def test_the_fused_loss_of_non_finite_logits_is_as_in_pytorch(value, everywhere):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_loss_of_non_finite_logits_is_as_in_pytorch(simd_level, value, everywhere, dtype):
     weight = torch.full((60, 1), value) if everywhere else torch.randn(60, 1)
     weight[7] = value
-    x, labels = torch.ones(2, 1), torch.tensor([3, 9])
+    weight = weight.to(dtype)
+    x, labels = torch.ones(2, 1, dtype=dtype), torch.tensor([3, 9])
     loss = ops.linear_softmax_loss(x, weight, None, torch.arange(60), None, labels[:, None], torch.ones(2, 1))[0]
-    expected = torch.nn.functional.cross_entropy(x @ weight.T, labels, reduction="none")
+    expected = torch.nn.functional.cross_entropy((x @ weight.T).float(), labels, reduction="none")
     torch.testing.assert_close(loss, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({0: torch.randn(3, 4).bfloat16()}, "x has dtype BFloat16"),
+        ({0: torch.randn(3, 4).half()}, "x has dtype Half; wanted Float, Double or BFloat16"),
+        ({1: torch.randn(12, 4).bfloat16()}, "weight has dtype BFloat16; wanted Float"),
+        ({0: torch.randn(3, 4).bfloat16(), 1: torch.randn(12, 4).double()}, "weight has dtype Double; wanted BFloat16"),
+        ({0: torch.randn(3, 4).bfloat16(), 6: torch.ones(3, 2).bfloat16()}, "shares has dtype BFloat16; wanted Float"),
         ({1: torch.randn(12, 5)}, "weight has shape"),
         ({2: torch.zeros(11)}, "bias has shape"),
         ({3: torch.tensor([12])}, r"rows\[0\] is 12; wanted 0 to 11"),
@@ -213,7 +248,7 @@ def test_the_fused_loss_of_non_finite_logits_is_as_in_pytorch(value, everywhere)
     ],
 )
 def test_bad_arguments_of_the_fused_loss_are_named(change, message):
-    inputs = [argument.detach() for argument in layer_arguments(torch.float32, 3, 7, 4, 2)]
+    inputs = [argument.detach() for argument in layer_arguments(FLOAT32, 3, 7, 4, 2)]
     for i, value in change.items():
         inputs[i] = value
     with pytest.raises(RuntimeError, match=message):
