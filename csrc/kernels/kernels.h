@@ -146,8 +146,7 @@ struct Kernels {
 
   // product.h: out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n] (bias may be null), or,
   // if `add`, that sum on top of what is there, where pack_panel made `panels` of b[k * b_row + n * b_col],
-  // rows begin to end - 1 of panel `number` at a time, begin even; a panel is [depth, panel_width], the depth
-  // of bfloat16 rounded up to an even number.
+  // rows begin to end - 1 of panel `number` at a time, begin even; panels are depth * panel_width sums apart.
   void (*product_f32)(const float* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
                       const float* panels, int64_t columns, const float* bias, bool add, float* out,
                       int64_t stride);
@@ -155,14 +154,14 @@ struct Kernels {
                       const double* panels, int64_t columns, const double* bias, bool add, double* out,
                       int64_t stride);
   void (*product_bf16)(const BFloat16* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
-                       const BFloat16* panels, int64_t columns, const float* bias, bool add, float* out,
+                       const float* panels, int64_t columns, const float* bias, bool add, float* out,
                        int64_t stride);
   void (*pack_panel_f32)(const float* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns,
                          int64_t number, int64_t begin, int64_t end, float* panels);
   void (*pack_panel_f64)(const double* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns,
                          int64_t number, int64_t begin, int64_t end, double* panels);
   void (*pack_panel_bf16)(const BFloat16* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns,
-                          int64_t number, int64_t begin, int64_t end, BFloat16* panels);
+                          int64_t number, int64_t begin, int64_t end, float* panels);
   int64_t panel_width_f32, panel_width_f64, panel_width_bf16;
 
   // hash.h: SimHash codes [count, num_tables] of rows x[count, width] by the signs of their products with

@@ -148,18 +148,6 @@ inline void multiply_tile(const BFloat16* __restrict rows, int64_t width, const 
 
 // --- blocks ---
 
-// What rows are multiplied as, and samples packed as.
-template <typename T, typename Sum>
-struct Operand {
-  using type = Sum;
-};
-#ifdef TORCH_LSH_BF16_DOT
-template <>
-struct Operand<BFloat16, float> {
-  using type = BFloat16;
-};
-#endif
-
 // Lanes of a group of samples, padding included: 1, 2, 4, or whole vectors.
 template <typename Sum>
 int64_t topk_lanes(int64_t samples) {

@@ -37,6 +37,18 @@ inline V load_vector(const T* from) {
   return vector;
 }
 
+// What numbers of type T are multiplied as, and packed as before.
+template <typename T, typename Sum>
+struct Operand {
+  using type = Sum;
+};
+#ifdef TORCH_LSH_BF16_DOT
+template <>
+struct Operand<BFloat16, float> {
+  using type = BFloat16;
+};
+#endif
+
 inline float to_float(int8_t value) {
   return value;
 }

@@ -258,9 +258,9 @@ class LinearSoftmaxBackward {
     Workspace workspace(sizeof(Sum) * sums * size);
     Sum* const partial = static_cast<Sum*>(workspace.data());
     torch::stable::parallel_for(0, sums, 1, [&](int64_t begin, int64_t end) {
-      Workspace panels(sizeof(T) * k.packed_size(kBlockRows, width_)),
+      Workspace panels(sizeof(Sum) * k.packed_size(kBlockRows, width_)),
           rounded(kRounds ? sizeof(T) * kBlockRows * batch_ : 0);
-      T* const packed = static_cast<T*>(panels.data());
+      Sum* const packed = static_cast<Sum*>(panels.data());
       for (int64_t sum = begin; sum < end; ++sum)
         for (int64_t first = sum * step; first < std::min((sum + 1) * step, count_); first += kBlockRows) {
           const int64_t rows = std::min(kBlockRows, std::min((sum + 1) * step, count_) - first);

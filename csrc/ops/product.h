@@ -16,19 +16,13 @@ constexpr int64_t kTaskRows = 48;  // of the left operand that a task takes: a m
 
 template <typename T>
 struct ProductKernels {
-  void (*product)(const T*, int64_t, int64_t, int64_t, int64_t, const T*, int64_t, const SumOf<T>*, bool,
-                  SumOf<T>*, int64_t);
-  void (*pack_panel)(const T*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, T*);
+  void (*product)(const T*, int64_t, int64_t, int64_t, int64_t, const SumOf<T>*, int64_t, const SumOf<T>*,
+                  bool, SumOf<T>*, int64_t);
+  void (*pack_panel)(const T*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, SumOf<T>*);
   int64_t panel_width;
 
   int64_t panels(int64_t columns) const { return (columns + panel_width - 1) / panel_width; }
-  static int64_t padded_depth(int64_t depth) {
-    constexpr int64_t together = sizeof(SumOf<T>) / sizeof(T);
-    return (depth + together - 1) / together * together;
-  }
-  int64_t packed_size(int64_t depth, int64_t columns) const {
-    return panels(columns) * panel_width * padded_depth(depth);
-  }
+  int64_t packed_size(int64_t depth, int64_t columns) const { return panels(columns) * panel_width * depth; }
 };
 
 template <typename T>
@@ -51,8 +45,8 @@ class PackedMatrix {
       : kernels_(product_kernels<T>()),
         depth_(b.size(transposed)),
         columns_(b.size(!transposed)),
-        storage_(sizeof(T) * kernels_.packed_size(depth_, columns_)),
-        packed_(static_cast<T*>(storage_.data())) {
+        storage_(sizeof(SumOf<T>) * kernels_.packed_size(depth_, columns_)),
+        packed_(static_cast<SumOf<T>*>(storage_.data())) {
     const T* from = static_cast<const T*>(b.const_data_ptr());
     const int64_t b_row = b.stride(transposed), b_col = b.stride(!transposed);
     const int64_t blocks = (depth_ + kPackRows - 1) / kPackRows;
@@ -74,7 +68,7 @@ class PackedMatrix {
   void multiply(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t first_panel,
                 int64_t num_panels, const SumOf<T>* bias, SumOf<T>* out, int64_t stride) const {
     const int64_t column = first_panel * kernels_.panel_width;
-    kernels_.product(a, a_row, a_col, rows, depth_, packed_ + column * kernels_.padded_depth(depth_),
+    kernels_.product(a, a_row, a_col, rows, depth_, packed_ + column * depth_,
                      std::min(num_panels * kernels_.panel_width, columns_ - column), bias, false,
                      out + column, stride);
   }
@@ -85,7 +79,7 @@ class PackedMatrix {
   const ProductKernels<T> kernels_;
   const int64_t depth_, columns_;
   Workspace storage_;
-  T* const packed_;
+  SumOf<T>* const packed_;
 };
 
 // a @ b + bias, contiguous; a [M, K] and b [K, N] of T and any strides, bias [M] or null.
