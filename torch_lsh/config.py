@@ -10,7 +10,7 @@ from .rehash import ExponentialBackoff, RehashPolicy
 
 HASHES = ("simhash", "simhash_hadamard", "srp_sparse", "cross_polytope", "dwta")  # whatever the rows
 SCOPES = ("batch", "sample")
-CORRECTIONS = ("auto", "stratified", "none")
+CORRECTIONS = ("auto", "stratified", "even", "none")
 SAMPLERS = ("lsh", "uniform", "log_uniform", "frequency", "in_batch")
 SELECTIONS = ("auto", "ranked", "frequency", "vanilla")
 BUCKET_POLICIES = ("reservoir", "fifo")
@@ -67,13 +67,14 @@ class LSHConfig:
             draws; ``"log_uniform"``, by Zipf's law for rows numbered by decreasing frequency; ``"frequency"``, in
             proportion to label counts, given (:meth:`torch_lsh.LSHLinear.set_label_counts`) or counted while training;
             ``"in_batch"``, the labels of the other samples (``active`` does not count; scope "batch"). Each with its
-            correction. Rows are hashed with "lsh" only, and for ``topk(exact=False)``. In long training where almost
-            every row is a label, "in_batch" with ``correction="stratified"`` may end ahead of "lsh", after a slower
-            start.
-        correction: ``"stratified"`` weighs random rows by their known sampling probability, which makes the
-            sampled partition function an unbiased estimate of the full one (Kool et al. 2019 and DESIGN in README);
-            ``"none"`` leaves the softmax over the active set as it is, which ranks labels sooner;
-            ``"auto"``: "none" for targets with several labels per sample (ranking), else "stratified" (probabilities).
+            correction. Rows are hashed with "lsh" only, and for ``topk(exact=False)``.
+        correction: of the softmax over the active rows. ``"stratified"`` weighs random rows by their known sampling
+            probability, which makes the sampled partition function an unbiased estimate of the full one (Kool et al.
+            2019 and DESIGN in README). ``"even"`` lets every active row, but the sample's own labels, stand for as many
+            of the N rows as any other: as if they were drawn uniformly. It overestimates the partition function, since
+            the active rows score high; labels are learned from as long as that many rivals of theirs are not ruled out,
+            and a sample's labels hardly compete with each other. ``"none"`` leaves the softmax as it is. ``"auto"``:
+            "even" for targets with several labels per sample (ranking), else "stratified" (probabilities).
         rehash: when the tables follow the weights while training: :class:`torch_lsh.rehash.FixedInterval`,
             :class:`torch_lsh.rehash.ExponentialBackoff`, :class:`torch_lsh.rehash.Drift` (measures how many codes
             changed) or any object with ``interval(rehashes) -> steps``.

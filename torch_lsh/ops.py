@@ -1158,8 +1158,8 @@ def linear_softmax_loss(
         weight: ``[N, in]`` of the same dtype; or float32 beside a bfloat16 ``x``: the active rows are rounded.
         bias: ``[N]`` of the dtype of ``weight``, or None.
         rows: ``[A]`` int64.
-        log_weights: ``[A]`` or None: see :func:`sampled_softmax_loss`; as ``shares`` of the dtype of the logits, which
-            are float32 where ``x`` is bfloat16.
+        log_weights: ``[A]`` or None: see :func:`sampled_softmax_loss`, but a sample's own labels weigh 1, whatever this
+            says of their rows; as ``shares`` of the dtype of the logits, which are float32 where ``x`` is bfloat16.
         positions, shares: ``[B, P]``: see :func:`sampled_softmax_loss`.
 
     Returns:

@@ -519,6 +519,12 @@ def sampled_softmax_loss(
     return loss, log_z.detach()
 
 
+def labels_weigh_one(log_weights: Tensor, positions: Tensor) -> Tensor:
+    batch, count = len(positions), log_weights.shape[-1]
+    padded = F.pad(log_weights.expand(batch, count), (0, 1))
+    return padded.scatter(1, positions.masked_fill(positions < 0, count), 0)[:, :count]
+
+
 def linear_softmax_loss(
     x: Tensor,
     weight: Tensor,
@@ -532,6 +538,8 @@ def linear_softmax_loss(
     logits = x.to(dtype) @ active.to(dtype).T
     if bias is not None:
         logits = logits + bias[rows].to(dtype)
+    if log_weights is not None:
+        log_weights = labels_weigh_one(log_weights, positions)
     loss, _ = sampled_softmax_loss(logits, log_weights, positions, shares)
     weighted = logits if log_weights is None else logits + log_weights
     powers = (weighted - weighted.amax(1, keepdim=True)).exp()

@@ -57,6 +57,13 @@ class ActiveSet:
         """
         return self._weights
 
+    def even_weights(self) -> Tensor:
+        """Weights, float32, of the shape of ``rows``, as if the active rows were drawn uniformly: N over their number,
+        for each; 0 for padding.
+        """
+        present = self.present
+        return present * (self.num_rows / present.sum(-1, keepdim=True).clamp(min=1))
+
     @functools.cached_property
     def _weights(self) -> Tensor:
         present = self.present

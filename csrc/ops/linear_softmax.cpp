@@ -124,6 +124,11 @@ class LinearSoftmaxLoss {
       at_labels[i] = slopes[position_[i] * batch_ + b];
       mass[b] += shares_[i];
     });
+    // What a row stands for as one of the others it does not as a label: the sample's own weigh 1.
+    if (log_weights_ != nullptr)
+      for_labels([&](int64_t b, int64_t i) {
+        slopes[position_[i] * batch_ + b] = at_labels[i] - log_weights_[position_[i]];
+      });
     for_blocks([&](int64_t block, int64_t first, int64_t rows) {
       k.exponentials(slopes + first * batch_, weights_from(first), rows, batch_, largest.data(), mass.data(),
                      of_blocks.data() + block * batch_);

@@ -489,9 +489,11 @@ def _class_dim_of_loss(recipe: _Recipe) -> bool:
     return recipe.class_dim == (1 if len(recipe.shape) > 1 else 0)
 
 
-def _is_corrected(recipe: _Recipe, several_labels: bool) -> bool:
+def _correction(recipe: _Recipe, several_labels: bool) -> str:
     correction = recipe.layer.config.correction
-    return correction == "stratified" or (correction == "auto" and not several_labels)
+    if correction == "auto":
+        return "even" if several_labels else "stratified"
+    return correction
 
 
 def _check_reduction(reduction: str) -> None:
@@ -541,7 +543,8 @@ def _cross_entropy(
     if layer.training:
         active = layer.draw_active_rows(x.detach(), parsed.labels)
         with part(layer.stopwatch, "loss"), torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached):
-            corrected = _is_corrected(recipe, parsed.several)
+            correction = _correction(recipe, parsed.several)
+            corrected = correction == "stratified"
             if label_smoothing == 0 and recipe.in_one_step(active):
                 loss = losses.active_rows_cross_entropy(
                     x.to(_computed_in(layer.weight.dtype)),
@@ -549,7 +552,7 @@ def _cross_entropy(
                     layer.bias,
                     active,
                     parsed,
-                    corrected=corrected,
+                    correction=correction,
                     class_weight=weight,
                     reduction=reduction,
                     pushed_down=layer.keeper_of_hardest_rows(active, corrected),
@@ -559,7 +562,7 @@ def _cross_entropy(
                     recipe.sampled(x, active, corrected),
                     active,
                     parsed,
-                    corrected=corrected,
+                    correction=correction,
                     class_weight=weight,
                     label_smoothing=label_smoothing,
                     reduction=reduction,
@@ -573,7 +576,7 @@ def _cross_entropy(
             F.linear(x, layer.weight, layer.bias).to(dtype) * recipe.scale,
             active,
             parsed,
-            corrected=False,
+            correction="none",
             class_weight=weight,
             label_smoothing=label_smoothing,
             reduction=reduction,
@@ -662,12 +665,12 @@ def _binary_cross_entropy(
     x = recipe.flat_input()
     active = layer.draw_active_rows(x.detach(), parsed.labels)
     with part(layer.stopwatch, "loss"), torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached):
-        corrected = _is_corrected(recipe, several_labels=False)
+        correction = _correction(recipe, several_labels=False)
         loss = losses.sampled_binary_cross_entropy(
-            recipe.sampled(x, active, corrected),
+            recipe.sampled(x, active, correction == "stratified"),
             active,
             parsed,
-            corrected=corrected,
+            correction=correction,
             class_weight=weight,
             pos_weight=pos_weight,
             reduction=reduction,

@@ -147,6 +147,27 @@ def _class_weighted(target: Target, class_weight: Tensor | None) -> Tensor:
     return target.shares * class_weight[target.labels.clamp(min=0)]
 
 
+def _log_weights(active: ActiveSet, correction: str, dtype: torch.dtype) -> Tensor | None:
+    """Logarithms of what the active rows weigh, ``[A]`` or ``[B, A]``, where they are not a sample's own labels; None: 1.
+    """
+    if correction == "stratified":
+        return active.weights().to(dtype).log()
+    if correction == "even":
+        return active.even_weights().to(dtype).log()
+    return active.present.to(dtype).log() if active.per_sample else None
+
+
+def _log_weights_of_logits(active: ActiveSet, correction: str, dtype: torch.dtype) -> Tensor | None:
+    """The same for each sample: its own labels weigh 1, which is not so of itself with "even" only."""
+    log_weights = _log_weights(active, correction, dtype)
+    if correction != "even" or log_weights is None:
+        return log_weights
+    batch, count = len(active.positions), active.rows.shape[-1]
+    # Padding points to a column of its own.
+    column = active.positions.masked_fill(active.positions < 0, count)
+    return F.pad(log_weights.expand(batch, count), (0, 1)).scatter(1, column, 0)[:, :count]
+
+
 def active_rows_cross_entropy(
     x: Tensor,
     weight: Tensor,
@@ -154,7 +175,7 @@ def active_rows_cross_entropy(
     active: ActiveSet,
     target: Target,
     *,
-    corrected: bool,
+    correction: str,
     class_weight: Tensor | None = None,
     reduction: str = "mean",
     pushed_down: Callable[[Tensor], None] | None = None,
@@ -164,7 +185,7 @@ def active_rows_cross_entropy(
     Args as there, with the layer's input ``x`` ``[B, in]``, its ``weight`` and ``bias``, an active set that the batch
     shares, and ``pushed_down`` as in :func:`torch_lsh.ops.active_rows_loss`.
     """
-    log_weights = active.weights().to(target.shares.dtype).log() if corrected else None
+    log_weights = _log_weights(active, correction, target.shares.dtype)
     shares = _class_weighted(target, class_weight)
     loss = ops.active_rows_loss(x, weight, bias, active.rows, log_weights, active.positions, shares, pushed_down)
     return _reduce_cross_entropy(loss, shares.sum(1), target, reduction)
@@ -175,7 +196,7 @@ def sampled_cross_entropy(
     active: ActiveSet,
     target: Target,
     *,
-    corrected: bool,
+    correction: str,
     class_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
@@ -186,17 +207,14 @@ def sampled_cross_entropy(
         logits: ``[B, A]`` of the active rows, float32 or float64.
         active: the active set; its positions are those of ``target.labels``.
         target: see :func:`as_target`.
-        corrected: add ``log`` of the importance weights to the logits, so that ``sum(exp(logits))`` estimates the full
-            partition function without bias.
+        correction: of ``sum(exp(logits))``. ``"stratified"``: by the importance weights, so that it estimates the full
+            partition function without bias; ``"even"``: by one weight for all rows but the sample's own labels, which
+            weigh 1; ``"none"``.
         class_weight: ``[N]`` or None, as in :func:`torch.nn.functional.cross_entropy`.
         label_smoothing: 0 to 1; the mean over all classes is estimated with the importance weights.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` (``[B]``).
     """
-    log_weights = None
-    if corrected:
-        log_weights = active.weights().to(logits.dtype).log()
-    elif active.per_sample:
-        log_weights = torch.zeros_like(logits).masked_fill_(~active.present, -math.inf)
+    log_weights = _log_weights_of_logits(active, correction, logits.dtype)
     shares = _class_weighted(target, class_weight)
     if active.per_sample or (log_weights is not None and log_weights.dim() == 2):
         logits = logits.contiguous()
@@ -217,28 +235,29 @@ def sampled_binary_cross_entropy(
     active: ActiveSet,
     target: Target,
     *,
-    corrected: bool,
+    correction: str,
     class_weight: Tensor | None = None,
     pos_weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """Binary cross entropy over an active set: an unbiased estimate of the sum (or mean) over all N classes.
 
-    With ``corrected=False`` it is the plain sum (or mean) over the active set.
+    With correction "none" it is the plain sum (or mean) over the active set.
 
     Args:
         logits: ``[B, A]``.
         active: the active set; its positions are those of ``target.labels``.
         target: labels; their shares are the targets' values.
-        corrected: weigh random rows by their sampling probability.
+        correction: see :func:`sampled_cross_entropy`.
         class_weight: ``[N]``: rescales each class.
         pos_weight: ``[N]``: rescales the positive part of each class.
         reduction: ``"mean"`` or ``"sum"``.
     """
     values = torch.zeros_like(logits).scatter_add_(1, active.positions.clamp(min=0), target.shares)
     rows = active.rows.clamp(min=0)
-    weight = active.weights().to(logits.dtype) if corrected else active.present.to(logits.dtype)
-    count = active.num_rows * len(logits) if corrected else weight.expand_as(logits).sum()
+    log_weights = _log_weights_of_logits(active, correction, logits.dtype)
+    weight = torch.ones_like(logits[0]) if log_weights is None else log_weights.exp()
+    count = weight.expand_as(logits).sum() if correction == "none" else active.num_rows * len(logits)
     if class_weight is not None:
         weight = weight * class_weight[rows]
     loss = F.binary_cross_entropy_with_logits(
