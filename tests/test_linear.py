@@ -43,7 +43,7 @@ def assert_same_training(config, loss_of, dtype=torch.float32, bias=True, x=None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scope", ["batch", "sample"])
-@pytest.mark.parametrize("correction", ["none", "stratified", "auto"])
+@pytest.mark.parametrize("correction", ["none", "stratified", "even", "auto"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_with_every_row_active_training_equals_dense(simd_level, threads, dtype, scope, correction, bias):
     y = torch.randint(0, N, (B,))
@@ -260,6 +260,54 @@ def test_sampled_loss_with_stratified_correction_estimates_the_full_one():
     estimates = torch.stack([F.cross_entropy(layer(x), y).detach() for _ in range(50)])
     assert estimates.std() > 0
     assert abs(estimates.mean() - exact) < 0.05
+
+
+SEVERAL = torch.tensor([[3, 40], [40, -100], [-100, -100], [7, 7], [299, 1]])
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+@pytest.mark.parametrize("scale", [1.0, 2.0])  # fused with the layer, and apart
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+def test_even_correction_lets_active_rows_stand_for_all(scope, scale, loss):
+    config = LSHConfig(active=60, scope=scope, correction="even", sampler="uniform")
+    layer, x = LSHLinear(D, N, dtype=torch.float64, config=config), torch.randn(5, D, dtype=torch.float64)
+    active = copy.deepcopy(layer).sample(x, SEVERAL)
+    expected = []
+    for b, labels in enumerate(SEVERAL):
+        rows = active.rows[b] if scope == "sample" else active.rows
+        rows = rows[rows >= 0]
+        logits = scale * F.linear(x[b], layer.weight[rows], layer.bias[rows])
+        own = torch.isin(rows, labels)
+        weights = torch.where(own, 1.0, N / len(rows)).double()
+        at_labels = scale * F.linear(x[b], layer.weight, layer.bias)[labels[labels >= 0]]
+        if loss == "cross_entropy":
+            log_z = (logits + weights.log()).logsumexp(0)
+            expected.append((log_z - at_labels).mean() if len(at_labels) else 0 * log_z)
+        else:
+            counts = torch.tensor([(labels == row).sum() for row in rows], dtype=torch.float64)
+            expected.append((weights * (F.softplus(logits) - counts * logits)).sum())
+    expected = torch.stack(expected)
+    if loss == "cross_entropy":
+        expected = expected.sum() / 4
+        result = F.cross_entropy(scale * layer(x), SEVERAL)
+    else:
+        expected = expected.sum() / (5 * N)
+        result = F.binary_cross_entropy_with_logits(scale * layer(x), SEVERAL)
+    torch.testing.assert_close(result, expected)
+    wanted = torch.autograd.grad(expected, [layer.weight, layer.bias])
+    for gradient, other in zip(torch.autograd.grad(result, [layer.weight, layer.bias]), wanted):
+        torch.testing.assert_close(gradient, other)
+
+
+def test_several_labels_are_corrected_evenly_by_default():
+    losses = {}
+    for correction in ("auto", "even", "none", "stratified"):
+        torch.manual_seed(0)
+        layer = LSHLinear(D, N, config=LSHConfig(active=60, correction=correction))
+        x = torch.randn(5, D)
+        losses[correction] = (F.cross_entropy(layer(x), SEVERAL).item(), F.cross_entropy(layer(x), SEVERAL[:, 0]).item())
+    assert losses["auto"] == (losses["even"][0], losses["stratified"][1])
+    assert losses["none"][0] < losses["auto"][0] - 0.1
 
 
 @pytest.mark.parametrize("scope", ["batch", "sample"])

@@ -180,7 +180,10 @@ def test_active_rows_loss_is_the_loss_of_the_gathered_logits(bias, weights):
     pushed = []
     fused = ops.active_rows_loss(x, weight, offset, rows, *rest, pushed_down=pushed.append)
     logits = ops.gather_matmul(x, weight, offset, rows)
-    apart, _ = ops.sampled_softmax_loss(logits, *rest)
+    log_weights, positions, shares = rest
+    if weights:
+        log_weights = reference.labels_weigh_one(log_weights, positions)
+    apart, _ = ops.sampled_softmax_loss(logits.contiguous(), log_weights, positions, shares)
     torch.testing.assert_close(fused, apart)
     parameters = [tensor for tensor in (x, weight, offset) if tensor is not None]
     upstream = torch.rand(6, dtype=torch.float64)

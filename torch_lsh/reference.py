@@ -520,9 +520,10 @@ def sampled_softmax_loss(
 
 
 def labels_weigh_one(log_weights: Tensor, positions: Tensor) -> Tensor:
-    batch, count = len(positions), log_weights.shape[-1]
-    padded = F.pad(log_weights.expand(batch, count), (0, 1))
-    return padded.scatter(1, positions.masked_fill(positions < 0, count), 0)[:, :count]
+    log_weights = log_weights.expand(len(positions), -1).clone()
+    for weights, own in zip(log_weights, positions):
+        weights[own[own >= 0]] = 0
+    return log_weights
 
 
 def linear_softmax_loss(
@@ -538,11 +539,11 @@ def linear_softmax_loss(
     logits = x.to(dtype) @ active.to(dtype).T
     if bias is not None:
         logits = logits + bias[rows].to(dtype)
+    largest = (logits if log_weights is None else logits + log_weights).amax(1, keepdim=True)
     if log_weights is not None:
         log_weights = labels_weigh_one(log_weights, positions)
     loss, _ = sampled_softmax_loss(logits, log_weights, positions, shares)
-    weighted = logits if log_weights is None else logits + log_weights
-    powers = (weighted - weighted.amax(1, keepdim=True)).exp()
+    powers = ((logits if log_weights is None else logits + log_weights) - largest).exp()
     total = powers.sum(1, keepdim=True)
     present = shares.masked_fill(positions < 0, 0)
     slopes = present.sum(1, keepdim=True) * powers

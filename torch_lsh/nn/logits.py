@@ -75,11 +75,11 @@ class _Recipe:
             logits.register_hook(lambda gradient: keep(ops.positive_sums(gradient)))
         return logits
 
-    def in_one_step(self, active: ActiveSet) -> bool:
+    def in_one_step(self, active: ActiveSet, correction: str) -> bool:
         """Whether :func:`losses.active_rows_cross_entropy` computes what :meth:`sampled` and a loss would."""
         return (
             not active.per_sample
-            and (active.inclusion is None or active.inclusion.dim() == 1)
+            and (correction != "stratified" or active.inclusion is None or active.inclusion.dim() == 1)
             and isinstance(self.scale, float)
             and self.scale == 1.0
             and _accurate(self.layer.weight.dtype) is _accurate(self.dtype)
@@ -545,7 +545,7 @@ def _cross_entropy(
         with part(layer.stopwatch, "loss"), torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached):
             correction = _correction(recipe, parsed.several)
             corrected = correction == "stratified"
-            if label_smoothing == 0 and recipe.in_one_step(active):
+            if label_smoothing == 0 and recipe.in_one_step(active, correction):
                 loss = losses.active_rows_cross_entropy(
                     x.to(_computed_in(layer.weight.dtype)),
                     layer.weight,

@@ -162,10 +162,10 @@ def _log_weights_of_logits(active: ActiveSet, correction: str, dtype: torch.dtyp
     log_weights = _log_weights(active, correction, dtype)
     if correction != "even" or log_weights is None:
         return log_weights
-    batch, count = len(active.positions), active.rows.shape[-1]
-    # Padding points to a column of its own.
-    column = active.positions.masked_fill(active.positions < 0, count)
-    return F.pad(log_weights.expand(batch, count), (0, 1)).scatter(1, column, 0)[:, :count]
+    log_weights = log_weights.expand(len(active.positions), -1).clone()
+    sample, label = (active.positions >= 0).nonzero(as_tuple=True)
+    log_weights[sample, active.positions[sample, label]] = 0
+    return log_weights
 
 
 def active_rows_cross_entropy(
