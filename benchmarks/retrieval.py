@@ -124,7 +124,7 @@ def measure(name: str, layer: TrainedLayer, settings: Sequence[str], shares: Seq
     generator = torch.Generator().manual_seed(0)
     add("uniform", lambda x, count: torch.randint(rows, (len(x), count), generator=generator), {})
     sketch = RowSketch(rows, layer.weight.shape[1])
-    build = seconds_of(sketch.build, layer.weight, layer.bias)
+    build = seconds_of(sketch.build, layer.weight, layer.bias, sample)
     add("topk(exact=False)", sketch.query, {"build_s": build, "index_mb": sketch.nbytes / 1e6})
     for setting in settings:
         index = index_of(setting, *layer.weight.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -321,6 +322,48 @@ def test_the_sketch_follows_the_weights(recorded):
         assert torch.equal(found, layer.topk(x, 1).indices)
     copied = copy.deepcopy(layer)
     assert torch.equal(copied.topk(x, 1, exact=False, candidates=30).indices, found)
+
+
+def common_mean(batch, width):
+    return 0.5 * torch.randn(batch, width) + 2 * torch.randn(width)
+
+
+def test_what_queries_have_in_common_is_not_estimated():
+    torch.manual_seed(4)
+    weight, bias, queries = torch.randn(20_000, 64), torch.randn(20_000), common_mean(600, 64)
+    best = (queries[500:] @ weight.T + bias).topk(10).indices
+    recall = []
+    for known in (None, queries[:0], queries[:1], queries[:500]):
+        sketch = RowSketch(20_000, 64)
+        sketch.build(weight, bias, known)
+        found = sketch.query(queries[500:], 200)
+        recall.append((best.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean().item())
+    assert recall[0] == recall[1]
+    assert recall[0] + 0.1 < recall[2] < recall[3]
+    assert recall[3] > 0.95
+    poisoned = torch.cat([queries[:500], torch.full((1, 64), math.nan)])
+    again = RowSketch(20_000, 64)
+    again.build(weight, bias, poisoned)
+    assert torch.equal(again._factors, sketch._factors)
+    with pytest.raises(ValueError, match=r"queries has shape \[500\]; wanted \[Q, 64\]"):
+        again.build(weight, bias, queries[:500, 0])
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_layer_knows_what_its_inputs_have_in_common(trained):
+    torch.manual_seed(5)
+    layer, inputs = LSHLinear(64, 20_000), common_mean(600, 64)
+    with torch.no_grad():
+        layer.weight.normal_()
+    if trained:
+        F.cross_entropy(layer(inputs[:500]), torch.zeros(500, dtype=torch.int64))
+        layer = pickle.loads(pickle.dumps(layer.eval()))
+        layer.topk(torch.zeros(1, 64), 1, exact=False)  # says nothing, then
+    else:
+        layer.eval().topk(inputs[:500], 1, exact=False)
+    best = layer.topk(inputs[500:], 10).indices
+    found = layer.topk(inputs[500:], 10, exact=False, candidates=200).indices
+    assert (best.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean() > 0.95
 
 
 SKETCH = (torch.zeros(2, 8), torch.zeros(2, 1, 64, dtype=torch.uint8), torch.zeros(2, 2, 64).bfloat16())

@@ -130,7 +130,7 @@ class LSHLinear(nn.Linear):
         self._rehashes = 0
         self._carried: Tensor | None = None  # the hardest rows of the last step
         self._label_counts: LabelCounts | None = None
-        self._queries: Tensor | None = None  # inputs of the last step, where the tables want to know them
+        self._queries: Tensor | None = None  # some inputs of the latest steps
         self._warned = False
         self._forget_tables()
 
@@ -313,7 +313,8 @@ class LSHLinear(nn.Linear):
             k: 1 to ``out_features``.
             exact: False: compare the input with the sign codes of all rows (:class:`torch_lsh.sketch.RowSketch`, made
                 at the first use, and again for rows that changed) and score only the best ``candidates`` exactly. What
-                it misses is seldom the best; scores are exact.
+                it misses is seldom the best; scores are exact. The codes suit inputs such as those of the latest
+                training steps, or, in a layer that was never trained, those of the first call.
             candidates: rows per sample that are scored with ``exact=False``, at least ``k``; None: 512 and at least
                 ``16 * k``. More find more.
 
@@ -330,7 +331,7 @@ class LSHLinear(nn.Linear):
             candidates = max(_CANDIDATES, 16 * k)
         elif candidates < k:
             raise ValueError(f"candidates is {candidates}; wanted at least k, which is {k}")
-        rows = self._synchronised_sketch().query(flat.detach(), min(candidates, self.out_features))
+        rows = self._synchronised_sketch(flat.detach()).query(flat.detach(), min(candidates, self.out_features))
         with torch.no_grad():
             values, classes = ops.rows_topk(self._as_weight(flat), self.weight, self.bias, rows, k)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.parameters())):
@@ -473,10 +474,7 @@ class LSHLinear(nn.Linear):
         """Draws the active set of ``x`` ``[B, in]`` and ``labels`` ``[B, P]`` (negative: none)."""
         if self.stopwatch is not None:
             self._watched = x[-_QUERIES_KEPT:].detach().clone()
-        if self.config.balance:
-            self._queries = x[-_QUERIES_KEPT:].detach().clone()
-        elif self.config.hash == "learned" and (self.training or self._queries is None):
-            self._keep_queries(x)
+        self._keep_queries(x.detach())
         index = None
         if needs_index(self.config, self.out_features):
             index = self._index_for_training() if self.training else self._synchronised_index()
@@ -496,12 +494,15 @@ class LSHLinear(nn.Linear):
         return active
 
     def _keep_queries(self, x: Tensor) -> None:
-        """Adds some inputs to those that buckets are learned from, the latest last; seldom, as that copies them all."""
-        if self._queries is None:
-            self._queries = x.detach()[-_QUERIES_LEARNED:].clone()
-        elif self._draws % _STEPS_PER_QUERIES == 0 and len(x) > 0:
-            some = x.detach()[:: -(-len(x) // _QUERIES_TAKEN)]
-            self._queries = torch.cat([self._queries, some])[-_QUERIES_LEARNED:]
+        """Keeps inputs ``[B, in]`` for what is made to suit them: the mean query of the sketch; with ``balance``, where
+        a rebuild wants those of the last step; learned buckets, which want the latest of many steps.
+        """
+        if self.config.balance or self._queries is None:
+            self._queries = x[-_QUERIES_KEPT:].clone()
+        elif self.training and self._draws % _STEPS_PER_QUERIES == 0 and len(x) > 0:
+            some = x[:: -(-len(x) // _QUERIES_TAKEN)]
+            earlier = self._queries if self.config.hash == "learned" else self._queries[:0]
+            self._queries = torch.cat([earlier, some])[-_QUERIES_LEARNED:]
 
     def set_label_counts(self, counts: Tensor, samples: int | None = None) -> None:
         """Gives the samplers "frequency" and "in_batch" the label counts of the training data, in place of counting.
@@ -652,8 +653,8 @@ class LSHLinear(nn.Linear):
         assert self._index is not None
         return self._index
 
-    def _synchronised_sketch(self) -> RowSketch:
-        """The sketch, exactly in step with the weights."""
+    def _synchronised_sketch(self, x: Tensor) -> RowSketch:
+        """The sketch, exactly in step with the weights; for queries such as ``x`` where nothing is known of others."""
         parameters = [parameter for parameter in (self.weight, self.bias) if parameter is not None]
         watched = [parameter for parameter, _ in self._sketch_changed]
         rows: Tensor | None = None
@@ -665,10 +666,12 @@ class LSHLinear(nn.Linear):
             taken = [changed.take() for _, changed in self._sketch_changed]
             if all(some is not None for some in taken):
                 rows = torch.cat([some for some in taken if some is not None]).unique()
-        if rows is not None:
+        # Where most rows changed, inputs did too: it is made anew, around those of the latest steps.
+        if rows is not None and len(rows) <= self.out_features // 2:
             self._sketch.update(self.weight.detach(), self._bias_for_index(), rows)
         else:
-            self._sketch.build(self.weight.detach(), self._bias_for_index())
+            queries = x if self._queries is None else self._queries
+            self._sketch.build(self.weight.detach(), self._bias_for_index(), queries)
             self._sketch_changed = [(parameter, ChangedRows(parameter)) for parameter in parameters]
         return self._sketch
 
