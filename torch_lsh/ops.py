@@ -561,8 +561,9 @@ def select_rows(
     """The active rows of a step: labels, then candidates, then uniform random rows, without repetition.
 
     Labels are always in. Candidates follow, the best of every list before the second best of any, in turn with those
-    carried over (one of these first), until ``active - num_random`` rows are in. Random rows (drawn without replacement from the rest) fill up to ``active``;
-    at least ``num_random`` where labels took the room, and none at all where ``num_random`` is 0.
+    carried over (one of these first), until ``active - num_random`` rows are in. Random rows (drawn without replacement
+    from the rest) fill up to ``active``; at least ``num_random`` where labels took the room, and none at all where
+    ``num_random`` is 0.
 
     Args:
         labels: ``[B, P]`` int64; negative: no label.
