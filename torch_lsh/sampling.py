@@ -59,12 +59,12 @@ class ActiveSet:
 
     @functools.cached_property
     def _weights(self) -> Tensor:
-        present = self.present
         if self.inclusion is not None:
-            return present / self.inclusion
+            return self.present / self.inclusion
         if not self.per_sample:
-            drawn = int(self.is_random.sum())
+            drawn = int(self.is_random.count_nonzero())
             return torch.where(self.is_random, (self.num_rows - len(self.rows) + drawn) / max(1, drawn), 1.0).float()
+        present = self.present
         random = self.is_random.sum(-1, keepdim=True)
         fixed = present.sum(-1, keepdim=True) - random
         weight_of_random = (self.num_rows - fixed) / random.clamp(min=1)
