@@ -86,4 +86,14 @@ inline void check_rows_in_range(const int64_t* rows, int64_t count, int64_t num_
                     num_rows - 1);
 }
 
+// Negative numbers, which stand for no row, are let through.
+inline void check_rows_below(const int64_t* rows, int64_t count, int64_t num_rows, const char* name) {
+  uint64_t signs = 0;
+  for (int64_t i = 0; i < count; ++i)
+    signs |= static_cast<uint64_t>(num_rows - 1) - static_cast<uint64_t>(rows[i]);
+  if (signs >> 63 == 0) return;
+  for (int64_t i = 0; i < count; ++i)
+    TORCH_LSH_CHECK(rows[i] < num_rows, name, " ", rows[i], "; wanted 0 to ", num_rows - 1);
+}
+
 }  // namespace torch_lsh

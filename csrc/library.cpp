@@ -40,7 +40,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   // active sets
   m.def(
       "select_rows(Tensor labels, Tensor candidates, int num_rows, int active, int num_random, int seed, "
-      "bool per_sample) -> (Tensor rows, Tensor is_random, Tensor positions)");
+      "bool per_sample, Tensor? carried=None) -> (Tensor rows, Tensor is_random, Tensor positions)");
 
   m.def(
       "draw_rows(Tensor labels, Tensor? order, Tensor cumulative, int active, int seed, bool per_sample) -> "

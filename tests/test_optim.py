@@ -614,6 +614,36 @@ def test_records_the_rows(ours, options):
     assert changed.take() is None
 
 
+def test_the_same_rows_of_weight_and_bias_are_touched_once():
+    weight, bias = torch.zeros(N, D), torch.zeros(N)
+    changed = row_sparse.ChangedRows(weight, bias)
+
+    def update(parameter, rows):
+        before = parameter._version
+        parameter[rows] += 1
+        row_sparse.record_update(parameter, rows, before)
+
+    rows = torch.tensor([2, 9])
+    update(weight, rows)
+    update(bias, rows.unsqueeze(0)[0])  # the same memory
+    assert changed.take(touches=2).tolist() == []
+    update(weight, rows)
+    update(bias, torch.tensor([2, 5]))
+    assert changed.take(touches=2).tolist() == [2, 9]
+    assert changed.take().tolist() == [5]
+    update(weight, rows)
+    rows[0] = 4
+    update(bias, rows)
+    assert changed.take().tolist() == [2, 4, 9]
+    update(weight, rows)
+    assert changed.take().tolist() == [4, 9]
+    update(bias, rows)  # after those of the weight were taken
+    assert changed.take().tolist() == [4, 9]
+    bias += 1
+    assert changed.take() is None
+    assert not changed.any()
+
+
 @pytest.mark.parametrize("dense", [False, True])
 def test_autograd_notices_the_step(dense):
     weight = nn.Parameter(torch.randn(N, D))

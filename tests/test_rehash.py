@@ -62,11 +62,11 @@ def test_rows_with_few_touches_wait_but_are_not_forgotten():
     model = make_model(FixedInterval(4, touches=3))
     optimizer = torch_lsh.optim.Adam(model.parameters(), lr=0.5)
     train(model, optimizer, 4)
-    touches = model[1]._changed[0][1]._touches.clone()
+    touches = model[1]._changed._touches.clone()
     assert (touches >= 3).any()
     assert (touches == 1).any()
     train(model, optimizer, 1)  # re-hashes first, then touches some rows once more
-    waiting = model[1]._changed[0][1]._touches
+    waiting = model[1]._changed._touches
     assert (waiting[touches >= 3] <= 1).all()
     assert (waiting[touches < 3] >= touches[touches < 3]).all()
     model[1].rehash()

@@ -23,13 +23,17 @@ def selections(draw, per_sample):
     labels = torch.randint(-1, num_rows, (batch, width), generator=generator)
     lists = batch if per_sample else draw(st.integers(0, 5))
     candidates = torch.randint(-1, num_rows, (lists, ranks), generator=generator)
-    return labels, candidates, num_rows, active, draw(st.integers(0, active)), draw(st.integers(0, 100)), per_sample
+    num_random, seed = draw(st.integers(0, active)), draw(st.integers(0, 100))
+    carried = None
+    if not per_sample and draw(st.booleans()):
+        carried = torch.randint(-1, num_rows, (draw(st.integers(0, 60)),), generator=generator)
+    return labels, candidates, num_rows, active, num_random, seed, per_sample, carried
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.booleans().flatmap(selections))
 def test_select_rows_has_the_properties_it_promises(arguments):
-    labels, _, num_rows, *_, per_sample = arguments
+    labels, _, num_rows, *_, per_sample, _ = arguments
     rows, is_random, positions = ops.select_rows(*arguments)
     has_samples = len(labels) > 0
     expected_rows, expected_random, _ = reference.select_rows(*arguments) if has_samples else (rows,) * 3
@@ -78,6 +82,9 @@ def test_random_rows_are_uniform():
         ((torch.tensor([[1]]), torch.tensor([[1]]), 10, 2, 3, 0, False), "num_random is 3"),
         ((torch.tensor([1]), torch.tensor([[1]]), 10, 2, 1, 0, False), "labels has shape"),
         ((torch.tensor([[1]]), torch.tensor([[1], [2]]), 10, 2, 1, 0, True), "candidates has shape"),
+        ((torch.tensor([[1]]), torch.tensor([[1]]), 10, 2, 1, 0, False, torch.tensor([10])), "carried holds row 10"),
+        ((torch.tensor([[1]]), torch.tensor([[1]]), 10, 2, 1, 0, False, torch.tensor([[1]])), "carried has shape"),
+        ((torch.tensor([[1]]), torch.tensor([[1]]), 10, 2, 1, 0, True, torch.tensor([1])), "carried came with"),
     ],
 )
 def test_select_rows_names_the_bad_argument(arguments, message):
@@ -87,7 +94,8 @@ def test_select_rows_names_the_bad_argument(arguments, message):
 
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_opcheck_select_rows(per_sample):
-    arguments = (torch.tensor([[1, -1], [4, 2]]), torch.tensor([[5], [6]]), 50, 7, 2, 0, per_sample)
+    carried = None if per_sample else torch.tensor([8, 9])
+    arguments = (torch.tensor([[1, -1], [4, 2]]), torch.tensor([[5], [6]]), 50, 7, 2, 0, per_sample, carried)
     torch.library.opcheck(torch.ops.torch_lsh.select_rows, arguments, test_utils=("test_schema", "test_faketensor"))
 
 

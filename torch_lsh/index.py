@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
@@ -275,7 +276,6 @@ class LSHIndex:
         return changed / (len(rows) * self.num_tables)
 
     @timed("look-up")
-    @torch.no_grad()
     def query(self, x: Tensor, max_candidates: int, labels: Tensor | None = None) -> Tensor:
         """The rows in the buckets of a query, best first.
 
@@ -303,11 +303,11 @@ class LSHIndex:
             raise ValueError(f"max_candidates is {max_candidates}; wanted at least 1")
         if labels is not None and (labels.dim() != 2 or len(labels) != len(x) or labels.dtype is not torch.int64):
             raise ValueError(f"labels has shape {list(labels.shape)}, dtype {labels.dtype}; wanted [{len(x)}, P] int64")
-        queries = self._with_one(x)
+        queries = self._with_one(x.detach())
         if self._maps is not None:
             queries = self._maps.map_queries(queries)
         if self.mips:
-            queries = torch.nn.functional.pad(queries, (0, 1))
+            queries = F.pad(queries, (0, 1))
         buckets = self._of_codes(self.family.probes(queries, self.probes))
         # The Hamming distance of codes ranks finer than the number of shared buckets, but needs one bit per hash.
         one_bit = self.family.bits_per_hash == 1 and self.bucket_bits == self.family.code_bits
@@ -347,9 +347,7 @@ class LSHIndex:
 
     def _with_one(self, x: Tensor) -> Tensor:
         """``[h, 1]`` in float32."""
-        queries = torch.ones(len(x), self.in_features + 1)
-        queries[:, :-1] = x
-        return queries
+        return F.pad(x.float(), (0, 1), value=1.0)
 
     def _built(self) -> tuple[Tensor, Tensor, Tensor]:
         if self._tables is None:

@@ -549,13 +549,21 @@ for _name in ("row_sparse_adam_", "row_sparse_sgd_", "row_sparse_adagrad_", "cou
 
 
 def select_rows(
-    labels: Tensor, candidates: Tensor, num_rows: int, active: int, num_random: int, seed: int, per_sample: bool
+    labels: Tensor,
+    candidates: Tensor,
+    num_rows: int,
+    active: int,
+    num_random: int,
+    seed: int,
+    per_sample: bool,
+    carried: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The active rows of a step: labels, then candidates, then uniform random rows, without repetition.
 
-    Labels are always in. Candidates follow, the best of every list before the second best of any, until
-    ``active - num_random`` rows are in. Random rows (drawn without replacement from the rest) fill up to ``active``;
-    at least ``num_random`` where labels took the room, and none at all where ``num_random`` is 0.
+    Labels are always in. Candidates follow, the best of every list before the second best of any, in turn with those
+    carried over (one of these first), until ``active - num_random`` rows are in. Random rows (drawn without replacement
+    from the rest) fill up to ``active``; at least ``num_random`` where labels took the room, and none at all where
+    ``num_random`` is 0.
 
     Args:
         labels: ``[B, P]`` int64; negative: no label.
@@ -565,6 +573,7 @@ def select_rows(
         num_random: 0 to ``active``.
         seed: the draw is a function of it alone.
         per_sample: one set per sample rather than one for the batch.
+        carried: ``[n]`` int64: more candidates, best first; not with ``per_sample``.
 
     Returns:
         ``rows``: ``[A]`` or ``[B, A]`` int64, increasing, per-sample sets padded with -1;
@@ -576,12 +585,19 @@ def select_rows(
     >>> rows, positions
     (tensor([3, 7]), tensor([[1]]))
     """
-    return _ops.select_rows(labels, candidates, num_rows, active, num_random, seed, per_sample)
+    return _ops.select_rows(labels, candidates, num_rows, active, num_random, seed, per_sample, carried)
 
 
 @_fake("select_rows")
 def _(
-    labels: Tensor, candidates: Tensor, num_rows: int, active: int, num_random: int, seed: int, per_sample: bool
+    labels: Tensor,
+    candidates: Tensor,
+    num_rows: int,
+    active: int,
+    num_random: int,
+    seed: int,
+    per_sample: bool,
+    carried: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     count = torch.library.get_ctx().new_dynamic_size()
     shape = (labels.shape[0], count) if per_sample else (count,)

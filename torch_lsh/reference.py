@@ -36,7 +36,14 @@ def sampled_dot(x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
 
 
 def select_rows(
-    labels: Tensor, candidates: Tensor, num_rows: int, active: int, num_random: int, seed: int, per_sample: bool
+    labels: Tensor,
+    candidates: Tensor,
+    num_rows: int,
+    active: int,
+    num_random: int,
+    seed: int,
+    per_sample: bool,
+    carried: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws its random rows from PyTorch's generator: the same distribution as the operator, other rows."""
     if per_sample:
@@ -50,7 +57,8 @@ def select_rows(
         return rows, is_random, torch.cat([positions for _, _, positions in sets])
 
     fixed = {int(label) for label in labels.flatten() if label >= 0}
-    for candidate in candidates.T.flatten().tolist():
+    kinds = ([] if carried is None else carried.tolist(), candidates.T.flatten().tolist())
+    for candidate in itertools.chain.from_iterable(itertools.zip_longest(*kinds, fillvalue=-1)):
         if len(fixed) >= active - num_random:
             break
         if candidate >= 0:

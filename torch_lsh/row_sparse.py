@@ -59,7 +59,7 @@ def record_update(parameter: Tensor, rows: Tensor, version_before: int) -> None:
     Called by row-sparse optimizers right after the update.
     """
     for listener in _listeners.get(parameter, ()):
-        listener._record(rows, version_before, parameter._version)
+        listener._record(parameter, rows, version_before, parameter._version)
 
 
 def _raise_versions(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -74,7 +74,7 @@ register_optimizer_step_post_hook(_raise_versions)
 
 
 class ChangedRows:
-    """Collects the rows of a parameter that change, from now on.
+    """Collects the rows of some parameters, which have equally many, that change from now on.
 
     >>> weight = torch.zeros(10, 2)
     >>> changed = ChangedRows(weight)
@@ -89,34 +89,56 @@ class ChangedRows:
     True
     """
 
-    def __init__(self, parameter: Tensor) -> None:
-        self._parameter = weakref.ref(parameter)
+    def __init__(self, *parameters: Tensor) -> None:
+        self._parameters = [weakref.ref(parameter) for parameter in parameters]
         # [rows]: how often each was recorded, up to 255. One byte per row costs less than lists of rows that wait.
-        self._touches = torch.zeros(parameter.shape[0], dtype=torch.uint8)
-        self._reset(parameter._version)
-        _listeners.setdefault(parameter, weakref.WeakSet()).add(self)
+        self._touches = torch.zeros(parameters[0].shape[0], dtype=torch.uint8)
+        self._reset()
+        for parameter in parameters:
+            _listeners.setdefault(parameter, weakref.WeakSet()).add(self)
 
-    def _reset(self, version: int) -> None:
-        self._version = version
+    def _reset(self) -> None:
+        self._versions = [parameter._version for parameter in self._current()]
         self._touches.zero_()
         self._some = self._everything = False
+        self._last: tuple[Tensor, int] | None = None  # the rows that were counted last, and their version
+        self._updated: set[int] = set()  # parameters of which they were recorded
 
-    def _record(self, rows: Tensor, version_before: int, version_after: int) -> None:
-        self._everything |= version_before != self._version
-        self._version = version_after
-        if not self._everything:
+    def _record(self, parameter: Tensor, rows: Tensor, version_before: int, version_after: int) -> None:
+        number = next(i for i, watched in enumerate(self._parameters) if watched() is parameter)
+        self._everything |= version_before != self._versions[number]
+        self._versions[number] = version_after
+        if self._everything:
+            return
+        # Weight and bias change in the same rows, one after the other: one touch.
+        if number in self._updated or not self._counted_last(rows):
             torch.ops.torch_lsh.count_touches_(self._touches, rows)
             self._some = True
+            self._last, self._updated = (rows, rows._version), set()
+        self._updated.add(number)
 
-    def _current(self) -> Tensor:
-        parameter = self._parameter()
-        if parameter is None:
+    def _counted_last(self, rows: Tensor) -> bool:
+        if self._last is None:
+            return False
+        last, version = self._last
+        return rows.data_ptr() == last.data_ptr() and rows.shape == last.shape and rows._version == version
+
+    def _current(self) -> list[Tensor]:
+        parameters = [parameter for watched in self._parameters if (parameter := watched()) is not None]
+        if len(parameters) < len(self._parameters):
             raise RuntimeError("the parameter whose changes were collected does not exist any more")
-        return parameter
+        return parameters
+
+    def are_of(self, *parameters: Tensor | None) -> bool:
+        """Whether the changes are those of these parameters (None: there is none)."""
+        wanted = [parameter for parameter in parameters if parameter is not None]
+        return len(wanted) == len(self._parameters) and all(
+            watched() is parameter for watched, parameter in zip(self._parameters, wanted)
+        )
 
     def unrecorded(self) -> bool:
         """Whether something changed of which the rows are not known."""
-        return self._everything or self._current()._version != self._version
+        return self._everything or self._versions != [parameter._version for parameter in self._current()]
 
     def any(self) -> bool:
         """Whether anything changed that :meth:`take` would return."""
@@ -127,10 +149,11 @@ class ChangedRows:
         None: any row may have changed.
         """
         if self.unrecorded():
-            self._reset(self._current()._version)
+            self._reset()
             return None
         rows = (self._touches >= touches).nonzero()[:, 0]
         self._touches[rows] = 0
+        self._last = None
         self._some = touches > 1 and bool(self._touches.any())
         return rows
 

@@ -66,12 +66,12 @@ class ActiveSet:
 
     @functools.cached_property
     def _weights(self) -> Tensor:
-        present = self.present
         if self.inclusion is not None:
-            return present / self.inclusion
+            return self.present / self.inclusion
         if not self.per_sample:
-            drawn = int(self.is_random.sum())
+            drawn = int(self.is_random.count_nonzero())
             return torch.where(self.is_random, (self.num_rows - len(self.rows) + drawn) / max(1, drawn), 1.0).float()
+        present = self.present
         random = self.is_random.sum(-1, keepdim=True)
         fixed = present.sum(-1, keepdim=True) - random
         weight_of_random = (self.num_rows - fixed) / random.clamp(min=1)
@@ -120,10 +120,13 @@ def choose_active_rows(
     per_sample = config.scope == "sample"
     candidates = labels.new_empty(len(labels), 0)
     room = active - num_random
-    if room > 0 and len(x) > 0:
+    if room == 0 or len(x) == 0:
+        carried = None
+    else:
         if index is None:
             raise ValueError("index is None, but the configuration wants rows found by hashing")
         if per_sample:
+            carried = None
             candidates = index.query(x, room, labels if insert_labels else None)
         elif carried is None:
             candidates = index.query(x, _share(room, len(x)), labels if insert_labels else None)
@@ -131,10 +134,18 @@ def choose_active_rows(
             # Carried rows are what look-ups of earlier steps found, so each step has to look only some samples up.
             stride = -(-len(x) // _LOOKED_UP)
             some = slice(seed % stride, None, stride)
-            found = index.query(x[some], _share(room // 2, len(x[some])), labels[some] if insert_labels else None)
-            candidates = _in_turn(carried, found.T.flatten())
+            looked_up = x[some]
+            share = _share(room // 2, len(looked_up))
+            candidates = index.query(looked_up, share, labels[some] if insert_labels else None)
     rows, is_random, positions = ops.select_rows(
-        labels, candidates, num_rows, active=active, num_random=num_random, seed=seed, per_sample=per_sample
+        labels,
+        candidates,
+        num_rows,
+        active=active,
+        num_random=num_random,
+        seed=seed,
+        per_sample=per_sample,
+        carried=carried,
     )
     return ActiveSet(rows, is_random, positions, num_rows)
 
@@ -167,14 +178,6 @@ def _labels_of_the_batch(labels: Tensor, num_rows: int, counts: LabelCounts) -> 
 def _share(room: int, samples: int) -> int:
     """Rows to look up for each sample: twice its share, because samples of a batch find some of the same rows."""
     return min(room, 2 * math.ceil(room / samples) + 8)
-
-
-def _in_turn(first: Tensor, second: Tensor) -> Tensor:
-    """``[2, n]``: two lists of candidates of equal right."""
-    lists = first.new_full((2, max(len(first), len(second))), -1)
-    lists[0, : len(first)] = first
-    lists[1, : len(second)] = second
-    return lists
 
 
 def hardest_rows(pushed_down: Tensor, active: ActiveSet, count: int, corrected: bool) -> Tensor:

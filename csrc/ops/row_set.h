@@ -5,7 +5,9 @@
 // thread-safe: one per thread.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace torch_lsh {
@@ -16,6 +18,12 @@ class RowSet {
     const size_t words = static_cast<size_t>((num_rows + 63) / 64);
     if (words_.size() < words) words_.resize(words);
     if (summary_.size() < (words + 63) / 64) summary_.resize((words + 63) / 64);
+  }
+
+  // Asks for the memory of all rows, where it is no more than that of `count` cache lines.
+  void prefetch(int64_t count) const {
+    if (static_cast<int64_t>(words_.size()) > kLineWords * count) return;
+    for (size_t w = 0; w < words_.size(); w += kLineWords) __builtin_prefetch(&words_[w], 1);
   }
 
   bool contains(int64_t row) const { return words_[row >> 6] >> (row & 63) & 1; }
@@ -33,18 +41,52 @@ class RowSet {
   // Calls visit(row) in increasing order and leaves the set empty.
   template <typename Visit>
   void drain(const Visit& visit) {
+    drain_words([&](size_t w) {
+      for (uint64_t word = words_[w]; word != 0; word &= word - 1)
+        visit(static_cast<int64_t>(w * 64 + static_cast<size_t>(__builtin_ctzll(word))));
+    });
+  }
+
+  // Writes the rows in increasing order and whether each is in `some`, which is a subset; leaves both empty.
+  // There must be room for one more row. Most words hold one or two: so the second is written without asking
+  // whether it is there, which could not be predicted.
+  void drain(RowSet& some, int64_t* rows, uint8_t* in_some) {
+    drain_words([&](size_t w) {
+      uint64_t word = words_[w];
+      const uint64_t chosen = std::exchange(some.words_[w], 0);
+      const auto put = [&](uint64_t rest) {
+        const int bit = __builtin_ctzll(rest | uint64_t{1} << 63);
+        *rows = static_cast<int64_t>(w * 64) + bit;
+        *in_some = chosen >> bit & 1;
+        rows += rest != 0;
+        in_some += rest != 0;
+      };
+      do {
+        put(word);
+        word &= word - 1;
+        put(word);
+        word &= word - 1;
+      } while (word != 0);
+    });
+    std::fill(some.summary_.begin(), some.summary_.end(), 0);
+  }
+
+ private:
+  static constexpr int64_t kLineWords = 8;
+
+  // Calls visit(w) for the words that hold rows, and empties them.
+  template <typename Visit>
+  void drain_words(const Visit& visit) {
     for (size_t s = 0; s < summary_.size(); ++s) {
       for (uint64_t summary = summary_[s]; summary != 0; summary &= summary - 1) {
         const size_t w = s * 64 + static_cast<size_t>(__builtin_ctzll(summary));
-        for (uint64_t word = words_[w]; word != 0; word &= word - 1)
-          visit(static_cast<int64_t>(w * 64 + static_cast<size_t>(__builtin_ctzll(word))));
+        visit(w);
         words_[w] = 0;
       }
       summary_[s] = 0;
     }
   }
 
- private:
   std::vector<uint64_t> words_, summary_;
 };
 

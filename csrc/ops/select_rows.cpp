@@ -29,29 +29,44 @@ struct Selection {
   bool valid = true;               // every row that was drawn exists
 };
 
-// `labels` and `candidates` may hold negative numbers, which stand for nothing. Candidates are a [lists,
-// ranks] matrix: the best of every list is taken before the second best of any.
-void select(const int64_t* labels, int64_t num_labels, const int64_t* candidates, int64_t lists,
-            int64_t ranks, const Budget& budget, uint64_t seed, Selection& out) {
+// Rows that may be chosen, in two kinds that take turns: `carried`, best first, and a [lists, ranks] matrix,
+// of which the best of every list comes before the second best of any.
+struct Candidates {
+  const int64_t *carried, *found;
+  int64_t num_carried, lists, ranks;
+};
+
+// Negative labels and candidates stand for nothing.
+void select(const int64_t* labels, int64_t num_labels, const Candidates& candidates, const Budget& budget,
+            uint64_t seed, Selection& out) {
   // Kept between calls so that a step allocates nothing of the layer's width.
-  thread_local RowSet all, random;
-  all.reserve(budget.num_rows);
-  random.reserve(budget.num_rows);
+  thread_local RowSet kept[2];
+  RowSet &all = kept[0], &random = kept[1];
+  for (RowSet& set : kept) {
+    set.reserve(budget.num_rows);
+    set.prefetch(budget.active);
+  }
 
   int64_t fixed = 0;
   for (int64_t i = 0; i < num_labels; ++i)
     if (labels[i] >= 0) fixed += all.insert(labels[i]);
   const int64_t room = budget.active - budget.num_random;
-  for (int64_t rank = 0; rank < ranks && fixed < room; ++rank)
-    for (int64_t list = 0; list < lists && fixed < room; ++list) {
-      const int64_t row = candidates[list * ranks + rank];
-      if (row >= 0) fixed += all.insert(row);
+  const auto add = [&](int64_t row) {
+    if (row >= 0 && fixed < room) fixed += all.insert(row);
+  };
+  const int64_t *carried = candidates.carried, *const carried_end = carried + candidates.num_carried;
+  for (int64_t rank = 0; rank < candidates.ranks && fixed < room; ++rank)
+    for (int64_t list = 0; list < candidates.lists; ++list) {
+      if (carried != carried_end) add(*carried++);
+      add(candidates.found[list * candidates.ranks + rank]);
     }
+  while (carried != carried_end) add(*carried++);
 
   int64_t wanted = 0;
   if (budget.num_random > 0)
     wanted = std::min(std::max(budget.num_random, budget.active - fixed), budget.num_rows - fixed);
-  if (2 * (fixed + wanted) <= budget.num_rows) {
+  const int64_t size = fixed + wanted;
+  if (2 * size <= budget.num_rows) {
     // At least half of all rows stay free, so a draw succeeds with probability >= 1/2.
     for (uint64_t counter = 0; wanted > 0; ++counter) {
       const int64_t row = random_below(seed, counter, budget.num_rows);
@@ -65,21 +80,19 @@ void select(const int64_t* labels, int64_t num_labels, const int64_t* candidates
     rest.reserve(budget.num_rows - fixed);
     for (int64_t row = 0; row < budget.num_rows; ++row)
       if (!all.contains(row)) rest.push_back(row);
-    const int64_t size = static_cast<int64_t>(rest.size());
+    const int64_t others = static_cast<int64_t>(rest.size());
     for (int64_t i = 0; i < wanted; ++i) {
-      std::swap(rest[i], rest[i + random_below(seed, static_cast<uint64_t>(i), size - i)]);
+      std::swap(rest[i], rest[i + random_below(seed, static_cast<uint64_t>(i), others - i)]);
       all.insert(rest[i]);
       random.insert(rest[i]);
     }
   }
 
-  out.rows.clear();
-  out.is_random.clear();
-  all.drain([&](int64_t row) {
-    out.rows.push_back(row);
-    out.is_random.push_back(random.contains(row));
-  });
-  random.drain([](int64_t) {});
+  out.rows.resize(size + 1);
+  out.is_random.resize(size + 1);
+  all.drain(random, out.rows.data(), out.is_random.data());
+  out.rows.pop_back();
+  out.is_random.pop_back();
 }
 
 // Without branches: which way a search of a random row goes cannot be predicted.
@@ -164,7 +177,8 @@ void draw(const int64_t* labels, int64_t num_labels, const Weights& weights, int
 }
 
 struct Result {
-  Tensor rows, is_random, positions, inclusion;
+  std::vector<Selection> selections;
+  Tensor rows, is_random, positions;
 };
 
 template <typename T, typename From>
@@ -206,20 +220,16 @@ Result make_selections(const Tensor& labels, bool per_sample, const Make& make) 
   }
   for (const Selection& selection : selections)
     TORCH_LSH_CHECK(selection.valid, "order holds a row that does not exist");
-  return {padded<int64_t>(selections, per_sample, ScalarType::Long, -1,
-                          [](const Selection& s) -> const auto& { return s.rows; }),
-          padded<bool>(selections, per_sample, ScalarType::Bool, false,
-                       [](const Selection& s) -> const auto& { return s.is_random; }),
-          positions,
-          padded<float>(selections, per_sample, ScalarType::Float, 1.0f,
-                        [](const Selection& s) -> const auto& { return s.inclusion; })};
+  Tensor rows = padded<int64_t>(selections, per_sample, ScalarType::Long, -1,
+                                [](const Selection& s) -> const auto& { return s.rows; });
+  Tensor is_random = padded<bool>(selections, per_sample, ScalarType::Bool, false,
+                                  [](const Selection& s) -> const auto& { return s.is_random; });
+  return {std::move(selections), rows, is_random, positions};
 }
 
 void check_labels(const Tensor& labels, int64_t num_rows) {
   check_operand(labels, "labels", 2, ScalarType::Long);
-  const auto* label = labels.const_data_ptr<int64_t>();
-  for (int64_t i = 0, size = labels.numel(); i < size; ++i)
-    TORCH_LSH_CHECK(label[i] < num_rows, "target holds class ", label[i], "; wanted 0 to ", num_rows - 1);
+  check_rows_below(labels.const_data_ptr<int64_t>(), labels.numel(), num_rows, "target holds class");
 }
 
 uint64_t seed_of_sample(int64_t seed, int64_t sample) {
@@ -229,25 +239,32 @@ uint64_t seed_of_sample(int64_t seed, int64_t sample) {
 
 std::tuple<Tensor, Tensor, Tensor> select_rows(const Tensor& labels, const Tensor& candidates,
                                                int64_t num_rows, int64_t active, int64_t num_random,
-                                               int64_t seed, bool per_sample) {
+                                               int64_t seed, bool per_sample,
+                                               const std::optional<Tensor>& carried) {
   check_operand(labels, "labels", 2, ScalarType::Long);
   check_operand(candidates, "candidates", 2, ScalarType::Long);
   if (per_sample) check_size(candidates, "candidates", 0, labels.size(0));
+  if (carried.has_value()) {
+    check_operand(*carried, "carried", 1, ScalarType::Long);
+    TORCH_LSH_CHECK(!per_sample, "carried came with per_sample; wanted None");
+  }
   TORCH_LSH_CHECK(num_rows > 0, "num_rows is ", num_rows, "; wanted at least 1");
   TORCH_LSH_CHECK(active > 0 && active <= num_rows, "active is ", active, "; wanted 1 to ", num_rows);
   TORCH_LSH_CHECK(num_random >= 0 && num_random <= active, "num_random is ", num_random, "; wanted 0 to ",
                   active);
-  const auto* candidate = candidates.const_data_ptr<int64_t>();
   check_labels(labels, num_rows);
-  for (int64_t i = 0, size = candidates.numel(); i < size; ++i)
-    TORCH_LSH_CHECK(candidate[i] < num_rows, "candidates holds row ", candidate[i], "; wanted 0 to ",
-                    num_rows - 1);
-  const int64_t lists = candidates.size(0), ranks = candidates.size(1);
+  Candidates all{nullptr, candidates.const_data_ptr<int64_t>(), 0, candidates.size(0), candidates.size(1)};
+  check_rows_below(all.found, candidates.numel(), num_rows, "candidates holds row");
+  if (carried.has_value()) {
+    all.carried = carried->const_data_ptr<int64_t>();
+    all.num_carried = carried->numel();
+    check_rows_below(all.carried, all.num_carried, num_rows, "carried holds row");
+  }
   const Budget budget{num_rows, active, num_random};
   const auto make = [&](const int64_t* label, int64_t count, int64_t sample, Selection& selection) {
-    const int64_t first = sample < 0 ? 0 : sample;
-    select(label, count, candidate + first * ranks, sample < 0 ? lists : 1, ranks, budget,
-           seed_of_sample(seed, sample), selection);
+    const Candidates own =
+        sample < 0 ? all : Candidates{nullptr, all.found + sample * all.ranks, 0, 1, all.ranks};
+    select(label, count, own, budget, seed_of_sample(seed, sample), selection);
   };
   const Result result = make_selections(labels, per_sample, make);
   return {result.rows, result.is_random, result.positions};
@@ -275,7 +292,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> draw_rows(const Tensor& labels, const
     draw(label, count, weights, active, seed_of_sample(seed, sample), selection);
   };
   const Result result = make_selections(labels, per_sample, make);
-  return {result.rows, result.is_random, result.positions, result.inclusion};
+  return {result.rows, result.is_random, result.positions,
+          padded<float>(result.selections, per_sample, ScalarType::Float, 1.0f,
+                        [](const Selection& s) -> const auto& { return s.inclusion; })};
 }
 
 }  // namespace

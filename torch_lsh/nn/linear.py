@@ -8,7 +8,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -136,9 +136,9 @@ class LSHLinear(nn.Linear):
 
     def _forget_tables(self) -> None:
         self._index: LSHIndex | LearnedIndex | None = None
-        self._changed: list[tuple[Tensor, ChangedRows]] = []
+        self._changed: ChangedRows | None = None
         self._sketch: RowSketch | None = None
-        self._sketch_changed: list[tuple[Tensor, ChangedRows]] = []
+        self._sketch_changed: ChangedRows | None = None
         self._trained = False  # drawn for training since the tables were last in step with the weights
 
     @classmethod
@@ -184,8 +184,7 @@ class LSHLinear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state["_index"], state["_changed"] = None, []
-        state["_sketch"], state["_sketch_changed"] = None, []
+        state.update(dict.fromkeys(("_index", "_changed", "_sketch", "_sketch_changed")))
         return state
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -455,9 +454,8 @@ class LSHLinear(nn.Linear):
         """How many rows changed since they were last hashed; None: there are no tables."""
         if self._index is None:
             return None
-        touched = [changed.touched() for _, changed in self._changed] if self._is_watched() else [None]
-        known = [rows for rows in touched if rows is not None]
-        return int(torch.stack(known).any(0).sum()) if len(known) == len(touched) else self.out_features
+        touched = self._changed.touched() if self._is_watched(self._changed) else None
+        return self.out_features if touched is None else int(touched.sum())
 
     # --- what SampledLogits asks for ---
 
@@ -600,35 +598,31 @@ class LSHLinear(nn.Linear):
         index = self._index
         if index is None or not needs_index(self.config, self.out_features):
             return 0.0
-        sampled = [changed.sample(sample, touches, seed) for _, changed in self._changed] if self._is_watched() else []
-        known = [rows for rows in sampled if rows is not None]
-        if known and len(known) == len(sampled):
-            rows = torch.cat(known).unique()
-        else:
+        rows = self._changed.sample(sample, touches, seed) if self._is_watched(self._changed) else None
+        if rows is None:
             generator = torch.Generator().manual_seed(seed)
-            rows = torch.randint(self.out_features, (sample,), generator=generator).unique()
-        return index.drift(self.weight.detach(), self._bias_for_index(), rows)
+            rows = torch.randint(self.out_features, (sample,), generator=generator)
+        return index.drift(self.weight.detach(), self._bias_for_index(), rows.unique())
 
     def _bias_for_index(self) -> Tensor | None:
         return None if self.bias is None else self.bias.detach()
 
-    def _is_watched(self) -> bool:
+    def _parameters_of_rows(self) -> list[Tensor]:
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+    def _is_watched(self, changed: ChangedRows | None) -> TypeGuard[ChangedRows]:
         """Whether the changes that are being collected are those of the present parameters."""
-        parameters = [parameter for parameter in (self.weight, self.bias) if parameter is not None]
-        return len(parameters) == len(self._changed) and all(
-            watched is parameter for (watched, _), parameter in zip(self._changed, parameters)
-        )
+        return changed is not None and changed.are_of(self.weight, self.bias)
 
     @timed("re-hash")
     def _synchronise(self, full: bool = False, touches: int = 1) -> int:
-        index = self._index
-        if index is None or full or not self._is_watched():
+        index, changed = self._index, self._changed
+        if index is None or full or not self._is_watched(changed):
             return self._build()
-        taken = [changed.take(touches) for _, changed in self._changed]
+        rows = changed.take(touches)
         self._trained = False
-        if any(rows is None for rows in taken):
+        if rows is None:
             return self._build(learn=False)
-        rows = torch.cat([rows for rows in taken if rows is not None]).unique()
         if len(rows) > 0:
             index.update(self.weight.detach(), self._bias_for_index(), rows)
         return len(rows)
@@ -641,43 +635,41 @@ class LSHLinear(nn.Linear):
             self._index.rehash(self.weight.detach(), self._bias_for_index())
         else:
             self._index.build(self.weight.detach(), self._bias_for_index(), self._queries)
-        parameters = [parameter for parameter in (self.weight, self.bias) if parameter is not None]
-        self._changed = [(parameter, ChangedRows(parameter)) for parameter in parameters]
+        self._changed = ChangedRows(*self._parameters_of_rows())
         self._trained = False
         return self.out_features
 
     def _synchronised_index(self) -> LSHIndex | LearnedIndex:
         """The tables, exactly in step with the weights."""
-        if self._index is None or not self._is_watched() or any(changed.any() for _, changed in self._changed):
+        changed = self._changed
+        if self._index is None or not self._is_watched(changed) or changed.any():
             self._synchronise()
         assert self._index is not None
         return self._index
 
     def _synchronised_sketch(self, x: Tensor) -> RowSketch:
         """The sketch, exactly in step with the weights; for queries such as ``x`` where nothing is known of others."""
-        parameters = [parameter for parameter in (self.weight, self.bias) if parameter is not None]
-        watched = [parameter for parameter, _ in self._sketch_changed]
+        changed = self._sketch_changed
         rows: Tensor | None = None
         if self._sketch is None:
             self._sketch = RowSketch(self.out_features, self.in_features, self.config.seed)
-        elif len(watched) == len(parameters) and all(a is b for a, b in zip(watched, parameters)):
-            if not any(changed.any() for _, changed in self._sketch_changed):
+        elif self._is_watched(changed):
+            if not changed.any():
                 return self._sketch
-            taken = [changed.take() for _, changed in self._sketch_changed]
-            if all(some is not None for some in taken):
-                rows = torch.cat([some for some in taken if some is not None]).unique()
+            rows = changed.take()
         # Where most rows changed, inputs did too: it is made anew, around those of the latest steps.
         if rows is not None and len(rows) <= self.out_features // 2:
             self._sketch.update(self.weight.detach(), self._bias_for_index(), rows)
         else:
             queries = x if self._queries is None else self._queries
             self._sketch.build(self.weight.detach(), self._bias_for_index(), queries)
-            self._sketch_changed = [(parameter, ChangedRows(parameter)) for parameter in parameters]
+            self._sketch_changed = ChangedRows(*self._parameters_of_rows())
         return self._sketch
 
     def _index_for_training(self) -> LSHIndex | LearnedIndex:
         """The tables, as fresh as the re-hash policy wants them."""
-        if self._index is None or not self._is_watched() or self._was_edited():
+        changed = self._changed
+        if self._index is None or not self._is_watched(changed) or self._was_edited(changed):
             self._synchronise()
         elif not self.scheduled:
             name = f"{type(self).__name__}({self.in_features}, {self.out_features})"
@@ -687,11 +679,10 @@ class LSHLinear(nn.Linear):
         assert self._index is not None
         return self._index
 
-    def _was_edited(self) -> bool:
+    def _was_edited(self, changed: ChangedRows) -> bool:
         """Whether somebody other than an optimizer changed the parameters.
 
         A row-sparse optimizer records its updates, so anything unrecorded is an edit. Dense optimizers record nothing;
         their step follows a draw for training.
         """
-        unrecorded = any(changed.unrecorded() for _, changed in self._changed)
-        return unrecorded and (wants_row_sparse(self.weight) or not self._trained)
+        return changed.unrecorded() and (wants_row_sparse(self.weight) or not self._trained)

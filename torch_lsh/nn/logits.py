@@ -63,7 +63,7 @@ class _Recipe:
             return self.compute(self.input, self.layer.weight, self.layer.bias, self.scale)
 
     def flat_input(self) -> Tensor:
-        return self.input.reshape(-1, self.layer.in_features)
+        return self.input if self.input.dim() == 2 else self.input.reshape(-1, self.layer.in_features)
 
     def sampled(self, x: Tensor, active: ActiveSet, corrected: bool) -> Tensor:
         """The scaled logits of the active rows, in at least float32, so that sums over classes are accurate."""

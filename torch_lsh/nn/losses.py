@@ -30,11 +30,13 @@ class Target:
         shares: ``[B, P]`` floating: the label's share of the target distribution; 0 where there is no label.
         probabilities: the target came as a distribution over all classes (CSR), for which PyTorch's mean divides by
             the batch size; class indices divide by what is not ignored.
+        complete: no sample is without labels, as far as is known; so shares sum up to the batch size.
     """
 
     labels: Tensor
     shares: Tensor
     probabilities: bool
+    complete: bool = False
 
     @property
     def several(self) -> bool:
@@ -42,11 +44,18 @@ class Target:
         return self.probabilities or self.labels.shape[1] != 1
 
 
-def _check_labels(labels: Tensor, num_classes: int, lowest: int = 0) -> None:
-    if labels.numel() > 0:
-        for label in map(int, labels.aminmax()):
-            if not lowest <= label < num_classes:
-                raise IndexError(f"target holds class {label}; wanted 0 to {num_classes - 1}")
+def _extremes(labels: Tensor) -> tuple[int, int]:
+    """The least and the largest label; 0 and 0 where there are none."""
+    if labels.numel() == 0:
+        return 0, 0
+    least, largest = labels.aminmax()
+    return int(least), int(largest)
+
+
+def _check_labels(extremes: tuple[int, int], num_classes: int, lowest: int = 0) -> None:
+    for label in extremes:
+        if not lowest <= label < num_classes:
+            raise IndexError(f"target holds class {label}; wanted 0 to {num_classes - 1}")
 
 
 def as_target(
@@ -92,10 +101,11 @@ def as_target(
             f"target has shape {tuple(target.shape)}; wanted {tuple(batch_shape)}, "
             f"or {(*batch_shape, 'P')} with several labels per sample, padded with {ignore_index}"
         )
-    if not 0 <= ignore_index < num_classes and (labels.numel() == 0 or int(labels.min()) >= 0):
-        _check_labels(labels, num_classes)
+    extremes = _extremes(labels)
+    if extremes[0] >= 0 and not 0 <= ignore_index < num_classes:
+        _check_labels(extremes, num_classes)
         shares = torch.full(labels.shape, 1 / max(1, labels.shape[1]), dtype=dtype)
-        return Target(labels, shares, probabilities=False)
+        return Target(labels, shares, probabilities=False, complete=labels.shape[1] > 0)
     ignored = labels == ignore_index
     if bool(((labels < 0) & ~ignored).any()):
         raise IndexError(
@@ -103,14 +113,14 @@ def as_target(
             f"wanted 0 to {num_classes - 1}, or {ignore_index} for none"
         )
     labels = labels.masked_fill(ignored, -1)
-    _check_labels(labels, num_classes, lowest=-1)
+    _check_labels(_extremes(labels), num_classes, lowest=-1)
     shares = (~ignored).to(dtype)
     return Target(labels, shares / shares.sum(1, keepdim=True).clamp(min=1), probabilities=False)
 
 
 def _from_csr(target: Tensor, dtype: torch.dtype) -> Target:
     crow, col = target.crow_indices().long(), target.col_indices().long()
-    _check_labels(col, target.shape[1])
+    _check_labels(_extremes(col), target.shape[1])
     per_row = crow.diff()
     width = int(per_row.max()) if len(per_row) else 0
     row = torch.repeat_interleave(per_row)
@@ -122,14 +132,17 @@ def _from_csr(target: Tensor, dtype: torch.dtype) -> Target:
     return Target(labels, shares, probabilities=True)
 
 
-def _reduce_cross_entropy(loss: Tensor, normaliser: Tensor, target: Target, reduction: str) -> Tensor:
-    """``loss`` and ``normaliser`` are ``[B]``: each sample's loss and what it adds to the divisor of the mean."""
+def _reduce_cross_entropy(loss: Tensor, shares: Tensor, target: Target, reduction: str) -> Tensor:
+    """Args: each sample's loss ``[B]``; the shares of the target, weighted by class: what they add to the divisor of
+    the mean.
+    """
     if reduction == "none":
         return loss
     if reduction == "sum":
         return loss.sum()
     if reduction == "mean":
-        return loss.sum() / (len(loss) if target.probabilities else normaliser.sum())
+        whole = target.probabilities or (target.complete and shares is target.shares)
+        return loss.mean() if whole else loss.sum() / shares.sum()
     raise ValueError(f"{reduction!r} is not a valid value for reduction; wanted 'mean', 'sum' or 'none'")
 
 
@@ -188,7 +201,7 @@ def active_rows_cross_entropy(
     log_weights = _log_weights(active, correction, target.shares.dtype)
     shares = _class_weighted(target, class_weight)
     loss = ops.active_rows_loss(x, weight, bias, active.rows, log_weights, active.positions, shares, pushed_down)
-    return _reduce_cross_entropy(loss, shares.sum(1), target, reduction)
+    return _reduce_cross_entropy(loss, shares, target, reduction)
 
 
 def sampled_cross_entropy(
@@ -227,7 +240,7 @@ def sampled_cross_entropy(
             weights = weights * class_weight[active.rows.clamp(min=0)]
         smooth = adjusted.logsumexp(1) * weights.sum(-1) - (weights * logits).sum(1)
         loss = _smoothed(loss, smooth, target, label_smoothing)
-    return _reduce_cross_entropy(loss, shares.sum(1), target, reduction)
+    return _reduce_cross_entropy(loss, shares, target, reduction)
 
 
 def sampled_binary_cross_entropy(
@@ -310,4 +323,4 @@ def exact_cross_entropy(
     if label_smoothing > 0:
         mass = len(weight) if class_weight is None else class_weight.sum()
         loss = _smoothed(loss, (log_z * mass - total) / len(weight), target, label_smoothing)
-    return _reduce_cross_entropy(loss, shares.sum(1), target, reduction)
+    return _reduce_cross_entropy(loss, shares, target, reduction)
