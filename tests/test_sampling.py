@@ -268,6 +268,22 @@ def test_nothing_is_carried_where_it_is_not_wanted():
         assert layer.sampler_state()["carried"] is None
 
 
+def test_tables_are_not_needed_where_labels_leave_no_room():
+    config = LSHConfig(active=60)
+    layer, twin = (LSHLinear(D, 2_000, config=config) for _ in range(2))
+    twin.load_state_dict(layer.state_dict())
+    twin.rehash()
+    x = torch.randn(B, D)
+    many, few = torch.arange(B * 30).reshape(B, 30), torch.arange(B * 30).reshape(B, 30) % 7
+    for labels in (many, many):
+        assert torch.equal(layer.sample(x, labels).rows, twin.sample(x, labels).rows)
+        assert torch.isin(labels, layer.sample(x, labels).rows).all()
+        twin.sample(x, labels)
+    assert layer._index is None
+    layer.sample(x, few)
+    assert layer._index is not None
+
+
 @pytest.mark.parametrize("size", [0, 1, 7, 5000])
 @pytest.mark.parametrize("count", [0, 1, 3000, 9000])
 def test_largest_rows_equals_reference(size, count):

@@ -94,7 +94,8 @@ def choose_active_rows(
     Where the configuration names another sampler than hashing: labels ∪ what that draws.
 
     Args:
-        index: tables of the layer's rows; may be None when the configuration leaves no room for rows found by hashing.
+        index: tables of the layer's rows; may be None when configuration or labels leave no room for rows found by
+            hashing.
         x: ``[B, in]`` the layer's input.
         labels: ``[B, P]`` int64, negative where there is no label; they are always active.
         num_rows: N.
@@ -120,11 +121,11 @@ def choose_active_rows(
     per_sample = config.scope == "sample"
     candidates = labels.new_empty(len(labels), 0)
     room = active - num_random
-    if room == 0 or len(x) == 0:
+    if index is None and len(x) > 0 and labels.numel() < room:
+        raise ValueError("index is None, but the configuration wants rows found by hashing")
+    if index is None or room == 0 or len(x) == 0:
         carried = None
     else:
-        if index is None:
-            raise ValueError("index is None, but the configuration wants rows found by hashing")
         if per_sample:
             carried = None
             candidates = index.query(x, room, labels if insert_labels else None)
@@ -206,6 +207,13 @@ def needs_index(config: LSHConfig, num_rows: int) -> bool:
     """Whether a step of such a layer looks rows up by hashing."""
     active = config.active_rows(num_rows)
     return config.sampler == "lsh" and active < num_rows and config.random_rows(active) < active
+
+
+def labels_leave_room(labels: Tensor, num_rows: int, config: LSHConfig) -> bool:
+    """Whether rows found by hashing can be active beside the labels ``[B, P]`` of a batch."""
+    active = config.active_rows(num_rows)
+    room = active - config.random_rows(active)
+    return config.scope == "sample" or labels.numel() < room or len(labels[labels >= 0].unique()) < room
 
 
 def make_index(config: LSHConfig, num_rows: int, in_features: int) -> LSHIndex | LearnedIndex:

@@ -21,7 +21,14 @@ from ..learned import LearnedIndex
 from ..popularity import LabelCounts
 from ..rehash import rehash_if_due
 from ..row_sparse import ChangedRows, wants_row_sparse
-from ..sampling import ActiveSet, choose_active_rows, hardest_rows, make_index, needs_index
+from ..sampling import (
+    ActiveSet,
+    choose_active_rows,
+    hardest_rows,
+    labels_leave_room,
+    make_index,
+    needs_index,
+)
 from ..sketch import RowSketch
 from ..stats import LayerStats, measure_recall, measure_tables
 from ..stopwatch import Stopwatch, timed
@@ -474,7 +481,7 @@ class LSHLinear(nn.Linear):
             self._watched = x[-_QUERIES_KEPT:].detach().clone()
         self._keep_queries(x.detach())
         index = None
-        if needs_index(self.config, self.out_features):
+        if needs_index(self.config, self.out_features) and labels_leave_room(labels, self.out_features, self.config):
             index = self._index_for_training() if self.training else self._synchronised_index()
         seed = (self.config.seed * 1_000_003 + self._draws) % 2**63
         active = choose_active_rows(
