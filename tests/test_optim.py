@@ -644,6 +644,20 @@ def test_the_same_rows_of_weight_and_bias_are_touched_once():
     assert not changed.any()
 
 
+def test_zero_grad_takes_gradients_away_or_zeroes_them():
+    weight, bias = nn.Parameter(torch.randn(N, D)), nn.Parameter(torch.randn(N))
+    optimizer = optim.Adam([{"params": [weight]}, {"params": [bias]}])
+    for keep in (True, False):
+        weight.grad, bias.grad = sparse(weight, [1], torch.randn(1, D)), torch.randn(N)
+        optimizer.zero_grad(set_to_none=not keep)
+        if keep:
+            assert weight.grad.to_dense().count_nonzero() == 0
+            assert bias.grad.count_nonzero() == 0
+        else:
+            assert weight.grad is None
+            assert bias.grad is None
+
+
 @pytest.mark.parametrize("dense", [False, True])
 def test_autograd_notices_the_step(dense):
     weight = nn.Parameter(torch.randn(N, D))

@@ -217,11 +217,12 @@ class _RowSparseMixin(_Base):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in PyTorch, which takes longer to tell its profiler than to do it."""
-        if not set_to_none:
-            return super().zero_grad(set_to_none)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+        if set_to_none:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        else:
+            super().zero_grad(set_to_none)
 
     # --- updates in the backward pass ---
 

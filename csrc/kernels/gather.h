@@ -10,17 +10,19 @@ namespace torch_lsh::TORCH_LSH_LEVEL {
 // iterations before it is copied lets about that many misses run at the same time.
 constexpr int64_t kPrefetchRows = 8;
 
-template <typename T>
+// Locality 0, where the row is not visited again soon, keeps it from the outer caches: a step visits more
+// rows than they hold, which would drive out everything else (tables, the interpreter).
+template <int Locality = 3, typename T>
 inline void prefetch_row(const T* row, int64_t width) {
   const char* bytes = reinterpret_cast<const char*>(row);
   const int64_t size = width * static_cast<int64_t>(sizeof(T));
-  for (int64_t offset = 0; offset < size; offset += 64) __builtin_prefetch(bytes + offset);
+  for (int64_t offset = 0; offset < size; offset += 64) __builtin_prefetch(bytes + offset, 0, Locality);
 }
 
 template <typename From, typename To>
 void gather(const From* table, const int64_t* rows, int64_t count, int64_t width, To* out) {
   for (int64_t i = 0; i < count; ++i) {
-    if (i + kPrefetchRows < count) prefetch_row(table + rows[i + kPrefetchRows] * width, width);
+    if (i + kPrefetchRows < count) prefetch_row<0>(table + rows[i + kPrefetchRows] * width, width);
     convert(table + rows[i] * width, width, out + i * width);
   }
 }

@@ -52,9 +52,9 @@ void adam_rows(T* parameter, State* first, State* second, const int64_t* rows, c
   for (int64_t i = 0; i < count; ++i) {
     if (i + kPrefetchRows < count) {
       const int64_t next = rows[i + kPrefetchRows] * width;
-      prefetch_row(parameter + next, width);
-      prefetch_row(first + next, width);
-      prefetch_row(second + next, width);
+      prefetch_row<0>(parameter + next, width);
+      prefetch_row<0>(first + next, width);
+      prefetch_row<0>(second + next, width);
     }
     T* __restrict p = parameter + rows[i] * width;
     State* __restrict m = first + rows[i] * width;
@@ -87,8 +87,8 @@ void sgd_rows(T* parameter, State* momentum, const int64_t* rows, const T* gradi
   const bool nesterov = step.nesterov;
   for (int64_t i = 0; i < count; ++i) {
     if (i + kPrefetchRows < count) {
-      prefetch_row(parameter + rows[i + kPrefetchRows] * width, width);
-      if (momentum != nullptr) prefetch_row(momentum + rows[i + kPrefetchRows] * width, width);
+      prefetch_row<0>(parameter + rows[i + kPrefetchRows] * width, width);
+      if (momentum != nullptr) prefetch_row<0>(momentum + rows[i + kPrefetchRows] * width, width);
     }
     T* __restrict p = parameter + rows[i] * width;
     const T* __restrict g = gradient + i * width;
@@ -122,8 +122,8 @@ void adagrad_rows(T* parameter, State* squares, const int64_t* rows, const T* gr
   const Sum sign = step.maximize ? -1 : 1;
   for (int64_t i = 0; i < count; ++i) {
     if (i + kPrefetchRows < count) {
-      prefetch_row(parameter + rows[i + kPrefetchRows] * width, width);
-      prefetch_row(squares + rows[i + kPrefetchRows] * width, width);
+      prefetch_row<0>(parameter + rows[i + kPrefetchRows] * width, width);
+      prefetch_row<0>(squares + rows[i + kPrefetchRows] * width, width);
     }
     T* __restrict p = parameter + rows[i] * width;
     State* __restrict s = squares + rows[i] * width;
