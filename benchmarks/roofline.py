@@ -98,11 +98,12 @@ def main() -> None:
     rows, width, batch, active = arguments.rows, arguments.width, arguments.batch, arguments.active
     info = harness.machine(arguments.threads)
     print(info)
-    flops, bandwidth = peak_flops(torch.float32), harness.memory_bandwidth()
+    flops, bfloat16_flops = peak_flops(torch.float32), peak_flops(torch.bfloat16)
+    bandwidth = harness.memory_bandwidth()
     lines = random_lines(rows * 8, 1 << 16)
     print(
         f"peaks: {flops / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s, {lines / 1e6:.0f} million random lines/s;"
-        f" bfloat16 {peak_flops(torch.bfloat16) / 1e9:.0f} GFLOP/s"
+        f" bfloat16 {bfloat16_flops / 1e9:.0f} GFLOP/s"
     )
     torch.manual_seed(0)
     records: list[dict[str, Any]] = []
@@ -146,11 +147,16 @@ def main() -> None:
     report("gather_matmul", gathered, work / flops, "operations")
     records[-1]["of_blas"] = product / gathered
     positions, shares = torch.randint(active, (batch, 1)), torch.ones(batch, 1)
-    loss = median_seconds(lambda: ops.linear_softmax_loss(x, table, None, rows_of_turn(), None, positions, shares))
-    report("linear_softmax_loss", loss, work / flops, "operations")
-    _, slopes, scale, near = ops.linear_softmax_loss(x, table, None, draws[0], None, positions, shares)
-    backward = median_seconds(lambda: ops.linear_softmax_loss_backward(slopes, scale, x, near))
-    report("linear_softmax_loss_backward", backward, 2 * work / flops, "operations")
+
+    def fused_loss(x: torch.Tensor, flops: float, name: str) -> None:
+        loss = median_seconds(lambda: ops.linear_softmax_loss(x, table, None, rows_of_turn(), None, positions, shares))
+        report(f"linear_softmax_loss{name}", loss, work / flops, "operations")
+        _, slopes, scale, near = ops.linear_softmax_loss(x, table, None, draws[0], None, positions, shares)
+        backward = median_seconds(lambda: ops.linear_softmax_loss_backward(slopes, scale, x, near))
+        report(f"linear_softmax_loss_backward{name}", backward, 2 * work / flops, "operations")
+
+    fused_loss(x, flops, "")
+    fused_loss(x.bfloat16(), bfloat16_flops, ", bfloat16")
 
     report(
         "gather_rows",

@@ -162,7 +162,7 @@ struct Kernels {
                          int64_t number, int64_t begin, int64_t end, double* panels);
   void (*pack_panel_bf16)(const BFloat16* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns,
                           int64_t number, int64_t begin, int64_t end, float* panels);
-  int64_t panel_width_f32, panel_width_f64, panel_width_bf16;
+  int64_t panel_width_f32, panel_width_f64;  // that of sums
 
   // hash.h: SimHash codes [count, num_tables] of rows x[count, width] by the signs of their products with
   // projections[width, num_tables * bits]. scratch: 4 * (width + num_tables * bits) floats.

@@ -63,21 +63,13 @@ LossKernels<T> loss_kernels() {
 }
 
 template <typename From, typename To>
-void gather(const From* table, const int64_t* rows, int64_t count, int64_t width, To* out) {
+auto gather_kernel() {
   const Kernels& k = kernels();
-  if constexpr (std::is_same_v<From, double>) {
-    k.gather_f64_f64(table, rows, count, width, out);
-  } else if constexpr (std::is_same_v<From, BFloat16>) {
-    if constexpr (std::is_same_v<To, BFloat16>) {
-      k.gather_bf16_bf16(table, rows, count, width, out);
-    } else {
-      k.gather_bf16_f32(table, rows, count, width, out);
-    }
-  } else if constexpr (std::is_same_v<To, BFloat16>) {
-    k.gather_f32_bf16(table, rows, count, width, out);
-  } else {
-    k.gather_f32_f32(table, rows, count, width, out);
-  }
+  if constexpr (std::is_same_v<From, double>) return k.gather_f64_f64;
+  if constexpr (std::is_same_v<From, float> && std::is_same_v<To, float>) return k.gather_f32_f32;
+  if constexpr (std::is_same_v<From, float> && std::is_same_v<To, BFloat16>) return k.gather_f32_bf16;
+  if constexpr (std::is_same_v<From, BFloat16> && std::is_same_v<To, float>) return k.gather_bf16_f32;
+  if constexpr (std::is_same_v<From, BFloat16> && std::is_same_v<To, BFloat16>) return k.gather_bf16_bf16;
 }
 
 // Of x in T and a weight and bias in Stored.
@@ -104,12 +96,14 @@ class LinearSoftmaxLoss {
 
   void run(Sum* loss, Sum* slopes, Sum* scale, T* active) const {
     const LossKernels<Sum> k = loss_kernels<Sum>();
+    const auto gather_rows = gather_kernel<Stored, T>();
+    const auto gather_bias = gather_kernel<Stored, Sum>();
     std::vector<Sum> of_blocks(blocks_ * batch_), largest(batch_, -std::numeric_limits<Sum>::infinity());
     for_blocks([&](int64_t block, int64_t first, int64_t rows) {
       Sum* const logits = slopes + first * batch_;
       Sum offset[kTaskRows];
-      gather(weight_, row_ + first, rows, width_, active + first * width_);
-      if (bias_ != nullptr) gather(bias_, row_ + first, rows, 1, offset);
+      gather_rows(weight_, row_ + first, rows, width_, active + first * width_);
+      if (bias_ != nullptr) gather_bias(bias_, row_ + first, rows, 1, offset);
       right_.multiply(active + first * width_, width_, 1, rows, 0, right_.panels(),
                       bias_ == nullptr ? nullptr : offset, logits, batch_);
       k.maxima(logits, weights_from(first), rows, batch_, of_blocks.data() + block * batch_);

@@ -33,7 +33,7 @@ ProductKernels<T> product_kernels() {
   } else if constexpr (std::is_same_v<T, double>) {
     return {k.product_f64, k.pack_panel_f64, k.panel_width_f64};
   } else {
-    return {k.product_bf16, k.pack_panel_bf16, k.panel_width_bf16};
+    return {k.product_bf16, k.pack_panel_bf16, k.panel_width_f32};
   }
 }
 

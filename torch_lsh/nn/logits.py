@@ -35,6 +35,7 @@ class _Recipe:
     input: Tensor  # [*lead, in]
     layer: LSHLinear  # or a QuantizedLinear, which is never in training mode
     dtype: torch.dtype
+    product_dtype: torch.dtype  # that of the product, before casts
     class_dim: int  # of the result, non-negative
     scale: float | Tensor = 1.0
     log_softmax: bool = False
@@ -82,7 +83,7 @@ class _Recipe:
             and (correction != "stratified" or active.inclusion is None or active.inclusion.dim() == 1)
             and isinstance(self.scale, float)
             and self.scale == 1.0
-            and _accurate(self.layer.weight.dtype) is _accurate(self.dtype)
+            and _accurate(self.product_dtype) is _accurate(self.dtype)
         )
 
 
@@ -147,7 +148,10 @@ class SampledLogits(Tensor):
     @classmethod
     def of(cls, input: Tensor, layer: LSHLinear) -> Tensor:
         """The logits of ``layer`` for ``input`` ``[*, in_features]``."""
-        return cls._from(_Recipe(input, layer, _computed_in(layer.weight.dtype), class_dim=input.dim() - 1))
+        dtype = layer.weight.dtype
+        if torch.is_autocast_enabled("cpu") and dtype is not torch.float64:
+            dtype = torch.get_autocast_dtype("cpu")
+        return cls._from(_Recipe(input, layer, dtype, dtype, class_dim=input.dim() - 1))
 
     @classmethod
     def _from(cls, recipe: _Recipe) -> Tensor:
@@ -471,13 +475,6 @@ def _loss_dtype(recipe: _Recipe) -> torch.dtype:
     return torch.float32 if torch.is_autocast_enabled("cpu") and recipe.dtype is not torch.float64 else recipe.dtype
 
 
-def _computed_in(dtype: torch.dtype) -> torch.dtype:
-    """What products with a weight of ``dtype`` are computed in: autocast lowers it, but for float64."""
-    if torch.is_autocast_enabled("cpu") and dtype is not torch.float64:
-        return torch.get_autocast_dtype("cpu")
-    return dtype
-
-
 def _finish(loss: Tensor, recipe: _Recipe, reduction: str) -> Tensor:
     if reduction == "none":
         loss = loss.reshape(recipe.lead)
@@ -547,7 +544,7 @@ def _cross_entropy(
             corrected = correction == "stratified"
             if label_smoothing == 0 and recipe.in_one_step(active, correction):
                 loss = losses.active_rows_cross_entropy(
-                    x.to(_computed_in(layer.weight.dtype)),
+                    x.to(recipe.product_dtype),
                     layer.weight,
                     layer.bias,
                     active,

@@ -109,7 +109,7 @@ class QuantizedLinear(nn.Module):
                 f"input has shape {tuple(input.shape)}; wanted {self.in_features} features in the last dimension"
             )
         return SampledLogits._from(
-            _Recipe(input.detach(), cast(Any, self), input.dtype, input.dim() - 1, detached=True)
+            _Recipe(input.detach(), cast(Any, self), input.dtype, input.dtype, input.dim() - 1, detached=True)
         )
 
     def topk(self, x: Tensor, k: int) -> torch.return_types.topk:

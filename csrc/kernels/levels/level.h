@@ -55,7 +55,6 @@ const Kernels table = {
     .pack_panel_bf16 = pack_panel<BFloat16>,
     .panel_width_f32 = kPanelWidth<float>,
     .panel_width_f64 = kPanelWidth<double>,
-    .panel_width_bf16 = kPanelWidth<BFloat16>,
 
     .simhash_f32 = simhash<float>,
     .simhash_f64 = simhash<double>,
