@@ -131,7 +131,7 @@ class LSHLinear(nn.Linear):
         self._carried: Tensor | None = None  # the hardest rows of the last step
         self._label_counts: LabelCounts | None = None
         self._queries: Tensor | None = None  # inputs of the last step, where the tables want to know them
-        self._warned = False
+        self._warned = self._warned_stale = False
         self._forget_tables()
 
     def _forget_tables(self) -> None:
@@ -243,6 +243,8 @@ class LSHLinear(nn.Linear):
             raise ValueError(
                 f"input has shape {tuple(input.shape)}; wanted {self.in_features} features in the last dimension"
             )
+        if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
+            return "a function transform or forward-mode differentiation"
         dtypes = {input.dtype, self.weight.dtype}
         if torch.is_autocast_enabled("cpu"):
             dtypes.add(torch.get_autocast_dtype("cpu"))
@@ -267,6 +269,16 @@ class LSHLinear(nn.Linear):
         if not self._warned:
             self._warned = True
             warn_dense(what, self.out_features)
+
+    def warn_stale(self) -> None:
+        """Says, once per layer, that logits were ranked after the parameters had changed."""
+        if not self._warned_stale:
+            self._warned_stale = True
+            warnings.warn(
+                "torch_lsh: the parameters of the layer were changed (by an optimizer's step?) before its logits were "
+                "ranked, so that they are ranked by the new ones; rank before the change, or call logits.dense() there",
+                stacklevel=_callers_level(),
+            )
 
     def _check_can_sample(self, input: Tensor) -> None:
         obstacle = self._obstacle(input)
