@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import math
 import sys
@@ -42,6 +43,19 @@ def _is_judged(rehashes: int) -> bool:
     and then every 16th. A measurement costs an exact product of some queries with all rows.
     """
     return rehashes % 16 == 0 or rehashes in (2, 4, 8)
+
+
+def _keeps_tensors(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs a method that keeps tensors out of inference mode: nothing could change its tensors later."""
+
+    @functools.wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return method(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return run
 
 
 def _callers_level() -> int:
@@ -168,6 +182,9 @@ class LSHLinear(nn.Linear):
         linear.register_parameter("bias", self.bias)
         return linear.train(self.training)
 
+    def __prepare_scriptable__(self) -> nn.Linear:
+        return self.to_linear()  # for torch.jit.script
+
     def reconfigure(self, config: LSHConfig) -> None:
         """Takes other settings over; hash tables are made anew at their next use."""
         if not isinstance(config, LSHConfig):
@@ -220,7 +237,7 @@ class LSHLinear(nn.Linear):
     # --- forward ---
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return super().forward(input)
         obstacle = self._obstacle(input)
         if obstacle is None:
@@ -481,6 +498,7 @@ class LSHLinear(nn.Linear):
         return x.to(self.weight.dtype).contiguous()
 
     @timed("choosing")
+    @_keeps_tensors
     def draw_active_rows(self, x: Tensor, labels: Tensor) -> ActiveSet:
         """Draws the active set of ``x`` ``[B, in]`` and ``labels`` ``[B, P]`` (negative: none)."""
         if self.stopwatch is not None:
@@ -563,6 +581,7 @@ class LSHLinear(nn.Linear):
 
     # --- tables ---
 
+    @_keeps_tensors
     def rehash(self, full: bool = False, touches: int = 1) -> int:
         """Brings the hash tables in step with the weights.
 
@@ -631,6 +650,7 @@ class LSHLinear(nn.Linear):
         )
 
     @timed("re-hash")
+    @_keeps_tensors
     def _synchronise(self, full: bool = False, touches: int = 1) -> int:
         index = self._index
         if index is None or full or not self._is_watched():
@@ -664,6 +684,7 @@ class LSHLinear(nn.Linear):
         assert self._index is not None
         return self._index
 
+    @_keeps_tensors
     def _synchronised_sketch(self) -> RowSketch:
         """The sketch, exactly in step with the weights."""
         parameters = [parameter for parameter in (self.weight, self.bias) if parameter is not None]

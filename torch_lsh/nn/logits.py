@@ -197,7 +197,7 @@ class SampledLogits(Tensor):
             self._refuse_stale()
             # As where they were made: gradients, or none, and a version that shows changes.
             with torch.inference_mode(False), torch.set_grad_enabled(not self._recipe.detached):
-                self._dense = self._recipe.dense()
+                self._dense = self._through_function() if self._is_of_function() else self._recipe.dense()
             self._dense_version = self._dense._version
         return self._dense
 
@@ -205,7 +205,18 @@ class SampledLogits(Tensor):
         """Whether the recipe still says what the logits are, and the layer can compute it; else :meth:`dense` says."""
         if self._dense is not None and (self._dense._version != self._dense_version or self._is_stale()):
             return False
-        return self._recipe.is_of_layer()
+        return self._recipe.is_of_layer() and not self._is_of_function()
+
+    def _is_of_function(self) -> bool:
+        """Whether they are the result of an autograd function (a checkpoint's, say), which has a backward of its own."""
+        if not self._recipe.detached:
+            return False
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.requires_grad
+
+    def _through_function(self) -> Tensor:
+        with torch._C.DisableTorchFunctionSubclass(), torch.enable_grad():
+            return torch.clone(self)  # of the values that __torch_dispatch__ gives
 
     def _is_stale(self) -> bool:
         """Whether the parameters are not those any more that the logits were to be computed with."""
