@@ -21,7 +21,7 @@ from ..index import LSHIndex
 from ..learned import LearnedIndex
 from ..popularity import LabelCounts
 from ..rehash import rehash_if_due
-from ..row_sparse import ChangedRows, wants_row_sparse
+from ..row_sparse import ChangedRows, note_forward, wants_row_sparse
 from ..sampling import ActiveSet, choose_active_rows, hardest_rows, make_index, needs_index
 from ..sketch import RowSketch
 from ..stats import LayerStats, measure_recall, measure_tables
@@ -56,6 +56,12 @@ def _keeps_tensors(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(*args, **kwargs)
 
     return run
+
+
+@torch.compiler.disable
+def _is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation sees what is computed now."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def _callers_level() -> int:
@@ -239,6 +245,9 @@ class LSHLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return super().forward(input)
+        for parameter in self._parameters.values():
+            if parameter is not None:
+                note_forward(parameter)
         obstacle = self._obstacle(input)
         if obstacle is None:
             return SampledLogits.of(input, self)
@@ -260,7 +269,7 @@ class LSHLinear(nn.Linear):
             raise ValueError(
                 f"input has shape {tuple(input.shape)}; wanted {self.in_features} features in the last dimension"
             )
-        if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
+        if _is_transformed():
             return "a function transform or forward-mode differentiation"
         dtypes = {input.dtype, self.weight.dtype}
         if torch.is_autocast_enabled("cpu"):
@@ -349,6 +358,9 @@ class LSHLinear(nn.Linear):
         Returns:
             ``(values, indices)`` of shape ``[*, k]``, values in descending order.
         """
+        for name, number in (("k", k), ("candidates", candidates)):
+            if not (hasattr(number, "__index__") or (number is None and name == "candidates")):
+                raise TypeError(f"{name} is {number!r}; wanted an int")
         if not 1 <= k <= self.out_features:
             raise ValueError(f"k is {k}; wanted 1 to {self.out_features}")
         if exact:
@@ -593,6 +605,8 @@ class LSHLinear(nn.Linear):
         Returns:
             The number of rows that were re-hashed.
         """
+        if not 1 <= touches <= 255:
+            raise ValueError(f"touches is {touches}; wanted 1 to 255")
         if not needs_index(self.config, self.out_features):
             return 0
         if self.weight.device.type != "cpu":

@@ -147,8 +147,8 @@ class SampledLogits(Tensor):
     ``F.cross_entropy``, ``F.log_softmax`` with ``F.nll_loss``, and ``F.binary_cross_entropy_with_logits`` compute only
     the active rows while the layer is in training mode, and are exact in ``eval()`` mode. ``topk``, ``argmax`` and
     ``max`` over classes are exact and never make the dense tensor. Views, casts and scaling that leave the class
-    dimension alone stay lazy. Anything else computes the dense tensor (with one warning per layer), and from an in-place
-    change of the logits on they are that tensor.
+    dimension alone stay lazy. Anything else computes the dense tensor (with one warning per layer); after an in-place
+    change that is what the logits are.
 
     What is computed after the layer's parameters changed (after ``optimizer.step()``, say) would not be what the layer
     was asked for: that is an error, but for ``topk``, ``argmax`` and ``max``, which rank by the new parameters and say
@@ -178,9 +178,7 @@ class SampledLogits(Tensor):
         dtype = layer.weight.dtype
         if torch.is_autocast_enabled("cpu") and dtype is not torch.float64:
             dtype = torch.get_autocast_dtype("cpu")
-        return cls._from(
-            _Recipe(input, layer, dtype, class_dim=input.dim() - 1, weight=layer.weight, bias=layer.bias)
-        )
+        return cls._from(_Recipe(input, layer, dtype, class_dim=input.dim() - 1, weight=layer.weight, bias=layer.bias))
 
     @classmethod
     def _from(cls, recipe: _Recipe, stale: bool = False) -> Tensor:
@@ -208,7 +206,7 @@ class SampledLogits(Tensor):
         return self._recipe.is_of_layer() and not self._is_of_function()
 
     def _is_of_function(self) -> bool:
-        """Whether they are the result of an autograd function (a checkpoint's, say), which has a backward of its own."""
+        """Whether an autograd function (a checkpoint, say), which has a backward of its own, returned them."""
         if not self._recipe.detached:
             return False
         with torch._C.DisableTorchFunctionSubclass():
@@ -287,9 +285,7 @@ class SampledLogits(Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # torch declares it as an attribute
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        args, kwargs = tree_map_only(
-            SampledLogits, lambda logits: logits._values(), (args, dict(kwargs or {}))
-        )
+        args, kwargs = tree_map_only(SampledLogits, lambda logits: logits._values(), (args, dict(kwargs or {})))
         return func(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
