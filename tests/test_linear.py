@@ -424,3 +424,23 @@ def test_gradients_in_distributed_data_parallel_are_dense(tmp_path, in_backward)
             torch.testing.assert_close(parameter.detach(), before[name] - 0.5 * parameter.grad)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("options", [{}, {"hash": "learned"}, {"sampler": "frequency"}])
+@pytest.mark.parametrize("rows", [250, 400])
+def test_resized(options, rows):
+    layer = LSHLinear(D, N, config=LSHConfig(active=50, **options))
+    x = torch.randn(B, D)
+
+    def use(last):
+        F.cross_entropy(layer(x), torch.full((B,), last)).backward()
+        layer.topk(x, 3, exact=False)
+
+    for _ in range(2):
+        use(N - 1)
+    layer.weight, layer.bias = nn.Parameter(torch.randn(rows, D)), nn.Parameter(torch.zeros(rows))
+    with pytest.warns(UserWarning, match="a weight of shape"):
+        assert layer(x).shape == (B, rows)  # as in nn.Linear
+    layer.out_features = rows
+    for _ in range(2):
+        use(rows - 1)

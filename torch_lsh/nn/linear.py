@@ -154,6 +154,12 @@ class LSHLinear(nn.Linear):
         self._warned = self._warned_stale = False
         self._forget_tables()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "out_features" and "config" in vars(self):  # the vocabulary was resized, say
+            self._forget_tables()
+            self._carried = self._label_counts = None
+
     def _forget_tables(self) -> None:
         self._index: LSHIndex | LearnedIndex | None = None
         self._changed: list[tuple[Tensor, ChangedRows]] = []
@@ -209,6 +215,7 @@ class LSHLinear(nn.Linear):
         state = self.__dict__.copy()
         state["_index"], state["_changed"] = None, []
         state["_sketch"], state["_sketch_changed"] = None, []
+        state["scheduled"] = False  # a scheduler that is copied along says so again
         return state
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -284,6 +291,8 @@ class LSHLinear(nn.Linear):
             return str(dtype)
         if input.layout is not torch.strided:
             return f"input of layout {input.layout}"
+        if self.weight.shape != (self.out_features, self.in_features):
+            return f"a weight of shape {tuple(self.weight.shape)}, which out_features and in_features do not say,"
         if self.weight.numel() == 0:
             return "a layer without weights"
         if not self.weight.is_contiguous() or not (self.bias is None or self.bias.is_contiguous()):
