@@ -444,3 +444,17 @@ def test_resized(options, rows):
     layer.out_features = rows
     for _ in range(2):
         use(rows - 1)
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+@pytest.mark.parametrize("active", [20, 1.0])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_with_all_labels_ignored_the_loss_is_nan_and_gradients_are_0(scope, active, training, label_smoothing):
+    layer = LSHLinear(D, N, config=LSHConfig(active=active, scope=scope)).train(training)
+    x = torch.randn(B, D, requires_grad=True)
+    loss = F.cross_entropy(layer(x), torch.full((B,), -100), label_smoothing=label_smoothing)
+    assert loss.isnan()
+    loss.backward()
+    for tensor in (x, layer.weight, layer.bias):
+        assert not tensor.grad.any()

@@ -129,7 +129,12 @@ def _reduce_cross_entropy(loss: Tensor, normaliser: Tensor, target: Target, redu
     if reduction == "sum":
         return loss.sum()
     if reduction == "mean":
-        return loss.sum() / (len(loss) if target.probabilities else normaliser.sum())
+        if target.probabilities:
+            return loss.sum() / len(loss)
+        # As in PyTorch, the mean of nothing is NaN and its gradient 0.
+        divisor = normaliser.sum()
+        nothing = divisor == 0
+        return (loss.sum() / divisor.masked_fill(nothing, 1)).masked_fill(nothing, math.nan)
     raise ValueError(f"{reduction!r} is not a valid value for reduction; wanted 'mean', 'sum' or 'none'")
 
 
