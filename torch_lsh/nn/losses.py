@@ -243,7 +243,7 @@ def sampled_binary_cross_entropy(
     values = torch.zeros_like(logits).scatter_add_(1, active.positions.clamp(min=0), target.shares)
     rows = active.rows.clamp(min=0)
     weight = active.weights().to(logits.dtype) if corrected else active.present.to(logits.dtype)
-    count = active.num_rows * len(logits) if corrected else weight.expand_as(logits).sum().clamp(min=1)
+    count = active.num_rows * len(logits) if corrected else weight.expand_as(logits).sum()
     if class_weight is not None:
         weight = weight * class_weight[rows]
     loss = F.binary_cross_entropy_with_logits(
