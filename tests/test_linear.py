@@ -458,3 +458,36 @@ def test_with_all_labels_ignored_the_loss_is_nan_and_gradients_are_0(scope, acti
     loss.backward()
     for tensor in (x, layer.weight, layer.bias):
         assert not tensor.grad.any()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"hash": "simhash_hadamard", "sketch_bits": 64},
+        {"hash": "srp_sparse", "mips": True, "balance": True},
+        {"hash": "cross_polytope"},
+        {"hash": "dwta"},
+        {"hash": "learned"},
+    ],
+)
+def test_any_default_dtype(options):
+    x, y = torch.randn(B, D), torch.randint(0, 900, (B,))
+    torch.set_default_dtype(torch.float64)
+    try:
+        layer = LSHLinear(D, 900, config=LSHConfig(active=20, **options), dtype=torch.float32)
+        F.cross_entropy(layer(x), y).backward()
+        layer.rehash(full=True)
+        layer.topk(x, 3, exact=False)
+        assert layer.stats(x, k=2).recall is not None
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_approximate_topk_under_autocast():
+    layer, x = LSHLinear(D, N), torch.randn(B, D)
+    expected = layer.topk(x, 3, exact=False)
+    layer._forget_tables()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = layer.topk(x, 3, exact=False)
+    assert torch.equal(got.indices, expected.indices)

@@ -380,7 +380,8 @@ class LSHLinear(nn.Linear):
             candidates = max(_CANDIDATES, 16 * k)
         elif candidates < k:
             raise ValueError(f"candidates is {candidates}; wanted at least k, which is {k}")
-        rows = self._synchronised_sketch().query(flat.detach(), min(candidates, self.out_features))
+        with torch.autocast("cpu", enabled=False):
+            rows = self._synchronised_sketch().query(flat.detach(), min(candidates, self.out_features))
         with torch.no_grad():
             values, classes = ops.rows_topk(self._as_weight(flat), self.weight, self.bias, rows, k)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.parameters())):
