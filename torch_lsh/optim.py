@@ -211,6 +211,17 @@ class _RowSparseMixin(_Base):
         self._updated.clear()
         return loss
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """torch.amp.GradScaler would leave unscaling to a fused step; the row-sparse part wants unscaled gradients."""
+        if any(group.get("in_backward") for group in self.param_groups):
+            raise RuntimeError("in_backward=True updates rows with scaled gradients; leave it off to use a GradScaler")
+        return False
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        pass  # set by PyTorch where fused=True
+
     # --- updates in the backward pass ---
 
     @property
@@ -513,8 +524,6 @@ def _finish(
     """What a constructor does after PyTorch's own."""
     _check_moment_dtype(moment_dtype)
     options.update(stochastic_rounding=stochastic_rounding, moment_dtype=moment_dtype, in_backward=in_backward)
-    # torch.amp.GradScaler would leave unscaling to a fused step; the row-sparse part wants unscaled gradients.
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     optimizer.defaults.update(options)
     for group in optimizer.param_groups:
         for name, value in options.items():
