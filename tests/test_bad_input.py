@@ -517,6 +517,10 @@ def test_active_rows(scope, active, rows):
         ("hashes_per_table", -1, ValueError),
         ("bucket_size", 2.5, ValueError),
         ("rehash", 50, ValueError),
+        ("num_tables", True, ValueError),
+        ("mips", "yes", TypeError),
+        ("balance", 1, TypeError),
+        ("insert_labels", None, TypeError),
     ],
 )
 def test_settings_that_mean_nothing(field, value, error):

@@ -139,6 +139,13 @@ def test_bench(tmp_path, capsys):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_bench_of_more_active_rows_than_there_are(capsys):
+    sizes = {"rows": 30, "width": 4, "batch": 8, "active": 10**12, "rounds": 1}
+    status, output, _ = run(capsys, "bench", *(part for name, size in sizes.items() for part in (f"--{name}", size)))
+    assert status == 0
+    assert " 30 active rows" in output
+
+
 def test_checkpoint(files, tmp_path, monkeypatch, capsys):
     """An interrupted command is 130, as a shell expects, and the same command goes on and ends with the same model."""
     options = ["--checkpoint", tmp_path / "run.pt", "--checkpoint-every", 4]

@@ -393,3 +393,16 @@ def test_measures_wherever_it_is_called(context):
         sparsify_(model, LSHConfig(rehash=Policy()))
     assert convert._measured_speedup.cache_info().misses == 1
     assert model[0].weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("model", ("lm", None, None)), ("config", (nn.Linear(4, 9), {}, None))]
+)
+def test_arguments_are_checked_first(name, arguments):
+    with pytest.raises(TypeError, match=f"{name} is a (str|dict); wanted"):
+        torch_lsh.sparsify_(*arguments)
+    with pytest.raises(TypeError, match="filter_fn is 'head'; wanted"):
+        torch_lsh.sparsify_(nn.Linear(4, 9), filter_fn="head")
+    for function in (torch_lsh.densify_, torch_lsh.quantize_):
+        with pytest.raises(TypeError, match="model is a int; wanted"):
+            function(5)

@@ -165,3 +165,12 @@ def test_bad_factors_are_named(parameter, gradient, factor, message):
         ops.row_sparse_sgd_(
             parameter, None, torch.tensor([1, 2]), gradient, 0.1, 0.0, 0.0, 0.0, False, False, factor=factor
         )
+
+
+def test_a_gradient_scaler_is_refused():
+    layer = torch_lsh.LSHLinear(16, 2_000, config=CONFIG)
+    optimizer = optim.SGD(layer.parameters(), in_backward=True)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(F.cross_entropy(layer(torch.randn(4, 16)), torch.arange(4))).backward()
+    with pytest.raises(RuntimeError, match=r"in_backward=True.*GradScaler"):
+        scaler.step(optimizer)

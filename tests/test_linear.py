@@ -457,3 +457,117 @@ def test_bad_config():
     for field, value in [("hash", "md5"), ("scope", "x"), ("active", 0), ("active", 1.5), ("correction", "x")]:
         with pytest.raises(ValueError, match=f"{field} is"):
             torch_lsh.LSHConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"hash": "learned"}, {"mips": True, "balance": True}, {"sampler": "frequency"}, {"scope": "sample"}]
+)
+def test_training_after_inference_mode(options):
+    layer = LSHLinear(D, 2_000, config=LSHConfig(active=50, rehash=FixedInterval(2), **options))
+    optimizer = torch_lsh.optim.Adam(layer.parameters())
+    x, y = torch.randn(B, D), torch.randint(0, 2_000, (B,))
+    for _ in range(4):
+        with torch.inference_mode():
+            F.cross_entropy(layer(x), y)
+            layer.topk(x, 3, exact=False)
+        F.cross_entropy(layer(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        layer.topk(x, 3, exact=False)
+    layer.rehash(full=True)
+
+
+@pytest.mark.parametrize(("k", "candidates", "name"), [("3", None, "k"), (2.5, None, "k"), (3, "9", "candidates")])
+def test_topk_takes_whole_numbers(k, candidates, name):
+    with pytest.raises(TypeError, match=f"{name} is .*; wanted an int"):
+        LSHLinear(D, N).topk(torch.randn(B, D), k, exact=False, candidates=candidates)
+
+
+@pytest.mark.parametrize("touches", [0, 256])
+def test_rehash_checks_touches(touches):
+    with pytest.raises(ValueError, match=f"touches is {touches}; wanted 1 to 255"):
+        LSHLinear(D, N, config=LSHConfig(active=20)).rehash(touches=touches)
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_gradients_in_distributed_data_parallel_are_dense(tmp_path, in_backward):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.Sequential(torch_lsh.EmbeddingBag(20, D, mode="sum"), LSHLinear(D, N, config=LSHConfig(active=20)))
+        parallel = nn.parallel.DistributedDataParallel(model)
+        optimizer = torch_lsh.optim.SGD(model.parameters(), lr=0.5, in_backward=in_backward)
+        before = copy.deepcopy(model.state_dict())
+        F.cross_entropy(parallel(torch.randint(0, 20, (B, 3))), torch.randint(0, N, (B,))).backward()
+        assert all(torch.equal(now, before[name]) for name, now in model.state_dict().items())
+        optimizer.step()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.detach(), before[name] - 0.5 * parameter.grad)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("options", [{}, {"hash": "learned"}, {"sampler": "frequency"}])
+@pytest.mark.parametrize("rows", [250, 400])
+def test_resized(options, rows):
+    layer = LSHLinear(D, N, config=LSHConfig(active=50, **options))
+    x = torch.randn(B, D)
+
+    def use(last):
+        F.cross_entropy(layer(x), torch.full((B,), last)).backward()
+        layer.topk(x, 3, exact=False)
+
+    for _ in range(2):
+        use(N - 1)
+    layer.weight, layer.bias = nn.Parameter(torch.randn(rows, D)), nn.Parameter(torch.zeros(rows))
+    with pytest.warns(UserWarning, match="a weight of shape"):
+        assert layer(x).shape == (B, rows)  # as in nn.Linear
+    layer.out_features = rows
+    for _ in range(2):
+        use(rows - 1)
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+@pytest.mark.parametrize("active", [20, 1.0])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_with_all_labels_ignored_the_loss_is_nan_and_gradients_are_0(scope, active, training, label_smoothing):
+    layer = LSHLinear(D, N, config=LSHConfig(active=active, scope=scope)).train(training)
+    x = torch.randn(B, D, requires_grad=True)
+    loss = F.cross_entropy(layer(x), torch.full((B,), -100), label_smoothing=label_smoothing)
+    assert loss.isnan()
+    loss.backward()
+    for tensor in (x, layer.weight, layer.bias):
+        assert not tensor.grad.any()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"hash": "simhash_hadamard", "sketch_bits": 64},
+        {"hash": "srp_sparse", "mips": True, "balance": True},
+        {"hash": "cross_polytope"},
+        {"hash": "dwta"},
+        {"hash": "learned"},
+    ],
+)
+def test_any_default_dtype(options):
+    x, y = torch.randn(B, D), torch.randint(0, 900, (B,))
+    torch.set_default_dtype(torch.float64)
+    try:
+        layer = LSHLinear(D, 900, config=LSHConfig(active=20, **options), dtype=torch.float32)
+        F.cross_entropy(layer(x), y).backward()
+        layer.rehash(full=True)
+        layer.topk(x, 3, exact=False)
+        assert layer.stats(x, k=2).recall is not None
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_approximate_topk_under_autocast():
+    layer, x = LSHLinear(D, N), torch.randn(B, D)
+    expected = layer.topk(x, 3, exact=False)
+    layer._forget_tables()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = layer.topk(x, 3, exact=False)
+    assert torch.equal(got.indices, expected.indices)

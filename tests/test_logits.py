@@ -227,3 +227,154 @@ def test_compiled_model_is_right():
     compiled = torch.compile(layer, backend="eager")
     x = torch.randn(3, D)
     torch.testing.assert_close(compiled(x), dense(layer, x))
+
+
+# --- what happens between the call of the layer and the use of its logits ---
+
+
+def test_in_place_changes_count(layer):
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.tensor([90, 91, 92, 93])
+    hide = torch.zeros(4, N, dtype=torch.bool)
+    hide[:, :80] = True
+
+    def masked(logits):
+        logits[:, 80:85] = -1e9
+        with torch.no_grad():
+            logits.masked_fill_(hide, -1e9)
+        return logits
+
+    got, want = masked(layer(x)), masked(dense(layer, x).clone())
+    torch.testing.assert_close(got.topk(3).values, want.topk(3).values)
+    assert torch.equal(got.argmax(-1), want.argmax(-1))
+    torch.testing.assert_close(got[1:].sum(), want[1:].sum())
+    losses = [F.cross_entropy(logits, y) for logits in (got, want)]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, layer.weight)[0] for loss in losses))
+    with torch.inference_mode():
+        got = layer(x)
+        got[:, 80:] = -1e9
+        assert got.argmax(-1).max() < 80
+
+
+def test_clones_are_changed_alone(layer):
+    logits = layer(torch.randn(2, D, dtype=torch.float64))
+    for copied in (logits.clone(), logits.to(torch.float64, copy=True)):
+        with torch.no_grad():
+            copied.zero_()
+        assert bool((logits.dense() != 0).all())
+        assert bool((copied.topk(1).values == 0).all())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_logits_made_without_gradients_have_none_later(layer, context):
+    x = torch.randn(2, D, dtype=torch.float64)
+    with context():
+        logits = layer(x)
+    y = torch.tensor([1, 2])
+    for result in (F.cross_entropy(logits, y), logits.dense(), logits.softmax(-1), logits[:1].topk(2).values):
+        assert not result.requires_grad
+    torch.testing.assert_close(logits.softmax(-1), dense(layer, x).softmax(-1))
+
+
+def test_values_from_before_an_update(layer):
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
+
+    def update():
+        with torch.no_grad():
+            layer.weight.mul_(-1)
+
+    known, unknown, ranked = layer(x), layer(x).detach(), layer(x)
+    values = known.dense().clone()
+    update()
+    torch.testing.assert_close(known.softmax(-1), values.softmax(-1))
+    assert torch.equal(known.argmax(-1), values.argmax(-1))
+    for use in (lambda z: z.softmax(-1), lambda z: F.cross_entropy(z, y), lambda z: z[1:].dense(), torch.special.expit):
+        with pytest.raises(RuntimeError, match=r"parameters of the layer were changed.*logits.dense\(\)"):
+            use(unknown)
+    # a usual loop counts what is right after the step
+    with pytest.warns(UserWarning, match="ranked by the new ones"):
+        assert torch.equal(ranked.max(1).indices, layer(x).argmax(-1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ranked.detach().topk(2)
+    logits = layer(x)
+    x.zero_()
+    with pytest.raises(RuntimeError, match="input of the layer was changed in place"):
+        logits.argmax(-1)
+
+
+def test_functional_call_uses_the_parameters_given(layer):
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
+    others = {name: torch.randn_like(parameter) for name, parameter in layer.named_parameters()}
+    logits = torch.func.functional_call(layer, others, x)
+    expected = F.linear(x, others["weight"], others["bias"])
+    assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+    torch.testing.assert_close(F.cross_entropy(logits, y), F.cross_entropy(expected, y))
+
+
+def test_function_transforms(layer):
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
+    linear = layer.to_linear()
+    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+
+    def loss(module, parameters, x, y):
+        return F.cross_entropy(torch.func.functional_call(module, parameters, (x[None],)), y[None])
+
+    def per_sample(module):
+        gradient = torch.func.grad(lambda parameters, x, y: loss(module, parameters, x, y))
+        return torch.vmap(gradient, in_dims=(None, 0, 0))(parameters, x, y)
+
+    torch.testing.assert_close(per_sample(layer), per_sample(linear))
+    torch.testing.assert_close(torch.func.jvp(layer, (x,), (x,)), torch.func.jvp(linear, (x,), (x,)))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointed_model(use_reentrant):
+    model = nn.Sequential(nn.Linear(D, D), LSHLinear(D, N, config=LSHConfig(active=1.0)))
+    x, y = torch.randn(4, D, requires_grad=True), torch.arange(4)
+    wanted = torch.autograd.grad(F.cross_entropy(dense(model[1], model[0](x)), y), [x, *model.parameters()])
+    logits = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=use_reentrant)
+    F.cross_entropy(logits, y).backward()
+    for got, want in zip([x, *model.parameters()], wanted):
+        torch.testing.assert_close(got.grad, want)
+
+
+def test_functions_with_a_backward_of_their_own_are_passed_through(layer):
+    class Reverse(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits):
+            return logits.view_as(logits)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return -gradient
+
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
+    expected = torch.autograd.grad(F.cross_entropy(dense(layer, x), y), layer.weight)[0]
+    got = torch.autograd.grad(F.cross_entropy(Reverse.apply(layer(x)), y), layer.weight)[0]
+    torch.testing.assert_close(got, -expected)
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_second_derivatives_are_refused(layer, scope):
+    layer.config = LSHConfig(active=20, scope=scope)
+    x, y = torch.randn(4, D, dtype=torch.float64, requires_grad=True), torch.arange(4)
+    with pytest.raises(RuntimeError, match=r"create_graph=True.*logits.dense\(\)"):
+        torch.autograd.grad(F.cross_entropy(layer(x), y), x, create_graph=True)
+    (slope,) = torch.autograd.grad(F.cross_entropy(layer(x).dense(), y), x, create_graph=True)
+    assert slope.requires_grad
+
+
+def test_traced_and_scripted(layer):
+    x = torch.randn(3, D, dtype=torch.float64)
+    for compiled in (torch.jit.trace(layer, x), torch.jit.script(nn.Sequential(layer))):
+        torch.testing.assert_close(compiled(x), dense(layer, x))
+
+
+def test_masks_of_bytes_and_names_of_types(layer):
+    x = torch.randn(2, 3, D, dtype=torch.float64)
+    assert layer(x).type() == "torch.DoubleTensor"
+    mask = torch.tensor([[1, 0, 1], [0, 1, 1]], dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.testing.assert_close(layer(x)[mask].dense(), dense(layer, x)[mask])

@@ -718,3 +718,9 @@ def test_a_gradient_that_is_wrongly_marked_as_coalesced_is_refused(rows, message
     with pytest.raises(RuntimeError, match=message):
         optim.Adam([weight]).step()
     assert torch.equal(weight.detach(), torch.zeros(5, 2))
+
+
+def test_moment_dtype_of_a_group_is_checked():
+    group = {"params": [torch.nn.Parameter(torch.zeros(3))], "moment_dtype": torch.float16}
+    with pytest.raises(ValueError, match=r"moment_dtype is torch\.float16; wanted"):
+        optim.Adam([group])

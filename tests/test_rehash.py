@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import logging
+import pickle
 
 import pytest
 import torch
@@ -283,3 +285,18 @@ def test_bad_drift():
     layer = a_layer()
     with pytest.raises(ValueError, match="rows runs from 0 to 500"):
         layer._index.drift(layer.weight, None, torch.tensor([0, N]))
+
+
+def test_without_its_scheduler_a_layer_follows_its_own_policy():
+    model = nn.Sequential(LSHLinear(8, 100))
+    scheduler = RehashScheduler(model)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert not copied[0].scheduled
+    scheduler.step()
+    scheduler = RehashScheduler(model)  # the one before dies after this one was made
+    gc.collect()
+    scheduler.step()
+    assert model[0].scheduled
+    del scheduler
+    gc.collect()
+    assert not model[0].scheduled

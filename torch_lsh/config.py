@@ -122,8 +122,11 @@ class LSHConfig:
                 raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(map(repr, wanted))}")
         for name in ("hashes_per_table", "num_tables", "bucket_size"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}; wanted a positive int or None")
+        for name in ("insert_labels", "mips", "balance"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {getattr(self, name)!r}; wanted True or False")
         for name in ("probes", "min_matches"):
             value = getattr(self, name)
             if value is None and name == "probes":

@@ -182,6 +182,8 @@ def sparsify_(
     ('Linear', 'LSHLinear')
     """
 
+    _check_arguments(model, config, filter_fn)
+
     def swap(module: nn.Module, name: str) -> nn.Module | None:
         if not _is_plain(module) or (filter_fn is None and module in dense_blocks):
             return None
@@ -240,6 +242,7 @@ def densify_(model: nn.Module) -> nn.Module:
     Returns:
         The model (or the new layer, where the model itself is one).
     """
+    _check_arguments(model)
 
     def swap(module: nn.Module, name: str) -> nn.Module | None:
         return module.to_linear() if isinstance(module, (LSHLinear, DownProjection)) else None
@@ -274,6 +277,7 @@ def quantize_(model: nn.Module, dtype: torch.dtype = torch.int8, filter_fn: Filt
     >>> model(torch.randn(4, 16)).topk(5).indices.shape
     torch.Size([4, 5])
     """
+    _check_arguments(model, filter_fn=filter_fn)
     if dtype is not torch.int8:
         raise ValueError(f"dtype is {dtype}; wanted torch.int8")
 
@@ -284,6 +288,15 @@ def quantize_(model: nn.Module, dtype: torch.dtype = torch.int8, filter_fn: Filt
         return QuantizedLinear.from_linear(module) if wanted else None
 
     return _swap_modules(model, swap)
+
+
+def _check_arguments(model: nn.Module, config: LSHConfig | None = None, filter_fn: FilterFn | None = None) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; wanted torch.nn.Module")
+    if config is not None and not isinstance(config, LSHConfig):
+        raise TypeError(f"config is a {type(config).__name__}; wanted LSHConfig or None")
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(f"filter_fn is {filter_fn!r}; wanted a function of a module and its name, or None")
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:

@@ -144,7 +144,7 @@ class LSHIndex:
             bits = math.ceil(sketch_bits / words)
             self.sketcher = make_family("simhash_hadamard", self.family.in_features, bits, words, seed + 1)
         self._num_rows = num_rows
-        self._center = torch.zeros(in_features + 1)
+        self._center = torch.zeros(in_features + 1, dtype=torch.float32)
         self._norm = 0.0
         self.balance = balance
         self._maps: Balance | None = None
@@ -191,7 +191,7 @@ class LSHIndex:
         if queries is not None:
             self._check_queries(queries, "queries")
         blocks = range(0, self.num_rows, _BLOCK_ROWS)
-        self._center, self._norm, self._maps = torch.zeros(self.in_features + 1), 0.0, None
+        self._center, self._norm, self._maps = torch.zeros(self.in_features + 1, dtype=torch.float32), 0.0, None
         balanced = self.balance and queries is not None and len(queries) > 0
         if self.mips:
             total = torch.zeros(self.in_features + 1, dtype=torch.float64)
@@ -205,7 +205,7 @@ class LSHIndex:
             sample = self._centered(_take(weight, sampled), None if bias is None else _take(bias, sampled))
             self._maps = Balance.fit(_second_moment(sample), _second_moment(self._with_one(queries)))
         if self.mips:
-            norms = torch.empty(self.num_rows)
+            norms = torch.empty(self.num_rows, dtype=torch.float32)
             for begin in blocks:
                 norms[begin : begin + _BLOCK_ROWS] = self._centered(*_block(weight, bias, begin)).norm(dim=1)
             quantile = _BALANCED_NORM_QUANTILE if balanced else _NORM_QUANTILE
@@ -365,7 +365,7 @@ class LSHIndex:
 
     def _centered(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``[w, b] - c`` in float32, in the coordinates that are hashed."""
-        rows = torch.zeros(len(weight), self.in_features + 1)
+        rows = torch.zeros(len(weight), self.in_features + 1, dtype=torch.float32)
         rows[:, :-1] = weight
         if bias is not None:
             rows[:, -1] = bias

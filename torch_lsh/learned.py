@@ -124,7 +124,7 @@ class LearnedIndex:
         generator = torch.Generator().manual_seed(seed + 1)
         gaussian = torch.randn(self._width, self._width, generator=generator, dtype=torch.float64)
         self._rotation = torch.linalg.qr(gaussian).Q[:in_features].float().contiguous()
-        self._center = torch.zeros(in_features)
+        self._center = torch.zeros(in_features, dtype=torch.float32)
         self._row_map = self._query_map = self._rotation
         self._store: Partition | None = None
         self.learned_from = 0  # queries
@@ -421,7 +421,7 @@ class LearnedIndex:
     def _checked_queries(self, queries: Tensor | None) -> Tensor:
         """In float32, without those that are not finite."""
         if queries is None:
-            return torch.zeros(0, self.in_features)
+            return torch.zeros(0, self.in_features, dtype=torch.float32)
         self._check_queries(queries, "queries")
         queries = queries.float()
         return queries[queries.isfinite().all(1)]

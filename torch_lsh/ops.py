@@ -111,6 +111,15 @@ def prefer_huge_pages(tensor: Tensor, move: bool = False) -> bool:
 _fake("prefer_huge_pages")(lambda tensor, move=False: False)
 
 
+def _check_first_order() -> None:
+    """In backward passes whose result would lack a part of the graph: it is to be differentiated no more."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "create_graph=True, but gradients that are computed from a sample of rows cannot be differentiated again; "
+            "take the loss of logits.dense(), which can"
+        )
+
+
 class _Destination:
     """Where the gradient of some rows of a parameter goes."""
 
@@ -219,6 +228,7 @@ class _ProductWithUpdate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _check_first_order()
         (grad,) = grads
         active, x, rows = ctx.saved_tensors
         destination = ctx.destination
@@ -307,6 +317,7 @@ def _sampled_dot_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> 
 
 
 def _sampled_dot_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    _check_first_order()
     x, table, rows = ctx.saved_tensors
     present = rows >= 0
     crow = F.pad(present.sum(1).cumsum(0), (1, 0))
@@ -398,6 +409,7 @@ def _embedding_bag_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -
 
 
 def _embedding_bag_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor | None]:
+    _check_first_order()
     weight, crow, col, values = ctx.saved_tensors
     grad = grad.contiguous()
     grad_weight = grad_values = None
@@ -1148,6 +1160,7 @@ def _softmax_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 
 
 def _softmax_loss_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
+    _check_first_order()
     return _ops.sampled_softmax_loss_backward(grad.contiguous(), *ctx.saved_tensors), None, None, None
 
 
@@ -1281,8 +1294,8 @@ class _ActiveRowsLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _check_first_order()
         x, active, rows, slopes, scale = ctx.saved_tensors
         of_weight, of_bias = ctx.of_weight, ctx.of_bias
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad

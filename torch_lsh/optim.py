@@ -147,6 +147,7 @@ class _RowSparseMixin(_Base):
                 row_sparse.mark(parameter, self)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        _check_moment_dtype(param_group.get("moment_dtype"))
         super().add_param_group(param_group)
         self._mark(self.param_groups[-1])
 
@@ -223,6 +224,17 @@ class _RowSparseMixin(_Base):
                     parameter.grad = None
         else:
             super().zero_grad(set_to_none)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """torch.amp.GradScaler would leave unscaling to a fused step; the row-sparse part wants unscaled gradients."""
+        if any(group.get("in_backward") for group in self.param_groups):
+            raise RuntimeError("in_backward=True updates rows with scaled gradients; leave it off to use a GradScaler")
+        return False
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        pass  # set by PyTorch where fused=True
 
     # --- updates in the backward pass ---
 
@@ -513,6 +525,11 @@ class AdamW(_AdamRows, torch.optim.AdamW):
         _finish(self, stochastic_rounding, moment_dtype, in_backward, catch_up=catch_up)
 
 
+def _check_moment_dtype(moment_dtype: torch.dtype | None) -> None:
+    if moment_dtype not in (None, torch.float32, torch.bfloat16):
+        raise ValueError(f"moment_dtype is {moment_dtype}; wanted torch.float32, torch.bfloat16 or None")
+
+
 def _finish(
     optimizer: torch.optim.Optimizer,
     stochastic_rounding: bool,
@@ -521,11 +538,8 @@ def _finish(
     **options: Any,
 ) -> None:
     """What a constructor does after PyTorch's own."""
-    if moment_dtype not in (None, torch.float32, torch.bfloat16):
-        raise ValueError(f"moment_dtype is {moment_dtype}; wanted torch.float32, torch.bfloat16 or None")
+    _check_moment_dtype(moment_dtype)
     options.update(stochastic_rounding=stochastic_rounding, moment_dtype=moment_dtype, in_backward=in_backward)
-    # torch.amp.GradScaler would leave unscaling to a fused step; the row-sparse part wants unscaled gradients.
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     optimizer.defaults.update(options)
     for group in optimizer.param_groups:
         for name, value in options.items():

@@ -10,6 +10,7 @@ re-hashed.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -173,6 +174,12 @@ def rehash_if_due(
     return True
 
 
+def _release(reference: weakref.ref[Rehashable]) -> None:
+    layer = reference()
+    if layer is not None:
+        layer.scheduled = False
+
+
 class RehashScheduler:
     """Re-hashes the LSH layers of a model on a schedule of its own; call :meth:`step` after ``optimizer.step()``.
 
@@ -205,6 +212,7 @@ class RehashScheduler:
         self._rehashes = dict.fromkeys(names, 0)
         for _, layer in self._layers():
             layer.scheduled = True
+            weakref.finalize(self, _release, weakref.ref(layer))
 
     def _layers(self) -> Iterator[tuple[str, Rehashable]]:
         return ((name, module) for name, module in self._model.named_modules() if isinstance(module, Rehashable))
@@ -213,6 +221,7 @@ class RehashScheduler:
         """Counts one training step and re-hashes the layers for which it is time; returns whether there were any."""
         rehashed = False
         for name, layer in self._layers():
+            layer.scheduled = True  # a scheduler before this one may have given it back meanwhile
             steps, rehashes = self._since_rehash.get(name, 0) + 1, self._rehashes.get(name, 0)
             full = self.full_every > 0 and (rehashes + 1) % self.full_every == 0
             due = rehash_if_due(layer, self.policy, steps, rehashes, full=full, name=name or type(layer).__name__)

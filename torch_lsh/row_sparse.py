@@ -22,6 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from . import _library  # noqa: F401  (registers torch.ops.torch_lsh)
 
 _optimizers: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> weak set of the optimizers that marked it
+_reduced: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters that DistributedDataParallel was seen to manage
 _listeners: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> weak set of its ChangedRows
 
 
@@ -32,7 +33,17 @@ def mark(parameter: Tensor, optimizer: Any) -> None:
 
 def wants_row_sparse(parameter: Tensor) -> bool:
     """Whether layers should produce a row-sparse gradient for ``parameter``."""
-    return len(_optimizers.get(parameter, ())) > 0
+    return len(_optimizers.get(parameter, ())) > 0 and parameter not in _reduced
+
+
+def note_forward(parameter: Tensor) -> None:
+    """Called in the ``forward`` of a layer with ``parameter``.
+
+    In a ``DistributedDataParallel`` its gradients are dense from then on: it takes row-sparse ones of ``nn.Embedding``
+    only, and an update in the backward pass would come before the other processes' gradients.
+    """
+    if torch.nn.parallel.DistributedDataParallel._active_ddp_module is not None:
+        _reduced[parameter] = True
 
 
 class Updater(Protocol):
@@ -48,7 +59,7 @@ class Updater(Protocol):
 def updater(parameter: Tensor) -> Updater | None:
     """The optimizer that is to be given the row-sparse gradients of ``parameter`` during the backward pass, if any."""
     optimizers = _optimizers.get(parameter)
-    if not optimizers:
+    if not optimizers or parameter in _reduced:
         return None
     return next((one for one in optimizers if one.updates_in_backward(parameter)), None)
 

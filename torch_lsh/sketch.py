@@ -54,8 +54,8 @@ class RowSketch:
         blocks = -(-num_rows // _LAYOUT_ROWS)
         self._codes = torch.zeros(blocks, width // 8, _LAYOUT_ROWS, dtype=torch.uint8)
         self._factors = torch.zeros(blocks, 2, _LAYOUT_ROWS, dtype=torch.bfloat16)
-        self._center = torch.zeros(in_features)
-        self._mean_query = torch.zeros(in_features)
+        self._center = torch.zeros(in_features, dtype=torch.float32)
+        self._mean_query = torch.zeros(in_features, dtype=torch.float32)
 
     @property
     def nbytes(self) -> int:

@@ -47,7 +47,7 @@ def share_found(rows: Tensor, best: Tensor) -> Tensor:
     if rows.dim() == 1:
         return torch.isin(best, rows).float().mean(1)
     if rows.shape[1] == 0:
-        return torch.zeros(len(best))
+        return torch.zeros(len(best), dtype=torch.float32)
     rows = rows.sort(1).values.contiguous()
     at = torch.searchsorted(rows, best.contiguous()).clamp_(max=rows.shape[1] - 1)
     return (rows.gather(1, at) == best).float().mean(1)

@@ -66,6 +66,7 @@ def compare_steps(
     Sampled systems then take turns of 10 steps, 200 in all, by themselves, so that the means of the LSH layers include
     the re-hashes that fall due, and none meets caches and page tables that the dense systems left.
     """
+    active = min(active, rows)
     info = harness.machine(threads)
     print(info)
     print(f"{rows:,} x {width}, batch {batch}, {active:,} active rows, Adam")

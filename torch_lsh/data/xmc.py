@@ -205,7 +205,11 @@ def collate_xmc(batch: XMCRows | Sequence[XMCRows], labels: str = "padded") -> t
     counts = torch.bincount(present // max(1, rows.num_labels), minlength=shape[0])
     start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     multi_hot = torch.sparse_csr_tensor(
-        start, present % max(1, rows.num_labels), torch.ones(len(present)), shape, check_invariants=False
+        start,
+        present % max(1, rows.num_labels),
+        torch.ones(len(present), dtype=torch.float32),
+        shape,
+        check_invariants=False,
     )
     return features, multi_hot
 

@@ -53,7 +53,7 @@ class CrossPolytope(HashFamily):
         coordinates as ``dimension ** -((1 - c) / (1 + c))``, up to logarithms (Andoni et al., theorem 1).
         """
         generator = torch.Generator().manual_seed(0)
-        a, independent = torch.randn(2, 65536, self.dimension, generator=generator)
+        a, independent = torch.randn(2, 65536, self.dimension, generator=generator, dtype=torch.float32)
 
         def vertex(y: Tensor) -> Tensor:
             best = y.abs().argmax(1, keepdim=True)

@@ -61,7 +61,7 @@ class DWTA(HashFamily):
         one hash below 0.002).
         """
         generator = torch.Generator().manual_seed(0)
-        a, independent = torch.randn(2, 65536, self.bin_width, generator=generator)
+        a, independent = torch.randn(2, 65536, self.bin_width, generator=generator, dtype=torch.float32)
         agree = []
         for rho in similarity.flatten().clamp(-1, 1).tolist():
             b = rho * a + math.sqrt(1 - rho * rho) * independent

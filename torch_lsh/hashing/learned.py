@@ -55,10 +55,10 @@ class LearnedPartition(HashFamily):
         if hashes_per_table > 20:
             raise ValueError(f"hashes_per_table is {hashes_per_table}; wanted at most 20: 2**20 centers")
         buckets, groups = self.num_buckets, 1 << hashes_per_table // 2
-        self.coarse = torch.zeros(groups, in_features)
+        self.coarse = torch.zeros(groups, in_features, dtype=torch.float32)
         self.first = torch.arange(groups + 1) * (buckets // groups)
-        self.centers = torch.zeros(buckets, in_features)
-        self.directions, self.offsets = self.centers, torch.zeros(buckets)
+        self.centers = torch.zeros(buckets, in_features, dtype=torch.float32)
+        self.directions, self.offsets = self.centers, torch.zeros(buckets, dtype=torch.float32)
 
     @property
     def num_buckets(self) -> int:
@@ -70,7 +70,7 @@ class LearnedPartition(HashFamily):
         self._check(rows)
         rows = rows[rows.isfinite().all(1)]
         if len(rows) == 0:
-            rows = torch.zeros(1, self.in_features)
+            rows = torch.zeros(1, self.in_features, dtype=torch.float32)
         generator = torch.Generator().manual_seed(self.seed)
         groups, buckets = len(self.coarse), self.num_buckets
         self.coarse = _k_means(rows, groups, _COARSE_STEPS, generator)
@@ -88,7 +88,7 @@ class LearnedPartition(HashFamily):
             of_group = rows[some] if len(some) > 0 else self.coarse[number : number + 1]
             parts.append(_k_means(of_group, wanted, _FINE_STEPS, generator))
         self.centers = torch.cat(parts)
-        self.directions, self.offsets = self.centers, torch.zeros(buckets)
+        self.directions, self.offsets = self.centers, torch.zeros(buckets, dtype=torch.float32)
 
     @torch.no_grad()
     def fit_queries(self, queries: Tensor, buckets: Tensor, offsets: Tensor | None = None) -> None:
@@ -102,12 +102,12 @@ class LearnedPartition(HashFamily):
         self._check(queries)
         if buckets.dim() != 2 or len(buckets) != len(queries) or buckets.shape[1] < 1:
             raise ValueError(f"buckets has shape {list(buckets.shape)}; wanted [{len(queries)}, k]")
-        start = torch.zeros(self.num_buckets) if offsets is None else offsets
+        start = torch.zeros(self.num_buckets, dtype=torch.float32) if offsets is None else offsets
         # One matrix: directions, and the offset as the product with a constant 1.
         weights = torch.cat([self.centers, start.unsqueeze(1)], 1)
         queries = torch.cat([queries, queries.new_ones(len(queries), 1)], 1)
-        target = torch.zeros(len(queries), self.num_buckets)
-        target.scatter_add_(1, buckets, torch.full(buckets.shape, 1 / buckets.shape[1]))
+        target = torch.zeros(len(queries), self.num_buckets, dtype=torch.float32)
+        target.scatter_add_(1, buckets, torch.full(buckets.shape, 1 / buckets.shape[1], dtype=torch.float32))
         scores = ops.product(queries, weights.T)
         sharpness = _SHARPNESS / scores.std().clamp(min=1e-6)
         step = _LEARNING_RATE * self.centers.square().mean().sqrt()

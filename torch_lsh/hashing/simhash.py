@@ -30,7 +30,9 @@ class SimHash(HashFamily):
         self.projections = self._draw(torch.Generator().manual_seed(seed))
 
     def _draw(self, generator: torch.Generator) -> Tensor:
-        return torch.randn(self.in_features, self.num_tables * self.hashes_per_table, generator=generator)
+        return torch.randn(
+            self.in_features, self.num_tables * self.hashes_per_table, generator=generator, dtype=torch.float32
+        )
 
     def _codes_dense(self, x: Tensor) -> Tensor:
         return ops.simhash_codes(x, self.projections, self.hashes_per_table)
@@ -67,10 +69,10 @@ class SparseSignProjection(SimHash):
 
     def _draw(self, generator: torch.Generator) -> Tensor:
         count = math.ceil(self.in_features / 3)
-        projections = torch.zeros(self.in_features, self.num_tables * self.hashes_per_table)
+        projections = torch.zeros(self.in_features, self.num_tables * self.hashes_per_table, dtype=torch.float32)
         for column in projections.T:
             chosen = torch.randperm(self.in_features, generator=generator)[:count]
-            column[chosen] = 2.0 * torch.randint(2, (count,), generator=generator) - 1
+            column[chosen] = 2 * torch.randint(2, (count,), generator=generator).float() - 1
         return projections
 
 

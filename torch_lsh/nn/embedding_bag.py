@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..row_sparse import wants_row_sparse
+from ..row_sparse import note_forward, wants_row_sparse
 
 
 class EmbeddingBag(nn.EmbeddingBag):
@@ -45,6 +45,7 @@ class EmbeddingBag(nn.EmbeddingBag):
         super().reset_parameters()
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        note_forward(self.weight)
         if input.layout is torch.sparse_csr:
             return self._forward_csr(input, offsets, per_sample_weights)
         # PyTorch's own, which also words the errors for arguments of forms that neither knows.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..config import LSHConfig
+from ..row_sparse import note_forward
 from ..sampling import ActiveSet, choose_active_rows, needs_index
 from ..transposed import transpose_
 from .linear import LSHLinear
@@ -117,7 +118,7 @@ def apply_block(
             hidden = module(hidden)
         return down(hidden)
     flat = x.reshape(-1, up.in_features)
-    active = _choose_neurons(up, flat)
+    active = _choose_neurons(up, down, flat)
     hidden = up.active_logits(flat, active.rows)
     for module in middle:
         hidden = module(hidden)
@@ -132,7 +133,9 @@ def apply_block(
 
 
 @torch.compiler.disable
-def _choose_neurons(up: LSHLinear, x: Tensor) -> ActiveSet:
+def _choose_neurons(up: LSHLinear, down: DownProjection, x: Tensor) -> ActiveSet:
+    for parameter in (*up.parameters(), *down.parameters()):
+        note_forward(parameter)
     if up.config.sampler in ("frequency", "in_batch"):
         raise ValueError(f"sampler is {up.config.sampler!r}, which needs labels; hidden neurons have none")
     no_labels = torch.empty(len(x), 0, dtype=torch.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import math
 import sys
@@ -20,7 +21,7 @@ from ..index import LSHIndex
 from ..learned import LearnedIndex
 from ..popularity import LabelCounts
 from ..rehash import rehash_if_due
-from ..row_sparse import ChangedRows, wants_row_sparse
+from ..row_sparse import ChangedRows, note_forward, wants_row_sparse
 from ..sampling import (
     ActiveSet,
     choose_active_rows,
@@ -49,6 +50,25 @@ def _is_judged(rehashes: int) -> bool:
     and then every 16th. A measurement costs an exact product of some queries with all rows.
     """
     return rehashes % 16 == 0 or rehashes in (2, 4, 8)
+
+
+def _keeps_tensors(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs a method that keeps tensors out of inference mode: nothing could change its tensors later."""
+
+    @functools.wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return method(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return run
+
+
+@torch.compiler.disable
+def _is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation sees what is computed now."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def _callers_level() -> int:
@@ -138,8 +158,14 @@ class LSHLinear(nn.Linear):
         self._carried: Tensor | None = None  # the hardest rows of the last step
         self._label_counts: LabelCounts | None = None
         self._queries: Tensor | None = None  # some inputs of the latest steps
-        self._warned = False
+        self._warned = self._warned_stale = False
         self._forget_tables()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "out_features" and "config" in vars(self):  # the vocabulary was resized, say
+            self._forget_tables()
+            self._carried = self._label_counts = None
 
     def _forget_tables(self) -> None:
         self._index: LSHIndex | LearnedIndex | None = None
@@ -175,6 +201,9 @@ class LSHLinear(nn.Linear):
         linear.register_parameter("bias", self.bias)
         return linear.train(self.training)
 
+    def __prepare_scriptable__(self) -> nn.Linear:
+        return self.to_linear()  # for torch.jit.script
+
     def reconfigure(self, config: LSHConfig) -> None:
         """Takes other settings over; hash tables are made anew at their next use."""
         if not isinstance(config, LSHConfig):
@@ -192,6 +221,7 @@ class LSHLinear(nn.Linear):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state.update(dict.fromkeys(("_index", "_changed", "_sketch", "_sketch_changed")))
+        state["scheduled"] = False  # a scheduler that is copied along says so again
         return state
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -226,8 +256,11 @@ class LSHLinear(nn.Linear):
     # --- forward ---
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return super().forward(input)
+        for parameter in self._parameters.values():
+            if parameter is not None:
+                note_forward(parameter)
         obstacle = self._obstacle(input)
         if obstacle is None:
             return SampledLogits.of(input, self)
@@ -249,6 +282,8 @@ class LSHLinear(nn.Linear):
             raise ValueError(
                 f"input has shape {tuple(input.shape)}; wanted {self.in_features} features in the last dimension"
             )
+        if _is_transformed():
+            return "a function transform or forward-mode differentiation"
         dtypes = {input.dtype, self.weight.dtype}
         if torch.is_autocast_enabled("cpu"):
             dtypes.add(torch.get_autocast_dtype("cpu"))
@@ -262,6 +297,8 @@ class LSHLinear(nn.Linear):
             return str(dtype)
         if input.layout is not torch.strided:
             return f"input of layout {input.layout}"
+        if self.weight.shape != (self.out_features, self.in_features):
+            return f"a weight of shape {tuple(self.weight.shape)}, which out_features and in_features do not say,"
         if self.weight.numel() == 0:
             return "a layer without weights"
         if not self.weight.is_contiguous() or not (self.bias is None or self.bias.is_contiguous()):
@@ -273,6 +310,16 @@ class LSHLinear(nn.Linear):
         if not self._warned:
             self._warned = True
             warn_dense(what, self.out_features)
+
+    def warn_stale(self) -> None:
+        """Says, once per layer, that logits were ranked after the parameters had changed."""
+        if not self._warned_stale:
+            self._warned_stale = True
+            warnings.warn(
+                "torch_lsh: the parameters of the layer were changed (by an optimizer's step?) before its logits were "
+                "ranked, so that they are ranked by the new ones; rank before the change, or call logits.dense() there",
+                stacklevel=_callers_level(),
+            )
 
     def _check_can_sample(self, input: Tensor) -> None:
         obstacle = self._obstacle(input)
@@ -327,6 +374,9 @@ class LSHLinear(nn.Linear):
         Returns:
             ``(values, indices)`` of shape ``[*, k]``, values in descending order.
         """
+        for name, number in (("k", k), ("candidates", candidates)):
+            if not (hasattr(number, "__index__") or (number is None and name == "candidates")):
+                raise TypeError(f"{name} is {number!r}; wanted an int")
         if not 1 <= k <= self.out_features:
             raise ValueError(f"k is {k}; wanted 1 to {self.out_features}")
         if exact:
@@ -337,7 +387,8 @@ class LSHLinear(nn.Linear):
             candidates = max(_CANDIDATES, 16 * k)
         elif candidates < k:
             raise ValueError(f"candidates is {candidates}; wanted at least k, which is {k}")
-        rows = self._synchronised_sketch(flat.detach()).query(flat.detach(), min(candidates, self.out_features))
+        with torch.autocast("cpu", enabled=False):
+            rows = self._synchronised_sketch(flat.detach()).query(flat.detach(), min(candidates, self.out_features))
         with torch.no_grad():
             values, classes = ops.rows_topk(self._as_weight(flat), self.weight, self.bias, rows, k)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.parameters())):
@@ -475,6 +526,7 @@ class LSHLinear(nn.Linear):
         return x.to(self.weight.dtype).contiguous()
 
     @timed("choosing")
+    @_keeps_tensors
     def draw_active_rows(self, x: Tensor, labels: Tensor) -> ActiveSet:
         """Draws the active set of ``x`` ``[B, in]`` and ``labels`` ``[B, P]`` (negative: none)."""
         if self.stopwatch is not None:
@@ -557,6 +609,7 @@ class LSHLinear(nn.Linear):
 
     # --- tables ---
 
+    @_keeps_tensors
     def rehash(self, full: bool = False, touches: int = 1) -> int:
         """Brings the hash tables in step with the weights.
 
@@ -568,6 +621,8 @@ class LSHLinear(nn.Linear):
         Returns:
             The number of rows that were re-hashed.
         """
+        if not 1 <= touches <= 255:
+            raise ValueError(f"touches is {touches}; wanted 1 to 255")
         if not needs_index(self.config, self.out_features):
             return 0
         if self.weight.device.type != "cpu":
@@ -622,6 +677,7 @@ class LSHLinear(nn.Linear):
         return changed is not None and changed.are_of(self.weight, self.bias)
 
     @timed("re-hash")
+    @_keeps_tensors
     def _synchronise(self, full: bool = False, touches: int = 1) -> int:
         index, changed = self._index, self._changed
         if index is None or full or not self._is_watched(changed):
@@ -654,6 +710,7 @@ class LSHLinear(nn.Linear):
         assert self._index is not None
         return self._index
 
+    @_keeps_tensors
     def _synchronised_sketch(self, x: Tensor) -> RowSketch:
         """The sketch, exactly in step with the weights; for queries such as ``x`` where nothing is known of others."""
         changed = self._sketch_changed

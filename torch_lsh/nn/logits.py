@@ -40,6 +40,9 @@ class _Recipe:
     scale: float | Tensor = 1.0
     log_softmax: bool = False
     detached: bool = False
+    # The layer's parameters when it was called; with torch.func.functional_call it has others later. None: always its.
+    weight: Tensor | None = None
+    bias: Tensor | None = None
 
     @property
     def lead(self) -> torch.Size:
@@ -60,8 +63,17 @@ class _Recipe:
         return logits.movedim(-1, self.class_dim)
 
     def dense(self) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detached):
-            return self.compute(self.input, self.layer.weight, self.layer.bias, self.scale)
+        weight, bias = (self.layer.weight, self.layer.bias) if self.weight is None else (self.weight, self.bias)
+        return self.compute(self.input, weight, bias, self.scale)
+
+    def is_of_layer(self) -> bool:
+        """Whether the layer has the parameters that it was called with."""
+        return self.weight is None or (self.weight is self.layer.weight and self.bias is self.layer.bias)
+
+    def versions(self) -> tuple[tuple[int, ...], ...]:
+        """Versions of the input, and of what else the logits are computed from."""
+        others = (self.weight, self.bias, self.scale)
+        return _versions(self.input), _versions(*(tensor for tensor in others if isinstance(tensor, Tensor)))
 
     def flat_input(self) -> Tensor:
         return self.input if self.input.dim() == 2 else self.input.reshape(-1, self.layer.in_features)
@@ -85,6 +97,10 @@ class _Recipe:
             and self.scale == 1.0
             and _accurate(self.product_dtype) is _accurate(self.dtype)
         )
+
+
+def _versions(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(tensor._version for tensor in tensors if not tensor.is_inference())  # these have none
 
 
 def _accurate(dtype: torch.dtype) -> torch.dtype:
@@ -130,18 +146,28 @@ class SampledLogits(Tensor):
     ``F.cross_entropy``, ``F.log_softmax`` with ``F.nll_loss``, and ``F.binary_cross_entropy_with_logits`` compute only
     the active rows while the layer is in training mode, and are exact in ``eval()`` mode. ``topk``, ``argmax`` and
     ``max`` over classes are exact and never make the dense tensor. Views, casts and scaling that leave the class
-    dimension alone stay lazy. Anything else computes the dense tensor (with one warning per layer).
+    dimension alone stay lazy. Anything else computes the dense tensor (with one warning per layer); after an in-place
+    change that is what the logits are.
+
+    What is computed after the layer's parameters changed (after ``optimizer.step()``, say) would not be what the layer
+    was asked for: that is an error, but for ``topk``, ``argmax`` and ``max``, which rank by the new parameters and say
+    so once. ``logits.dense()``, called before, keeps the values.
     """
 
     _recipe: _Recipe
+    _versions: tuple[tuple[int, ...], ...]  # of the recipe
+    _made_stale: bool  # made from logits that were stale
     _dense: Tensor | None
+    _dense_version: int
 
     @staticmethod
-    def _make(recipe: _Recipe) -> SampledLogits:
+    def _make(recipe: _Recipe, stale: bool = False) -> SampledLogits:
         logits = Tensor._make_wrapper_subclass(
             SampledLogits, recipe.shape, dtype=recipe.dtype, device=recipe.input.device
         )
         logits._recipe = recipe
+        logits._versions = recipe.versions()
+        logits._made_stale = stale
         logits._dense = None
         return logits
 
@@ -151,27 +177,68 @@ class SampledLogits(Tensor):
         dtype = layer.weight.dtype
         if torch.is_autocast_enabled("cpu") and dtype is not torch.float64:
             dtype = torch.get_autocast_dtype("cpu")
-        return cls._from(_Recipe(input, layer, dtype, dtype, class_dim=input.dim() - 1))
+        return cls._from(
+            _Recipe(input, layer, dtype, dtype, class_dim=input.dim() - 1, weight=layer.weight, bias=layer.bias)
+        )
 
     @classmethod
-    def _from(cls, recipe: _Recipe) -> Tensor:
+    def _from(cls, recipe: _Recipe, stale: bool = False) -> Tensor:
         if recipe.detached or not torch.is_grad_enabled():
-            return cls._make(recipe)
+            return cls._make(replace(recipe, detached=True), stale)
         scale = recipe.scale if isinstance(recipe.scale, Tensor) else None
-        layer = recipe.layer
-        return _Attach.apply(recipe, recipe.input, layer.weight, layer.bias, scale)
+        logits = _Attach.apply(recipe, recipe.input, recipe.weight, recipe.bias, scale)
+        logits._made_stale = stale
+        return logits
 
     def dense(self) -> Tensor:
         """The dense tensor, exactly what ``nn.Linear`` would have given."""
-        if self._dense is None or self._dense.requires_grad != self._wants_grad():
-            self._dense = self._recipe.dense()
+        if self._dense is None:
+            self._refuse_stale()
+            # As where they were made: gradients, or none, and a version that shows changes.
+            with torch.inference_mode(False), torch.set_grad_enabled(not self._recipe.detached):
+                self._dense = self._through_function() if self._is_of_function() else self._recipe.dense()
+            self._dense_version = self._dense._version
         return self._dense
+
+    def _is_lazy(self) -> bool:
+        """Whether the recipe still says what the logits are, and the layer can compute it; else :meth:`dense` says."""
+        if self._dense is not None and (self._dense._version != self._dense_version or self._is_stale()):
+            return False
+        return self._recipe.is_of_layer() and not self._is_of_function()
+
+    def _is_of_function(self) -> bool:
+        """Whether an autograd function (a checkpoint, say), which has a backward of its own, returned them."""
+        if not self._recipe.detached:
+            return False
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.requires_grad
+
+    def _through_function(self) -> Tensor:
+        with torch._C.DisableTorchFunctionSubclass(), torch.enable_grad():
+            return torch.clone(self)  # of the values that __torch_dispatch__ gives
+
+    def _is_stale(self) -> bool:
+        """Whether the parameters are not those any more that the logits were to be computed with."""
+        (was_input, was), (input, others) = self._versions, self._recipe.versions()
+        if input != was_input:
+            raise RuntimeError(
+                "the input of the layer was changed in place before its logits were computed; call logits.dense() "
+                "before the change, which keeps them"
+            )
+        return self._made_stale or others != was
+
+    def _refuse_stale(self) -> None:
+        if self._is_stale():
+            raise RuntimeError(
+                "the parameters of the layer were changed (by an optimizer's step?) before these logits were computed; "
+                "call logits.dense() before the change, which keeps them"
+            )
 
     def _wants_grad(self) -> bool:
         recipe = self._recipe
         if recipe.detached or not torch.is_grad_enabled():
             return False
-        tensors = (recipe.input, recipe.layer.weight, recipe.layer.bias, recipe.scale)
+        tensors = (recipe.input, recipe.weight, recipe.bias, recipe.scale)
         return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch.Tensor's has no type
@@ -183,11 +250,12 @@ class SampledLogits(Tensor):
         kwargs = kwargs or {}
         handler = _HANDLERS.get(func)
         if handler is not None and args and isinstance(args[0], SampledLogits):
-            result = handler(*args, **kwargs)
+            result = handler(*args, **kwargs) if args[0]._is_lazy() else NotImplemented
             if result is not NotImplemented:
                 return result
         elif handler is not None and isinstance(kwargs.get("input"), SampledLogits):
-            result = handler(kwargs["input"], *args, **{key: kwargs[key] for key in kwargs if key != "input"})
+            others = {key: kwargs[key] for key in kwargs if key != "input"}
+            result = handler(kwargs["input"], *args, **others) if kwargs["input"]._is_lazy() else NotImplemented
             if result is not NotImplemented:
                 return result
         if func in _METADATA or (getattr(func, "__name__", "") == "__get__" and func not in _DATA_ATTRIBUTES):
@@ -207,13 +275,18 @@ class SampledLogits(Tensor):
             self._recipe.layer.warn_dense(name)
         return self.dense()
 
+    def _values(self) -> Tensor:
+        """The dense tensor without gradients, for where autograd does not see what is computed."""
+        if self._dense is not None:
+            return self._dense.detach()
+        self._refuse_stale()
+        return self._recipe.dense().detach()
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch declares it as an attribute
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        args, kwargs = tree_map_only(
-            SampledLogits, lambda logits: logits._recipe.dense().detach(), (args, dict(kwargs or {}))
-        )
+        args, kwargs = tree_map_only(SampledLogits, lambda logits: logits._values(), (args, dict(kwargs or {})))
         return func(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -250,7 +323,7 @@ def _handles(*functions: Any) -> Callable[[Handler], Handler]:
 
 
 def _remade(logits: SampledLogits, **changes: Any) -> Tensor:
-    return SampledLogits._from(replace(logits._recipe, **changes))
+    return SampledLogits._from(replace(logits._recipe, **changes), logits._is_stale())
 
 
 # --- operations that leave the class dimension alone ------------------------------------------------------------------
@@ -360,7 +433,7 @@ def _movedim(logits: SampledLogits, source: Any, destination: Any) -> Any:
 def _dims_consumed(index: Any) -> int:
     if index is None:
         return 0
-    if isinstance(index, Tensor) and index.dtype is torch.bool:
+    if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
         return index.dim()
     return 1
 
@@ -386,14 +459,14 @@ def _getitem(logits: SampledLogits, index: Any) -> Any:
     return _remade(logits, input=input, class_dim=input.dim() - 1)
 
 
-@_handles(
-    Tensor.contiguous,
-    Tensor.clone,
-    torch.clone,
-    Tensor.cpu,
-)
+@_handles(Tensor.contiguous, Tensor.cpu)
 def _same(logits: SampledLogits, *_: Any, **__: Any) -> Any:
     return logits
+
+
+@_handles(Tensor.clone, torch.clone)
+def _clone(logits: SampledLogits, **_: Any) -> Any:
+    return _remade(logits)
 
 
 @_handles(Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
@@ -432,6 +505,8 @@ def _half(logits: SampledLogits, **_: Any) -> Any:
 @_handles(Tensor.to, Tensor.type, Tensor.type_as)
 def _to(logits: SampledLogits, *args: Any, **kwargs: Any) -> Any:
     dtype: torch.dtype | None = None
+    if not (args or kwargs) or kwargs.get("copy"):
+        return NotImplemented
     for argument in (*args, *kwargs.values()):
         if isinstance(argument, torch.dtype):
             dtype = argument
@@ -530,6 +605,7 @@ def _cross_entropy(
     _check_reduction(reduction)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {label_smoothing}; wanted 0 to 1")
+    logits._refuse_stale()
     layer = recipe.layer
     dtype = _accurate(recipe.dtype)
     parsed = losses.as_target(target, recipe.lead, layer.out_features, ignore_index, dtype)
@@ -616,7 +692,7 @@ def _nll_loss(
     recipe = logits._recipe
     if not recipe.log_softmax or not isinstance(target, Tensor) or target.shape != recipe.lead:
         return NotImplemented
-    unnormalised = SampledLogits._make(replace(recipe, log_softmax=False))
+    unnormalised = SampledLogits._make(replace(recipe, log_softmax=False), logits._is_stale())
     return _cross_entropy(unnormalised, target, weight, size_average, ignore_index, reduce, reduction)
 
 
@@ -637,6 +713,7 @@ def _binary_cross_entropy(
     if recipe.class_dim != len(recipe.lead):
         return NotImplemented
     _check_reduction(reduction)
+    logits._refuse_stale()
     dtype = _accurate(recipe.dtype)
     is_sparse = isinstance(target, Tensor) and target.layout is torch.sparse_csr
     is_indices = isinstance(target, Tensor) and target.dtype is torch.int64 and target.shape != recipe.shape
@@ -697,6 +774,8 @@ def _best(logits: SampledLogits, k: int) -> tuple[Tensor, Tensor] | None:
     layer = recipe.layer
     if not _ranks_by_logits(recipe) or recipe.log_softmax:
         return None
+    if logits._is_stale():
+        layer.warn_stale()
     x = recipe.flat_input()
     values, classes = layer.largest_logits(x, k)
     if logits._wants_grad():

@@ -141,8 +141,12 @@ def _reduce_cross_entropy(loss: Tensor, shares: Tensor, target: Target, reductio
     if reduction == "sum":
         return loss.sum()
     if reduction == "mean":
-        whole = target.probabilities or (target.complete and shares is target.shares)
-        return loss.mean() if whole else loss.sum() / shares.sum()
+        if target.probabilities or (target.complete and shares is target.shares):
+            return loss.mean()
+        # As in PyTorch, the mean of nothing is NaN and its gradient 0.
+        divisor = shares.sum()
+        nothing = divisor == 0
+        return (loss.sum() / divisor.masked_fill(nothing, 1)).masked_fill(nothing, math.nan)
     raise ValueError(f"{reduction!r} is not a valid value for reduction; wanted 'mean', 'sum' or 'none'")
 
 
