@@ -309,7 +309,10 @@ def test_several_labels_are_corrected_evenly_by_default():
         torch.manual_seed(0)
         layer = LSHLinear(D, N, config=LSHConfig(active=60, correction=correction))
         x = torch.randn(5, D)
-        losses[correction] = (F.cross_entropy(layer(x), SEVERAL).item(), F.cross_entropy(layer(x), SEVERAL[:, 0]).item())
+        losses[correction] = (
+            F.cross_entropy(layer(x), SEVERAL).item(),
+            F.cross_entropy(layer(x), SEVERAL[:, 0]).item(),
+        )
     assert losses["auto"] == (losses["even"][0], losses["stratified"][1])
     assert losses["none"][0] < losses["auto"][0] - 0.1
 

@@ -165,8 +165,7 @@ def _class_weighted(target: Target, class_weight: Tensor | None) -> Tensor:
 
 
 def _log_weights(active: ActiveSet, correction: str, dtype: torch.dtype) -> Tensor | None:
-    """Logarithms of what the active rows weigh, ``[A]`` or ``[B, A]``, where they are not a sample's own labels; None: 1.
-    """
+    """Logarithms of what active rows weigh that are no label of a sample, ``[A]`` or ``[B, A]``; None: 1."""
     if correction == "stratified":
         return active.weights().to(dtype).log()
     if correction == "even":
