@@ -161,7 +161,7 @@ class LSHFeedForward(nn.Module):
     and their columns of the second. Neurons with the largest sums of activations stay candidates for the next step
     (``config.carry``). The other neurons count as 0, whatever the activation gives them; ``config.correction``
     "stratified" weighs the random neurons by their sampling probability, so that the sum over all neurons is estimated
-    without bias, but with much variance; "auto" is "none" here.
+    without bias, but with much variance; "auto" and "even" are "none" here.
 
     In ``eval()`` mode with ``scope="batch"`` all neurons are computed, exactly as the dense block does; with
     ``scope="sample"``, where a trained block relies on the few neurons that a sample had at a time, the active ones, as
