@@ -266,6 +266,18 @@ def test_sampled_loss_with_stratified_correction_estimates_the_full_one():
     assert abs(estimates.mean() - exact) < 0.05
 
 
+@pytest.mark.parametrize("correction", ["none", "stratified", "even", "auto"])
+@pytest.mark.parametrize("loss", [F.cross_entropy, F.binary_cross_entropy_with_logits])
+def test_losses_of_no_samples(correction, loss):
+    layer = LSHLinear(D, N, config=LSHConfig(active=60, correction=correction))
+    x, y = torch.randn(0, D, requires_grad=True), torch.empty(0, 2, dtype=torch.int64)
+    total = loss(layer(x), y, reduction="sum")
+    total.backward()
+    assert total == 0
+    assert x.grad.shape == (0, D)
+    assert loss(layer(x), y).isnan()
+
+
 SEVERAL = torch.tensor([[3, 40], [40, -100], [-100, -100], [7, 7], [299, 1]])
 
 

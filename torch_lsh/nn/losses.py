@@ -256,9 +256,8 @@ def sampled_binary_cross_entropy(
     pos_weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Binary cross entropy over an active set: an unbiased estimate of the sum (or mean) over all N classes.
-
-    With correction "none" it is the plain sum (or mean) over the active set.
+    """Binary cross entropy over an active set: with correction "stratified" an unbiased estimate of the sum (or mean)
+    over all N classes, with "none" the plain one over the active set.
 
     Args:
         logits: ``[B, A]``.
@@ -272,7 +271,7 @@ def sampled_binary_cross_entropy(
     values = torch.zeros_like(logits).scatter_add_(1, active.positions.clamp(min=0), target.shares)
     rows = active.rows.clamp(min=0)
     log_weights = _log_weights_of_logits(active, correction, logits.dtype)
-    weight = torch.ones_like(logits[0]) if log_weights is None else log_weights.exp()
+    weight = logits.new_ones(logits.shape[1]) if log_weights is None else log_weights.exp()
     count = weight.expand_as(logits).sum() if correction == "none" else active.num_rows * len(logits)
     if class_weight is not None:
         weight = weight * class_weight[rows]
