@@ -268,6 +268,17 @@ def test_nothing_is_carried_where_it_is_not_wanted():
         assert layer.sampler_state()["carried"] is None
 
 
+def test_what_was_carried_is_forgotten_by_a_layer_that_carries_nothing():
+    layer = LSHLinear(D, 2_000, config=LSHConfig(active=60))
+    x, y = torch.randn(B, D), torch.randint(0, 2_000, (B,))
+    F.cross_entropy(layer(x), y).backward()
+    assert layer.sampler_state()["carried"] is not None
+    layer.reconfigure(LSHConfig(active=60, carry=0.0, seed=1))
+    fresh = LSHLinear.from_linear(layer, layer.config)
+    fresh.load_sampler_state({**layer.sampler_state(), "carried": None})
+    assert torch.equal(layer.sample(x, y).rows, fresh.sample(x, y).rows)
+
+
 def test_tables_are_not_needed_where_labels_leave_no_room():
     config = LSHConfig(active=60)
     layer, twin = (LSHLinear(D, 2_000, config=config) for _ in range(2))

@@ -101,7 +101,7 @@ def choose_active_rows(
         num_rows: N.
         config: see :class:`LSHConfig`.
         seed: of the random rows.
-        carried: ``[n]`` int64: what :func:`hardest_rows` found in the last step, for scope "batch".
+        carried: ``[n]`` int64: what :func:`hardest_rows` found in the last step, for scope "batch" with ``carry``.
         counts: for samplers "frequency" and "in_batch".
         insert_labels: put labels into the buckets of their own queries, where these were looked up and missed them.
     """
@@ -129,7 +129,8 @@ def choose_active_rows(
         if per_sample:
             carried = None
             candidates = index.query(x, room, labels if insert_labels else None)
-        elif carried is None:
+        elif carried is None or config.carry == 0:
+            carried = None
             candidates = index.query(x, _share(room, len(x)), labels if insert_labels else None)
         else:
             # Carried rows are what look-ups of earlier steps found, so each step has to look only some samples up.
