@@ -4,13 +4,13 @@
     python benchmarks/ablation.py --data yso-en --only sampler=uniform active=x2 bolt --seed 0 1 2
 
 The SLIDE model (sparse features -> 128 ReLU -> labels) from the same initial weights on the same batches: batch 256,
-torch_lsh.optim.Adam, all at the same rate, the better of 1e-3 and 2e-3. A variation differs from LSHConfig() in one
-thing. (With several labels per sample the correction is "even" where it names no other.) Variations take turns, each a
-share of its time, and are evaluated on test rows with the full output layer after every turn; only steps count, with
-the building of tables and all re-hashes. The published settings slide and bolt train for longer, and the default with
-them, for the time at which the default reaches their last precision. "autotune" trains with the settings that
-torch_lsh.autotune picks for the layer of a model that was trained with the defaults for a while; the search is not in
-its time.
+torch_lsh.optim.Adam, all at one rate: of 1e-3 and 2e-3 the better one for LSHConfig() and for in-batch labels. A
+variation differs from LSHConfig() in one thing. (With several labels per sample the correction is "even" where it names
+no other.) Variations take turns, each a share of its time, and are evaluated on test rows with the full output layer
+after every turn; only steps count, with the building of tables and all re-hashes. The published settings slide and bolt
+train for longer, and the default with them, for the time at which the default reaches their last precision. "autotune"
+trains with the settings that torch_lsh.autotune picks for the layer of a model that was trained with the defaults for a
+while; the search is not in its time.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from torch_lsh.benchmarking.step import make_step
 from torch_lsh.benchmarking.systems import LSH
 
 CORES = (1, 2, 8, 32, 64)
+LOOKED_UP = 4  # samples, where rows are carried over
 
 
 @dataclass
@@ -64,16 +65,22 @@ def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
 
     positions.clamp_(max=count - 1)
     _, slopes, scale, near = ops.linear_softmax_loss(x, table, None, draws[0], None, positions, shares)
-    labels, candidates = torch.randint(rows, (batch, 1)), torch.randint(rows, (2, active // 2))
+    labels, candidates = torch.randint(rows, (batch, 1)), torch.randint(rows, (LOOKED_UP, active // LOOKED_UP // 2))
+    carried = torch.randint(rows, (active // 2,))
     pushed, touches = torch.rand(count), torch.zeros(rows, dtype=torch.uint8)
     row_bytes = 4.0 * width * active
     lines = index.num_tables * (1 + index.bucket_size / 16) * 64
     step = (1e-3, 0.9, 0.999, 1e-8, 0.0, 1.0, 1.0, False, False)
     return [
-        Part("look-up of 8 samples", lambda: index.query(x[:8], active // 16), 8, 8 * lines),
+        Part(
+            f"look-up of {LOOKED_UP} samples",
+            lambda: index.query(x[:LOOKED_UP], active // LOOKED_UP // 2),
+            LOOKED_UP,
+            LOOKED_UP * lines,
+        ),
         Part(
             "choice of rows",
-            lambda: ops.select_rows(labels, candidates, rows, active, active // 10, 0, False),
+            lambda: ops.select_rows(labels, candidates, rows, active, active // 10, 0, False, carried),
             1,
             0,
         ),

@@ -345,6 +345,8 @@ def test_what_queries_have_in_common_is_not_estimated():
     again = RowSketch(20_000, 64)
     again.build(weight, bias, poisoned)
     assert torch.equal(again._factors, sketch._factors)
+    again.build(weight, bias)
+    assert not again._mean_query.any()
     with pytest.raises(ValueError, match=r"queries has shape \[500\]; wanted \[Q, 64\]"):
         again.build(weight, bias, queries[:500, 0])
 
@@ -364,6 +366,26 @@ def test_a_layer_knows_what_its_inputs_have_in_common(trained):
     best = layer.topk(inputs[500:], 10).indices
     found = layer.topk(inputs[500:], 10, exact=False, candidates=200).indices
     assert (best.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean() > 0.95
+
+
+def test_the_mean_of_inputs_is_resumed_and_follows_training():
+    torch.manual_seed(6)
+    layer, inputs = LSHLinear(64, 2_000, config=LSHConfig(active=1_500)), common_mean(300, 64)
+    F.cross_entropy(layer(inputs), torch.zeros(300, dtype=torch.int64))
+    resumed = LSHLinear(64, 2_000, config=layer.config)
+    resumed.load_state_dict(layer.state_dict())
+    resumed.load_sampler_state(layer.sampler_state())
+    for one in (layer, resumed):
+        one.topk(torch.zeros(1, 64), 1, exact=False)
+    assert torch.equal(layer._sketch._mean_query, inputs.sum(0) / 301)
+    assert torch.equal(resumed._sketch._factors, layer._sketch._factors)
+    optimizer = torch_lsh.optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(5):  # which change most rows
+        F.cross_entropy(layer(-inputs), torch.zeros(300, dtype=torch.int64)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    layer.topk(torch.zeros(1, 64), 1, exact=False)
+    assert (layer._sketch._mean_query * inputs.mean(0)).sum() < 0
 
 
 SKETCH = (torch.zeros(2, 8), torch.zeros(2, 1, 64, dtype=torch.uint8), torch.zeros(2, 2, 64).bfloat16())

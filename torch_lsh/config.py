@@ -74,7 +74,8 @@ class LSHConfig:
             of the N rows as any other: as if they were drawn uniformly. It overestimates the partition function, since
             the active rows score high; labels are learned from as long as that many rivals of theirs are not ruled out,
             and a sample's labels hardly compete with each other. ``"none"`` leaves the softmax as it is. ``"auto"``:
-            "even" for targets with several labels per sample (ranking), else "stratified" (probabilities).
+            "even" for cross entropy with several labels per sample (ranking), else "stratified" (probabilities; binary
+            cross entropy).
         rehash: when the tables follow the weights while training: :class:`torch_lsh.rehash.FixedInterval`,
             :class:`torch_lsh.rehash.ExponentialBackoff`, :class:`torch_lsh.rehash.Drift` (measures how many codes
             changed) or any object with ``interval(rehashes) -> steps``.

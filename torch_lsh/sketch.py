@@ -76,6 +76,7 @@ class RowSketch:
             ValueError: a shape does not fit.
         """
         self._check(weight, bias)
+        self._mean_query = torch.zeros(self.in_features, dtype=torch.float32)
         if queries is not None:
             self._check_queries(queries, "queries", "Q")
             finite = queries.float()[queries.isfinite().all(1)]

@@ -558,8 +558,10 @@ class LSHLinear(nn.Linear):
             self._queries = x[-_QUERIES_KEPT:].clone()
         elif self.training and self._draws % _STEPS_PER_QUERIES == 0 and len(x) > 0:
             some = x[:: -(-len(x) // _QUERIES_TAKEN)]
-            earlier = self._queries if self.config.hash == "learned" else self._queries[:0]
-            self._queries = torch.cat([earlier, some])[-_QUERIES_LEARNED:]
+            if self.config.hash == "learned":
+                self._queries = torch.cat([self._queries, some])[-_QUERIES_LEARNED:]
+            else:
+                self._queries = some.clone()
 
     def set_label_counts(self, counts: Tensor, samples: int | None = None) -> None:
         """Gives the samplers "frequency" and "in_batch" the label counts of the training data, in place of counting.
