@@ -6,7 +6,8 @@ The operators of a step are timed one by one, with one thread and with two; what
 autograd, dispatch) is serial. The model: an operator takes its time with one thread divided by the number of cores or
 of its tasks, whichever is smaller, but at least the bytes that it moves over the bandwidth of that many cores, which is
 their number times that of one core, up to the machine's. So it leaves out what threads cost each other (wake-ups,
-shared caches): the measured column beside it says how much that is here.
+shared caches): the measured column beside it says how much that is here. And at the end stands what a second core gives
+two things that have no serial part on this machine, taken in the same run: a matrix product, and a pass over memory.
 """
 
 from __future__ import annotations
@@ -107,9 +108,24 @@ def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
     ]
 
 
-def seconds_of(run: Callable[[], Any], threads: int, calls: int = 30) -> float:
-    torch.set_num_threads(threads)
-    return statistics.median(harness.in_turn({"": run}, calls, warm_up=5)[""])
+def seconds_by_threads(run: Callable[[], Any], threads: set[int], turns: int = 6, calls: int = 10) -> dict[int, float]:
+    """Medians with each number of threads, which take turns of some calls."""
+
+    def with_threads(number: int) -> Callable[[], Any]:
+        def call() -> Any:
+            torch.set_num_threads(number)
+            return run()
+
+        return call
+
+    seconds = harness.in_turn({str(number): with_threads(number) for number in threads}, turns, calls=calls)
+    return {int(number): statistics.median(each) for number, each in seconds.items()}
+
+
+def without_serial_part() -> dict[str, Callable[[], Any]]:
+    a, b, memory = torch.randn(2048, 2048), torch.randn(2048, 2048), torch.zeros(1 << 27)
+    ops.prefer_huge_pages(memory)
+    return {"a matrix product": lambda: ops.product(a, b), "a pass over memory": lambda: memory.add_(1)}
 
 
 def main() -> None:
@@ -130,9 +146,9 @@ def main() -> None:
     torch.manual_seed(0)
     rows, width, batch, active = sizes
     step = make_step(LSH(nn.Linear(width, rows), 1e-3, active), rows, width, batch)
-    whole = {threads: seconds_of(step, threads, 100) for threads in {1, here}}
+    whole = seconds_by_threads(step, {1, here}, turns=15)
     parts = parts_of(*sizes)
-    alone = {part.name: {threads: seconds_of(part.run, threads) for threads in {1, here}} for part in parts}
+    alone = {part.name: seconds_by_threads(part.run, {1, here}) for part in parts}
     serial = max(0.0, whole[1] - sum(seconds[1] for seconds in alone.values()))
 
     def modelled(part: Part, cores: int) -> float:
@@ -150,7 +166,13 @@ def main() -> None:
     print(harness.table(table, ("milliseconds", f"measured, {here}", *(f"model, {cores}" for cores in CORES))))
     for cores in CORES[1:]:
         largest = max(records[:-1], key=lambda record: record["model"][str(cores)])
-        print(f"{cores} cores: {total['1'] / total[str(cores)]:.1f} times one core; most of it: {largest['part']}")
+        print(f"{cores} cores: {total['1'] / total[str(cores)]:.2f} times one core; most of it: {largest['part']}")
+    speedups = {"the step": whole[1] / whole[here]}
+    for name, run in without_serial_part().items():
+        seconds = seconds_by_threads(run, {1, here}, calls=2)
+        speedups[name] = seconds[1] / seconds[here]
+    print(f"measured, {here} cores: " + ", ".join(f"{name} {times:.2f} times" for name, times in speedups.items()))
+    records.append({"part": "speed-up", **speedups})
     harness.write_json([{"benchmark": "threads", "machine": info, **r} for r in records], arguments.json)
 
 

@@ -57,20 +57,37 @@ class ActiveSet:
         """
         return self._weights
 
-    def even_weights(self) -> Tensor:
-        """Weights, float32, of the shape of ``rows``, as if the active rows were drawn uniformly: N over their number,
-        for each; 0 for padding.
+    def log_weights(self) -> Tensor:
+        """Logarithms of :meth:`weights`, float32."""
+        if self._is_simple:  # in one operation: the logarithm alone takes longer than that
+            return torch.where(self.is_random, math.log(self._weight_of_random), 0.0).float()
+        return self._weights.log()
+
+    def even_log_weights(self) -> Tensor:
+        """Logarithms of weights, float32, of the shape of ``rows``, as if the active rows were drawn uniformly: N over
+        their number, for each; 0 for padding.
         """
+        if not self.per_sample:
+            return torch.full(self.rows.shape, math.log(self.num_rows / max(1, len(self.rows))), dtype=torch.float32)
         present = self.present
-        return present * (self.num_rows / present.sum(-1, keepdim=True).clamp(min=1))
+        return (present * (self.num_rows / present.sum(-1, keepdim=True).clamp(min=1))).log()
+
+    @property
+    def _is_simple(self) -> bool:
+        """Whether all rows of R weigh the same."""
+        return self.inclusion is None and not self.per_sample
+
+    @functools.cached_property
+    def _weight_of_random(self) -> float:
+        drawn = int(self.is_random.count_nonzero())
+        return (self.num_rows - len(self.rows) + drawn) / max(1, drawn)
 
     @functools.cached_property
     def _weights(self) -> Tensor:
         if self.inclusion is not None:
             return self.present / self.inclusion
-        if not self.per_sample:
-            drawn = int(self.is_random.count_nonzero())
-            return torch.where(self.is_random, (self.num_rows - len(self.rows) + drawn) / max(1, drawn), 1.0).float()
+        if self._is_simple:
+            return torch.where(self.is_random, self._weight_of_random, 1.0).float()
         present = self.present
         random = self.is_random.sum(-1, keepdim=True)
         fixed = present.sum(-1, keepdim=True) - random

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,18 +32,27 @@ ALL_SYSTEMS = (
     LSHBFloat16,
     LSHBFloat16Weights,
 )
+_BATCHES = 100
 _SAMPLED_TURNS, _STEPS_OF_A_TURN = 20, 10  # enough for some re-hashes to fall due
 
 
 def make_step(system: Any, rows: int, width: int, batch: int) -> Callable[[], Tensor]:
-    """A function that trains ``system`` on a new batch: activations like those of a ReLU layer, Zipf labels."""
+    """A function that trains ``system`` on the next batch: activations like those of a ReLU layer, Zipf labels.
+
+    Batches are made beforehand, as the workers of a ``DataLoader`` make them.
+    """
     generator = torch.Generator().manual_seed(0)
 
-    def step() -> Tensor:
-        h = torch.randn(batch, width, generator=generator).relu_().requires_grad_()
+    def make_batch() -> tuple[Tensor, Tensor]:
+        h = torch.randn(batch, width, generator=generator).relu_()
         ranks = torch.rand(batch, 1, generator=generator).mul_(torch.log(torch.tensor(float(rows)))).exp_()
-        y = ranks.long().clamp_(1, rows) - 1
-        loss: Tensor = system.loss(h, y)
+        return h, ranks.long().clamp_(1, rows) - 1
+
+    batches = itertools.cycle([make_batch() for _ in range(_BATCHES)])
+
+    def step() -> Tensor:
+        h, y = next(batches)
+        loss: Tensor = system.loss(h.detach().requires_grad_(), y)
         loss.backward()
         system.step()
         return loss

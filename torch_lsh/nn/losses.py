@@ -167,9 +167,9 @@ def _class_weighted(target: Target, class_weight: Tensor | None) -> Tensor:
 def _log_weights(active: ActiveSet, correction: str, dtype: torch.dtype) -> Tensor | None:
     """Logarithms of what active rows weigh that are no label of a sample, ``[A]`` or ``[B, A]``; None: 1."""
     if correction == "stratified":
-        return active.weights().to(dtype).log()
+        return active.log_weights().to(dtype)
     if correction == "even":
-        return active.even_weights().to(dtype).log()
+        return active.even_log_weights().to(dtype)
     return active.present.to(dtype).log() if active.per_sample else None
 
 
