@@ -21,7 +21,7 @@ def gradients():
     return [table, bias], twins
 
 
-@pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.5, math.inf])
+@pytest.mark.parametrize("norm_type", [0.0, 1.0, 2.0, 3.5, math.inf, -1.0])
 @pytest.mark.parametrize("max_norm", [0.5, 1e6])
 @pytest.mark.parametrize("foreach", [None, False, True])
 def test_norm_equals_pytorch(norm_type, max_norm, foreach):
@@ -49,9 +49,10 @@ def test_unique_rows_are_scaled_in_place():
     torch.testing.assert_close(weight.grad.to_dense(), torch.tensor([0.8, 0, 0, 0.6, 0]))
 
 
-def test_value_equals_pytorch():
+@pytest.mark.parametrize("foreach", [None, False, True])
+def test_value_equals_pytorch(foreach):
     ours, theirs = gradients()
-    torch_lsh.clip_grad_value_(ours, 0.3)
+    torch_lsh.clip_grad_value_(ours, 0.3, foreach=foreach)
     nn.utils.clip_grad_value_(theirs, 0.3)
     for parameter, twin in zip(ours, theirs):
         torch.testing.assert_close(parameter.grad.to_dense(), twin.grad)
@@ -96,8 +97,25 @@ def test_non_finite(bad):
     assert not torch.isfinite(torch_lsh.clip_grad_norm_(weight, 1.0))
 
 
-def test_other_sparse_gradients_are_refused():
+def test_other_sparse_tensors():
     weight = nn.Parameter(torch.ones(N, D))
-    weight.grad = torch.ones(N, D).to_sparse()
-    with pytest.raises(RuntimeError, match="one sparse dimension"):
-        torch_lsh.clip_grad_norm_(weight, 1.0)
+    weight.grad = torch.full((N, D), 2.0).to_sparse()
+    torch.testing.assert_close(torch_lsh.clip_grad_norm_(weight, 1.0), torch.full((N, D), 2.0).norm())
+    with pytest.raises(NotImplementedError, match="along some dimensions"):
+        torch.linalg.vector_norm(weight.grad, dim=0)
+    with pytest.raises(NotImplementedError, match="0 does not lie"):
+        weight.grad.clamp_min_(1.0)
+
+
+def test_loops_that_clip_as_in_pytorch_go_on_working():
+    torch.manual_seed(0)
+    layer = torch_lsh.LSHLinear(8, 3_000)
+    optimizer = torch_lsh.optim.SGD(layer.parameters(), lr=1.0)
+    for _ in range(2):  # accumulated: rows repeat
+        nn.functional.cross_entropy(layer(10 * torch.randn(4, 8)), torch.randint(3_000, (4,))).backward()
+    before = layer.weight.detach().clone(), layer.bias.detach().clone()
+    assert layer.weight.grad.is_sparse
+    assert nn.utils.clip_grad_norm_(layer.parameters(), 0.1) > 0.1
+    optimizer.step()
+    moved = sum((now.detach() - was).square().sum() for now, was in zip(layer.parameters(), before)).sqrt()
+    assert float(moved) == pytest.approx(0.1, rel=1e-3)

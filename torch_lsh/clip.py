@@ -1,71 +1,50 @@
-"""Gradient clipping that knows row-sparse gradients."""
+"""Gradient clipping that knows row-sparse gradients.
+
+:func:`clip_grad_norm_` and :func:`clip_grad_value_` are those of :mod:`torch.nn.utils`, so that training loops which
+call these go on working. What PyTorch lacks for them is registered here: norms and clamps of sparse tensors on CPUs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_ as clip_grad_norm_
+from torch.nn.utils import clip_grad_value_ as clip_grad_value_
 
 from .optim import row_sparse_gradient
 
 
-def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    """The values of all gradients, to be changed in place; rows that repeat in a row-sparse one are summed first."""
-    if isinstance(parameters, Tensor):
-        parameters = [parameters]
-    values: list[Tensor] = []
-    for parameter in parameters:
-        gradient = parameter.grad
-        if gradient is None:
-            continue
-        if gradient.layout is torch.strided:
-            values.append(gradient)
-            continue
-        rows, summed = row_sparse_gradient(gradient)
-        if len(rows) != gradient._nnz():
-            gradient = torch.sparse_coo_tensor(rows.unsqueeze(0), summed, gradient.shape, check_invariants=False)
-            parameter.grad = gradient
-        values.append(gradient._values())
-    return values
-
-
-@torch.no_grad()
-def clip_grad_norm_(
-    parameters: Tensor | Iterable[Tensor],
-    max_norm: float,
-    norm_type: float = 2.0,
-    error_if_nonfinite: bool = False,
-    foreach: bool | None = None,
+def _vector_norm(
+    tensor: Tensor,
+    ord: float = 2,
+    dim: list[int] | None = None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """:func:`torch.nn.utils.clip_grad_norm_` for dense and row-sparse gradients, in place.
-
-    Args:
-        parameters: tensors with gradients; those without one are passed over.
-        max_norm: largest norm of all gradients together.
-        norm_type: type of the p-norm; may be ``inf``.
-        error_if_nonfinite: raise where the norm is NaN or infinite.
-        foreach: as in PyTorch.
-
-    Returns:
-        The norm before clipping.
-
-    >>> weight = torch.nn.Parameter(torch.zeros(2))
-    >>> weight.grad = torch.tensor([3.0, 4.0])
-    >>> clip_grad_norm_([weight], 1.0)
-    tensor(5.)
-    """
-    # A row-sparse gradient without rows has no norm of its own.
-    values = [value for value in _gradients(parameters) if value.numel() > 0]
-    total = torch.nn.utils.get_total_norm(values, norm_type, error_if_nonfinite, foreach)
-    scale = (float(max_norm) / (total + 1e-6)).clamp(max=1.0)
-    for value in values:
-        value.mul_(scale.to(value.device))
-    return total
+    """Of all entries, those of repeated rows summed."""
+    if dim or keepdim:
+        raise NotImplementedError("torch.linalg.vector_norm of a sparse tensor along some dimensions")
+    values = row_sparse_gradient(tensor)[1] if tensor.sparse_dim() == 1 else tensor.coalesce()._values()
+    if values.numel() == 0 or (ord < 0 and values.numel() < tensor.numel()):  # of zeros, or with zeros
+        return torch.zeros((), dtype=dtype or values.dtype)
+    return torch.linalg.vector_norm(values, ord, dtype=dtype)
 
 
-@torch.no_grad()
-def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None) -> None:
-    """:func:`torch.nn.utils.clip_grad_value_` for dense and row-sparse gradients, in place."""
-    for value in _gradients(parameters):
-        value.clamp_(-float(clip_value), float(clip_value))
+def _clamp_(tensor: Tensor, least: float | None = None, largest: float | None = None) -> Tensor:
+    if (least is not None and least > 0) or (largest is not None and largest < 0):
+        raise NotImplementedError(f"a sparse tensor clamped to {least} .. {largest}, between which 0 does not lie")
+    if not tensor.is_coalesced():
+        tensor.copy_(tensor.coalesce())
+    tensor._values().clamp_(least, largest)
+    return tensor
+
+
+_kernels = torch.library.Library("aten", "IMPL", "SparseCPU")
+for _name, _kernel in {
+    "linalg_vector_norm": _vector_norm,
+    "clamp_": _clamp_,
+    "clamp_min_": _clamp_,
+    "clamp_max_": lambda tensor, largest: _clamp_(tensor, None, largest),
+}.items():
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{_name}", "SparseCPU"):
+        _kernels.impl(_name, _kernel)
