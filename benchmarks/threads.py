@@ -2,12 +2,14 @@
 
     python benchmarks/threads.py --memory-bandwidth 300
 
-The operators of a step are timed one by one, with one thread and with two; what the step takes beyond them (Python,
-autograd, dispatch) is serial. The model: an operator takes its time with one thread divided by the number of cores or
-of its tasks, whichever is smaller, but at least the bytes that it moves over the bandwidth of that many cores, which is
-their number times that of one core, up to the machine's. So it leaves out what threads cost each other (wake-ups,
-shared caches): the measured column beside it says how much that is here. And at the end stands what a second core gives
-two things that have no serial part on this machine, taken in the same run: a matrix product, and a pass over memory.
+The operators of a step are timed one by one, with one thread and with two. What the step takes beyond them is serial
+(Python, autograd, dispatch), as far as a second thread takes nothing from it, or is shared by threads (caches are
+colder between other operators than between calls of the same one). The model: an operator takes its time with one
+thread divided by the number of cores or of its tasks, whichever is smaller, but at least the bytes that it moves over
+the bandwidth of that many cores, which is their number times that of one core, up to the machine's. So it leaves out
+what threads cost each other (wake-ups, shared caches): the measured column beside it says how much that is here. And
+at the end stands what a second core gives two things that have no serial part on this machine, taken in the same run:
+a matrix product, and a pass over memory.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class Part:
 
 def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
     table, first, second = (torch.empty(rows, width) for _ in range(3))
-    for tensor in (table, first, second):
+    bias, bias_first, bias_second = (torch.empty(rows) for _ in range(3))
+    for tensor in (table, first, second, bias, bias_first, bias_second):
         ops.prefer_huge_pages(tensor)
         tensor.normal_().abs_()
     layer = LSH(nn.Linear(width, rows), 1e-3, active).layer
@@ -65,7 +68,7 @@ def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
         return draws[turn[0] % len(draws)]
 
     positions.clamp_(max=count - 1)
-    _, slopes, scale, near = ops.linear_softmax_loss(x, table, None, draws[0], None, positions, shares)
+    _, slopes, scale, near = ops.linear_softmax_loss(x, table, bias, draws[0], None, positions, shares)
     labels, candidates = torch.randint(rows, (batch, 1)), torch.randint(rows, (LOOKED_UP, active // LOOKED_UP // 2))
     carried = torch.randint(rows, (active // 2,))
     pushed, touches = torch.rand(count), torch.zeros(rows, dtype=torch.uint8)
@@ -87,7 +90,7 @@ def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
         ),
         Part(
             "loss",
-            lambda: ops.linear_softmax_loss(x, table, None, next_rows(), None, positions, shares),
+            lambda: ops.linear_softmax_loss(x, table, bias, next_rows(), None, positions, shares),
             -(-active // 48),
             row_bytes,
         ),
@@ -103,6 +106,12 @@ def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
             lambda: ops.row_sparse_adam_(table, first, second, next_rows(), near, None, *step),
             active // 32,
             6 * row_bytes,
+        ),
+        Part(
+            "Adam, bias",
+            lambda: ops.row_sparse_adam_(bias, bias_first, bias_second, next_rows(), pushed, None, *step),
+            active // 32,
+            6.0 * 64 * active,
         ),
         Part("touched rows", lambda: torch.ops.torch_lsh.count_touches_(touches, next_rows()), 1, 0),
     ]
@@ -149,7 +158,9 @@ def main() -> None:
     whole = seconds_by_threads(step, {1, here}, turns=15)
     parts = parts_of(*sizes)
     alone = {part.name: seconds_by_threads(part.run, {1, here}) for part in parts}
-    serial = max(0.0, whole[1] - sum(seconds[1] for seconds in alone.values()))
+    beyond = {threads: max(0.0, whole[threads] - sum(part[threads] for part in alone.values())) for threads in whole}
+    serial = min(beyond[1], max(0.0, 2 * beyond[here] - beyond[1]))
+    shared = beyond[1] - serial
 
     def modelled(part: Part, cores: int) -> float:
         bandwidth = min(cores * one_core, max(one_core, arguments.memory_bandwidth * 1e9))
@@ -159,6 +170,8 @@ def main() -> None:
     for part in parts:
         model = {str(cores): modelled(part, cores) * 1e3 for cores in CORES}
         records.append({"part": part.name, "measured": alone[part.name][here] * 1e3, "model": model})
+    model = {str(cores): shared * 1e3 / cores for cores in CORES}
+    records.append({"part": "beyond them, shared", "measured": shared * 1e3 / here, "model": model})
     records.append({"part": "serial", "measured": serial * 1e3, "model": {str(c): serial * 1e3 for c in CORES}})
     total = {str(c): sum(record["model"][str(c)] for record in records) for c in CORES}
     records.append({"part": "step", "measured": whole[here] * 1e3, "model": total})
