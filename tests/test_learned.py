@@ -49,10 +49,10 @@ def recall(found, weight, bias, x, k=10):
 # --- operators ---
 
 
-def partition_of(rows, buckets, width, seed=0):
+def partition_of(rows, buckets, width, seed=0, bits=1):
     generator = torch.Generator().manual_seed(seed)
-    store = Partition.empty(rows, buckets, width)
-    codes = torch.randint(256, (rows, width // 8), dtype=torch.uint8, generator=generator)
+    store = Partition.empty(rows, buckets, width, bits)
+    codes = torch.randint(256, (rows, bits * width // 8), dtype=torch.uint8, generator=generator)
     factors = torch.randn(rows, 2, generator=generator).bfloat16()
     numbers = torch.randint(buckets, (rows,), dtype=torch.int32, generator=generator)
     return store, torch.arange(rows), numbers, codes, factors
@@ -84,16 +84,35 @@ def check_invariants(store, rows, buckets, codes, factors):
     assert (store.ids >= 0).sum() == len(rows)
 
 
+def numbers_of(codes, bits):
+    """What codes ``[n, bits * width / 8]`` stand for: ``[n, width]`` float32."""
+    signs = 2.0 * (codes.unsqueeze(2) >> torch.arange(8) & 1).flatten(1).unflatten(1, (bits, -1)) - 1
+    return (signs * 2 ** torch.arange(bits).flip(0).unsqueeze(1)).sum(1)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
 @pytest.mark.parametrize("width", [8, 24, 128])
-def test_residual_codes_equal_reference(width, threads):
+def test_residual_codes_equal_reference(width, bits, threads):
     for rows in (0, 1, 700):
         x, centers = torch.randn(rows, width), torch.randn(5, width)
         buckets = torch.randint(5, (rows,), dtype=torch.int32)
         x[: rows // 10] = centers[buckets[: rows // 10].long()]  # no residual
-        codes, factors = ops.residual_codes(x, centers, buckets)
-        expected_codes, expected_factors = reference.residual_codes(x, centers, buckets)
-        assert torch.equal(codes, expected_codes)
-        torch.testing.assert_close(factors, expected_factors)
+        codes, factors = ops.residual_codes(x, centers, buckets, bits)
+        expected_codes, expected_factors = reference.residual_codes(x, centers, buckets, bits)
+        # the mean square is rounded, so a number between two levels may go to either
+        assert (numbers_of(codes, bits) != numbers_of(expected_codes, bits)).sum() <= rows * width // 10_000
+        torch.testing.assert_close(factors, expected_factors, rtol=1e-3, atol=1e-6)
+
+
+def test_residual_codes_of_more_bits_are_nearer():
+    x, buckets = torch.randn(500, 128), torch.zeros(500, dtype=torch.int32)
+    # the errors of rounding normally distributed numbers that Max, 1960, gives
+    for bits, expected in ((1, 0.3634), (2, 0.1188), (3, 0.0374), (4, 0.0115)):
+        codes, factors = ops.residual_codes(x, torch.zeros(1, 128), buckets, bits)
+        numbers = numbers_of(codes, bits)
+        torch.testing.assert_close(factors * (x * numbers).sum(1), x.square().sum(1))
+        parallel = (x * numbers).sum(1).square() / (numbers.square().sum(1) * x.square().sum(1))
+        assert 1 - parallel.mean().item() == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize(("rows", "buckets"), [(1, 1), (64, 1), (65, 1), (500, 3), (300, 40)])
@@ -128,11 +147,12 @@ def test_update_partition_equals_reference_and_keeps_every_row_once(rows, bucket
         check_invariants(store, numbers, store.row_buckets.tolist(), current_codes, current_factors)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
 @pytest.mark.parametrize("width", [8, 40, 128])
-def test_query_partition_equals_reference(simd_level, threads, width):
+def test_query_partition_equals_reference(simd_level, threads, width, bits):
     """The operator rounds the query's products, so rows at the edge of the shortlist may differ."""
     for rows, buckets in ((1, 1), (100, 3), (3000, 300)):
-        store, numbers, wanted, codes, factors = partition_of(rows, buckets, width)
+        store, numbers, wanted, codes, factors = partition_of(rows, buckets, width, bits=bits)
         ops.update_partition(*store, numbers, wanted, codes, factors)
         x, centers, scores = torch.randn(5, width), torch.randn(buckets, width), torch.randn(5, buckets)
         parts = (centers, store.codes, store.factors, store.ids, store.next, store.heads)
@@ -161,14 +181,14 @@ def test_query_partition_visits_buckets_in_the_order_of_their_scores(simd_level)
 
 
 def test_operators_of_a_partition_opcheck():
-    store, numbers, wanted, codes, factors = partition_of(100, 4, 16)
+    store, numbers, wanted, codes, factors = partition_of(100, 4, 16, bits=2)
     checks = ("test_schema", "test_faketensor")
     update = (*store, numbers, wanted, codes, factors)
     torch.library.opcheck(torch.ops.torch_lsh.update_partition, update, test_utils=checks)
     ops.update_partition(*update)
     query = (torch.randn(2, 16), torch.randn(2, 4), torch.randn(4, 16), *store[:5], 7, 50)
     torch.library.opcheck(torch.ops.torch_lsh.query_partition, query, test_utils=checks)
-    residual = (torch.randn(3, 16), torch.randn(4, 16), wanted[:3].clone())
+    residual = (torch.randn(3, 16), torch.randn(4, 16), wanted[:3].clone(), 2)
     torch.library.opcheck(torch.ops.torch_lsh.residual_codes, residual, test_utils=checks)
 
 
@@ -191,7 +211,7 @@ def test_operators_of_a_partition_refuse_bad_input():
         ops.update_partition(*store._replace(next=store.next + 500), *update)
     query = [torch.randn(2, 16), torch.randn(2, 4), torch.randn(4, 16), *store[:5], 7, 50]
     for position, value, message in (
-        (0, torch.randn(2, 8), "x has shape \\[2, 8\\]; wanted 16 columns"),
+        (0, torch.randn(2, 32), "x has shape \\[2, 32\\]; wanted 1 to 4 bits for each column in 2 bytes"),
         (1, torch.randn(2, 5), "scores has shape \\[2, 5\\]; wanted 4 in dimension 1"),
         (8, 0, "max_candidates is 0; wanted at least 1"),
         (9, 0, "examined is 0; wanted at least 1"),
@@ -199,9 +219,12 @@ def test_operators_of_a_partition_refuse_bad_input():
         with pytest.raises(RuntimeError, match=message):
             ops.query_partition(*query[:position], value, *query[position + 1 :])
     with pytest.raises(RuntimeError, match="wanted a multiple of 8 columns"):
-        ops.residual_codes(torch.randn(2, 7), torch.randn(1, 7), torch.zeros(2, dtype=torch.int32))
+        ops.residual_codes(torch.randn(2, 7), torch.randn(1, 7), torch.zeros(2, dtype=torch.int32), 1)
     with pytest.raises(RuntimeError, match="buckets holds 1; wanted 0 to 0"):
-        ops.residual_codes(torch.randn(2, 8), torch.randn(1, 8), torch.ones(2, dtype=torch.int32))
+        ops.residual_codes(torch.randn(2, 8), torch.randn(1, 8), torch.ones(2, dtype=torch.int32), 1)
+    for bits in (0, 5):
+        with pytest.raises(RuntimeError, match=f"bits is {bits}; wanted 1 to 4"):
+            ops.residual_codes(torch.randn(2, 8), torch.randn(1, 8), torch.zeros(2, dtype=torch.int32), bits)
 
 
 # --- family ---

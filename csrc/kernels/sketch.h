@@ -1,10 +1,11 @@
-// Estimates of inner products from one bit per dimension. Compiled once per instruction set: include only
-// from kernels/levels/*.cpp.
+// Estimates of inner products from one or a few bits per dimension. Compiled once per instruction set:
+// include only from kernels/levels/*.cpp.
 //
-// Rows are kept in blocks of kSketchRows: codes [bytes, kSketchRows], bit i of byte j is the sign of
+// Rows are kept in blocks of kSketchRows: codes [bits, bytes, kSketchRows], bit i of byte j is the sign of
 // dimension 8 * j + i, and factors [2, kSketchRows]: what the product with the signs is multiplied with, and
-// what is added. In a block, place p belongs to row (p % 2) * kSketchRows / 2 + p / 2: the even and the odd
-// bytes of a vector, which widen to 16 bits separately, are then neighbours.
+// what is added. Of several bits the first plane weighs most, each twice the next: a coordinate is the odd
+// number sum of 2^(bits - 1 - plane) * sign. In a block, place p belongs to row (p % 2) * kSketchRows / 2 + p
+// / 2: the even and the odd bytes of a vector, which widen to 16 bits separately, are then neighbours.
 #pragma once
 
 #include "kernels/convert.h"
@@ -64,14 +65,21 @@ inline void sketch_sums(const uint8_t* codes, int64_t bytes, const uint8_t* tabl
 #endif
 }
 
-inline void sketch_scores(const uint8_t* codes, const BFloat16* factors, int64_t blocks, int64_t bytes,
-                          const uint8_t* tables, float step, float base, float* __restrict scores) {
+inline void sketch_scores(const uint8_t* codes, const BFloat16* factors, int64_t blocks, int64_t bits,
+                          int64_t bytes, const uint8_t* tables, float step, float base,
+                          float* __restrict scores) {
   uint16_t sums[kSketchRows];
   for (int64_t block = 0; block < blocks; ++block) {
+    float higher[kSketchRows] = {};
+    for (int64_t plane = 1; plane < bits; ++plane, codes += bytes * kSketchRows) {
+      sketch_sums(codes, bytes, tables, sums);
+#pragma omp simd
+      for (int64_t r = 0; r < kSketchRows; ++r) higher[r] = 2 * (higher[r] + static_cast<float>(sums[r]));
+    }
     sketch_sums(codes, bytes, tables, sums);
 #pragma omp simd
     for (int64_t r = 0; r < kSketchRows; ++r)
-      scores[r] = to_float(factors[r]) * (step * static_cast<float>(sums[r]) + base) +
+      scores[r] = to_float(factors[r]) * (step * (higher[r] + static_cast<float>(sums[r])) + base) +
                   to_float(factors[kSketchRows + r]);
     codes += bytes * kSketchRows;
     factors += 2 * kSketchRows;

@@ -61,7 +61,7 @@ Tensor sketch_candidates(const Tensor& x, const Tensor& codes, const Tensor& fac
         for (int64_t b = 0; b < batch; ++b) {
           Shortlist& shortlist = parts[part][b];
           sketch_scores(code + first * bytes * kSketchRows, factor + first * 2 * kSketchRows,
-                        std::min(kGroup, blocks - first), bytes, tables[b].entries.data(), tables[b].step,
+                        std::min(kGroup, blocks - first), 1, bytes, tables[b].entries.data(), tables[b].step,
                         tables[b].base, scores);
           std::fill_n(thresholds, vector, shortlist.threshold());
           const int64_t found = scan(scores, rows, thresholds, vector, hits);
