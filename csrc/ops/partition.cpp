@@ -334,10 +334,11 @@ Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& cent
   check_operand(centers, "centers", 2, ScalarType::Float);
   const int64_t batch = x.size(0), width = x.size(1), bytes = codes.size(1), blocks = codes.size(0);
   const int64_t num_buckets = heads.size(0) - 1;
-  TORCH_LSH_CHECK(width > 0 && width % 8 == 0 && width <= 4 * UINT16_MAX && 8 * bytes % width == 0 &&
-                      bytes > 0 && 8 * bytes <= 4 * width,
+  TORCH_LSH_CHECK(width > 0 && width % 8 == 0 && bytes > 0 && 8 * bytes % width == 0 && 2 * bytes <= width,
                   "x has shape ", shape_of(x), "; wanted 1 to 4 bits for each column in ", bytes, " bytes");
-  const int64_t bits = 8 * bytes / width;
+  const int64_t bits = 8 * bytes / width, widest = UINT16_MAX / ((1 << bits) - 1) * 4;
+  TORCH_LSH_CHECK(width <= widest, "x has ", width, " columns; wanted at most ", widest, " with ", bits,
+                  " bits");
   check_size(scores, "scores", 0, batch);
   check_size(scores, "scores", 1, num_buckets);
   check_size(centers, "centers", 0, num_buckets);
@@ -368,8 +369,7 @@ Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& cent
       for (int64_t j = 0; j < 4; ++j) __builtin_prefetch(factor + block * 2 * kSketchRows + j * kLine / 2);
     };
     for (int64_t b = begin; b < end; ++b) {
-      const SignTables tables(query + b * width, width);
-      const float lowest = tables.base * static_cast<float>((1 << bits) - 1);
+      const SignTables tables(query + b * width, width, bits);
       Shortlist shortlist(max_candidates);
       order.start(score + b * num_buckets, head, num_buckets);
       for (int64_t seen = 0, visited = 0; seen < examined;) {
@@ -383,7 +383,7 @@ Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& cent
           if (follower[block] >= 0) prefetch(follower[block]);
           const int64_t rows = block == head[bucket].block ? head[bucket].rows : kSketchRows;
           sketch_scores(code + block * bytes * kSketchRows, factor + block * 2 * kSketchRows, 1, bits,
-                        width / 8, tables.entries.data(), tables.step, lowest, estimates);
+                        width / 8, tables.entries.data(), tables.step, tables.base, estimates);
           // A little less, so that rounding rules nothing out that belongs into the shortlist.
           const float threshold = shortlist.threshold();
           std::fill_n(thresholds, vector,

@@ -14,15 +14,17 @@ struct SignTables {
   std::vector<uint8_t> entries;
   float step = 0, base = 0;
 
-  SignTables(const float* x, int64_t width) : entries(width / 4 * 16) {
-    // Two entries add up in 8 bits, all of them in 16.
-    const float levels = static_cast<float>(std::min<int64_t>(127, UINT16_MAX / (width / 4)));
+  SignTables(const float* x, int64_t width, int64_t bits) : entries(width / 4 * 16) {
+    // Two entries add up in 8 bits, all of them, once for each unit of a code, in 16.
+    const int64_t units = (int64_t{1} << bits) - 1;
+    const float levels = static_cast<float>(std::min<int64_t>(127, UINT16_MAX / (width / 4 * units)));
     float widest = 0;
     for (int64_t j = 0; j < width; j += 4) {
       const float span = std::abs(x[j]) + std::abs(x[j + 1]) + std::abs(x[j + 2]) + std::abs(x[j + 3]);
       base -= span;
       widest = std::max(widest, 2 * span);
     }
+    base *= static_cast<float>(units);
     step = widest / levels;
     if (!(step > 0 && std::isfinite(base))) {  // a query of zeros, or none that has an order
       step = base = 0;
