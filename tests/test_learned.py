@@ -14,6 +14,7 @@ from torch_lsh import LSHConfig, LSHLinear, ops, optim, reference
 from torch_lsh.hashing import LearnedPartition
 from torch_lsh.index import LSHIndex
 from torch_lsh.learned import LearnedIndex, Partition
+from torch_lsh.sketch import RowSketch
 
 N, D = 4000, 24
 
@@ -167,6 +168,22 @@ def test_query_partition_equals_reference(simd_level, threads, width, bits):
                 assert same >= 0.9 * (expected >= 0).sum() - 2
 
 
+@pytest.mark.parametrize(("bits", "width"), [(1, 8192), (2, 4096), (4, 512)])
+def test_query_partition_of_wide_rows(simd_level, bits, width):
+    """Products are rounded to so few levels that the largest sum fits into 16 bits."""
+    store, numbers, wanted, codes, _ = partition_of(200, 2, width, bits=bits)
+    codes[7] = 255
+    factors = torch.tensor([1.0, 0.0]).expand(200, 2).bfloat16().contiguous()
+    ops.update_partition(*store, numbers, wanted, codes, factors)
+    x = torch.randn(3, width)
+    x[2] = 1.0
+    parts = (torch.zeros(2, width), store.codes, store.factors, store.ids, store.next, store.heads)
+    arguments = (x, torch.zeros(3, 2), *parts, 40, 200)
+    found, expected = ops.query_partition(*arguments), reference.query_partition(*arguments)
+    assert found[2, 0] == expected[2, 0] == 7  # whose sum is the largest
+    assert sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), expected.tolist())) >= 0.9 * expected.numel()
+
+
 def test_query_partition_visits_buckets_in_the_order_of_their_scores(simd_level):
     store, numbers, _, codes, factors = partition_of(1000, 1000, 8)
     ops.update_partition(*store, numbers, numbers.int(), codes, factors)
@@ -218,6 +235,9 @@ def test_operators_of_a_partition_refuse_bad_input():
     ):
         with pytest.raises(RuntimeError, match=message):
             ops.query_partition(*query[:position], value, *query[position + 1 :])
+    wide = partition_of(1, 1, 17480, bits=4)[0]
+    with pytest.raises(RuntimeError, match="x has 17480 columns; wanted at most 17476 with 4 bits"):
+        ops.query_partition(torch.randn(1, 17480), torch.randn(1, 1), torch.randn(1, 17480), *wide[:5], 1, 1)
     with pytest.raises(RuntimeError, match="wanted a multiple of 8 columns"):
         ops.residual_codes(torch.randn(2, 7), torch.randn(1, 7), torch.zeros(2, dtype=torch.int32), 1)
     with pytest.raises(RuntimeError, match="buckets holds 1; wanted 0 to 0"):
@@ -297,6 +317,26 @@ def test_finds_more_than_data_independent_hashing_with_half_of_the_rows():
         other = LSHIndex(20_000, 64, **settings)
         other.build(weight, bias)
         assert recall(other.query(x, 200), weight, bias, x) < found
+
+
+def test_finds_as_much_as_sign_codes_of_all_rows_in_half_of_the_rows():
+    weight, bias, queries = clustered(20_000, 64, 300)
+    learned, sketch = LearnedIndex(20_000, 64), RowSketch(20_000, 64)
+    learned.build(weight, bias, queries[:600])
+    sketch.build(weight, bias, queries[:600])
+    x = queries[600:]
+    for count in (15, 25, 40):
+        found = recall(learned.query(x, count), weight, bias, x)
+        assert found >= recall(sketch.query(x, 2 * count), weight, bias, x) > 0.7
+
+
+def test_few_long_rows_have_buckets_of_their_own(monkeypatch, threads):
+    monkeypatch.setattr("torch_lsh.learned._FITTED_ROWS", 2000)
+    weight, x = torch.randn(20_000, 16), torch.randn(200, 16)
+    weight[::100] *= 4.0
+    index = LearnedIndex(20_000, 16, probes=30)  # less than a tenth
+    index.build(weight)
+    assert recall(index.query(x, 200), weight, None, x) > 0.9
 
 
 def test_examining_all_rows_leaves_the_error_of_the_codes_only():
@@ -434,6 +474,8 @@ def test_state_goes_over_to_another_index():
         LearnedIndex(N, D, seed=1).load_state_dict(index.state_dict())
     with pytest.raises(ValueError, match="places runs from"):
         other.load_state_dict({**index.state_dict(), "places": index._store.places + 10**6})
+    with pytest.raises(ValueError, match=r"codes has shape .*; wanted \[\d+, 6, 64\]"):  # one bit per dimension
+        other.load_state_dict({**index.state_dict(), "codes": index._store.codes[:, :3]})
     with pytest.raises(ValueError, match="ids has shape"):
         other.load_state_dict({**index.state_dict(), "ids": index._store.ids[:1]})
 
