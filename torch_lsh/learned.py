@@ -18,8 +18,8 @@ _log = logging.getLogger("torch_lsh")
 
 _BLOCK_ROWS = 16384  # rows that are mapped and hashed at a time
 _CODE_ROWS = 64  # rows of a block of codes; see csrc/kernels/sketch.h
-_CODE_BITS = 2  # per dimension, 1 to 4
-_CODE_RMS = 1.9  # root mean square of what the codes of normally distributed numbers stand for
+_CODE_BITS = 2  # per dimension
+_CODE_RMS = 1.9  # root mean square of the numbers that these stand for
 _FITTED_ROWS = 65536  # rows that k-means looks at, half of them the longest
 _SPREAD = 3.0  # before routing is learned: how far in standard deviations a bucket's best row is above its center
 _TOP_ROWS = 50  # true top rows of each query that routing is trained on
@@ -60,7 +60,7 @@ class Partition(NamedTuple):
 
 
 class LearnedIndex:
-    """Rows in buckets that are learned from the rows and from queries, ranked by sign codes.
+    """Rows in buckets that are learned from the rows and from queries, ranked by codes of two bits per dimension.
 
     Takes the place of :class:`torch_lsh.index.LSHIndex` where the hash is ``"learned"``. Three things are learned by
     :meth:`build`, all of them for the inner products ``h · w + b`` with queries such as the given ones:
@@ -68,21 +68,25 @@ class LearnedIndex:
     1. *Coordinates.* Rows and queries are mapped so that inner products stay and distances of rows say what differences
        of inner products to expect, see :class:`torch_lsh.balance.Balance`; the mean row is subtracted.
     2. *Buckets* and *the way to them*, see :class:`torch_lsh.hashing.LearnedPartition`: k-means for rows, and for
-       queries a linear classifier trained with the true top rows.
+       queries a linear classifier trained with the true top rows. Few rows are much longer than most, and these are
+       top rows of many queries: half of the rows that k-means sees are the longest, so that such rows have buckets of
+       their own. The classifier begins with what the best row of a bucket will probably be, which is the higher above
+       the center the farther the rows are from it.
 
     A look-up goes through the buckets in the order of their scores for the query until as many rows as it may examine
     were met, and ranks these by estimates of their inner products: the exact one with the center of the bucket, plus
-    one from the signs of the row's difference from that, a bit per dimension in a random rotation (as
-    :class:`torch_lsh.sketch.RowSketch`), plus the bias.
+    one with the row's difference from that, rounded to two bits per dimension in a random rotation, plus the bias. (The
+    second bit halves the error that :class:`torch_lsh.sketch.RowSketch` has with one, and its plane is summed with the
+    same tables.)
 
     A row with a NaN or an infinity is in some bucket; a query with one finds some rows.
 
     Args:
         num_rows: N, rows of the weight.
         in_features: width of the weight.
-        hashes_per_table: K: there are ``2**K`` buckets. Default: the power of two nearest to ``5 * sqrt(N)``, so that
-            scoring the buckets and scanning their rows cost about the same.
-        probes: how many rows a look-up examines, in buckets of average size. Default: ``N / 16 + 1024`` rows.
+        hashes_per_table: K: there are ``2**K`` buckets. Default: the power of two nearest to ``2.5 * sqrt(N)``: with
+            more, scoring and visiting them costs more than the rows in them.
+        probes: how many rows a look-up examines, in buckets of average size. Default: ``N / 16 + 4096`` rows.
         seed: of k-means and of the rotation.
 
     Raises:
@@ -91,7 +95,9 @@ class LearnedIndex:
     References:
         See :class:`torch_lsh.hashing.LearnedPartition`; Jégou, Douze & Schmid, "Product Quantization for Nearest
         Neighbor Search", PAMI 2011 (codes of residuals in an inverted file); Gao & Long, "RaBitQ: Quantizing
-        High-Dimensional Vectors with a Theoretical Error Bound", SIGMOD 2024 (estimates from sign codes).
+        High-Dimensional Vectors with a Theoretical Error Bound", SIGMOD 2024, and Gao et al., "Practical and
+        Asymptotically Optimal Quantization of High-Dimensional Vectors in Euclidean Space for Approximate Nearest
+        Neighbor Search", SIGMOD 2025 (estimates from one and from several bits).
 
     >>> weight = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
     >>> index = LearnedIndex(1000, 16)
@@ -408,7 +414,7 @@ class LearnedIndex:
         return ops.product(x.float(), self._query_map)
 
     def _hashed(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Buckets ``[n]`` int32, sign codes ``[n, width / 8]`` uint8 and factors ``[n, 2]`` bfloat16 of some rows."""
+        """Buckets ``[n]`` int32, codes ``[n, bits * width / 8]`` uint8 and factors ``[n, 2]`` bfloat16 of some rows."""
         rows = self._mapped_rows(weight)
         buckets = self.family.codes(rows)[:, 0]
         signs, scale = ops.residual_codes(rows, self.family.centers, buckets, _CODE_BITS)

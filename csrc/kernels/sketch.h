@@ -4,8 +4,9 @@
 // Rows are kept in blocks of kSketchRows: codes [bits, bytes, kSketchRows], bit i of byte j is the sign of
 // dimension 8 * j + i, and factors [2, kSketchRows]: what the product with the signs is multiplied with, and
 // what is added. Of several bits the first plane weighs most, each twice the next: a coordinate is the odd
-// number sum of 2^(bits - 1 - plane) * sign. In a block, place p belongs to row (p % 2) * kSketchRows / 2 + p
-// / 2: the even and the odd bytes of a vector, which widen to 16 bits separately, are then neighbours.
+// number sum of 2^(bits - 1 - plane) * sign. In a block, place p belongs to row
+// (p % 2) * kSketchRows / 2 + p / 2: the even and the odd bytes of a vector, which widen to 16 bits
+// separately, are then neighbours.
 #pragma once
 
 #include "kernels/convert.h"
