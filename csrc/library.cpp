@@ -118,7 +118,8 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def("sketch_candidates(Tensor x, Tensor codes, Tensor factors, int num_rows, int count) -> Tensor");
 
   // partition
-  m.def("residual_codes(Tensor x, Tensor centers, Tensor buckets) -> (Tensor codes, Tensor factors)");
+  m.def(
+      "residual_codes(Tensor x, Tensor centers, Tensor buckets, int bits) -> (Tensor codes, Tensor factors)");
   m.def(
       "update_partition(Tensor(a!) codes, Tensor(b!) factors, Tensor(c!) ids, Tensor(d!) next, Tensor(e!) "
       "heads, Tensor(f!) places, Tensor(g!) row_buckets, Tensor rows, Tensor buckets, Tensor row_codes, "

@@ -14,6 +14,7 @@ from torch_lsh import LSHConfig, LSHLinear, ops, optim, reference
 from torch_lsh.hashing import LearnedPartition
 from torch_lsh.index import LSHIndex
 from torch_lsh.learned import LearnedIndex, Partition
+from torch_lsh.sketch import RowSketch
 
 N, D = 4000, 24
 
@@ -49,10 +50,10 @@ def recall(found, weight, bias, x, k=10):
 # --- operators ---
 
 
-def partition_of(rows, buckets, width, seed=0):
+def partition_of(rows, buckets, width, seed=0, bits=1):
     generator = torch.Generator().manual_seed(seed)
-    store = Partition.empty(rows, buckets, width)
-    codes = torch.randint(256, (rows, width // 8), dtype=torch.uint8, generator=generator)
+    store = Partition.empty(rows, buckets, width, bits)
+    codes = torch.randint(256, (rows, bits * width // 8), dtype=torch.uint8, generator=generator)
     factors = torch.randn(rows, 2, generator=generator).bfloat16()
     numbers = torch.randint(buckets, (rows,), dtype=torch.int32, generator=generator)
     return store, torch.arange(rows), numbers, codes, factors
@@ -84,16 +85,35 @@ def check_invariants(store, rows, buckets, codes, factors):
     assert (store.ids >= 0).sum() == len(rows)
 
 
+def numbers_of(codes, bits):
+    """What codes ``[n, bits * width / 8]`` stand for: ``[n, width]`` float32."""
+    signs = 2.0 * (codes.unsqueeze(2) >> torch.arange(8) & 1).flatten(1).unflatten(1, (bits, -1)) - 1
+    return (signs * 2 ** torch.arange(bits).flip(0).unsqueeze(1)).sum(1)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
 @pytest.mark.parametrize("width", [8, 24, 128])
-def test_residual_codes_equal_reference(width, threads):
+def test_residual_codes_equal_reference(width, bits, threads):
     for rows in (0, 1, 700):
         x, centers = torch.randn(rows, width), torch.randn(5, width)
         buckets = torch.randint(5, (rows,), dtype=torch.int32)
         x[: rows // 10] = centers[buckets[: rows // 10].long()]  # no residual
-        codes, factors = ops.residual_codes(x, centers, buckets)
-        expected_codes, expected_factors = reference.residual_codes(x, centers, buckets)
-        assert torch.equal(codes, expected_codes)
-        torch.testing.assert_close(factors, expected_factors)
+        codes, factors = ops.residual_codes(x, centers, buckets, bits)
+        expected_codes, expected_factors = reference.residual_codes(x, centers, buckets, bits)
+        # the mean square is rounded, so a number between two levels may go to either
+        assert (numbers_of(codes, bits) != numbers_of(expected_codes, bits)).sum() <= rows * width // 10_000
+        torch.testing.assert_close(factors, expected_factors, rtol=1e-3, atol=1e-6)
+
+
+def test_residual_codes_of_more_bits_are_nearer():
+    x, buckets = torch.randn(500, 128), torch.zeros(500, dtype=torch.int32)
+    # the errors of rounding normally distributed numbers that Max, 1960, gives
+    for bits, expected in ((1, 0.3634), (2, 0.1188), (3, 0.0374), (4, 0.0115)):
+        codes, factors = ops.residual_codes(x, torch.zeros(1, 128), buckets, bits)
+        numbers = numbers_of(codes, bits)
+        torch.testing.assert_close(factors * (x * numbers).sum(1), x.square().sum(1))
+        parallel = (x * numbers).sum(1).square() / (numbers.square().sum(1) * x.square().sum(1))
+        assert 1 - parallel.mean().item() == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize(("rows", "buckets"), [(1, 1), (64, 1), (65, 1), (500, 3), (300, 40)])
@@ -128,11 +148,12 @@ def test_update_partition_equals_reference_and_keeps_every_row_once(rows, bucket
         check_invariants(store, numbers, store.row_buckets.tolist(), current_codes, current_factors)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
 @pytest.mark.parametrize("width", [8, 40, 128])
-def test_query_partition_equals_reference(simd_level, threads, width):
+def test_query_partition_equals_reference(simd_level, threads, width, bits):
     """The operator rounds the query's products, so rows at the edge of the shortlist may differ."""
     for rows, buckets in ((1, 1), (100, 3), (3000, 300)):
-        store, numbers, wanted, codes, factors = partition_of(rows, buckets, width)
+        store, numbers, wanted, codes, factors = partition_of(rows, buckets, width, bits=bits)
         ops.update_partition(*store, numbers, wanted, codes, factors)
         x, centers, scores = torch.randn(5, width), torch.randn(buckets, width), torch.randn(5, buckets)
         parts = (centers, store.codes, store.factors, store.ids, store.next, store.heads)
@@ -145,6 +166,22 @@ def test_query_partition_equals_reference(simd_level, threads, width):
                 assert all(len(set(row)) == len(row) for row in (f[f >= 0].tolist() for f in found))
                 same = sum(len(set(a) & set(b) - {-1}) for a, b in zip(found.tolist(), expected.tolist()))
                 assert same >= 0.9 * (expected >= 0).sum() - 2
+
+
+@pytest.mark.parametrize(("bits", "width"), [(1, 8192), (2, 4096), (4, 512)])
+def test_query_partition_of_wide_rows(simd_level, bits, width):
+    """Products are rounded to so few levels that the largest sum fits into 16 bits."""
+    store, numbers, wanted, codes, _ = partition_of(200, 2, width, bits=bits)
+    codes[7] = 255
+    factors = torch.tensor([1.0, 0.0]).expand(200, 2).bfloat16().contiguous()
+    ops.update_partition(*store, numbers, wanted, codes, factors)
+    x = torch.randn(3, width)
+    x[2] = 1.0
+    parts = (torch.zeros(2, width), store.codes, store.factors, store.ids, store.next, store.heads)
+    arguments = (x, torch.zeros(3, 2), *parts, 40, 200)
+    found, expected = ops.query_partition(*arguments), reference.query_partition(*arguments)
+    assert found[2, 0] == expected[2, 0] == 7  # whose sum is the largest
+    assert sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), expected.tolist())) >= 0.9 * expected.numel()
 
 
 def test_query_partition_visits_buckets_in_the_order_of_their_scores(simd_level):
@@ -161,14 +198,14 @@ def test_query_partition_visits_buckets_in_the_order_of_their_scores(simd_level)
 
 
 def test_operators_of_a_partition_opcheck():
-    store, numbers, wanted, codes, factors = partition_of(100, 4, 16)
+    store, numbers, wanted, codes, factors = partition_of(100, 4, 16, bits=2)
     checks = ("test_schema", "test_faketensor")
     update = (*store, numbers, wanted, codes, factors)
     torch.library.opcheck(torch.ops.torch_lsh.update_partition, update, test_utils=checks)
     ops.update_partition(*update)
     query = (torch.randn(2, 16), torch.randn(2, 4), torch.randn(4, 16), *store[:5], 7, 50)
     torch.library.opcheck(torch.ops.torch_lsh.query_partition, query, test_utils=checks)
-    residual = (torch.randn(3, 16), torch.randn(4, 16), wanted[:3].clone())
+    residual = (torch.randn(3, 16), torch.randn(4, 16), wanted[:3].clone(), 2)
     torch.library.opcheck(torch.ops.torch_lsh.residual_codes, residual, test_utils=checks)
 
 
@@ -191,17 +228,23 @@ def test_operators_of_a_partition_refuse_bad_input():
         ops.update_partition(*store._replace(next=store.next + 500), *update)
     query = [torch.randn(2, 16), torch.randn(2, 4), torch.randn(4, 16), *store[:5], 7, 50]
     for position, value, message in (
-        (0, torch.randn(2, 8), "x has shape \\[2, 8\\]; wanted 16 columns"),
+        (0, torch.randn(2, 32), "x has shape \\[2, 32\\]; wanted 1 to 4 bits for each column in 2 bytes"),
         (1, torch.randn(2, 5), "scores has shape \\[2, 5\\]; wanted 4 in dimension 1"),
         (8, 0, "max_candidates is 0; wanted at least 1"),
         (9, 0, "examined is 0; wanted at least 1"),
     ):
         with pytest.raises(RuntimeError, match=message):
             ops.query_partition(*query[:position], value, *query[position + 1 :])
+    wide = partition_of(1, 1, 17480, bits=4)[0]
+    with pytest.raises(RuntimeError, match="x has 17480 columns; wanted at most 17476 with 4 bits"):
+        ops.query_partition(torch.randn(1, 17480), torch.randn(1, 1), torch.randn(1, 17480), *wide[:5], 1, 1)
     with pytest.raises(RuntimeError, match="wanted a multiple of 8 columns"):
-        ops.residual_codes(torch.randn(2, 7), torch.randn(1, 7), torch.zeros(2, dtype=torch.int32))
+        ops.residual_codes(torch.randn(2, 7), torch.randn(1, 7), torch.zeros(2, dtype=torch.int32), 1)
     with pytest.raises(RuntimeError, match="buckets holds 1; wanted 0 to 0"):
-        ops.residual_codes(torch.randn(2, 8), torch.randn(1, 8), torch.ones(2, dtype=torch.int32))
+        ops.residual_codes(torch.randn(2, 8), torch.randn(1, 8), torch.ones(2, dtype=torch.int32), 1)
+    for bits in (0, 5):
+        with pytest.raises(RuntimeError, match=f"bits is {bits}; wanted 1 to 4"):
+            ops.residual_codes(torch.randn(2, 8), torch.randn(1, 8), torch.zeros(2, dtype=torch.int32), bits)
 
 
 # --- family ---
@@ -274,6 +317,26 @@ def test_finds_more_than_data_independent_hashing_with_half_of_the_rows():
         other = LSHIndex(20_000, 64, **settings)
         other.build(weight, bias)
         assert recall(other.query(x, 200), weight, bias, x) < found
+
+
+def test_finds_as_much_as_sign_codes_of_all_rows_in_half_of_the_rows():
+    weight, bias, queries = clustered(20_000, 64, 300)
+    learned, sketch = LearnedIndex(20_000, 64), RowSketch(20_000, 64)
+    learned.build(weight, bias, queries[:600])
+    sketch.build(weight, bias, queries[:600])
+    x = queries[600:]
+    for count in (15, 25, 40):
+        found = recall(learned.query(x, count), weight, bias, x)
+        assert found >= recall(sketch.query(x, 2 * count), weight, bias, x) > 0.7
+
+
+def test_few_long_rows_have_buckets_of_their_own(monkeypatch, threads):
+    monkeypatch.setattr("torch_lsh.learned._FITTED_ROWS", 2000)
+    weight, x = torch.randn(20_000, 16), torch.randn(200, 16)
+    weight[::100] *= 4.0
+    index = LearnedIndex(20_000, 16, probes=30)  # less than a tenth
+    index.build(weight)
+    assert recall(index.query(x, 200), weight, None, x) > 0.9
 
 
 def test_examining_all_rows_leaves_the_error_of_the_codes_only():
@@ -411,6 +474,8 @@ def test_state_goes_over_to_another_index():
         LearnedIndex(N, D, seed=1).load_state_dict(index.state_dict())
     with pytest.raises(ValueError, match="places runs from"):
         other.load_state_dict({**index.state_dict(), "places": index._store.places + 10**6})
+    with pytest.raises(ValueError, match=r"codes has shape .*; wanted \[\d+, 6, 64\]"):  # one bit per dimension
+        other.load_state_dict({**index.state_dict(), "codes": index._store.codes[:, :3]})
     with pytest.raises(ValueError, match="ids has shape"):
         other.load_state_dict({**index.state_dict(), "ids": index._store.ids[:1]})
 

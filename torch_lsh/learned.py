@@ -17,8 +17,11 @@ from .stopwatch import Stopwatch, timed
 _log = logging.getLogger("torch_lsh")
 
 _BLOCK_ROWS = 16384  # rows that are mapped and hashed at a time
-_CODE_ROWS = 64  # rows of a block of sign codes; see csrc/kernels/sketch.h
-_FITTED_ROWS = 65536  # rows that k-means looks at
+_CODE_ROWS = 64  # rows of a block of codes; see csrc/kernels/sketch.h
+_CODE_BITS = 2  # per dimension
+_CODE_RMS = 1.9  # root mean square of the numbers that these stand for
+_FITTED_ROWS = 65536  # rows that k-means looks at, half of them the longest
+_SPREAD = 3.0  # before routing is learned: how far in standard deviations a bucket's best row is above its center
 _TOP_ROWS = 50  # true top rows of each query that routing is trained on
 _JUDGES = 32  # latest queries, which are not trained on: recall is measured with them
 _JUDGED_ROWS = 10  # recall@k
@@ -26,7 +29,7 @@ _TOLERATED_LOSS, _GOOD_RECALL = 0.05, 0.9  # all is learned anew where recall fe
 
 
 class Partition(NamedTuple):
-    """Sign codes of rows, bucket by bucket; see :func:`torch_lsh.ops.update_partition`."""
+    """Codes of rows, bucket by bucket; see :func:`torch_lsh.ops.update_partition`."""
 
     codes: Tensor
     factors: Tensor
@@ -37,7 +40,7 @@ class Partition(NamedTuple):
     row_buckets: Tensor
 
     @classmethod
-    def empty(cls, num_rows: int, num_buckets: int, width: int) -> Partition:
+    def empty(cls, num_rows: int, num_buckets: int, width: int, bits: int = _CODE_BITS) -> Partition:
         blocks = num_rows // _CODE_ROWS + num_buckets
         factors = torch.zeros(blocks, 2, _CODE_ROWS, dtype=torch.bfloat16)
         factors[:, 1] = -torch.inf
@@ -46,7 +49,7 @@ class Partition(NamedTuple):
         next = torch.arange(1, blocks + 1, dtype=torch.int32)
         next[-1] = -1
         return cls(
-            codes=torch.zeros(blocks, width // 8, _CODE_ROWS, dtype=torch.uint8),
+            codes=torch.zeros(blocks, bits * width // 8, _CODE_ROWS, dtype=torch.uint8),
             factors=factors,
             ids=torch.full((blocks, _CODE_ROWS), -1, dtype=torch.int32),
             next=next,
@@ -57,7 +60,7 @@ class Partition(NamedTuple):
 
 
 class LearnedIndex:
-    """Rows in buckets that are learned from the rows and from queries, ranked by sign codes.
+    """Rows in buckets that are learned from the rows and from queries, ranked by codes of two bits per dimension.
 
     Takes the place of :class:`torch_lsh.index.LSHIndex` where the hash is ``"learned"``. Three things are learned by
     :meth:`build`, all of them for the inner products ``h · w + b`` with queries such as the given ones:
@@ -65,21 +68,25 @@ class LearnedIndex:
     1. *Coordinates.* Rows and queries are mapped so that inner products stay and distances of rows say what differences
        of inner products to expect, see :class:`torch_lsh.balance.Balance`; the mean row is subtracted.
     2. *Buckets* and *the way to them*, see :class:`torch_lsh.hashing.LearnedPartition`: k-means for rows, and for
-       queries a linear classifier trained with the true top rows.
+       queries a linear classifier trained with the true top rows. Few rows are much longer than most, and these are
+       top rows of many queries: half of the rows that k-means sees are the longest, so that such rows have buckets of
+       their own. The classifier begins with what the best row of a bucket will probably be, which is the higher above
+       the center the farther the rows are from it.
 
     A look-up goes through the buckets in the order of their scores for the query until as many rows as it may examine
     were met, and ranks these by estimates of their inner products: the exact one with the center of the bucket, plus
-    one from the signs of the row's difference from that, a bit per dimension in a random rotation (as
-    :class:`torch_lsh.sketch.RowSketch`), plus the bias.
+    one with the row's difference from that, rounded to two bits per dimension in a random rotation, plus the bias. (The
+    second bit halves the error that :class:`torch_lsh.sketch.RowSketch` has with one, and its plane is summed with the
+    same tables.)
 
     A row with a NaN or an infinity is in some bucket; a query with one finds some rows.
 
     Args:
         num_rows: N, rows of the weight.
         in_features: width of the weight.
-        hashes_per_table: K: there are ``2**K`` buckets. Default: the power of two nearest to ``5 * sqrt(N)``, so that
-            scoring the buckets and scanning their rows cost about the same.
-        probes: how many rows a look-up examines, in buckets of average size. Default: ``N / 16 + 1024`` rows.
+        hashes_per_table: K: there are ``2**K`` buckets. Default: the power of two nearest to ``2.5 * sqrt(N)``: with
+            more, scoring and visiting them costs more than the rows in them.
+        probes: how many rows a look-up examines, in buckets of average size. Default: ``N / 16 + 4096`` rows.
         seed: of k-means and of the rotation.
 
     Raises:
@@ -88,7 +95,9 @@ class LearnedIndex:
     References:
         See :class:`torch_lsh.hashing.LearnedPartition`; Jégou, Douze & Schmid, "Product Quantization for Nearest
         Neighbor Search", PAMI 2011 (codes of residuals in an inverted file); Gao & Long, "RaBitQ: Quantizing
-        High-Dimensional Vectors with a Theoretical Error Bound", SIGMOD 2024 (estimates from sign codes).
+        High-Dimensional Vectors with a Theoretical Error Bound", SIGMOD 2024, and Gao et al., "Practical and
+        Asymptotically Optimal Quantization of High-Dimensional Vectors in Euclidean Space for Approximate Nearest
+        Neighbor Search", SIGMOD 2025 (estimates from one and from several bits).
 
     >>> weight = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
     >>> index = LearnedIndex(1000, 16)
@@ -112,14 +121,14 @@ class LearnedIndex:
         if num_rows >= 2**31:
             raise ValueError(f"num_rows is {num_rows}; wanted fewer than 2**31")
         if hashes_per_table is None:
-            hashes_per_table = max(1, round(math.log2(5 * math.sqrt(num_rows))))
+            hashes_per_table = max(1, round(math.log2(2.5 * math.sqrt(num_rows))))
         self.num_rows, self.in_features = num_rows, in_features
         self.seed = seed
         self._width = -(-in_features // 8) * 8
         self.family = LearnedPartition(self._width, hashes_per_table, seed=seed)
         self.probes = probes
         average = num_rows / self.family.num_buckets
-        examined = num_rows // 16 + 1024 if probes is None else math.ceil(probes * average)
+        examined = num_rows // 16 + 4096 if probes is None else math.ceil(probes * average)
         self.examined = min(num_rows, examined)
         generator = torch.Generator().manual_seed(seed + 1)
         gaussian = torch.randn(self._width, self._width, generator=generator, dtype=torch.float64)
@@ -183,14 +192,22 @@ class LearnedIndex:
             balance = Balance.fit(torch.eye(self.in_features, dtype=torch.float64), moment)
             self._row_map = ops.product(balance.rows, self._rotation)
             self._query_map = ops.product(balance.queries, self._rotation)
-        stride = -(-self.num_rows // _FITTED_ROWS)
-        self.family.fit(self._mapped_rows(weight[::stride]))
+        self.family.fit(self._mapped_rows(weight[self._fitted_rows(weight)]))
         self._hash_all(weight, bias)
         self.learned_from, self.learned_recall = len(taught), math.nan
         if len(taught) > 0:
-            self._learn_routing(weight, bias, taught)
+            self._learn_routing(taught, _top_rows(taught, weight, bias, _TOP_ROWS))
         if len(judges) > 0:
             self.learned_recall = self.recall(weight, bias, judges)
+
+    def _fitted_rows(self, weight: Tensor) -> Tensor:
+        """All, or as many: the longest, which have the largest products with whatever query, and every n-th."""
+        if self.num_rows <= _FITTED_ROWS:
+            return torch.arange(self.num_rows)
+        lengths = torch.cat([(rows.float() - self._center).norm(dim=1) for rows in weight.split(_BLOCK_ROWS)])
+        half = _FITTED_ROWS // 2
+        longest = lengths.nan_to_num_(0, 0, 0).topk(half).indices
+        return torch.cat([torch.arange(0, self.num_rows, -(-self.num_rows // half)), longest])
 
     @torch.no_grad()
     def rehash(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -212,15 +229,17 @@ class LearnedIndex:
         ops.update_partition(*store, order, codes[order], signs[order], factors[order])
         self._store = store
 
-    def _learn_routing(self, weight: Tensor, bias: Tensor | None, queries: Tensor) -> None:
-        row_buckets = self._built().row_buckets.long()
-        counts = row_buckets.bincount(minlength=self.family.num_buckets)
-        offsets = None
-        if bias is not None:
-            sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, row_buckets, bias.double())
-            offsets = (sums / counts.clamp(min=1)).float().nan_to_num_(0, 0, 0)
-        top = _top_rows(queries, weight, bias, _TOP_ROWS)
-        self.family.fit_queries(self._mapped_queries(queries), row_buckets[top], offsets)
+    def _learn_routing(self, queries: Tensor, top: Tensor) -> None:
+        store = self._built()
+        row_buckets = store.row_buckets.long()
+        scale, added = store.factors.movedim(1, 0).flatten(1)[:, store.places].double().nan_to_num_(0, 0, 0)
+        sums = torch.zeros(2, self.family.num_buckets, dtype=torch.float64)
+        sums.index_add_(1, row_buckets, torch.stack([scale, added]))
+        mean_scale, mean_added = sums / row_buckets.bincount(minlength=self.family.num_buckets).clamp(min=1)
+        queries = self._mapped_queries(queries)
+        # The best row of a bucket is some standard deviations of the residuals' products above its center.
+        spread = _SPREAD * _CODE_RMS * mean_scale * float(queries.square().sum(1).mean().sqrt())
+        self.family.fit_queries(queries, row_buckets[top], (spread + mean_added).float())
 
     @torch.no_grad()
     def recall(self, weight: Tensor, bias: Tensor | None, queries: Tensor) -> float:
@@ -395,10 +414,10 @@ class LearnedIndex:
         return ops.product(x.float(), self._query_map)
 
     def _hashed(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Buckets ``[n]`` int32, sign codes ``[n, width / 8]`` uint8 and factors ``[n, 2]`` bfloat16 of some rows."""
+        """Buckets ``[n]`` int32, codes ``[n, bits * width / 8]`` uint8 and factors ``[n, 2]`` bfloat16 of some rows."""
         rows = self._mapped_rows(weight)
         buckets = self.family.codes(rows)[:, 0]
-        signs, scale = ops.residual_codes(rows, self.family.centers, buckets)
+        signs, scale = ops.residual_codes(rows, self.family.centers, buckets, _CODE_BITS)
         added = torch.zeros_like(scale) if bias is None else bias.float()
         return buckets, signs, torch.stack([scale, added], 1).bfloat16()
 

@@ -1415,27 +1415,35 @@ def _(x: Tensor, codes: Tensor, factors: Tensor, num_rows: int, count: int) -> T
     return x.new_empty((x.shape[0], count), dtype=torch.int64)
 
 
-def residual_codes(x: Tensor, centers: Tensor, buckets: Tensor) -> tuple[Tensor, Tensor]:
-    """Sign codes of the differences ``v = x - centers[buckets]``; see :class:`torch_lsh.learned.LearnedIndex`.
+def residual_codes(x: Tensor, centers: Tensor, buckets: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Codes of the differences ``v = x - centers[buckets]``; see :class:`torch_lsh.learned.LearnedIndex`.
+
+    Each dimension becomes an odd number ``s``, ``1 - 2**bits`` to ``2**bits - 1``, at steps that are right for normally
+    distributed numbers. It is the sum of ``2**(bits - 1 - plane) * sign``, and a plane holds these signs.
 
     Args:
         x: ``[n, width]`` float32; ``width`` is a multiple of 8.
         centers: ``[C, width]`` float32.
         buckets: ``[n]`` int32, each in ``0 .. C - 1``.
+        bits: 1 to 4 per dimension.
 
     Returns:
-        codes ``[n, width / 8]`` uint8: bit ``i`` of byte ``j`` is 1 where dimension ``8 * j + i`` is positive; factors
-        ``[n]`` float32: ``|v|^2 / sum(|v_i|)``, by which the product of a query with the signs is to be multiplied.
+        codes ``[n, bits * width / 8]`` uint8, plane by plane: bit ``i`` of byte ``j`` of a plane is 1 where the sign of
+        dimension ``8 * j + i`` is positive; factors ``[n]`` float32: ``v · v / v · s``, by which the product of a query
+        with ``s`` is to be multiplied.
 
-    >>> residual_codes(torch.tensor([[1.0, -1.0, 1.0] + [0.0] * 5]), torch.zeros(1, 8), torch.tensor([0]).int())
-    (tensor([[5]], dtype=torch.uint8), tensor([1.]))
+    >>> x = torch.tensor([[1.0, -1.0, 1.0, 3.0, 1.0, -1.0, -1.0, -1.0]])
+    >>> residual_codes(x, torch.zeros(1, 8), torch.tensor([0]).int(), 1)
+    (tensor([[29]], dtype=torch.uint8), tensor([1.6000]))
+    >>> residual_codes(x, torch.zeros(1, 8), torch.tensor([0]).int(), 2)
+    (tensor([[29,  234]], dtype=torch.uint8), tensor([1.]))
     """
-    return _ops.residual_codes(x, centers, buckets)
+    return _ops.residual_codes(x, centers, buckets, bits)
 
 
 @_fake("residual_codes")
-def _(x: Tensor, centers: Tensor, buckets: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty((x.shape[0], x.shape[1] // 8), dtype=torch.uint8), x.new_empty(x.shape[0])
+def _(x: Tensor, centers: Tensor, buckets: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    return x.new_empty((x.shape[0], bits * x.shape[1] // 8), dtype=torch.uint8), x.new_empty(x.shape[0])
 
 
 def update_partition(
@@ -1451,13 +1459,14 @@ def update_partition(
     row_codes: Tensor,
     row_factors: Tensor,
 ) -> Tensor:
-    """Puts rows into buckets, or moves them to others, and writes their sign codes. In place.
+    """Puts rows into buckets, or moves them to others, and writes their codes. In place.
 
     The rows of a bucket fill blocks of 64, which are a chain; all but the first block are full. The last row of the
     first block takes the place of one that leaves.
 
     Args:
-        codes: ``[blocks, width / 8, 64]`` uint8, as in :func:`sketch_candidates`; ``N // 64 + C`` blocks are enough.
+        codes: ``[blocks, bits * width / 8, 64]`` uint8, rows placed as in :func:`sketch_candidates`; ``N // 64 + C``
+            blocks are enough.
         factors: ``[blocks, 2, 64]`` bfloat16: 0 and -inf where there is no row.
         ids: ``[blocks, 64]`` int32: row numbers; -1: none.
         next: ``[blocks]`` int32: the next block of the chain; -1: none.
@@ -1467,8 +1476,8 @@ def update_partition(
         row_buckets: ``[N]`` int32: the bucket of each row.
         rows: ``[A]`` int64, unique.
         buckets: ``[A]`` int32: where they belong.
-        row_codes: ``[A, width / 8]`` uint8, see :func:`residual_codes`.
-        row_factors: ``[A, 2]`` bfloat16: what the product of a query with the signs is multiplied with, and what is
+        row_codes: ``[A, bits * width / 8]`` uint8, see :func:`residual_codes`.
+        row_factors: ``[A, 2]`` bfloat16: what the product of a query with the code is multiplied with, and what is
             added.
 
     Returns:
@@ -1508,7 +1517,9 @@ def query_partition(
     max_candidates: int,
     examined: int,
 ) -> Tensor:
-    """The rows with the largest estimates ``x · center + factor * (x · signs) + addend`` in the best buckets.
+    """The rows with the largest estimates ``x · center + factor * (x · s) + addend`` in the best buckets.
+
+    ``s`` is what the code of a row stands for, see :func:`residual_codes`.
 
     Products with signs are rounded as in :func:`sketch_candidates`.
 

@@ -614,11 +614,14 @@ def sketch_candidates(x: Tensor, codes: Tensor, factors: Tensor, num_rows: int, 
     return scores[:, :num_rows].topk(count, dim=1).indices.sort(dim=1).values
 
 
-def residual_codes(x: Tensor, centers: Tensor, buckets: Tensor) -> tuple[Tensor, Tensor]:
+def residual_codes(x: Tensor, centers: Tensor, buckets: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     difference = x - centers[buckets.long()]
-    bits = (difference > 0).unflatten(1, (-1, 8)) << torch.arange(8)
-    factors = difference.square().sum(1) / difference.abs().sum(1).clamp(min=1e-30)
-    return bits.sum(2).to(torch.uint8), factors
+    step = (1.5958, 0.9957, 0.5860, 0.3352)[bits - 1] * difference.square().mean(1, keepdim=True).sqrt()
+    top = 2**bits - 1
+    levels = (difference / step + (top + 1) / 2).nan_to_num(top).clamp(0, top).long()
+    planes = levels.unsqueeze(1) >> torch.arange(bits).flip(0).unsqueeze(1) & 1
+    codes = (planes.unflatten(2, (-1, 8)) << torch.arange(8)).sum(3).flatten(1).to(torch.uint8)
+    return codes, difference.square().sum(1) / (difference * (2 * levels - top)).sum(1).clamp(min=1e-30)
 
 
 def _places_of_codes(positions: Tensor) -> Tensor:
@@ -696,8 +699,10 @@ def query_partition(
     examined: int,
 ) -> Tensor:
     """Without the rounding of the products with signs, so estimates that are close may rank differently."""
-    in_order = codes[:, :, _places_of_codes(torch.arange(64))].movedim(1, 2)  # [blocks, 64, width / 8]
-    signs = 2.0 * (in_order.unsqueeze(3) >> torch.arange(8) & 1).flatten(2) - 1
+    in_order = codes[:, :, _places_of_codes(torch.arange(64))].movedim(1, 2)  # [blocks, 64, bits * width / 8]
+    signs = 2 * (in_order.unsqueeze(3) >> torch.arange(8) & 1).flatten(2) - 1.0
+    bits = signs.shape[2] // x.shape[1]
+    levels = (signs.unflatten(2, (bits, -1)) * 2 ** torch.arange(bits).flip(0).unsqueeze(1)).sum(2)
     found = torch.full((len(x), max_candidates), -1)
     for i, query in enumerate(x):
         seen, rows, estimates = 0, [], []
@@ -706,7 +711,7 @@ def query_partition(
                 break
             block, used = heads[bucket].tolist()
             while block >= 0:
-                products = signs[block, :used] @ query
+                products = levels[block, :used] @ query
                 rows.append(ids[block, :used])
                 estimates.append(
                     products * factors[block, 0, :used] + factors[block, 1, :used] + centers[bucket] @ query

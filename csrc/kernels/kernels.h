@@ -242,10 +242,10 @@ struct Kernels {
   TopkKernels<BFloat16, BFloat16, float> topk_bf16;
   TopkKernels<int8_t, float, float> topk_i8;
 
-  // sketch.h: scores[blocks * kSketchRows] = factor * (step * (sum of table entries) + base) + addend of each
-  // row.
-  void (*sketch_scores)(const uint8_t* codes, const BFloat16* factors, int64_t blocks, int64_t bytes,
-                        const uint8_t* tables, float step, float base, float* scores);
+  // sketch.h: scores[blocks * kSketchRows] = factor * (step * (weighted sum of table entries) + base) +
+  // addend of each row.
+  void (*sketch_scores)(const uint8_t* codes, const BFloat16* factors, int64_t blocks, int64_t bits,
+                        int64_t bytes, const uint8_t* tables, float step, float base, float* scores);
 };
 
 // The table for this CPU, or the one that the environment variable TORCH_LSH_SIMD names

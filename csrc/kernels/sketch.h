@@ -1,10 +1,12 @@
-// Estimates of inner products from one bit per dimension. Compiled once per instruction set: include only
-// from kernels/levels/*.cpp.
+// Estimates of inner products from one or a few bits per dimension. Compiled once per instruction set:
+// include only from kernels/levels/*.cpp.
 //
-// Rows are kept in blocks of kSketchRows: codes [bytes, kSketchRows], bit i of byte j is the sign of
+// Rows are kept in blocks of kSketchRows: codes [bits, bytes, kSketchRows], bit i of byte j is the sign of
 // dimension 8 * j + i, and factors [2, kSketchRows]: what the product with the signs is multiplied with, and
-// what is added. In a block, place p belongs to row (p % 2) * kSketchRows / 2 + p / 2: the even and the odd
-// bytes of a vector, which widen to 16 bits separately, are then neighbours.
+// what is added. Of several bits the first plane weighs most, each twice the next: a coordinate is the odd
+// number sum of 2^(bits - 1 - plane) * sign. In a block, place p belongs to row
+// (p % 2) * kSketchRows / 2 + p / 2: the even and the odd bytes of a vector, which widen to 16 bits
+// separately, are then neighbours.
 #pragma once
 
 #include "kernels/convert.h"
@@ -16,21 +18,27 @@
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-// sums[r] = sum over the nibbles of row r's code of table[nibble, value]; tables are [2 * bytes, 16].
-inline void sketch_sums(const uint8_t* codes, int64_t bytes, const uint8_t* tables, uint16_t* sums) {
+// sums[r] = sum over the nibbles of row r's code of table[nibble, value]; tables are [2 * bytes, 16]. With
+// every further plane what was summed before is doubled.
+inline void sketch_sums(const uint8_t* codes, int64_t bits, int64_t bytes, const uint8_t* tables,
+                        uint16_t* sums) {
 #if TORCH_LSH_VECTOR_BYTES == 64
   const __m512i low = _mm512_set1_epi8(15), narrow = _mm512_set1_epi16(255);
   __m512i even = _mm512_setzero_si512(), odd = even;
-  for (int64_t j = 0; j < bytes; ++j) {
-    const __m512i code = _mm512_loadu_si512(codes + j * kSketchRows);
-    const auto table = [&](int64_t i) {
-      return _mm512_broadcast_i32x4(load_vector<__m128i>(tables + (2 * j + i) * 16));
-    };
-    const __m512i sum =
-        _mm512_add_epi8(_mm512_shuffle_epi8(table(0), _mm512_and_si512(code, low)),
-                        _mm512_shuffle_epi8(table(1), _mm512_and_si512(_mm512_srli_epi16(code, 4), low)));
-    even = _mm512_add_epi16(even, _mm512_and_si512(sum, narrow));
-    odd = _mm512_add_epi16(odd, _mm512_srli_epi16(sum, 8));
+  for (int64_t plane = 0; plane < bits; ++plane, codes += bytes * kSketchRows) {
+    even = _mm512_add_epi16(even, even);
+    odd = _mm512_add_epi16(odd, odd);
+    for (int64_t j = 0; j < bytes; ++j) {
+      const __m512i code = _mm512_loadu_si512(codes + j * kSketchRows);
+      const auto table = [&](int64_t i) {
+        return _mm512_broadcast_i32x4(load_vector<__m128i>(tables + (2 * j + i) * 16));
+      };
+      const __m512i sum =
+          _mm512_add_epi8(_mm512_shuffle_epi8(table(0), _mm512_and_si512(code, low)),
+                          _mm512_shuffle_epi8(table(1), _mm512_and_si512(_mm512_srli_epi16(code, 4), low)));
+      even = _mm512_add_epi16(even, _mm512_and_si512(sum, narrow));
+      odd = _mm512_add_epi16(odd, _mm512_srli_epi16(sum, 8));
+    }
   }
   _mm512_storeu_si512(sums, even);
   _mm512_storeu_si512(sums + kSketchRows / 2, odd);
@@ -38,42 +46,54 @@ inline void sketch_sums(const uint8_t* codes, int64_t bytes, const uint8_t* tabl
   const __m256i low = _mm256_set1_epi8(15), narrow = _mm256_set1_epi16(255);
   for (int64_t half = 0; half < 2; ++half) {
     __m256i even = _mm256_setzero_si256(), odd = even;
-    for (int64_t j = 0; j < bytes; ++j) {
-      const __m256i code = load_vector<__m256i>(codes + j * kSketchRows + half * 32);
-      const auto table = [&](int64_t i) {
-        return _mm256_broadcastsi128_si256(load_vector<__m128i>(tables + (2 * j + i) * 16));
-      };
-      const __m256i sum =
-          _mm256_add_epi8(_mm256_shuffle_epi8(table(0), _mm256_and_si256(code, low)),
-                          _mm256_shuffle_epi8(table(1), _mm256_and_si256(_mm256_srli_epi16(code, 4), low)));
-      even = _mm256_add_epi16(even, _mm256_and_si256(sum, narrow));
-      odd = _mm256_add_epi16(odd, _mm256_srli_epi16(sum, 8));
+    const uint8_t* codes_of_plane = codes + half * 32;
+    for (int64_t plane = 0; plane < bits; ++plane, codes_of_plane += bytes * kSketchRows) {
+      even = _mm256_add_epi16(even, even);
+      odd = _mm256_add_epi16(odd, odd);
+      for (int64_t j = 0; j < bytes; ++j) {
+        const __m256i code = load_vector<__m256i>(codes_of_plane + j * kSketchRows);
+        const auto table = [&](int64_t i) {
+          return _mm256_broadcastsi128_si256(load_vector<__m128i>(tables + (2 * j + i) * 16));
+        };
+        const __m256i sum =
+            _mm256_add_epi8(_mm256_shuffle_epi8(table(0), _mm256_and_si256(code, low)),
+                            _mm256_shuffle_epi8(table(1), _mm256_and_si256(_mm256_srli_epi16(code, 4), low)));
+        even = _mm256_add_epi16(even, _mm256_and_si256(sum, narrow));
+        odd = _mm256_add_epi16(odd, _mm256_srli_epi16(sum, 8));
+      }
     }
     __builtin_memcpy(sums + half * 16, &even, sizeof(even));
     __builtin_memcpy(sums + kSketchRows / 2 + half * 16, &odd, sizeof(odd));
   }
 #else
   for (int64_t p = 0; p < kSketchRows; ++p) {
-    uint16_t sum = 0;
-    for (int64_t j = 0; j < bytes; ++j) {
-      const uint8_t code = codes[j * kSketchRows + p];
-      sum += tables[2 * j * 16 + (code & 15)] + tables[(2 * j + 1) * 16 + (code >> 4)];
+    unsigned sum = 0;
+    for (int64_t plane = 0; plane < bits; ++plane) {
+      sum *= 2;
+      for (int64_t j = 0; j < bytes; ++j) {
+        const uint8_t code = codes[(plane * bytes + j) * kSketchRows + p];
+        sum += tables[2 * j * 16 + (code & 15)] + tables[(2 * j + 1) * 16 + (code >> 4)];
+      }
     }
-    sums[p % 2 * (kSketchRows / 2) + p / 2] = sum;
+    sums[p % 2 * (kSketchRows / 2) + p / 2] = static_cast<uint16_t>(sum);
   }
 #endif
 }
 
-inline void sketch_scores(const uint8_t* codes, const BFloat16* factors, int64_t blocks, int64_t bytes,
-                          const uint8_t* tables, float step, float base, float* __restrict scores) {
+inline void sketch_scores(const uint8_t* codes, const BFloat16* factors, int64_t blocks, int64_t bits,
+                          int64_t bytes, const uint8_t* tables, float step, float base,
+                          float* __restrict scores) {
   uint16_t sums[kSketchRows];
   for (int64_t block = 0; block < blocks; ++block) {
-    sketch_sums(codes, bytes, tables, sums);
+    if (bits == 1)  // compiled for itself: all rows of a layer
+      sketch_sums(codes, 1, bytes, tables, sums);
+    else
+      sketch_sums(codes, bits, bytes, tables, sums);
 #pragma omp simd
     for (int64_t r = 0; r < kSketchRows; ++r)
       scores[r] = to_float(factors[r]) * (step * static_cast<float>(sums[r]) + base) +
                   to_float(factors[kSketchRows + r]);
-    codes += bytes * kSketchRows;
+    codes += bits * bytes * kSketchRows;
     factors += 2 * kSketchRows;
     scores += kSketchRows;
   }

@@ -1,4 +1,4 @@
-// residual_codes, update_partition, query_partition: sign codes of rows, kept bucket by bucket.
+// residual_codes, update_partition, query_partition: codes of rows, kept bucket by bucket.
 //
 // Every row is in one of C buckets. The rows of a bucket fill blocks of kSketchRows, laid out as in
 // kernels/sketch.h, with their numbers in ids [blocks, kSketchRows] (-1: no row). The blocks of a bucket are
@@ -32,11 +32,28 @@ constexpr int64_t kGrainRows = 256;
 constexpr float kRounding = 1e-6f;
 constexpr BFloat16 kZero{0}, kMinusInfinity{0xff80};
 
-std::tuple<Tensor, Tensor> residual_codes(const Tensor& x, const Tensor& centers, const Tensor& buckets) {
+// The distance of equidistant levels that rounds normally distributed numbers with the least squared error,
+// in standard deviations, for 1 to 4 bits: Max, "Quantizing for Minimum Distortion", 1960.
+constexpr float kLevelSteps[] = {1.5958f, 0.9957f, 0.5860f, 0.3352f};
+
+// The lowest bits of eight bytes as one byte.
+uint8_t gather_bits(uint64_t bytes) {
+  return ((bytes & 0x0101010101010101) * 0x0102040810204080) >> 56;
+}
+
+float sum_of(const float (&parts)[8]) {
+  float sum = 0;
+  for (const float part : parts) sum += part;
+  return sum;
+}
+
+std::tuple<Tensor, Tensor> residual_codes(const Tensor& x, const Tensor& centers, const Tensor& buckets,
+                                          int64_t bits) {
   check_operand(x, "x", 2, ScalarType::Float);
   check_operand(centers, "centers", 2, ScalarType::Float);
   check_operand(buckets, "buckets", 1, ScalarType::Int);
   const int64_t rows = x.size(0), width = x.size(1), bytes = width / 8;
+  TORCH_LSH_CHECK(bits >= 1 && bits <= 4, "bits is ", bits, "; wanted 1 to 4");
   TORCH_LSH_CHECK(width % 8 == 0, "x has shape ", shape_of(x), "; wanted a multiple of 8 columns");
   check_size(centers, "centers", 1, width);
   check_size(buckets, "buckets", 0, rows);
@@ -44,33 +61,42 @@ std::tuple<Tensor, Tensor> residual_codes(const Tensor& x, const Tensor& centers
   for (int64_t i = 0; i < rows; ++i)
     TORCH_LSH_CHECK(bucket[i] >= 0 && bucket[i] < centers.size(0), "buckets holds ", bucket[i],
                     "; wanted 0 to ", centers.size(0) - 1);
-  Tensor codes = torch::stable::empty({rows, bytes}, ScalarType::Byte);
+  Tensor codes = torch::stable::empty({rows, bits * bytes}, ScalarType::Byte);
   Tensor factors = torch::stable::empty({rows}, ScalarType::Float);
   const auto* from = x.const_data_ptr<float>();
   const auto* center = centers.const_data_ptr<float>();
   auto* code = codes.mutable_data_ptr<uint8_t>();
   auto* factor = factors.mutable_data_ptr<float>();
+  const int32_t top = (1 << bits) - 1;
+  const float highest = static_cast<float>(top), half = (highest + 1) / 2;
   torch::stable::parallel_for(0, rows, kGrainRows, [&](int64_t begin, int64_t end) {
+    std::vector<float> difference(width);
+    std::vector<uint8_t> level(width);
     for (int64_t i = begin; i < end; ++i) {
       const float* const row = from + i * width;
       const float* const around = center + bucket[i] * width;
-      float squares[8] = {}, lengths[8] = {};
-      for (int64_t j = 0; j < bytes; ++j) {
-        unsigned bits = 0;
+      float squares[8] = {}, products[8] = {};
+      for (int64_t j = 0; j < width; j += 8)
         for (int64_t k = 0; k < 8; ++k) {
-          const float difference = row[8 * j + k] - around[8 * j + k];
-          bits |= static_cast<unsigned>(difference > 0) << k;
-          squares[k] += difference * difference;
-          lengths[k] += std::abs(difference);
+          difference[j + k] = row[j + k] - around[j + k];
+          squares[k] += difference[j + k] * difference[j + k];
         }
-        code[i * bytes + j] = static_cast<uint8_t>(bits);
+      const float square = sum_of(squares);
+      const float scale = 1 / (kLevelSteps[bits - 1] * std::sqrt(square / static_cast<float>(width)));
+      for (int64_t j = 0; j < width; j += 8)
+        for (int64_t k = 0; k < 8; ++k) {
+          // NaN, as where there is no difference, becomes the highest.
+          const float place = std::max(0.0f, std::min(highest, difference[j + k] * scale + half));
+          level[j + k] = static_cast<uint8_t>(place);
+          products[k] += difference[j + k] * static_cast<float>(2 * level[j + k] - top);
+        }
+      for (int64_t j = 0; j < bytes; ++j) {
+        uint64_t eight;
+        __builtin_memcpy(&eight, level.data() + 8 * j, sizeof(eight));
+        for (int64_t plane = 0; plane < bits; ++plane)
+          code[(i * bits + plane) * bytes + j] = gather_bits(eight >> (bits - 1 - plane));
       }
-      float square = 0, length = 0;
-      for (int64_t k = 0; k < 8; ++k) {
-        square += squares[k];
-        length += lengths[k];
-      }
-      factor[i] = square / std::max(length, 1e-30f);
+      factor[i] = square / std::max(sum_of(products), 1e-30f);
     }
   });
   return {codes, factors};
@@ -237,7 +263,7 @@ Tensor update_partition(Tensor codes, Tensor factors, Tensor ids, Tensor next, T
 }
 
 // Buckets with rows in the order of their scores, largest first and NaN before all. Few of many are wanted,
-// so those below an estimate of the highest eighth wait outside of the heap until all others were taken.
+// so those below an estimate of the highest quarter wait outside of the heap until all others were taken.
 class BucketOrder {
  public:
   void start(const float* scores, const Head* heads, int64_t count) {
@@ -250,7 +276,7 @@ class BucketOrder {
         sample_.push_back(score);
     border_ = -std::numeric_limits<float>::infinity();
     if (!sample_.empty()) {
-      const auto border = sample_.begin() + static_cast<int64_t>(sample_.size()) / 8;
+      const auto border = sample_.begin() + static_cast<int64_t>(sample_.size()) / 4;
       std::nth_element(sample_.begin(), border, sample_.end(), std::greater<>());
       border_ = *border;
     }
@@ -280,8 +306,13 @@ class BucketOrder {
 
   template <typename Wanted>
   void fill(const Wanted& wanted) {
-    for (int64_t c = 0; c < count_; ++c)
-      if (wanted(scores_[c]) && heads_[c].block >= 0) heap_.push_back(key_of(scores_[c], c));
+    heap_.resize(count_);
+    int64_t filled = 0;
+    for (int64_t c = 0; c < count_; ++c) {  // without branches, which nobody could predict
+      heap_[filled] = key_of(scores_[c], c);
+      filled += wanted(scores_[c]) & (heads_[c].block >= 0);
+    }
+    heap_.resize(filled);
     std::make_heap(heap_.begin(), heap_.end());
   }
 
@@ -303,8 +334,11 @@ Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& cent
   check_operand(centers, "centers", 2, ScalarType::Float);
   const int64_t batch = x.size(0), width = x.size(1), bytes = codes.size(1), blocks = codes.size(0);
   const int64_t num_buckets = heads.size(0) - 1;
-  TORCH_LSH_CHECK(width == 8 * bytes && bytes > 0 && width <= 4 * UINT16_MAX, "x has shape ", shape_of(x),
-                  "; wanted ", 8 * bytes, " columns, at most ", 4 * UINT16_MAX);
+  TORCH_LSH_CHECK(width > 0 && width % 8 == 0 && bytes > 0 && 8 * bytes % width == 0 && 2 * bytes <= width,
+                  "x has shape ", shape_of(x), "; wanted 1 to 4 bits for each column in ", bytes, " bytes");
+  const int64_t bits = 8 * bytes / width, widest = UINT16_MAX / ((1 << bits) - 1) * 4;
+  TORCH_LSH_CHECK(width <= widest, "x has ", width, " columns; wanted at most ", widest, " with ", bits,
+                  " bits");
   check_size(scores, "scores", 0, batch);
   check_size(scores, "scores", 1, num_buckets);
   check_size(centers, "centers", 0, num_buckets);
@@ -327,7 +361,7 @@ Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& cent
   const int64_t vector = kernels().topk_f32.vector;
 
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-    thread_local BucketOrder order;
+    BucketOrder order;
     float estimates[kSketchRows], thresholds[64];
     int32_t hits[kSketchRows + 1];
     const auto prefetch = [&](int64_t block) {
@@ -335,7 +369,7 @@ Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& cent
       for (int64_t j = 0; j < 4; ++j) __builtin_prefetch(factor + block * 2 * kSketchRows + j * kLine / 2);
     };
     for (int64_t b = begin; b < end; ++b) {
-      const SignTables tables(query + b * width, width);
+      const SignTables tables(query + b * width, width, bits);
       Shortlist shortlist(max_candidates);
       order.start(score + b * num_buckets, head, num_buckets);
       for (int64_t seen = 0, visited = 0; seen < examined;) {
@@ -348,8 +382,8 @@ Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& cent
           if (++visited > blocks) break;  // a chain that somebody closed to a ring
           if (follower[block] >= 0) prefetch(follower[block]);
           const int64_t rows = block == head[bucket].block ? head[bucket].rows : kSketchRows;
-          sketch_scores(code + block * bytes * kSketchRows, factor + block * 2 * kSketchRows, 1, bytes,
-                        tables.entries.data(), tables.step, tables.base, estimates);
+          sketch_scores(code + block * bytes * kSketchRows, factor + block * 2 * kSketchRows, 1, bits,
+                        width / 8, tables.entries.data(), tables.step, tables.base, estimates);
           // A little less, so that rounding rules nothing out that belongs into the shortlist.
           const float threshold = shortlist.threshold();
           std::fill_n(thresholds, vector,

@@ -47,7 +47,7 @@ Tensor sketch_candidates(const Tensor& x, const Tensor& codes, const Tensor& fac
   const int64_t vector = kernels().topk_f32.vector;
 
   std::vector<SignTables> tables;
-  for (int64_t b = 0; b < batch; ++b) tables.emplace_back(x.const_data_ptr<float>() + b * width, width);
+  for (int64_t b = 0; b < batch; ++b) tables.emplace_back(x.const_data_ptr<float>() + b * width, width, 1);
   const int64_t groups = (blocks + kGroup - 1) / kGroup;
   const int64_t num_parts = std::min<int64_t>(groups, torch::stable::get_num_threads());
   std::vector<std::vector<Shortlist>> parts(num_parts, std::vector<Shortlist>(batch, Shortlist(count)));
@@ -61,7 +61,7 @@ Tensor sketch_candidates(const Tensor& x, const Tensor& codes, const Tensor& fac
         for (int64_t b = 0; b < batch; ++b) {
           Shortlist& shortlist = parts[part][b];
           sketch_scores(code + first * bytes * kSketchRows, factor + first * 2 * kSketchRows,
-                        std::min(kGroup, blocks - first), bytes, tables[b].entries.data(), tables[b].step,
+                        std::min(kGroup, blocks - first), 1, bytes, tables[b].entries.data(), tables[b].step,
                         tables[b].base, scores);
           std::fill_n(thresholds, vector, shortlist.threshold());
           const int64_t found = scan(scores, rows, thresholds, vector, hits);

@@ -1,4 +1,4 @@
-// What the operators that estimate inner products from sign codes have in common.
+// What the operators that estimate inner products from codes of a few bits have in common.
 #pragma once
 
 #include <algorithm>
@@ -9,20 +9,23 @@
 namespace torch_lsh {
 
 // For each four dimensions the product of the query with each of the 16 codes, as whole numbers: what a sum
-// of entries stands for is step * sum + base.
+// of entries stands for is step * sum + base. With several bits it is one sum for each plane, the first times
+// 2^(bits - 1) and so on.
 struct SignTables {
   std::vector<uint8_t> entries;
   float step = 0, base = 0;
 
-  SignTables(const float* x, int64_t width) : entries(width / 4 * 16) {
-    // Two entries add up in 8 bits, all of them in 16.
-    const float levels = static_cast<float>(std::min<int64_t>(127, UINT16_MAX / (width / 4)));
+  SignTables(const float* x, int64_t width, int64_t bits) : entries(width / 4 * 16) {
+    // Two entries add up in 8 bits, all of them, times the weights of the planes, in 16.
+    const int64_t units = (int64_t{1} << bits) - 1;
+    const float levels = static_cast<float>(std::min<int64_t>(127, UINT16_MAX / (width / 4 * units)));
     float widest = 0;
     for (int64_t j = 0; j < width; j += 4) {
       const float span = std::abs(x[j]) + std::abs(x[j + 1]) + std::abs(x[j + 2]) + std::abs(x[j + 3]);
       base -= span;
       widest = std::max(widest, 2 * span);
     }
+    base *= static_cast<float>(units);
     step = widest / levels;
     if (!(step > 0 && std::isfinite(base))) {  // a query of zeros, or none that has an order
       step = base = 0;

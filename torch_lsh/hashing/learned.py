@@ -10,8 +10,8 @@ from .base import HashFamily
 
 _COARSE_STEPS, _FINE_STEPS = 8, 6  # of k-means
 _ROUTING_STEPS = 40
-_LEARNING_RATE = 0.03  # of Adam, in units of the root mean square of the centers
-_SHARPNESS = 2.0  # of the softmax over buckets before it is learned: logits have this standard deviation
+_LEARNING_RATE = 0.015  # of Adam, in units of the root mean square of the centers
+_SHARPNESS = 4.0  # of the softmax over buckets before it is learned: logits have this standard deviation
 
 
 class LearnedPartition(HashFamily):
