@@ -2,16 +2,17 @@
 
     python benchmarks/roofline.py --json out.jsonl
 
-The peaks are taken in the same run: floating-point operations per second of a large product, by BLAS or by
-torch_lsh.ops.product, whichever is faster, and bytes per second of a sum over an array far larger than the caches, by
-all threads. A virtual machine's bandwidth changes by half with where its cores happen to run, within seconds: so that
-sum is taken before and after each operator that memory bounds, and both again if the two differ by a tenth. The bound
-of an operator is its operations over the one or its bytes over the other, whichever is given, where bytes are those
-that it must move if every row comes from memory once. Rows are drawn anew for every call, so nothing that it
-reads is in the cache by accident. What it writes goes to memory that the call before has used, part of which is still
-in the cache. The embedding bag's gradient, the largest such result, is measured a second time with the results of eight
-calls kept, so that nothing of it is, which is nearer to a training step: each line is then read before it is written,
-and the bound does not count that. (Stores past the cache would save it, and the optimizer would pay.)
+The peaks are taken in the same run: floating-point operations per second of a large product or one with a small
+operand, by BLAS or by torch_lsh.ops.product, whichever is fastest, and bytes per second of a sum over an array far
+larger than the caches. A virtual machine's bandwidth can change by half within seconds, with where its cores happen to
+run; so that sum is taken before and after each operator that memory bounds, and all three anew if the sums differ by a
+tenth. The bound of an operator is its operations over the one or its bytes over the other, whichever is given, where
+bytes are those that it must move if every row comes from memory once. Rows are drawn anew for every call, so nothing
+that it reads is in the cache by accident. What it writes goes to memory that the call before has used, part of which is
+still in the cache, and memory may write while it reads, which a sum does not show: an operator that writes can exceed
+its bound. The embedding bag's gradient, the largest such result, is measured a second time with the results of eight
+calls kept, so that nothing of it is in the cache, which is nearer to a training step: each line is then read before it
+is written, and the bound does not count that. (Stores past the cache would save it, and the optimizer would pay.)
 
 Look-ups are bound by cache misses instead: a query touches a count and ``bucket_size / 16`` lines of ids per table and
 the codes of each row that it ranks; the bound is their number over the rate at which the machine serves independent
@@ -40,13 +41,16 @@ def median_seconds(run: Callable[[], Any]) -> float:
     return statistics.median(harness.in_turn({"": run}, ROUNDS)[""])
 
 
-def peak_flops(dtype: torch.dtype) -> float:
-    a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
-    out = torch.empty_like(a)
+def product_flops(m: int, k: int, n: int, dtype: torch.dtype) -> float:
+    a, b, out = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype), torch.empty(m, n, dtype=dtype)
     seconds = median_seconds(lambda: torch.mm(a, b, out=out))
     if dtype is torch.float32:
         seconds = min(seconds, median_seconds(lambda: ops.product(a, b)))
-    return 2 * 2048**3 / seconds
+    return 2 * m * k * n / seconds
+
+
+def peak_flops(dtype: torch.dtype) -> float:
+    return max(product_flops(2048, 2048, 2048, dtype), product_flops(4096, 256, 256, dtype))
 
 
 class Bandwidth:
