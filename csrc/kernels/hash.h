@@ -38,14 +38,14 @@ inline void project_rows(const float* x, int64_t width, const float* projections
   int64_t c = 0;
   for (; c + 2 * kVector <= columns; c += 2 * kVector)
     project_tile<Rows, 2>(x, width, projections + c, columns, out + c);
-  if (c + kVector < columns) project_tile<Rows, 1>(x, width, projections + c, columns, out + c);
+  for (; c + kVector <= columns; c += kVector)
+    project_tile<Rows, 1>(x, width, projections + c, columns, out + c);
   if (c < columns && columns >= kVector) {
     c = columns - kVector;
-    project_tile<Rows, 1>(x, width, projections + c, columns, out + c);
+    return project_tile<Rows, 1>(x, width, projections + c, columns, out + c);
   }
-  if (columns >= kVector) return;
-  for (int64_t r = 0; r < Rows; ++r)
-    for (c = 0; c < columns; ++c) {
+  for (; c < columns; ++c)
+    for (int64_t r = 0; r < Rows; ++r) {
       float sum = 0;
       for (int64_t i = 0; i < width; ++i) sum += x[r * width + i] * projections[i * columns + c];
       out[r * columns + c] = sum;
@@ -53,13 +53,12 @@ inline void project_rows(const float* x, int64_t width, const float* projections
 }
 
 // Bit k of the code of table t is the sign of product t * bits + k: 1 where positive, so 0 for zero and NaN.
-// All codes look at 32 products, a number of them that is known when this is compiled; so as many beyond the
-// last can be read.
+// Looks at kCodeBits products for each, a constant number, so some beyond the last code's are read.
 inline void pack_signs(const float* products, int64_t num_tables, int64_t bits, int32_t* codes) {
   for (int64_t t = 0; t < num_tables; ++t) {
     uint32_t code = 0;
 #pragma omp simd reduction(| : code)
-    for (int64_t k = 0; k < 32; ++k) code |= static_cast<uint32_t>(products[t * bits + k] > 0) << k;
+    for (int64_t k = 0; k < kCodeBits; ++k) code |= static_cast<uint32_t>(products[t * bits + k] > 0) << k;
     codes[t] = static_cast<int32_t>(code & ((uint32_t{1} << bits) - 1));
   }
 }
@@ -72,7 +71,7 @@ inline void project(const float* x, int64_t count, int64_t width, const float* p
   });
 }
 
-// scratch: kHashRows * (width + num_tables * bits) + 32 floats.
+// scratch: kHashRows * (width + num_tables * bits) + kCodeBits floats.
 template <typename T>
 void simhash(const T* x, int64_t count, int64_t width, const float* projections, int64_t num_tables,
              int64_t bits, float* scratch, int32_t* codes) {
@@ -88,8 +87,8 @@ void simhash(const T* x, int64_t count, int64_t width, const float* projections,
   }
 }
 
-// One sparse row. scratch: num_tables * bits + 32 floats. The same sums as for a dense row with the same
-// nonzeros.
+// One sparse row. scratch: num_tables * bits + kCodeBits floats. The same sums as for a dense row with the
+// same nonzeros.
 inline void simhash_sparse(const int64_t* columns, const float* values, int64_t count,
                            const float* projections, int64_t num_tables, int64_t bits,
                            float* __restrict scratch, int32_t* codes) {
