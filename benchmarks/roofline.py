@@ -2,14 +2,17 @@
 
     python benchmarks/roofline.py --json out.jsonl
 
-The peaks are taken in the same run: floating-point operations per second of a large product, by BLAS or by
-torch_lsh.ops.product, whichever is faster, and bytes per second of a sum over an array far larger than the caches. The
-bound of an operator is its operations over the one or its bytes over the other, whichever is given, where bytes are
-those that it must move if every row comes from memory once. Rows are drawn anew for every call, so nothing that it
-reads is in the cache by accident. What it writes goes to memory that the call before has used, part of which is still
-in the cache. The embedding bag's gradient, the largest such result, is measured a second time with the results of eight
-calls kept, so that nothing of it is, which is nearer to a training step: each line is then read before it is written,
-and the bound does not count that. (Stores past the cache would save it, and the optimizer would pay.)
+The peaks are taken in the same run: floating-point operations per second of a large product or one with a small
+operand, by BLAS or by torch_lsh.ops.product, whichever is fastest, and bytes per second of a sum over an array far
+larger than the caches. A virtual machine's bandwidth can change by half within seconds, with where its cores happen to
+run; so that sum is taken before and after each operator that memory bounds, and all three anew if the sums differ by a
+tenth. The bound of an operator is its operations over the one or its bytes over the other, whichever is given, where
+bytes are those that it must move if every row comes from memory once. Rows are drawn anew for every call, so nothing
+that it reads is in the cache by accident. What it writes goes to memory that the call before has used, part of which is
+still in the cache, and memory may write while it reads, which a sum does not show: an operator that writes can exceed
+its bound. The embedding bag's gradient, the largest such result, is measured a second time with the results of eight
+calls kept, so that nothing of it is in the cache, which is nearer to a training step: each line is then read before it
+is written, and the bound does not count that. (Stores past the cache would save it, and the optimizer would pay.)
 
 Look-ups are bound by cache misses instead: a query touches a count and ``bucket_size / 16`` lines of ids per table and
 the codes of each row that it ranks; the bound is their number over the rate at which the machine serves independent
@@ -38,13 +41,36 @@ def median_seconds(run: Callable[[], Any]) -> float:
     return statistics.median(harness.in_turn({"": run}, ROUNDS)[""])
 
 
-def peak_flops(dtype: torch.dtype) -> float:
-    a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
-    out = torch.empty_like(a)
+def product_flops(m: int, k: int, n: int, dtype: torch.dtype) -> float:
+    a, b, out = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype), torch.empty(m, n, dtype=dtype)
     seconds = median_seconds(lambda: torch.mm(a, b, out=out))
     if dtype is torch.float32:
         seconds = min(seconds, median_seconds(lambda: ops.product(a, b)))
-    return 2 * 2048**3 / seconds
+    return 2 * m * k * n / seconds
+
+
+def peak_flops(dtype: torch.dtype) -> float:
+    return max(product_flops(2048, 2048, 2048, dtype), product_flops(4096, 256, 256, dtype))
+
+
+class Bandwidth:
+    """Bytes per second of a sum over 512 MiB in huge pages, now and around something else."""
+
+    def __init__(self) -> None:
+        self.array = torch.empty(1 << 27)
+        ops.prefer_huge_pages(self.array)
+        self.array.fill_(1)
+
+    def now(self) -> float:
+        return self.array.nbytes / statistics.median(harness.in_turn({"": self.array.sum}, 7)[""])
+
+    def around(self, measure: Callable[[], float]) -> tuple[float, float]:
+        """What ``measure`` returns, and the bandwidth while it did."""
+        for _ in range(10):
+            before, value, after = self.now(), measure(), self.now()
+            if max(before, after) < 1.1 * min(before, after):
+                return value, (before + after) / 2
+        raise SystemExit("the bandwidth of this machine changes too often to be measured")
 
 
 def random_lines(rows: int, count: int) -> float:
@@ -55,9 +81,7 @@ def random_lines(rows: int, count: int) -> float:
     return count / median_seconds(lambda: ops.gather_rows(table, torch.randint(rows, (count,))))
 
 
-def embedding_bag(
-    arguments: argparse.Namespace, bandwidth: float, report: Callable[[str, float, float, str], None]
-) -> None:
+def embedding_bag(arguments: argparse.Namespace, report_bytes: Callable[[str, Callable[[], Any], float], None]) -> None:
     """The input layer, 75 features a sample. Tables take turns, or half of one would be in a cache of 32 MiB."""
     features, width, batch, nonzeros = arguments.features, arguments.width, arguments.batch, 75 * arguments.batch
     tables = [torch.empty(features, width) for _ in range(8)]
@@ -68,8 +92,11 @@ def embedding_bag(
     columns = [torch.randint(features, (nonzeros,)) for _ in range(ROUNDS + 2)]
     weights, column = itertools.cycle(tables), itertools.cycle(columns)
     csr, results = nonzeros * (8 + 4), batch * width * 4
-    forward = median_seconds(lambda: ops.embedding_bag(next(weights), crow, next(column), values))
-    report("embedding_bag", forward, (nonzeros * width * 4 + csr + results) / bandwidth, "bytes")
+    report_bytes(
+        "embedding_bag",
+        lambda: ops.embedding_bag(next(weights), crow, next(column), values),
+        nonzeros * width * 4 + csr + results,
+    )
 
     touched = statistics.mean(len(column.unique()) for column in columns)
     gradient = touched * (width * 4 + 8)
@@ -82,7 +109,7 @@ def embedding_bag(
         kept = collections.deque(maxlen=most)
         for _ in range(most + 2):  # memory that is new to the process is slow
             backward()
-        report(name, median_seconds(backward), (gradient + csr + results) / bandwidth, "bytes")
+        report_bytes(name, backward, gradient + csr + results)
 
 
 def main() -> None:
@@ -99,10 +126,10 @@ def main() -> None:
     info = harness.machine(arguments.threads)
     print(info)
     flops, bfloat16_flops = peak_flops(torch.float32), peak_flops(torch.bfloat16)
-    bandwidth = harness.memory_bandwidth()
+    bandwidth = Bandwidth()
     lines = random_lines(rows * 8, 1 << 16)
     print(
-        f"peaks: {flops / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s, {lines / 1e6:.0f} million random lines/s;"
+        f"peaks: {flops / 1e9:.0f} GFLOP/s, {bandwidth.now() / 1e9:.1f} GB/s, {lines / 1e6:.0f} million random lines/s;"
         f" bfloat16 {bfloat16_flops / 1e9:.0f} GFLOP/s"
     )
     torch.manual_seed(0)
@@ -118,6 +145,10 @@ def main() -> None:
                 "by": kind,
             }
         )
+
+    def report_bytes(name: str, run: Callable[[], Any], size: float) -> None:
+        seconds, peak = bandwidth.around(lambda: median_seconds(run))
+        report(name, seconds, size / peak, f"bytes, {peak / 1e9:.0f} GB/s")
 
     def drawn() -> torch.Tensor:
         return torch.randperm(rows)[:active].sort().values
@@ -158,21 +189,15 @@ def main() -> None:
     fused_loss(x, flops, "")
     fused_loss(x.bfloat16(), bfloat16_flops, ", bfloat16")
 
-    report(
-        "gather_rows",
-        median_seconds(lambda: ops.gather_rows(table, rows_of_turn())),
-        2 * active * width * 4 / bandwidth,
-        "bytes",
-    )
+    report_bytes("gather_rows", lambda: ops.gather_rows(table, rows_of_turn()), 2 * active * width * 4)
     gradient = torch.randn(active, width)
     step = (1e-3, 0.9, 0.999, 1e-8, 0.0, 1.0, 1.0, False, False)
-    report(
+    report_bytes(
         "row_sparse_adam_",
-        median_seconds(lambda: ops.row_sparse_adam_(table, *moments, rows_of_turn(), gradient, None, *step)),
-        7 * active * width * 4 / bandwidth,  # reads four arrays, writes three
-        "bytes",
+        lambda: ops.row_sparse_adam_(table, *moments, rows_of_turn(), gradient, None, *step),
+        7 * active * width * 4,  # reads four arrays, writes three
     )
-    embedding_bag(arguments, bandwidth, report)
+    embedding_bag(arguments, report_bytes)
     index = LSHIndex(rows, width, mips=False)
     index.build(table)
     hashed = ops.gather_rows(table, draws[0])

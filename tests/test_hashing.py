@@ -18,7 +18,7 @@ from torch_lsh.hashing.projections import StructuredProjections
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 SHAPES = [(0, 5), (1, 1), (3, 7), (37, 130), (70, 16)]  # rows, features
-TABLES = [(1, 1), (5, 3), (10, 7)]  # hashes per table, tables
+TABLES = [(1, 1), (5, 3), (5, 11), (10, 7)]  # hashes per table, tables
 
 
 def small_integers(*shape):

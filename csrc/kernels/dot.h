@@ -5,16 +5,36 @@
 #include "kernels/convert.h"
 #include "kernels/gather.h"
 #include "kernels/kernels.h"
+#include "kernels/vectors.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
+template <typename Sum, int64_t Lanes>
+inline Sum sum_lanes(typename VectorType<Sum, Lanes>::type vector) {
+  if constexpr (Lanes == 2) {
+    return vector[0] + vector[1];
+  } else {
+    typename VectorType<Sum, Lanes / 2>::type half[2];
+    __builtin_memcpy(half, &vector, sizeof(half));
+    return sum_lanes<Sum, Lanes / 2>(half[0] + half[1]);
+  }
+}
+
+// In four vectors of sums, so that an addition need not wait for the last one.
 template <typename T, typename Sum>
-inline Sum dot(const T* __restrict a, const T* __restrict b, int64_t width) {
-  Sum sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < width; ++i)
-    sum += static_cast<Sum>(to_float(a[i])) * static_cast<Sum>(to_float(b[i]));
-  return sum;
+inline Sum dot(const T* a, const T* b, int64_t width) {
+  constexpr int64_t kSums = 4, kVector = kLanes<Sum>;
+  Vector<Sum> sum[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums * kVector <= width; i += kSums * kVector)
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kSums; ++v)
+      sum[v] += load_as<Sum>(a + i + v * kVector) * load_as<Sum>(b + i + v * kVector);
+  for (; i + kVector <= width; i += kVector) sum[0] += load_as<Sum>(a + i) * load_as<Sum>(b + i);
+  sum[0] += sum[1] + (sum[2] + sum[3]);
+  Sum total = sum_lanes<Sum, kVector>(sum[0]);
+  for (; i < width; ++i) total += static_cast<Sum>(to_float(a[i])) * static_cast<Sum>(to_float(b[i]));
+  return total;
 }
 
 // out[i] = x · table[rows[i], :] in Sum precision, 0 where rows[i] is negative.

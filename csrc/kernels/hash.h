@@ -4,73 +4,82 @@
 #include "kernels/convert.h"
 #include "kernels/gather.h"
 #include "kernels/kernels.h"
+#include "kernels/product.h"
+#include "kernels/vectors.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-// A tile of products is kept in registers: 4 rows x 32 columns fill 8 of AVX-512's 32 registers, 16 of
-// AVX2's.
-constexpr int64_t kTileRows = 4, kTileColumns = 32;
-
-// out[r, c] = x[r, :] · projections[:, c] for `columns` <= kTileColumns columns. Every product is summed in
+// out[r, :] = x[r, :] · projections for Rows rows and Vectors vectors of columns. Every product is summed in
 // the order of the features, whatever the tile, so the code of a row does not depend on the rows around it.
-template <int64_t Rows>
-inline void project_tile(const float* __restrict x, int64_t width, const float* __restrict projections,
-                         int64_t stride, int64_t columns, float* __restrict out) {
-  float sum[Rows][kTileColumns] = {};
-  if (columns == kTileColumns) {
-    for (int64_t i = 0; i < width; ++i)
-#pragma GCC unroll 8
-      for (int64_t r = 0; r < Rows; ++r)
-#pragma omp simd
-        for (int64_t c = 0; c < kTileColumns; ++c)
-          sum[r][c] += x[r * width + i] * projections[i * stride + c];
-  } else {
-    for (int64_t i = 0; i < width; ++i)
-      for (int64_t r = 0; r < Rows; ++r)
-#pragma omp simd
-        for (int64_t c = 0; c < columns; ++c) sum[r][c] += x[r * width + i] * projections[i * stride + c];
+template <int64_t Rows, int64_t Vectors>
+inline void project_tile(const float* x, int64_t width, const float* projections, int64_t stride,
+                         float* out) {
+  Vector<float> sum[Rows][Vectors] = {};
+  for (int64_t i = 0; i < width; ++i) {
+    Vector<float> projection[Vectors];
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < Vectors; ++v)
+      projection[v] = load_as<float>(projections + i * stride + v * kLanes<float>);
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < Rows; ++r) {
+      const Vector<float> value = x[r * width + i] - Vector<float>{};
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < Vectors; ++v) sum[r][v] += value * projection[v];
+    }
   }
-  for (int64_t r = 0; r < Rows; ++r)
-    for (int64_t c = 0; c < columns; ++c) out[r * stride + c] = sum[r][c];
+  for (int64_t r = 0; r < Rows; ++r) __builtin_memcpy(out + r * stride, sum[r], sizeof(sum[r]));
+}
+
+// All columns. The last vector is moved back to end with the row, over columns that are there already.
+template <int64_t Rows>
+inline void project_rows(const float* x, int64_t width, const float* projections, int64_t columns,
+                         float* out) {
+  constexpr int64_t kVector = kLanes<float>;
+  int64_t c = 0;
+  for (; c + 2 * kVector <= columns; c += 2 * kVector)
+    project_tile<Rows, 2>(x, width, projections + c, columns, out + c);
+  for (; c + kVector <= columns; c += kVector)
+    project_tile<Rows, 1>(x, width, projections + c, columns, out + c);
+  if (c < columns && columns >= kVector) {
+    c = columns - kVector;
+    return project_tile<Rows, 1>(x, width, projections + c, columns, out + c);
+  }
+  for (; c < columns; ++c)
+    for (int64_t r = 0; r < Rows; ++r) {
+      float sum = 0;
+      for (int64_t i = 0; i < width; ++i) sum += x[r * width + i] * projections[i * columns + c];
+      out[r * columns + c] = sum;
+    }
 }
 
 // Bit k of the code of table t is the sign of product t * bits + k: 1 where positive, so 0 for zero and NaN.
+// Looks at kCodeBits products for each, a constant number, so some beyond the last code's are read.
 inline void pack_signs(const float* products, int64_t num_tables, int64_t bits, int32_t* codes) {
   for (int64_t t = 0; t < num_tables; ++t) {
     uint32_t code = 0;
-    for (int64_t k = 0; k < bits; ++k) code |= static_cast<uint32_t>(products[t * bits + k] > 0) << k;
-    codes[t] = static_cast<int32_t>(code);
+#pragma omp simd reduction(| : code)
+    for (int64_t k = 0; k < kCodeBits; ++k) code |= static_cast<uint32_t>(products[t * bits + k] > 0) << k;
+    codes[t] = static_cast<int32_t>(code & ((uint32_t{1} << bits) - 1));
   }
 }
 
-// products[count, columns] = x · projections.
+// products[count, columns] = x · projections, in tiles as those of products.
 inline void project(const float* x, int64_t count, int64_t width, const float* projections, int64_t columns,
                     float* products) {
-  for (int64_t begin = 0; begin < count; begin += kTileRows) {
-    const int64_t height = count - begin < kTileRows ? count - begin : kTileRows;
-    const float* const rows = x + begin * width;
-    float* const out = products + begin * columns;
-    for (int64_t c = 0; c < columns; c += kTileColumns) {
-      const int64_t some = columns - c < kTileColumns ? columns - c : kTileColumns;
-      if (height == kTileRows) {
-        project_tile<kTileRows>(rows, width, projections + c, columns, some, out + c);
-      } else {
-        for (int64_t r = 0; r < height; ++r)
-          project_tile<1>(rows + r * width, width, projections + c, columns, some, out + c + r * columns);
-      }
-    }
-  }
+  for_tiles(count, [&]<int64_t Rows>(int64_t r) {
+    project_rows<Rows>(x + r * width, width, projections, columns, products + r * columns);
+  });
 }
 
-// scratch: kTileRows * (width + num_tables * bits) floats.
+// scratch: kHashRows * (width + num_tables * bits) + kCodeBits floats.
 template <typename T>
 void simhash(const T* x, int64_t count, int64_t width, const float* projections, int64_t num_tables,
              int64_t bits, float* scratch, int32_t* codes) {
   const int64_t columns = num_tables * bits;
   float* const rows = scratch;
-  float* const products = scratch + kTileRows * width;
-  for (int64_t begin = 0; begin < count; begin += kTileRows) {
-    const int64_t height = count - begin < kTileRows ? count - begin : kTileRows;
+  float* const products = scratch + kHashRows * width;
+  for (int64_t begin = 0; begin < count; begin += kHashRows) {
+    const int64_t height = count - begin < kHashRows ? count - begin : kHashRows;
     convert(x + begin * width, height * width, rows);
     project(rows, height, width, projections, columns, products);
     for (int64_t r = 0; r < height; ++r)
@@ -78,7 +87,8 @@ void simhash(const T* x, int64_t count, int64_t width, const float* projections,
   }
 }
 
-// One sparse row. scratch: num_tables * bits floats. The same sums as for a dense row with the same nonzeros.
+// One sparse row. scratch: num_tables * bits + kCodeBits floats. The same sums as for a dense row with the
+// same nonzeros.
 inline void simhash_sparse(const int64_t* columns, const float* values, int64_t count,
                            const float* projections, int64_t num_tables, int64_t bits,
                            float* __restrict scratch, int32_t* codes) {

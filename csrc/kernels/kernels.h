@@ -28,6 +28,9 @@ struct SumType<BFloat16> {
 template <typename T>
 using SumOf = typename SumType<T>::type;
 
+// Rows that simhash takes at a time, a multiple of every level's tile; and bits of a code, used or not.
+constexpr int64_t kHashRows = 12, kCodeBits = 32;
+
 // Rows that the kernels of hadamard.h take at a time.
 constexpr int64_t kHadamardRows = 16;
 
@@ -165,14 +168,15 @@ struct Kernels {
   int64_t panel_width_f32, panel_width_f64;  // that of sums
 
   // hash.h: SimHash codes [count, num_tables] of rows x[count, width] by the signs of their products with
-  // projections[width, num_tables * bits]. scratch: 4 * (width + num_tables * bits) floats.
+  // projections[width, num_tables * bits]. scratch: kHashRows * (width + num_tables * bits) + kCodeBits
+  // floats.
   void (*simhash_f32)(const float* x, int64_t count, int64_t width, const float* projections,
                       int64_t num_tables, int64_t bits, float* scratch, int32_t* codes);
   void (*simhash_f64)(const double* x, int64_t count, int64_t width, const float* projections,
                       int64_t num_tables, int64_t bits, float* scratch, int32_t* codes);
   void (*simhash_bf16)(const BFloat16* x, int64_t count, int64_t width, const float* projections,
                        int64_t num_tables, int64_t bits, float* scratch, int32_t* codes);
-  // The same of one sparse row with `count` nonzeros. scratch: num_tables * bits floats.
+  // The same of one sparse row with `count` nonzeros. scratch: num_tables * bits + kCodeBits floats.
   void (*simhash_sparse)(const int64_t* columns, const float* values, int64_t count, const float* projections,
                          int64_t num_tables, int64_t bits, float* scratch, int32_t* codes);
   // products[count, columns] = x[count, width] · projections[width, columns], summed as for the codes.

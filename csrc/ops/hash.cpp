@@ -28,7 +28,7 @@ void simhash(void (*kernel)(const T*, int64_t, int64_t, const float*, int64_t, i
   const int64_t width = x.size(1);
   torch::stable::parallel_for(0, x.size(0), kGrainRows, [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> scratch;
-    scratch.resize(4 * (width + num_tables * bits));
+    scratch.resize(kHashRows * (width + num_tables * bits) + kCodeBits);
     kernel(rows + begin * width, end - begin, width, projection, num_tables, bits, scratch.data(),
            out + begin * num_tables);
   });
@@ -82,7 +82,7 @@ Tensor simhash_codes_csr(const Tensor& crow, const Tensor& col, const Tensor& va
   const auto kernel = kernels().simhash_sparse;
   torch::stable::parallel_for(0, rows, kGrainRows, [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> scratch;
-    scratch.resize(num_tables * hashes_per_table);
+    scratch.resize(num_tables * hashes_per_table + kCodeBits);
     for (int64_t i = begin; i < end; ++i)
       kernel(column + offset[i], value + offset[i], offset[i + 1] - offset[i], projection, num_tables,
              hashes_per_table, scratch.data(), out + i * num_tables);
