@@ -1436,7 +1436,7 @@ def residual_codes(x: Tensor, centers: Tensor, buckets: Tensor, bits: int) -> tu
     >>> residual_codes(x, torch.zeros(1, 8), torch.tensor([0]).int(), 1)
     (tensor([[29]], dtype=torch.uint8), tensor([1.6000]))
     >>> residual_codes(x, torch.zeros(1, 8), torch.tensor([0]).int(), 2)
-    (tensor([[29,  234]], dtype=torch.uint8), tensor([1.]))
+    (tensor([[ 29, 234]], dtype=torch.uint8), tensor([1.]))
     """
     return _ops.residual_codes(x, centers, buckets, bits)
 
