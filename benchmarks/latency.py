@@ -37,7 +37,7 @@ def peaks() -> tuple[float, dict[int, float]]:
         a = torch.randn(2048, 2048).to(dtype)
         flops = 2 * 2048**3 / best_seconds(lambda a=a: a @ a)
         speed.update(dict.fromkeys(sizes, flops))
-    return harness.memory_bandwidth(), speed
+    return harness.MemoryBandwidth().now(), speed
 
 
 def precision(systems: dict[str, latency.System], hidden: Tensor, labels: Tensor) -> dict[str, float]:

@@ -5,14 +5,15 @@
 The peaks are taken in the same run: floating-point operations per second of a large product or one with a small
 operand, by BLAS or by torch_lsh.ops.product, whichever is fastest, and bytes per second of a sum over an array far
 larger than the caches. A virtual machine's bandwidth can change by half within seconds, with where its cores happen to
-run; so that sum is taken before and after each operator that memory bounds, and all three anew, up to ten times, if
-the sums differ by a tenth. The bound of an operator is its operations over the one or its bytes over the other, whichever is given, where
-bytes are those that it must move if every row comes from memory once. Rows are drawn anew for every call, so nothing
-that it reads is in the cache by accident. What it writes goes to memory that the call before has used, part of which is
-still in the cache, and memory may write while it reads, which a sum does not show: an operator that writes can exceed
-its bound. The embedding bag's gradient, the largest such result, is measured a second time with the results of eight
-calls kept, so that nothing of it is in the cache, which is nearer to a training step: each line is then read before it
-is written, and the bound does not count that. (Stores past the cache would save it, and the optimizer would pay.)
+run; so that sum is taken before and after each operator that memory bounds, and all three anew, up to ten times, if the
+sums differ by a tenth. The bound of an operator is its operations over the one or its bytes over the other, whichever
+is given, where bytes are those that it must move if every row comes from memory once. Rows are drawn anew for every
+call, so nothing that it reads is in the cache by accident. What it writes goes to memory that the call before has used,
+part of which is still in the cache, and memory may write while it reads, which a sum does not show: an operator that
+writes can exceed its bound. The embedding bag's gradient, the largest such result, is measured a second time with the
+results of eight calls kept, so that nothing of it is in the cache, which is nearer to a training step: each line is
+then read before it is written, and the bound does not count that. (Stores past the cache would save it, and the
+optimizer would pay.)
 
 Look-ups are bound by cache misses instead: a query touches a count and ``bucket_size / 16`` lines of ids per table and
 the codes of each row that it ranks; the bound is their number over the rate at which the machine serves independent
@@ -51,26 +52,6 @@ def product_flops(m: int, k: int, n: int, dtype: torch.dtype) -> float:
 
 def peak_flops(dtype: torch.dtype) -> float:
     return max(product_flops(2048, 2048, 2048, dtype), product_flops(4096, 256, 256, dtype))
-
-
-class Bandwidth:
-    """Bytes per second of a sum over 512 MiB in huge pages, now and around something else."""
-
-    def __init__(self) -> None:
-        self.array = torch.empty(1 << 27)
-        ops.prefer_huge_pages(self.array)
-        self.array.fill_(1)
-
-    def now(self) -> float:
-        return self.array.nbytes / statistics.median(harness.in_turn({"": self.array.sum}, 7)[""])
-
-    def around(self, measure: Callable[[], float]) -> tuple[float, float]:
-        """What ``measure`` returns, and the bandwidth while it did."""
-        for _ in range(10):
-            before, value, after = self.now(), measure(), self.now()
-            if max(before, after) < 1.1 * min(before, after):
-                break
-        return value, (before + after) / 2
 
 
 def random_lines(rows: int, count: int) -> float:
@@ -126,7 +107,7 @@ def main() -> None:
     info = harness.machine(arguments.threads)
     print(info)
     flops, bfloat16_flops = peak_flops(torch.float32), peak_flops(torch.bfloat16)
-    bandwidth = Bandwidth()
+    bandwidth = harness.MemoryBandwidth()
     lines = random_lines(rows * 8, 1 << 16)
     print(
         f"peaks: {flops / 1e9:.0f} GFLOP/s, {bandwidth.now() / 1e9:.1f} GB/s, {lines / 1e6:.0f} million random lines/s;"

@@ -149,7 +149,7 @@ def main() -> None:
     info = harness.machine()
     here = min(2, os.cpu_count() or 1)
     torch.set_num_threads(1)
-    one_core = harness.memory_bandwidth()
+    one_core = harness.MemoryBandwidth().now()
     print(info, f"bandwidth of one core {one_core / 1e9:.1f} GB/s", sep="\n")
     sizes = (arguments.rows, arguments.width, arguments.batch, arguments.active)
     torch.manual_seed(0)

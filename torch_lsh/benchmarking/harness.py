@@ -68,12 +68,26 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
-def memory_bandwidth() -> float:
-    """Bytes per second of a sum over 512 MiB in huge pages: a median."""
-    array = torch.empty(1 << 27)
-    ops.prefer_huge_pages(array)
-    array.fill_(1)
-    return array.nbytes / statistics.median(in_turn({"": array.sum}, 21)[""])
+class MemoryBandwidth:
+    """Bytes per second of a sum over 512 MiB in huge pages."""
+
+    def __init__(self) -> None:
+        self._array = torch.empty(1 << 27)
+        ops.prefer_huge_pages(self._array)
+        self._array.fill_(1)
+
+    def now(self) -> float:
+        return self._array.nbytes / statistics.median(in_turn({"": self._array.sum}, 7)[""])
+
+    def around(self, measure: Callable[[], float]) -> tuple[float, float]:
+        """What ``measure`` returns, and the mean bandwidth before and after it; all anew, up to ten times, where these
+        differ by a tenth.
+        """
+        for _ in range(10):
+            before, value, after = self.now(), measure(), self.now()
+            if max(before, after) < 1.1 * min(before, after):
+                break
+        return value, (before + after) / 2
 
 
 def peak_memory_kib() -> int:
