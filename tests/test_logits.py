@@ -48,6 +48,8 @@ LAZY = {
     "transpose twice": lambda z: z.transpose(1, 2).transpose(0, 2).permute(1, 2, 0),
     "unsqueeze": lambda z: z.unsqueeze(0),
     "unsqueeze and squeeze": lambda z: z.unsqueeze(1).squeeze(1),
+    "unsqueeze behind classes": lambda z: z.unsqueeze(-1),
+    "reshape, 1 behind classes": lambda z: z.reshape(6, N, -1),
     "unsqueeze after classes": lambda z: z.transpose(1, 2).unsqueeze(2),
     "clone": lambda z: z.clone(),
     "detach": lambda z: z.detach(),
@@ -378,3 +380,80 @@ def test_masks_of_bytes_and_names_of_types(layer):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.testing.assert_close(layer(x)[mask].dense(), dense(layer, x)[mask])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["exact loss", "smoothed loss", "softmax", "max", "topk", "inside of a function"])
+def test_used_outside_of_the_autocast_they_were_made_in(name, training):
+    class Same(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits):
+            return logits.view_as(logits)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+    y = torch.arange(4)
+    use = {
+        "exact loss": lambda z: F.cross_entropy(z, y),
+        "smoothed loss": lambda z: F.cross_entropy(z.float(), y, label_smoothing=0.1),
+        "softmax": lambda z: z.softmax(-1)[y, y].sum(),
+        "max": lambda z: z.max(-1).values.sum(),
+        "topk": lambda z: z.topk(N).values.square().sum(),
+        "inside of a function": lambda z: Same.apply(z).square().sum(),
+    }[name]
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Linear(D, D), nn.Linear(D, N))
+    layer = nn.Sequential(linear[0], LSHLinear.from_linear(linear[1], LSHConfig(active=1.0))).train(training)
+    x = torch.randn(4, D)
+    results = []
+    for model in (linear, layer):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(x)
+        with torch.no_grad():
+            value = use(logits.detach())
+        results.append([value, *torch.autograd.grad(use(logits), list(model.parameters()))])
+    for expected, got in zip(*results):
+        assert got.dtype is expected.dtype
+        assert (got - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_best_values_are_among_the_dense_ones(grad):
+    """nanoGPT's filter keeps k classes, also where topk rounds otherwise than the product of all."""
+    torch.manual_seed(0)
+    layer = LSHLinear(64, 5_000)
+    for k in (1, 20):
+        with torch.set_grad_enabled(grad):
+            logits = layer(torch.randn(50, 3, 64))[:, -1, :] / 0.7
+        logits[logits < logits.topk(k).values[:, [-1]]] = -float("inf")
+        assert (logits.isfinite().sum(-1) == k).all()
+        logits = layer(torch.randn(50, 3, 64)).transpose(1, 2)
+        assert ((logits == logits.amax(1, keepdim=True)).sum(1) == 1).all()
+        assert ((logits == logits.amax(1, keepdim=True)).sum(1) == 1).all()  # of the dense ones
+
+
+def test_gradients_of_logits_that_were_made_leaves(layer):
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
+    expected = F.linear(x, layer.weight, layer.bias).detach().requires_grad_()
+    F.cross_entropy(expected, y).backward()
+    layer.requires_grad_(False)
+    attribute = layer(x)
+    attribute.requires_grad = True
+    for logits in (layer(x).detach().requires_grad_(), layer(x).requires_grad_(), attribute):
+        F.cross_entropy(logits, y).backward()
+        torch.testing.assert_close(logits.grad, expected.grad)
+        logits.grad = None
+        F.cross_entropy(logits, y).backward()
+        torch.testing.assert_close(logits.grad, expected.grad)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointed_loss(layer, use_reentrant):
+    layer.config = LSHConfig(active=1.0)
+    x, y = torch.randn(4, D, dtype=torch.float64, requires_grad=True), torch.arange(4)
+    loss = torch.utils.checkpoint.checkpoint(F.cross_entropy, layer(x), y, use_reentrant=use_reentrant)
+    loss.backward()
+    wanted = torch.autograd.grad(F.cross_entropy(dense(layer, x), y), [x, layer.weight])
+    torch.testing.assert_close((x.grad, layer.weight.grad), wanted)

@@ -54,8 +54,14 @@ class _Recipe:
         sizes.insert(self.class_dim, self.layer.out_features)
         return torch.Size(sizes)
 
+    def autocast(self) -> torch.autocast:
+        """The context in which products are those of where the layer was called."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.product_dtype is torch.bfloat16)
+
     def compute(self, input: Tensor, weight: Tensor, bias: Tensor | None, scale: float | Tensor) -> Tensor:
-        logits = F.linear(input, weight, bias).to(self.dtype)
+        with self.autocast():
+            logits = F.linear(input, weight, bias)
+        logits = logits.to(self.dtype)
         if isinstance(scale, Tensor) or scale != 1.0:
             logits = (logits * scale).to(self.dtype)
         if self.log_softmax:
@@ -80,7 +86,9 @@ class _Recipe:
 
     def sampled(self, x: Tensor, active: ActiveSet, corrected: bool) -> Tensor:
         """The scaled logits of the active rows, in at least float32, so that sums over classes are accurate."""
-        logits = self.layer.active_logits(x, active.rows).to(_accurate(self.dtype))
+        with self.autocast():
+            logits = self.layer.active_logits(x, active.rows)
+        logits = logits.to(_accurate(self.dtype))
         if not (isinstance(self.scale, float) and self.scale == 1.0):
             logits = logits * self.scale
         keep = self.layer.keeper_of_hardest_rows(active, corrected)
@@ -159,6 +167,7 @@ class SampledLogits(Tensor):
     _made_stale: bool  # made from logits that were stale
     _dense: Tensor | None
     _dense_version: int
+    _best: tuple[Tensor, Tensor] | None  # the best values and classes that were asked for: [*lead, k]
 
     @staticmethod
     def _make(recipe: _Recipe, stale: bool = False) -> SampledLogits:
@@ -168,7 +177,7 @@ class SampledLogits(Tensor):
         logits._recipe = recipe
         logits._versions = recipe.versions()
         logits._made_stale = stale
-        logits._dense = None
+        logits._dense = logits._best = None
         return logits
 
     @classmethod
@@ -196,9 +205,18 @@ class SampledLogits(Tensor):
             self._refuse_stale()
             # As where they were made: gradients, or none, and a version that shows changes.
             with torch.inference_mode(False), torch.set_grad_enabled(not self._recipe.detached):
-                self._dense = self._through_function() if self._is_of_function() else self._recipe.dense()
+                self._dense = self._through_function() if self._is_of_function() else self._computed()
             self._dense_version = self._dense._version
         return self._dense
+
+    def _computed(self) -> Tensor:
+        logits = self._recipe.dense()
+        if self._best is not None:
+            # Rounded as topk did, so that `logits < logits.topk(k).values[..., -1:]` is not true of the best k.
+            values, classes = (part.movedim(-1, self._recipe.class_dim) for part in self._best)
+            with torch.no_grad():
+                logits.scatter_(self._recipe.class_dim, classes, values)
+        return logits
 
     def _is_lazy(self) -> bool:
         """Whether the recipe still says what the logits are, and the layer can compute it; else :meth:`dense` says."""
@@ -280,7 +298,7 @@ class SampledLogits(Tensor):
         if self._dense is not None:
             return self._dense.detach()
         self._refuse_stale()
-        return self._recipe.dense().detach()
+        return self._computed().detach()
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch declares it as an attribute
@@ -308,6 +326,7 @@ _METADATA = {
     torch.is_floating_point,
     torch.is_complex,
     torch.numel,
+    Tensor.grad.__set__,  # type: ignore[union-attr]
 }
 _DATA_ATTRIBUTES = {getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "real", "imag")}
 _HOOKS = {Tensor.register_hook, Tensor.retain_grad, Tensor.register_post_accumulate_grad_hook}
@@ -349,6 +368,9 @@ def _reshape(logits: SampledLogits, *shape: Any, **kwargs: Any) -> Any:
         if sizes.count(-1) > 1 or known == 0 or math.prod(recipe.shape) % known:
             return NotImplemented
         sizes[sizes.index(-1)] = math.prod(recipe.shape) // known
+    if len(sizes) > 1 and sizes[-1] == 1 != num_classes:
+        remade = _reshape(logits, sizes[:-1])
+        return remade if remade is NotImplemented else _unsqueeze(remade, -1)
     if not sizes or sizes[-1] != num_classes or math.prod(sizes[:-1]) != math.prod(recipe.lead):
         return NotImplemented
     return _remade(logits, input=recipe.input.reshape(*sizes[:-1], recipe.layer.in_features), class_dim=len(sizes) - 1)
@@ -373,12 +395,8 @@ def _unsqueeze(logits: SampledLogits, dim: int) -> Any:
     recipe = logits._recipe
     dim = dim % (len(recipe.shape) + 1)
     if dim > recipe.class_dim:
-        return NotImplemented if recipe.class_dim == len(recipe.lead) else _unsqueeze_after(logits, dim)
+        return _remade(logits, input=recipe.input.unsqueeze(dim - 1))
     return _remade(logits, input=recipe.input.unsqueeze(dim), class_dim=recipe.class_dim + 1)
-
-
-def _unsqueeze_after(logits: SampledLogits, dim: int) -> Tensor:
-    return _remade(logits, input=logits._recipe.input.unsqueeze(dim - 1))
 
 
 @_handles(Tensor.squeeze, torch.squeeze)
@@ -474,6 +492,16 @@ def _detach(logits: SampledLogits, *_: Any) -> Any:
     recipe = logits._recipe
     scale = recipe.scale.detach() if isinstance(recipe.scale, Tensor) else recipe.scale
     return _remade(logits, input=recipe.input.detach(), scale=scale, detached=True)
+
+
+@_handles(Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
+def _require_grad(logits: SampledLogits, requires_grad: bool = True) -> Tensor:
+    """Makes a leaf of logits without gradients, which collects the gradient of all of them."""
+    with torch._C.DisableTorchFunctionSubclass():
+        logits.requires_grad_(requires_grad)
+        if logits.is_leaf:
+            logits._recipe, logits._dense = replace(logits._recipe, detached=True), None
+    return logits
 
 
 def _cast(logits: SampledLogits, dtype: torch.dtype) -> Any:
@@ -645,8 +673,10 @@ def _cross_entropy(
         active = ActiveSet(
             everything, torch.zeros_like(everything, dtype=torch.bool), parsed.labels, layer.out_features
         )
+        with recipe.autocast():
+            product = F.linear(x, layer.weight, layer.bias)
         loss = losses.sampled_cross_entropy(
-            F.linear(x, layer.weight, layer.bias).to(dtype) * recipe.scale,
+            product.to(dtype) * recipe.scale,
             active,
             parsed,
             correction="none",
@@ -655,7 +685,7 @@ def _cross_entropy(
             reduction=reduction,
         )
     else:
-        with torch.no_grad():
+        with torch.no_grad(), recipe.autocast():
             loss = losses.exact_cross_entropy(
                 x,
                 layer.weight,
@@ -769,19 +799,25 @@ def _ranks_by_logits(recipe: _Recipe) -> bool:
 
 
 def _best(logits: SampledLogits, k: int) -> tuple[Tensor, Tensor] | None:
-    """Exact best ``k`` classes ``[*lead, k]``; None where the order of the logits is not that of the layer."""
+    """Exact best ``k`` classes ``[*lead, k]``; None where the order of the logits is not that of the layer, and where
+    all values are there already.
+    """
     recipe = logits._recipe
     layer = recipe.layer
-    if not _ranks_by_logits(recipe) or recipe.log_softmax:
+    if logits._dense is not None or not _ranks_by_logits(recipe) or recipe.log_softmax:
         return None
     if logits._is_stale():
         layer.warn_stale()
     x = recipe.flat_input()
     values, classes = layer.largest_logits(x, k)
     if logits._wants_grad():
-        values = layer.active_logits(x, classes)
+        with recipe.autocast():
+            values = layer.active_logits(x, classes)
     values = (values.to(recipe.dtype) * recipe.scale).to(recipe.dtype)
-    return values.reshape(*recipe.lead, k), classes.reshape(*recipe.lead, k)
+    best = values.reshape(*recipe.lead, k), classes.reshape(*recipe.lead, k)
+    if logits._best is None or logits._best[1].shape[-1] < k:
+        logits._best = best
+    return best
 
 
 @_handles(torch.topk, Tensor.topk)
