@@ -38,6 +38,8 @@ LAZY = {
     "contiguous": lambda z: z.contiguous(),
     "float": lambda z: z.float(),
     "to dtype": lambda z: z.to(torch.float32),
+    "to dtype, copied": lambda z: z.to(torch.float32, copy=True),
+    "copied": lambda z: z.to(z.dtype, False, True),
     "to device": lambda z: z.to("cpu"),
     "temperature": lambda z: z / 0.5,
     "times": lambda z: 2 * z * 3.0,
@@ -457,3 +459,35 @@ def test_checkpointed_loss(layer, use_reentrant):
     loss.backward()
     wanted = torch.autograd.grad(F.cross_entropy(dense(layer, x), y), [x, layer.weight])
     torch.testing.assert_close((x.grad, layer.weight.grad), wanted)
+
+
+def test_a_copy_by_to_is_changed_alone(layer):
+    logits = layer(torch.randn(4, D, dtype=torch.float64))
+    for copied in (logits.to("cpu", copy=True), logits.to(logits.dtype, False, True)):
+        copied.zero_()
+        assert copied.abs().max() == 0
+    assert logits.abs().max() > 0
+
+
+def test_dimensions_out_of_range_are_refused(layer):
+    logits = layer(torch.randn(4, D, dtype=torch.float64))
+    for use in (
+        lambda dim: logits.argmax(dim),
+        lambda dim: logits.max(dim),
+        lambda dim: logits.topk(1, dim),
+        lambda dim: logits.log_softmax(dim),
+        lambda dim: logits.squeeze(dim),
+        lambda dim: logits.unsqueeze(dim + 1 if dim > 0 else dim - 1),
+        lambda dim: logits.transpose(0, dim),
+        lambda dim: logits.movedim(0, dim),
+        lambda dim: logits.flatten(0, dim),
+    ):
+        for dim in (2, 5, -3):
+            with pytest.raises(IndexError, match=r"[Dd]imension|out of range"):
+                use(dim)
+
+
+def test_symbolic_trace_has_the_layer_as_a_leaf(layer):
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Identity(), layer))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1"]
+    assert isinstance(traced(torch.randn(4, D, dtype=torch.float64)), SampledLogits)

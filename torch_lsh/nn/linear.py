@@ -258,6 +258,9 @@ class LSHLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return super().forward(input)
+        if isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as the layers of torch.nn are
+            path = input.tracer.path_of_module(self)
+            return input.tracer.create_proxy("call_module", path, (input,), {})
         for parameter in self._parameters.values():
             if parameter is not None:
                 note_forward(parameter)

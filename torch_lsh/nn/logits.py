@@ -348,6 +348,13 @@ def _remade(logits: SampledLogits, **changes: Any) -> Tensor:
 # --- operations that leave the class dimension alone ------------------------------------------------------------------
 
 
+def _dim(dim: int, rank: int) -> int:
+    """``dim`` counted from the front."""
+    if not -rank <= dim < rank:
+        raise IndexError(f"dimension is {dim}; wanted {-rank} to {rank - 1}")
+    return dim % rank
+
+
 def _sizes(shape: tuple[Any, ...]) -> list[int]:
     if len(shape) == 1 and isinstance(shape[0], (tuple, list, torch.Size)):
         shape = tuple(shape[0])
@@ -384,7 +391,7 @@ def _reshape_as(logits: SampledLogits, other: Tensor) -> Any:
 @_handles(Tensor.flatten, torch.flatten)
 def _flatten(logits: SampledLogits, start_dim: int = 0, end_dim: int = -1) -> Any:
     shape = logits._recipe.shape
-    start, end = start_dim % len(shape), end_dim % len(shape)
+    start, end = _dim(start_dim, len(shape)), _dim(end_dim, len(shape))
     if start > end:
         return NotImplemented
     return _reshape(logits, [*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]])
@@ -393,7 +400,7 @@ def _flatten(logits: SampledLogits, start_dim: int = 0, end_dim: int = -1) -> An
 @_handles(Tensor.unsqueeze, torch.unsqueeze)
 def _unsqueeze(logits: SampledLogits, dim: int) -> Any:
     recipe = logits._recipe
-    dim = dim % (len(recipe.shape) + 1)
+    dim = _dim(dim, len(recipe.shape) + 1)
     if dim > recipe.class_dim:
         return _remade(logits, input=recipe.input.unsqueeze(dim - 1))
     return _remade(logits, input=recipe.input.unsqueeze(dim), class_dim=recipe.class_dim + 1)
@@ -404,7 +411,7 @@ def _squeeze(logits: SampledLogits, dim: Any = None) -> Any:
     recipe = logits._recipe
     if not isinstance(dim, int):
         return NotImplemented
-    dim = dim % len(recipe.shape)
+    dim = _dim(dim, len(recipe.shape))
     if dim == recipe.class_dim:
         return NotImplemented if recipe.layer.out_features == 1 else logits
     before = dim < recipe.class_dim
@@ -418,7 +425,7 @@ def _squeeze(logits: SampledLogits, dim: Any = None) -> Any:
 def _permute(logits: SampledLogits, *dims: Any) -> Any:
     recipe = logits._recipe
     rank = len(recipe.shape)
-    order = [dim % rank for dim in _sizes(dims)]
+    order = [_dim(dim, rank) for dim in _sizes(dims)]
     if sorted(order) != list(range(rank)):
         return NotImplemented
     class_dim = order.index(recipe.class_dim)
@@ -443,8 +450,8 @@ def _movedim(logits: SampledLogits, source: Any, destination: Any) -> Any:
     if not isinstance(source, int) or not isinstance(destination, int):
         return NotImplemented
     rank = len(logits._recipe.shape)
-    order = [dim for dim in range(rank) if dim != source % rank]
-    order.insert(destination % rank, source % rank)
+    order = [dim for dim in range(rank) if dim != _dim(source, rank)]
+    order.insert(_dim(destination, rank), _dim(source, rank))
     return _permute(logits, order)
 
 
@@ -533,8 +540,9 @@ def _half(logits: SampledLogits, **_: Any) -> Any:
 @_handles(Tensor.to, Tensor.type, Tensor.type_as)
 def _to(logits: SampledLogits, *args: Any, **kwargs: Any) -> Any:
     dtype: torch.dtype | None = None
-    if not (args or kwargs) or kwargs.get("copy"):
+    if not (args or kwargs):
         return NotImplemented
+    copy = kwargs.get("copy") or [argument for argument in args if isinstance(argument, bool)][1:] == [True]
     for argument in (*args, *kwargs.values()):
         if isinstance(argument, torch.dtype):
             dtype = argument
@@ -547,7 +555,8 @@ def _to(logits: SampledLogits, *args: Any, **kwargs: Any) -> Any:
                 return NotImplemented
         elif not isinstance(argument, bool) and argument is not None and not isinstance(argument, torch.memory_format):
             return NotImplemented
-    return logits if dtype is None else _cast(logits, dtype)
+    result = logits if dtype is None else _cast(logits, dtype)
+    return _clone(logits) if copy and result is logits else result
 
 
 def _is_scalar(value: Any) -> bool:
@@ -704,7 +713,7 @@ def _log_softmax(
     logits: SampledLogits, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> Any:
     recipe = logits._recipe
-    if dim is None or recipe.log_softmax or dim % len(recipe.shape) != recipe.class_dim:
+    if dim is None or recipe.log_softmax or _dim(dim, len(recipe.shape)) != recipe.class_dim:
         return NotImplemented
     return _remade(logits, log_softmax=True, dtype=dtype or _loss_dtype(recipe))
 
@@ -825,7 +834,7 @@ def _topk(
     logits: SampledLogits, k: int, dim: int = -1, largest: bool = True, sorted: bool = True, **kwargs: Any
 ) -> Any:
     recipe = logits._recipe
-    if kwargs or not largest or dim % len(recipe.shape) != recipe.class_dim:
+    if kwargs or not largest or _dim(dim, len(recipe.shape)) != recipe.class_dim:
         return NotImplemented
     if not 0 <= k <= recipe.layer.out_features:
         raise ValueError(f"k is {k}; wanted 0 to {recipe.layer.out_features}")
@@ -839,7 +848,7 @@ def _topk(
 @_handles(torch.argmax, Tensor.argmax)
 def _argmax(logits: SampledLogits, dim: int | None = None, keepdim: bool = False) -> Any:
     recipe = logits._recipe
-    if dim is None or dim % len(recipe.shape) != recipe.class_dim:
+    if dim is None or _dim(dim, len(recipe.shape)) != recipe.class_dim:
         return NotImplemented
     best = _best(logits, 1)
     if best is None:
@@ -855,7 +864,7 @@ def _max(logits: SampledLogits, *args: Any, dim: int | None = None, keepdim: boo
         dim, keepdim = args[0], (bool(args[1]) if len(args) == 2 else keepdim)
     elif args:
         return NotImplemented
-    if dim is None or dim % len(recipe.shape) != recipe.class_dim:
+    if dim is None or _dim(dim, len(recipe.shape)) != recipe.class_dim:
         return NotImplemented
     best = _best(logits, 1)
     if best is None:
