@@ -487,6 +487,18 @@ def test_dimensions_out_of_range_are_refused(layer):
                 use(dim)
 
 
+def test_tensors_like_logits_need_no_values(layer):
+    logits = layer(torch.randn(2, 3, D, dtype=torch.float64)).transpose(1, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for made in (torch.zeros_like(logits), torch.full_like(logits, 0.0), logits.new_zeros(logits.shape)):
+            assert type(made) is torch.Tensor
+            assert made.is_contiguous()
+            assert torch.equal(made, torch.zeros(2, N, 3, dtype=torch.float64))
+        assert logits.new_tensor([1, 2]).dtype is torch.float64
+        assert torch.ones_like(logits, dtype=torch.bool).all()
+
+
 def test_symbolic_trace_has_the_layer_as_a_leaf(layer):
     traced = torch.fx.symbolic_trace(nn.Sequential(nn.Identity(), layer))
     assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1"]

@@ -501,6 +501,24 @@ def _detach(logits: SampledLogits, *_: Any) -> Any:
     return _remade(logits, input=recipe.input.detach(), scale=scale, detached=True)
 
 
+def _like(function: Any) -> Handler:
+    """``function`` of a tensor that asks for shape and dtype only."""
+
+    def handler(logits: SampledLogits, *args: Any, **kwargs: Any) -> Any:
+        recipe = logits._recipe
+        return function(torch.empty((), dtype=recipe.dtype).expand(recipe.shape), *args, **kwargs)
+
+    return handler
+
+
+for _name in ("zeros", "ones", "empty", "full", "rand", "randn"):
+    _function = getattr(torch, f"{_name}_like")
+    _HANDLERS[_function] = _like(_function)
+for _name in ("zeros", "ones", "empty", "full", "tensor"):
+    _function = getattr(Tensor, f"new_{_name}")
+    _HANDLERS[_function] = _like(_function)
+
+
 @_handles(Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
 def _require_grad(logits: SampledLogits, requires_grad: bool = True) -> Tensor:
     """Makes a leaf of logits without gradients, which collects the gradient of all of them."""
