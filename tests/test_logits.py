@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+import torch.fx.experimental.proxy_tensor
 import torch.nn.functional as F
 from torch import nn
 
@@ -503,3 +504,15 @@ def test_symbolic_trace_has_the_layer_as_a_leaf(layer):
     traced = torch.fx.symbolic_trace(nn.Sequential(nn.Identity(), layer))
     assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1"]
     assert isinstance(traced(torch.randn(4, D, dtype=torch.float64)), SampledLogits)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_traced_by_make_fx_and_without_values(layer, training):
+    layer.train(training)
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
+    traced = torch.fx.experimental.proxy_tensor.make_fx(lambda x: F.cross_entropy(layer(x), y))(x)
+    torch.testing.assert_close(traced(2 * x), F.cross_entropy(dense(layer, 2 * x), y))
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        logits = LSHLinear(D, 5_000).train(training)(torch.randn(4, D))
+        F.cross_entropy(logits, torch.zeros(4, dtype=torch.long)).backward()
+        assert logits.topk(5).indices.shape == (4, 5)
