@@ -356,9 +356,11 @@ def test_narrow_layers_stay_dense_without_a_measurement(monkeypatch):
 
 
 @pytest.mark.parametrize(("speedup", "kind"), [(0.9, nn.Linear), (1.1, LSHLinear)])
-def test_the_measurement_decides(monkeypatch, speedup, kind):
+def test_the_measurement_decides(monkeypatch, caplog, speedup, kind):
     monkeypatch.setattr(convert, "_measured_speedup", lambda *_: speedup)
-    assert type(sparsify_(nn.Sequential(nn.Linear(4, 5000)))[0]) is kind
+    with caplog.at_level("INFO", "torch_lsh"):
+        assert type(sparsify_(nn.Sequential(nn.Linear(4, 5000)))[0]) is kind
+    assert f"nn.Linear(4, 5000): LSHLinear was measured to take 1/{speedup:.2f} of the time" in caplog.text
 
 
 def test_measured_on_this_machine():

@@ -82,6 +82,23 @@ def test_csr_target_equals_dense_probabilities(scope, label_smoothing):
         )
 
 
+@pytest.mark.parametrize(
+    ("scope", "sampler"), [("batch", "lsh"), ("sample", "lsh"), ("batch", "frequency"), ("batch", "in_batch")]
+)
+def test_labels_of_any_strides(scope, sampler):
+    """A column of a table, every other sample: what data parallel loops and loaders give."""
+    layer = LSHLinear(D, N, config=LSHConfig(active=20, scope=scope, sampler=sampler))
+    table = torch.randint(0, N, (B, 4))
+    x = torch.randn(B, D)
+    for labels in (table[:, 1], table[:, ::2], table.T[:2].T):
+        for model in (layer.train(), layer.eval()):
+            state = layer.sampler_state()
+            loss = F.cross_entropy(model(x), labels)
+            layer.load_sampler_state(state)
+            torch.testing.assert_close(loss, F.cross_entropy(model(x), labels.contiguous()))
+    F.binary_cross_entropy_with_logits(layer.train()(x), table[:, ::2]).backward()
+
+
 @pytest.mark.parametrize("scope", ["batch", "sample"])
 def test_padded_targets_share_the_distribution_equally(scope):
     y = torch.full((B, 4), -100)

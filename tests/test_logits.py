@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+import torch.fx.experimental.proxy_tensor
 import torch.nn.functional as F
 from torch import nn
 
@@ -38,6 +39,8 @@ LAZY = {
     "contiguous": lambda z: z.contiguous(),
     "float": lambda z: z.float(),
     "to dtype": lambda z: z.to(torch.float32),
+    "to dtype, copied": lambda z: z.to(torch.float32, copy=True),
+    "copied": lambda z: z.to(z.dtype, False, True),
     "to device": lambda z: z.to("cpu"),
     "temperature": lambda z: z / 0.5,
     "times": lambda z: 2 * z * 3.0,
@@ -48,6 +51,8 @@ LAZY = {
     "transpose twice": lambda z: z.transpose(1, 2).transpose(0, 2).permute(1, 2, 0),
     "unsqueeze": lambda z: z.unsqueeze(0),
     "unsqueeze and squeeze": lambda z: z.unsqueeze(1).squeeze(1),
+    "unsqueeze behind classes": lambda z: z.unsqueeze(-1),
+    "reshape, 1 behind classes": lambda z: z.reshape(6, N, -1),
     "unsqueeze after classes": lambda z: z.transpose(1, 2).unsqueeze(2),
     "clone": lambda z: z.clone(),
     "detach": lambda z: z.detach(),
@@ -378,3 +383,136 @@ def test_masks_of_bytes_and_names_of_types(layer):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.testing.assert_close(layer(x)[mask].dense(), dense(layer, x)[mask])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["exact loss", "smoothed loss", "softmax", "max", "topk", "inside of a function"])
+def test_used_outside_of_the_autocast_they_were_made_in(name, training):
+    class Same(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits):
+            return logits.view_as(logits)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+    y = torch.arange(4)
+    use = {
+        "exact loss": lambda z: F.cross_entropy(z, y),
+        "smoothed loss": lambda z: F.cross_entropy(z.float(), y, label_smoothing=0.1),
+        "softmax": lambda z: z.softmax(-1)[y, y].sum(),
+        "max": lambda z: z.max(-1).values.sum(),
+        "topk": lambda z: z.topk(N).values.square().sum(),
+        "inside of a function": lambda z: Same.apply(z).square().sum(),
+    }[name]
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Linear(D, D), nn.Linear(D, N))
+    layer = nn.Sequential(linear[0], LSHLinear.from_linear(linear[1], LSHConfig(active=1.0))).train(training)
+    x = torch.randn(4, D)
+    results = []
+    for model in (linear, layer):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(x)
+        with torch.no_grad():
+            value = use(logits.detach())
+        results.append([value, *torch.autograd.grad(use(logits), list(model.parameters()))])
+    for expected, got in zip(*results):
+        assert got.dtype is expected.dtype
+        assert (got - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_best_values_are_among_the_dense_ones(grad):
+    """nanoGPT's filter keeps k classes, also where topk rounds otherwise than the product of all."""
+    torch.manual_seed(0)
+    layer = LSHLinear(64, 5_000)
+    for k in (1, 20):
+        with torch.set_grad_enabled(grad):
+            logits = layer(torch.randn(50, 3, 64))[:, -1, :] / 0.7
+        logits[logits < logits.topk(k).values[:, [-1]]] = -float("inf")
+        assert (logits.isfinite().sum(-1) == k).all()
+        logits = layer(torch.randn(50, 3, 64)).transpose(1, 2)
+        assert ((logits == logits.amax(1, keepdim=True)).sum(1) == 1).all()
+        assert ((logits == logits.amax(1, keepdim=True)).sum(1) == 1).all()  # of the dense ones
+
+
+def test_gradients_of_logits_that_were_made_leaves(layer):
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
+    expected = F.linear(x, layer.weight, layer.bias).detach().requires_grad_()
+    F.cross_entropy(expected, y).backward()
+    layer.requires_grad_(False)
+    attribute = layer(x)
+    attribute.requires_grad = True
+    for logits in (layer(x).detach().requires_grad_(), layer(x).requires_grad_(), attribute):
+        F.cross_entropy(logits, y).backward()
+        torch.testing.assert_close(logits.grad, expected.grad)
+        logits.grad = None
+        F.cross_entropy(logits, y).backward()
+        torch.testing.assert_close(logits.grad, expected.grad)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointed_loss(layer, use_reentrant):
+    layer.config = LSHConfig(active=1.0)
+    x, y = torch.randn(4, D, dtype=torch.float64, requires_grad=True), torch.arange(4)
+    loss = torch.utils.checkpoint.checkpoint(F.cross_entropy, layer(x), y, use_reentrant=use_reentrant)
+    loss.backward()
+    wanted = torch.autograd.grad(F.cross_entropy(dense(layer, x), y), [x, layer.weight])
+    torch.testing.assert_close((x.grad, layer.weight.grad), wanted)
+
+
+def test_a_copy_by_to_is_changed_alone(layer):
+    logits = layer(torch.randn(4, D, dtype=torch.float64))
+    for copied in (logits.to("cpu", copy=True), logits.to(logits.dtype, False, True)):
+        copied.zero_()
+        assert copied.abs().max() == 0
+    assert logits.abs().max() > 0
+
+
+def test_dimensions_out_of_range_are_refused(layer):
+    logits = layer(torch.randn(4, D, dtype=torch.float64))
+    for use in (
+        lambda dim: logits.argmax(dim),
+        lambda dim: logits.max(dim),
+        lambda dim: logits.topk(1, dim),
+        lambda dim: logits.log_softmax(dim),
+        lambda dim: logits.squeeze(dim),
+        lambda dim: logits.unsqueeze(dim + 1 if dim > 0 else dim - 1),
+        lambda dim: logits.transpose(0, dim),
+        lambda dim: logits.movedim(0, dim),
+        lambda dim: logits.flatten(0, dim),
+    ):
+        for dim in (2, 5, -3):
+            with pytest.raises(IndexError, match=r"[Dd]imension|out of range"):
+                use(dim)
+
+
+def test_tensors_like_logits_need_no_values(layer):
+    logits = layer(torch.randn(2, 3, D, dtype=torch.float64)).transpose(1, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for made in (torch.zeros_like(logits), torch.full_like(logits, 0.0), logits.new_zeros(logits.shape)):
+            assert type(made) is torch.Tensor
+            assert made.is_contiguous()
+            assert torch.equal(made, torch.zeros(2, N, 3, dtype=torch.float64))
+        assert logits.new_tensor([1, 2]).dtype is torch.float64
+        assert torch.ones_like(logits, dtype=torch.bool).all()
+
+
+def test_symbolic_trace_has_the_layer_as_a_leaf(layer):
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Identity(), layer))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1"]
+    assert isinstance(traced(torch.randn(4, D, dtype=torch.float64)), SampledLogits)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_traced_by_make_fx_and_without_values(layer, training):
+    layer.train(training)
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
+    traced = torch.fx.experimental.proxy_tensor.make_fx(lambda x: F.cross_entropy(layer(x), y))(x)
+    torch.testing.assert_close(traced(2 * x), F.cross_entropy(dense(layer, 2 * x), y))
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        logits = LSHLinear(D, 5_000).train(training)(torch.randn(4, D))
+        F.cross_entropy(logits, torch.zeros(4, dtype=torch.long)).backward()
+        assert logits.topk(5).indices.shape == (4, 5)

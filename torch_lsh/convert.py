@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import statistics
 import time
 from collections import Counter
@@ -20,6 +21,8 @@ from .nn.feedforward import DownProjection, LSHFeedForward, LSHSequential, block
 from .nn.linear import LSHLinear
 from .nn.quantized import QuantizedLinear
 from .rehash import ExponentialBackoff
+
+_log = logging.getLogger("torch_lsh")
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -94,6 +97,13 @@ def pays(linear: nn.Linear, config: LSHConfig | None = None) -> bool:
     measured = replace(config, rehash=ExponentialBackoff())
     speedup = _measured_speedup(
         linear.in_features, linear.out_features, linear.bias is not None, measured, torch.get_num_threads()
+    )
+    _log.info(
+        "nn.Linear(%d, %d): LSHLinear was measured to take 1/%.2f of the time; it %s",
+        linear.in_features,
+        linear.out_features,
+        speedup,
+        "pays" if speedup > 1.0 else "stays dense",
     )
     return speedup > 1.0
 

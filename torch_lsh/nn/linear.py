@@ -71,6 +71,12 @@ def _is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
+def _is_traced() -> bool:
+    """Whether what is computed now becomes a graph (make_fx), or is computed without values (FakeTensorMode)."""
+    keys = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.PROXY, keys.FAKE))
+
+
 def _callers_level() -> int:
     """The ``stacklevel`` at which a warning of our caller's points to a line that is neither torch's nor ours."""
     level, frame = 1, sys._getframe(1)
@@ -256,8 +262,11 @@ class LSHLinear(nn.Linear):
     # --- forward ---
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_traced():
             return super().forward(input)
+        if isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as the layers of torch.nn are
+            path = input.tracer.path_of_module(self)
+            return input.tracer.create_proxy("call_module", path, (input,), {})
         for parameter in self._parameters.values():
             if parameter is not None:
                 note_forward(parameter)

@@ -54,8 +54,14 @@ class _Recipe:
         sizes.insert(self.class_dim, self.layer.out_features)
         return torch.Size(sizes)
 
+    def autocast(self) -> torch.autocast:
+        """The context in which products are those of where the layer was called."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.product_dtype is torch.bfloat16)
+
     def compute(self, input: Tensor, weight: Tensor, bias: Tensor | None, scale: float | Tensor) -> Tensor:
-        logits = F.linear(input, weight, bias).to(self.dtype)
+        with self.autocast():
+            logits = F.linear(input, weight, bias)
+        logits = logits.to(self.dtype)
         if isinstance(scale, Tensor) or scale != 1.0:
             logits = (logits * scale).to(self.dtype)
         if self.log_softmax:
@@ -80,7 +86,9 @@ class _Recipe:
 
     def sampled(self, x: Tensor, active: ActiveSet, corrected: bool) -> Tensor:
         """The scaled logits of the active rows, in at least float32, so that sums over classes are accurate."""
-        logits = self.layer.active_logits(x, active.rows).to(_accurate(self.dtype))
+        with self.autocast():
+            logits = self.layer.active_logits(x, active.rows)
+        logits = logits.to(_accurate(self.dtype))
         if not (isinstance(self.scale, float) and self.scale == 1.0):
             logits = logits * self.scale
         keep = self.layer.keeper_of_hardest_rows(active, corrected)
@@ -159,6 +167,7 @@ class SampledLogits(Tensor):
     _made_stale: bool  # made from logits that were stale
     _dense: Tensor | None
     _dense_version: int
+    _best: tuple[Tensor, Tensor] | None  # the best values and classes that were asked for: [*lead, k]
 
     @staticmethod
     def _make(recipe: _Recipe, stale: bool = False) -> SampledLogits:
@@ -168,7 +177,7 @@ class SampledLogits(Tensor):
         logits._recipe = recipe
         logits._versions = recipe.versions()
         logits._made_stale = stale
-        logits._dense = None
+        logits._dense = logits._best = None
         return logits
 
     @classmethod
@@ -196,9 +205,18 @@ class SampledLogits(Tensor):
             self._refuse_stale()
             # As where they were made: gradients, or none, and a version that shows changes.
             with torch.inference_mode(False), torch.set_grad_enabled(not self._recipe.detached):
-                self._dense = self._through_function() if self._is_of_function() else self._recipe.dense()
+                self._dense = self._through_function() if self._is_of_function() else self._computed()
             self._dense_version = self._dense._version
         return self._dense
+
+    def _computed(self) -> Tensor:
+        logits = self._recipe.dense()
+        if self._best is not None:
+            # Rounded as topk did, so that `logits < logits.topk(k).values[..., -1:]` is not true of the best k.
+            values, classes = (part.movedim(-1, self._recipe.class_dim) for part in self._best)
+            with torch.no_grad():
+                logits.scatter_(self._recipe.class_dim, classes, values)
+        return logits
 
     def _is_lazy(self) -> bool:
         """Whether the recipe still says what the logits are, and the layer can compute it; else :meth:`dense` says."""
@@ -280,7 +298,7 @@ class SampledLogits(Tensor):
         if self._dense is not None:
             return self._dense.detach()
         self._refuse_stale()
-        return self._recipe.dense().detach()
+        return self._computed().detach()
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch declares it as an attribute
@@ -308,6 +326,7 @@ _METADATA = {
     torch.is_floating_point,
     torch.is_complex,
     torch.numel,
+    Tensor.grad.__set__,  # type: ignore[union-attr]
 }
 _DATA_ATTRIBUTES = {getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "real", "imag")}
 _HOOKS = {Tensor.register_hook, Tensor.retain_grad, Tensor.register_post_accumulate_grad_hook}
@@ -327,6 +346,13 @@ def _remade(logits: SampledLogits, **changes: Any) -> Tensor:
 
 
 # --- operations that leave the class dimension alone ------------------------------------------------------------------
+
+
+def _dim(dim: int, rank: int) -> int:
+    """``dim`` counted from the front."""
+    if not -rank <= dim < rank:
+        raise IndexError(f"dimension is {dim}; wanted {-rank} to {rank - 1}")
+    return dim % rank
 
 
 def _sizes(shape: tuple[Any, ...]) -> list[int]:
@@ -349,6 +375,9 @@ def _reshape(logits: SampledLogits, *shape: Any, **kwargs: Any) -> Any:
         if sizes.count(-1) > 1 or known == 0 or math.prod(recipe.shape) % known:
             return NotImplemented
         sizes[sizes.index(-1)] = math.prod(recipe.shape) // known
+    if len(sizes) > 1 and sizes[-1] == 1 != num_classes:
+        remade = _reshape(logits, sizes[:-1])
+        return remade if remade is NotImplemented else _unsqueeze(remade, -1)
     if not sizes or sizes[-1] != num_classes or math.prod(sizes[:-1]) != math.prod(recipe.lead):
         return NotImplemented
     return _remade(logits, input=recipe.input.reshape(*sizes[:-1], recipe.layer.in_features), class_dim=len(sizes) - 1)
@@ -362,7 +391,7 @@ def _reshape_as(logits: SampledLogits, other: Tensor) -> Any:
 @_handles(Tensor.flatten, torch.flatten)
 def _flatten(logits: SampledLogits, start_dim: int = 0, end_dim: int = -1) -> Any:
     shape = logits._recipe.shape
-    start, end = start_dim % len(shape), end_dim % len(shape)
+    start, end = _dim(start_dim, len(shape)), _dim(end_dim, len(shape))
     if start > end:
         return NotImplemented
     return _reshape(logits, [*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]])
@@ -371,14 +400,10 @@ def _flatten(logits: SampledLogits, start_dim: int = 0, end_dim: int = -1) -> An
 @_handles(Tensor.unsqueeze, torch.unsqueeze)
 def _unsqueeze(logits: SampledLogits, dim: int) -> Any:
     recipe = logits._recipe
-    dim = dim % (len(recipe.shape) + 1)
+    dim = _dim(dim, len(recipe.shape) + 1)
     if dim > recipe.class_dim:
-        return NotImplemented if recipe.class_dim == len(recipe.lead) else _unsqueeze_after(logits, dim)
+        return _remade(logits, input=recipe.input.unsqueeze(dim - 1))
     return _remade(logits, input=recipe.input.unsqueeze(dim), class_dim=recipe.class_dim + 1)
-
-
-def _unsqueeze_after(logits: SampledLogits, dim: int) -> Tensor:
-    return _remade(logits, input=logits._recipe.input.unsqueeze(dim - 1))
 
 
 @_handles(Tensor.squeeze, torch.squeeze)
@@ -386,7 +411,7 @@ def _squeeze(logits: SampledLogits, dim: Any = None) -> Any:
     recipe = logits._recipe
     if not isinstance(dim, int):
         return NotImplemented
-    dim = dim % len(recipe.shape)
+    dim = _dim(dim, len(recipe.shape))
     if dim == recipe.class_dim:
         return NotImplemented if recipe.layer.out_features == 1 else logits
     before = dim < recipe.class_dim
@@ -400,7 +425,7 @@ def _squeeze(logits: SampledLogits, dim: Any = None) -> Any:
 def _permute(logits: SampledLogits, *dims: Any) -> Any:
     recipe = logits._recipe
     rank = len(recipe.shape)
-    order = [dim % rank for dim in _sizes(dims)]
+    order = [_dim(dim, rank) for dim in _sizes(dims)]
     if sorted(order) != list(range(rank)):
         return NotImplemented
     class_dim = order.index(recipe.class_dim)
@@ -425,8 +450,8 @@ def _movedim(logits: SampledLogits, source: Any, destination: Any) -> Any:
     if not isinstance(source, int) or not isinstance(destination, int):
         return NotImplemented
     rank = len(logits._recipe.shape)
-    order = [dim for dim in range(rank) if dim != source % rank]
-    order.insert(destination % rank, source % rank)
+    order = [dim for dim in range(rank) if dim != _dim(source, rank)]
+    order.insert(_dim(destination, rank), _dim(source, rank))
     return _permute(logits, order)
 
 
@@ -476,6 +501,34 @@ def _detach(logits: SampledLogits, *_: Any) -> Any:
     return _remade(logits, input=recipe.input.detach(), scale=scale, detached=True)
 
 
+def _like(function: Any) -> Handler:
+    """``function`` of a tensor that asks for shape and dtype only."""
+
+    def handler(logits: SampledLogits, *args: Any, **kwargs: Any) -> Any:
+        recipe = logits._recipe
+        return function(torch.empty((), dtype=recipe.dtype).expand(recipe.shape), *args, **kwargs)
+
+    return handler
+
+
+for _name in ("zeros", "ones", "empty", "full", "rand", "randn"):
+    _function = getattr(torch, f"{_name}_like")
+    _HANDLERS[_function] = _like(_function)
+for _name in ("zeros", "ones", "empty", "full", "tensor"):
+    _function = getattr(Tensor, f"new_{_name}")
+    _HANDLERS[_function] = _like(_function)
+
+
+@_handles(Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
+def _require_grad(logits: SampledLogits, requires_grad: bool = True) -> Tensor:
+    """Makes a leaf of logits without gradients, which collects the gradient of all of them."""
+    with torch._C.DisableTorchFunctionSubclass():
+        logits.requires_grad_(requires_grad)
+        if logits.is_leaf:
+            logits._recipe, logits._dense = replace(logits._recipe, detached=True), None
+    return logits
+
+
 def _cast(logits: SampledLogits, dtype: torch.dtype) -> Any:
     if logits._recipe.log_softmax or not dtype.is_floating_point:
         return NotImplemented
@@ -505,8 +558,9 @@ def _half(logits: SampledLogits, **_: Any) -> Any:
 @_handles(Tensor.to, Tensor.type, Tensor.type_as)
 def _to(logits: SampledLogits, *args: Any, **kwargs: Any) -> Any:
     dtype: torch.dtype | None = None
-    if not (args or kwargs) or kwargs.get("copy"):
+    if not (args or kwargs):
         return NotImplemented
+    copy = kwargs.get("copy") or [argument for argument in args if isinstance(argument, bool)][1:] == [True]
     for argument in (*args, *kwargs.values()):
         if isinstance(argument, torch.dtype):
             dtype = argument
@@ -519,7 +573,8 @@ def _to(logits: SampledLogits, *args: Any, **kwargs: Any) -> Any:
                 return NotImplemented
         elif not isinstance(argument, bool) and argument is not None and not isinstance(argument, torch.memory_format):
             return NotImplemented
-    return logits if dtype is None else _cast(logits, dtype)
+    result = logits if dtype is None else _cast(logits, dtype)
+    return _clone(logits) if copy and result is logits else result
 
 
 def _is_scalar(value: Any) -> bool:
@@ -645,8 +700,10 @@ def _cross_entropy(
         active = ActiveSet(
             everything, torch.zeros_like(everything, dtype=torch.bool), parsed.labels, layer.out_features
         )
+        with recipe.autocast():
+            product = F.linear(x, layer.weight, layer.bias)
         loss = losses.sampled_cross_entropy(
-            F.linear(x, layer.weight, layer.bias).to(dtype) * recipe.scale,
+            product.to(dtype) * recipe.scale,
             active,
             parsed,
             correction="none",
@@ -655,7 +712,7 @@ def _cross_entropy(
             reduction=reduction,
         )
     else:
-        with torch.no_grad():
+        with torch.no_grad(), recipe.autocast():
             loss = losses.exact_cross_entropy(
                 x,
                 layer.weight,
@@ -674,7 +731,7 @@ def _log_softmax(
     logits: SampledLogits, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> Any:
     recipe = logits._recipe
-    if dim is None or recipe.log_softmax or dim % len(recipe.shape) != recipe.class_dim:
+    if dim is None or recipe.log_softmax or _dim(dim, len(recipe.shape)) != recipe.class_dim:
         return NotImplemented
     return _remade(logits, log_softmax=True, dtype=dtype or _loss_dtype(recipe))
 
@@ -769,19 +826,25 @@ def _ranks_by_logits(recipe: _Recipe) -> bool:
 
 
 def _best(logits: SampledLogits, k: int) -> tuple[Tensor, Tensor] | None:
-    """Exact best ``k`` classes ``[*lead, k]``; None where the order of the logits is not that of the layer."""
+    """Exact best ``k`` classes ``[*lead, k]``; None where the order of the logits is not that of the layer, and where
+    all values are there already.
+    """
     recipe = logits._recipe
     layer = recipe.layer
-    if not _ranks_by_logits(recipe) or recipe.log_softmax:
+    if logits._dense is not None or not _ranks_by_logits(recipe) or recipe.log_softmax:
         return None
     if logits._is_stale():
         layer.warn_stale()
     x = recipe.flat_input()
     values, classes = layer.largest_logits(x, k)
     if logits._wants_grad():
-        values = layer.active_logits(x, classes)
+        with recipe.autocast():
+            values = layer.active_logits(x, classes)
     values = (values.to(recipe.dtype) * recipe.scale).to(recipe.dtype)
-    return values.reshape(*recipe.lead, k), classes.reshape(*recipe.lead, k)
+    best = values.reshape(*recipe.lead, k), classes.reshape(*recipe.lead, k)
+    if logits._best is None or logits._best[1].shape[-1] < k:
+        logits._best = best
+    return best
 
 
 @_handles(torch.topk, Tensor.topk)
@@ -789,7 +852,7 @@ def _topk(
     logits: SampledLogits, k: int, dim: int = -1, largest: bool = True, sorted: bool = True, **kwargs: Any
 ) -> Any:
     recipe = logits._recipe
-    if kwargs or not largest or dim % len(recipe.shape) != recipe.class_dim:
+    if kwargs or not largest or _dim(dim, len(recipe.shape)) != recipe.class_dim:
         return NotImplemented
     if not 0 <= k <= recipe.layer.out_features:
         raise ValueError(f"k is {k}; wanted 0 to {recipe.layer.out_features}")
@@ -803,7 +866,7 @@ def _topk(
 @_handles(torch.argmax, Tensor.argmax)
 def _argmax(logits: SampledLogits, dim: int | None = None, keepdim: bool = False) -> Any:
     recipe = logits._recipe
-    if dim is None or dim % len(recipe.shape) != recipe.class_dim:
+    if dim is None or _dim(dim, len(recipe.shape)) != recipe.class_dim:
         return NotImplemented
     best = _best(logits, 1)
     if best is None:
@@ -819,7 +882,7 @@ def _max(logits: SampledLogits, *args: Any, dim: int | None = None, keepdim: boo
         dim, keepdim = args[0], (bool(args[1]) if len(args) == 2 else keepdim)
     elif args:
         return NotImplemented
-    if dim is None or dim % len(recipe.shape) != recipe.class_dim:
+    if dim is None or _dim(dim, len(recipe.shape)) != recipe.class_dim:
         return NotImplemented
     best = _best(logits, 1)
     if best is None:

@@ -93,9 +93,9 @@ def as_target(
     if target.dtype is not torch.int64:
         raise TypeError(f"target has dtype {target.dtype}; wanted torch.int64 class indices")
     if target.shape == batch_shape:
-        labels = target.reshape(count, 1)
+        labels = target.reshape(count, 1).contiguous()
     elif target.shape[:-1] == batch_shape:
-        labels = target.reshape(count, target.shape[-1])
+        labels = target.reshape(count, target.shape[-1]).contiguous()
     else:
         raise ValueError(
             f"target has shape {tuple(target.shape)}; wanted {tuple(batch_shape)}, "
