@@ -29,6 +29,7 @@ namespace {
 constexpr int64_t kMaxBucketBits = 30;
 constexpr int64_t kPrefetch = 8;  // insertions that a bucket is asked for ahead of time
 constexpr int64_t kLine = 64;     // bytes of a cache line
+constexpr int64_t kGrainRows = 256;
 constexpr int64_t kExamined = 8;  // candidates whose codes a query compares, per candidate that it returns
 
 // One table, of which only one thread knows.
@@ -202,16 +203,19 @@ Tensor update_tables(Tensor ids, Tensor counts, Tensor row_buckets, const Tensor
             table.prefetch(to);
           }
         }
-        int32_t& from = current[row[i] * num_tables + t];
-        const int32_t to = wanted[i * num_tables + t];
+        const int32_t from = current[row[i] * num_tables + t], to = wanted[i * num_tables + t];
         if (from == to) continue;
         table.remove(from, static_cast<int32_t>(row[i]));
         if (!table.contains(to, static_cast<int32_t>(row[i]))) table.insert(to, static_cast<int32_t>(row[i]));
-        from = to;
         ++changed;
       }
       moved[t] = changed;
     }
+  });
+  // Not by the owners of the tables, who would write to the same lines.
+  torch::stable::parallel_for(0, num_updates, kGrainRows, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      std::copy_n(wanted + i * num_tables, num_tables, current + row[i] * num_tables);
   });
   Tensor total = torch::stable::empty({}, ScalarType::Long);
   int64_t sum = 0;
