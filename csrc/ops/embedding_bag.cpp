@@ -94,10 +94,11 @@ Tensor embedding_bag(const Tensor& weight, const Tensor& crow, const Tensor& col
 }
 
 // (unique rows, increasing; for each, the sum over its entries i of values[i] * table[source_of(i), :]), in
-// the order of the entries; values may be null, which stands for ones.
-template <typename SourceOf>
+// the order of the entries; values may be null, which stands for ones. Every thread calls sources() for a
+// source_of of its own.
+template <typename Sources>
 std::tuple<Tensor, Tensor> sums_of_equal(const int64_t* rows, int64_t count, const Tensor& table,
-                                         const void* values, const SourceOf& source_of) {
+                                         const void* values, const Sources& sources) {
   const ScalarType dtype = table.scalar_type();
   return with_row_groups(rows, count, [&](const auto& groups) {
     return by_dtype(dtype, [&]<typename T>(T, auto kernel) {
@@ -109,10 +110,11 @@ std::tuple<Tensor, Tensor> sums_of_equal(const int64_t* rows, int64_t count, con
       auto* const sum = static_cast<T*>(sums.mutable_data_ptr());
       const auto* const from = static_cast<const T*>(table.const_data_ptr());
       const auto* const value = static_cast<const T*>(values);
-      const Workspace sources(sizeof(int64_t) * count), factors(sizeof(T) * count);
-      auto* const source = static_cast<int64_t*>(sources.data());
+      const Workspace from_rows(sizeof(int64_t) * count), factors(sizeof(T) * count);
+      auto* const source = static_cast<int64_t*>(from_rows.data());
       auto* const factor = value == nullptr ? nullptr : static_cast<T*>(factors.data());
       split_runs(groups.start, groups.count, [&](int64_t begin, int64_t end) {
+        const auto source_of = sources();
         for (int64_t g = begin; g < end; ++g) row[g] = groups.row(g);
         for (int64_t i = groups.start[begin]; i < groups.start[end]; ++i) {
           const auto entry = groups.entries[i].index;
@@ -133,12 +135,16 @@ std::tuple<Tensor, Tensor> embedding_bag_backward(const Tensor& grad, const Tens
   check_csr(crow, col, values, INT64_MAX, grad.scalar_type());
   check_size(crow, "crow", 0, grad.size(0) + 1);
   const auto* start = crow.const_data_ptr<int64_t>();
-  const Workspace samples(sizeof(int64_t) * col.numel());
-  auto* const sample = static_cast<int64_t*>(samples.data());
-  for (int64_t b = 0; b < grad.size(0); ++b) std::fill(sample + start[b], sample + start[b + 1], b);
+  // Written anew by every thread, which takes less time than reading at random what another one has written.
+  const auto samples = [&] {
+    thread_local std::vector<int64_t> sample;
+    sample.resize(col.numel());
+    for (int64_t b = 0; b < grad.size(0); ++b)
+      std::fill(sample.begin() + start[b], sample.begin() + start[b + 1], b);
+    return [from = sample.data()](int64_t i) { return from[i]; };
+  };
   return sums_of_equal(col.const_data_ptr<int64_t>(), col.numel(), grad,
-                       values.has_value() ? values->const_data_ptr() : nullptr,
-                       [&](int64_t i) { return sample[i]; });
+                       values.has_value() ? values->const_data_ptr() : nullptr, samples);
 }
 
 template <typename T>
@@ -185,7 +191,7 @@ std::tuple<Tensor, Tensor> coalesce_rows(const Tensor& rows, const Tensor& value
   check_size(values, "values", 0, rows.numel());
   check_rows_in_range(rows.const_data_ptr<int64_t>(), rows.numel(), INT64_MAX, "rows");
   return sums_of_equal(rows.const_data_ptr<int64_t>(), rows.numel(), values, nullptr,
-                       [](int64_t i) { return i; });
+                       [] { return [](int64_t i) { return i; }; });
 }
 
 }  // namespace
