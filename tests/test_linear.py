@@ -284,6 +284,15 @@ def test_sampled_loss_with_stratified_correction_estimates_the_full_one():
 
 
 @pytest.mark.parametrize("correction", ["none", "stratified", "even", "auto"])
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_with_every_row_a_label_training_equals_dense(scope, correction):
+    """No row is left to be drawn."""
+    linear, layer = make_pair(LSHConfig(active=1.0, scope=scope, correction=correction))
+    x, y = torch.randn(N, D), torch.arange(N)
+    torch.testing.assert_close(F.cross_entropy(layer(x), y), F.cross_entropy(linear(x), y))
+
+
+@pytest.mark.parametrize("correction", ["none", "stratified", "even", "auto"])
 @pytest.mark.parametrize("loss", [F.cross_entropy, F.binary_cross_entropy_with_logits])
 def test_losses_of_no_samples(correction, loss):
     layer = LSHLinear(D, N, config=LSHConfig(active=60, correction=correction))

@@ -52,17 +52,17 @@ def test_an_overfull_bucket_keeps_a_uniform_sample():
 @pytest.mark.parametrize("fifo", [False, True])
 @pytest.mark.parametrize("bucket_size", [1, 3, 64])
 def test_update_and_insert_equal_reference(threads, bucket_size, fifo):
-    row_buckets = random_buckets(150, 4, 3)
+    row_buckets = random_buckets(700, 4, 3)
     ids, counts = ops.build_tables(row_buckets, 3, bucket_size, 7, fifo)
     twin = ids.clone(), counts.clone(), row_buckets.clone()
     for seed in range(5):
         torch.manual_seed(seed)
-        labels, queries = torch.randint(-1, 150, (6, 2)), random_buckets(6, 4, 3)
-        inserted = ops.insert_labels(ids, counts, queries, labels, 150, 7, fifo)
-        assert inserted == reference.insert_labels(*twin[:2], queries, labels, 150, 7, fifo)
+        labels, queries = torch.randint(-1, 700, (6, 2)), random_buckets(6, 4, 3)
+        inserted = ops.insert_labels(ids, counts, queries, labels, 700, 7, fifo)
+        assert inserted == reference.insert_labels(*twin[:2], queries, labels, 700, 7, fifo)
         assert_same_tables((ids, counts), twin[:2])
-        rows = torch.randperm(150)[:60]
-        buckets = random_buckets(60, 4, 3)
+        rows = torch.randperm(700)[:300]
+        buckets = random_buckets(300, 4, 3)
         changed = int((row_buckets[rows] != buckets).sum())
         assert int(ops.update_tables(ids, counts, row_buckets, rows, buckets, 7, fifo)) == changed
         assert int(reference.update_tables(*twin, rows, buckets, 7, fifo)) == changed

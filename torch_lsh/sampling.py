@@ -59,7 +59,7 @@ class ActiveSet:
 
     def log_weights(self) -> Tensor:
         """Logarithms of :meth:`weights`, float32."""
-        if self._is_simple:  # in one operation: the logarithm alone takes longer than that
+        if self._has_one_weight:  # in one operation: the logarithm alone takes longer than that
             return torch.where(self.is_random, math.log(self._weight_of_random), 0.0).float()
         return self._weights.log()
 
@@ -73,20 +73,20 @@ class ActiveSet:
         return (present * (self.num_rows / present.sum(-1, keepdim=True).clamp(min=1))).log()
 
     @property
-    def _is_simple(self) -> bool:
+    def _has_one_weight(self) -> bool:
         """Whether all rows of R weigh the same."""
         return self.inclusion is None and not self.per_sample
 
     @functools.cached_property
     def _weight_of_random(self) -> float:
         drawn = int(self.is_random.count_nonzero())
-        return (self.num_rows - len(self.rows) + drawn) / max(1, drawn)
+        return (self.num_rows - len(self.rows) + drawn) / drawn if drawn > 0 else 1.0
 
     @functools.cached_property
     def _weights(self) -> Tensor:
         if self.inclusion is not None:
             return self.present / self.inclusion
-        if self._is_simple:
+        if self._has_one_weight:
             return torch.where(self.is_random, self._weight_of_random, 1.0).float()
         present = self.present
         random = self.is_random.sum(-1, keepdim=True)
