@@ -40,13 +40,14 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   // active sets
   m.def(
       "select_rows(Tensor labels, Tensor candidates, int num_rows, int active, int num_random, int seed, "
-      "bool per_sample, Tensor? carried=None) -> (Tensor rows, Tensor is_random, Tensor positions)");
+      "bool per_sample, Tensor? carried=None) -> (Tensor rows, Tensor is_random, Tensor positions, Tensor "
+      "log_weights)");
 
   m.def(
       "draw_rows(Tensor labels, Tensor? order, Tensor cumulative, int active, int seed, bool per_sample) -> "
       "(Tensor rows, Tensor is_random, Tensor positions, Tensor inclusion)");
 
-  m.def("largest_rows(Tensor values, Tensor rows, int count) -> Tensor");
+  m.def("largest_rows(Tensor values, Tensor rows, int count, Tensor? log_weights=None) -> Tensor");
 
   // hashing
   m.def("simhash_codes(Tensor x, Tensor projections, int hashes_per_table) -> Tensor");
@@ -95,7 +96,8 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def("positive_sums(Tensor gradient) -> Tensor");
   m.def(
       "linear_softmax_loss(Tensor x, Tensor weight, Tensor? bias, Tensor rows, Tensor? log_weights, "
-      "Tensor positions, Tensor shares) -> (Tensor loss, Tensor slopes, Tensor scale, Tensor active)");
+      "Tensor positions, Tensor shares, float? divisor=None) -> (Tensor loss, Tensor slopes, Tensor scale, "
+      "Tensor active)");
   m.def(
       "linear_softmax_loss_backward(Tensor slopes, Tensor factors, Tensor x, Tensor weight, bool "
       "needs_weight) "

@@ -133,13 +133,15 @@ def assert_all_close(results, expected, rtol, atol):
 
 @pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize(("batch", "count", "width", "labels"), SHAPES)
-@pytest.mark.parametrize(("bias", "weights"), [(True, True), (False, False)])
-def test_linear_softmax_loss_and_its_backward(simd_level, threads, dtypes, batch, count, width, labels, bias, weights):
+@pytest.mark.parametrize(("bias", "weights", "divisor"), [(True, True, None), (False, False, 3.0)])
+def test_linear_softmax_loss_and_its_backward(
+    simd_level, threads, dtypes, batch, count, width, labels, bias, weights, divisor
+):
     inputs = [
         argument.detach() if torch.is_tensor(argument) else argument
         for argument in layer_arguments(dtypes, batch, count, width, labels, bias, weights)
     ]
-    results, expected = ops.linear_softmax_loss(*inputs), reference.linear_softmax_loss(*inputs)
+    results, expected = (op.linear_softmax_loss(*inputs, divisor) for op in (ops, reference))
     assert_all_close(results, expected, rtol=1e-5, atol=1e-5)
     factors = torch.randn(batch, dtype=expected[0].dtype)
     for needs_weight in (True, False):
@@ -207,15 +209,17 @@ def test_active_rows_loss_in_bfloat16_is_that_of_float64_up_to_rounding(simd_lev
         assert (result - wanted).norm() < 2**-8 * wanted.norm()
 
 
-def test_active_rows_loss_passes_gradcheck():
+@pytest.mark.parametrize("divisor", [None, 2.0])
+def test_active_rows_loss_passes_gradcheck(divisor):
     x, weight, offset, rows, *rest = layer_arguments(FLOAT64, 3, 8, 4, 2)
-    torch.autograd.gradcheck(lambda x, w, b: ops.active_rows_loss(x, w, b, rows, *rest), (x, weight, offset))
+    torch.autograd.gradcheck(lambda x, w, b: ops.active_rows_loss(x, w, b, rows, *rest, divisor), (x, weight, offset))
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
 def test_the_fused_loss_passes_opcheck(dtypes):
     detached = [argument.detach() for argument in layer_arguments(dtypes, 3, 8, 4, 2)]
-    torch.library.opcheck(torch.ops.torch_lsh.linear_softmax_loss, detached)
+    for divisor in (None, 2.0):
+        torch.library.opcheck(torch.ops.torch_lsh.linear_softmax_loss, (*detached, divisor))
     _, slopes, scale, active = ops.linear_softmax_loss(*detached)
     for needs_weight in (True, False):
         arguments = (slopes, scale, detached[0], active, needs_weight)

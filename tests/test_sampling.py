@@ -34,9 +34,13 @@ def selections(draw, per_sample):
 @given(st.booleans().flatmap(selections))
 def test_select_rows_has_the_properties_it_promises(arguments):
     labels, _, num_rows, *_, per_sample, _ = arguments
-    rows, is_random, positions = ops.select_rows(*arguments)
+    rows, is_random, positions, log_weights = ops.select_rows(*arguments)
+    torch.testing.assert_close(log_weights, ActiveSet(rows, is_random, positions, num_rows).weights().log())
     has_samples = len(labels) > 0
-    expected_rows, expected_random, _ = reference.select_rows(*arguments) if has_samples else (rows,) * 3
+    expected_rows, expected_random, _, expected_weights = (
+        reference.select_rows(*arguments) if has_samples else (rows, is_random, positions, log_weights)
+    )
+    torch.testing.assert_close(log_weights.exp().sum(), expected_weights.exp().sum())
     if not per_sample:
         rows, is_random, positions = rows[None], is_random[None], positions.reshape(1, -1)
         labels = labels.reshape(1, -1)
@@ -63,7 +67,7 @@ def test_random_rows_are_uniform():
         counts = torch.zeros(num_rows)
         draws = 4000
         for seed in range(draws):
-            rows, is_random, _ = ops.select_rows(labels, none, num_rows, active, active - 1, seed, False)
+            rows, is_random, _, _ = ops.select_rows(labels, none, num_rows, active, active - 1, seed, False)
             counts[rows[is_random]] += 1
         expected = draws * (active - 1) / (num_rows - 1)
         assert counts[3] == 0
@@ -111,7 +115,9 @@ def stratified_draws(count, num_random, per_sample=False):
     retrieved = (x @ weight.T).topk(4).indices
     fixed = 4 if per_sample else 20
     for seed in range(count):
-        rows, is_random, positions = ops.select_rows(y, retrieved, N, fixed + num_random, num_random, seed, per_sample)
+        rows, is_random, positions, _ = ops.select_rows(
+            y, retrieved, N, fixed + num_random, num_random, seed, per_sample
+        )
         yield x, weight, y, ActiveSet(rows, is_random, positions, N)
 
 
@@ -305,6 +311,10 @@ def test_largest_rows_equals_reference(size, count):
     result = ops.largest_rows(values, rows, count)
     assert torch.equal(result, reference.largest_rows(values, rows, count))
     torch.library.opcheck(torch.ops.torch_lsh.largest_rows, (values, rows, count))
+    log_weights = torch.tensor([0.0, 1.0, 2.0])[torch.randint(3, (size,))]
+    result = ops.largest_rows(values, rows, count, log_weights)
+    assert torch.equal(result, reference.largest_rows(values, rows, count, log_weights))
+    torch.library.opcheck(torch.ops.torch_lsh.largest_rows, (values, rows, count, log_weights))
 
 
 def test_largest_rows_names_the_bad_argument():
@@ -314,3 +324,5 @@ def test_largest_rows_names_the_bad_argument():
         ops.largest_rows(torch.ones(3), torch.arange(4), 1)
     with pytest.raises(RuntimeError, match="count is -1"):
         ops.largest_rows(torch.ones(3), torch.arange(3), -1)
+    with pytest.raises(RuntimeError, match="log_weights has shape"):
+        ops.largest_rows(torch.ones(3), torch.arange(3), 1, torch.ones(2))

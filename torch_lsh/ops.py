@@ -569,7 +569,7 @@ def select_rows(
     seed: int,
     per_sample: bool,
     carried: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The active rows of a step: labels, then candidates, then uniform random rows, without repetition.
 
     Labels are always in. Candidates follow, the best of every list before the second best of any, in turn with those
@@ -589,9 +589,11 @@ def select_rows(
 
     Returns:
         ``rows``: ``[A]`` or ``[B, A]`` int64, increasing, per-sample sets padded with -1;
-        ``is_random``: bool of the same shape; ``positions``: ``[B, P]``, where in ``rows`` each label is, -1 for none.
+        ``is_random``: bool of the same shape; ``positions``: ``[B, P]``, where in ``rows`` each label is, -1 for none;
+        ``log_weights``: float32 of the shape of ``rows``, logarithms of what each row stands for: a random one for
+        ``(num_rows - fixed) / random`` rows, any other for itself, padding for none.
 
-    >>> rows, is_random, positions = select_rows(
+    >>> rows, is_random, positions, log_weights = select_rows(
     ...     torch.tensor([[7]]), torch.tensor([[3, 7, 5]]), 10, active=2, num_random=0, seed=0, per_sample=False
     ... )
     >>> rows, positions
@@ -610,10 +612,15 @@ def _(
     seed: int,
     per_sample: bool,
     carried: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count = torch.library.get_ctx().new_dynamic_size()
     shape = (labels.shape[0], count) if per_sample else (count,)
-    return labels.new_empty(shape), labels.new_empty(shape, dtype=torch.bool), torch.empty_like(labels)
+    return (
+        labels.new_empty(shape),
+        labels.new_empty(shape, dtype=torch.bool),
+        torch.empty_like(labels),
+        labels.new_empty(shape, dtype=torch.float32),
+    )
 
 
 def draw_rows(
@@ -660,13 +667,14 @@ def _(
     )
 
 
-def largest_rows(values: Tensor, rows: Tensor, count: int) -> Tensor:
+def largest_rows(values: Tensor, rows: Tensor, count: int, log_weights: Tensor | None = None) -> Tensor:
     """The ``count`` rows with the largest values, largest first; the first in ``rows`` among equals, NaN above all.
 
     Args:
         values: ``[A]`` float32.
         rows: ``[A]`` int64.
         count: rows wanted, 0 or more.
+        log_weights: ``[A]`` float32: compare ``values / exp(log_weights)``.
 
     Returns:
         ``[min(count, A)]`` int64.
@@ -674,11 +682,11 @@ def largest_rows(values: Tensor, rows: Tensor, count: int) -> Tensor:
     >>> largest_rows(torch.tensor([0.5, 2.0, 1.0]), torch.tensor([10, 20, 30]), 2)
     tensor([20, 30])
     """
-    return _ops.largest_rows(values, rows, count)
+    return _ops.largest_rows(values, rows, count, log_weights)
 
 
 @_fake("largest_rows")
-def _(values: Tensor, rows: Tensor, count: int) -> Tensor:
+def _(values: Tensor, rows: Tensor, count: int, log_weights: Tensor | None = None) -> Tensor:
     return rows.new_empty(torch.sym_min(count, rows.shape[0]))
 
 
@@ -1177,6 +1185,7 @@ def linear_softmax_loss(
     log_weights: Tensor | None,
     positions: Tensor,
     shares: Tensor,
+    divisor: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`sampled_softmax_loss` of the logits ``x @ weight[rows].T + bias[rows]``, and their gradient.
 
@@ -1190,13 +1199,14 @@ def linear_softmax_loss(
         log_weights: ``[A]`` or None: see :func:`sampled_softmax_loss`, but a sample's own labels weigh 1, whatever this
             says of their rows; as ``shares`` of the dtype of the logits, which are float32 where ``x`` is bfloat16.
         positions, shares: ``[B, P]``: see :func:`sampled_softmax_loss`.
+        divisor: None: the loss of each sample; else their sum over this.
 
     Returns:
-        ``loss`` ``[B]``; ``slopes`` ``[A, B]`` and ``scale`` ``[B]``: the gradient of ``loss[b]`` by the logit of the
-        a-th row is ``slopes[a, b] * scale[b]``; ``active`` ``[A, in]``: ``weight[rows]`` in the dtype of ``x``. The
+        ``loss`` ``[B]``, or ``[]`` with a divisor; ``slopes`` ``[A, B]`` and ``scale`` ``[B]``: the gradient of the
+        loss by sample ``b``'s logit of the a-th row is ``slopes[a, b] * scale[b]``; ``active`` ``[A, in]``: ``weight[rows]`` in the dtype of ``x``. The
         others have that of the logits.
     """
-    return _ops.linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares)
+    return _ops.linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares, divisor)
 
 
 @_fake("linear_softmax_loss")
@@ -1208,10 +1218,11 @@ def _(
     log_weights: Tensor | None,
     positions: Tensor,
     shares: Tensor,
+    divisor: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, count = x.shape[0], rows.shape[0]
     return (
-        shares.new_empty(batch),
+        shares.new_empty(batch if divisor is None else ()),
         shares.new_empty(count, batch),
         shares.new_empty(batch),
         x.new_empty(count, weight.shape[1]),
@@ -1253,23 +1264,24 @@ def active_rows_loss(
     log_weights: Tensor | None,
     positions: Tensor,
     shares: Tensor,
+    divisor: float | None = None,
     pushed_down: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
-    """Cross entropy of each sample over the active rows of a layer: what a training step of most models needs.
+    """Cross entropy over the active rows of a layer: what a training step of most models needs.
 
     The same as :func:`gather_matmul` and :func:`sampled_softmax_loss` in turn, with each exponential taken once and no
     gradient of the logits beside the logits. Differentiable (once) in ``x``, ``weight`` and ``bias`` (row-sparse as in
     :func:`gather_rows`).
 
     Args:
-        x, weight, bias, log_weights, positions, shares: see :func:`linear_softmax_loss`; ``x`` of any strides.
+        x, weight, bias, log_weights, positions, shares, divisor: see :func:`linear_softmax_loss`; ``x`` of any strides.
         rows: ``[A]`` int64, strictly increasing.
         pushed_down: called in the backward pass with the sums of the positive gradients of the logits, ``[A]``.
 
     Returns:
-        ``[B]`` of the dtype of ``shares``.
+        ``[B]``, or ``[]`` with a divisor, of the dtype of ``shares``.
     """
-    loss: Tensor = _ActiveRowsLoss.apply(x, weight, bias, rows, log_weights, positions, shares, pushed_down)
+    loss: Tensor = _ActiveRowsLoss.apply(x, weight, bias, rows, log_weights, positions, shares, divisor, pushed_down)
     return loss
 
 
@@ -1284,10 +1296,13 @@ class _ActiveRowsLoss(torch.autograd.Function):
         log_weights: Tensor | None,
         positions: Tensor,
         shares: Tensor,
+        divisor: float | None,
         pushed_down: Callable[[Tensor], None] | None,
     ) -> Tensor:
         x = x.contiguous()
-        loss, slopes, scale, active = _ops.linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares)
+        loss, slopes, scale, active = _ops.linear_softmax_loss(
+            x, weight, bias, rows, log_weights, positions, shares, divisor
+        )
         ctx.save_for_backward(x, active, rows, slopes, scale)
         ctx.of_weight, ctx.of_bias = _Destination(weight), None if bias is None else _Destination(bias)
         ctx.pushed_down = pushed_down
@@ -1314,7 +1329,7 @@ class _ActiveRowsLoss(torch.autograd.Function):
             of_weight.updater.update_in_backward(of_weight.parameter, rows, slopes, x * factors.unsqueeze(1))
         elif needs_weight:
             grad_weight = of_weight.deliver(rows, of_rows, unique=True)
-        return grad_x.to(x.dtype) if needs_x else None, grad_weight, grad_bias, None, None, None, None, None
+        return grad_x.to(x.dtype) if needs_x else None, grad_weight, grad_bias, *(None,) * 6
 
 
 def positive_sums(gradient: Tensor) -> Tensor:

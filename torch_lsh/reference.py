@@ -44,7 +44,7 @@ def select_rows(
     seed: int,
     per_sample: bool,
     carried: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draws its random rows from PyTorch's generator: the same distribution as the operator, other rows."""
     if per_sample:
         sets = [
@@ -52,9 +52,11 @@ def select_rows(
             for b in range(len(labels))
         ]
         pad = torch.nn.utils.rnn.pad_sequence
-        rows = pad([rows for rows, _, _ in sets], batch_first=True, padding_value=-1)
-        is_random = pad([is_random for _, is_random, _ in sets], batch_first=True, padding_value=False)
-        return rows, is_random, torch.cat([positions for _, _, positions in sets])
+        rows, is_random, log_weights = (
+            pad([one[part] for one in sets], batch_first=True, padding_value=padding)
+            for part, padding in ((0, -1), (1, False), (3, -math.inf))
+        )
+        return rows, is_random, torch.cat([positions for _, _, positions, _ in sets]), log_weights
 
     fixed = {int(label) for label in labels.flatten() if label >= 0}
     kinds = ([] if carried is None else carried.tolist(), candidates.T.flatten().tolist())
@@ -70,7 +72,10 @@ def select_rows(
     rows, order = torch.cat([rows, drawn]).sort()
     is_random = order >= len(fixed)
     positions = torch.where(labels < 0, -1, torch.searchsorted(rows, labels.clamp(min=0)))
-    return rows, is_random, positions
+    log_weights = torch.zeros(len(rows))
+    if wanted > 0:
+        log_weights[is_random] = math.log((num_rows - len(fixed)) / wanted)
+    return rows, is_random, positions, log_weights
 
 
 def draw_rows(
@@ -542,6 +547,7 @@ def linear_softmax_loss(
     log_weights: Tensor | None,
     positions: Tensor,
     shares: Tensor,
+    divisor: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     active, dtype = weight[rows].to(x.dtype), shares.dtype
     logits = x.to(dtype) @ active.to(dtype).T
@@ -556,7 +562,10 @@ def linear_softmax_loss(
     present = shares.masked_fill(positions < 0, 0)
     slopes = present.sum(1, keepdim=True) * powers
     slopes = slopes.scatter_add(1, positions.clamp(min=0), -present * total)
-    return loss, slopes.T.contiguous(), 1 / total.squeeze(1), active
+    scale = 1 / total.squeeze(1)
+    if divisor is not None:
+        loss, scale = loss.sum() / divisor, scale / divisor
+    return loss, slopes.T.contiguous(), scale, active
 
 
 def linear_softmax_loss_backward(
@@ -572,7 +581,9 @@ def positive_sums(gradient: Tensor) -> Tensor:
     return gradient.clamp(min=0).sum(0)
 
 
-def largest_rows(values: Tensor, rows: Tensor, count: int) -> Tensor:
+def largest_rows(values: Tensor, rows: Tensor, count: int, log_weights: Tensor | None = None) -> Tensor:
+    if log_weights is not None:
+        values = values * (-log_weights).exp()
     return rows[values.argsort(descending=True, stable=True)[:count]]
 
 

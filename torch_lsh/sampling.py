@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -30,6 +29,7 @@ class ActiveSet:
         inclusion: where R is not a uniform sample: the probability that each row is in the set (given the labels),
             float32, 1 for H and padding; of the shape of ``rows``, or ``[B, A]`` where it differs between the samples
             that share the rows.
+        known_log_weights: what :meth:`log_weights` would compute, where it came with the rows.
     """
 
     rows: Tensor
@@ -37,6 +37,7 @@ class ActiveSet:
     positions: Tensor
     num_rows: int
     inclusion: Tensor | None = None
+    known_log_weights: Tensor | None = None
 
     @property
     def per_sample(self) -> bool:
@@ -55,13 +56,17 @@ class ActiveSet:
         Thompson 1952), because H is a fixed set, given the tables, and R is drawn from the rows outside of H, uniformly
         or with the probabilities given.
         """
-        return self._weights
+        if self.inclusion is not None:
+            return self.present / self.inclusion
+        present = self.present
+        random = self.is_random.sum(-1, keepdim=True)
+        fixed = present.sum(-1, keepdim=True) - random
+        weight_of_random = (self.num_rows - fixed) / random.clamp(min=1)
+        return torch.where(self.is_random, weight_of_random.float(), present.float())
 
     def log_weights(self) -> Tensor:
         """Logarithms of :meth:`weights`, float32."""
-        if self._has_one_weight:  # in one operation: the logarithm alone takes longer than that
-            return torch.where(self.is_random, math.log(self._weight_of_random), 0.0).float()
-        return self._weights.log()
+        return self.weights().log() if self.known_log_weights is None else self.known_log_weights
 
     def even_log_weights(self) -> Tensor:
         """Logarithms of weights, float32, of the shape of ``rows``, as if the active rows were drawn uniformly: N over
@@ -71,28 +76,6 @@ class ActiveSet:
             return torch.full(self.rows.shape, math.log(self.num_rows / max(1, len(self.rows))), dtype=torch.float32)
         present = self.present
         return (present * (self.num_rows / present.sum(-1, keepdim=True).clamp(min=1))).log()
-
-    @property
-    def _has_one_weight(self) -> bool:
-        """Whether all rows of R weigh the same."""
-        return self.inclusion is None and not self.per_sample
-
-    @functools.cached_property
-    def _weight_of_random(self) -> float:
-        drawn = int(self.is_random.count_nonzero())
-        return (self.num_rows - len(self.rows) + drawn) / drawn if drawn > 0 else 1.0
-
-    @functools.cached_property
-    def _weights(self) -> Tensor:
-        if self.inclusion is not None:
-            return self.present / self.inclusion
-        if self._has_one_weight:
-            return torch.where(self.is_random, self._weight_of_random, 1.0).float()
-        present = self.present
-        random = self.is_random.sum(-1, keepdim=True)
-        fixed = present.sum(-1, keepdim=True) - random
-        weight_of_random = (self.num_rows - fixed) / random.clamp(min=1)
-        return torch.where(self.is_random, weight_of_random.float(), present.float())
 
 
 def choose_active_rows(
@@ -156,7 +139,7 @@ def choose_active_rows(
             looked_up = x[some]
             share = _share(room // 2, len(looked_up))
             candidates = index.query(looked_up, share, labels[some] if insert_labels else None)
-    rows, is_random, positions = ops.select_rows(
+    rows, is_random, positions, log_weights = ops.select_rows(
         labels,
         candidates,
         num_rows,
@@ -166,7 +149,7 @@ def choose_active_rows(
         per_sample=per_sample,
         carried=carried,
     )
-    return ActiveSet(rows, is_random, positions, num_rows)
+    return ActiveSet(rows, is_random, positions, num_rows, known_log_weights=log_weights)
 
 
 def _needed(counts: LabelCounts | None) -> LabelCounts:
@@ -182,7 +165,7 @@ def _labels_of_the_batch(labels: Tensor, num_rows: int, counts: LabelCounts) -> 
     ``1 - (1 - p) ** (B - 1)`` (the correction of Yi et al. 2019, for rows that are held once). Rows that are nobody's
     label cannot be drawn, so the estimate is one of the sum over those that are.
     """
-    rows, is_random, positions = ops.select_rows(
+    rows, is_random, positions, _ = ops.select_rows(
         labels, labels.new_empty(0, 0), num_rows, active=1, num_random=0, seed=0, per_sample=False
     )
     others = max(1, len(labels) - 1)
@@ -216,9 +199,7 @@ def hardest_rows(pushed_down: Tensor, active: ActiveSet, count: int, corrected: 
     Returns:
         ``[min(count, A)]`` int64, hardest first.
     """
-    if corrected:
-        pushed_down = pushed_down / active.weights()
-    return ops.largest_rows(pushed_down.float(), active.rows, count)
+    return ops.largest_rows(pushed_down.float(), active.rows, count, active.log_weights() if corrected else None)
 
 
 def needs_index(config: LSHConfig, num_rows: int) -> bool:

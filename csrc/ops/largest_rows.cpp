@@ -1,8 +1,10 @@
-// largest_rows: the rows with the largest values, in that order.
+// largest_rows: the rows with the largest values, or values over weights, in that order.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cmath>
+#include <optional>
 #include <vector>
 
 #include "checks.h"
@@ -12,7 +14,22 @@
 namespace torch_lsh {
 namespace {
 
-Tensor largest_rows(const Tensor& values, const Tensor& rows, int64_t count) {
+// Values over exp(log_weights). The same few weights come again and again.
+std::vector<float> unweighted(const float* values, const float* log_weights, int64_t count) {
+  std::vector<float> out(count);
+  float known = 0, factor = 1;
+  for (int64_t i = 0; i < count; ++i) {
+    if (log_weights[i] != 0 && log_weights[i] != known) {
+      known = log_weights[i];
+      factor = std::exp(-known);
+    }
+    out[i] = log_weights[i] == 0 ? values[i] : values[i] * factor;
+  }
+  return out;
+}
+
+Tensor largest_rows(const Tensor& values, const Tensor& rows, int64_t count,
+                    const std::optional<Tensor>& log_weights) {
   check_operand(values, "values", 1, ScalarType::Float);
   check_operand(rows, "rows", 1, ScalarType::Long);
   check_size(rows, "rows", 0, values.numel());
@@ -20,7 +37,14 @@ Tensor largest_rows(const Tensor& values, const Tensor& rows, int64_t count) {
   TORCH_LSH_CHECK(count >= 0, "count is ", count, "; wanted 0 or more");
   TORCH_LSH_CHECK(all <= UINT32_MAX, "values has shape ", shape_of(values), "; wanted fewer than 2^32");
   thread_local std::vector<KeyAndIndex<uint32_t>> entries, spare;
+  std::vector<float> own;
   const auto* value = values.const_data_ptr<float>();
+  if (log_weights.has_value()) {
+    check_operand(*log_weights, "log_weights", 1, ScalarType::Float);
+    check_size(*log_weights, "log_weights", 0, all);
+    own = unweighted(value, log_weights->const_data_ptr<float>(), all);
+    value = own.data();
+  }
   // Smaller keys for larger values.
   const auto key = [&](int64_t i) { return ~static_cast<uint32_t>(key_of(value[i], 0) >> 32); };
   radix_sort<uint32_t>(all, key, UINT32_MAX, entries, spare);

@@ -179,11 +179,25 @@ ScalarType sum_type(ScalarType dtype) {
   return dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype;
 }
 
+// The sum of the losses over the divisor; scale becomes that of its gradient.
+template <typename Sum>
+Tensor reduced(const Tensor& loss, Sum* scale, Sum divisor) {
+  const Sum* const value = pointer<Sum>(loss);
+  Tensor out = torch::stable::empty({}, loss.scalar_type());
+  Sum sum = 0;
+  for (int64_t b = 0; b < loss.numel(); ++b) {
+    sum += value[b];
+    scale[b] /= divisor;
+  }
+  *mutable_pointer<Sum>(out) = sum / divisor;
+  return out;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, const Tensor& weight,
                                                                std::optional<Tensor> bias, const Tensor& rows,
                                                                std::optional<Tensor> log_weights,
-                                                               const Tensor& positions,
-                                                               const Tensor& shares) {
+                                                               const Tensor& positions, const Tensor& shares,
+                                                               std::optional<double> divisor) {
   check_floating(x, "x");
   const ScalarType dtype = x.scalar_type(), sums = sum_type(dtype);
   check_operand(x, "x", 2, dtype);
@@ -220,6 +234,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, 
                mutable_pointer<T>(active));
     };
     stored == dtype ? run(T{}) : run(Sum{});
+    if (divisor.has_value())
+      loss = reduced<Sum>(loss, mutable_pointer<Sum>(scale), static_cast<Sum>(*divisor));
   });
   return {loss, slopes, scale, active};
 }

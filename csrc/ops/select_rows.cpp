@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -232,12 +233,24 @@ void check_labels(const Tensor& labels, int64_t num_rows) {
   check_rows_below(labels.const_data_ptr<int64_t>(), labels.numel(), num_rows, "target holds class");
 }
 
+// Logarithms of what the rows of a selection stand for, so that sums over them estimate sums over all rows:
+// random ones for all that are not fixed.
+std::vector<float> log_weights(const Selection& selection, int64_t num_rows) {
+  const auto size = static_cast<int64_t>(selection.rows.size());
+  const int64_t random = std::count(selection.is_random.begin(), selection.is_random.end(), 1);
+  const double others = static_cast<double>(num_rows - (size - random));
+  const auto of_random = static_cast<float>(std::log(others / static_cast<double>(random)));
+  std::vector<float> out(size);
+  for (int64_t i = 0; i < size; ++i) out[i] = selection.is_random[i] ? of_random : 0.0f;
+  return out;
+}
+
 uint64_t seed_of_sample(int64_t seed, int64_t sample) {
   return sample < 0 ? static_cast<uint64_t>(seed)
                     : random_bits(static_cast<uint64_t>(seed), static_cast<uint64_t>(sample));
 }
 
-std::tuple<Tensor, Tensor, Tensor> select_rows(const Tensor& labels, const Tensor& candidates,
+std::tuple<Tensor, Tensor, Tensor, Tensor> select_rows(const Tensor& labels, const Tensor& candidates,
                                                int64_t num_rows, int64_t active, int64_t num_random,
                                                int64_t seed, bool per_sample,
                                                const std::optional<Tensor>& carried) {
@@ -267,7 +280,10 @@ std::tuple<Tensor, Tensor, Tensor> select_rows(const Tensor& labels, const Tenso
     select(label, count, own, budget, seed_of_sample(seed, sample), selection);
   };
   const Result result = make_selections(labels, per_sample, make);
-  return {result.rows, result.is_random, result.positions};
+  return {result.rows, result.is_random, result.positions,
+          padded<float>(result.selections, per_sample, ScalarType::Float,
+                        -std::numeric_limits<float>::infinity(),
+                        [&](const Selection& s) { return log_weights(s, num_rows); })};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> draw_rows(const Tensor& labels, const std::optional<Tensor>& order,

@@ -132,6 +132,11 @@ def _from_csr(target: Tensor, dtype: torch.dtype) -> Target:
     return Target(labels, shares, probabilities=True)
 
 
+def _divides_by_batch(shares: Tensor, target: Target) -> bool:
+    """Whether the mean divides by the batch size: with a distribution, or where the shares sum up to it."""
+    return target.probabilities or (target.complete and shares is target.shares)
+
+
 def _reduce_cross_entropy(loss: Tensor, shares: Tensor, target: Target, reduction: str) -> Tensor:
     """Args: each sample's loss ``[B]``; the shares of the target, weighted by class: what they add to the divisor of
     the mean.
@@ -141,7 +146,7 @@ def _reduce_cross_entropy(loss: Tensor, shares: Tensor, target: Target, reductio
     if reduction == "sum":
         return loss.sum()
     if reduction == "mean":
-        if target.probabilities or (target.complete and shares is target.shares):
+        if _divides_by_batch(shares, target):
             return loss.mean()
         # As in PyTorch, the mean of nothing is NaN and its gradient 0.
         divisor = shares.sum()
@@ -203,8 +208,15 @@ def active_rows_cross_entropy(
     """
     log_weights = _log_weights(active, correction, target.shares.dtype)
     shares = _class_weighted(target, class_weight)
-    loss = ops.active_rows_loss(x, weight, bias, active.rows, log_weights, active.positions, shares, pushed_down)
-    return _reduce_cross_entropy(loss, shares, target, reduction)
+    divisor = None
+    if reduction == "sum":
+        divisor = 1.0
+    elif reduction == "mean" and _divides_by_batch(shares, target):
+        divisor = float(len(shares))
+    loss = ops.active_rows_loss(
+        x, weight, bias, active.rows, log_weights, active.positions, shares, divisor, pushed_down
+    )
+    return _reduce_cross_entropy(loss, shares, target, reduction) if divisor is None else loss
 
 
 def sampled_cross_entropy(
