@@ -178,6 +178,20 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.torch_lsh.coalesce_rows, (torch.tensor([4, 1, 4]), torch.randn(3, 2)))
 
 
+def test_what_is_asked_of_lists_of_rows():
+    for rows, increasing in (([], True), ([5], True), ([-3, 0, 2**62], True), ([1, 2, 2], False), ([1, 3, 2], False)):
+        assert ops.is_increasing(torch.tensor(rows, dtype=torch.int64)) is increasing
+    numbers = torch.randint(-(2**62), 2**62, (7, 13))
+    assert ops.extremes(numbers) == tuple(int(number) for number in numbers.aminmax())
+    assert ops.extremes(numbers[:1, :1]) == (int(numbers[0, 0]),) * 2
+    with pytest.raises(RuntimeError, match="rows has dtype Int; wanted Long"):
+        ops.is_increasing(torch.zeros(3, dtype=torch.int32))
+    with pytest.raises(RuntimeError, match="numbers has shape"):
+        ops.extremes(torch.empty(0, dtype=torch.int64))
+    with pytest.raises(RuntimeError, match="numbers is not contiguous"):
+        ops.extremes(numbers.T)
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [

@@ -333,8 +333,9 @@ class LSHIndex:
     def _check_rows(self, rows: Tensor) -> None:
         if rows.dim() != 1 or rows.dtype is not torch.int64:
             raise ValueError(f"rows has shape {list(rows.shape)} and dtype {rows.dtype}; wanted [A] int64")
-        if len(rows) > 0 and (rows.min() < 0 or rows.max() >= self.num_rows):
-            raise ValueError(f"rows runs from {rows.min()} to {rows.max()}; wanted 0 to {self.num_rows - 1}")
+        least, largest = ops.extremes(rows.contiguous()) if len(rows) > 0 else (0, 0)
+        if least < 0 or largest >= self.num_rows:
+            raise ValueError(f"rows runs from {least} to {largest}; wanted 0 to {self.num_rows - 1}")
 
     @property
     def _fifo(self) -> bool:
@@ -365,10 +366,9 @@ class LSHIndex:
 
     def _centered(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``[w, b] - c`` in float32, in the coordinates that are hashed."""
-        rows = torch.zeros(len(weight), self.in_features + 1, dtype=torch.float32)
+        rows = torch.empty(len(weight), self.in_features + 1, dtype=torch.float32)
         rows[:, :-1] = weight
-        if bias is not None:
-            rows[:, -1] = bias
+        rows[:, -1] = 0 if bias is None else bias
         rows.sub_(self._center)
         return rows if self._maps is None else self._maps.map_rows(rows)
 

@@ -339,6 +339,26 @@ def _sampled_dot_autocast(x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
 _autocast.impl("sampled_dot", _sampled_dot_autocast)
 
 
+def is_increasing(rows: Tensor) -> bool:
+    """Whether ``rows`` ``[A]`` int64 are strictly increasing, as those of :func:`coalesce_rows` are.
+
+    >>> is_increasing(torch.tensor([2, 3, 5])), is_increasing(torch.tensor([2, 2]))
+    (True, False)
+    """
+    increasing: bool = _ops.is_increasing(rows)
+    return increasing
+
+
+def extremes(numbers: Tensor) -> tuple[int, int]:
+    """The least and the largest of int64 numbers of any shape, of which there is at least one.
+
+    >>> extremes(torch.tensor([[3, -1], [7, 2]]))
+    (-1, 7)
+    """
+    least_and_largest: tuple[int, int] = _ops.extremes(numbers)
+    return least_and_largest
+
+
 def coalesce_rows(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Sums the values of equal rows: the same for any number of threads.
 
@@ -1203,8 +1223,8 @@ def linear_softmax_loss(
 
     Returns:
         ``loss`` ``[B]``, or ``[]`` with a divisor; ``slopes`` ``[A, B]`` and ``scale`` ``[B]``: the gradient of the
-        loss by sample ``b``'s logit of the a-th row is ``slopes[a, b] * scale[b]``; ``active`` ``[A, in]``: ``weight[rows]`` in the dtype of ``x``. The
-        others have that of the logits.
+        loss by the b-th sample's logit of the a-th row is ``slopes[a, b] * scale[b]``; ``active`` ``[A, in]``:
+        ``weight[rows]`` in the dtype of ``x``. The others have that of the logits.
     """
     return _ops.linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares, divisor)
 

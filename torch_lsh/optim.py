@@ -75,7 +75,7 @@ def row_sparse_gradient(gradient: Tensor, known: Tensor | None = None) -> tuple[
         return rows, values
     if known is not None and known.data_ptr() == rows.data_ptr() and known.shape == rows.shape:
         return known, values
-    if len(rows) > 1 and not bool((rows[1:] > rows[:-1]).all()):
+    if not ops.is_increasing(rows):
         width = values.shape[1:]
         rows, values = ops.coalesce_rows(rows, values.flatten(1) if len(width) > 1 else values)
         values = values.unflatten(1, width) if len(width) > 1 else values
@@ -367,8 +367,9 @@ class _RowSparseMixin(_Base):
         state = self.state[parameter]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-        state["step"] += 1
-        return int(state["step"])
+        step = int(state["step"]) + 1
+        state["step"].fill_(step)
+        return step
 
     def _rounding_seed(self, group: dict[str, Any], parameter: Tensor, step: int) -> int:
         return step if group.get("stochastic_rounding") and self._has_own_state(group, parameter) else -1

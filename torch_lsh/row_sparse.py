@@ -21,19 +21,45 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import _library  # noqa: F401  (registers torch.ops.torch_lsh)
 
-_optimizers: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> weak set of the optimizers that marked it
-_reduced: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters that DistributedDataParallel was seen to manage
-_listeners: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> weak set of its ChangedRows
+
+class _Facts:
+    """What is known of a parameter."""
+
+    def __init__(self) -> None:
+        self.optimizers: list[weakref.ref[Any]] = []  # that marked it
+        self.listeners: list[weakref.ref[ChangedRows]] = []
+        self.reduced = False  # DistributedDataParallel was seen to manage it
+
+    def living_optimizers(self) -> list[Any]:
+        return [optimizer for reference in tuple(self.optimizers) if (optimizer := reference()) is not None]
+
+
+_facts: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> _Facts
+_NOTHING = _Facts()
+
+
+def _facts_of(parameter: Tensor) -> _Facts:
+    """Those that are kept, to be changed."""
+    facts: _Facts = _facts.setdefault(parameter, _Facts())
+    return facts
+
+
+def _known(parameter: Tensor) -> _Facts:
+    facts: _Facts = _facts.get(parameter, _NOTHING)
+    return facts
 
 
 def mark(parameter: Tensor, optimizer: Any) -> None:
     """Says that ``optimizer`` takes row-sparse gradients of ``parameter``, for as long as it lives."""
-    _optimizers.setdefault(parameter, weakref.WeakSet()).add(optimizer)
+    facts = _facts_of(parameter)
+    if not any(one is optimizer for one in facts.living_optimizers()):
+        facts.optimizers.append(weakref.ref(optimizer, facts.optimizers.remove))
 
 
 def wants_row_sparse(parameter: Tensor) -> bool:
     """Whether layers should produce a row-sparse gradient for ``parameter``."""
-    return len(_optimizers.get(parameter, ())) > 0 and parameter not in _reduced
+    facts = _known(parameter)
+    return len(facts.optimizers) > 0 and not facts.reduced
 
 
 def note_forward(parameter: Tensor) -> None:
@@ -43,7 +69,7 @@ def note_forward(parameter: Tensor) -> None:
     only, and an update in the backward pass would come before the other processes' gradients.
     """
     if torch.nn.parallel.DistributedDataParallel._active_ddp_module is not None:
-        _reduced[parameter] = True
+        _facts_of(parameter).reduced = True
 
 
 class Updater(Protocol):
@@ -58,10 +84,10 @@ class Updater(Protocol):
 
 def updater(parameter: Tensor) -> Updater | None:
     """The optimizer that is to be given the row-sparse gradients of ``parameter`` during the backward pass, if any."""
-    optimizers = _optimizers.get(parameter)
-    if not optimizers or parameter in _reduced:
+    facts = _known(parameter)
+    if facts.reduced:
         return None
-    return next((one for one in optimizers if one.updates_in_backward(parameter)), None)
+    return next((one for one in facts.living_optimizers() if one.updates_in_backward(parameter)), None)
 
 
 def record_update(parameter: Tensor, rows: Tensor, version_before: int) -> None:
@@ -69,8 +95,10 @@ def record_update(parameter: Tensor, rows: Tensor, version_before: int) -> None:
 
     Called by row-sparse optimizers right after the update.
     """
-    for listener in _listeners.get(parameter, ()):
-        listener._record(parameter, rows, version_before, parameter._version)
+    for reference in tuple(_known(parameter).listeners):  # some may die meanwhile
+        listener = reference()
+        if listener is not None:
+            listener._record(parameter, rows, version_before, parameter._version)
 
 
 def _raise_versions(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -106,7 +134,8 @@ class ChangedRows:
         self._touches = torch.zeros(parameters[0].shape[0], dtype=torch.uint8)
         self._reset()
         for parameter in parameters:
-            _listeners.setdefault(parameter, weakref.WeakSet()).add(self)
+            listeners = _facts_of(parameter).listeners
+            listeners.append(weakref.ref(self, listeners.remove))
 
     def _reset(self) -> None:
         self._versions = [parameter._version for parameter in self._current()]

@@ -251,9 +251,9 @@ uint64_t seed_of_sample(int64_t seed, int64_t sample) {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> select_rows(const Tensor& labels, const Tensor& candidates,
-                                               int64_t num_rows, int64_t active, int64_t num_random,
-                                               int64_t seed, bool per_sample,
-                                               const std::optional<Tensor>& carried) {
+                                                       int64_t num_rows, int64_t active, int64_t num_random,
+                                                       int64_t seed, bool per_sample,
+                                                       const std::optional<Tensor>& carried) {
   check_operand(labels, "labels", 2, ScalarType::Long);
   check_operand(candidates, "candidates", 2, ScalarType::Long);
   if (per_sample) check_size(candidates, "candidates", 0, labels.size(0));
@@ -280,10 +280,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_rows(const Tensor& labels, con
     select(label, count, own, budget, seed_of_sample(seed, sample), selection);
   };
   const Result result = make_selections(labels, per_sample, make);
-  return {result.rows, result.is_random, result.positions,
-          padded<float>(result.selections, per_sample, ScalarType::Float,
-                        -std::numeric_limits<float>::infinity(),
-                        [&](const Selection& s) { return log_weights(s, num_rows); })};
+  return {
+      result.rows, result.is_random, result.positions,
+      padded<float>(result.selections, per_sample, ScalarType::Float, -std::numeric_limits<float>::infinity(),
+                    [&](const Selection& s) { return log_weights(s, num_rows); })};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> draw_rows(const Tensor& labels, const std::optional<Tensor>& order,

@@ -42,6 +42,9 @@ _QUERIES_TAKEN = 64  # so many of one step
 _STEPS_PER_QUERIES = 4  # of so many
 _CANDIDATES = 512  # rows that an approximate top k scores exactly
 
+# Attributes that nn.Module need not compare with the names of parameters, buffers and modules.
+_CHANGES_EVERY_STEP = frozenset({"_draws", "_since_rehash", "_carried", "_queries", "_trained"})
+
 _log = logging.getLogger("torch_lsh")
 
 
@@ -65,7 +68,6 @@ def _keeps_tensors(method: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-@torch.compiler.disable
 def _is_transformed() -> bool:
     """Whether torch.func or forward-mode differentiation sees what is computed now."""
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
@@ -73,6 +75,8 @@ def _is_transformed() -> bool:
 
 def _is_traced() -> bool:
     """Whether what is computed now becomes a graph (make_fx), or is computed without values (FakeTensorMode)."""
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return False
     keys = torch._C._TorchDispatchModeKey
     return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.PROXY, keys.FAKE))
 
@@ -168,6 +172,9 @@ class LSHLinear(nn.Linear):
         self._forget_tables()
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in _CHANGES_EVERY_STEP:
+            self.__dict__[name] = value
+            return
         super().__setattr__(name, value)
         if name == "out_features" and "config" in vars(self):  # the vocabulary was resized, say
             self._forget_tables()

@@ -46,10 +46,7 @@ class Target:
 
 def _extremes(labels: Tensor) -> tuple[int, int]:
     """The least and the largest label; 0 and 0 where there are none."""
-    if labels.numel() == 0:
-        return 0, 0
-    least, largest = labels.aminmax()
-    return int(least), int(largest)
+    return ops.extremes(labels.contiguous()) if labels.numel() > 0 else (0, 0)
 
 
 def _check_labels(extremes: tuple[int, int], num_classes: int, lowest: int = 0) -> None:

@@ -1,0 +1,41 @@
+// is_increasing, extremes: what is asked of lists of rows, in one pass over them. In the calling thread: a
+// few thousand numbers are read before another one is awake.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <functional>
+#include <tuple>
+
+#include "checks.h"
+
+namespace torch_lsh {
+namespace {
+
+bool is_increasing(const Tensor& rows) {
+  check_operand(rows, "rows", 1, ScalarType::Long);
+  const auto* row = rows.const_data_ptr<int64_t>();
+  return std::adjacent_find(row, row + rows.numel(), std::greater_equal<>()) == row + rows.numel();
+}
+
+std::tuple<int64_t, int64_t> extremes(const Tensor& numbers) {
+  check_cpu(numbers, "numbers");
+  check_dtype(numbers, "numbers", ScalarType::Long);
+  check_contiguous(numbers, "numbers");
+  TORCH_LSH_CHECK(numbers.numel() > 0, "numbers has shape ", shape_of(numbers), "; wanted at least one");
+  const auto* number = numbers.const_data_ptr<int64_t>();
+  int64_t least = number[0], largest = number[0];
+  for (int64_t i = 0, size = numbers.numel(); i < size; ++i) {  // becomes vector instructions
+    least = std::min(least, number[i]);
+    largest = std::max(largest, number[i]);
+  }
+  return {least, largest};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
+  m.impl("is_increasing", TORCH_BOX(&is_increasing));
+  m.impl("extremes", TORCH_BOX(&extremes));
+}
+
+}  // namespace torch_lsh
