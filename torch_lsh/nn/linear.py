@@ -73,6 +73,10 @@ def _is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
+# For what is being compiled; outside of that the decoration alone would take longer than the question.
+_is_transformed_when_run = torch.compiler.disable(_is_transformed)
+
+
 def _is_traced() -> bool:
     """Whether what is computed now becomes a graph (make_fx), or is computed without values (FakeTensorMode)."""
     if torch._C._len_torch_dispatch_stack() == 0:
@@ -298,7 +302,7 @@ class LSHLinear(nn.Linear):
             raise ValueError(
                 f"input has shape {tuple(input.shape)}; wanted {self.in_features} features in the last dimension"
             )
-        if _is_transformed():
+        if _is_transformed_when_run() if torch.compiler.is_compiling() else _is_transformed():
             return "a function transform or forward-mode differentiation"
         dtypes = {input.dtype, self.weight.dtype}
         if torch.is_autocast_enabled("cpu"):
