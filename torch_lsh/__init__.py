@@ -1,6 +1,6 @@
 """Train and serve PyTorch layers with millions of outputs on CPUs, by locality-sensitive hashing."""
 
-from . import data, metrics, models, nn, ops, optim, reference, rehash
+from . import data, distributed, metrics, models, nn, ops, optim, reference, rehash
 from .autotune import AutoTuner, autotune
 from .callbacks import StatsWriter
 from .clip import clip_grad_norm_, clip_grad_value_
@@ -33,6 +33,7 @@ __all__ = [
     "clip_grad_value_",
     "data",
     "densify_",
+    "distributed",
     "metrics",
     "models",
     "nn",
