@@ -44,7 +44,7 @@ void group_range(const int64_t* rows, int64_t count, uint64_t first, uint64_t sp
                  const Sources& sources, RowGroups<T>& groups) {
   constexpr int64_t kBlock = 1024;
   thread_local std::vector<KeyAndIndex<Key>> own, entries, spare;
-  thread_local std::vector<int64_t> source;
+  thread_local std::vector<Key> source;
   thread_local std::vector<T> factor;
   size_t size = 0;
   for (int64_t begin = 0; begin < count; begin += kBlock) {
@@ -60,12 +60,12 @@ void group_range(const int64_t* rows, int64_t count, uint64_t first, uint64_t sp
   source.resize(size);
   factor.resize(factors == nullptr ? 0 : size);
   auto source_of = sources();
-  for (size_t i = 0; i < size; ++i) {
-    source[i] = source_of(own[i].index);
-    if (factors != nullptr) factor[i] = factors[own[i].index];
-  }
-
-  radix_sort(size, [&](int64_t i) { return own[i].key; }, static_cast<Key>(span - 1), entries, spare);
+  const auto key_of = [&, from = source.data(), by = factor.data(), in = own.data()](int64_t i) {
+    from[i] = static_cast<Key>(source_of(in[i].index));
+    if (factors != nullptr) by[i] = factors[in[i].index];
+    return in[i].key;
+  };
+  radix_sort(size, key_of, static_cast<Key>(span - 1), entries, spare);
   groups.row.resize(size);
   groups.start.resize(size + 1);
   groups.source.resize(size);
