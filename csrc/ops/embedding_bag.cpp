@@ -24,7 +24,7 @@ namespace {
 constexpr int64_t kGrainSums = 16;
 constexpr int64_t kGrainEntries = 128;  // and of this many entries and results of sums
 // Fewer entries are sorted before another thread is awake.
-constexpr int64_t kSortedEntries = 2048;
+constexpr int64_t kSortedEntries = 1024;
 
 // Returns a number that no column exceeds, of as many bits as the largest.
 uint64_t check_csr(const Tensor& crow, const Tensor& col, const std::optional<Tensor>& values,
@@ -125,15 +125,8 @@ std::tuple<Tensor, Tensor> sums_of_equal(const int64_t* rows, int64_t count, uin
     scratch.resize(std::max<size_t>(scratch.size(), parts));
     RowGroups<T>* const groups = scratch.data();
     torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) {
-        const uint64_t span = border[p + 1] - border[p];
-        const auto* const factors = static_cast<const T*>(values);
-        if (std::max<uint64_t>(span, count) <= UINT32_MAX) {
-          group_range<uint32_t>(rows, count, border[p], span, factors, sources, groups[p]);
-        } else {
-          group_range<uint64_t>(rows, count, border[p], span, factors, sources, groups[p]);
-        }
-      }
+      for (int64_t p = begin; p < end; ++p)
+        group_rows(rows, count, border, p, static_cast<const T*>(values), sources, groups[p]);
     });
 
     std::vector<Runs> lists;

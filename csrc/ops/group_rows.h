@@ -37,49 +37,73 @@ inline std::vector<uint64_t> split_rows(const int64_t* rows, int64_t count, uint
   return border;
 }
 
-// Groups the entries whose rows are `first` or one of the `span` - 1 that follow. sources() gives a
-// source_of, which is asked for increasing entries; factors may be null.
+// Groups the entries whose keys, rows less `first`, are below `span`; `all` says that every key is.
 template <typename Key, typename T, typename Sources>
-void group_range(const int64_t* rows, int64_t count, uint64_t first, uint64_t span, const T* factors,
-                 const Sources& sources, RowGroups<T>& groups) {
+void group_range(const int64_t* rows, int64_t count, uint64_t first, uint64_t span, bool all,
+                 const T* factors, const Sources& sources, RowGroups<T>& groups) {
   constexpr int64_t kBlock = 1024;
   thread_local std::vector<KeyAndIndex<Key>> own, entries, spare;
   thread_local std::vector<Key> source;
   thread_local std::vector<T> factor;
-  size_t size = 0;
-  for (int64_t begin = 0; begin < count; begin += kBlock) {
-    if (own.size() < size + kBlock) own.resize(2 * (size + kBlock));
+  const auto entry_of = [=](int64_t i) {
+    return KeyAndIndex<Key>{static_cast<Key>(rows[i] - first), static_cast<Key>(i)};
+  };
+  int64_t size = all ? count : 0;
+  for (int64_t begin = 0; begin < count && !all; begin += kBlock) {
+    if (static_cast<int64_t>(own.size()) < size + kBlock) own.resize(2 * (size + kBlock));
     auto* const to = own.data();
     for (int64_t i = begin; i < std::min(count, begin + kBlock); ++i) {
-      const uint64_t key = static_cast<uint64_t>(rows[i]) - first;
-      to[size] = {static_cast<Key>(key), static_cast<Key>(i)};  // overwritten by the next if out of range
-      size += key < span;
+      to[size] = entry_of(i);  // to be overwritten if out of range
+      size += rows[i] - first < span;
     }
   }
 
   source.resize(size);
   factor.resize(factors == nullptr ? 0 : size);
-  auto source_of = sources();
-  const auto key_of = [&, from = source.data(), by = factor.data(), in = own.data()](int64_t i) {
-    from[i] = static_cast<Key>(source_of(in[i].index));
-    if (factors != nullptr) by[i] = factors[in[i].index];
-    return in[i].key;
+  const auto sort = [&](const auto& own_entry) {
+    const auto key_of = [&, source_of = sources()](int64_t i) mutable {
+      const auto [key, index] = own_entry(i);
+      source[i] = static_cast<Key>(source_of(index));
+      if (factors != nullptr) factor[i] = factors[index];
+      return key;
+    };
+    radix_sort(size, key_of, static_cast<Key>(span - 1), entries, spare);
   };
-  radix_sort(size, key_of, static_cast<Key>(span - 1), entries, spare);
+  if (all) {
+    sort(entry_of);
+  } else {
+    sort([](int64_t i) { return own[i]; });
+  }
+
   groups.row.resize(size);
   groups.start.resize(size + 1);
   groups.source.resize(size);
   groups.factor.resize(factor.size());
   int64_t group = 0;
-  for (size_t i = 0; i < size; ++i) {
-    groups.row[group] = static_cast<int64_t>(first + entries[i].key);
+  for (int64_t i = 0; i < size; ++i) {
+    const auto [key, index] = entries[i];
+    groups.row[group] = static_cast<int64_t>(first + key);
     groups.start[group] = i;
-    group += i == 0 || entries[i].key != entries[i - 1].key;
-    groups.source[i] = source[entries[i].index];
-    if (factors != nullptr) groups.factor[i] = factor[entries[i].index];
+    group += i == 0 || key != entries[i - 1].key;
+    groups.source[i] = source[index];
+    if (factors != nullptr) groups.factor[i] = factor[index];
   }
   groups.start[group] = size;
   groups.count = group;
+}
+
+// Groups the entries of range `part` of those that split_rows gave. sources() gives a source_of, which is
+// asked for every entry of the range once, in order; factors may be null, for ones.
+template <typename T, typename Sources>
+void group_rows(const int64_t* rows, int64_t count, const std::vector<uint64_t>& border, int64_t part,
+                const T* factors, const Sources& sources, RowGroups<T>& groups) {
+  const uint64_t first = border[part], span = border[part + 1] - first;
+  const bool all = border.size() == 2;
+  if (std::max<uint64_t>(span, count) <= UINT32_MAX) {
+    group_range<uint32_t>(rows, count, first, span, all, factors, sources, groups);
+  } else {
+    group_range<uint64_t>(rows, count, first, span, all, factors, sources, groups);
+  }
 }
 
 }  // namespace torch_lsh
