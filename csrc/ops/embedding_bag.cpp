@@ -22,9 +22,8 @@ namespace {
 
 // Tasks of this many sums: each reads some rows of the table, so several microseconds.
 constexpr int64_t kGrainSums = 16;
-constexpr int64_t kGrainEntries = 128;  // and of this many entries and results of sums
-// Fewer entries are sorted before another thread is awake.
-constexpr int64_t kSortedEntries = 1024;
+constexpr int64_t kGrainEntries = 128;    // and of this many entries and results of sums
+constexpr int64_t kSortedEntries = 1024;  // and, to sort, of this many on average
 
 // Returns a number that no column exceeds, of as many bits as the largest.
 uint64_t check_csr(const Tensor& crow, const Tensor& col, const std::optional<Tensor>& values,
@@ -121,6 +120,8 @@ std::tuple<Tensor, Tensor> sums_of_equal(const int64_t* rows, int64_t count, uin
   return by_dtype(dtype, [&]<typename T>(T, auto kernel) {
     const int64_t parts = std::clamp<int64_t>(count / kSortedEntries, 1, torch::stable::get_num_threads());
     const std::vector<uint64_t> border = split_rows(rows, count, largest, parts);
+    // Of the calling thread. A range is filled by one thread and mostly read by the same one below, as equal
+    // shares of two loops go to the same threads; nothing but speed depends on that.
     thread_local std::vector<RowGroups<T>> scratch;
     scratch.resize(std::max<size_t>(scratch.size(), parts));
     RowGroups<T>* const groups = scratch.data();
