@@ -75,15 +75,18 @@ inline void check_operand(const Tensor& tensor, const char* name, int64_t dim, S
   check_contiguous(tensor, name);
 }
 
-inline void check_rows_in_range(const int64_t* rows, int64_t count, int64_t num_rows, const char* name) {
-  uint64_t signs = 0;  // a loop without exits becomes vector instructions
-  for (int64_t i = 0; i < count; ++i)
-    signs |= static_cast<uint64_t>(rows[i]) |
-             (static_cast<uint64_t>(num_rows - 1) - static_cast<uint64_t>(rows[i]));
-  if (signs >> 63 == 0) return;
+// Returns a number that no row exceeds, of as many bits as the largest.
+inline uint64_t check_rows_in_range(const int64_t* rows, int64_t count, int64_t num_rows, const char* name) {
+  uint64_t bits = 0, signs = 0;  // a loop without exits becomes vector instructions
+  for (int64_t i = 0; i < count; ++i) {
+    bits |= static_cast<uint64_t>(rows[i]);
+    signs |= static_cast<uint64_t>(num_rows - 1) - static_cast<uint64_t>(rows[i]);
+  }
+  if ((bits | signs) >> 63 == 0) return bits;
   for (int64_t i = 0; i < count; ++i)
     TORCH_LSH_CHECK(rows[i] >= 0 && rows[i] < num_rows, name, "[", i, "] is ", rows[i], "; wanted 0 to ",
                     num_rows - 1);
+  return bits;
 }
 
 // Negative numbers, which stand for no row, are let through.

@@ -119,6 +119,64 @@ def test_threads_share_uneven_bags(simd_level, kind):
     torch.testing.assert_close(sums.double(), twin.grad[rows], rtol=1e-4, atol=1e-3)
 
 
+LARGEST = 2**63 - 2
+
+
+def features_of(kind):
+    """Features that threads share by ranges in different ways: far fewer than threads, or with ranges left empty."""
+    return {
+        "no entry": torch.empty(0, dtype=torch.int64),
+        "one entry": torch.tensor([5]),
+        "one feature": torch.full((9000,), 5),
+        "the largest feature": torch.full((9000,), LARGEST),
+        "two features": torch.randint(2, (9000,)) * LARGEST,
+        "neighbours": 2**40 + torch.randint(3, (9000,)),
+        "one feature in most entries": torch.where(torch.rand(9000) < 0.9, 400, torch.randint(1000, (9000,))),
+        "increasing": torch.arange(9000) // 2,
+        "decreasing": torch.arange(9000).flip(0) // 2,
+        "a range of 32 bits beside one of 63": torch.cat([torch.arange(5000), torch.randint(LARGEST, (4000,))]),
+        "few entries per thread": torch.randint(700, (2500,)),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "no entry",
+        "one entry",
+        "one feature",
+        "the largest feature",
+        "two features",
+        "neighbours",
+        "one feature in most entries",
+        "increasing",
+        "decreasing",
+        "a range of 32 bits beside one of 63",
+        "few entries per thread",
+    ],
+)
+@pytest.mark.parametrize("weighted", [True, False])
+def test_threads_share_features_by_ranges(kind, weighted):
+    col = features_of(kind)
+    values = torch.randn(len(col), dtype=torch.float64) if weighted else None
+    crow = torch.cat([torch.zeros(1), torch.rand(99).sort().values * len(col), torch.tensor([len(col)])]).long()
+    grad = torch.randn(100, D, dtype=torch.float64)
+    terms = grad[torch.repeat_interleave(crow.diff())] * (1 if values is None else values[:, None])
+    unique, group = col.unique(return_inverse=True)
+    expected = torch.zeros(len(unique), D, dtype=torch.float64).index_add_(0, group, terms)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 3, 8):
+        torch.set_num_threads(threads)
+        results.append(
+            (*torch.ops.torch_lsh.embedding_bag_backward(grad, crow, col, values), *ops.coalesce_rows(col, terms))
+        )
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0]))
+    for rows, sums in (results[0][:2], results[0][2:]):
+        assert torch.equal(rows, unique)
+        torch.testing.assert_close(sums, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_every_width_of_blocks_and_their_ends(simd_level, dtype):
     crow, col, values = batch(7, dtype=dtype)

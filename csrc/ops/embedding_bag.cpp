@@ -22,10 +22,12 @@ namespace {
 
 // Tasks of this many sums: each reads some rows of the table, so several microseconds.
 constexpr int64_t kGrainSums = 16;
-constexpr int64_t kGrainEntries = 128;  // and of this many entries and results of sums
+constexpr int64_t kGrainEntries = 128;    // and of this many entries and results of sums
+constexpr int64_t kSortedEntries = 1024;  // and, to sort, of this many on average
 
-void check_csr(const Tensor& crow, const Tensor& col, const std::optional<Tensor>& values, int64_t num_rows,
-               ScalarType dtype) {
+// Returns a number that no column exceeds, of as many bits as the largest.
+uint64_t check_csr(const Tensor& crow, const Tensor& col, const std::optional<Tensor>& values,
+                   int64_t num_rows, ScalarType dtype) {
   check_operand(crow, "crow", 1, ScalarType::Long);
   check_operand(col, "col", 1, ScalarType::Long);
   if (values.has_value()) {
@@ -38,15 +40,17 @@ void check_csr(const Tensor& crow, const Tensor& col, const std::optional<Tensor
                   " to ", starts[crow.numel() - 1], "; wanted 0 to ", col.numel());
   for (int64_t i = 1; i < crow.numel(); ++i)
     TORCH_LSH_CHECK(starts[i] >= starts[i - 1], "crow decreases at ", i, "; wanted increasing offsets");
-  check_rows_in_range(col.const_data_ptr<int64_t>(), col.numel(), num_rows, "col");
+  return check_rows_in_range(col.const_data_ptr<int64_t>(), col.numel(), num_rows, "col");
 }
 
-// Calls run(begin, end) for parts of the runs that have about as many entries and results together.
-template <typename Run>
-void split_runs(const int64_t* start, int64_t runs, const Run& run) {
-  const auto work_before = [&](int64_t s) { return start[s] + s; };
-  const auto first_from = [&](int64_t work) {
-    int64_t low = 0, high = runs;
+// Run r goes over the entries start[r] to start[r + 1] - 1.
+struct Runs {
+  const int64_t* start;
+  int64_t count;
+
+  int64_t work_before(int64_t r) const { return start[r] + r; }  // entries and results
+  int64_t first_from(int64_t work) const {
+    int64_t low = 0, high = count;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
       if (work_before(middle) < work) {
@@ -56,10 +60,23 @@ void split_runs(const int64_t* start, int64_t runs, const Run& run) {
       }
     }
     return low;
-  };
-  torch::stable::parallel_for(0, work_before(runs), kGrainEntries, [&](int64_t begin, int64_t end) {
-    const int64_t first = first_from(begin), last = first_from(end);
-    if (first < last) run(first, last);
+  }
+};
+
+// Calls run(list, begin, end) for parts of the lists' runs; threads get about as many entries and results
+// together.
+template <typename Run>
+void split_runs(const std::vector<Runs>& lists, const Run& run) {
+  int64_t work = 0;
+  for (const Runs& runs : lists) work += runs.work_before(runs.count);
+  torch::stable::parallel_for(0, work, kGrainEntries, [&](int64_t begin, int64_t end) {
+    for (size_t list = 0; list < lists.size(); ++list) {
+      const Runs& runs = lists[list];
+      const int64_t first = runs.first_from(begin), last = runs.first_from(end);
+      if (first < last) run(list, first, last);
+      begin -= runs.work_before(runs.count);
+      end -= runs.work_before(runs.count);
+    }
   });
 }
 
@@ -86,7 +103,7 @@ Tensor embedding_bag(const Tensor& weight, const Tensor& crow, const Tensor& col
     const auto* const factors =
         values.has_value() ? static_cast<const T*>(values->const_data_ptr()) : nullptr;
     auto* const to = static_cast<T*>(out.mutable_data_ptr());
-    split_runs(start, batch, [&](int64_t begin, int64_t end) {
+    split_runs({Runs{start, batch}}, [&](size_t, int64_t begin, int64_t end) {
       kernel(table, start + begin, end - begin, rows, factors, width, to + begin * width);
     });
   });
@@ -95,36 +112,45 @@ Tensor embedding_bag(const Tensor& weight, const Tensor& crow, const Tensor& col
 
 // (unique rows, increasing; for each, the sum over its entries i of values[i] * table[source_of(i), :]), in
 // the order of the entries; values may be null, which stands for ones. Every thread calls sources() for a
-// source_of of its own.
+// source_of of its own, which it asks for increasing entries. No row is above `largest`.
 template <typename Sources>
-std::tuple<Tensor, Tensor> sums_of_equal(const int64_t* rows, int64_t count, const Tensor& table,
-                                         const void* values, const Sources& sources) {
+std::tuple<Tensor, Tensor> sums_of_equal(const int64_t* rows, int64_t count, uint64_t largest,
+                                         const Tensor& table, const void* values, const Sources& sources) {
   const ScalarType dtype = table.scalar_type();
-  return with_row_groups(rows, count, [&](const auto& groups) {
-    return by_dtype(dtype, [&]<typename T>(T, auto kernel) {
-      const int64_t width = table.dim() == 1 ? 1 : table.size(1);
-      Tensor unique = torch::stable::empty({groups.count}, ScalarType::Long);
-      Tensor sums = table.dim() == 1 ? torch::stable::empty({groups.count}, dtype)
-                                     : pooled_tensor({groups.count, width}, dtype);
-      auto* const row = unique.mutable_data_ptr<int64_t>();
-      auto* const sum = static_cast<T*>(sums.mutable_data_ptr());
-      const auto* const from = static_cast<const T*>(table.const_data_ptr());
-      const auto* const value = static_cast<const T*>(values);
-      const Workspace from_rows(sizeof(int64_t) * count), factors(sizeof(T) * count);
-      auto* const source = static_cast<int64_t*>(from_rows.data());
-      auto* const factor = value == nullptr ? nullptr : static_cast<T*>(factors.data());
-      split_runs(groups.start, groups.count, [&](int64_t begin, int64_t end) {
-        const auto source_of = sources();
-        for (int64_t g = begin; g < end; ++g) row[g] = groups.row(g);
-        for (int64_t i = groups.start[begin]; i < groups.start[end]; ++i) {
-          const auto entry = groups.entries[i].index;
-          source[i] = source_of(entry);
-          if (factor != nullptr) factor[i] = value[entry];
-        }
-        kernel(from, groups.start + begin, end - begin, source, factor, width, sum + begin * width);
-      });
-      return std::tuple<Tensor, Tensor>(unique, sums);
+  return by_dtype(dtype, [&]<typename T>(T, auto kernel) {
+    const int64_t parts = std::clamp<int64_t>(count / kSortedEntries, 1, torch::stable::get_num_threads());
+    const std::vector<uint64_t> border = split_rows(rows, count, largest, parts);
+    // Of the calling thread. A range is filled by one thread and mostly read by the same one below, as equal
+    // shares of two loops go to the same threads; nothing but speed depends on that.
+    thread_local std::vector<RowGroups<T>> scratch;
+    scratch.resize(std::max<size_t>(scratch.size(), parts));
+    RowGroups<T>* const groups = scratch.data();
+    torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p)
+        group_rows(rows, count, border, p, static_cast<const T*>(values), sources, groups[p]);
     });
+
+    std::vector<Runs> lists;
+    std::vector<int64_t> offset{0};
+    for (int64_t p = 0; p < parts; ++p) {
+      lists.push_back({groups[p].start.data(), groups[p].count});
+      offset.push_back(offset[p] + groups[p].count);
+    }
+    const int64_t width = table.dim() == 1 ? 1 : table.size(1);
+    Tensor unique = torch::stable::empty({offset[parts]}, ScalarType::Long);
+    Tensor sums = table.dim() == 1 ? torch::stable::empty({offset[parts]}, dtype)
+                                   : pooled_tensor({offset[parts], width}, dtype);
+    auto* const row = unique.mutable_data_ptr<int64_t>();
+    auto* const sum = static_cast<T*>(sums.mutable_data_ptr());
+    const auto* const from = static_cast<const T*>(table.const_data_ptr());
+    split_runs(lists, [&](size_t p, int64_t begin, int64_t end) {
+      const RowGroups<T>& own = groups[p];
+      const int64_t to = offset[p] + begin;
+      std::copy(own.row.data() + begin, own.row.data() + end, row + to);
+      kernel(from, own.start.data() + begin, end - begin, own.source.data(),
+             values == nullptr ? nullptr : own.factor.data(), width, sum + to * width);
+    });
+    return std::tuple<Tensor, Tensor>(unique, sums);
   });
 }
 
@@ -132,18 +158,15 @@ std::tuple<Tensor, Tensor> embedding_bag_backward(const Tensor& grad, const Tens
                                                   const std::optional<Tensor>& values) {
   check_floating(grad, "grad");
   check_operand(grad, "grad", 2, grad.scalar_type());
-  check_csr(crow, col, values, INT64_MAX, grad.scalar_type());
+  const uint64_t largest = check_csr(crow, col, values, INT64_MAX, grad.scalar_type());
   check_size(crow, "crow", 0, grad.size(0) + 1);
-  const auto* start = crow.const_data_ptr<int64_t>();
-  // Written anew by every thread, which takes less time than reading at random what another one has written.
-  const auto samples = [&] {
-    thread_local std::vector<int64_t> sample;
-    sample.resize(col.numel());
-    for (int64_t b = 0; b < grad.size(0); ++b)
-      std::fill(sample.begin() + start[b], sample.begin() + start[b + 1], b);
-    return [from = sample.data()](int64_t i) { return from[i]; };
+  const auto samples = [start = crow.const_data_ptr<int64_t>()] {
+    return [start, sample = int64_t{0}](int64_t i) mutable {
+      while (i >= start[sample + 1]) ++sample;
+      return sample;
+    };
   };
-  return sums_of_equal(col.const_data_ptr<int64_t>(), col.numel(), grad,
+  return sums_of_equal(col.const_data_ptr<int64_t>(), col.numel(), largest, grad,
                        values.has_value() ? values->const_data_ptr() : nullptr, samples);
 }
 
@@ -189,8 +212,9 @@ std::tuple<Tensor, Tensor> coalesce_rows(const Tensor& rows, const Tensor& value
   TORCH_LSH_CHECK(values.dim() == 1 || values.dim() == 2, "values has shape ", shape_of(values),
                   "; wanted one or two dimensions");
   check_size(values, "values", 0, rows.numel());
-  check_rows_in_range(rows.const_data_ptr<int64_t>(), rows.numel(), INT64_MAX, "rows");
-  return sums_of_equal(rows.const_data_ptr<int64_t>(), rows.numel(), values, nullptr,
+  const auto* const row = rows.const_data_ptr<int64_t>();
+  const uint64_t largest = check_rows_in_range(row, rows.numel(), INT64_MAX, "rows");
+  return sums_of_equal(row, rows.numel(), largest, values, nullptr,
                        [] { return [](int64_t i) { return i; }; });
 }
 

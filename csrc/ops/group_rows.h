@@ -1,4 +1,8 @@
 // Sorts row numbers and finds the runs of equal ones: the transpose of a batch's lists of rows.
+//
+// Threads share the rows by ranges. Each collects the entries of its range from the whole list, and sorts
+// them by itself: what another core has sorted would have to be fetched from its cache line by line, which
+// takes longer than to read the list, which no core has written.
 #pragma once
 
 #include <algorithm>
@@ -6,42 +10,100 @@
 #include <vector>
 
 #include "ops/radix_sort.h"
+#include "random.h"
 
 namespace torch_lsh {
 
-// Scratch memory of the thread that made it, for one use at a time.
-template <typename Key>
+// The entries of one range of rows, by row and in their order within a row. Vectors may be longer than their
+// contents, and keep their memory for the next use.
+template <typename T>
 struct RowGroups {
-  int64_t count;                    // of unique rows
-  const int64_t* start;             // group g is entries[start[g]] to entries[start[g + 1] - 1]
-  const KeyAndIndex<Key>* entries;  // rows, increasing, and their positions, increasing within a group
-
-  int64_t row(int64_t group) const { return static_cast<int64_t>(entries[start[group]].key); }
+  int64_t count = 0;           // of unique rows
+  std::vector<int64_t> row;    // of every group, increasing
+  std::vector<int64_t> start;  // group g has the entries start[g] to start[g + 1] - 1
+  std::vector<int64_t> source;
+  std::vector<T> factor;
 };
 
-template <typename Key>
-RowGroups<Key> group_keys(const int64_t* rows, int64_t count, Key largest) {
-  thread_local std::vector<KeyAndIndex<Key>> entries, spare;
-  thread_local std::vector<int64_t> starts;
-  radix_sort(count, [&](int64_t i) { return static_cast<Key>(rows[i]); }, largest, entries, spare);
-  starts.resize(count + 1);
-  int64_t groups = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    starts[groups] = i;
-    groups += i == 0 || entries[i].key != entries[i - 1].key;
-  }
-  starts[groups] = count;
-  return {groups, starts.data(), entries.data()};
+// Borders of `parts` ranges of rows that have about as many entries each, judged by some of them drawn at
+// random: range p goes from border p to below border p + 1. No row is above `largest`.
+inline std::vector<uint64_t> split_rows(const int64_t* rows, int64_t count, uint64_t largest, int64_t parts) {
+  constexpr int64_t kSamples = 64;  // per range
+  std::vector<uint64_t> sample(parts > 1 ? parts * kSamples : 0), border(parts + 1, 0);
+  for (size_t s = 0; s < sample.size(); ++s) sample[s] = rows[random_below(0, s, count)];
+  std::sort(sample.begin(), sample.end());
+  for (int64_t p = 1; p < parts; ++p) border[p] = sample[p * kSamples];
+  border[parts] = largest + 1;
+  return border;
 }
 
-// use(the groups of rows [count], which are not negative), with keys of 32 bits where they suffice.
-template <typename Use>
-auto with_row_groups(const int64_t* rows, int64_t count, const Use& use) {
-  uint64_t largest = 0;  // or more, of as many bits
-  for (int64_t i = 0; i < count; ++i) largest |= static_cast<uint64_t>(rows[i]);
-  return std::max<uint64_t>(largest, count) <= UINT32_MAX
-             ? use(group_keys<uint32_t>(rows, count, static_cast<uint32_t>(largest)))
-             : use(group_keys<uint64_t>(rows, count, largest));
+// Groups the entries whose keys, rows less `first`, are below `span`; `all` says that every key is.
+template <typename Key, typename T, typename Sources>
+void group_range(const int64_t* rows, int64_t count, uint64_t first, uint64_t span, bool all,
+                 const T* factors, const Sources& sources, RowGroups<T>& groups) {
+  constexpr int64_t kBlock = 1024;
+  thread_local std::vector<KeyAndIndex<Key>> own, entries, spare;
+  thread_local std::vector<Key> source;
+  thread_local std::vector<T> factor;
+  const auto entry_of = [=](int64_t i) {
+    return KeyAndIndex<Key>{static_cast<Key>(rows[i] - first), static_cast<Key>(i)};
+  };
+  int64_t size = all ? count : 0;
+  for (int64_t begin = 0; begin < count && !all; begin += kBlock) {
+    if (static_cast<int64_t>(own.size()) < size + kBlock) own.resize(2 * (size + kBlock));
+    auto* const to = own.data();
+    for (int64_t i = begin; i < std::min(count, begin + kBlock); ++i) {
+      to[size] = entry_of(i);  // to be overwritten if out of range
+      size += rows[i] - first < span;
+    }
+  }
+
+  source.resize(size);
+  factor.resize(factors == nullptr ? 0 : size);
+  const auto sort = [&](const auto& own_entry) {
+    const auto key_of = [&, source_of = sources()](int64_t i) mutable {
+      const auto [key, index] = own_entry(i);
+      source[i] = static_cast<Key>(source_of(index));
+      if (factors != nullptr) factor[i] = factors[index];
+      return key;
+    };
+    radix_sort(size, key_of, static_cast<Key>(span - 1), entries, spare);
+  };
+  if (all) {
+    sort(entry_of);
+  } else {
+    sort([](int64_t i) { return own[i]; });
+  }
+
+  groups.row.resize(size);
+  groups.start.resize(size + 1);
+  groups.source.resize(size);
+  groups.factor.resize(factor.size());
+  int64_t group = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    const auto [key, index] = entries[i];
+    groups.row[group] = static_cast<int64_t>(first + key);
+    groups.start[group] = i;
+    group += i == 0 || key != entries[i - 1].key;
+    groups.source[i] = source[index];
+    if (factors != nullptr) groups.factor[i] = factor[index];
+  }
+  groups.start[group] = size;
+  groups.count = group;
+}
+
+// Groups the entries of range `part` of those that split_rows gave. sources() gives a source_of, which is
+// asked for every entry of the range once, in order; factors may be null, for ones.
+template <typename T, typename Sources>
+void group_rows(const int64_t* rows, int64_t count, const std::vector<uint64_t>& border, int64_t part,
+                const T* factors, const Sources& sources, RowGroups<T>& groups) {
+  const uint64_t first = border[part], span = border[part + 1] - first;
+  const bool all = border.size() == 2;
+  if (std::max<uint64_t>(span, count) <= UINT32_MAX) {
+    group_range<uint32_t>(rows, count, first, span, all, factors, sources, groups);
+  } else {
+    group_range<uint64_t>(rows, count, first, span, all, factors, sources, groups);
+  }
 }
 
 }  // namespace torch_lsh

@@ -17,10 +17,10 @@ struct KeyAndIndex {
   Key key, index;
 };
 
-// entries = (key_of(i), i) for i < count, by key, ascending; equal keys stay in order. `spare` is scratch,
-// `largest` has as many bits as the largest key.
+// entries = (key_of(i), i) for i < count, by key, ascending; equal keys stay in order. key_of is called once
+// for every i, in order. `spare` is scratch, `largest` has as many bits as the largest key.
 template <typename Key, typename KeyOf>
-void radix_sort(int64_t count, const KeyOf& key_of, Key largest, std::vector<KeyAndIndex<Key>>& entries,
+void radix_sort(int64_t count, KeyOf key_of, Key largest, std::vector<KeyAndIndex<Key>>& entries,
                 std::vector<KeyAndIndex<Key>>& spare) {
   const int width = std::max(1, static_cast<int>(std::bit_width(largest)));
   constexpr int kMostPasses = (8 * sizeof(Key) + kMostDigitBits - 1) / kMostDigitBits;
