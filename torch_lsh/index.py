@@ -348,7 +348,7 @@ class LSHIndex:
 
     def _with_one(self, x: Tensor) -> Tensor:
         """``[h, 1]`` in float32."""
-        return F.pad(x.float(), (0, 1), value=1.0)
+        return torch.cat([x.float(), x.new_ones(len(x), 1, dtype=torch.float32)], 1)
 
     def _built(self) -> tuple[Tensor, Tensor, Tensor]:
         if self._tables is None:

@@ -196,7 +196,8 @@ class _RowSparseMixin(_Base):
                     continue
                 self._check_accumulates(parameter)
                 if parameter.grad.layout is not torch.strided:
-                    self._check(group, parameter)
+                    if not self._takes_rows(group, parameter):
+                        self._refuse(group, parameter)
                     known, values = row_sparse_gradient(parameter.grad, known)
                     own.append((group, parameter, known, values))
                 elif self._has_own_state(group, parameter) and self._takes_rows(group, parameter):
@@ -287,18 +288,17 @@ class _RowSparseMixin(_Base):
         row_sparse.record_update(parameter, rows, version)
         self._updated.add(parameter)
 
-    def _check(self, group: dict[str, Any], parameter: Tensor) -> None:
+    def _refuse(self, group: dict[str, Any], parameter: Tensor) -> None:
         for option in self._unsupported:
             if group.get(option):
                 raise RuntimeError(
                     f"{type(self).__name__}: {option}=True does not work with row-sparse gradients; "
                     "leave it off, or have the layer produce dense ones"
                 )
-        if not self._takes_rows(group, parameter):
-            raise RuntimeError(
-                f"a parameter with a row-sparse gradient is {parameter.dtype} of strides {parameter.stride()} on "
-                f"{parameter.device}; wanted a contiguous float32, float64 or bfloat16 tensor on the CPU"
-            )
+        raise RuntimeError(
+            f"a parameter with a row-sparse gradient is {parameter.dtype} of strides {parameter.stride()} on "
+            f"{parameter.device}; wanted a contiguous float32, float64 or bfloat16 tensor on the CPU"
+        )
 
     def _dense_step(self, groups: list[tuple[dict[str, Any], list[Tensor]]], hidden: list[Tensor]) -> None:
         # PyTorch's step refuses sparse gradients and passes over parameters without one.

@@ -119,7 +119,7 @@ def choose_active_rows(
     # A draw of all the rest is no draw: with every row active the weights are 1 and the result is exact.
     num_random = active if active == num_rows or config.sampler == "uniform" else config.random_rows(active)
     per_sample = config.scope == "sample"
-    candidates = labels.new_empty(len(labels), 0)
+    candidates: Tensor | None = None
     room = active - num_random
     if index is None and len(x) > 0 and labels.numel() < room:
         raise ValueError("index is None, but the configuration wants rows found by hashing")
@@ -141,7 +141,7 @@ def choose_active_rows(
             candidates = index.query(looked_up, share, labels[some] if insert_labels else None)
     rows, is_random, positions, log_weights = ops.select_rows(
         labels,
-        candidates,
+        labels.new_empty(len(labels), 0) if candidates is None else candidates,
         num_rows,
         active=active,
         num_random=num_random,
