@@ -20,8 +20,8 @@
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
 constexpr int64_t kFewSamples = 4, kTopkVectors = 3;
-// With 32 registers of 64 bytes 8 x 3 sums fit, with 16 registers 4 x 3.
-constexpr int64_t kTopkRows = TORCH_LSH_VECTOR_BYTES == 64 ? 8 : 4;
+// With 32 registers 8 x 3 sums fit, with 16 registers 4 x 3.
+constexpr int64_t kTopkRows = TORCH_LSH_TILE_ROWS >= 12 ? 8 : 4;
 
 template <typename V>
 inline auto sum_of_lanes(V vector) {
