@@ -270,8 +270,7 @@ int64_t topk_scan(const Sum* logits, int64_t count, const Sum* thresholds, int64
   int64_t found = 0;
   for (int64_t begin = 0; begin < count; begin += together * period) {
     const int64_t end = begin + together * period < count ? begin + together * period : count;
-    auto above = load_as<Sum>(logits) != load_as<Sum>(logits);
-    above ^= above;
+    decltype(load_as<Sum>(logits) <= load_as<Sum>(thresholds)) above{};
     for (int64_t i = begin; i < end; i += period)
       for (int64_t v = 0; v < period; v += lanes)
         above |= ~(load_as<Sum>(logits + i + v) <= load_as<Sum>(thresholds + v));
