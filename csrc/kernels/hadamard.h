@@ -117,9 +117,11 @@ inline void pack_vertex_tile(const float* __restrict products, int64_t num_table
 #pragma omp simd
         for (int64_t lane = 0; lane < kHadamardRows; ++lane) {
           const float value = products[i * kHadamardRows + lane];
-          const float size = value < 0 ? -value : value;
+          const float size = __builtin_fabsf(value);
           const int32_t candidate = static_cast<int32_t>(2 * i) + static_cast<int32_t>(value < 0);
-          vertex[lane] = size > best[lane] ? candidate : vertex[lane];
+          // A mask, since compilers made a branch of a choice.
+          const int32_t larger = -static_cast<int32_t>(size > best[lane]);
+          vertex[lane] = (candidate & larger) | (vertex[lane] & ~larger);
           best[lane] = size > best[lane] ? size : best[lane];
         }
 #pragma omp simd

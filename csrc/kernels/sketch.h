@@ -11,10 +11,7 @@
 
 #include "kernels/convert.h"
 #include "kernels/kernels.h"
-
-#if TORCH_LSH_VECTOR_BYTES > 16
-#include "kernels/topk.h"  // immintrin.h
-#endif
+#include "kernels/vectors.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
@@ -65,6 +62,31 @@ inline void sketch_sums(const uint8_t* codes, int64_t bits, int64_t bytes, const
     __builtin_memcpy(sums + half * 16, &even, sizeof(even));
     __builtin_memcpy(sums + kSketchRows / 2 + half * 16, &odd, sizeof(odd));
   }
+#elif TORCH_LSH_VECTOR_BYTES == 16 && !defined(__clang__)
+  using Bytes = Vector<uint8_t>;
+  using Words = Vector<uint16_t>;
+  constexpr int64_t kVectors = kSketchRows / kVectorBytes;
+  Words even[kVectors] = {}, odd[kVectors] = {};
+  for (int64_t plane = 0; plane < bits; ++plane) {
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kVectors; ++v) {
+      even[v] += even[v];
+      odd[v] += odd[v];
+    }
+    for (int64_t j = 0; j < bytes; ++j, codes += kSketchRows) {
+      const auto table = [&](int64_t i) { return load_vector<Bytes>(tables + (2 * j + i) * 16); };
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < kVectors; ++v) {
+        const auto code = load_vector<Bytes>(codes + v * kVectorBytes);
+        // A shuffle of 16 bytes looks at the low 4 bits of each place.
+        const auto sum = (Words)(__builtin_shuffle(table(0), code) + __builtin_shuffle(table(1), code >> 4));
+        even[v] += sum & 255;
+        odd[v] += sum >> 8;
+      }
+    }
+  }
+  __builtin_memcpy(sums, even, sizeof(even));
+  __builtin_memcpy(sums + kSketchRows / 2, odd, sizeof(odd));
 #else
   for (int64_t p = 0; p < kSketchRows; ++p) {
     unsigned sum = 0;

@@ -20,8 +20,8 @@
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
 constexpr int64_t kFewSamples = 4, kTopkVectors = 3;
-// With 32 registers of 64 bytes 8 x 3 sums fit, with 16 registers 4 x 3.
-constexpr int64_t kTopkRows = TORCH_LSH_VECTOR_BYTES == 64 ? 8 : 4;
+// With 32 registers 8 x 3 sums fit, with 16 registers 4 x 3.
+constexpr int64_t kTopkRows = TORCH_LSH_TILE_ROWS >= 12 ? 8 : 4;
 
 template <typename V>
 inline auto sum_of_lanes(V vector) {
@@ -270,8 +270,7 @@ int64_t topk_scan(const Sum* logits, int64_t count, const Sum* thresholds, int64
   int64_t found = 0;
   for (int64_t begin = 0; begin < count; begin += together * period) {
     const int64_t end = begin + together * period < count ? begin + together * period : count;
-    auto above = load_as<Sum>(logits) != load_as<Sum>(logits);
-    above ^= above;
+    decltype(load_as<Sum>(logits) <= load_as<Sum>(thresholds)) above{};
     for (int64_t i = begin; i < end; i += period)
       for (int64_t v = 0; v < period; v += lanes)
         above |= ~(load_as<Sum>(logits + i + v) <= load_as<Sum>(thresholds + v));

@@ -53,6 +53,15 @@ inline float to_float(int8_t value) {
   return value;
 }
 
+// The first numbers of a vector, as many as fit when each is twice as wide. Compilers widen the numbers of
+// whole registers only; of the half that is dropped nothing is left in the code.
+template <typename Wide, typename V>
+inline auto widen_first(V vector) {
+  constexpr int64_t lanes = sizeof(vector) / sizeof(Wide);
+  const auto wide = __builtin_convertvector(vector, typename VectorType<Wide, 2 * lanes>::type);
+  return load_vector<typename VectorType<Wide, lanes>::type>(reinterpret_cast<const Wide*>(&wide));
+}
+
 // kLanes<Sum> numbers, converted. The intrinsics are what compilers do not make of __builtin_convertvector.
 template <typename Sum>
 inline Vector<Sum> load_as(const Sum* from) {
@@ -60,14 +69,14 @@ inline Vector<Sum> load_as(const Sum* from) {
 }
 template <typename Sum>
 inline Vector<float> load_as(const BFloat16* from) {
-  using Half = typename VectorType<uint16_t, kLanes<float>>::type;
-  const Half half = load_vector<Half>(from);
 #if TORCH_LSH_VECTOR_BYTES == 64
-  const auto bits = (Vector<uint32_t>)_mm512_cvtepu16_epi32((__m256i)half);
+  const auto bits = (Vector<uint32_t>)_mm512_cvtepu16_epi32(load_vector<__m256i>(from));
 #elif TORCH_LSH_VECTOR_BYTES == 32
-  const auto bits = (Vector<uint32_t>)_mm256_cvtepu16_epi32((__m128i)half);
+  const auto bits = (Vector<uint32_t>)_mm256_cvtepu16_epi32(load_vector<__m128i>(from));
 #else
-  const auto bits = __builtin_convertvector(half, Vector<uint32_t>);
+  uint64_t word;
+  __builtin_memcpy(&word, from, sizeof(word));
+  const auto bits = widen_first<uint32_t>((Vector<uint16_t>)Vector<uint64_t>{word});
 #endif
   return (Vector<float>)(bits << 16);
 }
@@ -78,9 +87,10 @@ inline Vector<float> load_as(const int8_t* from) {
 #elif TORCH_LSH_VECTOR_BYTES == 32
   return (Vector<float>)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadu_si64(from)));
 #else
-  using Byte = typename VectorType<int8_t, kLanes<float>>::type;
-  return __builtin_convertvector(__builtin_convertvector(load_vector<Byte>(from), Vector<int32_t>),
-                                 Vector<float>);
+  uint32_t word;
+  __builtin_memcpy(&word, from, sizeof(word));
+  const auto bytes = (Vector<int8_t>)Vector<uint32_t>{word};
+  return __builtin_convertvector(widen_first<int32_t>(widen_first<int16_t>(bytes)), Vector<float>);
 #endif
 }
 
