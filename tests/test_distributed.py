@@ -131,6 +131,9 @@ def test_one_process_and_updates_in_backward(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         model, (x, y) = make_model(active=60), make_batches(1)[0]
+        versions = [parameter._version for parameter in model.parameters()]
+        broadcast_parameters(model)
+        assert all(parameter._version > version for parameter, version in zip(model.parameters(), versions))
         optimizer = torch_lsh.optim.Adam(model.parameters())
         F.cross_entropy(model(x), y).backward()
         before = copy.deepcopy([parameter.grad.to_dense() for parameter in model.parameters()])

@@ -33,8 +33,10 @@ _NONE, _DENSE, _ROW_SPARSE = range(3)
 @torch.no_grad()
 def broadcast_parameters(module: nn.Module, source: int = 0, group: dist.ProcessGroup | None = None) -> None:
     """Gives all processes the parameters and buffers that process ``source`` has."""
-    for tensor in (*module.parameters(), *module.buffers()):
+    tensors = [*module.parameters(), *module.buffers()]
+    for tensor in tensors:
         dist.broadcast(tensor, source, group)
+    torch.autograd.graph.increment_version(tensors)  # hash tables follow it, and the broadcast leaves it
 
 
 @torch.no_grad()
