@@ -126,7 +126,7 @@ class _Destination:
     def __init__(self, parameter: Tensor) -> None:
         self.shape, self.dtype = parameter.shape, parameter.dtype
         self.row_sparse = wants_row_sparse(parameter)
-        self.updater = updater(parameter) if parameter.requires_grad else None
+        self.updater = updater(parameter) if self.row_sparse and parameter.requires_grad else None
         self.parameter = parameter if self.updater is not None else None
 
     def deliver(self, rows: Tensor, values: Tensor, unique: bool = False) -> Tensor | None:
@@ -134,7 +134,8 @@ class _Destination:
 
         ``rows`` may repeat, unless ``unique`` says that they are strictly increasing.
         """
-        values = values.to(self.dtype)
+        if values.dtype is not self.dtype:
+            values = values.to(self.dtype)
         if self.updater is not None and self.parameter is not None:
             self.updater.update_in_backward(self.parameter, rows, values)
             return None

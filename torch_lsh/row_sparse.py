@@ -87,7 +87,10 @@ def updater(parameter: Tensor) -> Updater | None:
     facts = _known(parameter)
     if facts.reduced:
         return None
-    return next((one for one in facts.living_optimizers() if one.updates_in_backward(parameter)), None)
+    for optimizer in facts.living_optimizers():
+        if optimizer.updates_in_backward(parameter):
+            return optimizer
+    return None
 
 
 def record_update(parameter: Tensor, rows: Tensor, version_before: int) -> None:
