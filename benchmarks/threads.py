@@ -72,6 +72,7 @@ def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
     labels, candidates = torch.randint(rows, (batch, 1)), torch.randint(rows, (LOOKED_UP, active // LOOKED_UP // 2))
     carried = torch.randint(rows, (active // 2,))
     pushed, touches = torch.rand(count), torch.zeros(rows, dtype=torch.uint8)
+    log_weights = torch.where(torch.rand(count) < 0.1, 6.0, 0.0)  # a tenth of the rows are random
     row_bytes = 4.0 * width * active
     lines = index.num_tables * (1 + index.bucket_size / 16) * 64
     step = (1e-3, 0.9, 0.999, 1e-8, 0.0, 1.0, 1.0, False, False)
@@ -90,7 +91,7 @@ def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
         ),
         Part(
             "loss",
-            lambda: ops.linear_softmax_loss(x, table, bias, next_rows(), None, positions, shares),
+            lambda: ops.linear_softmax_loss(x, table, bias, next_rows(), log_weights, positions, shares, batch),
             -(-active // 48),
             row_bytes,
         ),
@@ -100,7 +101,7 @@ def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
             -(-active // 512),
             2 * row_bytes,
         ),
-        Part("rows to carry over", lambda: ops.largest_rows(pushed, draws[0], count // 2), 1, 0),
+        Part("rows to carry over", lambda: ops.largest_rows(pushed, draws[0], count // 2, log_weights), 1, 0),
         Part(
             "Adam",
             lambda: ops.row_sparse_adam_(table, first, second, next_rows(), near, None, *step),

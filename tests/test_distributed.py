@@ -17,7 +17,7 @@ D, N, B = 8, 500, 12
 
 def make_model(active=1.0, dtype=torch.float32):
     torch.manual_seed(0)
-    head = LSHLinear(D, N, config=LSHConfig(active=active))
+    head = LSHLinear(D, N, config=LSHConfig(active=active, rehash=torch_lsh.FixedInterval(7)))
     return nn.Sequential(torch_lsh.EmbeddingBag(40, D, mode="sum"), nn.ReLU(), head).to(dtype)
 
 
@@ -74,8 +74,15 @@ def _work(rank):
 
         train(model, batches, average)
         model.eval()
-        results[str(dtype)] = {**model.state_dict(), "touched": torch.tensor(touched)}
+        stats = model[2].stats()
+        rehashes = torch.tensor([stats.rehashes, stats.stale_rows])
+        results[str(dtype)] = {**model.state_dict(), "touched": torch.tensor(touched), "rehashes": rehashes}
     results["kinds"] = _kinds(rank)
+    different = [[torch.zeros(3)] * (1 + rank), [torch.zeros(2), torch.zeros(3 + rank)]]
+    different.append([torch.zeros(3, dtype=torch.float64 if rank else torch.float32)])
+    for parameters, message in zip(different, [r"\[1, 2\] tensors", r"parameters\[1\] is", r"parameters\[0\] is"]):
+        with pytest.raises(RuntimeError, match=message):
+            average_gradients(parameters)
     return results
 
 
@@ -89,8 +96,9 @@ def _kinds(rank):
         (sparse, torch.ones(4, 2, 3)),
         (sparse, sparse),
         (torch.sparse_coo_tensor([[]], torch.ones(0), (4,)), torch.sparse_coo_tensor([[3]], [5.0], (4,))),
+        (torch.sparse_coo_tensor([[2]], torch.ones(1, 0), (4, 0)), None),
     ]
-    parameters = [nn.Parameter(torch.zeros(4) if number == 5 else torch.zeros(4, 2, 3)) for number in range(6)]
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in [(4, 2, 3)] * 5 + [(4,), (4, 0)]]
     for parameter, want in zip(parameters, wants):
         parameter.grad = want[rank]
     average_gradients(parameters)
@@ -107,6 +115,7 @@ def test_two_processes(tmp_path):
     for part in ("ours", "torch", "torch.float32", "torch.bfloat16"):
         for name, tensor in first[part].items():
             assert torch.equal(tensor, second[part][name]), (part, name)
+    assert (first["torch.float32"]["rehashes"] > 0).all()
     before = make_model(active=60).state_dict()
     assert not torch.equal(first["torch.float32"]["2.weight"], before["2.weight"])
     assert (first["torch.float32"]["touched"] < N).all()  # row-sparse to the end
@@ -120,6 +129,7 @@ def test_two_processes(tmp_path):
         (torch.strided, 0.5 * everywhere + rows[1]),
         (torch.sparse_coo, 1.5 * rows[1] + 0.5 * rows[2]),
         (torch.sparse_coo, torch.tensor([0.0, 0.0, 0.0, 2.5])),
+        (torch.sparse_coo, torch.zeros(4, 0)),
     ]
     for gradients in (first["kinds"], second["kinds"]):
         for gradient, (layout, wanted) in zip(gradients, expected, strict=True):

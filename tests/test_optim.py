@@ -186,10 +186,12 @@ def test_what_is_asked_of_lists_of_rows():
     assert ops.extremes(numbers[:1, :1]) == (int(numbers[0, 0]),) * 2
     with pytest.raises(RuntimeError, match="rows has dtype Int; wanted Long"):
         ops.is_increasing(torch.zeros(3, dtype=torch.int32))
+    assert ops.extremes(numbers[::2, 3:].T) == tuple(int(number) for number in numbers[::2, 3:].aminmax())
+    assert ops.extremes(numbers[:0]) == (0, 0)
     with pytest.raises(RuntimeError, match="numbers has shape"):
-        ops.extremes(torch.empty(0, dtype=torch.int64))
+        torch.ops.torch_lsh.extremes(torch.empty(0, dtype=torch.int64))
     with pytest.raises(RuntimeError, match="numbers is not contiguous"):
-        ops.extremes(numbers.T)
+        torch.ops.torch_lsh.extremes(numbers.T)
 
 
 @pytest.mark.parametrize(

@@ -18,16 +18,17 @@ re-hashed. Every process chooses active rows for its own batch; random ones are 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import ops, row_sparse
+from . import row_sparse
 from .optim import row_sparse_gradient
 
-_NONE, _DENSE, _ROW_SPARSE = range(3)
+_ROW_SPARSE, _DENSE = 1, 2  # 0: no gradient. The mean is of the greatest kind that a process has.
 
 
 @torch.no_grad()
@@ -51,7 +52,8 @@ def average_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup | N
         group: the processes; default: all.
 
     Raises:
-        RuntimeError: an optimizer with ``in_backward=True`` has updated the rows already.
+        RuntimeError: an optimizer with ``in_backward=True`` has updated the rows already; or the processes do not have
+            the same parameters, which all of them say before any gradient has changed.
     """
     parameters = list(parameters)
     for parameter in parameters:
@@ -70,19 +72,26 @@ def average_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup | N
 
 def _announced(parameters: list[Tensor], group: dist.ProcessGroup | None) -> tuple[list[int], list[list[int]]]:
     """For each parameter the kind that its mean will have, and how many rows each process brings, if row-sparse."""
-    own = torch.zeros(len(parameters), 2, dtype=torch.int64)
+    lengths = torch.cat(_gathered(torch.tensor([len(parameters)]), group)).tolist()
+    if len(set(lengths)) > 1:
+        raise RuntimeError(f"parameters holds {lengths} tensors in the processes; wanted the same in all")
+    forms = [f"{tuple(parameter.shape)} {parameter.dtype}" for parameter in parameters]
+    own = torch.zeros(len(parameters), 3, dtype=torch.int64)
     for number, parameter in enumerate(parameters):
         gradient = parameter.grad
+        own[number, 2] = zlib.crc32(forms[number].encode())
         if gradient is not None and gradient.layout is torch.strided:
             own[number, 0] = _DENSE
         elif gradient is not None:
             rows, values = row_sparse_gradient(gradient)
             parameter.grad = _row_sparse(rows, values, parameter)
             own[number, 0], own[number, 1] = _ROW_SPARSE, len(rows)
-    all_kinds, all_counts = torch.stack(_gathered(own, group)).unbind(2)
-    is_dense = (all_kinds == _DENSE).any(0)
-    kinds = torch.where(is_dense, _DENSE, all_kinds.amax(0))
-    return kinds.tolist(), all_counts.T.tolist()
+    all_kinds, all_counts, all_forms = torch.stack(_gathered(own, group)).unbind(2)
+    differs = (all_forms != all_forms[0]).any(0)
+    if differs.any():
+        number = int(differs.nonzero()[0])
+        raise RuntimeError(f"parameters[{number}] is {forms[number]} here and not in all processes; wanted the same")
+    return all_kinds.amax(0).tolist(), all_counts.T.tolist()
 
 
 def _gathered(tensor: Tensor, group: dist.ProcessGroup | None) -> list[Tensor]:
@@ -99,16 +108,16 @@ def _mean_of_dense(parameter: Tensor, group: dist.ProcessGroup | None) -> Tensor
 
 
 def _mean_of_rows(parameter: Tensor, counts: list[int], group: dist.ProcessGroup | None) -> Tensor:
-    width = parameter[:0].flatten(1).shape[1] if parameter.dim() > 1 else 1
     own_rows = torch.zeros(max(counts), dtype=torch.int64)  # as long as the longest
-    own_values = torch.zeros(max(counts), width, dtype=parameter.dtype)
+    own_values = torch.zeros(max(counts), *parameter.shape[1:], dtype=parameter.dtype)
     if parameter.grad is not None:
-        rows, values = parameter.grad._indices()[0], parameter.grad._values()
-        own_rows[: len(rows)], own_values[: len(rows)] = rows, values.reshape(len(rows), width)
-    parts = zip(_gathered(own_rows, group), _gathered(own_values, group), counts)
-    pairs = [(rows[:count], values[:count]) for rows, values, count in parts]
-    rows, sums = ops.coalesce_rows(torch.cat([rows for rows, _ in pairs]), torch.cat([values for _, values in pairs]))
-    return _row_sparse(rows, sums.div_(len(counts)).view(-1, *parameter.shape[1:]), parameter)
+        rows, values = row_sparse_gradient(parameter.grad)
+        own_rows[: len(rows)], own_values[: len(rows)] = rows, values
+    rows = torch.cat([part[:count] for part, count in zip(_gathered(own_rows, group), counts)])
+    values = torch.cat([part[:count] for part, count in zip(_gathered(own_values, group), counts)])
+    gradient = torch.sparse_coo_tensor(rows.unsqueeze(0), values, parameter.shape, check_invariants=False)
+    rows, sums = row_sparse_gradient(gradient)
+    return _row_sparse(rows, sums.div_(len(counts)), parameter)
 
 
 def _row_sparse(rows: Tensor, values: Tensor, parameter: Tensor) -> Tensor:

@@ -333,7 +333,7 @@ class LSHIndex:
     def _check_rows(self, rows: Tensor) -> None:
         if rows.dim() != 1 or rows.dtype is not torch.int64:
             raise ValueError(f"rows has shape {list(rows.shape)} and dtype {rows.dtype}; wanted [A] int64")
-        least, largest = ops.extremes(rows.contiguous()) if len(rows) > 0 else (0, 0)
+        least, largest = ops.extremes(rows)
         if least < 0 or largest >= self.num_rows:
             raise ValueError(f"rows runs from {least} to {largest}; wanted 0 to {self.num_rows - 1}")
 

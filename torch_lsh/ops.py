@@ -351,12 +351,12 @@ def is_increasing(rows: Tensor) -> bool:
 
 
 def extremes(numbers: Tensor) -> tuple[int, int]:
-    """The least and the largest of int64 numbers of any shape, of which there is at least one.
+    """The least and the largest of int64 numbers of any shape; 0 and 0 where there are none.
 
     >>> extremes(torch.tensor([[3, -1], [7, 2]]))
     (-1, 7)
     """
-    least_and_largest: tuple[int, int] = _ops.extremes(numbers)
+    least_and_largest: tuple[int, int] = _ops.extremes(numbers.contiguous()) if numbers.numel() > 0 else (0, 0)
     return least_and_largest
 
 

@@ -44,11 +44,6 @@ class Target:
         return self.probabilities or self.labels.shape[1] != 1
 
 
-def _extremes(labels: Tensor) -> tuple[int, int]:
-    """The least and the largest label; 0 and 0 where there are none."""
-    return ops.extremes(labels.contiguous()) if labels.numel() > 0 else (0, 0)
-
-
 def _check_labels(extremes: tuple[int, int], num_classes: int, lowest: int = 0) -> None:
     for label in extremes:
         if not lowest <= label < num_classes:
@@ -98,7 +93,7 @@ def as_target(
             f"target has shape {tuple(target.shape)}; wanted {tuple(batch_shape)}, "
             f"or {(*batch_shape, 'P')} with several labels per sample, padded with {ignore_index}"
         )
-    extremes = _extremes(labels)
+    extremes = ops.extremes(labels)
     if extremes[0] >= 0 and not 0 <= ignore_index < num_classes:
         _check_labels(extremes, num_classes)
         shares = torch.full(labels.shape, 1 / max(1, labels.shape[1]), dtype=dtype)
@@ -110,14 +105,14 @@ def as_target(
             f"wanted 0 to {num_classes - 1}, or {ignore_index} for none"
         )
     labels = labels.masked_fill(ignored, -1)
-    _check_labels(_extremes(labels), num_classes, lowest=-1)
+    _check_labels(ops.extremes(labels), num_classes, lowest=-1)
     shares = (~ignored).to(dtype)
     return Target(labels, shares / shares.sum(1, keepdim=True).clamp(min=1), probabilities=False)
 
 
 def _from_csr(target: Tensor, dtype: torch.dtype) -> Target:
     crow, col = target.crow_indices().long(), target.col_indices().long()
-    _check_labels(_extremes(col), target.shape[1])
+    _check_labels(ops.extremes(col), target.shape[1])
     per_row = crow.diff()
     width = int(per_row.max()) if len(per_row) else 0
     row = torch.repeat_interleave(per_row)
