@@ -105,13 +105,13 @@ def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
         Part(
             "Adam",
             lambda: ops.row_sparse_adam_(table, first, second, next_rows(), near, None, *step),
-            active // 32,
+            -(-active // 128),
             6 * row_bytes,
         ),
         Part(
             "Adam, bias",
             lambda: ops.row_sparse_adam_(bias, bias_first, bias_second, next_rows(), pushed, None, *step),
-            active // 32,
+            -(-active // 128),
             6.0 * 64 * active,
         ),
         Part("touched rows", lambda: torch.ops.torch_lsh.count_touches_(touches, next_rows()), 1, 0),

@@ -117,10 +117,10 @@ def test_sgd_and_adagrad_equal_reference(simd_level, threads, dtype, momentum, n
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_results_do_not_depend_on_threads(dtype):
-    arguments = adam_arguments((500, 64), dtype, torch.float32, True)
+    arguments = adam_arguments((3000, 64), dtype, torch.float32, True)
     results = []
     before = torch.get_num_threads()
-    for threads in (1, 2, 5):
+    for threads in (1, 2, 5, 8, 8):
         torch.set_num_threads(threads)
         copies = [a.clone() if torch.is_tensor(a) else a for a in arguments]
         ops.row_sparse_adam_(*copies, False, False)

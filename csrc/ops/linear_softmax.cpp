@@ -21,6 +21,7 @@
 #include "checks.h"
 #include "kernels/kernels.h"
 #include "ops/product.h"
+#include "ops/tasks.h"
 
 namespace torch_lsh {
 namespace {
@@ -143,8 +144,8 @@ class LinearSoftmaxLoss {
  private:
   template <typename Run>
   void for_blocks(const Run& run) const {
-    torch::stable::parallel_for(0, blocks_, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block)
+    share_tasks(blocks_, [&](const auto& next) {
+      for (int64_t block; (block = next()) >= 0;)
         run(block, block * kTaskRows, std::min(kTaskRows, count_ - block * kTaskRows));
     });
   }
@@ -272,11 +273,11 @@ class LinearSoftmaxBackward {
                   sums = (count_ + step - 1) / step, size = batch_ * width_;
     Workspace workspace(sizeof(Sum) * sums * size);
     Sum* const partial = static_cast<Sum*>(workspace.data());
-    torch::stable::parallel_for(0, sums, 1, [&](int64_t begin, int64_t end) {
+    share_tasks(sums, [&](const auto& next) {
       Workspace panels(sizeof(Sum) * k.packed_size(kBlockRows, width_)),
           rounded(kRounds ? sizeof(T) * kBlockRows * batch_ : 0);
       Sum* const packed = static_cast<Sum*>(panels.data());
-      for (int64_t sum = begin; sum < end; ++sum)
+      for (int64_t sum; (sum = next()) >= 0;)
         for (int64_t first = sum * step; first < std::min((sum + 1) * step, count_); first += kBlockRows) {
           const int64_t rows = std::min(kBlockRows, std::min((sum + 1) * step, count_) - first);
           const T* const block = left(first, rows, static_cast<T*>(rounded.data()));

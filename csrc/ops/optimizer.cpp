@@ -7,18 +7,22 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
 #include "checks.h"
 #include "kernels/kernels.h"
 #include "ops/product.h"
+#include "ops/tasks.h"
 
 namespace torch_lsh {
 namespace {
 
-// 32 rows of 128 numbers, with two moments: some 50 KB to move.
-constexpr int64_t kGrainRows = 32;
+// Rows of a task: of 128 numbers, with two moments, some 200 KB to move.
+int64_t grain_rows(int64_t width) {
+  return std::clamp<int64_t>((1 << 14) / std::max<int64_t>(width, 1), 16, 128);
+}
 
 int64_t width_of(const Tensor& parameter) {
   return parameter.dim() == 1 ? 1 : parameter.size(1);
@@ -82,22 +86,26 @@ void for_gradient_rows(const Tensor& gradient, const std::optional<Tensor>& fact
     if (factor.has_value()) {
       const PackedMatrix<T> right(*factor);
       const int64_t row = gradient.stride(0), col = gradient.stride(1);
-      torch::stable::parallel_for(
-          0, (count + kTaskRows - 1) / kTaskRows, 1, [&](int64_t first, int64_t last) {
-            thread_local std::vector<T> block;
-            block.resize(kTaskRows * width);
-            for (int64_t task = first; task < last; ++task) {
-              const int64_t begin = task * kTaskRows, end = std::min(begin + kTaskRows, count);
-              right.multiply(left + begin * row, row, col, end - begin, 0, right.panels(), nullptr,
-                             block.data(), width);
-              update(begin, end, block.data());
-            }
-          });
+      share_tasks((count + kTaskRows - 1) / kTaskRows, [&](const auto& next) {
+        thread_local std::vector<T> block;
+        block.resize(kTaskRows * width);
+        for (int64_t task; (task = next()) >= 0;) {
+          const int64_t begin = task * kTaskRows, end = std::min(begin + kTaskRows, count);
+          right.multiply(left + begin * row, row, col, end - begin, 0, right.panels(), nullptr, block.data(),
+                         width);
+          update(begin, end, block.data());
+        }
+      });
       return;
     }
   }
-  torch::stable::parallel_for(0, count, kGrainRows,
-                              [&](int64_t begin, int64_t end) { update(begin, end, left + begin * width); });
+  const int64_t grain = grain_rows(width);
+  share_tasks((count + grain - 1) / grain, [&](const auto& next) {
+    for (int64_t task; (task = next()) >= 0;) {
+      const int64_t begin = task * grain;
+      update(begin, std::min(begin + grain, count), left + begin * width);
+    }
+  });
 }
 
 template <typename T, typename State, typename Kernel>

@@ -8,6 +8,8 @@
 
 #include <optional>
 
+#include "ops/tasks.h"
+
 namespace torch_lsh {
 namespace {
 
@@ -33,8 +35,8 @@ Tensor multiply(const Tensor& a, const Tensor& b, const SumOf<T>* bias) {
   const int64_t of_task = task_rows(rows);
   const int64_t row_tasks = (rows + of_task - 1) / of_task;
   const int64_t panel_tasks = (right.panels() + kTaskPanels - 1) / kTaskPanels;
-  torch::stable::parallel_for(0, row_tasks * panel_tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
+  share_tasks(row_tasks * panel_tasks, [&](const auto& next) {
+    for (int64_t task; (task = next()) >= 0;) {
       const int64_t row = task / panel_tasks * of_task;
       right.multiply(left + row * a_row, a_row, a_col, std::min(of_task, rows - row),
                      task % panel_tasks * kTaskPanels, kTaskPanels, bias == nullptr ? nullptr : bias + row,
