@@ -17,7 +17,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
 
   m.def("count_touches_(Tensor(a!) touches, Tensor rows) -> ()");
   m.def("coalesce_rows(Tensor rows, Tensor values) -> (Tensor, Tensor)");
-  m.def("is_increasing(Tensor rows) -> bool");
+  m.def("is_increasing(Tensor rows, int? below=None) -> bool");
   m.def("extremes(Tensor numbers) -> (int least, int largest)");
 
   // embedding bag

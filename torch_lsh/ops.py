@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _library  # noqa: F401  (registers torch.ops.torch_lsh)
-from .row_sparse import updater, wants_row_sparse
+from .row_sparse import updater, wants_row_sparse_and_updater
 
 _ops = torch.ops.torch_lsh
 
@@ -125,8 +125,8 @@ class _Destination:
 
     def __init__(self, parameter: Tensor) -> None:
         self.shape, self.dtype = parameter.shape, parameter.dtype
-        self.row_sparse = wants_row_sparse(parameter)
-        self.updater = updater(parameter) if self.row_sparse and parameter.requires_grad else None
+        self.row_sparse, taker = wants_row_sparse_and_updater(parameter)
+        self.updater = taker if parameter.requires_grad else None
         self.parameter = parameter if self.updater is not None else None
 
     def deliver(self, rows: Tensor, values: Tensor, unique: bool = False) -> Tensor | None:
@@ -340,13 +340,16 @@ def _sampled_dot_autocast(x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
 _autocast.impl("sampled_dot", _sampled_dot_autocast)
 
 
-def is_increasing(rows: Tensor) -> bool:
-    """Whether ``rows`` ``[A]`` int64 are strictly increasing, as those of :func:`coalesce_rows` are.
+def is_increasing(rows: Tensor, below: int | None = None) -> bool:
+    """Whether ``rows`` ``[A]`` int64 are strictly increasing, as those of :func:`coalesce_rows` are, and all of them in
+    ``0 .. below - 1``, if that is given.
 
     >>> is_increasing(torch.tensor([2, 3, 5])), is_increasing(torch.tensor([2, 2]))
     (True, False)
+    >>> is_increasing(torch.tensor([2, 3, 5]), below=5)
+    False
     """
-    increasing: bool = _ops.is_increasing(rows)
+    increasing: bool = _ops.is_increasing(rows, below)
     return increasing
 
 

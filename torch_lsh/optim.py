@@ -41,7 +41,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from . import ops, row_sparse
 
@@ -75,11 +74,13 @@ def row_sparse_gradient(gradient: Tensor, known: Tensor | None = None) -> tuple[
         return rows, values
     if known is not None and known.data_ptr() == rows.data_ptr() and known.shape == rows.shape:
         return known, values
+    if ops.is_increasing(rows, below=gradient.shape[0]):
+        return rows, values
     if not ops.is_increasing(rows):
         width = values.shape[1:]
         rows, values = ops.coalesce_rows(rows, values.flatten(1) if len(width) > 1 else values)
         values = values.unflatten(1, width) if len(width) > 1 else values
-    if len(rows) > 0 and not 0 <= int(rows[0]) <= int(rows[-1]) < gradient.shape[0]:
+    if not ops.is_increasing(rows, below=gradient.shape[0]):
         raise RuntimeError(
             f"a row-sparse gradient has rows {int(rows[0])} to {int(rows[-1])}; wanted 0 to {gradient.shape[0] - 1}"
         )
@@ -97,18 +98,6 @@ def _zeros(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     zeros = torch.from_numpy(memory[start : start + size]).view(dtype).view(parameter.shape)
     ops.prefer_huge_pages(zeros)
     return zeros
-
-
-_on_huge_pages: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters that were moved, or did not need to be
-
-
-def _to_huge_pages(parameter: Tensor, state: dict[str, Any]) -> None:
-    """Before the first step on some rows of a parameter: moves it, and state that was loaded."""
-    if parameter not in _on_huge_pages:
-        _on_huge_pages[parameter] = True
-        for tensor in (parameter, *state.values()):
-            if isinstance(tensor, Tensor):
-                ops.prefer_huge_pages(tensor, move=True)
 
 
 def _state_dtype(group: dict[str, Any], parameter: Tensor) -> torch.dtype:
@@ -153,6 +142,7 @@ class _RowSparseMixin(_Base):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.__dict__.pop("_on_huge_pages", None)
         for group in self.param_groups:
             self._mark(group)
 
@@ -210,7 +200,7 @@ class _RowSparseMixin(_Base):
             self._dense_step(others, [parameter for _, parameter, _, _ in own])
         with torch.no_grad():
             for group, parameter, rows, values in own:
-                _to_huge_pages(parameter, self.state[parameter])
+                self._to_huge_pages(parameter)
                 version = parameter._version
                 self._step_rows(group, parameter, rows, _by_rows(values))
                 row_sparse.record_update(parameter, rows, version)
@@ -225,6 +215,15 @@ class _RowSparseMixin(_Base):
                     parameter.grad = None
         else:
             super().zero_grad(set_to_none)
+
+    def _to_huge_pages(self, parameter: Tensor) -> None:
+        """Before this optimizer's first step on some rows of a parameter: moves it, and state that was loaded."""
+        moved: set[Tensor] = self.__dict__.setdefault("_on_huge_pages", set())  # not a part of pickles
+        if parameter not in moved:
+            moved.add(parameter)
+            for tensor in (parameter, *self.state[parameter].values()):
+                if isinstance(tensor, Tensor):
+                    ops.prefer_huge_pages(tensor, move=True)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -282,7 +281,7 @@ class _RowSparseMixin(_Base):
             gradient = torch.sparse_coo_tensor(rows.unsqueeze(0), values, parameter.shape, check_invariants=False)
             rows, values = row_sparse_gradient(gradient)
             values = _by_rows(values)
-        _to_huge_pages(parameter, self.state[parameter])
+        self._to_huge_pages(parameter)
         version = parameter._version
         self._step_rows(group, parameter, rows, values, factor)
         row_sparse.record_update(parameter, rows, version)

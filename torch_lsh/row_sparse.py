@@ -84,13 +84,18 @@ class Updater(Protocol):
 
 def updater(parameter: Tensor) -> Updater | None:
     """The optimizer that is to be given the row-sparse gradients of ``parameter`` during the backward pass, if any."""
+    return wants_row_sparse_and_updater(parameter)[1]
+
+
+def wants_row_sparse_and_updater(parameter: Tensor) -> tuple[bool, Updater | None]:
+    """:func:`wants_row_sparse` and :func:`updater` in one look-up."""
     facts = _known(parameter)
-    if facts.reduced:
-        return None
+    if facts.reduced or not facts.optimizers:
+        return False, None
     for optimizer in facts.living_optimizers():
         if optimizer.updates_in_backward(parameter):
-            return optimizer
-    return None
+            return True, optimizer
+    return True, None
 
 
 def record_update(parameter: Tensor, rows: Tensor, version_before: int) -> None:

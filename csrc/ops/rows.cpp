@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <optional>
 #include <tuple>
 
 #include "checks.h"
@@ -11,10 +12,12 @@
 namespace torch_lsh {
 namespace {
 
-bool is_increasing(const Tensor& rows) {
+bool is_increasing(const Tensor& rows, std::optional<int64_t> below) {
   check_operand(rows, "rows", 1, ScalarType::Long);
-  const auto* row = rows.const_data_ptr<int64_t>();
-  return std::adjacent_find(row, row + rows.numel(), std::greater_equal<>()) == row + rows.numel();
+  const auto* const row = rows.const_data_ptr<int64_t>();
+  const auto* const end = row + rows.numel();
+  if (std::adjacent_find(row, end, std::greater_equal<>()) != end) return false;
+  return !below.has_value() || row == end || (row[0] >= 0 && end[-1] < *below);
 }
 
 std::tuple<int64_t, int64_t> extremes(const Tensor& numbers) {

@@ -295,7 +295,8 @@ class LSHLinear(nn.Linear):
         """
         if not isinstance(input, Tensor):
             raise TypeError(f"input is a {type(input).__name__}; wanted a tensor")
-        for tensor in (input, self.weight):
+        weight, bias = self.weight, self.bias
+        for tensor in (input, weight):
             if tensor.device.type != "cpu":
                 return f"a tensor on {tensor.device}"
         if input.dim() < 1 or input.shape[-1] != self.in_features:
@@ -304,24 +305,24 @@ class LSHLinear(nn.Linear):
             )
         if _is_transformed_when_run() if torch.compiler.is_compiling() else _is_transformed():
             return "a function transform or forward-mode differentiation"
-        dtypes = {input.dtype, self.weight.dtype}
+        dtypes = {input.dtype, weight.dtype}
         if torch.is_autocast_enabled("cpu"):
             dtypes.add(torch.get_autocast_dtype("cpu"))
             # Autocast converts every floating dtype but float64.
-            same = input.dtype is self.weight.dtype or (input.is_floating_point() and torch.float64 not in dtypes)
+            same = input.dtype is weight.dtype or (input.is_floating_point() and torch.float64 not in dtypes)
         else:
             same = len(dtypes) == 1
         if not same:
-            raise TypeError(f"input has dtype {input.dtype}; wanted {self.weight.dtype}, the dtype of the weights")
+            raise TypeError(f"input has dtype {input.dtype}; wanted {weight.dtype}, the dtype of the weights")
         for dtype in dtypes - {torch.float32, torch.float64, torch.bfloat16}:
             return str(dtype)
         if input.layout is not torch.strided:
             return f"input of layout {input.layout}"
-        if self.weight.shape != (self.out_features, self.in_features):
-            return f"a weight of shape {tuple(self.weight.shape)}, which out_features and in_features do not say,"
-        if self.weight.numel() == 0:
+        if weight.shape != (self.out_features, self.in_features):
+            return f"a weight of shape {tuple(weight.shape)}, which out_features and in_features do not say,"
+        if weight.numel() == 0:
             return "a layer without weights"
-        if not self.weight.is_contiguous() or not (self.bias is None or self.bias.is_contiguous()):
+        if not weight.is_contiguous() or not (bias is None or bias.is_contiguous()):
             return "a weight or bias that is not contiguous"
         return "a full backward hook" if self._backward_hooks or self._backward_pre_hooks else None
 

@@ -76,10 +76,10 @@ class _Recipe:
         """Whether the layer has the parameters that it was called with."""
         return self.weight is None or (self.weight is self.layer.weight and self.bias is self.layer.bias)
 
-    def versions(self) -> tuple[tuple[int, ...], ...]:
+    def versions(self) -> tuple[int, tuple[int, ...]]:
         """Versions of the input, and of what else the logits are computed from."""
         others = (self.weight, self.bias, self.scale)
-        return _versions(self.input), _versions(*(tensor for tensor in others if isinstance(tensor, Tensor)))
+        return _version(self.input), tuple([_version(tensor) for tensor in others if isinstance(tensor, Tensor)])
 
     def flat_input(self) -> Tensor:
         return self.input if self.input.dim() == 2 else self.input.reshape(-1, self.layer.in_features)
@@ -107,8 +107,8 @@ class _Recipe:
         )
 
 
-def _versions(*tensors: Tensor) -> tuple[int, ...]:
-    return tuple(tensor._version for tensor in tensors if not tensor.is_inference())  # these have none
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version  # these have none
 
 
 def _accurate(dtype: torch.dtype) -> torch.dtype:
@@ -163,7 +163,7 @@ class SampledLogits(Tensor):
     """
 
     _recipe: _Recipe
-    _versions: tuple[tuple[int, ...], ...]  # of the recipe
+    _versions: tuple[int, tuple[int, ...]]  # of the recipe
     _made_stale: bool  # made from logits that were stale
     _dense: Tensor | None
     _dense_version: int
