@@ -8,17 +8,20 @@ colder between other operators than between calls of the same one). The model: a
 thread divided by the number of cores or of its tasks, whichever is smaller, but at least the bytes that it moves over
 the bandwidth of that many cores, which is their number times that of one core, up to the machine's. So it leaves out
 what threads cost each other (wake-ups, shared caches): the measured column beside it says how much that is here. And
-at the end stands what a second core gives two things that have no serial part on this machine, taken in the same run:
-a matrix product, and passes over memory.
+at the end stands what a second core gives, in the same run, to things that have no serial part: to two processes that
+train a layer each with one thread and share nothing but the machine, to a matrix product, and to passes over memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -132,6 +135,53 @@ def seconds_by_threads(run: Callable[[], Any], threads: set[int], turns: int = 6
     return {int(number): statistics.median(each) for number, each in seconds.items()}
 
 
+def make_training_step(rows: int, width: int, batch: int, active: int) -> Callable[[], Any]:
+    torch.manual_seed(0)
+    return make_step(LSH(nn.Linear(width, rows), 1e-3, active), rows, width, batch)
+
+
+def train_when_told(connection: Connection, sizes: tuple[int, int, int, int]) -> None:
+    """A process of its own: trains for as many seconds as it is told and says what each step took; at 0 it ends."""
+    torch.set_num_threads(1)
+    step = make_training_step(*sizes)
+    step()
+    connection.send([])
+    while seconds := connection.recv():
+        took: list[float] = []
+        while sum(took) < seconds:
+            before = time.perf_counter()
+            step()
+            took.append(time.perf_counter() - before)
+        connection.send(took)
+
+
+def speedup_of_two_processes(sizes: tuple[int, int, int, int], turns: int = 12, seconds: float = 0.5) -> float:
+    """Steps per second of two processes at once over those of one alone, in turn; each has one thread."""
+    context = multiprocessing.get_context("spawn")
+    connections = []
+    for _ in range(2):
+        ours, theirs = context.Pipe()
+        context.Process(target=train_when_told, args=(theirs, sizes), daemon=True).start()
+        connections.append(ours)
+
+    def steps_of(some: list[Any]) -> list[float]:
+        for connection in some:
+            connection.send(seconds)
+        return [took for connection in some for took in connection.recv()]
+
+    for connection in connections:
+        connection.recv()
+    steps_of(connections)
+    alone: list[float] = []
+    both: list[float] = []
+    for turn in range(turns):
+        alone += steps_of([connections[turn % 2]])
+        both += steps_of(connections)
+    for connection in connections:
+        connection.send(0)
+    return 2 * statistics.median(alone) / statistics.median(both)
+
+
 def without_serial_part() -> dict[str, Callable[[], Any]]:
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     return {"a matrix product": lambda: ops.product(a, b), "passes over memory": harness.MemoryBandwidth().now}
@@ -152,10 +202,7 @@ def main() -> None:
     one_core = harness.MemoryBandwidth().now()
     print(info, f"bandwidth of one core {one_core / 1e9:.1f} GB/s", sep="\n")
     sizes = (arguments.rows, arguments.width, arguments.batch, arguments.active)
-    torch.manual_seed(0)
-    rows, width, batch, active = sizes
-    step = make_step(LSH(nn.Linear(width, rows), 1e-3, active), rows, width, batch)
-    whole = seconds_by_threads(step, {1, here}, turns=15)
+    whole = seconds_by_threads(make_training_step(*sizes), {1, here}, turns=15)
     parts = parts_of(*sizes)
     alone = {part.name: seconds_by_threads(part.run, {1, here}) for part in parts}
     beyond = {threads: max(0.0, whole[threads] - sum(part[threads] for part in alone.values())) for threads in whole}
@@ -180,7 +227,7 @@ def main() -> None:
     for cores in CORES[1:]:
         largest = max(records[:-1], key=lambda record: record["model"][str(cores)])
         print(f"{cores} cores: {total['1'] / total[str(cores)]:.2f} times one core; most of it: {largest['part']}")
-    speedups = {"the step": whole[1] / whole[here]}
+    speedups = {"the step": whole[1] / whole[here], "two processes": speedup_of_two_processes(sizes)}
     for name, run in without_serial_part().items():
         seconds = seconds_by_threads(run, {1, here}, calls=2)
         speedups[name] = seconds[1] / seconds[here]
