@@ -69,7 +69,8 @@ inline void store(float value, BFloat16* out) {
 template <typename From, typename To>
 inline void convert(const From* from, int64_t count, To* to) {
   if constexpr (__is_same(From, To)) {
-    __builtin_memcpy(to, from, static_cast<size_t>(count) * sizeof(To));
+    if (count > 0)  // or they may be null
+      __builtin_memcpy(to, from, static_cast<size_t>(count) * sizeof(To));
   } else {
     for (int64_t i = 0; i < count; ++i) store(to_float(from[i]), to + i);
   }
