@@ -163,8 +163,8 @@ def main() -> None:
     def fused_loss(x: torch.Tensor, flops: float, name: str) -> None:
         loss = median_seconds(lambda: ops.linear_softmax_loss(x, table, None, rows_of_turn(), None, positions, shares))
         report(f"linear_softmax_loss{name}", loss, work / flops, "operations")
-        _, slopes, scale, near = ops.linear_softmax_loss(x, table, None, draws[0], None, positions, shares)
-        backward = median_seconds(lambda: ops.linear_softmax_loss_backward(slopes, scale, x, near))
+        _, slopes, scale = ops.linear_softmax_loss(x, table, None, draws[0], None, positions, shares)
+        backward = median_seconds(lambda: ops.linear_softmax_loss_backward(slopes, scale, x, table, rows_of_turn()))
         report(f"linear_softmax_loss_backward{name}", backward, 2 * work / flops, "operations")
 
     fused_loss(x, flops, "")

@@ -71,7 +71,8 @@ def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
         return draws[turn[0] % len(draws)]
 
     positions.clamp_(max=count - 1)
-    _, slopes, scale, near = ops.linear_softmax_loss(x, table, bias, draws[0], None, positions, shares)
+    _, slopes, scale = ops.linear_softmax_loss(x, table, bias, draws[0], None, positions, shares)
+    gradient = torch.randn(count, width)
     labels, candidates = torch.randint(rows, (batch, 1)), torch.randint(rows, (LOOKED_UP, active // LOOKED_UP // 2))
     carried = torch.randint(rows, (active // 2,))
     pushed, touches = torch.rand(count), torch.zeros(rows, dtype=torch.uint8)
@@ -100,14 +101,14 @@ def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
         ),
         Part(
             "gradients",
-            lambda: ops.linear_softmax_loss_backward(slopes, scale, x, near),
+            lambda: ops.linear_softmax_loss_backward(slopes, scale, x, table, next_rows()),
             -(-active // 512),
             2 * row_bytes,
         ),
         Part("rows to carry over", lambda: ops.largest_rows(pushed, draws[0], count // 2, log_weights), 1, 0),
         Part(
             "Adam",
-            lambda: ops.row_sparse_adam_(table, first, second, next_rows(), near, None, *step),
+            lambda: ops.row_sparse_adam_(table, first, second, next_rows(), gradient, None, *step),
             -(-active // 128),
             6 * row_bytes,
         ),

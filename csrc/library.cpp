@@ -98,12 +98,10 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def("positive_sums(Tensor gradient) -> Tensor");
   m.def(
       "linear_softmax_loss(Tensor x, Tensor weight, Tensor? bias, Tensor rows, Tensor? log_weights, "
-      "Tensor positions, Tensor shares, float? divisor=None) -> (Tensor loss, Tensor slopes, Tensor scale, "
-      "Tensor active)");
+      "Tensor positions, Tensor shares, float? divisor=None) -> (Tensor loss, Tensor slopes, Tensor scale)");
   m.def(
-      "linear_softmax_loss_backward(Tensor slopes, Tensor factors, Tensor x, Tensor weight, bool "
-      "needs_weight) "
-      "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor positive)");
+      "linear_softmax_loss_backward(Tensor slopes, Tensor factors, Tensor x, Tensor weight, Tensor rows, "
+      "bool needs_weight) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor positive)");
 
   // inference
   m.def(

@@ -440,7 +440,7 @@ def operator_arguments():
         ops.positive_sums: (weight,),
         ops.largest_rows: (torch.ones(2), rows, 1),
         ops.linear_softmax_loss: (torch.randn(2, 3), weight, None, rows, None, rows[:, None] % 2, torch.ones(2, 1)),
-        ops.linear_softmax_loss_backward: (torch.randn(4, 2), torch.ones(2), torch.randn(2, 3), torch.randn(4, 3)),
+        ops.linear_softmax_loss_backward: (torch.randn(2, 2), torch.ones(2), torch.randn(2, 3), weight, rows),
         ops.sampled_softmax_loss: (torch.randn(2, 5), None, rows[:, None], torch.ones(2, 1)),
     }
 

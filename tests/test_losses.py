@@ -145,7 +145,7 @@ def test_linear_softmax_loss_and_its_backward(
     assert_all_close(results, expected, rtol=1e-5, atol=1e-5)
     factors = torch.randn(batch, dtype=expected[0].dtype)
     for needs_weight in (True, False):
-        arguments = (expected[1], factors, inputs[0], expected[3], needs_weight)
+        arguments = (expected[1], factors, inputs[0], inputs[1], inputs[3], needs_weight)
         assert_all_close(
             ops.linear_softmax_loss_backward(*arguments),
             reference.linear_softmax_loss_backward(*arguments),
@@ -156,7 +156,8 @@ def test_linear_softmax_loss_and_its_backward(
 
 @pytest.mark.parametrize(("count", "batch"), [(0, 3), (5, 0), (0, 0)])
 def test_gradients_of_nothing(count, batch):
-    arguments = (torch.rand(count, batch), torch.rand(batch), torch.rand(batch, 4), torch.rand(count, 4), True)
+    weight, rows = torch.rand(7, 4), torch.arange(count)
+    arguments = (torch.rand(count, batch), torch.rand(batch), torch.rand(batch, 4), weight, rows, True)
     for result, wanted in zip(
         ops.linear_softmax_loss_backward(*arguments), reference.linear_softmax_loss_backward(*arguments)
     ):
@@ -170,8 +171,9 @@ def test_the_fused_loss_is_the_same_for_any_number_of_threads(dtypes, count):
     results = []
     for threads in (1, 2, 3, 8, 8, 8):  # more than cores: which of them runs a task is left to chance
         torch.set_num_threads(threads)
-        loss, slopes, scale, active = ops.linear_softmax_loss(*inputs)
-        results.append((loss, slopes, *ops.linear_softmax_loss_backward(slopes, scale, inputs[0], active)))
+        loss, slopes, scale = ops.linear_softmax_loss(*inputs)
+        x, weight, _, rows, *_ = inputs
+        results.append((loss, slopes, *ops.linear_softmax_loss_backward(slopes, scale, x, weight, rows)))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
@@ -215,14 +217,23 @@ def test_active_rows_loss_passes_gradcheck(divisor):
     torch.autograd.gradcheck(lambda x, w, b: ops.active_rows_loss(x, w, b, rows, *rest, divisor), (x, weight, offset))
 
 
+def test_a_weight_that_changed_before_the_backward_pass_is_an_error():
+    x, weight, offset, rows, *rest = layer_arguments(FLOAT32, 3, 8, 4, 2)
+    loss = ops.active_rows_loss(x, weight, offset, rows, *rest).sum()
+    with torch.no_grad():
+        weight[rows[0]] = 0.0
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):  # as with nn.Linear
+        loss.backward()
+
+
 @pytest.mark.parametrize("dtypes", DTYPES)
 def test_the_fused_loss_passes_opcheck(dtypes):
     detached = [argument.detach() for argument in layer_arguments(dtypes, 3, 8, 4, 2)]
     for divisor in (None, 2.0):
         torch.library.opcheck(torch.ops.torch_lsh.linear_softmax_loss, (*detached, divisor))
-    _, slopes, scale, active = ops.linear_softmax_loss(*detached)
+    _, slopes, scale = ops.linear_softmax_loss(*detached)
     for needs_weight in (True, False):
-        arguments = (slopes, scale, detached[0], active, needs_weight)
+        arguments = (slopes, scale, detached[0], detached[1], detached[3], needs_weight)
         torch.library.opcheck(torch.ops.torch_lsh.linear_softmax_loss_backward, arguments)
 
 
@@ -260,3 +271,23 @@ def test_bad_arguments_of_the_fused_loss_are_named(change, message):
         inputs[i] = value
     with pytest.raises(RuntimeError, match=message):
         ops.linear_softmax_loss(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({0: torch.randn(8, 3).double()}, "slopes has dtype Double; wanted Float"),
+        ({1: torch.ones(2)}, "factors has shape"),
+        ({2: torch.randn(2, 4)}, "x has shape"),
+        ({3: torch.randn(12, 4).bfloat16()}, "weight has dtype BFloat16; wanted Float"),
+        ({3: torch.randn(12, 5)}, "weight has shape"),
+        ({4: torch.arange(7)}, "rows has shape"),
+        ({4: torch.arange(5, 13)}, r"rows\[7\] is 12; wanted 0 to 11"),
+    ],
+)
+def test_bad_arguments_of_the_fused_backward_are_named(change, message):
+    inputs = [torch.randn(8, 3), torch.ones(3), torch.randn(3, 4), torch.randn(12, 4), torch.arange(8)]
+    for i, value in change.items():
+        inputs[i] = value
+    with pytest.raises(RuntimeError, match=message):
+        ops.linear_softmax_loss_backward(*inputs)

@@ -1210,7 +1210,7 @@ def linear_softmax_loss(
     positions: Tensor,
     shares: Tensor,
     divisor: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`sampled_softmax_loss` of the logits ``x @ weight[rows].T + bias[rows]``, and their gradient.
 
     Not differentiable; :func:`active_rows_loss` is.
@@ -1227,8 +1227,8 @@ def linear_softmax_loss(
 
     Returns:
         ``loss`` ``[B]``, or ``[]`` with a divisor; ``slopes`` ``[A, B]`` and ``scale`` ``[B]``: the gradient of the
-        loss by the b-th sample's logit of the a-th row is ``slopes[a, b] * scale[b]``; ``active`` ``[A, in]``:
-        ``weight[rows]`` in the dtype of ``x``. The others have that of the logits.
+        loss by the b-th sample's logit of the a-th row is ``slopes[a, b] * scale[b]``. All have the dtype of the
+        logits.
     """
     return _ops.linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares, divisor)
 
@@ -1243,39 +1243,38 @@ def _(
     positions: Tensor,
     shares: Tensor,
     divisor: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, count = x.shape[0], rows.shape[0]
     return (
         shares.new_empty(batch if divisor is None else ()),
         shares.new_empty(count, batch),
         shares.new_empty(batch),
-        x.new_empty(count, weight.shape[1]),
     )
 
 
 def linear_softmax_loss_backward(
-    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, needs_weight: bool = True
+    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, rows: Tensor, needs_weight: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients that follow from ``slopes * factors``, that of the logits of :func:`linear_softmax_loss`.
 
     Args:
         slopes: ``[A, B]``: see there; contiguous, as all arguments.
         factors: ``[B]``: the gradient of the loss times ``scale``.
-        x, weight: ``x`` and ``active`` of there. Where they are bfloat16 the gradient of the logits is rounded, too.
+        x, weight, rows: as there. Where ``x`` is bfloat16 the gradient of the logits is rounded, too.
         needs_weight: whether the gradient of the weight is wanted.
 
     Returns:
         The gradients of ``x`` ``[B, in]``, of ``weight`` ``[A, in]`` (``[0, in]`` where not wanted) and of ``bias``
         ``[A]``; and the sums of the positive gradients of each row's logits, ``[A]``. All have the dtype of ``slopes``.
     """
-    return _ops.linear_softmax_loss_backward(slopes, factors, x, weight, needs_weight)
+    return _ops.linear_softmax_loss_backward(slopes, factors, x, weight, rows, needs_weight)
 
 
 @_fake("linear_softmax_loss_backward")
 def _(
-    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, needs_weight: bool
+    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, rows: Tensor, needs_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    count, width = weight.shape
+    count, width = rows.shape[0], weight.shape[1]
     of_weight = slopes.new_empty(count * needs_weight, width)
     return slopes.new_empty(x.shape), of_weight, slopes.new_empty(count), slopes.new_empty(count)
 
@@ -1324,10 +1323,8 @@ class _ActiveRowsLoss(torch.autograd.Function):
         pushed_down: Callable[[Tensor], None] | None,
     ) -> Tensor:
         x = x.contiguous()
-        loss, slopes, scale, active = _ops.linear_softmax_loss(
-            x, weight, bias, rows, log_weights, positions, shares, divisor
-        )
-        ctx.save_for_backward(x, active, rows, slopes, scale)
+        loss, slopes, scale = _ops.linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares, divisor)
+        ctx.save_for_backward(x, weight, rows, slopes, scale)
         ctx.of_weight, ctx.of_bias = _Destination(weight), None if bias is None else _Destination(bias)
         ctx.pushed_down = pushed_down
         return loss
@@ -1335,14 +1332,14 @@ class _ActiveRowsLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _check_first_order()
-        x, active, rows, slopes, scale = ctx.saved_tensors
+        x, weight, rows, slopes, scale = ctx.saved_tensors
         of_weight, of_bias = ctx.of_weight, ctx.of_bias
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         factors = grads[0] * scale
         # An updater takes the gradient as its two factors; but bfloat16 ones are multiplied faster here.
         in_factors = of_weight.updater is not None and x.dtype is slopes.dtype
         grad_x, of_rows, of_offset, positive = _ops.linear_softmax_loss_backward(
-            slopes, factors, x, active, needs_weight and not in_factors
+            slopes, factors, x, weight, rows, needs_weight and not in_factors
         )
         if ctx.pushed_down is not None:
             ctx.pushed_down(positive)

@@ -548,7 +548,7 @@ def linear_softmax_loss(
     positions: Tensor,
     shares: Tensor,
     divisor: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     active, dtype = weight[rows].to(x.dtype), shares.dtype
     logits = x.to(dtype) @ active.to(dtype).T
     if bias is not None:
@@ -565,16 +565,16 @@ def linear_softmax_loss(
     scale = 1 / total.squeeze(1)
     if divisor is not None:
         loss, scale = loss.sum() / divisor, scale / divisor
-    return loss, slopes.T.contiguous(), scale, active
+    return loss, slopes.T.contiguous(), scale
 
 
 def linear_softmax_loss_backward(
-    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, needs_weight: bool = True
+    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, rows: Tensor, needs_weight: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gradient, dtype = slopes * factors, slopes.dtype
-    rounded, x, weight = gradient.to(x.dtype).to(dtype), x.to(dtype), weight.to(dtype)
-    of_weight = rounded @ x if needs_weight else weight[:0]
-    return rounded.T @ weight, of_weight, gradient.sum(1), gradient.clamp(min=0).sum(1)
+    rounded, active, x = gradient.to(x.dtype).to(dtype), weight[rows].to(x.dtype).to(dtype), x.to(dtype)
+    of_weight = rounded @ x if needs_weight else active[:0]
+    return rounded.T @ active, of_weight, gradient.sum(1), gradient.clamp(min=0).sum(1)
 
 
 def positive_sums(gradient: Tensor) -> Tensor:

@@ -5,8 +5,11 @@
 // The logits are [A, B]. Threads own blocks of active rows; what is summed over blocks is joined in their
 // order, and blocks do not depend on the number of threads, so the result is that of one thread.
 //
+// The rows are gathered a block at a time, in both directions: each time from the table, which costs no more
+// than to keep them side by side would.
+//
 // In bfloat16 are the operands of products: x, the active rows (whatever the weight is stored in) and the
-// gradient of the logits. Logits, what the softmax computes, and all results but the active rows are float.
+// gradient of the logits. Logits, what the softmax computes, and all results are float.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -95,18 +98,20 @@ class LinearSoftmaxLoss {
         labels_(positions.size(1)),
         blocks_((count_ + kTaskRows - 1) / kTaskRows) {}
 
-  void run(Sum* loss, Sum* slopes, Sum* scale, T* active) const {
+  void run(Sum* loss, Sum* slopes, Sum* scale) const {
     const LossKernels<Sum> k = loss_kernels<Sum>();
     const auto gather_rows = gather_kernel<Stored, T>();
     const auto gather_bias = gather_kernel<Stored, Sum>();
     std::vector<Sum> of_blocks(blocks_ * batch_), largest(batch_, -std::numeric_limits<Sum>::infinity());
     for_blocks([&](int64_t block, int64_t first, int64_t rows) {
       Sum* const logits = slopes + first * batch_;
+      thread_local std::vector<T> active;
+      active.resize(kTaskRows * width_);
       Sum offset[kTaskRows];
-      gather_rows(weight_, row_ + first, rows, width_, active + first * width_);
+      gather_rows(weight_, row_ + first, rows, width_, active.data());
       if (bias_ != nullptr) gather_bias(bias_, row_ + first, rows, 1, offset);
-      right_.multiply(active + first * width_, width_, 1, rows, 0, right_.panels(),
-                      bias_ == nullptr ? nullptr : offset, logits, batch_);
+      right_.multiply(active.data(), width_, 1, rows, 0, right_.panels(), bias_ == nullptr ? nullptr : offset,
+                      logits, batch_);
       k.maxima(logits, weights_from(first), rows, batch_, of_blocks.data() + block * batch_);
     });
     for (int64_t block = 0; block < blocks_; ++block)
@@ -168,16 +173,21 @@ class LinearSoftmaxLoss {
   int64_t batch_, count_, width_, labels_, blocks_;
 };
 
-// Calls run() with a value of the type that `dtype` stands for.
+// Calls run() with values of the types of x and of the weight.
 template <typename Run>
-void with_type(ScalarType dtype, const Run& run) {
-  if (dtype == ScalarType::Float) return run(float{});
-  if (dtype == ScalarType::Double) return run(double{});
-  run(BFloat16{});
+void with_types(ScalarType dtype, ScalarType stored, const Run& run) {
+  if (dtype == ScalarType::Float) return run(float{}, float{});
+  if (dtype == ScalarType::Double) return run(double{}, double{});
+  stored == ScalarType::Float ? run(BFloat16{}, float{}) : run(BFloat16{}, BFloat16{});
 }
 
 ScalarType sum_type(ScalarType dtype) {
   return dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype;
+}
+
+// That of a weight beside x in `dtype`: the same, or that of the sums.
+ScalarType stored_type(const Tensor& weight, ScalarType dtype) {
+  return weight.scalar_type() == sum_type(dtype) ? sum_type(dtype) : dtype;
 }
 
 // The sum of the losses over the divisor; scale becomes that of its gradient.
@@ -194,15 +204,15 @@ Tensor reduced(const Tensor& loss, Sum* scale, Sum divisor) {
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, const Tensor& weight,
-                                                               std::optional<Tensor> bias, const Tensor& rows,
-                                                               std::optional<Tensor> log_weights,
-                                                               const Tensor& positions, const Tensor& shares,
-                                                               std::optional<double> divisor) {
+std::tuple<Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, const Tensor& weight,
+                                                       std::optional<Tensor> bias, const Tensor& rows,
+                                                       std::optional<Tensor> log_weights,
+                                                       const Tensor& positions, const Tensor& shares,
+                                                       std::optional<double> divisor) {
   check_floating(x, "x");
   const ScalarType dtype = x.scalar_type(), sums = sum_type(dtype);
   check_operand(x, "x", 2, dtype);
-  const ScalarType stored = weight.scalar_type() == sums ? sums : dtype;
+  const ScalarType stored = stored_type(weight, dtype);
   check_operand(weight, "weight", 2, stored);
   check_size(weight, "weight", 1, x.size(1));
   if (bias.has_value()) {
@@ -226,36 +236,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, 
     TORCH_LSH_CHECK(position[i] < count, "positions holds ", position[i], "; wanted at most ", count - 1);
 
   Tensor loss = torch::stable::empty({batch}, sums), slopes = pooled_tensor({count, batch}, sums),
-         scale = torch::stable::empty({batch}, sums), active = pooled_tensor({count, weight.size(1)}, dtype);
-  with_type(dtype, [&]<typename T>(T) {
+         scale = torch::stable::empty({batch}, sums);
+  with_types(dtype, stored, [&]<typename T, typename Stored>(T, Stored) {
     using Sum = SumOf<T>;
-    const auto run = [&]<typename Stored>(Stored) {
-      LinearSoftmaxLoss<T, Stored>(x, weight, bias, rows, log_weights, positions, shares)
-          .run(mutable_pointer<Sum>(loss), mutable_pointer<Sum>(slopes), mutable_pointer<Sum>(scale),
-               mutable_pointer<T>(active));
-    };
-    stored == dtype ? run(T{}) : run(Sum{});
+    LinearSoftmaxLoss<T, Stored>(x, weight, bias, rows, log_weights, positions, shares)
+        .run(mutable_pointer<Sum>(loss), mutable_pointer<Sum>(slopes), mutable_pointer<Sum>(scale));
     if (divisor.has_value())
       loss = reduced<Sum>(loss, mutable_pointer<Sum>(scale), static_cast<Sum>(*divisor));
   });
-  return {loss, slopes, scale, active};
+  return {loss, slopes, scale};
 }
 
-// Of x and active rows in T. The gradient of the logits is slopes * factors. Rather than that, products take
-// the slopes and x * factors, which is smaller; but in bfloat16 the gradient itself, so that it is rounded
-// once.
-template <typename T>
+// Of x in T and a weight in Stored. The gradient of the logits is slopes * factors. Rather than that,
+// products take the slopes and x * factors, which is smaller; but in bfloat16 the gradient itself, so that it
+// is rounded once.
+template <typename T, typename Stored>
 class LinearSoftmaxBackward {
  public:
   using Sum = SumOf<T>;
   static constexpr bool kRounds = std::is_same_v<T, BFloat16>;
 
   // grad_weight may be null.
-  LinearSoftmaxBackward(const Tensor& slopes, const Tensor& factors, const Tensor& weight, Sum* grad_weight,
-                        Sum* grad_bias, Sum* positive)
+  LinearSoftmaxBackward(const Tensor& slopes, const Tensor& factors, const Tensor& weight, const Tensor& rows,
+                        Sum* grad_weight, Sum* grad_bias, Sum* positive)
       : slopes_(pointer<Sum>(slopes)),
         factors_(pointer<Sum>(factors)),
-        weight_(pointer<T>(weight)),
+        weight_(pointer<Stored>(weight)),
+        row_(rows.const_data_ptr<int64_t>()),
         grad_weight_(grad_weight),
         grad_bias_(grad_bias),
         positive_(positive),
@@ -267,6 +274,7 @@ class LinearSoftmaxBackward {
   // rounds.
   void in_one_pass(const Tensor& scaled, Sum* grad_x) const {
     const ProductKernels<T> k = product_kernels<T>();
+    const auto gather_rows = gather_kernel<Stored, T>();
     const PackedMatrix<T> right(scaled);
     const int64_t tasks = std::max<int64_t>(1, (count_ + kSums * kTaskRows - 1) / (kSums * kTaskRows)),
                   step = std::min(kBlocksPerSum * kBlockRows, tasks * kTaskRows),
@@ -275,8 +283,9 @@ class LinearSoftmaxBackward {
     Sum* const partial = static_cast<Sum*>(workspace.data());
     share_tasks(sums, [&](const auto& next) {
       Workspace panels(sizeof(Sum) * k.packed_size(kBlockRows, width_)),
-          rounded(kRounds ? sizeof(T) * kBlockRows * batch_ : 0);
+          gathered(sizeof(T) * kBlockRows * width_), rounded(kRounds ? sizeof(T) * kBlockRows * batch_ : 0);
       Sum* const packed = static_cast<Sum*>(panels.data());
+      T* const active = static_cast<T*>(gathered.data());
       for (int64_t sum; (sum = next()) >= 0;)
         for (int64_t first = sum * step; first < std::min((sum + 1) * step, count_); first += kBlockRows) {
           const int64_t rows = std::min(kBlockRows, std::min((sum + 1) * step, count_) - first);
@@ -284,8 +293,9 @@ class LinearSoftmaxBackward {
           if (grad_weight_ != nullptr)
             right.multiply(block, batch_, 1, rows, 0, right.panels(), nullptr, grad_weight_ + first * width_,
                            width_);
+          gather_rows(weight_, row_ + first, rows, width_, active);
           for (int64_t panel = 0; panel < k.panels(width_); ++panel)
-            k.pack_panel(weight_ + first * width_, width_, 1, rows, width_, panel, 0, rows, packed);
+            k.pack_panel(active, width_, 1, rows, width_, panel, 0, rows, packed);
           k.product(block, 1, batch_, batch_, rows, packed, width_, nullptr, first > sum * step,
                     partial + sum * size, width_);
         }
@@ -303,6 +313,13 @@ class LinearSoftmaxBackward {
   void all_rows(T* rounded) const {
     torch::stable::parallel_for(0, count_, 64, [&](int64_t begin, int64_t end) {
       left(begin, end - begin, kRounds ? rounded + begin * batch_ : nullptr);
+    });
+  }
+
+  // active: [A, width].
+  void gather(T* active) const {
+    torch::stable::parallel_for(0, count_, 64, [&](int64_t begin, int64_t end) {
+      gather_kernel<Stored, T>()(weight_, row_ + begin, end - begin, width_, active + begin * width_);
     });
   }
 
@@ -327,7 +344,8 @@ class LinearSoftmaxBackward {
   }
 
   const Sum *slopes_, *factors_;
-  const T* weight_;
+  const Stored* weight_;
+  const int64_t* row_;
   Sum *grad_weight_, *grad_bias_, *positive_;
   int64_t count_, batch_, width_;
 };
@@ -335,25 +353,28 @@ class LinearSoftmaxBackward {
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Tensor& slopes,
                                                                         const Tensor& factors,
                                                                         const Tensor& x, const Tensor& weight,
+                                                                        const Tensor& rows,
                                                                         bool needs_weight) {
   check_floating(x, "x");
   const ScalarType dtype = x.scalar_type(), sums = sum_type(dtype);
   check_operand(slopes, "slopes", 2, sums);
-  const int64_t count = slopes.size(0), batch = slopes.size(1);
+  const int64_t count = slopes.size(0), batch = slopes.size(1), width = x.size(1);
   check_operand(factors, "factors", 1, sums);
   check_size(factors, "factors", 0, batch);
   check_operand(x, "x", 2, dtype);
   check_size(x, "x", 0, batch);
-  check_operand(weight, "weight", 2, dtype);
-  check_size(weight, "weight", 0, count);
-  check_size(weight, "weight", 1, x.size(1));
-  const int64_t width = x.size(1);
+  const ScalarType stored = stored_type(weight, dtype);
+  check_operand(weight, "weight", 2, stored);
+  check_size(weight, "weight", 1, width);
+  check_operand(rows, "rows", 1, ScalarType::Long);
+  check_size(rows, "rows", 0, count);
+  check_rows_in_range(rows.const_data_ptr<int64_t>(), count, weight.size(0), "rows");
   Tensor grad_x = torch::stable::empty({batch, width}, sums),
          grad_weight = pooled_tensor({needs_weight ? count : 0, width}, sums),
          grad_bias = torch::stable::empty({count}, sums), positive = torch::stable::empty({count}, sums);
-  with_type(dtype, [&]<typename T>(T) {
+  with_types(dtype, stored, [&]<typename T, typename Stored>(T, Stored) {
     using Sum = SumOf<T>;
-    using Backward = LinearSoftmaxBackward<T>;
+    using Backward = LinearSoftmaxBackward<T, Stored>;
     const auto scale_rows = [&](const Sum* from, Sum* to) {
       const Sum* factor = pointer<Sum>(factors);
       for (int64_t b = 0; b < batch; ++b)
@@ -364,7 +385,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
       scaled = torch::stable::empty({batch, width}, dtype);
       scale_rows(pointer<T>(x), mutable_pointer<T>(scaled));
     }
-    const Backward gradients(slopes, factors, weight,
+    const Backward gradients(slopes, factors, weight, rows,
                              needs_weight ? mutable_pointer<Sum>(grad_weight) : nullptr,
                              mutable_pointer<Sum>(grad_bias), mutable_pointer<Sum>(positive));
     if (batch * width <= kLargestSum) {
@@ -373,7 +394,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
       Tensor left = Backward::kRounds ? pooled_tensor({count, batch}, dtype) : slopes;
       gradients.all_rows(Backward::kRounds ? mutable_pointer<T>(left) : nullptr);
       if (needs_weight) grad_weight = multiply<T>(left, scaled);
-      grad_x = multiply<T>(torch::stable::transpose(left, 0, 1), weight);
+      Tensor active = pooled_tensor({count, width}, dtype);
+      gradients.gather(mutable_pointer<T>(active));
+      grad_x = multiply<T>(torch::stable::transpose(left, 0, 1), active);
       if constexpr (!Backward::kRounds) scale_rows(pointer<Sum>(grad_x), mutable_pointer<Sum>(grad_x));
     }
   });
