@@ -10,6 +10,12 @@ namespace torch_lsh::TORCH_LSH_LEVEL {
 // iterations before it is copied lets about that many misses run at the same time.
 constexpr int64_t kPrefetchRows = 8;
 
+// The same for rows that are updated: of those within a line more are needed to take as long as a miss does.
+template <typename T>
+constexpr int64_t rows_ahead(int64_t width) {
+  return width * static_cast<int64_t>(sizeof(T)) < 64 ? 4 * kPrefetchRows : kPrefetchRows;
+}
+
 // Locality 0, where the row is not visited again soon, keeps it from the outer caches: a step visits more
 // rows than they hold, which would drive out everything else (tables, the interpreter).
 template <int Locality = 3, typename T>

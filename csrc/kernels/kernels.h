@@ -108,43 +108,47 @@ struct Kernels {
                              const BFloat16* values, int64_t width, BFloat16* out);
 
   // optimizer.h: one step on the rows of a parameter; gradient[i, :] belongs to row rows[i]. `decays` is null
-  // or holds three factors per row: for the first moment, the second, and the weights. Names say the types of
-  // parameter and state.
+  // or holds three factors per row: for the first moment, the second, and the weights. Of the `listed` rows
+  // the first `count` take the step; those behind them are only prefetched. Names say the types of parameter
+  // and state.
   void (*adam_rows_f32)(float* parameter, float* first, float* second, const int64_t* rows,
-                        const float* gradient, const double* decays, int64_t count, int64_t width,
-                        const AdamStep& step);
+                        const float* gradient, const double* decays, int64_t count, int64_t listed,
+                        int64_t width, const AdamStep& step);
   void (*sgd_rows_f32)(float* parameter, float* momentum, const int64_t* rows, const float* gradient,
-                       int64_t count, int64_t width, const SgdStep& step);
+                       int64_t count, int64_t listed, int64_t width, const SgdStep& step);
   void (*adagrad_rows_f32)(float* parameter, float* squares, const int64_t* rows, const float* gradient,
-                           int64_t count, int64_t width, const AdagradStep& step);
+                           int64_t count, int64_t listed, int64_t width, const AdagradStep& step);
   void (*adam_rows_f64)(double* parameter, double* first, double* second, const int64_t* rows,
-                        const double* gradient, const double* decays, int64_t count, int64_t width,
-                        const AdamStep& step);
+                        const double* gradient, const double* decays, int64_t count, int64_t listed,
+                        int64_t width, const AdamStep& step);
   void (*sgd_rows_f64)(double* parameter, double* momentum, const int64_t* rows, const double* gradient,
-                       int64_t count, int64_t width, const SgdStep& step);
+                       int64_t count, int64_t listed, int64_t width, const SgdStep& step);
   void (*adagrad_rows_f64)(double* parameter, double* squares, const int64_t* rows, const double* gradient,
-                           int64_t count, int64_t width, const AdagradStep& step);
+                           int64_t count, int64_t listed, int64_t width, const AdagradStep& step);
   void (*adam_rows_f32_bf16)(float* parameter, BFloat16* first, BFloat16* second, const int64_t* rows,
-                             const float* gradient, const double* decays, int64_t count, int64_t width,
-                             const AdamStep& step);
+                             const float* gradient, const double* decays, int64_t count, int64_t listed,
+                             int64_t width, const AdamStep& step);
   void (*sgd_rows_f32_bf16)(float* parameter, BFloat16* momentum, const int64_t* rows, const float* gradient,
-                            int64_t count, int64_t width, const SgdStep& step);
+                            int64_t count, int64_t listed, int64_t width, const SgdStep& step);
   void (*adagrad_rows_f32_bf16)(float* parameter, BFloat16* squares, const int64_t* rows,
-                                const float* gradient, int64_t count, int64_t width, const AdagradStep& step);
+                                const float* gradient, int64_t count, int64_t listed, int64_t width,
+                                const AdagradStep& step);
   void (*adam_rows_bf16)(BFloat16* parameter, float* first, float* second, const int64_t* rows,
-                         const BFloat16* gradient, const double* decays, int64_t count, int64_t width,
-                         const AdamStep& step);
+                         const BFloat16* gradient, const double* decays, int64_t count, int64_t listed,
+                         int64_t width, const AdamStep& step);
   void (*sgd_rows_bf16)(BFloat16* parameter, float* momentum, const int64_t* rows, const BFloat16* gradient,
-                        int64_t count, int64_t width, const SgdStep& step);
+                        int64_t count, int64_t listed, int64_t width, const SgdStep& step);
   void (*adagrad_rows_bf16)(BFloat16* parameter, float* squares, const int64_t* rows,
-                            const BFloat16* gradient, int64_t count, int64_t width, const AdagradStep& step);
+                            const BFloat16* gradient, int64_t count, int64_t listed, int64_t width,
+                            const AdagradStep& step);
   void (*adam_rows_bf16_bf16)(BFloat16* parameter, BFloat16* first, BFloat16* second, const int64_t* rows,
-                              const BFloat16* gradient, const double* decays, int64_t count, int64_t width,
-                              const AdamStep& step);
+                              const BFloat16* gradient, const double* decays, int64_t count, int64_t listed,
+                              int64_t width, const AdamStep& step);
   void (*sgd_rows_bf16_bf16)(BFloat16* parameter, BFloat16* momentum, const int64_t* rows,
-                             const BFloat16* gradient, int64_t count, int64_t width, const SgdStep& step);
+                             const BFloat16* gradient, int64_t count, int64_t listed, int64_t width,
+                             const SgdStep& step);
   void (*adagrad_rows_bf16_bf16)(BFloat16* parameter, BFloat16* squares, const int64_t* rows,
-                                 const BFloat16* gradient, int64_t count, int64_t width,
+                                 const BFloat16* gradient, int64_t count, int64_t listed, int64_t width,
                                  const AdagradStep& step);
 
   // product.h: out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n] (bias may be null), or,

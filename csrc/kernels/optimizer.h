@@ -41,7 +41,7 @@ struct Rounding {
 
 template <typename T, typename State, typename Sum>
 void adam_rows(T* parameter, State* first, State* second, const int64_t* rows, const T* gradient,
-               const double* decays, int64_t count, int64_t width, const AdamStep& step) {
+               const double* decays, int64_t count, int64_t listed, int64_t width, const AdamStep& step) {
   const Sum beta1 = step.beta1, beta2 = step.beta2, eps = step.eps;
   const Sum take1 = 1 - step.beta1, take2 = 1 - step.beta2;  // subtracted in double, as PyTorch does
   const Sum rate = step.lr / step.bias_correction1;
@@ -49,9 +49,10 @@ void adam_rows(T* parameter, State* first, State* second, const int64_t* rows, c
   const Sum sign = step.maximize ? -1 : 1;
   const Sum l2 = step.decoupled ? 0 : step.weight_decay;
   const Sum shrink = step.decoupled ? 1 - step.lr * step.weight_decay : 1;
+  const int64_t ahead = rows_ahead<T>(width);
   for (int64_t i = 0; i < count; ++i) {
-    if (i + kPrefetchRows < count) {
-      const int64_t next = rows[i + kPrefetchRows] * width;
+    if (i + ahead < listed) {
+      const int64_t next = rows[i + ahead] * width;
       prefetch_row<0>(parameter + next, width);
       prefetch_row<0>(first + next, width);
       prefetch_row<0>(second + next, width);
@@ -81,14 +82,15 @@ void adam_rows(T* parameter, State* first, State* second, const int64_t* rows, c
 
 template <typename T, typename State, typename Sum>
 void sgd_rows(T* parameter, State* momentum, const int64_t* rows, const T* gradient, int64_t count,
-              int64_t width, const SgdStep& step) {
+              int64_t listed, int64_t width, const SgdStep& step) {
   const Sum lr = step.lr, decay = step.weight_decay, keep = step.momentum, take = 1 - step.dampening;
   const Sum sign = step.maximize ? -1 : 1;
   const bool nesterov = step.nesterov;
+  const int64_t ahead = rows_ahead<T>(width);
   for (int64_t i = 0; i < count; ++i) {
-    if (i + kPrefetchRows < count) {
-      prefetch_row<0>(parameter + rows[i + kPrefetchRows] * width, width);
-      if (momentum != nullptr) prefetch_row<0>(momentum + rows[i + kPrefetchRows] * width, width);
+    if (i + ahead < listed) {
+      prefetch_row<0>(parameter + rows[i + ahead] * width, width);
+      if (momentum != nullptr) prefetch_row<0>(momentum + rows[i + ahead] * width, width);
     }
     T* __restrict p = parameter + rows[i] * width;
     const T* __restrict g = gradient + i * width;
@@ -117,13 +119,14 @@ void sgd_rows(T* parameter, State* momentum, const int64_t* rows, const T* gradi
 
 template <typename T, typename State, typename Sum>
 void adagrad_rows(T* parameter, State* squares, const int64_t* rows, const T* gradient, int64_t count,
-                  int64_t width, const AdagradStep& step) {
+                  int64_t listed, int64_t width, const AdagradStep& step) {
   const Sum lr = step.lr, decay = step.weight_decay, eps = step.eps;
   const Sum sign = step.maximize ? -1 : 1;
+  const int64_t ahead = rows_ahead<T>(width);
   for (int64_t i = 0; i < count; ++i) {
-    if (i + kPrefetchRows < count) {
-      prefetch_row<0>(parameter + rows[i + kPrefetchRows] * width, width);
-      prefetch_row<0>(squares + rows[i + kPrefetchRows] * width, width);
+    if (i + ahead < listed) {
+      prefetch_row<0>(parameter + rows[i + ahead] * width, width);
+      prefetch_row<0>(squares + rows[i + ahead] * width, width);
     }
     T* __restrict p = parameter + rows[i] * width;
     State* __restrict s = squares + rows[i] * width;

@@ -168,7 +168,7 @@ void row_sparse_adam_(const Tensor& parameter, const Tensor& first, const Tensor
              const int64_t width = width_of(parameter);
              for_gradient_rows<T>(gradient, factor, width, [&](int64_t begin, int64_t end, const T* g) {
                typed.kernel(p, m, v, row + begin, g, decay == nullptr ? nullptr : decay + 3 * begin,
-                            end - begin, width, step);
+                            end - begin, rows.numel() - begin, width, step);
              });
            });
 }
@@ -192,7 +192,7 @@ void row_sparse_sgd_(const Tensor& parameter, std::optional<Tensor> momentum_buf
              const auto* row = rows.const_data_ptr<int64_t>();
              const int64_t width = width_of(parameter);
              for_gradient_rows<T>(gradient, factor, width, [&](int64_t begin, int64_t end, const T* g) {
-               typed.kernel(p, buffer, row + begin, g, end - begin, width, step);
+               typed.kernel(p, buffer, row + begin, g, end - begin, rows.numel() - begin, width, step);
              });
            });
 }
@@ -214,7 +214,7 @@ void row_sparse_adagrad_(const Tensor& parameter, const Tensor& squares, const T
              const auto* row = rows.const_data_ptr<int64_t>();
              const int64_t width = width_of(parameter);
              for_gradient_rows<T>(gradient, factor, width, [&](int64_t begin, int64_t end, const T* g) {
-               typed.kernel(p, s, row + begin, g, end - begin, width, step);
+               typed.kernel(p, s, row + begin, g, end - begin, rows.numel() - begin, width, step);
              });
            });
 }
