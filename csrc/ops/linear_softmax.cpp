@@ -108,6 +108,8 @@ class LinearSoftmaxLoss {
       thread_local std::vector<T> active;
       active.resize(kTaskRows * width_);
       Sum offset[kTaskRows];
+      if (bias_ != nullptr)  // a line for each of them, which come while the rows are gathered
+        for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(bias_ + row_[first + i]);
       gather_rows(weight_, row_ + first, rows, width_, active.data());
       if (bias_ != nullptr) gather_bias(bias_, row_ + first, rows, 1, offset);
       right_.multiply(active.data(), width_, 1, rows, 0, right_.panels(), bias_ == nullptr ? nullptr : offset,
