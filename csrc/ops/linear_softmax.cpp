@@ -2,8 +2,9 @@
 // gradient of the logits behind: a training step needs each exponential once, and the logits themselves never
 // again. Its backward: all gradients in one pass over that of the logits.
 //
-// The logits are [A, B]. Threads own blocks of active rows; what is summed over blocks is joined in their
-// order, and blocks do not depend on the number of threads, so the result is that of one thread.
+// The logits are [A, B]. Threads share blocks of active rows; what is summed over blocks is joined in their
+// order, and blocks do not depend on the number of threads, so the result is that of one thread. (Maxima are
+// the same in any order.)
 //
 // The rows are gathered a block at a time, in both directions: each time from the table, which costs no more
 // than to keep them side by side would.
@@ -16,6 +17,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <mutex>
 #include <optional>
 #include <tuple>
 #include <type_traits>
@@ -29,10 +31,11 @@
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kBlockRows = 256;       // of a pass of the backward: their slopes stay in the cache
-constexpr int64_t kBlocksPerSum = 2;      // that are summed up before they are joined, at most
-constexpr int64_t kSums = 8;              // at least, where there are rows enough, for threads to share
-constexpr int64_t kLargestSum = 1 << 16;  // numbers of a gradient of x that stays in the cache, too
+constexpr int64_t kSumRows = 4 * kTaskRows;  // whose exponentials are summed up before they are joined
+constexpr int64_t kBlockRows = 256;          // of a pass of the backward: their slopes stay in the cache
+constexpr int64_t kBlocksPerSum = 2;         // that are summed up before they are joined, at most
+constexpr int64_t kSums = 8;                 // at least, where there are rows enough, for threads to share
+constexpr int64_t kLargestSum = 1 << 16;     // numbers of a gradient of x that stays in the cache, too
 
 template <typename T>
 const T* pointer(const Tensor& tensor) {
@@ -95,29 +98,11 @@ class LinearSoftmaxLoss {
         batch_(x.size(0)),
         count_(rows.numel()),
         width_(weight.size(1)),
-        labels_(positions.size(1)),
-        blocks_((count_ + kTaskRows - 1) / kTaskRows) {}
+        labels_(positions.size(1)) {}
 
   void run(Sum* loss, Sum* slopes, Sum* scale) const {
     const LossKernels<Sum> k = loss_kernels<Sum>();
-    const auto gather_rows = gather_kernel<Stored, T>();
-    const auto gather_bias = gather_kernel<Stored, Sum>();
-    std::vector<Sum> of_blocks(blocks_ * batch_), largest(batch_, -std::numeric_limits<Sum>::infinity());
-    for_blocks([&](int64_t block, int64_t first, int64_t rows) {
-      Sum* const logits = slopes + first * batch_;
-      thread_local std::vector<T> active;
-      active.resize(kTaskRows * width_);
-      Sum offset[kTaskRows];
-      if (bias_ != nullptr)  // a line for each of them, which come while the rows are gathered
-        for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(bias_ + row_[first + i]);
-      gather_rows(weight_, row_ + first, rows, width_, active.data());
-      if (bias_ != nullptr) gather_bias(bias_, row_ + first, rows, 1, offset);
-      right_.multiply(active.data(), width_, 1, rows, 0, right_.panels(), bias_ == nullptr ? nullptr : offset,
-                      logits, batch_);
-      k.maxima(logits, weights_from(first), rows, batch_, of_blocks.data() + block * batch_);
-    });
-    for (int64_t block = 0; block < blocks_; ++block)
-      for (int64_t b = 0; b < batch_; ++b) largest[b] = std::max(largest[b], of_blocks[block * batch_ + b]);
+    std::vector<Sum> largest = logits_and_maxima(slopes);
     for (Sum& value : largest)
       if (value == -std::numeric_limits<Sum>::infinity()) value = 0;  // the difference would be NaN
 
@@ -131,11 +116,16 @@ class LinearSoftmaxLoss {
       for_labels([&](int64_t b, int64_t i) {
         slopes[position_[i] * batch_ + b] = at_labels[i] - log_weights_[position_[i]];
       });
-    for_blocks([&](int64_t block, int64_t first, int64_t rows) {
-      k.exponentials(slopes + first * batch_, weights_from(first), rows, batch_, largest.data(), mass.data(),
-                     of_blocks.data() + block * batch_);
+    const int64_t blocks = (count_ + kSumRows - 1) / kSumRows;
+    std::vector<Sum> of_blocks(blocks * batch_);
+    share_tasks(blocks, [&](const auto& next) {
+      for (int64_t block; (block = next()) >= 0;) {
+        const int64_t first = block * kSumRows, rows = std::min(kSumRows, count_ - first);
+        k.exponentials(slopes + first * batch_, weights_from(first), rows, batch_, largest.data(),
+                       mass.data(), of_blocks.data() + block * batch_);
+      }
     });
-    for (int64_t block = 0; block < blocks_; ++block)
+    for (int64_t block = 0; block < blocks; ++block)
       for (int64_t b = 0; b < batch_; ++b) sums[b] += of_blocks[block * batch_ + b];
     for (int64_t b = 0; b < batch_; ++b) {
       loss[b] = 0;
@@ -149,12 +139,37 @@ class LinearSoftmaxLoss {
   }
 
  private:
-  template <typename Run>
-  void for_blocks(const Run& run) const {
-    share_tasks(blocks_, [&](const auto& next) {
-      for (int64_t block; (block = next()) >= 0;)
-        run(block, block * kTaskRows, std::min(kTaskRows, count_ - block * kTaskRows));
+  // Writes the logits; returns the largest of each sample, weights included.
+  std::vector<Sum> logits_and_maxima(Sum* slopes) const {
+    const LossKernels<Sum> k = loss_kernels<Sum>();
+    const auto gather_rows = gather_kernel<Stored, T>();
+    const auto gather_bias = gather_kernel<Stored, Sum>();
+    std::vector<Sum> largest(batch_, -std::numeric_limits<Sum>::infinity());
+    std::mutex joining;
+    const auto join = [&](const std::vector<Sum>& others, std::vector<Sum>& all) {
+      for (int64_t b = 0; b < batch_; ++b) all[b] = std::max(all[b], others[b]);
+    };
+    share_tasks((count_ + kTaskRows - 1) / kTaskRows, [&](const auto& next) {
+      Workspace gathered(sizeof(T) * kTaskRows * width_);
+      T* const active = static_cast<T*>(gathered.data());
+      std::vector<Sum> of_block(batch_), of_thread(batch_, -std::numeric_limits<Sum>::infinity());
+      Sum offset[kTaskRows];
+      for (int64_t block; (block = next()) >= 0;) {
+        const int64_t first = block * kTaskRows, rows = std::min(kTaskRows, count_ - first);
+        Sum* const logits = slopes + first * batch_;
+        if (bias_ != nullptr)  // a line for each of them, which come while the rows are gathered
+          for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(bias_ + row_[first + i]);
+        gather_rows(weight_, row_ + first, rows, width_, active);
+        if (bias_ != nullptr) gather_bias(bias_, row_ + first, rows, 1, offset);
+        right_.multiply(active, width_, 1, rows, 0, right_.panels(), bias_ == nullptr ? nullptr : offset,
+                        logits, batch_);
+        k.maxima(logits, weights_from(first), rows, batch_, of_block.data());
+        join(of_block, of_thread);
+      }
+      const std::lock_guard lock(joining);
+      join(of_thread, largest);
     });
+    return largest;
   }
 
   template <typename Run>
@@ -172,7 +187,7 @@ class LinearSoftmaxLoss {
   const Stored *weight_, *bias_;
   const Sum *log_weights_, *shares_;
   const int64_t *row_, *position_;
-  int64_t batch_, count_, width_, labels_, blocks_;
+  int64_t batch_, count_, width_, labels_;
 };
 
 // Calls run() with values of the types of x and of the weight.
