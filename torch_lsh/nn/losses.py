@@ -6,6 +6,7 @@ target distribution.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,6 +49,13 @@ def _check_labels(extremes: tuple[int, int], num_classes: int, lowest: int = 0) 
     for label in extremes:
         if not lowest <= label < num_classes:
             raise IndexError(f"target holds class {label}; wanted 0 to {num_classes - 1}")
+
+
+@functools.lru_cache(maxsize=16)
+def _equal_shares(count: int, labels: int, dtype: torch.dtype) -> Tensor:
+    """The same for each of ``labels``, ``[count, labels]``: of batches that are all alike. Nobody changes them."""
+    with torch.inference_mode(False):  # or no later step could keep them for its backward pass
+        return torch.full((count, labels), 1 / max(1, labels), dtype=dtype, device="cpu")
 
 
 def as_target(
@@ -96,8 +104,7 @@ def as_target(
     extremes = ops.extremes(labels)
     if extremes[0] >= 0 and not 0 <= ignore_index < num_classes:
         _check_labels(extremes, num_classes)
-        shares = torch.full(labels.shape, 1 / max(1, labels.shape[1]), dtype=dtype)
-        return Target(labels, shares, probabilities=False, complete=labels.shape[1] > 0)
+        return Target(labels, _equal_shares(*labels.shape, dtype), probabilities=False, complete=labels.shape[1] > 0)
     ignored = labels == ignore_index
     if bool(((labels < 0) & ~ignored).any()):
         raise IndexError(
