@@ -163,6 +163,7 @@ def speedup_of_two_processes(sizes: tuple[int, int, int, int], turns: int = 12, 
     for _ in range(2):
         ours, theirs = context.Pipe()
         context.Process(target=train_when_told, args=(theirs, sizes), daemon=True).start()
+        theirs.close()  # so that the end of the process is seen here
         connections.append(ours)
 
     def steps_of(some: list[Any]) -> list[float]:

@@ -33,7 +33,7 @@ def train(model, batches, average, optimizer=torch_lsh.optim.Adam):
     optimizer = optimizer(model.parameters(), lr=0.05)
     for x, y in batches:
         F.cross_entropy(model(x), y).backward()
-        average()
+        average(model.parameters())
         optimizer.step()
         optimizer.zero_grad()
 
@@ -61,22 +61,10 @@ def _work(rank):
                 model[0].weight.zero_()
         broadcast_parameters(model)
         batches = [(x[half], y[half]) for x, y in make_batches(4)]
-        train(model, batches, lambda: average_gradients(model.parameters()), optimizer)  # noqa: B023
+        train(model, batches, average_gradients, optimizer)
         results[name] = model.state_dict()
     for dtype in (torch.float32, torch.bfloat16):
-        model = make_model(active=60, dtype=dtype)
-        batches = [(x[half], y[half]) for x, y in make_batches(30)]
-        touched = []
-
-        def average():
-            average_gradients(model.parameters())  # noqa: B023
-            touched.append(model[2].weight.grad._nnz())  # noqa: B023
-
-        train(model, batches, average)
-        model.eval()
-        stats = model[2].stats()
-        rehashes = torch.tensor([stats.rehashes, stats.stale_rows])
-        results[str(dtype)] = {**model.state_dict(), "touched": torch.tensor(touched), "rehashes": rehashes}
+        results[str(dtype)] = _train_sampled(dtype, [(x[half], y[half]) for x, y in make_batches(30)])
     results["kinds"] = _kinds(rank)
     different = [[torch.zeros(3)] * (1 + rank), [torch.zeros(2), torch.zeros(3 + rank)]]
     different.append([torch.zeros(3, dtype=torch.float64 if rank else torch.float32)])
@@ -84,6 +72,20 @@ def _work(rank):
         with pytest.raises(RuntimeError, match=message):
             average_gradients(parameters)
     return results
+
+
+def _train_sampled(dtype, batches):
+    model, touched = make_model(active=60, dtype=dtype), []
+
+    def average(parameters):
+        average_gradients(parameters)
+        touched.append(model[2].weight.grad._nnz())
+
+    train(model, batches, average)
+    model.eval()
+    stats = model[2].stats()
+    rehashes = torch.tensor([stats.rehashes, stats.stale_rows])
+    return {**model.state_dict(), "touched": torch.tensor(touched), "rehashes": rehashes}
 
 
 def _kinds(rank):
@@ -109,7 +111,7 @@ def test_two_processes(tmp_path):
     first, second = in_two_processes(_work, tmp_path)
     for optimizer in ("ours", "torch"):
         alone = make_model()
-        train(alone, make_batches(4), lambda: None, (torch_lsh if optimizer == "ours" else torch).optim.Adam)
+        train(alone, make_batches(4), lambda parameters: None, (torch_lsh if optimizer == "ours" else torch).optim.Adam)
         for name, wanted in alone.state_dict().items():
             torch.testing.assert_close(first[optimizer][name], wanted, rtol=1e-4, atol=1e-5)
     for part in ("ours", "torch", "torch.float32", "torch.bfloat16"):

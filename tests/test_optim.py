@@ -181,6 +181,8 @@ def test_opcheck():
 def test_what_is_asked_of_lists_of_rows():
     for rows, increasing in (([], True), ([5], True), ([-3, 0, 2**62], True), ([1, 2, 2], False), ([1, 3, 2], False)):
         assert ops.is_increasing(torch.tensor(rows, dtype=torch.int64)) is increasing
+    for rows, below, within in (([], 0, True), ([0, 4], 5, True), ([0, 4], 4, False), ([-1, 4], 5, False)):
+        assert ops.is_increasing(torch.tensor(rows, dtype=torch.int64), below=below) is within
     numbers = torch.randint(-(2**62), 2**62, (7, 13))
     assert ops.extremes(numbers) == tuple(int(number) for number in numbers.aminmax())
     assert ops.extremes(numbers[:1, :1]) == (int(numbers[0, 0]),) * 2

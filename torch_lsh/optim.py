@@ -80,7 +80,7 @@ def row_sparse_gradient(gradient: Tensor, known: Tensor | None = None) -> tuple[
         width = values.shape[1:]
         rows, values = ops.coalesce_rows(rows, values.flatten(1) if len(width) > 1 else values)
         values = values.unflatten(1, width) if len(width) > 1 else values
-    if not ops.is_increasing(rows, below=gradient.shape[0]):
+    if not 0 <= int(rows[0]) <= int(rows[-1]) < gradient.shape[0]:
         raise RuntimeError(
             f"a row-sparse gradient has rows {int(rows[0])} to {int(rows[-1])}; wanted 0 to {gradient.shape[0] - 1}"
         )
@@ -142,7 +142,7 @@ class _RowSparseMixin(_Base):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.pop("_on_huge_pages", None)
+        self.__dict__.pop("_on_huge_pages", None)  # the state is another now
         for group in self.param_groups:
             self._mark(group)
 
@@ -218,9 +218,10 @@ class _RowSparseMixin(_Base):
 
     def _to_huge_pages(self, parameter: Tensor) -> None:
         """Before this optimizer's first step on some rows of a parameter: moves it, and state that was loaded."""
-        moved: set[Tensor] = self.__dict__.setdefault("_on_huge_pages", set())  # not a part of pickles
-        if parameter not in moved:
-            moved.add(parameter)
+        # Numbers, which keep no parameter alive that is taken from the groups. Not a part of pickles.
+        moved: set[int] = self.__dict__.setdefault("_on_huge_pages", set())
+        if id(parameter) not in moved:
+            moved.add(id(parameter))
             for tensor in (parameter, *self.state[parameter].values()):
                 if isinstance(tensor, Tensor):
                     ops.prefer_huge_pages(tensor, move=True)

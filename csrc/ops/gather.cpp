@@ -1,8 +1,8 @@
 // gather_rows: the rows of a table that a step touches, copied next to each other.
+#include "ops/gather.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-
-#include <optional>
 
 #include "checks.h"
 #include "kernels/kernels.h"
@@ -25,6 +25,8 @@ void gather(void (*kernel)(const From*, const int64_t*, int64_t, int64_t, To*), 
     kernel(from, ids + begin, end - begin, width, to + begin * width);
   });
 }
+
+}  // namespace
 
 Tensor gather_rows(const Tensor& table, const Tensor& rows, std::optional<ScalarType> dtype) {
   check_cpu(table, "table");
@@ -54,8 +56,6 @@ Tensor gather_rows(const Tensor& table, const Tensor& rows, std::optional<Scalar
   }
   return out;
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
   m.impl("gather_rows", TORCH_BOX(&gather_rows));

@@ -25,6 +25,7 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/gather.h"
 #include "ops/product.h"
 #include "ops/tasks.h"
 
@@ -333,13 +334,6 @@ class LinearSoftmaxBackward {
     });
   }
 
-  // active: [A, width].
-  void gather(T* active) const {
-    torch::stable::parallel_for(0, count_, 64, [&](int64_t begin, int64_t end) {
-      gather_kernel<Stored, T>()(weight_, row_ + begin, end - begin, width_, active + begin * width_);
-    });
-  }
-
  private:
   // What products take of some rows; where it rounds that is written to `rounded`. Sums up the rows, too.
   const T* left(int64_t first, int64_t rows, T* rounded) const {
@@ -411,9 +405,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
       Tensor left = Backward::kRounds ? pooled_tensor({count, batch}, dtype) : slopes;
       gradients.all_rows(Backward::kRounds ? mutable_pointer<T>(left) : nullptr);
       if (needs_weight) grad_weight = multiply<T>(left, scaled);
-      Tensor active = pooled_tensor({count, width}, dtype);
-      gradients.gather(mutable_pointer<T>(active));
-      grad_x = multiply<T>(torch::stable::transpose(left, 0, 1), active);
+      grad_x = multiply<T>(torch::stable::transpose(left, 0, 1), gather_rows(weight, rows, dtype));
       if constexpr (!Backward::kRounds) scale_rows(pointer<Sum>(grad_x), mutable_pointer<Sum>(grad_x));
     }
   });

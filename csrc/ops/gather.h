@@ -1,0 +1,14 @@
+// The operator gather_rows, for other operators.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+
+namespace torch_lsh {
+
+torch::stable::Tensor gather_rows(const torch::stable::Tensor& table, const torch::stable::Tensor& rows,
+                                  std::optional<torch::headeronly::ScalarType> dtype);
+
+}  // namespace torch_lsh
