@@ -19,10 +19,10 @@ import torch
 from trained_layers import TrainedLayer, trained_layer
 
 from torch_lsh import LSHConfig, LSHLinear, autotune, ops
-from torch_lsh.autotune import simulate_steps
 from torch_lsh.benchmarking import harness
-from torch_lsh.sampling import make_index
-from torch_lsh.stats import Estimate
+from torch_lsh.sampling.active_set import make_index
+from torch_lsh.sampling.stats import Estimate
+from torch_lsh.tuning.autotune import simulate_steps
 
 LAYERS = ("yso-en", "citeulike-t", "wikitext-2", "synthetic")
 K = 10

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from torch_lsh.benchmarking import harness, step, systems
-from torch_lsh.index import LSHIndex
+from torch_lsh.index.hash_tables import LSHIndex
 
 SYSTEMS = {
     system.name: system

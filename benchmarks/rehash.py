@@ -18,7 +18,7 @@ import torch
 
 from torch_lsh.benchmarking import harness
 from torch_lsh.config import HASHES
-from torch_lsh.index import LSHIndex
+from torch_lsh.index.hash_tables import LSHIndex
 
 
 def seconds_of(run: Callable[[], Any], runs: int = 5) -> float:

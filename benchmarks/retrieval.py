@@ -29,9 +29,9 @@ from trained_layers import TrainedLayer, trained_layer
 
 from torch_lsh import LSHConfig
 from torch_lsh.benchmarking import harness
-from torch_lsh.index import LSHIndex
-from torch_lsh.learned import LearnedIndex
-from torch_lsh.sketch import RowSketch
+from torch_lsh.index.hash_tables import LSHIndex
+from torch_lsh.index.partition import LearnedIndex
+from torch_lsh.index.sign_codes import RowSketch
 
 LAYERS = ("yso-en", "citeulike-t", "wikitext-2", "synthetic")
 KS = (1, 10, 100)

@@ -33,7 +33,7 @@ import torch
 
 from torch_lsh import ops
 from torch_lsh.benchmarking import harness
-from torch_lsh.index import LSHIndex
+from torch_lsh.index.hash_tables import LSHIndex
 
 ROUNDS = 21
 

@@ -13,6 +13,7 @@ from torch import nn
 
 import torch_lsh
 from torch_lsh import LSHConfig, LSHLinear, ops
+from torch_lsh.index.hash_tables import LSHIndex
 
 N, D, B = 150, 6, 4
 NAN, INF = float("nan"), float("inf")
@@ -470,7 +471,7 @@ def test_operators_refuse_tensors_of_several_devices(operator):
 
 
 def test_the_index_names_the_device():
-    index = torch_lsh.index.LSHIndex(N, D)
+    index = LSHIndex(N, D)
     with pytest.raises(ValueError, match="weight is on meta"):
         index.build(torch.empty(N, D, device="meta"))
     assert not index.is_built

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import torch_lsh
-from torch_lsh import LSHConfig, cli, safetensors
+from torch_lsh import LSHConfig, cli
+from torch_lsh import io as safetensors
 from torch_lsh.data import synthetic_xmc
 from torch_lsh.data.xmc import write_xmc
 from torch_lsh.models import TextClassifier, XMCClassifier

@@ -1,15 +1,16 @@
 """Train and serve PyTorch layers with millions of outputs on CPUs, by locality-sensitive hashing."""
 
-from . import data, distributed, metrics, models, nn, ops, optim, reference, rehash
-from .autotune import AutoTuner, autotune
+from . import data, distributed, metrics, models, nn, ops, optim, rehash
 from .callbacks import StatsWriter
-from .clip import clip_grad_norm_, clip_grad_value_
 from .config import LSHConfig
-from .convert import densify_, quantize_, sparsify_
 from .nn import EmbeddingBag, LSHFeedForward, LSHLinear, QuantizedLinear, SampledLogits
-from .rehash import Drift, ExponentialBackoff, FixedInterval, RehashScheduler
-from .sampling import ActiveSet
-from .stats import LayerStats
+from .nn.convert import densify_, quantize_, sparsify_
+from .optim.clip import clip_grad_norm_, clip_grad_value_
+from .rehash import Drift, ExponentialBackoff, FixedInterval
+from .sampling.active_set import ActiveSet
+from .sampling.schedule import RehashScheduler
+from .sampling.stats import LayerStats
+from .tuning import AutoTuner, autotune
 
 __version__ = "0.1.0"
 
@@ -40,7 +41,6 @@ __all__ = [
     "ops",
     "optim",
     "quantize_",
-    "reference",
     "rehash",
     "sparsify_",
 ]

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, cli_inspect, cli_text
+from . import __version__, cli_inspect
 from .benchmarking.overview import overview
 from .config import LSHConfig
 from .data import XMCDataset, synthetic_xmc
 from .models import XMCClassifier
 from .models.xmc import check_can_write
+from .text import cli as cli_text
 
 
 def _config(arguments: argparse.Namespace) -> LSHConfig:

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import safetensors
-from .cli_text import column_options, is_text_model
+from . import io as safetensors
 from .data import TextFile, XMCDataset, collate_xmc
 from .models import TextClassifier, XMCClassifier
-from .models.text import FORMAT as TEXT_FORMAT
 from .models.xmc import FORMAT as XMC_FORMAT
 from .models.xmc import check_can_write, read_archive
 from .nn import LSHLinear, QuantizedLinear
-from .stats import LayerStats, bucket_loads
+from .sampling.stats import LayerStats, bucket_loads
+from .text.classifier import FORMAT as TEXT_FORMAT
+from .text.cli import column_options, is_text_model
 
 _NARROW = 4096  # rows; narrower layers are dense in practice
 _INPUTS = 512

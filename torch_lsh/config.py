@@ -39,7 +39,7 @@ class LSHConfig:
             ``"srp_sparse"`` (sparse ±1 projections), ``"cross_polytope"`` or ``"dwta"`` (densified winner-take-all, the
             family of SLIDE and BOLT). Or ``"learned"``: one table of ``2**K`` buckets that are learned from the rows
             and from inputs of the latest steps, and learned anew where they find less than they did
-            (:class:`torch_lsh.learned.LearnedIndex`); ``num_tables``, ``bucket_size``, ``selection``, ``min_matches``,
+            (:class:`LearnedIndex`); ``num_tables``, ``bucket_size``, ``selection``, ``min_matches``,
             ``sketch_bits``, ``bucket_policy``, ``insert_labels``, ``mips`` and ``balance`` are of the others.
         hashes_per_table: K, the hashes that make one code; None: from the layer's shape.
         num_tables: L; None: from the layer's shape.

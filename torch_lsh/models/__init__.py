@@ -1,6 +1,21 @@
 """Whole models."""
 
-from .text import TextClassifier
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from .xmc import XMCClassifier
 
+if TYPE_CHECKING:
+    from ..text import TextClassifier as TextClassifier
+
 __all__ = ["TextClassifier", "XMCClassifier"]
+
+
+def __getattr__(name: str) -> Any:
+    """What is about text is in :mod:`torch_lsh.text`, which nothing imports before somebody asks for it."""
+    if name == "TextClassifier":
+        from ..text import TextClassifier
+
+        return TextClassifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,7 @@
 from .embedding_bag import EmbeddingBag
 from .feedforward import LSHFeedForward
 from .linear import LSHLinear
-from .logits import SampledLogits
+from .logits.tensor import SampledLogits
 from .quantized import QuantizedLinear
 
 __all__ = ["EmbeddingBag", "LSHFeedForward", "LSHLinear", "QuantizedLinear", "SampledLogits"]

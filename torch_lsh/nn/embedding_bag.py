@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..row_sparse import note_forward, wants_row_sparse
+from ..row_sparse.parameters import note_forward, wants_row_sparse
 
 
 class EmbeddingBag(nn.EmbeddingBag):

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..config import LSHConfig
-from ..row_sparse import note_forward
-from ..sampling import ActiveSet, choose_active_rows, needs_index
-from ..transposed import transpose_
+from ..row_sparse.parameters import note_forward
+from ..row_sparse.transposed import transpose_
+from ..sampling.active_set import ActiveSet, choose_active_rows, needs_index
 from .linear import LSHLinear
-from .logits import SampledLogits
+from .logits.tensor import SampledLogits
 
 # Modules that may stand between the two projections: each hidden neuron by itself, whichever others are there.
 ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Dropout, nn.Identity)

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..config import LSHConfig
-from ..index import LSHIndex
-from ..learned import LearnedIndex
-from ..popularity import LabelCounts
-from ..rehash import rehash_if_due
-from ..row_sparse import ChangedRows, note_forward, wants_row_sparse
-from ..sampling import (
+from ..index.hash_tables import LSHIndex
+from ..index.partition import LearnedIndex
+from ..index.sign_codes import RowSketch
+from ..row_sparse.parameters import ChangedRows, note_forward, wants_row_sparse
+from ..sampling.active_set import (
     ActiveSet,
     choose_active_rows,
     hardest_rows,
@@ -30,11 +29,12 @@ from ..sampling import (
     make_index,
     needs_index,
 )
-from ..sketch import RowSketch
-from ..stats import LayerStats, measure_recall, measure_tables
+from ..sampling.label_counts import LabelCounts
+from ..sampling.schedule import rehash_if_due
+from ..sampling.stats import LayerStats, measure_recall, measure_tables
 from ..stopwatch import Stopwatch, timed
-from . import losses
-from .logits import SampledLogits
+from .logits import losses
+from .logits.tensor import SampledLogits
 
 _QUERIES_KEPT = 512  # inputs of a step that a rebuild of the tables may look at
 _QUERIES_LEARNED = 1024  # inputs of several steps that buckets are learned from,
@@ -385,7 +385,7 @@ class LSHLinear(nn.Linear):
         Args:
             x: ``[*, in_features]``.
             k: 1 to ``out_features``.
-            exact: False: compare the input with the sign codes of all rows (:class:`torch_lsh.sketch.RowSketch`, made
+            exact: False: compare the input with the sign codes of all rows (:class:`RowSketch`, made
                 at the first use, and again for rows that changed) and score only the best ``candidates`` exactly. What
                 it misses is seldom the best; scores are exact. The codes suit inputs such as those of the latest
                 training steps, or, in a layer that was never trained, those of the first call.
@@ -457,7 +457,7 @@ class LSHLinear(nn.Linear):
         Recall@k is the share of the ``k`` rows with the largest logits, of all rows, that are in the active set of a
         training step (without labels). Their exact rank costs a pass over all rows, so it is measured on a random
         sample of inputs: an unbiased estimate of the mean over all inputs, with its standard error
-        (:func:`torch_lsh.stats.measure_recall`). The tables are taken as they are, stale rows and all; where there are
+        (:func:`measure_recall`). The tables are taken as they are, stale rows and all; where there are
         none yet, they are made for this call, and may know the inputs (``balance``, learned hashing).
 
         Args:

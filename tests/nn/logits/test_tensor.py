@@ -1,0 +1,518 @@
+"""SampledLogits behaves as the dense tensor: lazily where it can, exactly where it cannot."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import pytest
+import torch
+import torch.fx.experimental.proxy_tensor
+import torch.nn.functional as F
+from torch import nn
+
+from torch_lsh import LSHConfig, LSHLinear, SampledLogits
+
+N, D = 97, 6
+
+
+@pytest.fixture
+def layer():
+    return LSHLinear(D, N, config=LSHConfig(active=20), dtype=torch.float64)
+
+
+def dense(layer, x):
+    return F.linear(x, layer.weight, layer.bias)
+
+
+LAZY = {
+    "view": lambda z: z.view(-1, N),
+    "view, class size inferred": lambda z: z.view(6, -1),
+    "reshape": lambda z: z.reshape(3, 2, N),
+    "flatten": lambda z: z.flatten(0, 1),
+    "slice": lambda z: z[..., :-1, :],
+    "slices": lambda z: z[:, 1:],
+    "first": lambda z: z[0],
+    "None": lambda z: z[None],
+    "mask": lambda z: z[torch.tensor([[True, False, True], [False, True, True]])],
+    "index": lambda z: z[torch.tensor([1, 0, 1]), torch.tensor([2, 0, 1])],
+    "contiguous": lambda z: z.contiguous(),
+    "float": lambda z: z.float(),
+    "to dtype": lambda z: z.to(torch.float32),
+    "to dtype, copied": lambda z: z.to(torch.float32, copy=True),
+    "copied": lambda z: z.to(z.dtype, False, True),
+    "to device": lambda z: z.to("cpu"),
+    "temperature": lambda z: z / 0.5,
+    "times": lambda z: 2 * z * 3.0,
+    "transpose": lambda z: z.transpose(1, 2),
+    "mT": lambda z: z.mT,
+    "permute": lambda z: z.permute(2, 0, 1),
+    "movedim": lambda z: z.movedim(-1, 1),
+    "transpose twice": lambda z: z.transpose(1, 2).transpose(0, 2).permute(1, 2, 0),
+    "unsqueeze": lambda z: z.unsqueeze(0),
+    "unsqueeze and squeeze": lambda z: z.unsqueeze(1).squeeze(1),
+    "unsqueeze behind classes": lambda z: z.unsqueeze(-1),
+    "reshape, 1 behind classes": lambda z: z.reshape(6, N, -1),
+    "unsqueeze after classes": lambda z: z.transpose(1, 2).unsqueeze(2),
+    "clone": lambda z: z.clone(),
+    "detach": lambda z: z.detach(),
+    "log_softmax": lambda z: z.log_softmax(-1),
+    "log_softmax of transposed": lambda z: F.log_softmax(z.transpose(1, 2), dim=1),
+}
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_stays_lazy_and_equals_dense(layer, name):
+    x = torch.randn(2, 3, D, dtype=torch.float64)
+    expected = LAZY[name](dense(layer, x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logits = LAZY[name](layer(x))
+        assert isinstance(logits, SampledLogits)
+        assert logits.shape == expected.shape
+        assert logits.dtype == expected.dtype
+        assert logits.requires_grad == expected.requires_grad
+    torch.testing.assert_close(logits.dense(), expected)
+
+
+EXACT = {
+    "softmax": lambda z: z.softmax(-1),
+    "sum": lambda z: z.sum(),
+    "class": lambda z: z[..., 3],
+    "add": lambda z: z + 1,
+    "sigmoid": torch.sigmoid,
+    "view that splits classes": lambda z: z.reshape(-1),
+    "max of all": lambda z: z.max(),
+    "smallest": lambda z: z.topk(2, largest=False).values,
+    "cat": lambda z: torch.cat([z, z]),
+    "einsum": lambda z: torch.einsum("btn,btn->b", z, z),
+    "multi margin": lambda z: F.multi_margin_loss(z.flatten(0, 1), torch.arange(6)),
+    "dense probabilities": lambda z: F.cross_entropy(z.flatten(0, 1), torch.full((6, N), 1 / N, dtype=torch.float64)),
+    "dense bce": lambda z: F.binary_cross_entropy_with_logits(z, torch.ones(2, 3, N, dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_anything_else_is_exact_with_gradients_and_one_warning(layer, name):
+    x = torch.randn(2, 3, D, dtype=torch.float64, requires_grad=True)
+    expected = EXACT[name](dense(layer, x))
+    expected_grads = torch.autograd.grad(expected.sum(), [x, layer.weight, layer.bias])
+    with pytest.warns(UserWarning, match="all 97 outputs of the layer are computed") as warned:
+        got = EXACT[name](layer(x))
+    assert warned[0].filename == __file__  # the caller's line, not one of torch's or ours
+    assert not isinstance(got, SampledLogits)
+    torch.testing.assert_close(got, expected)
+    for a, b in zip(torch.autograd.grad(got.sum(), [x, layer.weight, layer.bias]), expected_grads):
+        torch.testing.assert_close(a, b)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EXACT[name](layer(x))
+
+
+class _Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z * z
+
+    @staticmethod
+    def backward(ctx, grad):
+        (z,) = ctx.saved_tensors
+        return 2 * z * grad
+
+
+def test_inside_of_an_autograd_function_gradients_reach_the_layer(layer):
+    x = torch.randn(4, D, dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad((dense(layer, x) ** 2).sum(), [x, layer.weight, layer.bias])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        got = torch.autograd.grad(_Square.apply(layer(x)).sum(), [x, layer.weight, layer.bias])
+    for a, b in zip(got, expected):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("shape", [(5, D), (2, 3, D), (D,), (0, D)])
+def test_best_classes(layer, shape):
+    x = torch.randn(shape, dtype=torch.float64)
+    z, logits = dense(layer, x), layer(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for k in (1, 5, N):
+            got, expected = logits.topk(k), z.topk(k)
+            assert isinstance(got, torch.return_types.topk)
+            torch.testing.assert_close(got.values, expected.values)
+            assert torch.equal(got.indices, expected.indices)
+        assert torch.equal(logits.argmax(-1), z.argmax(-1))
+        assert torch.equal(logits.argmax(dim=-1, keepdim=True), z.argmax(-1, keepdim=True))
+        for got, expected in ((logits.max(-1), z.max(-1)), (torch.max(logits, -1, True), torch.max(z, -1, True))):
+            torch.testing.assert_close(got.values, expected.values)
+            assert torch.equal(got.indices, expected.indices)
+        torch.testing.assert_close((logits / 2).amax(-1), z.amax(-1) / 2)
+        if len(shape) == 3:
+            assert torch.equal(logits.transpose(1, 2).argmax(1), z.argmax(-1))
+
+
+def test_topk_in_several_blocks_is_the_same(layer, monkeypatch):
+    from torch_lsh.nn.logits import losses
+
+    layer = LSHLinear(D, 5000)
+    x = torch.randn(3, D)
+    expected = dense(layer, x).topk(7)
+    monkeypatch.setattr(losses, "BLOCK_ELEMENTS", 1)  # blocks have at least 1,024 rows
+    got = layer.topk(x, 7)
+    assert torch.equal(got.indices, expected.indices)
+    torch.testing.assert_close(got.values, expected.values)
+    layer.eval()
+    y = torch.tensor([0, 1024, 4999])
+    torch.testing.assert_close(layer.cross_entropy(x, y), F.cross_entropy(dense(layer, x), y))
+
+
+def test_topk_values_have_gradients(layer):
+    x = torch.randn(4, D, dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad(dense(layer, x).topk(3).values.sum(), [x, layer.weight])
+    for got, want in zip(torch.autograd.grad(layer(x).topk(3).values.sum(), [x, layer.weight]), expected):
+        torch.testing.assert_close(got, want)
+
+
+def test_negative_temperature_turns_the_order_round(layer):
+    x = torch.randn(4, D, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="topk"):
+        assert torch.equal((layer(x) * -1.0).topk(3).indices, (-dense(layer, x)).topk(3).indices)
+
+
+def test_no_dense_tensor_is_made(layer, monkeypatch):
+    wide = LSHLinear(4, 1_000_000, config=LSHConfig(active=100))
+    x, y = torch.randn(2048, 4), torch.randint(0, 1_000_000, (2048,))
+    # [2048, 1_000_000] floats would be 8 GB
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    F.cross_entropy(wide(x), y)
+    wide(x[:64]).topk(5)
+    wide.eval()
+    with torch.no_grad():
+        wide.cross_entropy(x[:64], y[:64])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # KiB
+
+
+def test_detached_logits_train_nothing(layer):
+    x = torch.randn(4, D, dtype=torch.float64, requires_grad=True)
+    loss = F.cross_entropy(layer(x).detach(), torch.arange(4))
+    assert not loss.requires_grad
+    assert not layer(x).data.requires_grad
+    with torch.no_grad():
+        assert not layer(x).requires_grad
+
+
+def test_hooks_are_refused_with_advice(layer):
+    with pytest.raises(RuntimeError, match=r"logits.dense\(\)"):
+        layer(torch.randn(2, D, dtype=torch.float64)).register_hook(print)
+
+
+def test_repr_and_saving(layer):
+    logits = layer(torch.randn(2, D, dtype=torch.float64)).detach()
+    assert "SampledLogits(shape=(2, 97)" in repr(logits)
+    buffer = io.BytesIO()
+    torch.save(logits, buffer)
+    buffer.seek(0)
+    torch.testing.assert_close(torch.load(buffer), logits.dense())
+
+
+def test_cross_entropy_module_and_keywords(layer):
+    layer.config = LSHConfig(active=1.0)
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
+    expected = F.cross_entropy(dense(layer, x), y)
+    torch.testing.assert_close(nn.CrossEntropyLoss()(layer(x), y), expected)
+    torch.testing.assert_close(F.cross_entropy(input=layer(x), target=y), expected)
+    torch.testing.assert_close(layer.cross_entropy(x, y), expected)
+
+
+def test_compiled_model_is_right():
+    layer = LSHLinear(D, N)
+    compiled = torch.compile(layer, backend="eager")
+    x = torch.randn(3, D)
+    torch.testing.assert_close(compiled(x), dense(layer, x))
+
+
+# --- what happens between the call of the layer and the use of its logits ---
+
+
+def test_in_place_changes_count(layer):
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.tensor([90, 91, 92, 93])
+    hide = torch.zeros(4, N, dtype=torch.bool)
+    hide[:, :80] = True
+
+    def masked(logits):
+        logits[:, 80:85] = -1e9
+        with torch.no_grad():
+            logits.masked_fill_(hide, -1e9)
+        return logits
+
+    got, want = masked(layer(x)), masked(dense(layer, x).clone())
+    torch.testing.assert_close(got.topk(3).values, want.topk(3).values)
+    assert torch.equal(got.argmax(-1), want.argmax(-1))
+    torch.testing.assert_close(got[1:].sum(), want[1:].sum())
+    losses = [F.cross_entropy(logits, y) for logits in (got, want)]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, layer.weight)[0] for loss in losses))
+    with torch.inference_mode():
+        got = layer(x)
+        got[:, 80:] = -1e9
+        assert got.argmax(-1).max() < 80
+
+
+def test_clones_are_changed_alone(layer):
+    logits = layer(torch.randn(2, D, dtype=torch.float64))
+    for copied in (logits.clone(), logits.to(torch.float64, copy=True)):
+        with torch.no_grad():
+            copied.zero_()
+        assert bool((logits.dense() != 0).all())
+        assert bool((copied.topk(1).values == 0).all())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_logits_made_without_gradients_have_none_later(layer, context):
+    x = torch.randn(2, D, dtype=torch.float64)
+    with context():
+        logits = layer(x)
+    y = torch.tensor([1, 2])
+    for result in (F.cross_entropy(logits, y), logits.dense(), logits.softmax(-1), logits[:1].topk(2).values):
+        assert not result.requires_grad
+    torch.testing.assert_close(logits.softmax(-1), dense(layer, x).softmax(-1))
+
+
+def test_values_from_before_an_update(layer):
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
+
+    def update():
+        with torch.no_grad():
+            layer.weight.mul_(-1)
+
+    known, unknown, ranked = layer(x), layer(x).detach(), layer(x)
+    values = known.dense().clone()
+    update()
+    torch.testing.assert_close(known.softmax(-1), values.softmax(-1))
+    assert torch.equal(known.argmax(-1), values.argmax(-1))
+    for use in (lambda z: z.softmax(-1), lambda z: F.cross_entropy(z, y), lambda z: z[1:].dense(), torch.special.expit):
+        with pytest.raises(RuntimeError, match=r"parameters of the layer were changed.*logits.dense\(\)"):
+            use(unknown)
+    # a usual loop counts what is right after the step
+    with pytest.warns(UserWarning, match="ranked by the new ones"):
+        assert torch.equal(ranked.max(1).indices, layer(x).argmax(-1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ranked.detach().topk(2)
+    logits = layer(x)
+    x.zero_()
+    with pytest.raises(RuntimeError, match="input of the layer was changed in place"):
+        logits.argmax(-1)
+
+
+def test_functional_call_uses_the_parameters_given(layer):
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
+    others = {name: torch.randn_like(parameter) for name, parameter in layer.named_parameters()}
+    logits = torch.func.functional_call(layer, others, x)
+    expected = F.linear(x, others["weight"], others["bias"])
+    assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+    torch.testing.assert_close(F.cross_entropy(logits, y), F.cross_entropy(expected, y))
+
+
+def test_function_transforms(layer):
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
+    linear = layer.to_linear()
+    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+
+    def loss(module, parameters, x, y):
+        return F.cross_entropy(torch.func.functional_call(module, parameters, (x[None],)), y[None])
+
+    def per_sample(module):
+        gradient = torch.func.grad(lambda parameters, x, y: loss(module, parameters, x, y))
+        return torch.vmap(gradient, in_dims=(None, 0, 0))(parameters, x, y)
+
+    torch.testing.assert_close(per_sample(layer), per_sample(linear))
+    torch.testing.assert_close(torch.func.jvp(layer, (x,), (x,)), torch.func.jvp(linear, (x,), (x,)))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointed_model(use_reentrant):
+    model = nn.Sequential(nn.Linear(D, D), LSHLinear(D, N, config=LSHConfig(active=1.0)))
+    x, y = torch.randn(4, D, requires_grad=True), torch.arange(4)
+    wanted = torch.autograd.grad(F.cross_entropy(dense(model[1], model[0](x)), y), [x, *model.parameters()])
+    logits = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=use_reentrant)
+    F.cross_entropy(logits, y).backward()
+    for got, want in zip([x, *model.parameters()], wanted):
+        torch.testing.assert_close(got.grad, want)
+
+
+def test_functions_with_a_backward_of_their_own_are_passed_through(layer):
+    class Reverse(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits):
+            return logits.view_as(logits)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return -gradient
+
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
+    expected = torch.autograd.grad(F.cross_entropy(dense(layer, x), y), layer.weight)[0]
+    got = torch.autograd.grad(F.cross_entropy(Reverse.apply(layer(x)), y), layer.weight)[0]
+    torch.testing.assert_close(got, -expected)
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_second_derivatives_are_refused(layer, scope):
+    layer.config = LSHConfig(active=20, scope=scope)
+    x, y = torch.randn(4, D, dtype=torch.float64, requires_grad=True), torch.arange(4)
+    with pytest.raises(RuntimeError, match=r"create_graph=True.*logits.dense\(\)"):
+        torch.autograd.grad(F.cross_entropy(layer(x), y), x, create_graph=True)
+    (slope,) = torch.autograd.grad(F.cross_entropy(layer(x).dense(), y), x, create_graph=True)
+    assert slope.requires_grad
+
+
+def test_traced_and_scripted(layer):
+    x = torch.randn(3, D, dtype=torch.float64)
+    for compiled in (torch.jit.trace(layer, x), torch.jit.script(nn.Sequential(layer))):
+        torch.testing.assert_close(compiled(x), dense(layer, x))
+
+
+def test_masks_of_bytes_and_names_of_types(layer):
+    x = torch.randn(2, 3, D, dtype=torch.float64)
+    assert layer(x).type() == "torch.DoubleTensor"
+    mask = torch.tensor([[1, 0, 1], [0, 1, 1]], dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.testing.assert_close(layer(x)[mask].dense(), dense(layer, x)[mask])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["exact loss", "smoothed loss", "softmax", "max", "topk", "inside of a function"])
+def test_used_outside_of_the_autocast_they_were_made_in(name, training):
+    class Same(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits):
+            return logits.view_as(logits)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+    y = torch.arange(4)
+    use = {
+        "exact loss": lambda z: F.cross_entropy(z, y),
+        "smoothed loss": lambda z: F.cross_entropy(z.float(), y, label_smoothing=0.1),
+        "softmax": lambda z: z.softmax(-1)[y, y].sum(),
+        "max": lambda z: z.max(-1).values.sum(),
+        "topk": lambda z: z.topk(N).values.square().sum(),
+        "inside of a function": lambda z: Same.apply(z).square().sum(),
+    }[name]
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Linear(D, D), nn.Linear(D, N))
+    layer = nn.Sequential(linear[0], LSHLinear.from_linear(linear[1], LSHConfig(active=1.0))).train(training)
+    x = torch.randn(4, D)
+    results = []
+    for model in (linear, layer):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(x)
+        with torch.no_grad():
+            value = use(logits.detach())
+        results.append([value, *torch.autograd.grad(use(logits), list(model.parameters()))])
+    for expected, got in zip(*results):
+        assert got.dtype is expected.dtype
+        assert (got - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_best_values_are_among_the_dense_ones(grad):
+    """nanoGPT's filter keeps k classes, also where topk rounds otherwise than the product of all."""
+    torch.manual_seed(0)
+    layer = LSHLinear(64, 5_000)
+    for k in (1, 20):
+        with torch.set_grad_enabled(grad):
+            logits = layer(torch.randn(50, 3, 64))[:, -1, :] / 0.7
+        logits[logits < logits.topk(k).values[:, [-1]]] = -float("inf")
+        assert (logits.isfinite().sum(-1) == k).all()
+        logits = layer(torch.randn(50, 3, 64)).transpose(1, 2)
+        assert ((logits == logits.amax(1, keepdim=True)).sum(1) == 1).all()
+        assert ((logits == logits.amax(1, keepdim=True)).sum(1) == 1).all()  # of the dense ones
+
+
+def test_gradients_of_logits_that_were_made_leaves(layer):
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
+    expected = F.linear(x, layer.weight, layer.bias).detach().requires_grad_()
+    F.cross_entropy(expected, y).backward()
+    layer.requires_grad_(False)
+    attribute = layer(x)
+    attribute.requires_grad = True
+    for logits in (layer(x).detach().requires_grad_(), layer(x).requires_grad_(), attribute):
+        F.cross_entropy(logits, y).backward()
+        torch.testing.assert_close(logits.grad, expected.grad)
+        logits.grad = None
+        F.cross_entropy(logits, y).backward()
+        torch.testing.assert_close(logits.grad, expected.grad)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointed_loss(layer, use_reentrant):
+    layer.config = LSHConfig(active=1.0)
+    x, y = torch.randn(4, D, dtype=torch.float64, requires_grad=True), torch.arange(4)
+    loss = torch.utils.checkpoint.checkpoint(F.cross_entropy, layer(x), y, use_reentrant=use_reentrant)
+    loss.backward()
+    wanted = torch.autograd.grad(F.cross_entropy(dense(layer, x), y), [x, layer.weight])
+    torch.testing.assert_close((x.grad, layer.weight.grad), wanted)
+
+
+def test_a_copy_by_to_is_changed_alone(layer):
+    logits = layer(torch.randn(4, D, dtype=torch.float64))
+    for copied in (logits.to("cpu", copy=True), logits.to(logits.dtype, False, True)):
+        copied.zero_()
+        assert copied.abs().max() == 0
+    assert logits.abs().max() > 0
+
+
+def test_dimensions_out_of_range_are_refused(layer):
+    logits = layer(torch.randn(4, D, dtype=torch.float64))
+    for use in (
+        lambda dim: logits.argmax(dim),
+        lambda dim: logits.max(dim),
+        lambda dim: logits.topk(1, dim),
+        lambda dim: logits.log_softmax(dim),
+        lambda dim: logits.squeeze(dim),
+        lambda dim: logits.unsqueeze(dim + 1 if dim > 0 else dim - 1),
+        lambda dim: logits.transpose(0, dim),
+        lambda dim: logits.movedim(0, dim),
+        lambda dim: logits.flatten(0, dim),
+    ):
+        for dim in (2, 5, -3):
+            with pytest.raises(IndexError, match=r"[Dd]imension|out of range"):
+                use(dim)
+
+
+def test_tensors_like_logits_need_no_values(layer):
+    logits = layer(torch.randn(2, 3, D, dtype=torch.float64)).transpose(1, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for made in (torch.zeros_like(logits), torch.full_like(logits, 0.0), logits.new_zeros(logits.shape)):
+            assert type(made) is torch.Tensor
+            assert made.is_contiguous()
+            assert torch.equal(made, torch.zeros(2, N, 3, dtype=torch.float64))
+        assert logits.new_tensor([1, 2]).dtype is torch.float64
+        assert torch.ones_like(logits, dtype=torch.bool).all()
+
+
+def test_symbolic_trace_has_the_layer_as_a_leaf(layer):
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Identity(), layer))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1"]
+    assert isinstance(traced(torch.randn(4, D, dtype=torch.float64)), SampledLogits)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_traced_by_make_fx_and_without_values(layer, training):
+    layer.train(training)
+    x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
+    traced = torch.fx.experimental.proxy_tensor.make_fx(lambda x: F.cross_entropy(layer(x), y))(x)
+    torch.testing.assert_close(traced(2 * x), F.cross_entropy(dense(layer, 2 * x), y))
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        logits = LSHLinear(D, 5_000).train(training)(torch.randn(4, D))
+        F.cross_entropy(logits, torch.zeros(4, dtype=torch.long)).backward()
+        assert logits.topk(5).indices.shape == (4, 5)

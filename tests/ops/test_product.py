@@ -1,0 +1,89 @@
+"""Matrix products of active sets against plain PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import twins
+
+from torch_lsh import ops
+
+SHAPES = [
+    (1, 1, 1),
+    (5, 3, 2),
+    (12, 128, 32),
+    (13, 300, 33),
+    (100, 7, 257),
+    (49, 513, 31),
+    (0, 3, 4),
+    (3, 0, 4),
+    (3, 4, 0),
+]
+
+
+def matrix(rows: int, columns: int, layout: str, dtype: torch.dtype) -> torch.Tensor:
+    if layout == "rows":
+        return torch.randn(rows, columns, dtype=dtype)
+    if layout == "columns":
+        return torch.randn(columns, rows, dtype=dtype).T
+    return torch.randn(2 * rows, 3 * columns, dtype=dtype)[::2, ::3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "layouts", [("rows", "rows"), ("rows", "columns"), ("columns", "rows"), ("strided", "strided")]
+)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_product_equals_reference(simd_level, threads, dtype, shape, layouts, with_bias):
+    rows, depth, columns = shape
+    a, b = matrix(rows, depth, layouts[0], dtype), matrix(depth, columns, layouts[1], dtype)
+    bias = torch.randn(rows, dtype=dtype) if with_bias else None
+    result = ops.product(a, b, bias)
+    assert result.is_contiguous()
+    expected = twins.product(a.double(), b.double(), None if bias is None else bias.double())
+    tolerance = (1e-5 if dtype is torch.float32 else 1e-13) * max(1, depth) ** 0.5
+    torch.testing.assert_close(result, expected.to(dtype), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_element_does_not_depend_on_threads_or_its_neighbours(simd_level, dtype):
+    a, b = torch.randn(150, 600, dtype=dtype), torch.randn(600, 150, dtype=dtype)
+    torch.set_num_threads(1)
+    whole = ops.product(a, b)
+    for num_threads in (2, 3, 8):
+        torch.set_num_threads(num_threads)
+        assert torch.equal(ops.product(a, b), whole)
+    assert torch.equal(ops.product(a[7:51], b[:, 3:40]), whole[7:51, 3:40])
+
+
+def test_non_finite_values_spread_as_in_pytorch(simd_level):
+    a, b = torch.randn(20, 9), torch.randn(9, 40)
+    a[3, 2], b[4, 5] = torch.nan, torch.inf
+    torch.testing.assert_close(ops.product(a, b), a @ b, equal_nan=True)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_opcheck_and_gradcheck(with_bias):
+    a = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(5, dtype=torch.float64, requires_grad=True) if with_bias else None
+    torch.library.opcheck(torch.ops.torch_lsh.product, (a, b.T, bias))
+    inputs = (a, b) if bias is None else (a, b, bias)
+    torch.autograd.gradcheck(lambda a, b, *bias: ops.product(a, b.T, *bias), inputs)
+    torch.autograd.gradgradcheck(lambda a, b, *bias: ops.product(a, b.T, *bias), inputs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.randn(2, 3).bfloat16(), torch.randn(3, 2), None), "a has dtype BFloat16; wanted Float or Double"),
+        ((torch.randn(2, 3), torch.randn(3, 2).double(), None), "b has dtype Double; wanted Float"),
+        ((torch.randn(3), torch.randn(3, 2), None), "a has shape"),
+        ((torch.randn(2, 3), torch.randn(2, 2), None), "b has shape"),
+        ((torch.randn(2, 3), torch.randn(3, 2), torch.randn(3)), "bias has shape"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(RuntimeError, match=message):
+        ops.product(*arguments)

@@ -1,0 +1,746 @@
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+
+import pytest
+import torch
+import twins
+from torch import nn
+
+from torch_lsh import ops, optim
+from torch_lsh.row_sparse import parameters as row_sparse
+
+PAIRS = [
+    pytest.param(optim.Adam, torch.optim.Adam, {}, id="adam"),
+    pytest.param(optim.Adam, torch.optim.Adam, {"weight_decay": 0.1, "maximize": True, "eps": 1e-3}, id="adam-l2-max"),
+    pytest.param(optim.AdamW, torch.optim.AdamW, {"weight_decay": 0.3, "betas": (0.7, 0.95)}, id="adamw"),
+    pytest.param(optim.SGD, torch.optim.SGD, {}, id="sgd"),
+    pytest.param(optim.SGD, torch.optim.SGD, {"weight_decay": 0.1, "maximize": True}, id="sgd-l2-max"),
+    pytest.param(optim.SGD, torch.optim.SGD, {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}, id="momentum"),
+    pytest.param(optim.SGD, torch.optim.SGD, {"momentum": 0.9, "nesterov": True}, id="nesterov"),
+    pytest.param(optim.Adagrad, torch.optim.Adagrad, {}, id="adagrad"),
+    pytest.param(
+        optim.Adagrad,
+        torch.optim.Adagrad,
+        {"lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.2, "maximize": True},
+        id="adagrad-options",
+    ),
+]
+OURS = [pytest.param(p.values[0], p.values[2], id=p.id) for p in PAIRS]
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+N, D = 37, 5
+
+
+def sparse(parameter, rows, values):
+    return torch.sparse_coo_tensor(torch.as_tensor(rows).view(1, -1), values, parameter.shape, check_invariants=True)
+
+
+def row_sparse_of(dense):
+    return sparse(dense, torch.arange(len(dense)), dense.clone())
+
+
+def assert_close(a, b, dtype=torch.float32):
+    torch.testing.assert_close(a, b, rtol=TOLERANCE[dtype] * 10, atol=TOLERANCE[dtype])
+
+
+def random_step(optimizer, parameters, rows=8):
+    for parameter in parameters:
+        touched = torch.randperm(len(parameter))[:rows].sort()[0]
+        parameter.grad = sparse(parameter, touched, torch.randn(rows, *parameter.shape[1:]).to(parameter.dtype))
+    optimizer.step()
+
+
+def snapshot(optimizer):
+    return copy.deepcopy(optimizer.state_dict())
+
+
+def assert_same_state(a, b):
+    assert a.keys() == b.keys()
+    for number in a["state"]:
+        assert a["state"][number].keys() == b["state"][number].keys()
+        for name, value in a["state"][number].items():
+            assert torch.equal(value, b["state"][number][name]), name
+            assert value.dtype is b["state"][number][name].dtype
+    assert a["param_groups"] == b["param_groups"]
+
+
+# --- operators against their twins ----------------------------------------------------------------------------------
+
+
+def adam_arguments(shape, dtype, state_dtype, decays):
+    rows = torch.randperm(shape[0])[: shape[0] // 2 + 1].sort()[0]
+    return [
+        torch.randn(shape).to(dtype),
+        torch.randn(shape).to(state_dtype),
+        torch.rand(shape).to(state_dtype),
+        rows,
+        torch.randn(len(rows), *shape[1:]).to(dtype),
+        torch.rand(len(rows), 3, dtype=torch.float64) if decays else None,
+        *(0.1, 0.9, 0.999, 1e-8, 0.2, 0.5, 0.25),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (300, 33), (64, 128), (50,), (10, 0)])
+@pytest.mark.parametrize("decays", [False, True])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_adam_equals_reference(simd_level, threads, dtype, shape, decays, decoupled):
+    wide = torch.float32 if dtype is torch.bfloat16 else dtype
+    ours = adam_arguments(shape, dtype, wide, decays)
+    theirs = [a.clone().to(wide if a.is_floating_point() else a.dtype) if torch.is_tensor(a) else a for a in ours]
+    ops.row_sparse_adam_(*ours, decoupled, True)
+    twins.row_sparse_adam_(*theirs, decoupled, True)
+    assert_close(ours[1], theirs[1].to(wide), wide)
+    assert_close(ours[2], theirs[2].to(wide), wide)
+    if dtype is torch.bfloat16:
+        torch.testing.assert_close(ours[0].float(), theirs[0], rtol=2**-8, atol=1e-6)
+    else:
+        assert_close(ours[0], theirs[0], dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_and_adagrad_equal_reference(simd_level, threads, dtype, momentum, nesterov):
+    parameter, state = torch.randn(100, 33, dtype=dtype), torch.rand(100, 33, dtype=dtype)
+    rows = torch.randperm(100)[:70].sort()[0]
+    gradient = torch.randn(70, 33, dtype=dtype)
+    results = []
+    for module in (ops, twins):
+        p, b, q, s = parameter.clone(), state.clone(), parameter.clone(), state.clone()
+        module.row_sparse_sgd_(p, b if momentum else None, rows, gradient, 0.1, 0.9, 0.2, 0.3, nesterov, True)
+        module.row_sparse_adagrad_(q, s, rows, gradient, 0.1, 1e-8, 0.3, True)
+        results.append((p, b, q, s))
+    for ours, theirs in zip(*results):
+        assert_close(ours, theirs, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_do_not_depend_on_threads(dtype):
+    arguments = adam_arguments((3000, 64), dtype, torch.float32, True)
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 5, 8, 8):
+        torch.set_num_threads(threads)
+        copies = [a.clone() if torch.is_tensor(a) else a for a in arguments]
+        ops.row_sparse_adam_(*copies, False, False)
+        results.append(copies[:3])
+    torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(0, 3), (1, 3), (1000, 33), (300,), (20, 0)])
+def test_coalesce_rows_equals_reference(simd_level, threads, dtype, shape):
+    rows = torch.randint(0, 70, shape[:1]) * 5_000_000_000  # more bits than one pass of the sort takes
+    values = torch.randn(shape).to(dtype)
+    unique, sums = ops.coalesce_rows(rows, values)
+    expected_unique, expected = twins.coalesce_rows(rows, values.double())
+    assert torch.equal(unique, expected_unique)
+    assert sums.dtype is dtype
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2**-7}[dtype]
+    torch.testing.assert_close(sums.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_coalesce_rows_is_deterministic():
+    rows, values = torch.randint(0, 50, (5000,)), torch.randn(5000, 17)
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(ops.coalesce_rows(rows, values))
+    torch.set_num_threads(before)
+    assert all(torch.equal(r[0], results[0][0]) and torch.equal(r[1], results[0][1]) for r in results)
+
+
+def test_operators_raise_versions():
+    for arguments, op in [
+        ([*adam_arguments((9, 3), torch.float32, torch.float32, False), False, False], ops.row_sparse_adam_),
+        ([torch.rand(9, 3), torch.rand(9, 3), torch.tensor([2]), torch.rand(1, 3), 0.1, 0.9, 0.0, 0.0, False, False],
+         ops.row_sparse_sgd_),
+        ([torch.rand(9, 3), torch.rand(9, 3), torch.tensor([2]), torch.rand(1, 3), 0.1, 1e-8, 0.0, False],
+         ops.row_sparse_adagrad_),
+    ]:  # fmt: skip
+        before = arguments[0]._version, arguments[1]._version
+        op(*arguments)
+        assert arguments[0]._version > before[0]
+        assert arguments[1]._version > before[1]
+
+
+def test_opcheck():
+    arguments = adam_arguments((9, 3), torch.float32, torch.float32, True)
+    torch.library.opcheck(torch.ops.torch_lsh.row_sparse_adam_, (*arguments, True, False))
+    rows, gradient = torch.tensor([1, 4]), torch.randn(2, 3)
+    p, s = torch.randn(9, 3), torch.rand(9, 3)
+    torch.library.opcheck(torch.ops.torch_lsh.row_sparse_sgd_, (p, s, rows, gradient, 0.1, 0.9, 0.0, 0.0, False, False))
+    torch.library.opcheck(torch.ops.torch_lsh.row_sparse_adagrad_, (p, s, rows, gradient, 0.1, 1e-8, 0.0, False))
+    torch.library.opcheck(torch.ops.torch_lsh.coalesce_rows, (torch.tensor([4, 1, 4]), torch.randn(3, 2)))
+
+
+def test_what_is_asked_of_lists_of_rows():
+    for rows, increasing in (([], True), ([5], True), ([-3, 0, 2**62], True), ([1, 2, 2], False), ([1, 3, 2], False)):
+        assert ops.is_increasing(torch.tensor(rows, dtype=torch.int64)) is increasing
+    for rows, below, within in (([], 0, True), ([0, 4], 5, True), ([0, 4], 4, False), ([-1, 4], 5, False)):
+        assert ops.is_increasing(torch.tensor(rows, dtype=torch.int64), below=below) is within
+    numbers = torch.randint(-(2**62), 2**62, (7, 13))
+    assert ops.extremes(numbers) == tuple(int(number) for number in numbers.aminmax())
+    assert ops.extremes(numbers[:1, :1]) == (int(numbers[0, 0]),) * 2
+    with pytest.raises(RuntimeError, match="rows has dtype Int; wanted Long"):
+        ops.is_increasing(torch.zeros(3, dtype=torch.int32))
+    assert ops.extremes(numbers[::2, 3:].T) == tuple(int(number) for number in numbers[::2, 3:].aminmax())
+    assert ops.extremes(numbers[:0]) == (0, 0)
+    with pytest.raises(RuntimeError, match="numbers has shape"):
+        torch.ops.torch_lsh.extremes(torch.empty(0, dtype=torch.int64))
+    with pytest.raises(RuntimeError, match="numbers is not contiguous"):
+        torch.ops.torch_lsh.extremes(numbers.T)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, torch.randn(10, 6)[:, ::2], "parameter is not contiguous"),
+        (0, torch.randn(2, 3, 4), "parameter has shape"),
+        (0, torch.randn(10, 3).half(), "parameter has dtype Half"),
+        (1, torch.zeros(9, 3), r"first has shape \[9, 3\]; wanted 10"),
+        (2, torch.zeros(10, 3, dtype=torch.float64), "second has dtype Double; wanted Float"),
+        (3, torch.tensor([1, 10]), r"rows\[1\] is 10; wanted 0 to 9"),
+        (3, torch.tensor([-1, 1]), r"rows\[0\] is -1"),
+        (3, torch.tensor([2, 2]), r"rows\[1\] is 2 after 2; wanted strictly increasing"),
+        (3, torch.tensor([2, 1]), r"rows\[1\] is 1 after 2"),
+        (3, torch.tensor([1, 2], dtype=torch.int32), "rows has dtype Int; wanted Long"),
+        (4, torch.randn(3, 3), "gradient has shape"),
+        (4, torch.randn(2, 4), "gradient has shape"),
+        (4, torch.randn(2, 3).double(), "gradient has dtype Double"),
+        (5, torch.ones(2, 2, dtype=torch.float64), "decays has shape"),
+        (5, torch.ones(2, 3), "decays has dtype Float; wanted Double"),
+    ],
+)
+def test_adam_names_the_bad_argument_and_changes_nothing(place, value, message):
+    arguments = [torch.randn(10, 3), torch.zeros(10, 3), torch.zeros(10, 3), torch.tensor([1, 2]), torch.randn(2, 3)]
+    arguments += [None, 0.1, 0.9, 0.999, 1e-8, 0.0, 0.1, 0.1, False, False]
+    arguments[place] = value
+    before = [a.clone() for a in arguments[:3]]
+    with pytest.raises(RuntimeError, match=message):
+        ops.row_sparse_adam_(*arguments)
+    assert all(torch.equal(a, b) for a, b in zip(arguments[:3], before))
+
+
+# --- optimizers against torch.optim ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ours", "theirs", "options"), PAIRS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(N, D), (N,), (N, 2, 3)])
+def test_all_rows_equal_the_dense_step(ours, theirs, options, dtype, shape):
+    a = nn.Parameter(torch.randn(shape, dtype=dtype))
+    b = nn.Parameter(a.detach().clone())
+    mine, oracle = ours([a], lr=0.05, **options), theirs([b], lr=0.05, **options)
+    for _ in range(7):
+        b.grad = torch.randn(shape, dtype=dtype)
+        a.grad = row_sparse_of(b.grad)
+        mine.step()
+        oracle.step()
+        assert_close(a.detach(), b.detach(), dtype)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "options"), PAIRS)
+def test_switching_between_dense_and_row_sparse_keeps_the_state(ours, theirs, options):
+    a, b = nn.Parameter(torch.randn(N, D)), nn.Parameter(torch.zeros(N, D))
+    b.data.copy_(a)
+    mine, oracle = ours([a], lr=0.05, **options), theirs([b], lr=0.05, **options)
+    for step in range(8):
+        b.grad = torch.randn(N, D)
+        a.grad = row_sparse_of(b.grad) if step % 3 else b.grad.clone()
+        mine.step()
+        oracle.step()
+        assert_close(a.detach(), b.detach())
+
+
+def test_lazy_steps_equal_sparse_adam():
+    a = nn.Parameter(torch.randn(N, D))
+    b = nn.Parameter(a.detach().clone())
+    mine, oracle = optim.Adam([a], lr=0.05), torch.optim.SparseAdam([b], lr=0.05)
+    for _ in range(10):
+        rows = torch.randint(0, N, (9,))  # with repetition
+        a.grad = sparse(a, rows, torch.randn(9, D))
+        b.grad = a.grad.clone()
+        mine.step()
+        oracle.step()
+        assert_close(a.detach(), b.detach())
+
+
+@pytest.mark.parametrize(("ours", "options"), OURS)
+def test_other_rows_do_not_move(ours, options):
+    weight = nn.Parameter(torch.randn(N, D))
+    optimizer = ours([weight], lr=0.1, **options)
+    before = weight.detach().clone()
+    weight.grad = sparse(weight, [3, 30], torch.randn(2, D))
+    optimizer.step()
+    changed = (weight.detach() != before).any(1).nonzero().squeeze(1)
+    assert changed.tolist() == [3, 30]
+
+
+@pytest.mark.parametrize(("ours", "options"), OURS)
+def test_empty_gradients_and_zero_grad(ours, options):
+    weight = nn.Parameter(torch.randn(N, D))
+    optimizer = ours([weight], lr=0.1, **options)
+    before = weight.detach().clone()
+    weight.grad = sparse(weight, torch.empty(0, dtype=torch.int64), torch.empty(0, D))
+    optimizer.step()
+    assert torch.equal(weight, before)
+    random_step(optimizer, [weight])
+    optimizer.zero_grad(set_to_none=False)
+    assert weight.grad._nnz() == 0
+    optimizer.step()
+    optimizer.zero_grad()
+    assert weight.grad is None
+    optimizer.step()
+
+
+def test_accumulated_gradients_are_summed_first():
+    table = nn.Embedding(N, D, sparse=True)
+    twin = copy.deepcopy(table)
+    twin.sparse = False
+    mine, oracle = optim.Adagrad(table.parameters(), lr=0.1), torch.optim.Adagrad(twin.parameters(), lr=0.1)
+    for _ in range(3):
+        for model in (table, twin):
+            model(torch.tensor([1, 5, 5, 7])).square().sum().backward()
+            model(torch.tensor([7, 1])).sum().backward()
+        assert table.weight.grad.is_sparse
+        mine.step()
+        oracle.step()
+        mine.zero_grad()
+        oracle.zero_grad()
+        assert_close(table.weight.detach(), twin.weight.detach())
+
+
+def test_row_sparse_plus_dense_is_a_dense_step():
+    weight = nn.Parameter(torch.randn(N, D))
+    twin = nn.Parameter(weight.detach().clone())
+    mine, oracle = optim.Adam([weight], lr=0.1), torch.optim.Adam([twin], lr=0.1)
+    (torch.nn.functional.embedding(torch.tensor([1, 4]), weight, sparse=True).sum() + weight.square().sum()).backward()
+    (torch.nn.functional.embedding(torch.tensor([1, 4]), twin).sum() + twin.square().sum()).backward()
+    assert not weight.grad.is_sparse
+    mine.step()
+    oracle.step()
+    assert_close(weight.detach(), twin.detach())
+
+
+def test_groups_schedulers_and_closure():
+    a, b, c = (nn.Parameter(torch.randn(N, D)) for _ in range(3))
+    twins = [nn.Parameter(p.detach().clone()) for p in (a, b, c)]
+    mine = optim.AdamW([{"params": [a, b], "lr": 0.2}, {"params": [c], "weight_decay": 0.5}], lr=torch.tensor(0.01))
+    oracle = torch.optim.AdamW(
+        [{"params": twins[:2], "lr": 0.2}, {"params": twins[2:], "weight_decay": 0.5}], lr=torch.tensor(0.01)
+    )
+    schedulers = [torch.optim.lr_scheduler.StepLR(o, 2, 0.5) for o in (mine, oracle)]
+    for _ in range(6):
+
+        def closure():
+            for index, (parameter, twin) in enumerate(zip((a, b, c), twins)):
+                twin.grad = torch.randn(N, D)
+                parameter.grad = twin.grad.clone() if index == 1 else row_sparse_of(twin.grad)
+            return torch.tensor(3.5)
+
+        assert mine.step(closure) == 3.5
+        oracle.step()
+        for scheduler in schedulers:
+            scheduler.step()
+        for parameter, twin in zip((a, b, c), twins):
+            assert_close(parameter.detach(), twin.detach())
+    assert mine.param_groups[0]["lr"] == pytest.approx(0.2 / 8)
+
+
+def test_hooks_run_once_per_step():
+    torch.optim.Adam([nn.Parameter(torch.zeros(1))])  # PyTorch wraps the step of a class at its first instance
+    weight, bias = nn.Parameter(torch.zeros(N, D)), nn.Parameter(torch.zeros(N))
+    optimizer = optim.Adam([weight, bias])
+    calls = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    bias.grad = torch.ones(N)
+    random_step(optimizer, [weight])
+    assert calls == ["before", "after"]
+
+
+# --- dense steps ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ours", "theirs", "options"), PAIRS)
+def test_dense_step_with_strided_gradients(ours, theirs, options):
+    """PyTorch's fused steps read a gradient's memory as if it were contiguous."""
+    a = nn.Parameter(torch.randn(6, 4))
+    b = nn.Parameter(a.detach().clone())
+    mine, oracle = ours([a], lr=0.1, **options), theirs([b], lr=0.1, fused=False, **options)
+    for _ in range(3):
+        a.grad = torch.randn(4, 6).T
+        b.grad = a.grad.clone()
+        mine.step()
+        oracle.step()
+        assert_close(a.detach(), b.detach())
+
+
+def test_fused_is_chosen_where_it_can_run_and_nowhere_else():
+    contiguous, strided = nn.Parameter(torch.zeros(3, 2)), nn.Parameter(torch.zeros(2, 3).T)
+    for optimizer, parameter, expected in [
+        (optim.Adam([contiguous]), contiguous, True),
+        (optim.Adam([contiguous], foreach=True), contiguous, False),
+        (optim.Adam([contiguous], fused=False), contiguous, False),
+        (optim.Adam([strided]), strided, False),
+    ]:
+        parameter.grad = torch.ones_like(parameter)
+        assert optimizer._can_fuse(optimizer.param_groups[0], [parameter]) is expected
+        optimizer.step()
+        assert not optimizer.param_groups[0]["fused"]
+
+
+def test_momentum_of_a_parameter_that_joins_later():
+    a, b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+    optimizer = optim.SGD([a, b], lr=1.0, momentum=0.5)
+    a.grad = torch.ones(3)
+    optimizer.step()
+    b.grad = torch.ones(3)
+    optimizer.step()
+    assert a.tolist() == [-2.5] * 3
+    assert b.tolist() == [-1.0] * 3
+
+
+def test_grad_scaler_unscales_row_sparse_gradients():
+    weight, bias = nn.Parameter(torch.zeros(N, D)), nn.Parameter(torch.zeros(D))
+    optimizer = optim.SGD([weight, bias], lr=1.0, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.zeros(()))
+    weight.grad, bias.grad = sparse(weight, [2], torch.full((1, D), 8.0)), torch.full((D,), 8.0)
+    scaler.step(optimizer)
+    assert weight[2].tolist() == [-1.0] * D
+    assert bias.tolist() == [-1.0] * D
+
+
+# --- bfloat16 -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row_sparse_gradient", [False, True])
+@pytest.mark.parametrize("shape", [(N, D), (N,), (4, 3, 2, 2)])
+def test_bfloat16_has_float32_state(row_sparse_gradient, shape):
+    weight = nn.Parameter(torch.randn(shape).to(torch.bfloat16))
+    twin = nn.Parameter(weight.detach().float())
+    mine, oracle = optim.Adam([weight], lr=0.05), torch.optim.Adam([twin], lr=0.05)
+    for _ in range(5):
+        gradient = torch.randn(shape).to(torch.bfloat16)
+        weight.grad = row_sparse_of(gradient) if row_sparse_gradient else gradient
+        twin.grad = gradient.float()
+        twin.data.copy_(weight)
+        mine.step()
+        oracle.step()
+        assert torch.equal(weight, twin.to(torch.bfloat16)) or (weight - twin).abs().max() < 2**-6
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert mine.state[weight][name].dtype is torch.float32
+        assert_close(mine.state[weight][name], oracle.state[twin][name])
+
+
+def test_bfloat16_state_resumes_exactly():
+    weight = nn.Parameter(torch.randn(N, D).to(torch.bfloat16))
+    optimizer = optim.Adam([weight], lr=0.05, catch_up=True)
+    for _ in range(300):  # more steps than bfloat16 can count
+        random_step(optimizer, [weight], 3)
+    resumed = optim.Adam([nn.Parameter(weight.detach().clone())], lr=0.05, catch_up=True)
+    resumed.load_state_dict(snapshot(optimizer))
+    assert_same_state(resumed.state_dict(), optimizer.state_dict())
+
+
+# --- catch-up -------------------------------------------------------------------------------------------------------
+
+
+def catch_up_oracle(optimizer, weight, gradients, lr, betas, eps, weight_decay):
+    """Row by row: decay at every step, movement at steps with a gradient."""
+    w, m, v = weight.double().clone(), torch.zeros(N, D).double(), torch.zeros(N, D).double()
+    for step, (rows, values) in enumerate(gradients, 1):
+        g = torch.zeros(N, D).double().index_add_(0, rows, values.double())
+        touched = torch.zeros(N, 1, dtype=torch.bool).index_fill_(0, rows, True)
+        if optimizer is optim.AdamW:
+            w *= 1 - lr * weight_decay
+        m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g * g
+        move = lr / (1 - betas[0] ** step) * m / ((v / (1 - betas[1] ** step)).sqrt() + eps)
+        w = torch.where(touched, w - move, w)
+    return w, m, v
+
+
+@pytest.mark.parametrize("ours", [optim.Adam, optim.AdamW])
+@pytest.mark.parametrize("flush", ["flush", "dense"])
+def test_catch_up_is_the_decay_of_the_missed_steps(ours, flush):
+    weight = nn.Parameter(torch.randn(N, D, dtype=torch.float64))
+    decay = 0.5 if ours is optim.AdamW else 0.0
+    options = {"lr": 0.05, "betas": (0.8, 0.9), "eps": 1e-8, "weight_decay": decay}
+    optimizer = ours([weight], catch_up=True, **options)
+    start = weight.detach().clone()
+    gradients = []
+    for _ in range(12):
+        rows = torch.randperm(N)[:4].sort()[0]
+        gradients.append((rows, torch.randn(4, D, dtype=torch.float64)))
+        weight.grad = sparse(weight, *gradients[-1])
+        optimizer.step()
+    if flush == "dense":
+        gradients.append((torch.arange(N), torch.randn(N, D, dtype=torch.float64)))
+        weight.grad = gradients[-1][1]
+        optimizer.step()
+        assert (optimizer.state[weight]["last_step"] == 13).all()
+    else:
+        optimizer.flush()
+        optimizer.flush()  # nothing is left
+    w, m, v = catch_up_oracle(ours, start, gradients, **options)
+    assert_close(weight.detach(), w, torch.float64)
+    assert_close(optimizer.state[weight]["exp_avg"], m, torch.float64)
+    assert_close(optimizer.state[weight]["exp_avg_sq"], v, torch.float64)
+
+
+def test_catch_up_survives_the_state_of_a_plain_optimizer():
+    weight = nn.Parameter(torch.randn(N, D))
+    plain = torch.optim.Adam([weight], lr=0.1)
+    weight.grad = torch.randn(N, D)
+    plain.step()
+    optimizer = optim.Adam([weight], lr=0.1, catch_up=True)
+    optimizer.load_state_dict(plain.state_dict())
+    assert optimizer.param_groups[0]["catch_up"] is True
+    moments = optimizer.state[weight]["exp_avg"].clone()
+    weight.grad = sparse(weight, [4], torch.zeros(1, D))
+    optimizer.step()
+    weight.grad = sparse(weight, [5], torch.zeros(1, D))
+    optimizer.step()
+    assert_close(optimizer.state[weight]["exp_avg"][4], 0.9 * moments[4])
+    assert_close(optimizer.state[weight]["exp_avg"][5], 0.81 * moments[5])
+
+
+# --- state ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ours", "options"), OURS)
+def test_resumes_exactly(ours, options):
+    if ours in (optim.Adam, optim.AdamW):
+        options = {**options, "catch_up": True}
+    parameters = [nn.Parameter(torch.randn(N, D)), nn.Parameter(torch.randn(N))]
+    optimizer = ours(parameters, lr=0.1, **options)
+    for _ in range(3):
+        random_step(optimizer, parameters)
+    copies = [nn.Parameter(p.detach().clone()) for p in parameters]
+    resumed = ours(copies, lr=0.3)
+    resumed.load_state_dict(snapshot(optimizer))
+    for optimizer_, parameters_ in ((optimizer, parameters), (resumed, copies)):
+        torch.manual_seed(5)
+        for _ in range(3):
+            random_step(optimizer_, parameters_)
+    assert all(torch.equal(a, b) for a, b in zip(parameters, copies))
+    assert_same_state(resumed.state_dict(), optimizer.state_dict())
+
+
+@pytest.mark.parametrize(("ours", "theirs", "options"), PAIRS)
+def test_state_goes_to_torch_and_back(ours, theirs, options):
+    a = nn.Parameter(torch.randn(N, D))
+    b = nn.Parameter(a.detach().clone())
+    first, oracle = ours([a], lr=0.1, **options), theirs([b], lr=0.1, **options)
+
+    def both(mine, mine_is_dense):
+        b.grad = torch.randn(N, D)
+        a.grad = b.grad.clone() if mine_is_dense else row_sparse_of(b.grad)
+        mine.step()
+        oracle.step()
+        assert_close(a.detach(), b.detach())
+
+    for _ in range(2):
+        both(first, False)
+    plain = theirs([a], lr=0.9)
+    plain.load_state_dict(first.state_dict())
+    for _ in range(2):
+        both(plain, True)
+    back = ours([a], lr=0.9)
+    back.load_state_dict(plain.state_dict())
+    for _ in range(2):
+        both(back, False)
+    both(back, True)
+
+
+@pytest.mark.parametrize(("ours", "options"), OURS)
+@pytest.mark.parametrize("how", ["pickle", "deepcopy"])
+def test_copies_go_on_alike(ours, options, how):
+    weight = nn.Parameter(torch.randn(N, D))
+    optimizer = ours([weight], lr=0.1, **options)
+    random_step(optimizer, [weight])
+    twin = pickle.loads(pickle.dumps(optimizer)) if how == "pickle" else copy.deepcopy(optimizer)
+    copied = twin.param_groups[0]["params"][0]
+    assert copied is not weight
+    assert row_sparse.wants_row_sparse(copied)
+    for optimizer_, weight_ in ((optimizer, weight), (twin, copied)):
+        torch.manual_seed(5)
+        random_step(optimizer_, [weight_])
+    assert torch.equal(weight, copied)
+
+
+def test_parameter_added_later():
+    a, b = nn.Parameter(torch.randn(N, D)), nn.Parameter(torch.randn(N, D))
+    for ours in (optim.Adam, optim.AdamW, optim.SGD, optim.Adagrad):
+        optimizer = ours([a], lr=0.1)
+        optimizer.add_param_group({"params": [b], "lr": 0.2})
+        assert row_sparse.wants_row_sparse(b)
+        before = b.detach().clone()
+        random_step(optimizer, [a, b])
+        assert not torch.equal(b, before)
+
+
+def test_state_memory_is_not_touched_before_its_rows_are():
+    with open("/proc/self/statm") as file:
+        before = int(file.read().split()[1])
+    weight = nn.Parameter(torch.empty(2_000_000, 16))
+    optimizer = optim.Adam([weight], lr=0.1)
+    weight.grad = sparse(weight, [7, 1_999_999], torch.ones(2, 16))
+    optimizer.step()
+    with open("/proc/self/statm") as file:
+        after = int(file.read().split()[1])
+    assert (after - before) * 4096 < 30e6  # of 256 MB
+    assert optimizer.state[weight]["exp_avg"].data_ptr() % 64 == 0
+    assert optimizer.state[weight]["exp_avg"][8:12].abs().sum() == 0
+
+
+# --- the agreement with layers --------------------------------------------------------------------------------------
+
+
+def test_marks_what_it_can_update_for_as_long_as_it_lives():
+    weight, strided = nn.Parameter(torch.randn(N, D)), nn.Parameter(torch.randn(D, N).T)
+    half = nn.Parameter(torch.randn(N, D).half())
+    optimizer = optim.SGD([weight, strided, half], lr=0.1)
+    assert row_sparse.wants_row_sparse(weight)
+    assert not row_sparse.wants_row_sparse(strided)
+    assert not row_sparse.wants_row_sparse(half)
+    del optimizer
+    gc.collect()
+    assert not row_sparse.wants_row_sparse(weight)
+    amsgrad = optim.Adam([weight], amsgrad=True)
+    assert not row_sparse.wants_row_sparse(weight)  # so layers give it the dense gradients that it needs
+    weight.grad = torch.randn(N, D)
+    amsgrad.step()
+
+
+@pytest.mark.parametrize(("ours", "options"), OURS)
+def test_records_the_rows(ours, options):
+    weight = nn.Parameter(torch.randn(N, D))
+    changed = row_sparse.ChangedRows(weight)
+    optimizer = ours([weight], lr=0.1, **options)
+    weight.grad = sparse(weight, [9, 2, 9], torch.randn(3, D))
+    optimizer.step()
+    assert changed.take().tolist() == [2, 9]
+    weight.grad = torch.randn(N, D)
+    optimizer.step()
+    assert changed.take() is None
+
+
+def test_the_same_rows_of_weight_and_bias_are_touched_once():
+    weight, bias = torch.zeros(N, D), torch.zeros(N)
+    changed = row_sparse.ChangedRows(weight, bias)
+
+    def update(parameter, rows):
+        before = parameter._version
+        parameter[rows] += 1
+        row_sparse.record_update(parameter, rows, before)
+
+    rows = torch.tensor([2, 9])
+    update(weight, rows)
+    update(bias, rows.unsqueeze(0)[0])  # the same memory
+    assert changed.take(touches=2).tolist() == []
+    update(weight, rows)
+    update(bias, torch.tensor([2, 5]))
+    assert changed.take(touches=2).tolist() == [2, 9]
+    assert changed.take().tolist() == [5]
+    update(weight, rows)
+    rows[0] = 4
+    update(bias, rows)
+    assert changed.take().tolist() == [2, 4, 9]
+    update(weight, rows)
+    assert changed.take().tolist() == [4, 9]
+    update(bias, rows)  # after those of the weight were taken
+    assert changed.take().tolist() == [4, 9]
+    bias += 1
+    assert changed.take() is None
+    assert not changed.any()
+
+
+def test_zero_grad_takes_gradients_away_or_zeroes_them():
+    weight, bias = nn.Parameter(torch.randn(N, D)), nn.Parameter(torch.randn(N))
+    optimizer = optim.Adam([{"params": [weight]}, {"params": [bias]}])
+    for keep in (True, False):
+        weight.grad, bias.grad = sparse(weight, [1], torch.randn(1, D)), torch.randn(N)
+        optimizer.zero_grad(set_to_none=not keep)
+        if keep:
+            assert weight.grad.to_dense().count_nonzero() == 0
+            assert bias.grad.count_nonzero() == 0
+        else:
+            assert weight.grad is None
+            assert bias.grad is None
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_autograd_notices_the_step(dense):
+    weight = nn.Parameter(torch.randn(N, D))
+    optimizer = optim.SGD([weight], lr=0.1)
+    x = torch.randn(3, D, requires_grad=True)
+    product = (x @ weight.T).sum()
+    weight.grad = torch.randn(N, D) if dense else sparse(weight, [1], torch.randn(1, D))
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+@pytest.mark.parametrize(
+    ("make", "gradient", "message"),
+    [
+        (lambda p: optim.Adam([p], amsgrad=True), lambda p: row_sparse_of(p), "amsgrad=True does not work"),
+        (lambda p: optim.SGD([p], differentiable=True), lambda p: row_sparse_of(p), "differentiable=True does not"),
+        (lambda p: optim.Adam([p]), lambda p: p.to_sparse(), "wanted a dense tensor or a sparse COO tensor with one"),
+    ],
+)
+def test_unsupported_gradients_are_refused_before_anything_moves(make, gradient, message):
+    other, weight = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(N, D))
+    optimizer = make(weight)
+    optimizer.add_param_group({"params": [other]})
+    other.grad, before = torch.ones(3), other.detach().clone()
+    weight.grad = gradient(weight.detach().clone())
+    with pytest.raises(RuntimeError, match=message):
+        optimizer.step()
+    assert torch.equal(other, before)
+
+
+def test_row_out_of_range_is_refused_before_anything_moves():
+    weight, other = nn.Parameter(torch.randn(N, D)), nn.Parameter(torch.randn(3))
+    optimizer = optim.Adam([other, weight])
+    other.grad, before = torch.ones(3), other.detach().clone()
+    weight.grad = torch.sparse_coo_tensor(torch.tensor([[1, 2]]), torch.ones(2, D), (N, D), check_invariants=False)
+    weight.grad._indices()[0, 1] = N
+    with pytest.raises(RuntimeError, match=f"rows 1 to {N}; wanted 0 to {N - 1}"):
+        optimizer.step()
+    assert torch.equal(other, before)
+
+
+def test_non_finite_gradients_stay_in_their_rows():
+    weight = nn.Parameter(torch.zeros(N, D))
+    optimizer = optim.Adam([weight])
+    weight.grad = sparse(weight, [1, 5], torch.tensor([[float("nan")] * D, [1.0] * D]))
+    optimizer.step()
+    assert weight[1].isnan().all()
+    assert weight[5].isfinite().all()
+
+
+@pytest.mark.parametrize(("rows", "message"), [([3, 1], "strictly increasing"), ([2, 9], "wanted 0 to 4")])
+def test_a_gradient_that_is_wrongly_marked_as_coalesced_is_refused(rows, message):
+    weight = torch.nn.Parameter(torch.zeros(5, 2))
+    weight.grad = torch.sparse_coo_tensor(
+        torch.tensor([rows]), torch.ones(2, 2), (5, 2), is_coalesced=True, check_invariants=False
+    )
+    with pytest.raises(RuntimeError, match=message):
+        optim.Adam([weight]).step()
+    assert torch.equal(weight.detach(), torch.zeros(5, 2))
+
+
+def test_moment_dtype_of_a_group_is_checked():
+    group = {"params": [torch.nn.Parameter(torch.zeros(3))], "moment_dtype": torch.float16}
+    with pytest.raises(ValueError, match=r"moment_dtype is torch\.float16; wanted"):
+        optim.Adam([group])

@@ -1,0 +1,285 @@
+"""The HTTP server, as a process of its own: requests of every kind, limits, stopping under load."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import http.client
+import importlib.util
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from torch_lsh.models import TextClassifier
+
+if importlib.util.find_spec("starlette") is None or importlib.util.find_spec("uvicorn") is None:
+    pytest.skip("starlette and uvicorn are not here", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.set_num_threads(1)
+    texts = ["a fine film", "good fun", "dull and long", "a bad film"] * 10
+    model = TextClassifier().fit(texts, ["pos", "pos", "neg", "neg"] * 10)
+    model.path = tmp_path_factory.mktemp("model") / "model"
+    model.save(model.path)
+    return model
+
+
+class Process:
+    """`python -m torch_lsh serve` on a free port."""
+
+    def __init__(self, path, *options):
+        command = [sys.executable, "-m", "torch_lsh", "--threads", "1", "serve", str(path), "--port", "0", *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        assert line.startswith("serving on http://127.0.0.1:"), self.process.stderr.read()
+        self.port = int(line.rsplit(":", 1)[1])
+
+    def request(self, method, path, body=None, headers=None):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def predict(self, **content):
+        status, body = self.request("POST", "/predict", json.dumps(content))
+        return status, json.loads(body)
+
+    def stop(self, sig=signal.SIGTERM):
+        self.process.send_signal(sig)
+        _, errors = self.process.communicate(timeout=30)
+        return self.process.returncode, errors
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    server = Process(model.path, "--max-bytes", "100000", "--max-texts", "50")
+    yield server
+    server.process.kill()
+    server.process.wait()
+
+
+def test_predicts_as_the_model_does(server, model):
+    texts = ["good film", "long, bad", "", "北京 🙂"]
+    status, answer = server.predict(texts=texts, k=2)
+    assert status == 200
+    labels, probabilities = model.top_k(texts, 2)
+    assert [p["labels"] for p in answer["predictions"]] == labels.tolist()
+    np.testing.assert_allclose([p["probabilities"] for p in answer["predictions"]], probabilities, rtol=1e-5)
+    status, answer = server.predict(text="good film")
+    assert (status, answer["predictions"][0]["labels"]) == (200, ["pos"])
+
+
+def test_health_and_metrics(server):
+    assert server.request("GET", "/health") == (200, b'{"status":"ok"}')
+
+    def metrics():
+        status, body = server.request("GET", "/metrics")
+        assert status == 200
+        lines = [line.rsplit(" ", 1) for line in body.decode().splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in lines}
+
+    server.predict(texts=["a"])
+    before = metrics()
+    assert server.predict(texts=["a", "b", "c"])[0] == 200
+    assert server.predict(texts=[])[0] == 400
+    after = metrics()
+    assert after["torch_lsh_texts_total"] - before["torch_lsh_texts_total"] == 3
+    ok, refused = 'torch_lsh_responses_total{status="200"}', 'torch_lsh_responses_total{status="400"}'
+    assert after[ok] - before[ok] == 1
+    assert after[refused] - before.get(refused, 0) == 1
+    assert after["torch_lsh_request_seconds_count"] - before["torch_lsh_request_seconds_count"] == 2
+    assert after['torch_lsh_request_seconds_bucket{le="+Inf"}'] == after["torch_lsh_request_seconds_count"]
+    assert after["torch_lsh_waiting_texts"] == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"", 400, "not JSON"),
+        (b"{", 400, "not JSON"),
+        (b"\xff\xfe", 400, "not JSON"),
+        (b"[" * 50_000, 400, "not JSON"),
+        (b"[]", 400, "neither or both"),
+        (b"{}", 400, "neither or both"),
+        (b'{"text": "a", "texts": ["a"]}', 400, "neither or both"),
+        (b'{"text": 3}', 400, "must be a string"),
+        (b'{"text": null}', 400, "must be a string"),
+        (b'{"texts": "a"}', 400, "must be a string"),
+        (b'{"texts": []}', 400, "at least one string"),
+        (b'{"texts": ["a", 1]}', 400, "must be a string"),
+        (b'{"text": "a", "k": 0}', 400, "is 0; wanted a whole number from 1 to 2"),
+        (b'{"text": "a", "k": 3}', 400, "is 3"),
+        (b'{"text": "a", "k": true}', 400, "is True"),
+        (b'{"text": "a", "top": 1}', 400, "has top"),
+        (json.dumps({"texts": ["a"] * 51}).encode(), 413, "there are 51 texts; wanted at most 50"),
+        (json.dumps({"text": "a" * 100_000}).encode(), 413, "larger than 100000 bytes"),
+    ],
+)
+def test_malformed_and_oversized_requests(server, body, status, words):
+    found, answer = server.request("POST", "/predict", body)
+    assert found == status
+    assert words in json.loads(answer)["error"]
+    assert server.predict(text="good")[0] == 200
+
+
+def test_lone_surrogates_are_text(server):
+    status, _ = server.request("POST", "/predict", b'{"text": "good \\ud800"}')
+    assert status == 200
+
+
+def test_an_oversized_body_without_a_length(server):
+    status, _ = server.request("POST", "/predict", iter([b"x" * 10_000] * 20))  # in chunks
+    assert status == 413
+
+
+def test_an_announced_length_is_refused_before_the_body_comes(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999999\r\n\r\n{")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/predict", 405), ("GET", "/", 404), ("POST", "/health", 405)]
+)
+def test_other_paths_and_methods(server, method, path, status):
+    assert server.request(method, path)[0] == status
+
+
+@pytest.mark.parametrize("noise", [b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"G" * 100_000 + b"\r\n\r\n"])
+def test_what_is_not_http(server, noise):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        try:
+            connection.sendall(noise)
+            assert connection.recv(100)[:10] in (b"HTTP/1.1 4", b"")
+        except ConnectionError:
+            pass
+    assert server.predict(text="good")[0] == 200
+
+
+def test_clients_that_go_away(server):
+    for _ in range(20):
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        body = json.dumps({"texts": ["good film"] * 50}).encode()
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:-5])
+        connection.close()
+    assert server.predict(text="good")[0] == 200
+
+
+def test_concurrent_requests_get_their_own_answers(server):
+    texts = ["good fun", "bad film", "dull", "a fine film"]
+    wanted = {text: server.predict(text=text)[1] for text in texts}
+
+    def ask(i):
+        return server.predict(text=texts[i % 4]) == (200, wanted[texts[i % 4]])
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(400)))
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_under_load_loses_no_accepted_request(model, sig):
+    server = Process(model.path)
+    text = "a fine and long film " * 2000
+    stopping = threading.Event()
+    results = []
+
+    def client():
+        while True:
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            try:
+                connection.connect()
+            except OSError:  # no more connections are taken
+                results.append("refused" if stopping.is_set() else "lost")
+                return
+            try:
+                connection.request("POST", "/predict", json.dumps({"texts": [text, "good"]}))
+                status = connection.getresponse().status
+                results.append(status)
+            except (http.client.HTTPException, OSError):
+                # In the listener's queue when it was closed: the kernel connected, the server never accepted.
+                results.append("reset" if stopping.is_set() else "lost")
+                return
+            finally:
+                connection.close()
+
+    threads = [threading.Thread(target=client) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.0)
+    accepted_before = len(results)
+    # What these have sent entirely, half a second before the signal, the server has accepted.
+    in_flight = []
+    body = json.dumps({"texts": [text] * 4}).encode()
+    for _ in range(8):
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        in_flight.append(connection)
+    time.sleep(0.05)
+    stopping.set()
+    code, errors = server.stop(sig)
+    for connection in in_flight:
+        assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        connection.close()
+    for thread in threads:
+        thread.join(30)
+    assert accepted_before > 0
+    assert "lost" not in results
+    assert {result for result in results if isinstance(result, int)} == {200}
+    assert "Traceback" not in errors
+    assert code in (0, -sig, 128 + sig, 130)
+
+
+def test_refuses_beyond_what_may_wait(model):
+    import asyncio
+
+    from torch_lsh.text.server import Batcher, RequestError
+
+    async def run():
+        batcher = Batcher(model, max_batch=4, max_waiting=6)
+        first = [asyncio.ensure_future(batcher.predict(["good", "bad"], 1)) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(RequestError, match="6 texts are waiting already") as refused:
+            await batcher.predict(["good"], 1)
+        assert refused.value.status == 503
+        task = asyncio.create_task(batcher.run())
+        batcher.stop()
+        answers = await asyncio.gather(*first)  # stopped, yet those before are answered
+        await task
+        assert [p["labels"] for p in answers[2]] == [["pos"], ["neg"]]
+        assert batcher.batches == 2
+        assert batcher.waiting == 0
+
+    asyncio.run(run())
+
+
+def test_a_model_that_fails_does_not_stop_the_server():
+    import asyncio
+
+    from torch_lsh.text.server import Batcher
+
+    class Broken:
+        def top_k(self, texts, k):
+            raise ValueError("broken")
+
+    async def run():
+        batcher = Batcher(Broken(), 4, 10)
+        task = asyncio.create_task(batcher.run())
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="the prediction failed: broken"):
+                await batcher.predict(["a"], 1)
+        batcher.stop()
+        await task
+
+    asyncio.run(run())

@@ -1,0 +1,185 @@
+"""LearnedPartition: one table whose buckets, and the way to them, are learned from rows and queries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import ops
+from .base import HashFamily
+
+_COARSE_STEPS, _FINE_STEPS = 8, 6  # of k-means
+_ROUTING_STEPS = 40
+_LEARNING_RATE = 0.015  # of Adam, in units of the root mean square of the centers
+_SHARPNESS = 4.0  # of the softmax over buckets before it is learned: logits have this standard deviation
+
+
+class LearnedPartition(HashFamily):
+    """The nearest of ``2**K`` centers, for rows; for queries the buckets where their best rows were.
+
+    Two things are learned. :meth:`fit` makes the centers from a sample of rows by k-means in two levels, so that a row
+    is compared with about ``2 * 2**(K / 2)`` of them. :meth:`fit_queries` makes a linear classifier that tells for a
+    query in which buckets its highest-scoring rows are, trained by the cross-entropy between its softmax over the
+    buckets and where the true top rows of sampled queries are: it pulls a query towards the buckets of the rows that
+    score high and pushes it away from those of all others. Before that, or without queries, the score of a bucket is
+    the inner product with its center.
+
+    So rows and queries have hash functions of their own, unlike in the families that compare angles: :meth:`codes` is
+    for rows and :meth:`probes` for queries. There is one table.
+
+    Args:
+        in_features: width of the vectors.
+        hashes_per_table: K, bits of the code.
+        num_tables: 1.
+        seed: of the rows that k-means begins with.
+
+    References:
+        Chen et al., "MONGOOSE: A Learnable LSH Framework for Efficient Neural Network Training", ICLR 2021 (hash
+        functions trained from pairs of a query and rows that score high or low, on the fly); Dong et al., "Learning
+        Space Partitions for Nearest Neighbor Search", ICLR 2020; Vecchiato et al., "A Learning-to-Rank Formulation of
+        Clustering-Based Approximate Nearest Neighbor Search", SIGIR 2024 (queries routed by a learned linear map).
+
+    >>> rows = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+    >>> family = LearnedPartition(8, hashes_per_table=4)
+    >>> family.fit(rows)
+    >>> family.codes(rows).shape, int(family.codes(rows).max()) < 16
+    (torch.Size([500, 1]), True)
+    """
+
+    bits_per_hash = 1
+
+    def __init__(self, in_features: int, hashes_per_table: int, num_tables: int = 1, seed: int = 0) -> None:
+        super().__init__(in_features, hashes_per_table, num_tables, seed)
+        if num_tables != 1:
+            raise ValueError(f"num_tables is {num_tables}; a learned partition is one table")
+        if hashes_per_table > 20:
+            raise ValueError(f"hashes_per_table is {hashes_per_table}; wanted at most 20: 2**20 centers")
+        buckets, groups = self.num_buckets, 1 << hashes_per_table // 2
+        self.coarse = torch.zeros(groups, in_features, dtype=torch.float32)
+        self.first = torch.arange(groups + 1) * (buckets // groups)
+        self.centers = torch.zeros(buckets, in_features, dtype=torch.float32)
+        self.directions, self.offsets = self.centers, torch.zeros(buckets, dtype=torch.float32)
+
+    @property
+    def num_buckets(self) -> int:
+        return 1 << self.hashes_per_table
+
+    @torch.no_grad()
+    def fit(self, rows: Tensor) -> None:
+        """Makes the centers from a sample of rows ``[n, in_features]`` float32; non-finite ones are left out."""
+        self._check(rows)
+        rows = rows[rows.isfinite().all(1)]
+        if len(rows) == 0:
+            rows = torch.zeros(1, self.in_features, dtype=torch.float32)
+        generator = torch.Generator().manual_seed(self.seed)
+        groups, buckets = len(self.coarse), self.num_buckets
+        self.coarse = _k_means(rows, groups, _COARSE_STEPS, generator)
+        group = _nearest(rows, self.coarse)
+        sizes = group.bincount(minlength=groups)
+        # A center for each group, and the others in proportion to the rows.
+        shares = (buckets - groups) * sizes.double() / len(rows)
+        count = shares.long()
+        count[(shares - count).argsort(descending=True, stable=True)[: buckets - groups - int(count.sum())]] += 1
+        self.first = torch.cat([count.new_zeros(1), (count + 1).cumsum(0)])
+        members = group.argsort(stable=True).split(sizes.tolist())
+        parts = []
+        for number, some in enumerate(members):
+            wanted = int(count[number]) + 1
+            of_group = rows[some] if len(some) > 0 else self.coarse[number : number + 1]
+            parts.append(_k_means(of_group, wanted, _FINE_STEPS, generator))
+        self.centers = torch.cat(parts)
+        self.directions, self.offsets = self.centers, torch.zeros(buckets, dtype=torch.float32)
+
+    @torch.no_grad()
+    def fit_queries(self, queries: Tensor, buckets: Tensor, offsets: Tensor | None = None) -> None:
+        """Trains the way to the buckets.
+
+        Args:
+            queries: ``[Q, in_features]`` float32, finite.
+            buckets: ``[Q, k]`` int64: the codes of the k rows that score highest for each query.
+            offsets: ``[2**K]`` float32: what is added to the score of each bucket, before it is learned.
+        """
+        self._check(queries)
+        if buckets.dim() != 2 or len(buckets) != len(queries) or buckets.shape[1] < 1:
+            raise ValueError(f"buckets has shape {list(buckets.shape)}; wanted [{len(queries)}, k]")
+        start = torch.zeros(self.num_buckets, dtype=torch.float32) if offsets is None else offsets
+        # One matrix: directions, and the offset as the product with a constant 1.
+        weights = torch.cat([self.centers, start.unsqueeze(1)], 1)
+        queries = torch.cat([queries, queries.new_ones(len(queries), 1)], 1)
+        target = torch.zeros(len(queries), self.num_buckets, dtype=torch.float32)
+        target.scatter_add_(1, buckets, torch.full(buckets.shape, 1 / buckets.shape[1], dtype=torch.float32))
+        scores = ops.product(queries, weights.T)
+        sharpness = _SHARPNESS / scores.std().clamp(min=1e-6)
+        step = _LEARNING_RATE * self.centers.square().mean().sqrt()
+        mean, square = torch.zeros_like(weights), torch.zeros_like(weights)
+        for number in range(1, _ROUTING_STEPS + 1):
+            difference = torch.softmax(scores * sharpness, 1) - target
+            gradient = ops.product(difference.T, queries) / len(queries)
+            mean.lerp_(gradient, 0.1)
+            square.lerp_(gradient.square_(), 0.001)
+            correction = (1 - 0.999**number) ** 0.5 / (1 - 0.9**number)
+            weights.addcdiv_(mean, square.sqrt().add_(1e-12), value=float(-step * correction))
+            scores = ops.product(queries, weights.T)
+        self.directions, self.offsets = weights[:, :-1].contiguous(), weights[:, -1].contiguous()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was learned (not copied)."""
+        return {name: getattr(self, name) for name in ("coarse", "first", "centers", "directions", "offsets")}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, own in self.state_dict().items():
+            if state[name].shape != own.shape:
+                raise ValueError(f"{name} has shape {list(state[name].shape)}; wanted {list(own.shape)}")
+        for name in self.state_dict():
+            setattr(self, name, state[name].clone())
+
+    def scores(self, queries: Tensor) -> Tensor:
+        """``[n, 2**K]`` float32: how much there is to find in each bucket for queries ``[n, in_features]`` float32."""
+        return ops.product(self.directions, queries.T, self.offsets).T
+
+    def probes(self, x: Tensor, count: int) -> Tensor:
+        """The ``count`` buckets with the largest scores for each query, best first: ``[n, 1, count]`` int32."""
+        if count < 1:
+            raise ValueError(f"count is {count}; wanted at least 1")
+        self._check(x)
+        found = self.scores(x.float()).topk(min(count, self.num_buckets), dim=1).indices.int()
+        return torch.nn.functional.pad(found, (0, count - found.shape[1]), value=-1).unsqueeze(1)
+
+    def _codes_dense(self, x: Tensor) -> Tensor:
+        x = x.float()
+        group = _nearest(x, self.coarse)
+        codes = torch.empty(len(x), 1, dtype=torch.int32)
+        members = group.argsort(stable=True).split(group.bincount(minlength=len(self.coarse)).tolist())
+        for number, some in enumerate(members):
+            if len(some) > 0:
+                begin, end = self.first[number], self.first[number + 1]
+                codes[some, 0] = (begin + _nearest(x[some], self.centers[begin:end])).int()
+        return codes
+
+    def _codes_csr(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
+        raise ValueError("x is sparse; a learned partition is one of dense rows")
+
+    def collision_probability(self, similarity: Tensor) -> Tensor:
+        raise ValueError("a learned partition depends on the rows; there is no collision probability for a similarity")
+
+    @property
+    def nbytes(self) -> int:
+        return self.coarse.nbytes + self.centers.nbytes + self.directions.nbytes + self.offsets.nbytes
+
+
+def _nearest(x: Tensor, centers: Tensor) -> Tensor:
+    """The number of the nearest center of each row: ``[n]`` int64; the first among equals."""
+    # not a BLAS product, whose last bits may depend on the batch and the number of threads
+    scores = ops.product(x, centers.T)
+    return scores.sub_(centers.square().sum(1) / 2).argmax(1)
+
+
+def _k_means(x: Tensor, count: int, steps: int, generator: torch.Generator) -> Tensor:
+    """``[count, d]`` centers by Lloyd's iterations from a sample of the rows; one that is nobody's nearest stays."""
+    order = torch.randperm(len(x), generator=generator)
+    centers = x[order[torch.arange(count) % len(x)]]
+    for _ in range(steps if count > 1 else 1):
+        nearest = _nearest(x, centers)
+        used, sums = ops.coalesce_rows(nearest, x)
+        centers[used] = sums / nearest.bincount(minlength=count)[used].unsqueeze(1)
+    return centers

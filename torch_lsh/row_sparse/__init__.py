@@ -1,0 +1,1 @@
+"""What layers and optimizers agree on about parameters of which a step touches few rows."""

@@ -1,0 +1,140 @@
+"""RehashScheduler: re-hashes the LSH layers of a model, used like a learning-rate scheduler."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from ..rehash import Drift, ExponentialBackoff, RehashPolicy
+
+logger = logging.getLogger("torch_lsh")
+
+
+@runtime_checkable
+class Rehashable(Protocol):
+    """What a policy needs of a layer."""
+
+    scheduled: bool
+
+    def rehash(self, full: bool = False, touches: int = 1) -> int: ...
+
+    def drift(self, sample: int = 256, touches: int = 1, seed: int = 0) -> float: ...
+
+
+def rehash_if_due(
+    layer: Rehashable, policy: RehashPolicy, steps: int, rehashes: int, *, full: bool = False, name: str
+) -> bool:
+    """Re-hashes ``layer`` where ``policy`` says that it is time, and logs why; returns whether it did.
+
+    Args:
+        steps: training steps since the last re-hash.
+        rehashes: re-hashes so far.
+        full: whether this would be a full one.
+        name: of the layer, for the log.
+    """
+    touches = getattr(policy, "touches", 1)
+    if isinstance(policy, Drift):
+        # The draw is a function of the place in the schedule, so a run that resumes makes the same one.
+        seed = (rehashes * 1_000_003 + steps) % 2**63
+        reason = policy.reason(steps, lambda: layer.drift(policy.sample, touches, seed))
+    else:
+        interval = policy.interval(rehashes)
+        reason = f"after {steps} steps (interval: {interval})" if steps >= interval else None
+    if reason is None:
+        return False
+    rows = layer.rehash(full=full, touches=touches)
+    logger.info("re-hashed %s rows of %s, %d steps after the last time: %s", rows, name, steps, reason)
+    return True
+
+
+def _release(reference: weakref.ref[Rehashable]) -> None:
+    layer = reference()
+    if layer is not None:
+        layer.scheduled = False
+
+
+class RehashScheduler:
+    """Re-hashes the LSH layers of a model on a schedule of its own; call :meth:`step` after ``optimizer.step()``.
+
+    While it lives, the layers' own policies are off.
+
+    Args:
+        model: a module; all LSH layers in it are scheduled.
+        policy: when to re-hash; default: :class:`ExponentialBackoff`.
+        full_every: make every n-th re-hash a full one (all rows, tables rebuilt); 0: only touched rows.
+
+    >>> import torch, torch_lsh
+    >>> model = torch.nn.Sequential(torch_lsh.LSHLinear(8, 100))
+    >>> scheduler = RehashScheduler(model, FixedInterval(2))
+    >>> [scheduler.step() for _ in range(4)]
+    [False, True, False, True]
+    """
+
+    def __init__(self, model: nn.Module, policy: RehashPolicy | None = None, *, full_every: int = 0) -> None:
+        self.policy: RehashPolicy = policy if policy is not None else ExponentialBackoff()
+        if not isinstance(self.policy, RehashPolicy):
+            raise TypeError(f"policy is {policy!r}; wanted an object with interval(rehashes) -> steps")
+        if full_every < 0:
+            raise ValueError(f"full_every is {full_every}; wanted 0 or more")
+        self.full_every = full_every
+        self._model = model
+        names = [name for name, _ in self._layers()]
+        if not names:
+            raise ValueError("model has no LSH layer; swap layers in with torch_lsh.sparsify_(model)")
+        self._since_rehash = dict.fromkeys(names, 0)
+        self._rehashes = dict.fromkeys(names, 0)
+        for _, layer in self._layers():
+            layer.scheduled = True
+            weakref.finalize(self, _release, weakref.ref(layer))
+
+    def _layers(self) -> Iterator[tuple[str, Rehashable]]:
+        return ((name, module) for name, module in self._model.named_modules() if isinstance(module, Rehashable))
+
+    def step(self) -> bool:
+        """Counts one training step and re-hashes the layers for which it is time; returns whether there were any."""
+        rehashed = False
+        for name, layer in self._layers():
+            layer.scheduled = True  # a scheduler before this one may have given it back meanwhile
+            steps, rehashes = self._since_rehash.get(name, 0) + 1, self._rehashes.get(name, 0)
+            full = self.full_every > 0 and (rehashes + 1) % self.full_every == 0
+            due = rehash_if_due(layer, self.policy, steps, rehashes, full=full, name=name or type(layer).__name__)
+            self._since_rehash[name] = 0 if due else steps
+            self._rehashes[name] = rehashes + due
+            rehashed |= due
+        return rehashed
+
+    def detach(self) -> None:
+        """Gives the schedule back to the layers' own policies."""
+        for _, layer in self._layers():
+            layer.scheduled = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of each layer in the schedule, by name. The policy itself belongs to the constructor.
+
+        Which rows were touched since the last re-hash is in the tables, which belong to no ``state_dict``: a run that
+        is to resume exactly makes a full re-hash when it saves and when it loads
+        (:meth:`torch_lsh.LSHLinear.sampler_state`).
+        """
+        return {"since_rehash": dict(self._since_rehash), "rehashes": dict(self._rehashes)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a position.
+
+        Raises:
+            KeyError, ValueError: it is not one, or that of a model with other LSH layers; nothing changes then.
+        """
+        loaded = []
+        for key in ("since_rehash", "rehashes"):
+            position = state_dict[key]
+            if isinstance(position, int):  # of a version that counted for all layers together
+                position = dict.fromkeys(self._since_rehash, position)
+            if not isinstance(position, dict) or position.keys() != self._since_rehash.keys():
+                raise ValueError(f"{key} is {position!r}; wanted a number for each of {', '.join(self._since_rehash)}")
+            if not all(isinstance(number, int) and number >= 0 for number in position.values()):
+                raise ValueError(f"{key} is {position!r}; wanted whole numbers, 0 or more")
+            loaded.append(dict(position))
+        self._since_rehash, self._rehashes = loaded

@@ -1,0 +1,235 @@
+"""What an LSH layer finds and what its parts cost: LayerStats and estimates of recall."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..config import LSHConfig
+from ..index.hash_tables import LSHIndex
+from ..index.partition import LearnedIndex
+from .active_set import choose_active_rows
+from .label_counts import LabelCounts
+
+
+class Estimate(NamedTuple):
+    """A mean over a random sample, and its standard error (NaN for a sample of one)."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, values: Tensor, population: float = math.inf) -> Estimate:
+        """From ``values`` ``[n]`` drawn without replacement from ``population`` ones: unbiased, and so is the square of
+        the error (Cochran 1977, theorems 2.1 and 2.4). A sample of everything has no error.
+
+        >>> Estimate.of(torch.tensor([1.0, 0.0]), population=2)
+        Estimate(mean=0.5, error=0.0)
+        """
+        n = len(values)
+        mean = values.double().mean().item()
+        if n < 2:
+            return cls(mean, 0.0 if n == population else math.nan)
+        return cls(mean, math.sqrt(values.double().var().item() / n * (1 - n / population)))
+
+
+def share_found(rows: Tensor, best: Tensor) -> Tensor:
+    """The share ``[Q]`` of each query's best rows ``[Q, k]`` that is among ``rows``, ``[A]`` or ``[Q, A]`` (-1: none).
+
+    >>> share_found(torch.tensor([[1, 2, -1], [7, 9, 8]]), torch.tensor([[2, 3], [8, 7]]))
+    tensor([0.5000, 1.0000])
+    """
+    if rows.dim() == 1:
+        return torch.isin(best, rows).float().mean(1)
+    if rows.shape[1] == 0:
+        return torch.zeros(len(best), dtype=torch.float32)
+    rows = rows.sort(1).values.contiguous()
+    at = torch.searchsorted(rows, best.contiguous()).clamp_(max=rows.shape[1] - 1)
+    return (rows.gather(1, at) == best).float().mean(1)
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """What an LSH layer finds and costs; see :meth:`torch_lsh.LSHLinear.stats`. What was not measured is None.
+
+    Attributes:
+        out_features: N.
+        active: rows of a step (labels that take more room aside).
+        k, queries: recall is that of the ``k`` best rows, measured on so many queries.
+        recall: the share of a query's ``k`` best rows that are active in a training step on the inputs, as an estimate
+            of the mean over all inputs.
+        lookup_recall: that among the rows that a look-up finds for the query alone, where it may return as many as
+            are active.
+        candidates: rows that such a look-up finds.
+        tables, hashes_per_table, buckets, bucket_size: L, K, buckets per table, rows that a bucket holds at most.
+        load_mean, load_max: rows that belong to a bucket, whether they fit or not.
+        empty, overflowing: shares of the buckets to which no row belongs, or more than fit.
+        stale_rows: rows that changed since they were last hashed.
+        rehashes, since_rehash: re-hashes so far, and training steps since the last one.
+        index_bytes: of the tables and hash functions.
+        milliseconds: per call of each part ("look-up", "choosing" the rest of the active set, "loss", of which "logits"
+            is a part of its own unless one operator computes both, "re-hash"), where the layer is being watched; each
+            without the parts within it.
+        calls: how many that were.
+    """
+
+    out_features: int
+    active: int
+    k: int
+    queries: int = 0
+    recall: Estimate | None = None
+    lookup_recall: Estimate | None = None
+    candidates: Estimate | None = None
+    tables: int | None = None
+    hashes_per_table: int | None = None
+    buckets: int | None = None
+    bucket_size: int | None = None
+    load_mean: float | None = None
+    load_max: int | None = None
+    empty: float | None = None
+    overflowing: float | None = None
+    stale_rows: int | None = None
+    rehashes: int = 0
+    since_rehash: int = 0
+    index_bytes: int | None = None
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, float]:
+        """Every number that there is, by a flat name (``"recall"``, ``"recall_error"``, ``"ms/look-up"``)."""
+        numbers: dict[str, float] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Estimate):
+                numbers[item.name] = value.mean
+                numbers[f"{item.name}_error"] = value.error
+            elif item.name in ("milliseconds", "calls"):
+                prefix = "ms" if item.name == "milliseconds" else "calls"
+                numbers.update({f"{prefix}/{name}": number for name, number in value.items()})
+            elif value is not None:
+                numbers[item.name] = value
+        return numbers
+
+    def __str__(self) -> str:
+        """
+        >>> print(LayerStats(50_000, active=1788, k=10, stale_rows=0))
+        rows        50,000, of which 1,788 (3.58 %) are active in a step
+        recall@10   not measured: no inputs
+        stale       0 rows since the last re-hash, 0 steps ago; 0 re-hashes
+        """
+        share = 100 * self.active / self.out_features
+        lines = [("rows", f"{self.out_features:,}, of which {self.active:,} ({share:.3g} %) are active in a step")]
+        recall = "not measured: no inputs"
+        if self.recall is not None:
+            recall = f"{_plus_minus(self.recall, 3)} among the active rows, on {self.queries} queries"
+        lines.append((f"recall@{self.k}", recall))
+        if self.lookup_recall is not None and self.candidates is not None:
+            found = f"{_plus_minus(self.candidates, 0)} rows per query, recall {_plus_minus(self.lookup_recall, 3)}"
+            lines.append(("look-up", found))
+        if self.tables is not None and self.index_bytes is not None and self.empty is not None:
+            lines += [
+                (
+                    "tables",
+                    f"L = {self.tables} of K = {self.hashes_per_table} hashes: {self.buckets:,} buckets "
+                    f"for {self.bucket_size:,} rows each; {self.index_bytes / 1e6:,.1f} MB",
+                ),
+                (
+                    "load",
+                    f"{self.load_mean:.1f} rows per bucket, at most {self.load_max:,}; "
+                    f"{100 * self.empty:.1f} % are empty, {100 * (self.overflowing or 0):.1f} % overflow",
+                ),
+            ]
+        if self.stale_rows is not None:
+            lines.append(
+                (
+                    "stale",
+                    f"{self.stale_rows:,} rows since the last re-hash, {self.since_rehash} steps ago; "
+                    f"{self.rehashes} re-hashes",
+                )
+            )
+        for name, milliseconds in self.milliseconds.items():
+            lines.append((name, f"{milliseconds:.3f} ms per call, {self.calls[name]:,} calls"))
+        return "\n".join(f"{name:<12}{text}" for name, text in lines)
+
+
+def _plus_minus(estimate: Estimate, digits: int) -> str:
+    return f"{estimate.mean:,.{digits}f} ± {estimate.error:,.{digits}f}"
+
+
+def bucket_loads(index: LSHIndex | LearnedIndex) -> Tensor:
+    """How many rows belong to each bucket, whether they fit or not: ``[L, buckets]`` int64."""
+    row_buckets = index.state_dict()["row_buckets"].view(index.num_rows, -1)
+    return torch.stack([torch.bincount(buckets, minlength=1 << index.bucket_bits) for buckets in row_buckets.T])
+
+
+def measure_tables(index: LSHIndex | LearnedIndex) -> dict[str, Any]:
+    """The fields of :class:`LayerStats` about the tables."""
+    loads = bucket_loads(index)
+    return {
+        "tables": index.num_tables,
+        "hashes_per_table": index.hashes_per_table,
+        "buckets": 1 << index.bucket_bits,
+        "bucket_size": index.bucket_size,
+        "load_mean": loads.double().mean().item(),
+        "load_max": int(loads.max()),
+        "empty": (loads == 0).double().mean().item(),
+        # learned buckets hold all that belong to them
+        "overflowing": (loads > index.bucket_size).double().mean().item() if isinstance(index, LSHIndex) else 0.0,
+        "index_bytes": index.nbytes,
+    }
+
+
+def measure_recall(
+    index: LSHIndex | LearnedIndex | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    config: LSHConfig,
+    *,
+    k: int,
+    queries: int,
+    batch_size: int,
+    seed: int = 0,
+    carried: Tensor | None = None,
+    counts: LabelCounts | None = None,
+) -> dict[str, Any]:
+    """The fields of :class:`LayerStats` about recall, on a random sample of inputs.
+
+    Active sets are drawn for whole batches, as a training step draws them, without labels; the exact best rows are
+    computed for a sample of ``queries`` inputs, drawn without replacement. So, given the active sets, the mean over the
+    sample is an unbiased estimate of the mean over all inputs.
+
+    Args:
+        index: tables, or None where nothing is looked up.
+        x: ``[n, in]`` inputs, in the order in which they form batches.
+        weight, bias: of the layer.
+        config, carried, counts: as for :func:`torch_lsh.sampling.active_set.choose_active_rows`.
+        k, queries: see above.
+        batch_size: inputs of a step.
+        seed: of the sample and of random rows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sampled = torch.randperm(len(x), generator=generator)[:queries].sort().values
+    best = ops.linear_topk(x[sampled].to(weight.dtype).contiguous(), weight, bias, k)[1]
+    shares = []
+    for number, begin in enumerate(range(0, len(x), batch_size)):
+        inside = (sampled >= begin) & (sampled < begin + batch_size)
+        if not inside.any():
+            continue
+        batch = x[begin : begin + batch_size]
+        none = torch.empty(len(batch), 0, dtype=torch.int64)
+        step_seed = (seed * 1_000_003 + number) % 2**63
+        active = choose_active_rows(index, batch, none, len(weight), config, step_seed, carried, counts)
+        rows = active.rows if not active.per_sample else active.rows[sampled[inside] - begin]
+        shares.append(share_found(rows, best[inside]))
+    measured: dict[str, Any] = {"queries": len(sampled), "recall": Estimate.of(torch.cat(shares), len(x))}
+    if index is not None:
+        found = index.query(x[sampled], config.active_rows(len(weight)))
+        measured["lookup_recall"] = Estimate.of(share_found(found, best), len(x))
+        measured["candidates"] = Estimate.of((found >= 0).sum(1), len(x))
+    return measured

@@ -1,0 +1,236 @@
+"""The rows that a text classifier trains on: one pass for statistics, then as many as there are epochs.
+
+Hashed features stay in memory while they fit; otherwise every epoch reads and hashes the texts again, in blocks of
+which each is shuffled in itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import HashedText, XMCRows
+from ..data.xmc import join_rows
+from .files import TextFile, TextRow
+
+_CHUNK = 4096  # texts hashed at a time
+_LEAST_TO_HOLD_OUT = 20_000  # of fewer texts, training has more of each than stopping early saves
+WIDE = 4096  # labels from which on wide_features are in use
+_BLOCK_CHUNKS = 16  # chunks that are shuffled together where features do not fit in memory
+
+
+class Texts:
+    """Texts with labels in memory, as rows like those of a :class:`TextFile`.
+
+    Args:
+        texts: the texts.
+        labels: a label for each, or a collection of labels; None: no labels.
+        several: whether labels are collections.
+    """
+
+    def __init__(self, texts: Iterable[Any], labels: Iterable[Any] | None, several: bool | None = None) -> None:
+        self.texts = _as_list(texts, "X")
+        self.labels = None if labels is None else _as_list(labels, "y")
+        if self.labels is not None and len(self.labels) != len(self.texts):
+            raise ValueError(f"X has {len(self.texts)} texts and y {len(self.labels)} labels; wanted as many")
+        if several is None:
+            several = bool(self.labels) and _is_collection(self.labels[0])  # type: ignore[index]
+        self.several = several
+
+    def __iter__(self) -> Iterator[TextRow]:
+        for i, text in enumerate(self.texts):
+            if not isinstance(text, (str, bytes)):
+                raise TypeError(f"text {i} is {text!r} of type {type(text).__name__}; wanted str")
+            labels: list[Any] | None = None
+            if self.labels is not None:
+                label = self.labels[i]
+                if _is_collection(label) != self.several:
+                    wanted = "a list of labels" if self.several else "one label"
+                    raise ValueError(f"label {i} is {label!r}; wanted {wanted}, as the others are")
+                labels = [_plain(item, i) for item in (label if self.several else [label])]
+            yield TextRow(text, labels, f"row {i}")  # type: ignore[arg-type]  # bytes are hashed as they are
+
+    def bytes(self) -> int:
+        return sum(len(text) for text in self.texts if isinstance(text, (str, bytes)))
+
+
+def _as_list(items: Iterable[Any], name: str) -> list[Any]:
+    if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
+        raise ValueError(f"{name} is {items!r:.50}; wanted several, such as a list")
+    return items.tolist() if isinstance(items, np.ndarray) else list(items)
+
+
+def _is_collection(label: Any) -> bool:
+    return isinstance(label, (list, tuple, set, frozenset, np.ndarray))
+
+
+def _plain(label: Any, row: int) -> Any:
+    label = label.item() if isinstance(label, np.generic) else label
+    if not isinstance(label, (str, int, float)) or (isinstance(label, float) and not math.isfinite(label)):
+        raise ValueError(f"label {row} is {label!r}; wanted text or a number")
+    if isinstance(label, float) and not label.is_integer():
+        raise ValueError(f"label {row} is {label!r}; wanted text or a whole number, not a continuous target")
+    return label
+
+
+class Labels:
+    """Numbers of labels, in sorted order once all are known."""
+
+    def __init__(self, classes: Sequence[Any] | None = None) -> None:
+        self.numbers: dict[Any, int] = {} if classes is None else {label: i for i, label in enumerate(classes)}
+        self._known = classes is not None
+
+    def number(self, label: Any, place: str) -> int:
+        number = self.numbers.get(label)
+        if number is None:
+            if self._known:
+                raise ValueError(f"{place}: the label {label!r} did not occur in the training data")
+            number = self.numbers[label] = len(self.numbers)
+        return number
+
+    def sort(self) -> tuple[list[Any], Tensor]:
+        """The labels in sorted order, and for each number so far the one it has there."""
+        try:
+            classes = sorted(self.numbers)
+        except TypeError:
+            kinds = sorted({type(label).__name__ for label in self.numbers})
+            raise ValueError(f"labels are of the kinds {' and '.join(kinds)}; wanted one kind") from None
+        old = torch.tensor([self.numbers[label] for label in classes], dtype=torch.int64)
+        new = torch.empty_like(old)
+        new[old] = torch.arange(len(old))
+        self.numbers = {label: i for i, label in enumerate(classes)}
+        self._known = True
+        return classes, new
+
+
+def hashed(source: Iterable[TextRow], features: HashedText, labels: Labels) -> Iterator[XMCRows]:
+    """The rows of a source in chunks, texts hashed and labels numbered."""
+    rows = iter(source)
+    while chunk := list(itertools.islice(rows, _CHUNK)):
+        crow, col, values = features.csr([row.text for row in chunk])
+        numbers = [[labels.number(label, row.place) for label in dict.fromkeys(row.labels or ())] for row in chunk]
+        starts = np.zeros(len(chunk) + 1, np.int64)
+        np.cumsum([len(some) for some in numbers], out=starts[1:])
+        flat = torch.tensor(list(itertools.chain.from_iterable(numbers)), dtype=torch.int32)
+        yield XMCRows(crow, col.int(), values, torch.from_numpy(starts), flat, features.num_features, 2**31 - 1)
+
+
+class Statistics(NamedTuple):
+    """What a pass over the training data tells."""
+
+    rows: int  # to train on: with a label, and not held out
+    several: bool  # whether a row has more than one label
+    classes: list[Any]
+    columns: Tensor  # [F] int32: those that occur, increasing
+    idf: Tensor  # [F] float32
+    bytes: int  # of the hashed features of all rows
+    held_out: XMCRows | None
+    cached: XMCRows | None  # the training rows, where they fit in memory
+
+
+class TrainingData:
+    """Training rows from a source.
+
+    Args:
+        source: texts or a file; read once per pass.
+        features: of the texts.
+        wide_features: those where there are more than 4096 labels; None: the same.
+        hold_out: share of the rows to hold out.
+        most_held_out: at most so many; and none at all of fewer than 20,000 that fit in memory.
+        memory: bytes of hashed features to keep.
+        seed: of what is held out.
+        classes: the labels, sorted, where they are known before.
+    """
+
+    def __init__(
+        self,
+        source: Texts | TextFile,
+        features: HashedText,
+        wide_features: HashedText | None,
+        hold_out: float,
+        most_held_out: int,
+        memory: int,
+        seed: int,
+        classes: Sequence[Any] | None = None,
+    ) -> None:
+        self.source = source
+        self.features, self._wide_features = features, wide_features
+        self.labels, self._classes = Labels(classes), classes
+        self._hold_out, self._most_held_out, self._seed = hold_out, most_held_out, seed
+        self.statistics = self._first_pass(memory)
+
+    def _split(self, chunks: Iterable[XMCRows]) -> Iterator[tuple[XMCRows, XMCRows]]:
+        """Rows to train on and rows held out; those without a label are neither. The same at every pass."""
+        generator = torch.Generator().manual_seed(self._seed)
+        left = self._most_held_out
+        for chunk in chunks:
+            labelled = chunk.label_start.diff() > 0
+            out = labelled & (torch.rand(len(labelled), generator=generator, dtype=torch.float64) < self._hold_out)
+            out &= out.cumsum(0) <= left
+            left -= int(out.sum())
+            yield chunk.take((labelled & ~out).nonzero()[:, 0]), chunk.take(out.nonzero()[:, 0])
+
+    def _first_pass(self, memory: int) -> Statistics:
+        documents = torch.zeros(self.features.num_features, dtype=torch.int64)
+        rows = total = 0
+        several = False
+        train: list[XMCRows] | None = []
+        held_out: list[XMCRows] = []
+        for chunk, out in self._split(hashed(self.source, self.features, self.labels)):
+            if self._wide_features is not None and len(self.labels.numbers) > WIDE:
+                self.features, self._wide_features, self.labels = self._wide_features, None, Labels(self._classes)
+                return self._first_pass(memory)
+            documents.index_add_(0, chunk.features.long(), torch.ones(len(chunk.features), dtype=torch.int64))
+            rows += len(chunk.feature_start) - 1
+            several = several or any(bool((part.label_start.diff() > 1).any()) for part in (chunk, out))
+            if len(out.feature_start) > 1:
+                held_out.append(out)
+            total += 8 * len(chunk.features) + 4 * len(chunk.labels) + 16 * len(chunk.feature_start)
+            if total > memory:
+                train = None
+            elif train is not None:
+                train.append(chunk)
+        if train is not None and rows < _LEAST_TO_HOLD_OUT:
+            rows += sum(len(out.feature_start) - 1 for out in held_out)
+            train += held_out
+            held_out = []
+        classes, numbers = self.labels.sort()
+
+        def joined(parts: list[XMCRows] | None) -> XMCRows | None:
+            if not parts:
+                return None
+            some = join_rows(parts)
+            parts.clear()
+            return some._replace(labels=numbers[some.labels.long()].int(), num_labels=len(classes))
+
+        columns = documents.nonzero()[:, 0]
+        idf = torch.log((1 + rows) / (1 + documents[columns]).float()) + 1
+        return Statistics(rows, several, classes, columns.int(), idf, total, joined(held_out), joined(train))
+
+    def blocks(self) -> Iterator[XMCRows]:
+        """The training rows of an epoch: all at once, or in blocks."""
+        if self.statistics.cached is not None:
+            yield self.statistics.cached
+            return
+        chunks = (train for train, _ in self._split(hashed(self.source, self.features, self.labels)))
+        while some := list(itertools.islice(chunks, _BLOCK_CHUNKS)):
+            yield join_rows(some)._replace(num_labels=len(self.statistics.classes))
+
+    def sample(self, memory: int) -> XMCRows | None:
+        """The training rows, or a random choice of them that takes about ``memory`` bytes."""
+        if self.statistics.cached is not None:
+            return self.statistics.cached
+        share = min(1.0, memory / self.statistics.bytes)
+        generator = torch.Generator().manual_seed(self._seed)
+        parts = []
+        for block in self.blocks():
+            chosen = torch.rand(len(block.feature_start) - 1, generator=generator, dtype=torch.float64) < share
+            parts.append(block.take(chosen.nonzero()[:, 0]))
+        some = join_rows(parts)
+        return some if len(some.feature_start) > 1 else None
