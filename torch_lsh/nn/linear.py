@@ -571,6 +571,13 @@ class LSHLinear(nn.Linear):
         self._draws += 1
         return active
 
+    @property
+    def sampler(self) -> LSHLinear:  # until the sampler is an object of its own
+        return self
+
+    def draw(self, x: Tensor, labels: Tensor) -> ActiveSet:
+        return self.draw_active_rows(x, labels)
+
     def _keep_queries(self, x: Tensor) -> None:
         """Keeps inputs ``[B, in]`` for what is made to suit them: the mean query of the sketch; with ``balance``, where
         a rebuild wants those of the last step; learned buckets, which want the latest of many steps.
