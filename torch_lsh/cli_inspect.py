@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from . import io as safetensors
-from .data import TextFile, XMCDataset, collate_xmc
+from .data import XMCDataset, collate_xmc
 from .models import TextClassifier, XMCClassifier
 from .models.xmc import FORMAT as XMC_FORMAT
 from .models.xmc import check_can_write, read_archive
 from .nn import LSHLinear, QuantizedLinear
 from .sampling.stats import LayerStats, bucket_loads
+from .text import TextFile
 from .text.classifier import FORMAT as TEXT_FORMAT
 from .text.cli import column_options, is_text_model
 

@@ -20,13 +20,13 @@ from torch import Tensor
 from .. import io as safetensors
 from .. import ops
 from ..config import LSHConfig
-from ..data import HashedText, XMCRows
+from ..data import XMCRows
 from ..data.xmc import join_rows, padded_labels
 from ..metrics import PrecisionAtK
 from ..models.xmc import check_can_write
 from ..optim import optimizers as optim
 from .files import TextFile
-from .hashed_text import pack_texts
+from .hashed_text import HashedText, pack_texts
 from .neighbours import TextNeighbours
 from .network import TextNetwork, binary_loss, softmax_loss
 from .training_data import WIDE, Labels, Texts, TrainingData, hashed

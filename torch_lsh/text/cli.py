@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..data import HashedText, TextFile
-from ..models import TextClassifier
 from ..models.xmc import check_can_write
+from .classifier import TextClassifier
+from .files import TextFile
+from .hashed_text import HashedText
 
 _PREDICTED_AT_A_TIME = 4096
 

@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
-from ..models import TextClassifier
+from .classifier import TextClassifier
 
 try:
     import uvicorn

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import HashedText, XMCRows
+from ..data import XMCRows
 from ..data.xmc import join_rows
 from .files import TextFile, TextRow
+from .hashed_text import HashedText
 
 _CHUNK = 4096  # texts hashed at a time
 _LEAST_TO_HOLD_OUT = 20_000  # of fewer texts, training has more of each than stopping early saves
