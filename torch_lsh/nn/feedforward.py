@@ -16,6 +16,7 @@ from ..row_sparse.transposed import transpose_
 from ..sampling.active_set import ActiveSet
 from .linear import LSHLinear
 from .logits.tensor import SampledLogits
+from .sampled_path import obstacle
 
 # Modules that may stand between the two projections: each hidden neuron by itself, whichever others are there.
 ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Dropout, nn.Identity)

@@ -76,10 +76,10 @@ class Sampler:
         self.stopwatch: Stopwatch | None = None  # not None while the sampler is being watched
         self._watched: Tensor | None = None
         self._queries: Tensor | None = None
-        self._draws = 0  # active sets drawn so far: the position in the random stream
+        self._draws = 0
         self._since_rehash = 0  # training draws since the last re-hash
         self._rehashes = 0
-        self._carried: Tensor | None = None  # the hardest rows of the last step
+        self._carried: Tensor | None = None
         self._label_counts: LabelCounts | None = None
         self._states_taken: list[int] = []  # at which draws, lately
         self._warned = False
@@ -123,6 +123,21 @@ class Sampler:
     def tables(self) -> Index | None:
         """The index of training, which may be stale; None: not made yet."""
         return self._tables.index
+
+    @property
+    def draws(self) -> int:
+        """Active sets drawn so far: the position in the random stream."""
+        return self._draws
+
+    @property
+    def rehashes(self) -> int:
+        """Re-hashes so far."""
+        return self._rehashes
+
+    @property
+    def carried(self) -> Tensor | None:
+        """The hardest rows of the last step ``[n]`` int64, which are candidates for the next; None: none yet."""
+        return self._carried
 
     @property
     def watched_inputs(self) -> Tensor | None:
@@ -219,7 +234,9 @@ class Sampler:
             self._queries = x[-history.per_step :].clone()
         elif training and self._draws % history.every == 0 and len(x) > 0:
             some = x[:: -(-len(x) // history.per_step)]
-            self._queries = torch.cat([self._queries, some])[-history.total :].clone()
+            if history.total > history.per_step:
+                some = torch.cat([self._queries, some])[-history.total :]
+            self._queries = some.clone()
 
     def keep_queries(self, queries: Tensor) -> None:
         """Takes inputs ``[Q, in]`` as those of recent steps, for the next build of an index."""
@@ -471,7 +488,7 @@ class Sampler:
             "num_rows": self.num_rows,
             "in_features": self.in_features,
             "carried_room": self._carried_count() if self.needs_index else 0,
-            "queries_room": self.config.index.query_history.total if self.needs_index else 0,
+            "queries_room": self.config.index.query_history.total,
             "counts_room": self.num_rows if self._counts_labels() else 0,
         }
 
