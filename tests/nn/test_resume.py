@@ -86,7 +86,9 @@ def test_resumes_bit_for_bit(config, optimizer_type, tmp_path):
     train(resumed, resumed_optimizer, SAVED, STEPS)
     assert_same(model, resumed)
     x = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(model.eval()[2].topk(x, 5, exact=False).indices, resumed.eval()[2].topk(x, 5, exact=False).indices)
+    assert torch.equal(
+        model.eval()[2].topk(x, 5, exact=False).indices, resumed.eval()[2].topk(x, 5, exact=False).indices
+    )
 
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):

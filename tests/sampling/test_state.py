@@ -29,7 +29,8 @@ def state_of(carried, queries, counts, samples=12.5, given_counts=False):
 
 @given(
     carried=st.none() | st.lists(st.integers(0, 49), max_size=4),
-    queries=st.none() | st.integers(0, 5).flatmap(lambda n: st.lists(st.floats(width=32), min_size=3 * n, max_size=3 * n)),
+    queries=st.none()
+    | st.integers(0, 5).flatmap(lambda n: st.lists(st.floats(width=32), min_size=3 * n, max_size=3 * n)),
     counts=st.booleans(),
     samples=st.floats(1, 1e300),
     given_counts=st.booleans(),

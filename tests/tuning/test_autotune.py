@@ -105,7 +105,13 @@ def test_nothing_changes_unless_asked(clustered):
     layer, x = clustered
     layer = copy.deepcopy(layer)
     layer.rehash(full=True)
-    before = (layer.config, layer.sampler.tables, layer.sampler.state_dict(), layer.weight.clone(), torch.get_rng_state())
+    before = (
+        layer.config,
+        layer.sampler.tables,
+        layer.sampler.state_dict(),
+        layer.weight.clone(),
+        torch.get_rng_state(),
+    )
     index_before = copy.deepcopy(layer.sampler.tables.state_dict())
     config, _ = autotune(layer, x[:200], 0.5, seconds=1.0)
     assert layer.config is before[0]
@@ -248,4 +254,4 @@ def test_bad_arguments(clustered):
         AutoTuner(nn.Sequential(layer), every=0)
     with pytest.raises(TypeError, match="config is a dict; wanted LSHConfig"):
         layer.reconfigure({})
-    assert layer.stopwatch is None
+    assert layer.sampler.stopwatch is None

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .linear import warn_dense
 from .logits.tensor import SampledLogits, _Recipe
+from .warnings import warn_dense
 
 _BLOCK_ROWS = 16384  # rows that are quantised at a time
 _LARGEST = 127  # of the quantised weights: symmetric, so -128 is not used

@@ -129,17 +129,17 @@ def choose_active_rows(
     else:
         if per_sample:
             carried = None
-            candidates = index.query(x, room, labels if insert_labels else None)
+            candidates = _look_up(index, x, room, labels if insert_labels else None, seed)
         elif carried is None or config.carry == 0:
             carried = None
-            candidates = index.query(x, _share(room, len(x)), labels if insert_labels else None)
+            candidates = _look_up(index, x, _share(room, len(x)), labels if insert_labels else None, seed)
         else:
             # Look-ups of earlier steps found the carried rows, so this step needs to look up a few samples only.
             stride = -(-len(x) // _LOOKED_UP)
             some = slice(seed % stride, None, stride)
             looked_up = x[some]
             share = _share(room // 2, len(looked_up))
-            candidates = index.query(looked_up, share, labels[some] if insert_labels else None)
+            candidates = _look_up(index, looked_up, share, labels[some] if insert_labels else None, seed)
     rows, is_random, positions, log_weights = ops.select_rows(
         labels,
         labels.new_empty(len(labels), 0) if candidates is None else candidates,
@@ -151,6 +151,16 @@ def choose_active_rows(
         carried=carried,
     )
     return ActiveSet(rows, is_random, positions, num_rows, known_log_weights=log_weights)
+
+
+def _look_up(index: Index, x: Tensor, count: int, labels: Tensor | None, seed: int) -> Tensor:
+    """Candidates ``[B, M]``, of which the first ones are taken where there are too many."""
+    candidates = index.query(x, count, labels)
+    if index.best_first:
+        return candidates
+    # In order of row numbers, the first ones would always be those with small numbers.
+    generator = torch.Generator().manual_seed(seed)
+    return candidates[:, torch.randperm(candidates.shape[1], generator=generator)]
 
 
 def _needed(counts: LabelCounts | None) -> LabelCounts:

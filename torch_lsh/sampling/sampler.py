@@ -148,9 +148,7 @@ class Sampler:
 
     @timed("choosing")
     @_outside_inference_mode
-    def draw(
-        self, weight: Tensor, bias: Tensor | None, x: Tensor, labels: Tensor, training: bool = True
-    ) -> ActiveSet:
+    def draw(self, weight: Tensor, bias: Tensor | None, x: Tensor, labels: Tensor, training: bool = True) -> ActiveSet:
         """Draws the active set of a batch; every call moves the random stream on.
 
         Args:
@@ -309,9 +307,7 @@ class Sampler:
         _log.info("step %d: learned the buckets of %s anew: %s", self._draws, self.name, reason)
         return hashed
 
-    def drift(
-        self, weight: Tensor, bias: Tensor | None, sample: int = 256, touches: int = 1, seed: int = 0
-    ) -> float:
+    def drift(self, weight: Tensor, bias: Tensor | None, sample: int = 256, touches: int = 1, seed: int = 0) -> float:
         """The share of hash codes that changed since the last re-hash; 0.0 without tables.
 
         Args:

@@ -91,7 +91,7 @@ class _Recipe:
         logits = logits.to(_accurate(self.dtype))
         if not (isinstance(self.scale, float) and self.scale == 1.0):
             logits = logits * self.scale
-        keep = self.layer.keeper_of_hardest_rows(active, corrected)
+        keep = self.layer.sampler.keeper_of_hardest_rows(active, corrected)
         if keep is not None and logits.requires_grad:
             logits.register_hook(lambda gradient: keep(ops.positive_sums(gradient)))
         return logits
@@ -617,7 +617,7 @@ def _class_dim_of_loss(recipe: _Recipe) -> bool:
 
 
 def _correction(recipe: _Recipe, several_labels: bool) -> str:
-    correction = recipe.layer.config.correction
+    correction = recipe.layer.sampler.config.correction
     if correction == "auto":
         return "even" if several_labels else "stratified"
     return correction
@@ -669,8 +669,11 @@ def _cross_entropy(
     weight = _check_class_weight(weight, "weight", layer.out_features, dtype)
     x = recipe.flat_input()
     if layer.training:
-        active = layer.draw_active_rows(x.detach(), parsed.labels)
-        with part(layer.stopwatch, "loss"), torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached):
+        active = layer.sampler.draw(layer.weight, layer.bias, x.detach(), parsed.labels)
+        with (
+            part(layer.sampler.stopwatch, "loss"),
+            torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached),
+        ):
             correction = _correction(recipe, parsed.several)
             corrected = correction == "stratified"
             if label_smoothing == 0 and recipe.in_one_step(active, correction):
@@ -683,7 +686,7 @@ def _cross_entropy(
                     correction=correction,
                     class_weight=weight,
                     reduction=reduction,
-                    pushed_down=layer.keeper_of_hardest_rows(active, corrected),
+                    pushed_down=layer.sampler.keeper_of_hardest_rows(active, corrected),
                 )
             else:
                 loss = losses.sampled_cross_entropy(
@@ -794,8 +797,8 @@ def _binary_cross_entropy(
     weight = _check_class_weight(weight, "weight", layer.out_features, dtype)
     pos_weight = _check_class_weight(pos_weight, "pos_weight", layer.out_features, dtype)
     x = recipe.flat_input()
-    active = layer.draw_active_rows(x.detach(), parsed.labels)
-    with part(layer.stopwatch, "loss"), torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached):
+    active = layer.sampler.draw(layer.weight, layer.bias, x.detach(), parsed.labels)
+    with part(layer.sampler.stopwatch, "loss"), torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached):
         correction = _correction(recipe, several_labels=False)
         loss = losses.sampled_binary_cross_entropy(
             recipe.sampled(x, active, correction == "stratified"),
