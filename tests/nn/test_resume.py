@@ -225,7 +225,7 @@ def test_the_state_of_a_plain_linear_loads_strictly():
     linear, layer = nn.Linear(WIDTH, N), LSHLinear(WIDTH, N)
     assert layer.load_state_dict(linear.state_dict(), strict=True).missing_keys == []
     assert torch.equal(layer.weight, linear.weight)
-    with pytest.raises(RuntimeError, match="Missing key.*bias"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*bias"):
         layer.load_state_dict({"weight": linear.weight}, strict=True)
     result = linear.load_state_dict(layer.state_dict(), strict=False)
     assert result.unexpected_keys == ["_extra_state"]

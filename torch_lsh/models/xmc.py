@@ -411,21 +411,13 @@ class _Run:
         self.epoch, self.position = self.epoch + 1, 0
         self.loss_sum = self.seconds = 0.0
 
-    def canonicalise(self) -> None:
-        """Makes the hash tables a function of the weights, so that a run that loads them goes on with the same ones."""
-        if isinstance(self.model.output, LSHLinear):
-            self.model.output.rehash(full=True)
-
     def save(self, path: Path) -> None:
-        self.canonicalise()
-        output = self.model.output
         content = {
             "format": self._FORMAT,
             "schedule": self.schedule,
             "configuration": self.model._configuration(),
             "weights": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "sampler": output.sampler_state() if isinstance(output, LSHLinear) else None,
             "progress": [self.epoch, self.position, self.loss_sum, self.seconds],
             "history": self.history,
         }
@@ -440,9 +432,6 @@ class _Run:
         self.optimizer.load_state_dict(content["optimizer"])
         self.epoch, self.position, self.loss_sum, self.seconds = content["progress"]
         self.history = content["history"]
-        self.canonicalise()
-        if isinstance(self.model.output, LSHLinear):
-            self.model.output.load_sampler_state(content["sampler"])
 
 
 class _NoBar:

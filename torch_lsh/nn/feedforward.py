@@ -233,7 +233,8 @@ class LSHFeedForward(nn.Module):
 
 
 class LSHSequential(nn.Sequential):
-    """An ``nn.Sequential`` that computes :class:`LSHLinear`, element-wise modules, :class:`DownProjection` as one block.
+    """An ``nn.Sequential`` that computes :class:`LSHLinear`, element-wise modules, :class:`DownProjection` as one
+    block.
 
     :func:`torch_lsh.sparsify_` makes it; the block is that of :class:`LSHFeedForward`. Called by itself, each module
     computes what it does in the dense model, so slices and children give exact results.

@@ -36,13 +36,13 @@ class LSHLinear(nn.Linear):
 
     The layer's :class:`torch_lsh.sampling.sampler.Sampler` draws the rows. Its hash tables are built at their first use
     and follow the weights: rows that a row-sparse optimizer touched are re-hashed as ``config.rehash`` says, and before
-    any look-up in ``eval()`` mode; ``load_state_dict`` and in-place edits lead to a rebuild before the next look-up. Edits
-    through ``weight.data`` cannot be seen; call ``rehash(full=True)`` after them.
+    any look-up in ``eval()`` mode; ``load_state_dict`` and in-place edits lead to a rebuild before the next look-up.
+    Edits through ``weight.data`` cannot be seen; call ``rehash(full=True)`` after them.
 
     The ``state_dict`` holds ``weight``, ``bias`` and, as ``_extra_state``, the sampler's state, so that a resumed run
     equals one that never stopped, bit for bit. The ``state_dict`` of an ``nn.Linear`` loads with ``strict=True``; an
-    ``nn.Linear`` loads this layer's with ``strict=False``. Tables are not saved: taking the state drops them, here as in
-    the resumed run, and the next step builds them.
+    ``nn.Linear`` loads this layer's with ``strict=False``. Tables are not saved: taking the state drops them, here as
+    in the resumed run, and the next step builds them.
 
     Args:
         in_features: size of an input sample.
@@ -193,8 +193,8 @@ class LSHLinear(nn.Linear):
 
         Args:
             x: ``[*, in_features]``.
-            target: class indices ``[*]``; or ``[*, P]`` padded with ``ignore_index``, where the labels of a sample share
-                the target distribution equally; or a sparse CSR tensor ``[B, out_features]`` of probabilities.
+            target: class indices ``[*]``; or ``[*, P]`` padded with ``ignore_index``, where the labels of a sample
+                share the target distribution equally; or a sparse CSR tensor ``[B, out_features]`` of probabilities.
             weight, ignore_index, reduction, label_smoothing: as in :func:`torch.nn.functional.cross_entropy`.
 
         Returns:
@@ -305,14 +305,14 @@ class LSHLinear(nn.Linear):
         """What the layer finds and costs now; changes neither tables nor random stream.
 
         Recall@k is the share of the ``k`` rows with the largest logits that are in the active set of a training step
-        (without labels). The exact rank of an input costs a pass over all rows, so recall is measured on a random sample
-        of the inputs: an unbiased estimate with a standard error. The tables are taken as they are, stale rows included;
-        where there are none yet, they are built for this call.
+        (without labels). The exact rank of an input costs a pass over all rows, so recall is measured on a random
+        sample of the inputs: an unbiased estimate with a standard error. The tables are taken as they are, stale rows
+        included; where there are none yet, they are built for this call.
 
         Args:
             inputs: ``[*, in_features]``, some hundreds like those of training, or held out. None: those of the last
-                step while the layer is being watched (:meth:`watch`); otherwise recall is not measured. (Nor is it where
-                rows are drawn from the labels: samplers "in_batch", and "frequency" without counts.)
+                step while the layer is being watched (:meth:`watch`); otherwise recall is not measured. (Nor is it
+                where rows are drawn from the labels: samplers "in_batch", and "frequency" without counts.)
             k: 1 to ``out_features``.
             queries: size of the sample.
             batch_size: inputs that share an active set, in the order given.

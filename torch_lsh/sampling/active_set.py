@@ -26,8 +26,8 @@ class ActiveSet:
         positions: ``[B, P]`` int64: the place of each label in ``rows`` (of the sample); -1 where there is no label.
         num_rows: N, the rows of the layer.
         inclusion: given where R is not a uniform sample: the probability of each row to be in the set, given the
-            labels; float32, 1 for H and padding. Of the shape of ``rows``, or ``[B, A]`` where it differs between samples
-            that share the rows.
+            labels; float32, 1 for H and padding. Of the shape of ``rows``, or ``[B, A]`` where it differs between
+            samples that share the rows.
         known_log_weights: the result of :meth:`log_weights`, where it came with the rows.
     """
 
@@ -51,8 +51,8 @@ class ActiveSet:
         """Importance weights, float32, of the shape of ``rows`` or ``inclusion``.
 
         1 for H, 0 for padding, and ``(N - |H|) / |R|`` for R, or the inverse of ``inclusion`` where that is given.
-        ``sum(weights * f(rows))`` is an unbiased estimate of the sum of ``f`` over all N rows (Horvitz & Thompson 1952):
-        given the tables, H is a fixed set, and R is drawn from the other rows with known probabilities.
+        ``sum(weights * f(rows))`` is an unbiased estimate of the sum of ``f`` over all N rows (Horvitz & Thompson
+        1952): given the tables, H is a fixed set, and R is drawn from the other rows with known probabilities.
         """
         if self.inclusion is not None:
             return self.present / self.inclusion

@@ -51,8 +51,8 @@ class Sampler:
     stay with their owner (a layer, a shard of one, a tied embedding, a plain tensor), who passes them to every call.
 
     Hash tables are built at their first use and then follow the weight: rows that a row-sparse optimizer touched are
-    hashed again when ``config.rehash`` says so, and before every look-up outside of training. A change of unknown extent
-    leads to a full pass before the next look-up.
+    hashed again when ``config.rehash`` says so, and before every look-up outside of training. A change of unknown
+    extent leads to a full pass before the next look-up.
 
     *State.* Tables follow from the weights and are not saved. Taking :meth:`state_dict`, pickling and copying therefore
     drop them: the run that goes on and the run that resumes both build them from the saved weights, and draw the same
@@ -274,8 +274,8 @@ class Sampler:
         Args:
             weight: ``[N, in]``.
             bias: ``[N]`` or None.
-            full: build them anew from all rows. Otherwise only rows that changed are hashed; all of them, where it is not
-                known which ones changed.
+            full: build them anew from all rows. Otherwise only rows that changed are hashed; all of them, where it is
+                not known which ones changed.
             touches: leave rows that fewer updates touched for a later time, 1 to 255.
 
         Returns:
@@ -497,8 +497,8 @@ class Sampler:
         if len(self._states_taken) >= _OFTEN and not self._warned:
             self._warned = True
             warnings.warn(
-                f"torch_lsh: state_dict() was called {_OFTEN} times within {_OFTEN_STEPS} training steps. Each call leads to "
-                "a rebuild of the hash tables, so that a resumed run equals this one; to read weights often, use "
+                f"torch_lsh: state_dict() was called {_OFTEN} times within {_OFTEN_STEPS} training steps. Each call leads "
+                "to a rebuild of the hash tables, so that a resumed run equals this one; to read weights often, use "
                 "model.parameters()",
                 stacklevel=2,
             )

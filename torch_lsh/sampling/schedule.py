@@ -141,7 +141,8 @@ class RehashScheduler:
         """Takes over what :meth:`state_dict` returned.
 
         Raises:
-            KeyError, ValueError: it is not such a state, or that of a model with other LSH layers; nothing changes then.
+            KeyError, ValueError: it is not such a state, or that of a model with other LSH layers; nothing changes
+            then.
         """
         loaded = []
         for key in ("since_rehash", "rehashes"):

@@ -71,7 +71,8 @@ def unpack(packed: Tensor) -> dict[str, Any]:
     size = 8 * len(_FIELDS)
     if packed.dtype is not torch.uint8 or packed.dim() != 1 or len(packed) < size:
         raise ValueError(
-            f"the sampler's state has dtype {packed.dtype} and shape {list(packed.shape)}; wanted at least [{size}] uint8"
+            f"the sampler's state has dtype {packed.dtype} and shape {list(packed.shape)}; "
+            f"wanted uint8 and at least [{size}]"
         )
     packed = packed.cpu()
     header = dict(zip(_FIELDS, packed[:size].clone().view(torch.int64).tolist()))
