@@ -162,8 +162,6 @@ class XMCClassifier(nn.Module):
         run = _Run(self, train_dataset, batch_size, lr, seed)
         if path is not None and resume and path.exists():
             run.load(path)
-        elif path is not None:
-            run.canonicalise()
         steps, stop = 0, max_steps is not None and max_steps < 1
         while run.epoch < epochs and not stop:
             with _progress_bar(run, progress) as bar:

@@ -497,8 +497,8 @@ class Sampler:
         if len(self._states_taken) >= _OFTEN and not self._warned:
             self._warned = True
             warnings.warn(
-                f"torch_lsh: state_dict() was called {_OFTEN} times within {_OFTEN_STEPS} training steps. Each call leads "
-                "to a rebuild of the hash tables, so that a resumed run equals this one; to read weights often, use "
+                f"torch_lsh: state_dict() was called {_OFTEN} times within {_OFTEN_STEPS} training steps. Each call "
+                "leads to a rebuild of the hash tables, so that a resumed run equals this one; to read weights often, use "
                 "model.parameters()",
                 stacklevel=2,
             )
