@@ -7,7 +7,7 @@ activations of test rows; 512 others are the sample that an index may look at an
 layer's rows that a query asks for. Beside it microseconds per query, in batches of 256 on one thread, and the same for
 uniform draws, the exact top-k, and the sign codes of all rows, which ``topk(exact=False)`` of a layer of any settings
 compares the query with. Layers are trained at the first use (benchmarks/trained_layers.py) and kept in a
-folder for temporary files. Settings are those of LSHIndex, or of LearnedIndex with hash=learned:
+folder for temporary files. Settings are those of torch_lsh.index.config.named_index_config:
 
     --settings 'hash=dwta' 'num_tables=100,probes=4,mips=True' 'hash=learned,probes=100'
 """

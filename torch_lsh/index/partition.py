@@ -239,7 +239,7 @@ class PartitionIndex(Index):
         return int(ops.update_partition(*self._built(), rows, *hashed))
 
     def _differs(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
-        return self.family.codes(self._mapped_rows(weight[rows]))[:, 0] != self._built().row_buckets[rows]
+        return self.family.buckets(self._mapped_rows(weight[rows])) != self._built().row_buckets[rows]
 
     def _query(self, x: Tensor, max_candidates: int, labels: Tensor | None) -> Tensor:
         store, queries = self._built(), self._mapped_queries(x)
@@ -314,7 +314,7 @@ class PartitionIndex(Index):
     def _hashed(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Buckets ``[n]`` int32, codes ``[n, bits * width / 8]`` uint8 and factors ``[n, 2]`` bfloat16 of some rows."""
         rows = self._mapped_rows(weight)
-        buckets = self.family.codes(rows)[:, 0]
+        buckets = self.family.buckets(rows)
         signs, scale = ops.residual_codes(rows, self.family.centers, buckets, _CODE_BITS)
         added = torch.zeros_like(scale) if bias is None else bias.float()
         return buckets, signs, torch.stack([scale, added], 1).bfloat16()

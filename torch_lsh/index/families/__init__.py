@@ -1,4 +1,4 @@
-"""Locality-sensitive hash families: hashes that agree the more often, the more similar two vectors are."""
+"""Locality-sensitive hash families: hashes that agree more often for more similar vectors."""
 
 from .base import MAX_CODE_BITS, HashFamily
 from .cross_polytope import CrossPolytope
