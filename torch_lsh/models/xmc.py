@@ -20,7 +20,7 @@ from ..config import LSHConfig
 from ..data import XMCDataset, collate_xmc
 from ..metrics import PrecisionAtK
 from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear
-from ..nn.logits.losses import as_target
+from ..nn.logits.targets import as_target
 from ..optim import optimizers as optim
 from ..rehash import Drift, ExponentialBackoff, FixedInterval
 

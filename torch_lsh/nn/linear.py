@@ -6,8 +6,6 @@ import copy
 import functools
 import logging
 import math
-import sys
-import warnings
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
@@ -33,8 +31,9 @@ from ..sampling.label_counts import LabelCounts
 from ..sampling.schedule import rehash_if_due
 from ..sampling.stats import LayerStats, measure_recall, measure_tables
 from ..stopwatch import Stopwatch, timed
-from .logits import losses
+from .logits.targets import as_target
 from .logits.tensor import SampledLogits
+from .warnings import warn_dense, warn_stale
 
 _QUERIES_KEPT = 512  # inputs of a step that a rebuild of the tables may look at
 _QUERIES_LEARNED = 1024  # inputs of several steps that buckets are learned from,
@@ -83,23 +82,6 @@ def _is_traced() -> bool:
         return False
     keys = torch._C._TorchDispatchModeKey
     return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.PROXY, keys.FAKE))
-
-
-def _callers_level() -> int:
-    """The ``stacklevel`` at which a warning of our caller's points to a line that is neither torch's nor ours."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "torch_lsh"):
-        level, frame = level + 1, frame.f_back
-    return level
-
-
-def warn_dense(what: str, out_features: int) -> None:
-    """Says that ``what`` makes a layer compute all of its outputs."""
-    warnings.warn(
-        f"torch_lsh: {what} has no sampled path, so all {out_features} outputs of the layer are computed,"
-        " exactly as nn.Linear does and as slowly; this is said once per layer",
-        stacklevel=_callers_level(),
-    )
 
 
 class LSHLinear(nn.Linear):
@@ -336,11 +318,7 @@ class LSHLinear(nn.Linear):
         """Says, once per layer, that logits were ranked after the parameters had changed."""
         if not self._warned_stale:
             self._warned_stale = True
-            warnings.warn(
-                "torch_lsh: the parameters of the layer were changed (by an optimizer's step?) before its logits were "
-                "ranked, so that they are ranked by the new ones; rank before the change, or call logits.dense() there",
-                stacklevel=_callers_level(),
-            )
+            warn_stale()
 
     def _check_can_sample(self, input: Tensor) -> None:
         obstacle = self._obstacle(input)
@@ -429,7 +407,7 @@ class LSHLinear(nn.Linear):
         flat = x.detach().reshape(-1, self.in_features)
         labels = torch.empty(len(flat), 0, dtype=torch.int64)
         if target is not None:
-            parsed = losses.as_target(target, x.shape[:-1], self.out_features, -100, torch.float32)
+            parsed = as_target(target, x.shape[:-1], self.out_features, -100, torch.float32)
             if parsed is None:
                 raise ValueError(
                     "target is a dense distribution over all classes; wanted indices or a sparse CSR tensor"
