@@ -92,9 +92,9 @@ def test_labels_of_any_strides(scope, sampler):
     x = torch.randn(B, D)
     for labels in (table[:, 1], table[:, ::2], table.T[:2].T):
         for model in (layer.train(), layer.eval()):
-            state = layer.sampler_state()
+            state = layer.sampler.state_dict()
             loss = F.cross_entropy(model(x), labels)
-            layer.load_sampler_state(state)
+            layer.sampler.load_state_dict(state)
             torch.testing.assert_close(loss, F.cross_entropy(model(x), labels.contiguous()))
     F.binary_cross_entropy_with_logits(layer.train()(x), table[:, ::2]).backward()
 
@@ -381,7 +381,8 @@ def test_same_seed_same_rows_whatever_the_threads():
 
 def retrieved(layer, x):
     """The best class that the tables, brought in step with the weights, know for x."""
-    rows = layer._synchronised_index().query(x, 20)
+    layer.rehash()
+    rows = layer.sampler.tables.query(x, 20)
     return rows[0, layer.active_logits(x, rows)[0].masked_fill(rows[0] < 0, -torch.inf).argmax()].item()
 
 
@@ -409,15 +410,15 @@ def test_dense_optimizer_rehashes_by_policy(fused):
     x, y = torch.randn(B, D), torch.randint(0, N, (B,))
     rehashes = []
     layer.sample(x)
-    built = layer._index.state_dict()["row_buckets"].clone()
+    built = layer.sampler.tables.state_dict()["row_buckets"].clone()
     for _ in range(7):
         F.cross_entropy(layer(x), y).backward()
         assert not layer.weight.grad.is_sparse
         optimizer.step()
         optimizer.zero_grad()
-        rehashes.append(layer.sampler_state()["rehashes"])
+        rehashes.append(layer.sampler.rehashes)
     assert rehashes == [0, 0, 1, 1, 1, 2, 2]
-    assert not torch.equal(layer._index.state_dict()["row_buckets"], built)
+    assert not torch.equal(layer.sampler.tables.state_dict()["row_buckets"], built)
 
 
 @pytest.mark.parametrize(
@@ -437,10 +438,10 @@ def test_dense_optimizer_rehashes_by_policy(fused):
 @pytest.mark.parametrize("scope", ["batch", "sample"])
 def test_bad_input(scope, x, y, error, message):
     layer = LSHLinear(D, N, config=LSHConfig(active=30, scope=scope))
-    state = layer.sampler_state()
+    state = layer.sampler.state_dict()
     with pytest.raises(error, match=message):
         F.cross_entropy(layer(x), y)
-    assert layer.sampler_state() == state
+    assert layer.sampler.state_dict() == state
 
 
 @pytest.mark.parametrize("scope", ["batch", "sample"])
@@ -608,7 +609,7 @@ def test_any_default_dtype(options):
 def test_approximate_topk_under_autocast():
     layer, x = LSHLinear(D, N), torch.randn(B, D)
     expected = layer.topk(x, 3, exact=False)
-    layer._forget_tables()
+    layer.sampler.forget()
     with torch.autocast("cpu", torch.bfloat16):
         got = layer.topk(x, 3, exact=False)
     assert torch.equal(got.indices, expected.indices)

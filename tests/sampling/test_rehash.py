@@ -36,7 +36,7 @@ def test_default_policy_runs_by_itself_and_rehashes_touched_rows_only(monkeypatc
     optimizer = torch_lsh.optim.Adam(model.parameters(), lr=1e-2)
     updated = []
     train(model, optimizer, 1)
-    index = model[1]._index
+    index = model[1].sampler.tables
     update = index.update
     monkeypatch.setattr(index, "update", lambda w, b, rows: updated.append(len(rows)) or update(w, b, rows))
     monkeypatch.setattr(index, "build", lambda *_: pytest.fail("a full re-hash"))
@@ -46,7 +46,7 @@ def test_default_policy_runs_by_itself_and_rehashes_touched_rows_only(monkeypatc
 
 
 def buckets_of_rows(layer):
-    return layer._index.state_dict()["row_buckets"].clone()
+    return layer.sampler.tables.state_dict()["row_buckets"].clone()
 
 
 def test_incremental_rehash_equals_full():
@@ -65,13 +65,10 @@ def test_rows_with_few_touches_wait_but_are_not_forgotten():
     model = make_model(FixedInterval(4, touches=3))
     optimizer = torch_lsh.optim.Adam(model.parameters(), lr=0.5)
     train(model, optimizer, 4)
-    touches = model[1]._changed._touches.clone()
-    assert (touches >= 3).any()
-    assert (touches == 1).any()
+    stale = model[1].stats().stale_rows
     train(model, optimizer, 1)  # re-hashes first, then touches some rows once more
-    waiting = model[1]._changed._touches
-    assert (waiting[touches >= 3] <= 1).all()
-    assert (waiting[touches < 3] >= touches[touches < 3]).all()
+    assert 0 < model[1].stats().stale_rows < stale + N
+    assert 0 < model[1].rehash(touches=2) < model[1].rehash()
     model[1].rehash()
     incremental = buckets_of_rows(model[1])
     model[1].rehash(full=True)
@@ -85,13 +82,13 @@ def test_scheduler_takes_over_and_keeps_its_place():
     stepped = []
     train(model, optimizer, 10, lambda: stepped.append(scheduler.step()))
     assert stepped == [False, False, False, True] * 2 + [False, False]
-    assert model[1].sampler_state()["rehashes"] == 2
+    assert model[1].sampler.rehashes == 2
     resumed = RehashScheduler(model, FixedInterval(4))
     resumed.load_state_dict(scheduler.state_dict())
     assert [resumed.step() for _ in range(2)] == [False, True]
     resumed.detach()
     train(model, optimizer, 2)
-    assert model[1].sampler_state()["rehashes"] == 4  # the layer's own policy again
+    assert model[1].sampler.rehashes == 4  # the layer's own policy again
 
 
 def test_full_on_demand():
@@ -169,8 +166,8 @@ def test_a_check_of_the_drift_hashes_no_more_than_the_sample(monkeypatch):
     layer = a_layer(rows=20_000)
     moved(layer, torch.arange(20_000))
     hashed = []
-    codes = layer._index.family.codes
-    monkeypatch.setattr(layer._index.family, "codes", lambda x: hashed.append(len(x)) or codes(x))
+    codes = layer.sampler.tables.family.codes
+    monkeypatch.setattr(layer.sampler.tables.family, "codes", lambda x: hashed.append(len(x)) or codes(x))
     layer.drift(sample=64)
     with torch.no_grad():
         layer.weight.mul_(1.5)  # nobody recorded which rows
@@ -190,11 +187,11 @@ def test_drift_policy_waits_for_the_codes_to_change(scheduled, caplog):
         done = []
         for step in range(steps):
             moved(layer, torch.arange(40), size)
-            before = layer.sampler_state()["rehashes"]
+            before = layer.sampler.rehashes
             if scheduler is not None:
                 scheduler.step()
-            layer.draw_active_rows(torch.randn(2, D), torch.zeros(2, 1, dtype=torch.int64))
-            if layer.sampler_state()["rehashes"] > before:
+            layer.sample(torch.randn(2, D), torch.zeros(2, dtype=torch.int64))
+            if layer.sampler.rehashes > before:
                 done.append(step)
         return done
 
@@ -233,16 +230,12 @@ def trained_with_drift(steps, resume_at=None):
     rehashed = []
     for step in range(steps):
         if step == 11:  # a checkpoint
-            model[1].rehash(full=True)
+            states = [copy.deepcopy(part.state_dict()) for part in (model, optimizer, scheduler)]
             if resume_at == step:
-                states = [part.state_dict() for part in (model, optimizer, scheduler)]
-                sampler = model[1].sampler_state()
                 generator = torch.get_rng_state()
                 model, optimizer, scheduler = make()
                 for part, state in zip((model, optimizer, scheduler), states):
-                    part.load_state_dict(copy.deepcopy(state))
-                model[1].rehash(full=True)
-                model[1].load_sampler_state(sampler)
+                    part.load_state_dict(state)
                 torch.set_rng_state(generator)
         train(model, optimizer, 1)
         rehashed.append(scheduler.step())
@@ -257,9 +250,9 @@ def test_drift_policy_resumes_exactly(threads):
     assert torch.equal(resumed, weight)
 
 
-def test_scheduler_takes_positions_of_older_versions_and_no_others():
+def test_scheduler_refuses_what_is_no_position():
     scheduler = RehashScheduler(make_model(), FixedInterval(4))
-    scheduler.load_state_dict({"since_rehash": 2, "rehashes": 1})
+    scheduler.load_state_dict({"since_rehash": {"1": 2}, "rehashes": {"1": 1}})
     assert [scheduler.step() for _ in range(2)] == [False, True]
     position = scheduler.state_dict()
     with pytest.raises(ValueError, match="since_rehash is"):
@@ -285,7 +278,7 @@ def test_bad_drift():
         a_layer().drift(touches=0)
     layer = a_layer()
     with pytest.raises(ValueError, match="rows runs from 0 to 500"):
-        layer._index.drift(layer.weight, None, torch.tensor([0, N]))
+        layer.sampler.tables.drift(layer.weight, None, torch.tensor([0, N]))
 
 
 def test_without_its_scheduler_a_layer_follows_its_own_policy():

@@ -147,7 +147,7 @@ def test_layers_train_with_every_sampler(sampler, loss, correction):
         optimizer.zero_grad()
         before = before or value.item()
     assert value.item() < 0.9 * before
-    assert layer._index is None  # nothing is hashed
+    assert layer.sampler.tables is None  # nothing is hashed
     assert layer.rehash() == 0
 
 
@@ -175,19 +175,19 @@ def test_counts_are_kept_while_training_and_in_checkpoints():
     layer.eval()
     layer.sample(torch.randn(3, D), y)
     layer.train()
-    state = layer.sampler_state()
+    state = layer.sampler.state_dict()
     assert state["label_counts"]["samples"] == 12
     assert state["label_counts"]["counts"][:4].tolist() == [0, 8, 4, 0]
     other = LSHLinear(D, N, config=layer.config)
-    other.load_sampler_state(state)
+    other.sampler.load_state_dict(state)
     x = torch.randn(3, D)
     assert torch.equal(other.sample(x, y).rows, layer.sample(x, y).rows)
     layer.set_label_counts(torch.ones(N))
     layer.sample(x, y)
-    assert layer.sampler_state()["label_counts"]["counts"].eq(1).all()  # given ones stay
+    assert layer.sampler.state_dict()["label_counts"]["counts"].eq(1).all()  # given ones stay
     del state["label_counts"]
-    other.load_sampler_state(state)
-    assert other.sampler_state()["label_counts"] is None
+    other.sampler.load_state_dict(state)
+    assert other.sampler.state_dict()["label_counts"] is None
 
 
 @pytest.mark.parametrize("sampler", ["frequency", "in_batch"])
@@ -284,7 +284,7 @@ def test_layers_train_with_published_and_other_settings(config):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
-    index = layer._index
+    index = layer.sampler.tables
     assert (index.probes, index.bucket_policy) == (config.probes or 1, config.bucket_policy)
     assert (index.selection, index.min_matches) == (config.selection_mode, config.min_matches)
 
@@ -304,4 +304,4 @@ def test_labels_go_into_the_buckets_of_their_queries_in_training_only():
     assert found() == before
     layer.train()
     layer.sample(x, y)
-    assert layer._index.query(x, 20)[:, :].eq(y[:, None]).any(1).float().mean() > before + 0.5
+    assert layer.sampler.tables.query(x, 20)[:, :].eq(y[:, None]).any(1).float().mean() > before + 0.5

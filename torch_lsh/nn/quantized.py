@@ -45,7 +45,7 @@ class QuantizedLinear(nn.Module):
     weight_int8: Tensor
     scale: Tensor
     bias: Tensor | None
-    sampler = None  # lazy logits sample no rows
+    sampler: None = None  # exact only
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()

@@ -219,7 +219,7 @@ def test_repr_and_saving(layer):
 
 
 def test_cross_entropy_module_and_keywords(layer):
-    layer.config = LSHConfig(active=1.0)
+    layer.reconfigure(LSHConfig(active=1.0))
     x, y = torch.randn(4, D, dtype=torch.float64), torch.arange(4)
     expected = F.cross_entropy(dense(layer, x), y)
     torch.testing.assert_close(nn.CrossEntropyLoss()(layer(x), y), expected)
@@ -362,7 +362,7 @@ def test_functions_with_a_backward_of_their_own_are_passed_through(layer):
 
 @pytest.mark.parametrize("scope", ["batch", "sample"])
 def test_second_derivatives_are_refused(layer, scope):
-    layer.config = LSHConfig(active=20, scope=scope)
+    layer.reconfigure(LSHConfig(active=20, scope=scope))
     x, y = torch.randn(4, D, dtype=torch.float64, requires_grad=True), torch.arange(4)
     with pytest.raises(RuntimeError, match=r"create_graph=True.*logits.dense\(\)"):
         torch.autograd.grad(F.cross_entropy(layer(x), y), x, create_graph=True)
@@ -454,7 +454,7 @@ def test_gradients_of_logits_that_were_made_leaves(layer):
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpointed_loss(layer, use_reentrant):
-    layer.config = LSHConfig(active=1.0)
+    layer.reconfigure(LSHConfig(active=1.0))
     x, y = torch.randn(4, D, dtype=torch.float64, requires_grad=True), torch.arange(4)
     loss = torch.utils.checkpoint.checkpoint(F.cross_entropy, layer(x), y, use_reentrant=use_reentrant)
     loss.backward()

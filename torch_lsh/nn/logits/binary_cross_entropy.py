@@ -62,8 +62,8 @@ def _binary_cross_entropy(
     num_classes, dtype = recipe.owner.out_features, accurate_dtype(recipe.dtype)
     weight = check_class_weight(weight, "weight", num_classes, dtype)
     pos_weight = check_class_weight(pos_weight, "pos_weight", num_classes, dtype)
-    x = recipe.flat_input()
-    active = sampler.draw(x.detach(), parsed.labels)
+    x, owner = recipe.flat_input(), recipe.owner
+    active = sampler.draw(owner.weight, owner.bias, x.detach(), parsed.labels)
     with part(sampler.stopwatch, "loss"), grad_mode(recipe):
         correction = correction_of(sampler, several_labels=False)
         loss = sampled_binary_cross_entropy(

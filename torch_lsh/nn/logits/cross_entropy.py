@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ... import ops
 from ...sampling.active_set import ActiveSet
+from ...sampling.sampler import Sampler
 from ...stopwatch import part
 from .losses import (
     accurate_dtype,
@@ -28,7 +29,6 @@ from .losses import (
     sampled_logits,
     sampler_in_training,
 )
-from .owner import LogitsSampler
 from .recipe import Recipe
 from .targets import Target, as_target
 from .tensor import SampledLogits, handles
@@ -111,9 +111,9 @@ def _nll_loss(
     return _cross_entropy(unnormalised, target, weight, size_average, ignore_index, reduce, reduction)
 
 
-def _of_active_rows(recipe: Recipe, sampler: LogitsSampler, target: Target, options: Options) -> Tensor:
-    x = recipe.flat_input()
-    active = sampler.draw(x.detach(), target.labels)
+def _of_active_rows(recipe: Recipe, sampler: Sampler, target: Target, options: Options) -> Tensor:
+    x, owner = recipe.flat_input(), recipe.owner
+    active = sampler.draw(owner.weight, owner.bias, x.detach(), target.labels)
     with part(sampler.stopwatch, "loss"), grad_mode(recipe):
         correction = correction_of(sampler, target.several)
         corrected = correction == "stratified"
@@ -121,7 +121,7 @@ def _of_active_rows(recipe: Recipe, sampler: LogitsSampler, target: Target, opti
             logits = sampled_logits(recipe, sampler, x, active, corrected)
             return sampled_cross_entropy(logits, active, target, correction, options)
         keep = sampler.keeper_of_hardest_rows(active, corrected)
-        x, owner = x.to(recipe.product_dtype), recipe.owner
+        x = x.to(recipe.product_dtype)
         return fused_cross_entropy(x, owner.weight, owner.bias, active, target, correction, options, keep)
 
 

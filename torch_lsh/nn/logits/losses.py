@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ... import ops
 from ...sampling.active_set import ActiveSet
-from .owner import LogitsSampler
+from ...sampling.sampler import Sampler
 from .recipe import Recipe
 from .targets import Target
 
@@ -45,7 +45,7 @@ def finish(loss: Tensor, recipe: Recipe, reduction: str) -> Tensor:
     return loss.to(result_dtype(recipe))
 
 
-def sampler_in_training(recipe: Recipe) -> LogitsSampler | None:
+def sampler_in_training(recipe: Recipe) -> Sampler | None:
     """Returns the layer's sampler; None if the loss is exact."""
     return recipe.owner.sampler if recipe.owner.training else None
 
@@ -55,7 +55,7 @@ def grad_mode(recipe: Recipe) -> torch.set_grad_enabled:
     return torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached)
 
 
-def correction_of(sampler: LogitsSampler, several_labels: bool) -> str:
+def correction_of(sampler: Sampler, several_labels: bool) -> str:
     """Returns the configured correction, with "auto" resolved."""
     correction = sampler.config.correction
     if correction == "auto":
@@ -63,7 +63,7 @@ def correction_of(sampler: LogitsSampler, several_labels: bool) -> str:
     return correction
 
 
-def sampled_logits(recipe: Recipe, sampler: LogitsSampler, x: Tensor, active: ActiveSet, corrected: bool) -> Tensor:
+def sampled_logits(recipe: Recipe, sampler: Sampler, x: Tensor, active: ActiveSet, corrected: bool) -> Tensor:
     """Computes the scaled logits ``[B, A]`` of the active rows, in at least float32.
 
     Their backward pass shows the sampler which rows are the hardest. ``corrected``: gradients of random rows include

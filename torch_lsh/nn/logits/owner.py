@@ -2,32 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
-from ...config import LSHConfig
-from ...sampling.active_set import ActiveSet
-from ...stopwatch import Stopwatch
-
-
-class LogitsSampler(Protocol):
-    """Chooses the rows that a training step computes."""
-
-    @property
-    def config(self) -> LSHConfig: ...
-
-    @property
-    def stopwatch(self) -> Stopwatch | None: ...
-
-    def draw(self, x: Tensor, labels: Tensor) -> ActiveSet:
-        """Draws the active rows for inputs ``[B, in_features]`` and labels ``[B, P]`` (negative: padding)."""
-
-    def keeper_of_hardest_rows(self, active: ActiveSet, corrected: bool) -> Callable[[Tensor], None] | None:
-        """Returns a function of each active row's sum of positive gradients ``[A]``, which keeps the hardest rows for
-        the next step; None if the sampler carries no rows over.
-        """
+from ...sampling.sampler import Sampler
 
 
 class LogitsOwner(Protocol):
@@ -49,8 +28,8 @@ class LogitsOwner(Protocol):
     def training(self) -> bool: ...
 
     @property
-    def sampler(self) -> LogitsSampler | None:
-        """None: losses compute all rows, also in training mode."""
+    def sampler(self) -> Sampler | None:
+        """What draws the active rows of a training step; None: losses are exact, also in training mode."""
 
     def largest_logits(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Returns the ``k`` largest logits of ``x`` ``[B, in_features]`` and their classes; exact, without gradients.
