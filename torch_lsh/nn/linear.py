@@ -17,7 +17,7 @@ from ..sampling.sampler import Sampler
 from ..sampling.state import pack, unpack
 from ..sampling.stats import LayerStats
 from ..stopwatch import part
-from .logits.losses import as_target
+from .logits.targets import as_target
 from .logits.tensor import SampledLogits
 from .sampled_path import check_can_sample, is_traced, obstacle
 from .warnings import warn_dense, warn_stale
