@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
+from .. import optim
 from ..config import LSHConfig
 from ..data import XMCDataset, collate_xmc
 from ..metrics import PrecisionAtK
 from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear
 from ..nn.logits.losses import as_target
-from ..optim import optimizers as optim
 from ..rehash import Drift, ExponentialBackoff, FixedInterval
 
 FORMAT = "torch_lsh.XMCClassifier/1"

@@ -20,7 +20,8 @@ from ..config import LSHConfig
 from ..index.hash_tables import LSHIndex
 from ..index.partition import LearnedIndex
 from ..index.sign_codes import RowSketch
-from ..row_sparse.parameters import ChangedRows, note_forward, wants_row_sparse
+from ..row_sparse.changed_rows import ChangedRows
+from ..row_sparse.parameters import note_forward, wants_row_sparse
 from ..sampling.active_set import (
     ActiveSet,
     choose_active_rows,

@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops
+from .. import ops, optim
 from ..config import SCOPES, LSHConfig
 from ..index.families import FAMILIES
 from ..index.hash_tables import LSHIndex
 from ..nn import LSHLinear
-from ..optim import optimizers as optim
 from ..sampling.active_set import choose_active_rows, hardest_rows, make_index
 from ..sampling.stats import Estimate, share_found
 
