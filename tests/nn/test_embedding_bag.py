@@ -41,8 +41,8 @@ def test_forward_and_backward_equal_reference(simd_level, threads, dtype, sample
     weight = torch.randn(F_, width).to(dtype)
     crow, col, values = batch(samples, dtype=dtype)
     values = values if weighted else None
-    twins = [t.double().requires_grad_() if t is not None else None for t in (weight, values)]
-    expected = twins.embedding_bag(twins[0], crow, col, twins[1])
+    copies = [t.double().requires_grad_() if t is not None else None for t in (weight, values)]
+    expected = twins.embedding_bag(copies[0], crow, col, copies[1])
     close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype] * 10}
     out = ops.embedding_bag(weight, crow, col, values)
     assert out.dtype is dtype
@@ -52,11 +52,11 @@ def test_forward_and_backward_equal_reference(simd_level, threads, dtype, sample
     expected.backward(grad.double())
     rows, sums = torch.ops.torch_lsh.embedding_bag_backward(grad, crow, col, values)
     assert torch.equal(rows, col.unique())
-    torch.testing.assert_close(sums.double(), twins[0].grad[rows], **close)
+    torch.testing.assert_close(sums.double(), copies[0].grad[rows], **close)
     if weighted:
         grad_values = torch.ops.torch_lsh.embedding_bag_values_backward(grad, weight, crow, col)
         close["atol"] *= 10
-        torch.testing.assert_close(grad_values.double(), twins[1].grad, **close)
+        torch.testing.assert_close(grad_values.double(), copies[1].grad, **close)
 
 
 def test_results_do_not_depend_on_threads():

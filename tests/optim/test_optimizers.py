@@ -11,6 +11,7 @@ from torch import nn
 
 from torch_lsh import ops, optim
 from torch_lsh.row_sparse import parameters as row_sparse
+from torch_lsh.row_sparse.changed_rows import ChangedRows
 
 PAIRS = [
     pytest.param(optim.Adam, torch.optim.Adam, {}, id="adam"),
@@ -624,7 +625,7 @@ def test_marks_what_it_can_update_for_as_long_as_it_lives():
 @pytest.mark.parametrize(("ours", "options"), OURS)
 def test_records_the_rows(ours, options):
     weight = nn.Parameter(torch.randn(N, D))
-    changed = row_sparse.ChangedRows(weight)
+    changed = ChangedRows(weight)
     optimizer = ours([weight], lr=0.1, **options)
     weight.grad = sparse(weight, [9, 2, 9], torch.randn(3, D))
     optimizer.step()
@@ -636,7 +637,7 @@ def test_records_the_rows(ours, options):
 
 def test_the_same_rows_of_weight_and_bias_are_touched_once():
     weight, bias = torch.zeros(N, D), torch.zeros(N)
-    changed = row_sparse.ChangedRows(weight, bias)
+    changed = ChangedRows(weight, bias)
 
     def update(parameter, rows):
         before = parameter._version

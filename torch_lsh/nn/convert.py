@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .. import optim
 from ..config import LSHConfig
-from ..optim import optimizers as optim
 from ..rehash import ExponentialBackoff
 from .feedforward import DownProjection, LSHFeedForward, LSHSequential, block_end, is_hooked
 from .linear import LSHLinear
