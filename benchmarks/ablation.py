@@ -73,7 +73,7 @@ def config_of(name: str, labels: int, share: float, seed: int) -> LSHConfig:
     elif name in ACTIVE:
         config = LSHConfig(active=round(ACTIVE[name] * LSHConfig().active_rows(labels)))
     else:
-        config = LSHConfig(**VARIATIONS[name])
+        config = LSHConfig.from_options(**VARIATIONS[name])
     return replace(config, seed=seed)
 
 

@@ -20,9 +20,8 @@ from trained_layers import TrainedLayer, trained_layer
 
 from torch_lsh import LSHConfig, LSHLinear, autotune, ops
 from torch_lsh.benchmarking import harness
-from torch_lsh.sampling.active_set import make_index
 from torch_lsh.sampling.stats import Estimate
-from torch_lsh.tuning.autotune import simulate_steps
+from torch_lsh.tuning.steps import Task, simulate_steps
 
 LAYERS = ("yso-en", "citeulike-t", "wikitext-2", "synthetic")
 K = 10
@@ -33,11 +32,11 @@ def held_out_recall(layer: TrainedLayer, config: LSHConfig, inputs: int, batch_s
     if config.active_rows(len(layer.weight)) == len(layer.weight):
         return Estimate(1.0, 0.0)
     known, held = layer.queries[:inputs], layer.queries[inputs:]
-    index = make_index(config, *layer.weight.shape)
+    index = config.index.make(*layer.weight.shape, config.seed)
     index.build(layer.weight, layer.bias, known)
     best = ops.linear_topk(held, layer.weight, layer.bias, K)[1]
-    arguments = (layer.weight, layer.bias, known, held, best, batch_size)
-    return Estimate.of(simulate_steps(index, config, *arguments)[0])
+    task = Task(layer.weight, layer.bias, known, held, best, batch_size)
+    return Estimate.of(simulate_steps(index, config, task)[0])
 
 
 def measure(name: str, layer: TrainedLayer, arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -133,7 +133,7 @@ def make_block(kind: str, arguments: argparse.Namespace, options: dict[str, Any]
         return None
     if kind == "dense":
         return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
-    config = torch_lsh.LSHConfig(**{"active": arguments.active, **options})
+    config = torch_lsh.LSHConfig.from_options(**{"active": arguments.active, **options})
     return torch_lsh.LSHFeedForward(width, hidden, "relu", config=config)
 
 

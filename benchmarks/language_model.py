@@ -58,7 +58,7 @@ class Trainee:
             cutoffs = [head.out_features // 20, head.out_features // 4]
             self.model.head = nn.AdaptiveLogSoftmaxWithLoss(head.in_features, head.out_features, cutoffs)
         elif kind == "torch_lsh":
-            config = torch_lsh.LSHConfig(**{"correction": "stratified", **options})
+            config = torch_lsh.LSHConfig.from_options(**{"correction": "stratified", **options})
             torch_lsh.sparsify_(self.model, config, lambda module, name: name == "head")
         body = [parameter for key, parameter in self.model.named_parameters() if not key.startswith("head.")]
         make = {"adam": torch_lsh.optim.Adam, "adagrad": torch_lsh.optim.Adagrad}[head_optimizer]

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from torch_lsh.benchmarking import harness, step, systems
-from torch_lsh.index.hash_tables import LSHIndex
+from torch_lsh.index.hash_tables import HashTableIndex
 
 SYSTEMS = {
     system.name: system
@@ -62,7 +62,7 @@ def tables(rows: int, arguments: argparse.Namespace) -> dict[str, Any]:
     nn.init.uniform_(weight, -0.1, 0.1)
     nn.init.uniform_(bias, -0.1, 0.1)
     before = harness.resident_kib()
-    index = LSHIndex(rows, arguments.width)
+    index = HashTableIndex(rows, arguments.width)
     start = time.perf_counter()
     index.build(weight, bias)
     seconds = time.perf_counter() - start

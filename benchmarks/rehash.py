@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from torch_lsh.benchmarking import harness
-from torch_lsh.config import HASHES
-from torch_lsh.index.hash_tables import LSHIndex
+from torch_lsh.index.families import FAMILIES
+from torch_lsh.index.hash_tables import HashTableIndex
 
 
 def seconds_of(run: Callable[[], Any], runs: int = 5) -> float:
@@ -33,10 +33,10 @@ def seconds_of(run: Callable[[], Any], runs: int = 5) -> float:
 def measure(rows: int, width: int, family: str, changes: list[int]) -> dict[str, Any]:
     torch.manual_seed(0)
     weight = torch.randn(rows, width).mul_(0.1)
-    index = LSHIndex(rows, width, hash=family, mips=False)
+    index = HashTableIndex(rows, width, hash=family, mips=False)
     build = seconds_of(lambda: index.build(weight), runs=5 if rows < 1_000_000 else 1)
-    blocks = weight.split(16_384)
-    codes = seconds_of(lambda: [index.family.codes(index._row_vectors(block, None)) for block in blocks], runs=1)
+    blocks = torch.arange(rows).split(16_384)
+    codes = seconds_of(lambda: [index.drift(weight, None, block) for block in blocks], runs=1)
     record: dict[str, Any] = {"rows": rows, "hash": family, "build_s": build, "codes_s": codes}
     record.update(index_mb=index.nbytes / 1e6, build_us_per_row=build / rows * 1e6)
     for changed in changes:
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[67_000, 670_091, 2_000_000])
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--changed", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--hash", nargs="+", default=list(HASHES))
+    parser.add_argument("--hash", nargs="+", default=list(FAMILIES))
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json")
     arguments = parser.parse_args()

@@ -7,7 +7,7 @@ activations of test rows; 512 others are the sample that an index may look at an
 layer's rows that a query asks for. Beside it microseconds per query, in batches of 256 on one thread, and the same for
 uniform draws, the exact top-k, and the sign codes of all rows, which ``topk(exact=False)`` of a layer of any settings
 compares the query with. Layers are trained at the first use (benchmarks/trained_layers.py) and kept in a
-folder for temporary files. Settings are those of LSHIndex, or of LearnedIndex with hash=learned:
+folder for temporary files. Settings are those of torch_lsh.index.config.named_index_config:
 
     --settings 'hash=dwta' 'num_tables=100,probes=4,mips=True' 'hash=learned,probes=100'
 """
@@ -27,11 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from trained_layers import TrainedLayer, trained_layer
 
-from torch_lsh import LSHConfig
 from torch_lsh.benchmarking import harness
-from torch_lsh.index.hash_tables import LSHIndex
-from torch_lsh.index.partition import LearnedIndex
-from torch_lsh.index.sign_codes import RowSketch
+from torch_lsh.index.base import Index
+from torch_lsh.index.config import named_index_config
+from torch_lsh.index.sign_codes import SignCodeIndex
 
 LAYERS = ("yso-en", "citeulike-t", "wikitext-2", "synthetic")
 KS = (1, 10, 100)
@@ -42,7 +41,6 @@ DEFAULT_SETTINGS = (
     "probes=4",
     "hash=simhash_hadamard",
     "hash=simhash_hadamard,probes=4",
-    "hash=srp_sparse",
     "hash=cross_polytope",
     "hash=cross_polytope,probes=4",
     "hash=dwta",
@@ -59,9 +57,8 @@ DEFAULT_SETTINGS = (
 
 
 def settings_of(text: str) -> dict[str, Any]:
-    """``"hash=dwta,probes=4"`` as arguments of LSHIndex; what is not named is that of LSHConfig()."""
-    config = LSHConfig()
-    settings: dict[str, Any] = {"hash": config.hash, "mips": config.mips}
+    """``"hash=dwta,probes=4"`` as settings of an index; ``hash`` also names other kinds of index."""
+    settings: dict[str, Any] = {"hash": "simhash"}
     for part in filter(None, text.split(",")):
         name, value = part.split("=")
         word = value.isidentifier() and value not in ("True", "False", "None")
@@ -69,12 +66,9 @@ def settings_of(text: str) -> dict[str, Any]:
     return settings
 
 
-def index_of(setting: str, num_rows: int, in_features: int) -> LSHIndex | LearnedIndex:
+def index_of(setting: str, num_rows: int, in_features: int) -> Index:
     settings = settings_of(setting)
-    if settings["hash"] != "learned":
-        return LSHIndex(num_rows, in_features, **settings)
-    del settings["hash"], settings["mips"]
-    return LearnedIndex(num_rows, in_features, **settings)
+    return named_index_config(settings.pop("hash"), **settings).make(num_rows, in_features, seed=0)
 
 
 def top_rows(layer: TrainedLayer, k: int) -> Tensor:
@@ -123,13 +117,15 @@ def measure(name: str, layer: TrainedLayer, settings: Sequence[str], shares: Seq
 
     generator = torch.Generator().manual_seed(0)
     add("uniform", lambda x, count: torch.randint(rows, (len(x), count), generator=generator), {})
-    sketch = RowSketch(rows, layer.weight.shape[1])
+    sketch = SignCodeIndex(rows, layer.weight.shape[1])
     build = seconds_of(sketch.build, layer.weight, layer.bias, sample)
     add("topk(exact=False)", sketch.query, {"build_s": build, "index_mb": sketch.nbytes / 1e6})
     for setting in settings:
         index = index_of(setting, *layer.weight.shape)
         build = seconds_of(index.build, layer.weight, layer.bias, sample)
-        about = {"build_s": build, "index_mb": index.nbytes / 1e6, "K": index.hashes_per_table, "L": index.num_tables}
+        loads = index.bucket_loads()
+        tables = None if loads is None else len(loads)
+        about = {"build_s": build, "index_mb": index.nbytes / 1e6, "K": index.hashes_per_table, "L": tables}
         add(setting or "default", index.query, {**about, "bucket_size": index.bucket_size})
     return [{"benchmark": "retrieval", "layer": name, "rows": rows, **record} for record in records]
 

@@ -33,7 +33,7 @@ import torch
 
 from torch_lsh import ops
 from torch_lsh.benchmarking import harness
-from torch_lsh.index.hash_tables import LSHIndex
+from torch_lsh.index.hash_tables import HashTableIndex
 
 ROUNDS = 21
 
@@ -179,7 +179,7 @@ def main() -> None:
         7 * active * width * 4,  # reads four arrays, writes three
     )
     embedding_bag(arguments, report_bytes)
-    index = LSHIndex(rows, width, mips=False)
+    index = HashTableIndex(rows, width, mips=False)
     index.build(table)
     hashed = ops.gather_rows(table, draws[0])
     augmented = torch.cat([hashed, torch.zeros(active, 1)], 1)

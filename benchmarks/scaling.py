@@ -44,8 +44,9 @@ def main() -> None:
         system.layer.rehash(full=True)
         build = time.perf_counter() - start
         steps[str(rows)] = make_step(system, rows, arguments.width, arguments.batch)
-        assert system.layer._index is not None
-        records.append({"rows": rows, "build_s": build, "index_mb": system.layer._index.nbytes / 1e6})
+        index = system.layer.sampler.tables
+        assert index is not None
+        records.append({"rows": rows, "build_s": build, "index_mb": index.nbytes / 1e6})
     for record, seconds in zip(records, harness.in_turn(steps, arguments.rounds, calls=10).values()):
         record.update(harness.summary(seconds), benchmark="scaling", active=arguments.active, machine=info)
     smallest = records[0]["median_ms"]

@@ -31,6 +31,7 @@ from torch_lsh import ops
 from torch_lsh.benchmarking import harness
 from torch_lsh.benchmarking.step import make_step
 from torch_lsh.benchmarking.systems import LSH
+from torch_lsh.index.hash_tables import HashTableIndex
 
 CORES = (1, 2, 8, 32, 64)
 LOOKED_UP = 4  # samples, where rows are carried over
@@ -54,9 +55,9 @@ def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
         tensor.normal_().abs_()
     layer = LSH(nn.Linear(width, rows), 1e-3, active).layer
     x, positions, shares = torch.randn(batch, width), torch.randint(active, (batch, 1)), torch.ones(batch, 1)
-    layer.draw_active_rows(x, torch.randint(rows, (batch, 1)))
-    index = layer._index
-    assert index is not None
+    layer.sample(x, torch.randint(rows, (batch, 1)))
+    index = layer.sampler.tables
+    assert isinstance(index, HashTableIndex)
 
     def drawn() -> torch.Tensor:
         return torch.randint(rows, (active,)).sort().values.unique()

@@ -74,7 +74,7 @@ def test_train_with_options(files, tmp_path, capsys):
     assert XMCClassifier.load(model).dense
     assert train_on(files, model, "--hash", "dwta", "--active", "1e-1") == 0
     config = XMCClassifier.load(model).output.config
-    assert (config.hash, config.active) == ("dwta", 0.1)
+    assert (config.index.hash, config.active) == ("dwta", 0.1)
 
 
 def test_train_without_a_file_generates_data(tmp_path, capsys, monkeypatch):
@@ -239,7 +239,7 @@ def test_paths_that_cannot_be_written_are_found_before_training(files, tmp_path,
     [
         (["--active", "0"], "active is 0; wanted at least 1 row"),
         (["--active", "1.5"], "active is 1.5"),
-        (["--hash", "md5"], "hash is 'md5'; wanted one of 'simhash', 'simhash_hadamard', 'srp_sparse'"),
+        (["--hash", "md5"], "hash is 'md5'; wanted one of 'simhash', 'simhash_hadamard', 'cross_polytope'"),
         (["--lr", "-1"], "learning rate"),
         (["--workers", "-1"], "num_workers"),
         (["--seed", str(2**70)], "seed is"),

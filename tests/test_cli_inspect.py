@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import torch_lsh
-from torch_lsh import LSHConfig, cli
+from torch_lsh import HashTableConfig, LSHConfig, cli
 from torch_lsh import io as safetensors
 from torch_lsh.data import synthetic_xmc
 from torch_lsh.data.xmc import write_xmc
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inspect")
     train, test = synthetic_xmc(200, 60, F, N)
     write_xmc(test, folder / "test.txt")
-    config = LSHConfig(hash="dwta", num_tables=7, active=500, balance=True, mips=True)
+    config = LSHConfig(active=500, index=HashTableConfig(hash="dwta", num_tables=7, balance=True, mips=True))
     model = XMCClassifier(F, N, D, config=config)
     model.fit(train, epochs=1, batch_size=50, progress=False)
     model.save(folder / "model.pt")

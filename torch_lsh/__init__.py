@@ -3,6 +3,7 @@
 from . import data, distributed, metrics, models, nn, ops, optim, rehash
 from .callbacks import StatsWriter
 from .config import LSHConfig
+from .index.config import HashTableConfig, IndexConfig, PartitionConfig, SignCodeConfig
 from .nn import EmbeddingBag, LSHFeedForward, LSHLinear, QuantizedLinear, SampledLogits
 from .nn.convert import densify_, quantize_, sparsify_
 from .optim.clip import clip_grad_norm_, clip_grad_value_
@@ -21,13 +22,17 @@ __all__ = [
     "EmbeddingBag",
     "ExponentialBackoff",
     "FixedInterval",
+    "HashTableConfig",
+    "IndexConfig",
     "LSHConfig",
     "LSHFeedForward",
     "LSHLinear",
     "LayerStats",
+    "PartitionConfig",
     "QuantizedLinear",
     "RehashScheduler",
     "SampledLogits",
+    "SignCodeConfig",
     "StatsWriter",
     "autotune",
     "clip_grad_norm_",

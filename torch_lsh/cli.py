@@ -17,13 +17,14 @@ from . import __version__, cli_inspect
 from .benchmarking.overview import overview
 from .config import LSHConfig
 from .data import XMCDataset, synthetic_xmc
+from .index.config import INDEX_NAMES
 from .models import XMCClassifier
 from .models.xmc import check_can_write
 from .text import cli as cli_text
 
 
 def _config(arguments: argparse.Namespace) -> LSHConfig:
-    return LSHConfig(active=arguments.active, hash=arguments.hash, seed=arguments.seed)
+    return LSHConfig.from_options(arguments.hash, active=arguments.active, seed=arguments.seed)
 
 
 def _active(text: str) -> int | float:
@@ -137,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--lr", type=float, default=1e-3)
     train.add_argument("--hidden", type=_positive, default=128)
     train.add_argument("--active", type=_active, help="active rows per step: a number, or a fraction such as 0.01")
-    train.add_argument("--hash", default=LSHConfig().hash)
+    train.add_argument("--hash", default="simhash", help=f"hash family or kind of index: {', '.join(INDEX_NAMES)}")
     train.add_argument("--dense", action="store_true", help="nn.Linear output, for comparison")
     train.add_argument("--checkpoint", help="file of the run's state; an interrupted run goes on from it")
     train.add_argument("--checkpoint-every", type=_positive, help="steps between checkpoints; default: one per epoch")

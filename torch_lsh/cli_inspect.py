@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 
 from . import io as safetensors
 from .data import XMCDataset, collate_xmc
+from .index.config import PartitionConfig
 from .models import TextClassifier, XMCClassifier
 from .models.xmc import FORMAT as XMC_FORMAT
 from .models.xmc import check_can_write, read_archive
 from .nn import LSHLinear, QuantizedLinear
-from .sampling.stats import LayerStats, bucket_loads
+from .sampling.stats import LayerStats
 from .text import TextFile
 from .text.classifier import FORMAT as TEXT_FORMAT
 from .text.cli import column_options, is_text_model
@@ -98,9 +100,9 @@ def _checked(name: str, layer: LSHLinear, inputs: Tensor | None) -> Inspected:
         raise ValueError(f"the inputs have shape {list(inputs.shape)}; {name} takes [n, {layer.in_features}]")
     if inputs is not None:
         known = inputs = inputs.to(layer.weight.dtype)
-        if layer.config.hash == "learned":  # what buckets learn from is not what they are judged by
+        if isinstance(layer.config.index, PartitionConfig):  # recall is measured on other inputs than it learns from
             known, inputs = inputs[::2], inputs[1::2]
-        layer._queries = known
+        layer.sampler.keep_queries(known)
     return Inspected(name, layer, inputs)
 
 
@@ -178,13 +180,15 @@ def plot(layers: list[Inspected], queries: int, path: str) -> None:
 
     figure, axes = plt.subplots(2, len(layers), figsize=(5 * len(layers), 7), squeeze=False)
     for (name, layer, inputs), (loads_axis, recall_axis) in zip(layers, axes.T):
-        index = layer._index
-        if index is not None:
-            loads = bucket_loads(index).flatten()
-            longest = 8 * index.bucket_size  # the last bar stands for all beyond
-            loads_axis.hist(loads.clamp(max=longest).numpy(), bins=60, log=True)
-            loads_axis.axvline(index.bucket_size, color="black", linestyle="--", label="bucket size")
-            loads_axis.legend()
+        index = layer.sampler.tables
+        loads = None if index is None else index.bucket_loads()
+        if index is not None and loads is not None:
+            size = index.bucket_size
+            longest = 8 * (size or math.ceil(loads.double().mean().item()))  # the last bar stands for all beyond
+            loads_axis.hist(loads.flatten().clamp(max=longest).numpy(), bins=60, log=True)
+            if size is not None:
+                loads_axis.axvline(size, color="black", linestyle="--", label="bucket size")
+                loads_axis.legend()
         loads_axis.set(title=name, xlabel="rows that belong to a bucket", ylabel="buckets")
         if inputs is None:
             recall_axis.text(0.5, 0.5, "no inputs: give --data or --inputs", ha="center", va="center")

@@ -14,7 +14,7 @@ import textwrap
 import pytest
 import torch
 
-from torch_lsh import ExponentialBackoff, FixedInterval, LSHConfig
+from torch_lsh import ExponentialBackoff, FixedInterval, HashTableConfig, LSHConfig
 from torch_lsh.data import XMCDataset, synthetic_xmc
 from torch_lsh.data.xmc import XMCRows, join_rows
 from torch_lsh.models import XMCClassifier
@@ -216,7 +216,7 @@ def test_the_seed_decides_the_order(data, seed):
 
 def test_saved_models_predict_the_same_in_a_new_process(data, tmp_path):
     train, test = data
-    config = LSHConfig(hash="dwta", active=0.25, scope="sample", rehash=FixedInterval(9), seed=4)
+    config = LSHConfig(active=0.25, scope="sample", rehash=FixedInterval(9), seed=4, index=HashTableConfig(hash="dwta"))
     models = [make_model(config=config), make_model(dense=True)]
     for i, model in enumerate(models):
         fit(model, train, epochs=1)

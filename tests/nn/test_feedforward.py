@@ -180,10 +180,10 @@ def test_rehash_scheduler_finds_blocks():
     for _ in range(2):
         block(torch.randn(B, D)).sum().backward()
         optimizer.step()
-        codes.append(block.up._index.state_dict()["row_buckets"].clone())
+        codes.append(block.up.sampler.tables.state_dict()["row_buckets"].clone())
         scheduler.step()
     assert torch.equal(*codes)
-    assert not torch.equal(codes[1], block.up._index.state_dict()["row_buckets"])
+    assert not torch.equal(codes[1], block.up.sampler.tables.state_dict()["row_buckets"])
 
 
 def test_largest_activations_are_carried_over():

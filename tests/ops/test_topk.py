@@ -14,7 +14,7 @@ from torch import nn
 
 import torch_lsh
 from torch_lsh import LSHConfig, LSHLinear, QuantizedLinear, ops, quantize_
-from torch_lsh.index.sign_codes import RowSketch
+from torch_lsh.index.sign_codes import SignCodeIndex
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int8]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-5, torch.int8: 1e-5}
@@ -209,7 +209,7 @@ def test_layer_topk_under_autocast():
     assert (classes[:, 0] == expected.indices[:, 0]).float().mean() > 0.5
 
 
-# --- RowSketch ---
+# --- SignCodeIndex ---
 
 
 @pytest.mark.parametrize("width", [1, 8, 30, 128])
@@ -217,7 +217,7 @@ def test_sketch_candidates_equal_reference(simd_level, threads, width):
     """The operator rounds the query's products, so rows at the edge of the shortlist may differ."""
     for rows, batch in ((1, 1), (64, 3), (2000, 5)):
         weight, bias, x = torch.randn(rows, width), torch.randn(rows), torch.randn(batch, width)
-        sketch = RowSketch(rows, width)
+        sketch = SignCodeIndex(rows, width)
         sketch.build(weight, bias)
         for count in {1, min(40, rows), rows}:
             arguments = (x @ sketch._rotation, sketch._codes, sketch._factors, rows, count)
@@ -235,7 +235,7 @@ def test_sketch_estimates_without_bias():
     weight, x = torch.randn(64, 64), torch.randn(1, 64)
     estimates = []
     for seed in range(200):
-        sketch = RowSketch(64, 64, seed)
+        sketch = SignCodeIndex(64, 64, seed)
         sketch.build(weight)
         bits = sketch._codes[0].T[2 * (torch.arange(64) % 32) + torch.arange(64) // 32]
         signs = 2.0 * (bits.unsqueeze(2) >> torch.arange(8) & 1).flatten(1) - 1
@@ -247,7 +247,7 @@ def test_sketch_estimates_without_bias():
 
 
 def test_sketch_candidates_do_not_depend_on_the_number_of_threads(simd_level):
-    sketch, x = RowSketch(5000, 40), torch.randn(3, 40)
+    sketch, x = SignCodeIndex(5000, 40), torch.randn(3, 40)
     sketch.build(torch.randn(5000, 40))
     results = []
     for threads in (1, 2, 3):
@@ -259,7 +259,7 @@ def test_sketch_candidates_do_not_depend_on_the_number_of_threads(simd_level):
 
 def test_sketch_finds_most_of_the_best():
     weight, x = torch.randn(20_000, 128), torch.randn(50, 128)
-    sketch = RowSketch(20_000, 128)
+    sketch = SignCodeIndex(20_000, 128)
     sketch.build(weight)
     best = (x @ weight.T).argmax(1, keepdim=True)
     assert (sketch.query(x, 512) == best).any(1).float().mean() > 0.9
@@ -267,13 +267,13 @@ def test_sketch_finds_most_of_the_best():
 
 def test_updated_sketches_equal_built_ones():
     weight, bias = torch.randn(300, 24), torch.randn(300)
-    sketch = RowSketch(300, 24)
+    sketch = SignCodeIndex(300, 24)
     sketch.build(weight, bias)
     rows = torch.tensor([0, 70, 299])
     changed, center = weight.clone(), sketch._center
     changed[rows] += torch.randn(3, 24)
     sketch.update(changed, bias, rows)
-    built = RowSketch(300, 24)
+    built = SignCodeIndex(300, 24)
     built.build(changed, bias)
     built._center = center
     built.update(changed, bias, torch.arange(300))
@@ -284,7 +284,7 @@ def test_updated_sketches_equal_built_ones():
 def test_sketch_of_what_is_not_finite(simd_level):
     weight = torch.randn(100, 16)
     weight[3, 2], weight[7, 1] = math.nan, math.inf
-    sketch = RowSketch(100, 16)
+    sketch = SignCodeIndex(100, 16)
     sketch.build(weight)
     x = torch.randn(3, 16)
     x[1, 4], x[2] = math.nan, 0
@@ -335,7 +335,7 @@ def test_what_queries_have_in_common_is_not_estimated():
     best = (queries[500:] @ weight.T + bias).topk(10).indices
     recall = []
     for known in (None, queries[:0], queries[:1], queries[:500]):
-        sketch = RowSketch(20_000, 64)
+        sketch = SignCodeIndex(20_000, 64)
         sketch.build(weight, bias, known)
         found = sketch.query(queries[500:], 200)
         recall.append((best.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean().item())
@@ -343,7 +343,7 @@ def test_what_queries_have_in_common_is_not_estimated():
     assert recall[0] + 0.1 < recall[2] < recall[3]
     assert recall[3] > 0.95
     poisoned = torch.cat([queries[:500], torch.full((1, 64), math.nan)])
-    again = RowSketch(20_000, 64)
+    again = SignCodeIndex(20_000, 64)
     again.build(weight, bias, poisoned)
     assert torch.equal(again._factors, sketch._factors)
     again.build(weight, bias)
@@ -413,11 +413,11 @@ def test_sketch_operator_names_the_bad_argument(call, message):
 
 def test_sketch_names_the_bad_argument():
     with pytest.raises(ValueError, match="num_rows is 0; wanted at least 1"):
-        RowSketch(0, 3)
+        SignCodeIndex(0, 3)
     with pytest.raises(ValueError, match=r"weight has shape \[3, 3\]; wanted \[4, 3\]"):
-        RowSketch(4, 3).build(torch.zeros(3, 3))
+        SignCodeIndex(4, 3).build(torch.zeros(3, 3))
     with pytest.raises(ValueError, match=r"x has shape \[1, 2\]; wanted \[B, 3\]"):
-        RowSketch(4, 3).query(torch.zeros(1, 2), 1)
+        SignCodeIndex(4, 3).query(torch.zeros(1, 2), 1)
 
 
 # --- QuantizedLinear ---

@@ -297,9 +297,9 @@ def test_tables_are_not_needed_where_labels_leave_no_room():
         assert torch.equal(layer.sample(x, labels).rows, twin.sample(x, labels).rows)
         assert torch.isin(labels, layer.sample(x, labels).rows).all()
         twin.sample(x, labels)
-    assert layer._index is None
+    assert layer.sampler.tables is None
     layer.sample(x, few)
-    assert layer._index is not None
+    assert layer.sampler.tables is not None
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 5000])

@@ -36,7 +36,7 @@ def test_default_policy_runs_by_itself_and_rehashes_touched_rows_only(monkeypatc
     optimizer = torch_lsh.optim.Adam(model.parameters(), lr=1e-2)
     updated = []
     train(model, optimizer, 1)
-    index = model[1]._index
+    index = model[1].sampler.tables
     update = index.update
     monkeypatch.setattr(index, "update", lambda w, b, rows: updated.append(len(rows)) or update(w, b, rows))
     monkeypatch.setattr(index, "build", lambda *_: pytest.fail("a full re-hash"))
@@ -46,7 +46,7 @@ def test_default_policy_runs_by_itself_and_rehashes_touched_rows_only(monkeypatc
 
 
 def buckets_of_rows(layer):
-    return layer._index.state_dict()["row_buckets"].clone()
+    return layer.sampler.tables.state_dict()["row_buckets"].clone()
 
 
 def test_incremental_rehash_equals_full():
@@ -169,8 +169,8 @@ def test_a_check_of_the_drift_hashes_no_more_than_the_sample(monkeypatch):
     layer = a_layer(rows=20_000)
     moved(layer, torch.arange(20_000))
     hashed = []
-    codes = layer._index.family.codes
-    monkeypatch.setattr(layer._index.family, "codes", lambda x: hashed.append(len(x)) or codes(x))
+    codes = layer.sampler.tables.family.codes
+    monkeypatch.setattr(layer.sampler.tables.family, "codes", lambda x: hashed.append(len(x)) or codes(x))
     layer.drift(sample=64)
     with torch.no_grad():
         layer.weight.mul_(1.5)  # nobody recorded which rows
@@ -285,7 +285,7 @@ def test_bad_drift():
         a_layer().drift(touches=0)
     layer = a_layer()
     with pytest.raises(ValueError, match="rows runs from 0 to 500"):
-        layer._index.drift(layer.weight, None, torch.tensor([0, N]))
+        layer.sampler.tables.drift(layer.weight, None, torch.tensor([0, N]))
 
 
 def test_without_its_scheduler_a_layer_follows_its_own_policy():

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 import twins
 
-from torch_lsh import LSHConfig, LSHFeedForward, LSHLinear, ops, optim
+from torch_lsh import HashTableConfig, LSHConfig, LSHFeedForward, LSHLinear, ops, optim
 from torch_lsh.sampling.active_set import choose_active_rows
 from torch_lsh.sampling.label_counts import LabelCounts, log_uniform
 
@@ -147,7 +147,7 @@ def test_layers_train_with_every_sampler(sampler, loss, correction):
         optimizer.zero_grad()
         before = before or value.item()
     assert value.item() < 0.9 * before
-    assert layer._index is None  # nothing is hashed
+    assert layer.sampler.tables is None  # nothing is hashed
     assert layer.rehash() == 0
 
 
@@ -217,14 +217,6 @@ def test_counts_follow_the_labels():
         (lambda: LSHLinear(4, 9).set_label_counts(torch.ones(8)), r"wanted \[9\]"),
         (lambda: LSHConfig(sampler="random"), "sampler is 'random'; wanted one of 'lsh', 'uniform'"),
         (lambda: LSHConfig(sampler="in_batch", scope="sample"), "wanted scope 'batch'"),
-        (lambda: LSHConfig(probes=0), "probes is 0; wanted a positive int"),
-        (lambda: LSHConfig(min_matches=1.5), "min_matches is 1.5; wanted a positive int"),
-        (lambda: LSHConfig(selection="best"), "selection is 'best'; wanted one of 'auto', 'ranked'"),
-        (lambda: LSHConfig(bucket_policy="lifo"), "bucket_policy is 'lifo'"),
-        (lambda: LSHConfig(selection="ranked", insert_labels=True), "makes nothing of insert_labels"),
-        (lambda: LSHConfig(balance=True), "balance is True, which needs mips=True"),
-        (lambda: LSHConfig(sketch_bits=-1), "sketch_bits is -1; wanted an int, 0 or more"),
-        (lambda: LSHConfig(hash="minhash"), "hash is 'minhash'"),
         (lambda: LSHConfig.bolt(0, 0.1), "out_features is 0"),
         (lambda: LSHConfig.bolt(10, 0.0), "active is 0.0"),
         (
@@ -266,10 +258,13 @@ def test_opcheck_draw_rows(per_sample):
     [
         LSHConfig.slide_amazon670k(),
         LSHConfig.bolt(3000, 0.05),
-        LSHConfig(active=200, insert_labels=True),
-        LSHConfig(active=200, probes=4, min_matches=2, selection="frequency"),
-        LSHConfig(active=200, hash="cross_polytope", bucket_policy="fifo", selection="vanilla"),
-        LSHConfig(active=200, hash="simhash_hadamard", mips=True, sketch_bits=100, balance=True),
+        LSHConfig(active=200, index=HashTableConfig(insert_labels=True)),
+        LSHConfig(active=200, index=HashTableConfig(probes=4, min_matches=2, selection="frequency")),
+        LSHConfig(active=200, index=HashTableConfig(hash="cross_polytope", bucket_policy="fifo", selection="vanilla")),
+        LSHConfig(
+            active=200,
+            index=HashTableConfig(hash="simhash_hadamard", mips=True, sketch_bits=100, balance=True),
+        ),
     ],
 )
 def test_layers_train_with_published_and_other_settings(config):
@@ -284,13 +279,13 @@ def test_layers_train_with_published_and_other_settings(config):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
-    index = layer._index
-    assert (index.probes, index.bucket_policy) == (config.probes or 1, config.bucket_policy)
-    assert (index.selection, index.min_matches) == (config.selection_mode, config.min_matches)
+    index, tables = layer.sampler.tables, config.index
+    assert (index.probes, index.bucket_policy) == (tables.probes, tables.bucket_policy)
+    assert (index.selection, index.min_matches) == (tables.selection_mode, tables.min_matches)
 
 
 def test_labels_go_into_the_buckets_of_their_queries_in_training_only():
-    config = LSHConfig(active=50, insert_labels=True, scope="sample", random_fraction=0.0)
+    config = LSHConfig(active=50, scope="sample", random_fraction=0.0, index=HashTableConfig(insert_labels=True))
     layer = LSHLinear(D, 20_000, config=config)
     x, y = torch.randn(30, D), torch.randint(0, 20_000, (30,))
 
@@ -304,4 +299,4 @@ def test_labels_go_into_the_buckets_of_their_queries_in_training_only():
     assert found() == before
     layer.train()
     layer.sample(x, y)
-    assert layer._index.query(x, 20)[:, :].eq(y[:, None]).any(1).float().mean() > before + 0.5
+    assert layer.sampler.tables.query(x, 20)[:, :].eq(y[:, None]).any(1).float().mean() > before + 0.5

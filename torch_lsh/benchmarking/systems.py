@@ -116,7 +116,7 @@ class LSH:
     in_backward = False
 
     def __init__(self, layer: nn.Linear, lr: float, active: int, **options: Any) -> None:
-        config = LSHConfig(active=active, **options)
+        config = LSHConfig.from_options(active=active, **options)
         self.layer = LSHLinear.from_linear(layer, config)
         self.optimizer = optim.Adam(self.layer.parameters(), lr=lr, in_backward=self.in_backward)
 

@@ -1,35 +1,53 @@
-"""RowSketch: which rows of a weight matrix have large inner products with a vector, from one bit per dimension."""
+"""SignCodeIndex: rows of a weight matrix as one bit per dimension."""
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from .base import Index, StoredTensor, mean_row, row_blocks
 
-_BLOCK_ROWS = 16384  # rows that are sketched at a time
 _LAYOUT_ROWS = 64  # rows of a block of codes; see csrc/kernels/sketch.h
 
 
-class RowSketch:
-    """Sign codes of rows, all of which a query is compared with.
+class SignCodes(NamedTuple):
+    """The tensors of :func:`torch_lsh.ops.sketch_candidates`."""
 
-    A row ``w``, less the mean row ``c``, is kept as the signs of its coordinates in a random rotation, which are the
-    bits of a SimHash code with orthogonal projections, and the factor that makes the inner product of these signs with
-    a rotated vector ``h`` an unbiased estimate of ``h · (w - c)``. (``h · c`` is the same for all rows.) The query is
-    not rounded to bits, so estimates are far better than the Hamming distance of codes; their error falls with
-    ``1 / sqrt(width)``, and it grows with the length of ``h``. What queries have in common, which is most of them
-    behind a ReLU, is therefore not estimated: the product of each row with the mean query ``m`` is kept beside its
-    bias, and ``h`` is a query less ``m``.
+    codes: Tensor
+    factors: Tensor
 
-    Hash tables find rows in time that grows little with their number, but in trained output layers the best row is at
-    70 to 80 degrees from the query, so far that 64 tables find it for a third of the queries. A sketch is linear in
-    the number of rows with a small constant: ``width / 8 + 4`` bytes each, a sixth of int8 weights at width 128.
+
+class SignCodeIndex(Index):
+    """Sign codes of rows; a query is compared with all of them.
+
+    A row ``w``, less the mean row ``c``, is kept as the signs of its coordinates in a random rotation (the bits of a
+    SimHash code with orthogonal projections), and one factor, which makes the inner product of these signs with a
+    rotated vector ``h`` an unbiased estimate of ``h · (w - c)``. (``h · c`` is the same for all rows.) The query is not
+    rounded to bits, so estimates are far better than the Hamming distance of codes. Their error falls with
+    ``1 / sqrt(width)`` and grows with the length of ``h``.
+
+    Queries have much in common, behind a ReLU most of their length. That part is not estimated: the product of each row
+    with the mean query ``m`` is kept beside its bias, and ``h`` is a query less ``m``.
+
+    Hash tables find rows in time that grows little with their number. But in trained output layers the best row is at
+    70 to 80 degrees from the query, so far away that 64 tables find it for a third of the queries. Sign codes take time
+    linear in the number of rows, with a small constant: ``width / 8 + 4`` bytes each, a sixth of int8 weights at width
+    128.
+
+    A look-up returns its rows in increasing order of their numbers, not best first (``best_first`` is False). All M of
+    them are among the best by estimate.
 
     Args:
         num_rows: N, rows of the weight.
         in_features: width of the weight.
         seed: of the rotation.
+
+    Raises:
+        ValueError: an argument is out of range.
 
     References:
         Charikar, "Similarity Estimation Techniques from Rounding Algorithms", STOC 2002; Gao & Long, "RaBitQ:
@@ -37,97 +55,115 @@ class RowSketch:
         is not enough" (tables in registers), VLDB 2015.
 
     >>> weight = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
-    >>> sketch = RowSketch(1000, 16)
-    >>> sketch.build(weight)
-    >>> 7 in sketch.query(weight[[7]], count=50)
+    >>> index = SignCodeIndex(1000, 16)
+    >>> index.build(weight)
+    >>> 7 in index.query(weight[[7]], max_candidates=50)
     True
     """
 
-    def __init__(self, num_rows: int, in_features: int, seed: int = 0) -> None:
-        for name, value in (("num_rows", num_rows), ("in_features", in_features)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; wanted at least 1")
-        self.num_rows, self.in_features = num_rows, in_features
+    best_first = False
+
+    def __init__(self, num_rows: int, in_features: int, *, seed: int = 0) -> None:
+        super().__init__(num_rows, in_features, seed)
         width = -(-in_features // 8) * 8
         gaussian = torch.randn(width, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         self._rotation = torch.linalg.qr(gaussian).Q[:in_features].float().contiguous()
-        blocks = -(-num_rows // _LAYOUT_ROWS)
-        self._codes = torch.zeros(blocks, width // 8, _LAYOUT_ROWS, dtype=torch.uint8)
-        self._factors = torch.zeros(blocks, 2, _LAYOUT_ROWS, dtype=torch.bfloat16)
-        self._center = torch.zeros(in_features, dtype=torch.float32)
-        self._mean_query = torch.zeros(in_features, dtype=torch.float32)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._center = torch.zeros(self.in_features, dtype=torch.float32)
+        self._mean_query = torch.zeros(self.in_features, dtype=torch.float32)
+        self._store: SignCodes | None = None
+
+    @property
+    def is_built(self) -> bool:
+        return self._store is not None
 
     @property
     def nbytes(self) -> int:
-        return self._codes.nbytes + self._factors.nbytes + self._rotation.nbytes
+        """Bytes of the codes and of the rotation."""
+        return self._rotation.nbytes + sum(part.nbytes for part in self._store or ())
 
-    @torch.no_grad()
-    def build(self, weight: Tensor, bias: Tensor | None = None, queries: Tensor | None = None) -> None:
-        """Sketches every row anew.
-
-        Args:
-            weight: ``[num_rows, in_features]`` floating point.
-            bias: ``[num_rows]`` or None.
-            queries: ``[Q, in_features]`` floating point: some such as will come, for their mean. Any number: beside
-                them a query of zeros is counted, so that the less is known the less is taken for granted. Those with a
-                NaN or an infinity are left out.
-
-        Raises:
-            ValueError: a shape does not fit.
-        """
-        self._check(weight, bias)
-        self._mean_query = torch.zeros(self.in_features, dtype=torch.float32)
+    def _build(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> None:
+        """Beside the queries one of zeros is counted: the fewer are known, the less is taken for granted."""
+        mean_query = torch.zeros(self.in_features, dtype=torch.float32)
         if queries is not None:
-            self._check_queries(queries, "queries", "Q")
             finite = queries.float()[queries.isfinite().all(1)]
-            self._mean_query = finite.sum(0) / (len(finite) + 1)
-        total = torch.zeros(self.in_features, dtype=torch.float64)
-        for begin in range(0, self.num_rows, _BLOCK_ROWS):
-            total += weight[begin : begin + _BLOCK_ROWS].float().nan_to_num(0, 0, 0).sum(0, dtype=torch.float64)
-        self._center = (total / self.num_rows).float()
-        for rows in torch.arange(self.num_rows).split(_BLOCK_ROWS):
-            self._write(weight, bias, rows, slice(int(rows[0]), int(rows[-1]) + 1))
+            mean_query = finite.sum(0) / (len(finite) + 1)
+        self._mean_query, self._center = mean_query, mean_row(weight)
+        store = self._empty() if self._store is None else self._store
+        for some, rows, biases in row_blocks(weight, bias):
+            self._write(store, torch.arange(self.num_rows)[some], rows, biases)
+        self._store = store
 
-    @torch.no_grad()
-    def update(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> None:
-        """Sketches some rows ``[A]`` int64 anew, around the mean row and the mean query of the last :meth:`build`."""
-        self._check(weight, bias)
-        for some in rows.split(_BLOCK_ROWS):
-            self._write(weight, bias, some, some)
+    def _empty(self) -> SignCodes:
+        blocks, width = -(-self.num_rows // _LAYOUT_ROWS), self._rotation.shape[1]
+        return SignCodes(
+            codes=torch.zeros(blocks, width // 8, _LAYOUT_ROWS, dtype=torch.uint8),
+            factors=torch.zeros(blocks, 2, _LAYOUT_ROWS, dtype=torch.bfloat16),
+        )
 
-    def _check(self, weight: Tensor, bias: Tensor | None) -> None:
-        if weight.shape != (self.num_rows, self.in_features):
-            raise ValueError(f"weight has shape {list(weight.shape)}; wanted [{self.num_rows}, {self.in_features}]")
-        if bias is not None and bias.shape != (self.num_rows,):
-            raise ValueError(f"bias has shape {list(bias.shape)}; wanted [{self.num_rows}]")
-
-    def _write(self, weight: Tensor, bias: Tensor | None, rows: Tensor, index: slice | Tensor) -> None:
-        rows_less_mean = weight[index].float() - self._center
-        rotated = rows_less_mean @ self._rotation
-        bits = (rotated > 0).unflatten(1, (-1, 8)) << torch.arange(8)
-        block, row = rows // _LAYOUT_ROWS, rows % _LAYOUT_ROWS
-        half = _LAYOUT_ROWS // 2
-        self._codes[block, :, row % half * 2 + row // half] = bits.sum(2).to(torch.uint8)
+    def _write(self, store: SignCodes, rows: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        less_mean, rotated = self._rotated(weight)
+        block, place = rows // _LAYOUT_ROWS, rows % _LAYOUT_ROWS
+        store.codes[block, :, _code_place(place)] = _signs(rotated)
         # h · v is estimated by (h · signs) * |v|^2 / (v · signs), which is right where h is a multiple of v.
-        self._factors[block, 0, row] = (rotated.square().sum(1) / rotated.abs().sum(1).clamp(min=1e-30)).bfloat16()
-        known = rows_less_mean @ self._mean_query
-        self._factors[block, 1, row] = (known if bias is None else known + bias[index].float()).bfloat16()
+        store.factors[block, 0, place] = (rotated.square().sum(1) / rotated.abs().sum(1).clamp(min=1e-30)).bfloat16()
+        known = less_mean @ self._mean_query
+        store.factors[block, 1, place] = (known if bias is None else known + bias.float()).bfloat16()
 
-    @torch.no_grad()
-    def query(self, x: Tensor, count: int) -> Tensor:
-        """The rows with the largest estimates for each query.
+    def _rotated(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Some rows less the mean row, as they are and rotated."""
+        less_mean = weight.float() - self._center
+        return less_mean, less_mean @ self._rotation
 
-        Args:
-            x: ``[B, in_features]`` floating point.
-            count: M, 1 to ``num_rows``.
+    def _update(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> int:
+        store = self._built()
+        before = self._codes_of(rows)
+        self._write(store, rows, weight[rows], None if bias is None else bias[rows])
+        return int((self._codes_of(rows) != before).any(1).sum())
 
-        Returns:
-            ``[B, M]`` int64, increasing. A query with a NaN or an infinity gets some rows.
-        """
-        self._check_queries(x, "x", "B")
+    def _differs(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+        """A code is one byte, so that it has about as many bits as one of a hash table."""
+        return _signs(self._rotated(weight[rows])[1]) != self._codes_of(rows)
+
+    def _codes_of(self, rows: Tensor) -> Tensor:
+        """``[A, width / 8]`` uint8."""
+        return self._built().codes[rows // _LAYOUT_ROWS, :, _code_place(rows % _LAYOUT_ROWS)]
+
+    def _query(self, x: Tensor, max_candidates: int, labels: Tensor | None) -> Tensor:
         h = (x.float() - self._mean_query) @ self._rotation
-        return ops.sketch_candidates(h, self._codes, self._factors, self.num_rows, count)
+        count = min(max_candidates, self.num_rows)
+        found = ops.sketch_candidates(h, *self._built(), self.num_rows, count)
+        return found if count == max_candidates else F.pad(found, (0, max_candidates - count), value=-1)
 
-    def _check_queries(self, queries: Tensor, name: str, size: str) -> None:
-        if queries.dim() != 2 or queries.shape[1] != self.in_features:
-            raise ValueError(f"{name} has shape {list(queries.shape)}; wanted [{size}, {self.in_features}]")
+    def _built(self) -> SignCodes:
+        self._check_built()
+        assert self._store is not None
+        return self._store
+
+    def _settings(self) -> dict[str, Any]:
+        return {"num_rows": self.num_rows, "in_features": self.in_features, "seed": self.seed}
+
+    def _stored(self) -> dict[str, StoredTensor]:
+        vector = StoredTensor((self.in_features,), torch.float32)
+        stored = {name: StoredTensor(tuple(part.shape), part.dtype) for name, part in self._empty()._asdict().items()}
+        return {"center": vector, "mean_query": vector, **stored}
+
+    def _state(self) -> dict[str, Any]:
+        return {"center": self._center, "mean_query": self._mean_query, **self._built()._asdict()}
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self._center, self._mean_query = state["center"], state["mean_query"]
+        self._store = SignCodes(*(state[name] for name in SignCodes._fields))
+
+
+def _signs(rotated: Tensor) -> Tensor:
+    """Codes ``[n, width / 8]`` uint8: the signs of ``[n, width]``, eight to a byte."""
+    return ((rotated > 0).unflatten(1, (-1, 8)) << torch.arange(8)).sum(2).to(torch.uint8)
+
+
+def _code_place(place: Tensor) -> Tensor:
+    """Where the code of a row of a block is kept: the halves of the block alternate."""
+    half = _LAYOUT_ROWS // 2
+    return place % half * 2 + place // half

@@ -7,7 +7,7 @@ import pickle
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..config import LSHConfig
 from ..data import XMCDataset, collate_xmc
+from ..index.config import INDEX_CONFIGS
 from ..metrics import PrecisionAtK
 from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear
 from ..nn.logits.losses import as_target
@@ -244,6 +245,7 @@ class XMCClassifier(nn.Module):
             policy = self.output.config.rehash
             if type(policy).__name__ not in _POLICIES:
                 raise ValueError(f"rehash is {policy!r}; only {', '.join(_POLICIES)} can be written to a file")
+            config["index"] = {"kind": type(self.output.config.index).__name__, **config["index"]}
             config["rehash"] = {"policy": type(policy).__name__, **asdict(policy)}  # type: ignore[call-overload]
         return {
             "num_features": self.num_features,
@@ -273,7 +275,12 @@ class XMCClassifier(nn.Module):
             quantized = configuration.pop("quantized", False)
             if config is not None:
                 policy = dict(config.pop("rehash"))
-                config = replace(LSHConfig(), **config, rehash=_POLICIES[policy.pop("policy")](**policy))
+                index = dict(config.pop("index"))
+                config = LSHConfig(
+                    **config,
+                    rehash=_POLICIES[policy.pop("policy")](**policy),
+                    index=INDEX_CONFIGS[index.pop("kind")](**index),
+                )
             with torch.device("meta"):
                 model = cls(**configuration, config=config)
             if quantized:

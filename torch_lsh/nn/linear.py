@@ -17,16 +17,14 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..config import LSHConfig
-from ..index.hash_tables import LSHIndex
-from ..index.partition import LearnedIndex
-from ..index.sign_codes import RowSketch
+from ..index.base import Index
+from ..index.sign_codes import SignCodeIndex
 from ..row_sparse.parameters import ChangedRows, note_forward, wants_row_sparse
 from ..sampling.active_set import (
     ActiveSet,
     choose_active_rows,
     hardest_rows,
     labels_leave_room,
-    make_index,
     needs_index,
 )
 from ..sampling.label_counts import LabelCounts
@@ -37,9 +35,6 @@ from .logits import losses
 from .logits.tensor import SampledLogits
 
 _QUERIES_KEPT = 512  # inputs of a step that a rebuild of the tables may look at
-_QUERIES_LEARNED = 1024  # inputs of several steps that buckets are learned from,
-_QUERIES_TAKEN = 64  # so many of one step
-_STEPS_PER_QUERIES = 4  # of so many
 _CANDIDATES = 512  # rows that an approximate top k scores exactly
 
 # Attributes that nn.Module need not compare with the names of parameters, buffers and modules.
@@ -185,9 +180,9 @@ class LSHLinear(nn.Linear):
             self._carried = self._label_counts = None
 
     def _forget_tables(self) -> None:
-        self._index: LSHIndex | LearnedIndex | None = None
+        self._index: Index | None = None
         self._changed: ChangedRows | None = None
-        self._sketch: RowSketch | None = None
+        self._sketch: SignCodeIndex | None = None
         self._sketch_changed: ChangedRows | None = None
         self._trained = False  # drawn for training since the tables were last in step with the weights
 
@@ -231,7 +226,7 @@ class LSHLinear(nn.Linear):
     def extra_repr(self) -> str:
         config = self.config
         active = config.active_rows(self.out_features)
-        return f"{super().extra_repr()}, hash={config.hash}, active={active}, scope={config.scope}"
+        return f"{super().extra_repr()}, index={config.index}, active={active}, scope={config.scope}"
 
     # --- copies and checkpoints ---
 
@@ -385,7 +380,7 @@ class LSHLinear(nn.Linear):
         Args:
             x: ``[*, in_features]``.
             k: 1 to ``out_features``.
-            exact: False: compare the input with the sign codes of all rows (:class:`RowSketch`, made
+            exact: False: compare the input with the sign codes of all rows (:class:`SignCodeIndex`, made
                 at the first use, and again for rows that changed) and score only the best ``candidates`` exactly. What
                 it misses is seldom the best; scores are exact. The codes suit inputs such as those of the latest
                 training steps, or, in a layer that was never trained, those of the first call.
@@ -488,13 +483,13 @@ class LSHLinear(nn.Linear):
         config, measured = self.config, {}
         self._check_can_sample(self.weight if inputs is None else inputs)
         bias = self._bias_for_index()
-        index: LSHIndex | LearnedIndex | None = None
+        index: Index | None = None
         if needs_index(config, self.out_features):
             if self._index is not None:
                 index = copy.copy(self._index)
                 index.stopwatch = None  # these look-ups are no part of a step
             else:
-                index = make_index(config, self.out_features, self.in_features)
+                index = config.index.make(self.out_features, self.in_features, config.seed)
                 flat = None if inputs is None else inputs.reshape(-1, self.in_features)[-_QUERIES_KEPT:]
                 index.build(self.weight, bias, flat)
             measured.update(measure_tables(index))
@@ -566,7 +561,7 @@ class LSHLinear(nn.Linear):
             seed,
             self._carried,
             self._counted(labels),
-            insert_labels=self.config.insert_labels and self.training,
+            insert_labels=self.config.index.insert_labels and self.training,
         )
         self._draws += 1
         return active
@@ -575,6 +570,17 @@ class LSHLinear(nn.Linear):
     def sampler(self) -> LSHLinear:  # until the sampler is an object of its own
         return self
 
+    @property
+    def tables(self) -> Index | None:
+        return self._index
+
+    @property
+    def watched_inputs(self) -> Tensor | None:
+        return self._watched
+
+    def keep_queries(self, queries: Tensor) -> None:
+        self._queries = queries
+
     def draw(self, x: Tensor, labels: Tensor) -> ActiveSet:
         return self.draw_active_rows(x, labels)
 
@@ -582,14 +588,14 @@ class LSHLinear(nn.Linear):
         """Keeps inputs ``[B, in]`` for what is made to suit them: the mean query of the sketch; with ``balance``, where
         a rebuild wants those of the last step; learned buckets, which want the latest of many steps.
         """
-        if self.config.balance or self._queries is None:
+        history = self.config.index.query_history
+        if history.every == 1 or self._queries is None:
             self._queries = x[-_QUERIES_KEPT:].clone()
-        elif self.training and self._draws % _STEPS_PER_QUERIES == 0 and len(x) > 0:
-            some = x[:: -(-len(x) // _QUERIES_TAKEN)]
-            if self.config.hash == "learned":
-                self._queries = torch.cat([self._queries, some])[-_QUERIES_LEARNED:]
-            else:
-                self._queries = some.clone()
+        elif self.training and self._draws % history.every == 0 and len(x) > 0:
+            some = x[:: -(-len(x) // history.per_step)]
+            if history.total > history.per_step:
+                some = torch.cat([self._queries, some])[-history.total :]
+            self._queries = some.clone()
 
     def set_label_counts(self, counts: Tensor, samples: int | None = None) -> None:
         """Gives the samplers "frequency" and "in_batch" the label counts of the training data, in place of counting.
@@ -660,17 +666,16 @@ class LSHLinear(nn.Linear):
         rehashed = self._synchronise(full, touches)
         self._since_rehash = 0
         self._rehashes += 1
-        if not full and isinstance(self._index, LearnedIndex) and _is_judged(self._rehashes):
+        if not full and self._index is not None and _is_judged(self._rehashes):
             reason = self._index.outdated(self.weight.detach(), self._bias_for_index(), self._queries)
             if reason is not None:
                 rehashed = self._build()
                 _log.info(
-                    "step %d: buckets of LSHLinear(%d, %d) were learned anew: %s; recall is now %.3f",
+                    "step %d: the index of LSHLinear(%d, %d) was learned anew: %s",
                     self._draws,
                     self.in_features,
                     self.out_features,
                     reason,
-                    self._index.learned_recall,
                 )
         return rehashed
 
@@ -722,17 +727,15 @@ class LSHLinear(nn.Linear):
 
     def _build(self, learn: bool = True) -> int:
         if self._index is None:
-            self._index = make_index(self.config, self.out_features, self.in_features)
+            self._index = self.config.index.make(self.out_features, self.in_features, self.config.seed)
         self._index.stopwatch = self.stopwatch
-        if isinstance(self._index, LearnedIndex) and self._index.is_built and not learn:
-            self._index.rehash(self.weight.detach(), self._bias_for_index())
-        else:
-            self._index.build(self.weight.detach(), self._bias_for_index(), self._queries)
+        take_in = self._index.build if learn else self._index.rehash
+        take_in(self.weight.detach(), self._bias_for_index(), self._queries)
         self._changed = ChangedRows(*self._parameters_of_rows())
         self._trained = False
         return self.out_features
 
-    def _synchronised_index(self) -> LSHIndex | LearnedIndex:
+    def _synchronised_index(self) -> Index:
         """The tables, exactly in step with the weights."""
         changed = self._changed
         if self._index is None or not self._is_watched(changed) or changed.any():
@@ -741,12 +744,12 @@ class LSHLinear(nn.Linear):
         return self._index
 
     @_keeps_tensors
-    def _synchronised_sketch(self, x: Tensor) -> RowSketch:
+    def _synchronised_sketch(self, x: Tensor) -> SignCodeIndex:
         """The sketch, exactly in step with the weights; for queries such as ``x`` where nothing is known of others."""
         changed = self._sketch_changed
         rows: Tensor | None = None
         if self._sketch is None:
-            self._sketch = RowSketch(self.out_features, self.in_features, self.config.seed)
+            self._sketch = SignCodeIndex(self.out_features, self.in_features, seed=self.config.seed)
         elif self._is_watched(changed):
             if not changed.any():
                 return self._sketch
@@ -760,7 +763,7 @@ class LSHLinear(nn.Linear):
             self._sketch_changed = ChangedRows(*self._parameters_of_rows())
         return self._sketch
 
-    def _index_for_training(self) -> LSHIndex | LearnedIndex:
+    def _index_for_training(self) -> Index:
         """The tables, as fresh as the re-hash policy wants them."""
         changed = self._changed
         if self._index is None or not self._is_watched(changed) or self._was_edited(changed):

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from ..config import LSHConfig
-from ..index.hash_tables import LSHIndex
-from ..index.partition import LearnedIndex
+from ..index.base import Index
 from .label_counts import LabelCounts, log_uniform
 
 _LOOKED_UP = 4  # samples of a batch that are looked up where rows are carried over; 2 to 16 reach the same precision
@@ -79,7 +78,7 @@ class ActiveSet:
 
 
 def choose_active_rows(
-    index: LSHIndex | LearnedIndex | None,
+    index: Index | None,
     x: Tensor,
     labels: Tensor,
     num_rows: int,
@@ -128,17 +127,17 @@ def choose_active_rows(
     else:
         if per_sample:
             carried = None
-            candidates = index.query(x, room, labels if insert_labels else None)
+            candidates = _look_up(index, x, room, labels if insert_labels else None, seed)
         elif carried is None or config.carry == 0:
             carried = None
-            candidates = index.query(x, _share(room, len(x)), labels if insert_labels else None)
+            candidates = _look_up(index, x, _share(room, len(x)), labels if insert_labels else None, seed)
         else:
             # Carried rows are what look-ups of earlier steps found, so each step has to look only some samples up.
             stride = -(-len(x) // _LOOKED_UP)
             some = slice(seed % stride, None, stride)
             looked_up = x[some]
             share = _share(room // 2, len(looked_up))
-            candidates = index.query(looked_up, share, labels[some] if insert_labels else None)
+            candidates = _look_up(index, looked_up, share, labels[some] if insert_labels else None, seed)
     rows, is_random, positions, log_weights = ops.select_rows(
         labels,
         labels.new_empty(len(labels), 0) if candidates is None else candidates,
@@ -150,6 +149,16 @@ def choose_active_rows(
         carried=carried,
     )
     return ActiveSet(rows, is_random, positions, num_rows, known_log_weights=log_weights)
+
+
+def _look_up(index: Index, x: Tensor, count: int, labels: Tensor | None, seed: int) -> Tensor:
+    """Candidates ``[B, M]``, of which the first ones are taken where there are too many."""
+    candidates = index.query(x, count, labels)
+    if index.best_first:
+        return candidates
+    # In order of row numbers, the first ones would always be those with small numbers.
+    generator = torch.Generator().manual_seed(seed)
+    return candidates[:, torch.randperm(candidates.shape[1], generator=generator)]
 
 
 def _needed(counts: LabelCounts | None) -> LabelCounts:
@@ -213,31 +222,3 @@ def labels_leave_room(labels: Tensor, num_rows: int, config: LSHConfig) -> bool:
     active = config.active_rows(num_rows)
     room = active - config.random_rows(active)
     return config.scope == "sample" or labels.numel() < room or len(labels[labels >= 0].unique()) < room
-
-
-def make_index(config: LSHConfig, num_rows: int, in_features: int) -> LSHIndex | LearnedIndex:
-    """The tables that a layer of that shape and configuration has; not built."""
-    if config.hash == "learned":
-        return LearnedIndex(
-            num_rows,
-            in_features,
-            hashes_per_table=config.hashes_per_table,
-            probes=config.probes,
-            seed=config.seed,
-        )
-    return LSHIndex(
-        num_rows,
-        in_features,
-        hash=config.hash,
-        hashes_per_table=config.hashes_per_table,
-        num_tables=config.num_tables,
-        bucket_size=config.bucket_size,
-        mips=config.mips,
-        probes=config.probes,
-        selection=config.selection_mode,
-        min_matches=config.min_matches,
-        sketch_bits=config.sketch_bits,
-        bucket_policy=config.bucket_policy,
-        balance=config.balance,
-        seed=config.seed,
-    )

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..config import LSHConfig
-from ..index.hash_tables import LSHIndex
-from ..index.partition import LearnedIndex
+from ..index.base import Index
 from .active_set import choose_active_rows
 from .label_counts import LabelCounts
 
@@ -161,31 +160,26 @@ def _plus_minus(estimate: Estimate, digits: int) -> str:
     return f"{estimate.mean:,.{digits}f} ± {estimate.error:,.{digits}f}"
 
 
-def bucket_loads(index: LSHIndex | LearnedIndex) -> Tensor:
-    """How many rows belong to each bucket, whether they fit or not: ``[L, buckets]`` int64."""
-    row_buckets = index.state_dict()["row_buckets"].view(index.num_rows, -1)
-    return torch.stack([torch.bincount(buckets, minlength=1 << index.bucket_bits) for buckets in row_buckets.T])
-
-
-def measure_tables(index: LSHIndex | LearnedIndex) -> dict[str, Any]:
-    """The fields of :class:`LayerStats` about the tables."""
-    loads = bucket_loads(index)
+def measure_tables(index: Index) -> dict[str, Any]:
+    """The fields of :class:`LayerStats` about the index."""
+    loads, size = index.bucket_loads(), index.bucket_size
+    if loads is None:
+        return {"index_bytes": index.nbytes}
     return {
-        "tables": index.num_tables,
+        "tables": loads.shape[0],
         "hashes_per_table": index.hashes_per_table,
-        "buckets": 1 << index.bucket_bits,
-        "bucket_size": index.bucket_size,
+        "buckets": loads.shape[1],
+        "bucket_size": size,
         "load_mean": loads.double().mean().item(),
         "load_max": int(loads.max()),
         "empty": (loads == 0).double().mean().item(),
-        # learned buckets hold all that belong to them
-        "overflowing": (loads > index.bucket_size).double().mean().item() if isinstance(index, LSHIndex) else 0.0,
+        "overflowing": 0.0 if size is None else (loads > size).double().mean().item(),
         "index_bytes": index.nbytes,
     }
 
 
 def measure_recall(
-    index: LSHIndex | LearnedIndex | None,
+    index: Index | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,

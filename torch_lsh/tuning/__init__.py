@@ -1,5 +1,7 @@
 """Settings by measurement."""
 
-from .autotune import AutoTuner, autotune
+from .auto_tuner import AutoTuner
+from .autotune import autotune
+from .trials import Trial, Tuning, TuningTable
 
-__all__ = ["AutoTuner", "autotune"]
+__all__ = ["AutoTuner", "Trial", "Tuning", "TuningTable", "autotune"]

@@ -1,11 +1,10 @@
-"""Locality-sensitive hash families: hashes that agree the more often, the more similar two vectors are."""
+"""Locality-sensitive hash families: hashes that agree more often for more similar vectors."""
 
 from .base import MAX_CODE_BITS, HashFamily
 from .cross_polytope import CrossPolytope
 from .dwta import DWTA
 from .learned import LearnedPartition
-from .minhash import MinHash
-from .simhash import HadamardSimHash, SimHash, SparseSignProjection
+from .simhash import HadamardSimHash, SimHash
 
 __all__ = [
     "DWTA",
@@ -15,9 +14,7 @@ __all__ = [
     "HadamardSimHash",
     "HashFamily",
     "LearnedPartition",
-    "MinHash",
     "SimHash",
-    "SparseSignProjection",
     "family_type",
     "make_family",
 ]
@@ -25,10 +22,8 @@ __all__ = [
 FAMILIES: dict[str, type[HashFamily]] = {
     "simhash": SimHash,
     "simhash_hadamard": HadamardSimHash,
-    "srp_sparse": SparseSignProjection,
     "cross_polytope": CrossPolytope,
     "dwta": DWTA,
-    "minhash": MinHash,
 }
 
 

@@ -1,8 +1,8 @@
-"""Locality-sensitive hash families: hashes that agree the more often, the more similar two vectors are.
+"""HashFamily: hashes that agree more often for more similar vectors.
 
-A family has L tables of K hashes. The K hashes of a table make its code, so two vectors share a code with the
-probability of one agreement to the power K; L independent codes give a similar pair L chances. The parameters of a
-family are a function of its shape and seed.
+A family has L tables of K hashes. The K hashes of a table make its code. Two vectors share a code with the probability
+of one agreement to the power K, and L independent codes give a similar pair L chances. Shape and seed determine the
+parameters of a family.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_CODE_BITS = 30
 
 
 class HashFamily(ABC):
-    """What every hash family offers.
+    """A locality-sensitive hash family.
 
     Args:
         in_features: width of the vectors.
@@ -32,7 +32,6 @@ class HashFamily(ABC):
     """
 
     bits_per_hash: ClassVar[int]
-    of_sets: ClassVar[bool] = False  # compares which coordinates are there rather than their values
 
     def __init__(self, in_features: int, hashes_per_table: int, num_tables: int, seed: int = 0) -> None:
         sizes = {"in_features": in_features, "hashes_per_table": hashes_per_table, "num_tables": num_tables}
@@ -59,8 +58,8 @@ class HashFamily(ABC):
         """The code of each row in each table.
 
         Args:
-            x: ``[n, in_features]`` float32, float64 or bfloat16; dense or sparse CSR. A row with NaN or infinities has
-                some code (see the operators).
+            x: ``[n, in_features]`` float32, float64 or bfloat16; dense. A row with a NaN or an infinity has some code
+                (see the operators).
 
         Returns:
             ``[n, L]`` int32.
@@ -69,18 +68,13 @@ class HashFamily(ABC):
             ValueError: the shape, dtype or layout of ``x`` does not fit.
         """
         self._check(x)
-        x = x.detach()
-        if x.layout is torch.sparse_csr:
-            return self._codes_csr(x.crow_indices().long(), x.col_indices().long(), x.values().float())
-        if x.layout is not torch.strided:
-            raise ValueError(f"x has layout {x.layout}; wanted a dense or a sparse CSR tensor")
-        return self._codes_dense(x.contiguous())
+        return self._codes(x.detach().contiguous())
 
     def probes(self, x: Tensor, count: int) -> Tensor:
-        """The codes to look up for each row of a query in each table, the likeliest to be shared first.
+        """The codes to look up for each query in each table, the likeliest to be shared first.
 
-        The first is the row's own code. Each further one changes hashes that a small move of the row would have
-        changed, in the order of how small (query-directed probing, Lv et al. 2007): so fewer tables find as much.
+        The first is the query's own code. Each further one changes hashes that a small move of the query would change,
+        the smallest move first (query-directed probing, Lv et al. 2007). So fewer tables find as much.
 
         Args:
             x: ``[n, in_features]`` float32, float64 or bfloat16; dense.
@@ -90,45 +84,35 @@ class HashFamily(ABC):
             ``[n, L, P]`` int32; -1 where a table has fewer codes to offer.
 
         Raises:
-            ValueError: an argument does not fit, or the family has no order of codes (those of sets).
+            ValueError: an argument does not fit.
         """
         if count < 1:
             raise ValueError(f"count is {count}; wanted at least 1")
         if count == 1:
             return self.codes(x).unsqueeze(2)
         self._check(x)
-        if x.layout is not torch.strided:
-            raise ValueError(f"x has layout {x.layout}; wanted a dense tensor")
         x = x.detach().float().contiguous()
-        codes = self._codes_dense(x)
+        codes = self._codes(x)
         flips, costs = self._changes(x, codes)
         return ops.probe_codes(codes, flips.contiguous(), costs.contiguous(), count)
 
     def _check(self, x: Tensor) -> None:
+        if x.layout is not torch.strided:
+            raise ValueError(f"x has layout {x.layout}; wanted a dense tensor")
         if x.dim() != 2 or x.shape[1] != self.in_features:
             raise ValueError(f"x has shape {list(x.shape)}; wanted [n, {self.in_features}]")
         if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
             raise ValueError(f"x has dtype {x.dtype}; wanted float32, float64 or bfloat16")
 
-    def _no_codes(self) -> Tensor:
-        return torch.empty(0, self.num_tables, dtype=torch.int32)
-
+    @abstractmethod
     def _changes(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Bits of the code that each of A changes of a hash flips, and how far the row would have to move for it.
+        """The bits of the code that each of A changes of a hash flips, and how far the row would have to move for it.
 
         Both are ``[n, L, K, A]``, int32 and float32, for float32 ``x`` and its codes.
         """
-        raise ValueError(f"{type(self).__name__} has no order of codes to probe; wanted count=1")
 
     @abstractmethod
-    def _codes_dense(self, x: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _codes_csr(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def collision_probability(self, similarity: Tensor) -> Tensor:
-        """The probability that two vectors of this similarity have the same code in one table."""
+    def _codes(self, x: Tensor) -> Tensor: ...
 
     @property
     @abstractmethod
@@ -146,11 +130,11 @@ _RUNNERS_UP = 3
 
 
 def costs_of_runners_up(scores: Tensor, numbers: Tensor, codes: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """:meth:`HashFamily._changes` of hashes that are the number of the candidate with the largest score.
+    """:meth:`HashFamily._changes` of a hash that is the number of the candidate with the largest score.
 
     Args:
-        scores: ``[n, L, K, V]`` float32; -inf: no candidate. A hash with no candidate has no change.
-        numbers: the hashes that the candidates stand for, of a shape that broadcasts with that of ``scores``.
+        scores: ``[n, L, K, V]`` float32; -inf: no candidate. A hash without candidates has no change.
+        numbers: the hash of each candidate; broadcasts with ``scores``.
         codes: ``[n, L]`` int32.
         bits: of one hash.
     """

@@ -12,14 +12,18 @@ from .base import HashFamily, costs_of_runners_up
 
 
 class DWTA(HashFamily):
-    """Densified winner-take-all (Chen & Shrivastava 2018), for the rank order of coordinates; SLIDE's hash.
+    """Densified winner-take-all, for the rank order of coordinates; the hash of SLIDE.
 
-    Each hash looks at 8 coordinates, cut from random permutations, and gives the position of the largest (3 bits).
-    Suits sparse vectors; see :func:`torch_lsh.ops.dwta_codes` for how empty bins are filled.
+    Each hash looks at 8 coordinates, cut from random permutations, and gives the position of the largest (3 bits). An
+    empty bin borrows the hash of another one; see :func:`torch_lsh.ops.dwta_codes`. Agreement grows with the similarity
+    of the rank order (Yagnik et al. 2011).
+
+    References:
+        Chen & Shrivastava, "Densified Winner Take All (WTA) Hashing for Sparse Datasets", UAI 2018.
 
     >>> family = DWTA(20, hashes_per_table=2, num_tables=3)
     >>> x = torch.rand(4, 20)
-    >>> bool((family.codes(x) == family.codes(x.to_sparse_csr())).all())
+    >>> bool((family.codes(x) == family.codes(x.exp())).all())
     True
     """
 
@@ -39,35 +43,16 @@ class DWTA(HashFamily):
             bins.append(permutation[: bins_per_permutation * self.bin_width].view(-1, self.bin_width))
         self.bins = torch.cat(bins)[:num_hashes].contiguous()
 
-    def _codes_dense(self, x: Tensor) -> Tensor:
+    def _codes(self, x: Tensor) -> Tensor:
         return ops.dwta_codes(x, self.bins, self.hashes_per_table, self.seed)
-
-    def _codes_csr(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
-        return ops.dwta_codes_csr(crow, col, values, self.bins, self.in_features, self.hashes_per_table, self.seed)
 
     def _changes(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         values = x[:, self.bins].view(len(x), self.num_tables, self.hashes_per_table, self.bin_width)
-        # A hash that was borrowed from another bin has no runner-up.
+        # A hash borrowed from another bin has no runner-up.
         present = (values != 0) & ~values.isnan()
         return costs_of_runners_up(
             values.masked_fill(~present, -math.inf), torch.arange(self.bin_width), codes, self.bits_per_hash
         )
-
-    def collision_probability(self, similarity: Tensor) -> Tensor:
-        """For pairs of vectors whose coordinates are jointly Gaussian with this correlation.
-
-        What holds in general is only that agreement grows with the similarity of rank order (Yagnik et al. 2011). The
-        Gaussian case has no closed form for 8 coordinates: it is estimated from 65,536 fixed draws (standard error of
-        one hash below 0.002).
-        """
-        generator = torch.Generator().manual_seed(0)
-        a, independent = torch.randn(2, 65536, self.bin_width, generator=generator, dtype=torch.float32)
-        agree = []
-        for rho in similarity.flatten().clamp(-1, 1).tolist():
-            b = rho * a + math.sqrt(1 - rho * rho) * independent
-            agree.append((a.argmax(1) == b.argmax(1)).float().mean())
-        one = torch.stack(agree) if agree else similarity.new_empty(0)
-        return one.to(similarity.dtype).view(similarity.shape) ** self.hashes_per_table
 
     @property
     def nbytes(self) -> int:

@@ -1,4 +1,4 @@
-"""LearnedPartition: one table whose buckets, and the way to them, are learned from rows and queries."""
+"""LearnedPartition: buckets, and the routing to them, learned from rows and queries."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from .base import HashFamily
 
 _COARSE_STEPS, _FINE_STEPS = 8, 6  # of k-means
 _ROUTING_STEPS = 40
 _LEARNING_RATE = 0.015  # of Adam, in units of the root mean square of the centers
-_SHARPNESS = 4.0  # of the softmax over buckets before it is learned: logits have this standard deviation
+_SHARPNESS = 4.0  # standard deviation of the logits of the softmax over buckets, before it is learned
+_MAX_BITS = 20
 
 
-class LearnedPartition(HashFamily):
-    """The nearest of ``2**K`` centers, for rows; for queries the buckets where their best rows were.
+class LearnedPartition:
+    """``2**K`` learned buckets: a row belongs to the nearest center, a query visits the buckets of its best rows.
 
-    Two things are learned. :meth:`fit` makes the centers from a sample of rows by k-means in two levels, so that a row
-    is compared with about ``2 * 2**(K / 2)`` of them. :meth:`fit_queries` makes a linear classifier that tells for a
-    query in which buckets its highest-scoring rows are, trained by the cross-entropy between its softmax over the
-    buckets and where the true top rows of sampled queries are: it pulls a query towards the buckets of the rows that
-    score high and pushes it away from those of all others. Before that, or without queries, the score of a bucket is
-    the inner product with its center.
+    :meth:`fit` makes the centers from a sample of rows by k-means in two levels, so a row is compared with about
+    ``2 * 2**(K / 2)`` of them. :meth:`fit_queries` trains a linear classifier that scores the buckets for a query. Its
+    loss is the cross entropy between the softmax over the buckets and the buckets of the true top rows of sampled
+    queries: it pulls a query towards buckets with rows that score high and pushes it away from all others. Before
+    that, the score of a bucket is the inner product with its center.
 
-    So rows and queries have hash functions of their own, unlike in the families that compare angles: :meth:`codes` is
-    for rows and :meth:`probes` for queries. There is one table.
+    So rows and queries have hash functions of their own, unlike in the families that compare angles.
 
     Args:
         in_features: width of the vectors.
-        hashes_per_table: K, bits of the code.
-        num_tables: 1.
+        hashes_per_table: K, at most 20.
         seed: of the rows that k-means begins with.
+
+    Raises:
+        ValueError: an argument is out of range.
 
     References:
         Chen et al., "MONGOOSE: A Learnable LSH Framework for Efficient Neural Network Training", ICLR 2021 (hash
@@ -42,18 +42,16 @@ class LearnedPartition(HashFamily):
     >>> rows = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
     >>> family = LearnedPartition(8, hashes_per_table=4)
     >>> family.fit(rows)
-    >>> family.codes(rows).shape, int(family.codes(rows).max()) < 16
-    (torch.Size([500, 1]), True)
+    >>> family.buckets(rows).shape, int(family.buckets(rows).max()) < 16
+    (torch.Size([500]), True)
     """
 
-    bits_per_hash = 1
-
-    def __init__(self, in_features: int, hashes_per_table: int, num_tables: int = 1, seed: int = 0) -> None:
-        super().__init__(in_features, hashes_per_table, num_tables, seed)
-        if num_tables != 1:
-            raise ValueError(f"num_tables is {num_tables}; a learned partition is one table")
-        if hashes_per_table > 20:
-            raise ValueError(f"hashes_per_table is {hashes_per_table}; wanted at most 20: 2**20 centers")
+    def __init__(self, in_features: int, hashes_per_table: int, seed: int = 0) -> None:
+        if in_features < 1:
+            raise ValueError(f"in_features is {in_features}; wanted at least 1")
+        if not 1 <= hashes_per_table <= _MAX_BITS:
+            raise ValueError(f"hashes_per_table is {hashes_per_table}; wanted 1 to {_MAX_BITS}")
+        self.in_features, self.hashes_per_table, self.seed = in_features, hashes_per_table, seed
         buckets, groups = self.num_buckets, 1 << hashes_per_table // 2
         self.coarse = torch.zeros(groups, in_features, dtype=torch.float32)
         self.first = torch.arange(groups + 1) * (buckets // groups)
@@ -66,7 +64,7 @@ class LearnedPartition(HashFamily):
 
     @torch.no_grad()
     def fit(self, rows: Tensor) -> None:
-        """Makes the centers from a sample of rows ``[n, in_features]`` float32; non-finite ones are left out."""
+        """Makes the centers from a sample of rows ``[n, in_features]`` float32, without those that are not finite."""
         self._check(rows)
         rows = rows[rows.isfinite().all(1)]
         if len(rows) == 0:
@@ -92,12 +90,12 @@ class LearnedPartition(HashFamily):
 
     @torch.no_grad()
     def fit_queries(self, queries: Tensor, buckets: Tensor, offsets: Tensor | None = None) -> None:
-        """Trains the way to the buckets.
+        """Trains the scores of the buckets.
 
         Args:
             queries: ``[Q, in_features]`` float32, finite.
             buckets: ``[Q, k]`` int64: the codes of the k rows that score highest for each query.
-            offsets: ``[2**K]`` float32: what is added to the score of each bucket, before it is learned.
+            offsets: ``[2**K]`` float32: added to the score of each bucket before it is learned.
         """
         self._check(queries)
         if buckets.dim() != 2 or len(buckets) != len(queries) or buckets.shape[1] < 1:
@@ -123,10 +121,15 @@ class LearnedPartition(HashFamily):
         self.directions, self.offsets = weights[:, :-1].contiguous(), weights[:, -1].contiguous()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What was learned (not copied)."""
+        """Everything learned, not copied."""
         return {name: getattr(self, name) for name in ("coarse", "first", "centers", "directions", "offsets")}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes over a copy of what was learned.
+
+        Raises:
+            ValueError: a tensor has another shape.
+        """
         for name, own in self.state_dict().items():
             if state[name].shape != own.shape:
                 raise ValueError(f"{name} has shape {list(state[name].shape)}; wanted {list(own.shape)}")
@@ -134,33 +137,24 @@ class LearnedPartition(HashFamily):
             setattr(self, name, state[name].clone())
 
     def scores(self, queries: Tensor) -> Tensor:
-        """``[n, 2**K]`` float32: how much there is to find in each bucket for queries ``[n, in_features]`` float32."""
+        """The scores of the buckets, ``[n, 2**K]`` float32, for queries ``[n, in_features]`` float32."""
         return ops.product(self.directions, queries.T, self.offsets).T
 
-    def probes(self, x: Tensor, count: int) -> Tensor:
-        """The ``count`` buckets with the largest scores for each query, best first: ``[n, 1, count]`` int32."""
-        if count < 1:
-            raise ValueError(f"count is {count}; wanted at least 1")
-        self._check(x)
-        found = self.scores(x.float()).topk(min(count, self.num_buckets), dim=1).indices.int()
-        return torch.nn.functional.pad(found, (0, count - found.shape[1]), value=-1).unsqueeze(1)
-
-    def _codes_dense(self, x: Tensor) -> Tensor:
-        x = x.float()
-        group = _nearest(x, self.coarse)
-        codes = torch.empty(len(x), 1, dtype=torch.int32)
+    def buckets(self, rows: Tensor) -> Tensor:
+        """The bucket of each row: ``[n]`` int32 for ``[n, in_features]`` float32."""
+        self._check(rows)
+        group = _nearest(rows, self.coarse)
+        found = torch.empty(len(rows), dtype=torch.int32)
         members = group.argsort(stable=True).split(group.bincount(minlength=len(self.coarse)).tolist())
         for number, some in enumerate(members):
             if len(some) > 0:
                 begin, end = self.first[number], self.first[number + 1]
-                codes[some, 0] = (begin + _nearest(x[some], self.centers[begin:end])).int()
-        return codes
+                found[some] = (begin + _nearest(rows[some], self.centers[begin:end])).int()
+        return found
 
-    def _codes_csr(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
-        raise ValueError("x is sparse; a learned partition is one of dense rows")
-
-    def collision_probability(self, similarity: Tensor) -> Tensor:
-        raise ValueError("a learned partition depends on the rows; there is no collision probability for a similarity")
+    def _check(self, x: Tensor) -> None:
+        if x.dim() != 2 or x.shape[1] != self.in_features or x.dtype is not torch.float32:
+            raise ValueError(f"x has shape {list(x.shape)}, dtype {x.dtype}; wanted [n, {self.in_features}] float32")
 
     @property
     def nbytes(self) -> int:

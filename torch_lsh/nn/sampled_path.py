@@ -1,0 +1,76 @@
+"""What a wide layer can compute through active rows, and what it leaves to ``nn.Linear``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_DTYPES = {torch.float32, torch.float64, torch.bfloat16}
+
+
+def is_traced() -> bool:
+    """Whether the present computation becomes a graph, or runs without values (FakeTensorMode)."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return False
+    keys = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.PROXY, keys.FAKE))
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation sees the present computation."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+# For compiled code only: the decorated function takes longer to call than to run.
+_is_transformed_when_run = torch.compiler.disable(_is_transformed)
+
+
+def obstacle(layer: nn.Linear, input: Tensor) -> str | None:
+    """Why ``layer(input)`` has no sampled path although ``nn.Linear`` can compute it; None: it has one.
+
+    Raises:
+        TypeError, ValueError: ``nn.Linear`` cannot compute it either.
+    """
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input is a {type(input).__name__}; wanted a tensor")
+    weight, bias = layer.weight, layer.bias
+    for tensor in (input, weight):
+        if tensor.device.type != "cpu":
+            return f"a tensor on {tensor.device}"
+    if input.dim() < 1 or input.shape[-1] != layer.in_features:
+        raise ValueError(
+            f"input has shape {tuple(input.shape)}; wanted {layer.in_features} features in the last dimension"
+        )
+    if _is_transformed_when_run() if torch.compiler.is_compiling() else _is_transformed():
+        return "a function transform or forward-mode differentiation"
+    dtypes = {input.dtype, weight.dtype}
+    if torch.is_autocast_enabled("cpu"):
+        dtypes.add(torch.get_autocast_dtype("cpu"))
+        # Autocast converts every floating dtype but float64.
+        same = input.dtype is weight.dtype or (input.is_floating_point() and torch.float64 not in dtypes)
+    else:
+        same = len(dtypes) == 1
+    if not same:
+        raise TypeError(f"input has dtype {input.dtype}; wanted {weight.dtype}, the dtype of the weights")
+    for dtype in dtypes - _DTYPES:
+        return str(dtype)
+    if input.layout is not torch.strided:
+        return f"input of layout {input.layout}"
+    if weight.shape != (layer.out_features, layer.in_features):
+        return f"a weight whose shape {tuple(weight.shape)} differs from (out_features, in_features)"
+    if weight.numel() == 0:
+        return "a layer without weights"
+    if not weight.is_contiguous() or not (bias is None or bias.is_contiguous()):
+        return "a weight or bias that is not contiguous"
+    return "a full backward hook" if layer._backward_hooks or layer._backward_pre_hooks else None
+
+
+def check_can_sample(layer: nn.Linear, input: Tensor) -> None:
+    """Raises a RuntimeError where :func:`obstacle` finds one."""
+    reason = obstacle(layer, input)
+    if reason is not None:
+        raise RuntimeError(
+            f"{reason} has no sampled path; wanted contiguous tensors of float32, float64 or bfloat16 on the CPU"
+        )
