@@ -28,9 +28,8 @@ def make_layer(scope="batch", **options):
 
 def everything(layer):
     """Copies of all that a call might change."""
-    index = layer.sampler.tables
-    tables = {} if index is None else index.state_dict()
-    state = layer.sampler_state()
+    tables = {} if layer.sampler.tables is None else layer.sampler.tables.state_dict()
+    state = layer.sampler.state_dict()
     values = [*layer.parameters(), *tables.values(), *state.values()]
     tensors = [value.detach().clone() for value in values if torch.is_tensor(value) and not value.is_meta]
     return tensors, {name: value for name, value in state.items() if not torch.is_tensor(value)}
@@ -216,10 +215,10 @@ def test_non_finite_weights_spoil_their_rows_only(scope, value):
     logits = F.linear(x, layer.weight, layer.bias)
     torch.testing.assert_close(layer(x).topk(5).values, logits.topk(5).values, equal_nan=True)
     for _ in range(30):
-        state = layer.sampler_state()
+        state = layer.sampler.state_dict()
         rows = layer.sample(x, y).rows
         assert ((rows >= -1) & (rows < N)).all()
-        layer.load_sampler_state(state)  # the same draw again
+        layer.sampler.load_state_dict(state)  # the same draw again
         loss = F.cross_entropy(layer(x), y, reduction="none")
         active = logits.gather(1, rows.clamp(min=0).expand(B, -1)).masked_fill(rows < 0, 0)
         assert torch.equal(loss.isnan(), (active.isnan() | (active == INF)).any(1))
@@ -281,7 +280,7 @@ def test_autocast_to_float16_is_nn_linear():
         expected = F.cross_entropy(layer.to_linear()(x), y)
         with pytest.warns(UserWarning, match="torch_lsh: torch.float16 has no sampled path"):
             assert torch.equal(F.cross_entropy(layer(x), y), expected)
-    assert layer.sampler_state()["draws"] == 0
+    assert layer.sampler.draws == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
@@ -290,7 +289,7 @@ def test_autocast_does_not_hide_a_wrong_dtype(dtype):
     layer = make_layer()
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=f"input has dtype {dtype}"):
         F.cross_entropy(layer(torch.ones(B, D, dtype=dtype)), torch.arange(B))
-    assert layer.sampler_state()["draws"] == 0
+    assert layer.sampler.draws == 0
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors", "ignore:torch_lsh. a layer without weights")
@@ -337,7 +336,7 @@ def test_one_sample_without_a_batch_dimension(scope):
         results.append((loss, *torch.autograd.grad(loss, [x, *module.parameters()])))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
-    layer.config = LSHConfig(active=30, scope=scope)
+    layer.reconfigure(LSHConfig(active=30, scope=scope))
     assert F.cross_entropy(layer(x), y).shape == ()
     assert layer.topk(x, 2, exact=False).indices.shape == (2,)
     assert 3 in layer.sample(x, y).rows

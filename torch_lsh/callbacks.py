@@ -89,8 +89,8 @@ class StatsWriter:
         """Writes now."""
         for name, layer in self._layers.items():
             stats = layer.stats(k=self.k, queries=self.queries, seed=self._steps)
-            if layer.stopwatch is not None:
-                layer.stopwatch.reset()
+            if layer.sampler.stopwatch is not None:
+                layer.sampler.stopwatch.reset()
             prefix = "/".join(filter(None, (self.prefix, name)))
             for key, value in stats.as_dict().items():
                 key = key.replace("recall", f"recall@{self.k}") if "recall" in key else key

@@ -570,31 +570,31 @@ def test_layer_trains_and_learns_anew(scope, caplog):
     with caplog.at_level(logging.INFO, "torch_lsh"):
         layer, _, losses = trained(120, scope=scope)
     assert losses[-1] < 0.6 * losses[0]
-    assert isinstance(layer._index, LearnedIndex)
+    assert isinstance(layer.sampler.tables, LearnedIndex)
     reasons = [record.message for record in caplog.records]
     assert any(
         "were learned anew: there are" in reason and "queries to learn from, after" in reason for reason in reasons
     )
-    assert layer._index.learned_from > 500
+    assert layer.sampler.tables.learned_from > 500
     assert layer._queries.shape == (1024, D)
 
 
 def test_layer_learns_anew_when_recall_falls(caplog):
     layer, optimizer, _ = trained(150)
     layer.rehash(full=True)
-    learned_recall = layer._index.learned_recall
+    learned_recall = layer.sampler.tables.learned_recall
     with torch.no_grad(), caplog.at_level(logging.INFO, "torch_lsh"):
         layer._rehashes = 15
         layer.rehash()
         assert not caplog.records
-        family = layer._index.family
+        family = layer.sampler.tables.family
         family.directions, family.offsets = -family.directions, -family.offsets  # the worst buckets first
         layer._rehashes = 14
         layer.rehash()
         assert not caplog.records  # not measured at the 15th
         layer.rehash()
     assert f"recall fell from {learned_recall:.3f} to 0." in caplog.text
-    assert layer._index.learned_recall == learned_recall > 0.9  # the same weights and queries
+    assert layer.sampler.tables.learned_recall == learned_recall > 0.9  # the same weights and queries
     trained(5, layer, optimizer, first=150)
 
 
@@ -603,16 +603,16 @@ def test_layers_repeat_and_resume_exactly():
     layer, optimizer, _ = trained(60)
     twin, twin_optimizer = copy.deepcopy(layer), None
     layer.rehash(full=True)
-    state, weights = layer.sampler_state(), copy.deepcopy(layer.state_dict())
+    state, weights = layer.sampler.state_dict(), copy.deepcopy(layer.state_dict())
     saved = copy.deepcopy(optimizer.state_dict())
     _, _, expected = trained(40, layer, optimizer, first=60)
     twin = LSHLinear(D, 6000, config=layer.config)
     twin.load_state_dict(weights)
-    twin.load_sampler_state(state)
+    twin.sampler.load_state_dict(state)
     twin_optimizer = optim.Adam(twin.parameters(), lr=0.02)
     twin_optimizer.load_state_dict(saved)
     twin.rehash(full=True)
-    twin.load_sampler_state(state)
+    twin.sampler.load_state_dict(state)
     torch.set_num_threads(2)
     _, _, losses = trained(40, twin, twin_optimizer, first=60)
     assert losses == expected
@@ -623,16 +623,16 @@ def test_dense_optimizers_hash_all_rows_and_learn_no_more_often():
     layer = LSHLinear(D, 6000, config=LSHConfig(hash="learned", active=300))
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
     trained(30, layer, optimizer)
-    centers, weight = layer._index.family.centers, layer.weight.detach().clone()
+    centers, weight = layer.sampler.tables.family.centers, layer.weight.detach().clone()
     layer._rehashes = 4  # recall is not measured at the next ones
     layer.rehash()
-    assert layer._index.family.centers is centers
+    assert layer.sampler.tables.family.centers is centers
     with torch.no_grad():
         layer.weight[:50] = -3 * layer.weight[:50]
         layer.rehash()
-    assert layer._index.family.centers is centers
-    assert layer._index.drift(layer.weight.detach(), layer.bias.detach(), torch.arange(6000)) == 0.0
-    assert layer._index.drift(weight, layer.bias.detach(), torch.arange(50)) > 0.0
+    assert layer.sampler.tables.family.centers is centers
+    assert layer.sampler.tables.drift(layer.weight.detach(), layer.bias.detach(), torch.arange(6000)) == 0.0
+    assert layer.sampler.tables.drift(weight, layer.bias.detach(), torch.arange(50)) > 0.0
 
 
 def test_evaluation_does_not_add_queries():

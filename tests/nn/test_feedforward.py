@@ -192,9 +192,9 @@ def test_largest_activations_are_carried_over():
     active = copy.deepcopy(block).up.sample(x)
     block(x)
     sums = F.relu(F.linear(x, block.up.weight, block.up.bias)).sum(0)[active.rows]
-    assert torch.equal(block.up.sampler_state()["carried"], active.rows[sums.topk(20).indices])
+    assert torch.equal(block.up.sampler.carried, active.rows[sums.topk(20).indices])
     block.eval()(torch.randn(B, D))
-    assert torch.equal(block.up.sampler_state()["carried"], active.rows[sums.topk(20).indices])
+    assert torch.equal(block.up.sampler.carried, active.rows[sums.topk(20).indices])
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
@@ -217,12 +217,12 @@ def test_eval_in_scope_sample_depends_on_nothing_but_the_sample():
     x = torch.randn(B, D)
     block(x)
     block.eval()
-    draws = block.up.sampler_state()["draws"]
+    draws = block.up.sampler.draws
     whole = block(x)
     assert not torch.allclose(whole, dense(x))
     torch.testing.assert_close(torch.cat([block(part) for part in x.split(2)]), whole)
     assert torch.equal(block(x), whole)
-    assert block.up.sampler_state()["draws"] == draws
+    assert block.up.sampler.draws == draws
     block.sample_in_eval = False
     torch.testing.assert_close(block(x), dense(x))
 
@@ -542,10 +542,10 @@ def test_empty_batch_and_single_sample(scope, training):
 )
 def test_bad_input(x, error, message):
     block = LSHFeedForward(D, N, config=LSHConfig(active=20))
-    state = block.up.sampler_state()
+    state = block.up.sampler.state_dict()
     with pytest.raises(error, match=message):
         block(x)
-    assert block.up.sampler_state() == state
+    assert block.up.sampler.state_dict() == state
 
 
 def test_bad_arguments():

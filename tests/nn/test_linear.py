@@ -92,9 +92,9 @@ def test_labels_of_any_strides(scope, sampler):
     x = torch.randn(B, D)
     for labels in (table[:, 1], table[:, ::2], table.T[:2].T):
         for model in (layer.train(), layer.eval()):
-            state = layer.sampler_state()
+            state = layer.sampler.state_dict()
             loss = F.cross_entropy(model(x), labels)
-            layer.load_sampler_state(state)
+            layer.sampler.load_state_dict(state)
             torch.testing.assert_close(loss, F.cross_entropy(model(x), labels.contiguous()))
     F.binary_cross_entropy_with_logits(layer.train()(x), table[:, ::2]).backward()
 
@@ -416,7 +416,7 @@ def test_dense_optimizer_rehashes_by_policy(fused):
         assert not layer.weight.grad.is_sparse
         optimizer.step()
         optimizer.zero_grad()
-        rehashes.append(layer.sampler_state()["rehashes"])
+        rehashes.append(layer.sampler.rehashes)
     assert rehashes == [0, 0, 1, 1, 1, 2, 2]
     assert not torch.equal(layer.sampler.tables.state_dict()["row_buckets"], built)
 
@@ -438,10 +438,10 @@ def test_dense_optimizer_rehashes_by_policy(fused):
 @pytest.mark.parametrize("scope", ["batch", "sample"])
 def test_bad_input(scope, x, y, error, message):
     layer = LSHLinear(D, N, config=LSHConfig(active=30, scope=scope))
-    state = layer.sampler_state()
+    state = layer.sampler.state_dict()
     with pytest.raises(error, match=message):
         F.cross_entropy(layer(x), y)
-    assert layer.sampler_state() == state
+    assert layer.sampler.state_dict() == state
 
 
 @pytest.mark.parametrize("scope", ["batch", "sample"])
@@ -609,7 +609,7 @@ def test_any_default_dtype(options):
 def test_approximate_topk_under_autocast():
     layer, x = LSHLinear(D, N), torch.randn(B, D)
     expected = layer.topk(x, 3, exact=False)
-    layer._forget_tables()
+    layer.sampler.forget()
     with torch.autocast("cpu", torch.bfloat16):
         got = layer.topk(x, 3, exact=False)
     assert torch.equal(got.indices, expected.indices)

@@ -375,7 +375,7 @@ def test_the_mean_of_inputs_is_resumed_and_follows_training():
     F.cross_entropy(layer(inputs), torch.zeros(300, dtype=torch.int64))
     resumed = LSHLinear(64, 2_000, config=layer.config)
     resumed.load_state_dict(layer.state_dict())
-    resumed.load_sampler_state(layer.sampler_state())
+    resumed.sampler.load_state_dict(layer.sampler.state_dict())
     for one in (layer, resumed):
         one.topk(torch.zeros(1, 64), 1, exact=False)
     assert torch.equal(layer._sketch._mean_query, inputs.sum(0) / 301)

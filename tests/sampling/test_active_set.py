@@ -261,7 +261,7 @@ def test_the_hardest_rows_of_a_step_are_active_in_the_next(loss):
         layer.weight[:6] = 3 * x[:1]  # six rows that score high for the first sample
     layer.rehash(full=True)
     loss(layer(x), y).backward()
-    carried = layer.sampler_state()["carried"]
+    carried = layer.sampler.carried
     assert len(carried) == 12
     assert set(range(6)) <= set(carried.tolist())
     assert torch.isin(carried, layer.sample(torch.randn(B, D), y).rows).sum() >= 10
@@ -272,17 +272,17 @@ def test_nothing_is_carried_where_it_is_not_wanted():
     for config in (LSHConfig(active=60, carry=0.0), LSHConfig(active=60, scope="sample"), LSHConfig(active=1.0)):
         layer = LSHLinear(D, 2_000, config=config)
         F.cross_entropy(layer(x), y).backward()
-        assert layer.sampler_state()["carried"] is None
+        assert layer.sampler.carried is None
 
 
 def test_what_was_carried_is_forgotten_by_a_layer_that_carries_nothing():
     layer = LSHLinear(D, 2_000, config=LSHConfig(active=60))
     x, y = torch.randn(B, D), torch.randint(0, 2_000, (B,))
     F.cross_entropy(layer(x), y).backward()
-    assert layer.sampler_state()["carried"] is not None
+    assert layer.sampler.carried is not None
     layer.reconfigure(LSHConfig(active=60, carry=0.0, seed=1))
     fresh = LSHLinear.from_linear(layer, layer.config)
-    fresh.load_sampler_state({**layer.sampler_state(), "carried": None})
+    fresh.sampler.load_state_dict({**layer.sampler.state_dict(), "carried": None})
     assert torch.equal(layer.sample(x, y).rows, fresh.sample(x, y).rows)
 
 

@@ -65,13 +65,10 @@ def test_rows_with_few_touches_wait_but_are_not_forgotten():
     model = make_model(FixedInterval(4, touches=3))
     optimizer = torch_lsh.optim.Adam(model.parameters(), lr=0.5)
     train(model, optimizer, 4)
-    touches = model[1]._changed._touches.clone()
-    assert (touches >= 3).any()
-    assert (touches == 1).any()
+    stale = model[1].stats().stale_rows
     train(model, optimizer, 1)  # re-hashes first, then touches some rows once more
-    waiting = model[1]._changed._touches
-    assert (waiting[touches >= 3] <= 1).all()
-    assert (waiting[touches < 3] >= touches[touches < 3]).all()
+    assert 0 < model[1].stats().stale_rows < stale + N
+    assert 0 < model[1].rehash(touches=2) < model[1].rehash()
     model[1].rehash()
     incremental = buckets_of_rows(model[1])
     model[1].rehash(full=True)
@@ -85,13 +82,13 @@ def test_scheduler_takes_over_and_keeps_its_place():
     stepped = []
     train(model, optimizer, 10, lambda: stepped.append(scheduler.step()))
     assert stepped == [False, False, False, True] * 2 + [False, False]
-    assert model[1].sampler_state()["rehashes"] == 2
+    assert model[1].sampler.rehashes == 2
     resumed = RehashScheduler(model, FixedInterval(4))
     resumed.load_state_dict(scheduler.state_dict())
     assert [resumed.step() for _ in range(2)] == [False, True]
     resumed.detach()
     train(model, optimizer, 2)
-    assert model[1].sampler_state()["rehashes"] == 4  # the layer's own policy again
+    assert model[1].sampler.rehashes == 4  # the layer's own policy again
 
 
 def test_full_on_demand():
@@ -190,11 +187,11 @@ def test_drift_policy_waits_for_the_codes_to_change(scheduled, caplog):
         done = []
         for step in range(steps):
             moved(layer, torch.arange(40), size)
-            before = layer.sampler_state()["rehashes"]
+            before = layer.sampler.rehashes
             if scheduler is not None:
                 scheduler.step()
-            layer.draw_active_rows(torch.randn(2, D), torch.zeros(2, 1, dtype=torch.int64))
-            if layer.sampler_state()["rehashes"] > before:
+            layer.sample(torch.randn(2, D), torch.zeros(2, dtype=torch.int64))
+            if layer.sampler.rehashes > before:
                 done.append(step)
         return done
 
@@ -233,16 +230,12 @@ def trained_with_drift(steps, resume_at=None):
     rehashed = []
     for step in range(steps):
         if step == 11:  # a checkpoint
-            model[1].rehash(full=True)
+            states = [copy.deepcopy(part.state_dict()) for part in (model, optimizer, scheduler)]
             if resume_at == step:
-                states = [part.state_dict() for part in (model, optimizer, scheduler)]
-                sampler = model[1].sampler_state()
                 generator = torch.get_rng_state()
                 model, optimizer, scheduler = make()
                 for part, state in zip((model, optimizer, scheduler), states):
-                    part.load_state_dict(copy.deepcopy(state))
-                model[1].rehash(full=True)
-                model[1].load_sampler_state(sampler)
+                    part.load_state_dict(state)
                 torch.set_rng_state(generator)
         train(model, optimizer, 1)
         rehashed.append(scheduler.step())
@@ -257,9 +250,9 @@ def test_drift_policy_resumes_exactly(threads):
     assert torch.equal(resumed, weight)
 
 
-def test_scheduler_takes_positions_of_older_versions_and_no_others():
+def test_scheduler_refuses_what_is_no_position():
     scheduler = RehashScheduler(make_model(), FixedInterval(4))
-    scheduler.load_state_dict({"since_rehash": 2, "rehashes": 1})
+    scheduler.load_state_dict({"since_rehash": {"1": 2}, "rehashes": {"1": 1}})
     assert [scheduler.step() for _ in range(2)] == [False, True]
     position = scheduler.state_dict()
     with pytest.raises(ValueError, match="since_rehash is"):

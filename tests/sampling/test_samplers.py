@@ -175,19 +175,19 @@ def test_counts_are_kept_while_training_and_in_checkpoints():
     layer.eval()
     layer.sample(torch.randn(3, D), y)
     layer.train()
-    state = layer.sampler_state()
+    state = layer.sampler.state_dict()
     assert state["label_counts"]["samples"] == 12
     assert state["label_counts"]["counts"][:4].tolist() == [0, 8, 4, 0]
     other = LSHLinear(D, N, config=layer.config)
-    other.load_sampler_state(state)
+    other.sampler.load_state_dict(state)
     x = torch.randn(3, D)
     assert torch.equal(other.sample(x, y).rows, layer.sample(x, y).rows)
     layer.set_label_counts(torch.ones(N))
     layer.sample(x, y)
-    assert layer.sampler_state()["label_counts"]["counts"].eq(1).all()  # given ones stay
+    assert layer.sampler.state_dict()["label_counts"]["counts"].eq(1).all()  # given ones stay
     del state["label_counts"]
-    other.load_sampler_state(state)
-    assert other.sampler_state()["label_counts"] is None
+    other.sampler.load_state_dict(state)
+    assert other.sampler.state_dict()["label_counts"] is None
 
 
 @pytest.mark.parametrize("sampler", ["frequency", "in_batch"])

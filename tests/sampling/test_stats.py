@@ -63,7 +63,7 @@ def test_recall_of_all_inputs_is_that_of_the_active_set(config):
     assert stats.recall.mean == pytest.approx(by_hand.mean().item())
     assert stats.recall.error == 0.0
     if layer.config.sampler == "lsh":
-        found = layer._index.query(x, 150)
+        found = layer.sampler.tables.query(x, 150)
         assert stats.lookup_recall.mean == pytest.approx(recall_by_hand(layer, x, found).mean().item())
         assert stats.candidates.mean == pytest.approx((found >= 0).sum(1).float().mean().item())
     else:
@@ -131,7 +131,7 @@ def test_bucket_loads():
     layer = a_layer(bucket_size=4, hashes_per_table=8, num_tables=3)
     layer.rehash(full=True)
     stats = layer.stats()
-    loads = bucket_loads(layer._index)
+    loads = bucket_loads(layer.sampler.tables)
     assert loads.shape == (3, 256)
     assert loads.sum(1).tolist() == [N] * 3
     assert stats.load_mean == pytest.approx(N / 256)
@@ -304,7 +304,7 @@ def test_bad_arguments():
         StatsWriter(nn.Linear(2, 3), Recorder())
     with pytest.raises(ValueError, match="k is 5000; wanted at most 3000"):
         StatsWriter(nn.Sequential(layer), Recorder(), k=5000)
-    assert layer._index is None
+    assert layer.sampler.tables is None
 
 
 def test_no_inputs_and_samplers_of_labels():

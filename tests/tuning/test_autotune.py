@@ -105,15 +105,21 @@ def test_nothing_changes_unless_asked(clustered):
     layer, x = clustered
     layer = copy.deepcopy(layer)
     layer.rehash(full=True)
-    before = (layer.config, layer._index, layer.sampler_state(), layer.weight.clone(), torch.get_rng_state())
-    index_before = copy.deepcopy(layer._index.state_dict())
+    before = (
+        layer.config,
+        layer.sampler.tables,
+        layer.sampler.state_dict(),
+        layer.weight.clone(),
+        torch.get_rng_state(),
+    )
+    index_before = copy.deepcopy(layer.sampler.tables.state_dict())
     config, _ = autotune(layer, x[:200], 0.5, seconds=1.0)
     assert layer.config is before[0]
-    assert layer._index is before[1]
-    assert layer.sampler_state() == before[2]
+    assert layer.sampler.tables is before[1]
+    assert layer.sampler.state_dict() == before[2]
     assert torch.equal(layer.weight, before[3])
     assert torch.equal(torch.get_rng_state(), before[4])
-    assert torch.equal(layer._index.state_dict()["ids"], index_before["ids"])
+    assert torch.equal(layer.sampler.tables.state_dict()["ids"], index_before["ids"])
     assert layer.weight.grad is None
     applied, _ = autotune(layer, x[:200], 0.5, seconds=1.0, apply=True)
     assert layer.config == applied
@@ -122,8 +128,8 @@ def test_nothing_changes_unless_asked(clustered):
     F.cross_entropy(layer(x[:16]), torch.arange(16)).backward()
     optimizer.step()
     if applied.active_rows(N) < N:
-        assert layer._index.probes == applied.probes
-        assert layer._index.num_tables == make_index(applied, N, D).num_tables
+        assert layer.sampler.tables.probes == applied.probes
+        assert layer.sampler.tables.num_tables == make_index(applied, N, D).num_tables
     assert isinstance(config, LSHConfig)
 
 
@@ -248,4 +254,4 @@ def test_bad_arguments(clustered):
         AutoTuner(nn.Sequential(layer), every=0)
     with pytest.raises(TypeError, match="config is a dict; wanted LSHConfig"):
         layer.reconfigure({})
-    assert layer.stopwatch is None
+    assert layer.sampler.stopwatch is None

@@ -21,7 +21,7 @@ from ..data import XMCDataset, collate_xmc
 from ..index.config import INDEX_CONFIGS
 from ..metrics import PrecisionAtK
 from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear
-from ..nn.logits.losses import as_target
+from ..nn.logits.targets import as_target
 from ..optim import optimizers as optim
 from ..rehash import Drift, ExponentialBackoff, FixedInterval
 

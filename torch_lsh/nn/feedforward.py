@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,9 +13,10 @@ from .. import ops
 from ..config import LSHConfig
 from ..row_sparse.parameters import note_forward
 from ..row_sparse.transposed import transpose_
-from ..sampling.active_set import ActiveSet, choose_active_rows, needs_index
+from ..sampling.active_set import ActiveSet
 from .linear import LSHLinear
 from .logits.tensor import SampledLogits
+from .sampled_path import obstacle
 
 # Modules that may stand between the two projections: each hidden neuron by itself, whichever others are there.
 ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Dropout, nn.Identity)
@@ -26,8 +26,8 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.
 class DownProjection(nn.Module):
     """What ``nn.Linear(d_hidden, d_model)`` computes, its weight kept as ``[d_hidden, d_model]``.
 
-    There the weights of a hidden neuron are a row, so that few active neurons make a row-sparse gradient. In a
-    ``state_dict`` the weight is ``[d_model, d_hidden]`` as that of ``nn.Linear``, and checkpoints load both ways.
+    The weights of a hidden neuron are a row there, so the gradient of few active neurons is row-sparse. In a
+    ``state_dict`` the weight is ``[d_model, d_hidden]`` as in ``nn.Linear``, and checkpoints load both ways.
     """
 
     weight: nn.Parameter
@@ -45,8 +45,8 @@ class DownProjection(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> DownProjection:
-        """Takes the very same Parameters over from ``linear``, whose weight is transposed in place: ``linear`` itself
-        is of no use any more.
+        """A projection of the very same Parameters. The weight is transposed in place, so ``linear`` itself becomes
+        unusable.
         """
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
@@ -54,7 +54,7 @@ class DownProjection(nn.Module):
         return layer.train(linear.training)
 
     def to_linear(self) -> nn.Linear:
-        """An ``nn.Linear`` of the very same Parameters; the weight is transposed back, in place."""
+        """An ``nn.Linear`` of the very same Parameters. The weight is transposed back in place."""
         linear = nn.Linear.__new__(nn.Linear)
         nn.Module.__init__(linear)
         linear.in_features, linear.out_features = self.in_features, self.out_features
@@ -99,19 +99,19 @@ class DownProjection(nn.Module):
 def apply_block(
     x: Tensor, up: LSHLinear, middle: Sequence[nn.Module], down: DownProjection, sample: bool | None = None
 ) -> Tensor:
-    """``down(middle(up(x)))``, from the active neurons alone where that is wanted and can be.
+    """``down(middle(up(x)))``, from the active neurons alone where that is asked for and possible.
 
     Args:
         x: ``[*, d_model]``.
-        up: its rows are the hidden neurons, and it chooses the active ones.
+        up: the first projection, whose rows are the hidden neurons.
         middle: element-wise modules.
-        down: of as many hidden neurons.
-        sample: whether from the active neurons; None: in training, and where the scope is "sample".
+        down: the second projection.
+        sample: whether to compute active neurons only; None: in training, and where the scope is "sample".
     """
     if sample is None:
         sample = up.training or up.config.scope == "sample"
     # Hooks of the parts see what they would see in a dense block.
-    if not sample or up._obstacle(x) is not None or any(is_hooked(module) for module in (up, *middle, down)):
+    if not sample or obstacle(up, x) is not None or any(is_hooked(module) for module in (up, *middle, down)):
         hidden = up(x)
         hidden = hidden.dense() if isinstance(hidden, SampledLogits) else hidden
         for module in middle:
@@ -123,7 +123,7 @@ def apply_block(
     for module in middle:
         hidden = module(hidden)
     if up.training:
-        keep = up.keeper_of_hardest_rows(active, corrected=False)
+        keep = up.sampler.keeper_of_hardest_rows(active, corrected=False)
         if keep is not None:
             values = hidden.detach().to(torch.promote_types(hidden.dtype, torch.float32))
             keep(ops.positive_sums(values if values.mT.is_contiguous() else values.contiguous()))
@@ -138,13 +138,10 @@ def _choose_neurons(up: LSHLinear, down: DownProjection, x: Tensor) -> ActiveSet
         note_forward(parameter)
     if up.config.sampler in ("frequency", "in_batch"):
         raise ValueError(f"sampler is {up.config.sampler!r}, which needs labels; hidden neurons have none")
-    no_labels = torch.empty(len(x), 0, dtype=torch.int64)
     if up.training:
-        return up.draw_active_rows(x.detach(), no_labels)
-    # Nothing random, and the draws of training go on as if there had been no evaluation.
-    config = replace(up.config, random_fraction=0.0)
-    index = up._synchronised_index() if needs_index(config, up.out_features) else None
-    return choose_active_rows(index, x.detach(), no_labels, up.out_features, config, seed=0)
+        no_labels = torch.empty(len(x), 0, dtype=torch.int64)
+        return up.sampler.draw(up.weight, up.bias, x.detach(), no_labels)
+    return up.sampler.look_up(up.weight, up.bias, x)
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -156,21 +153,21 @@ def is_hooked(module: nn.Module) -> bool:
 class LSHFeedForward(nn.Module):
     """``Linear(d_model, d_hidden) -> activation -> Linear(d_hidden, d_model)``, trained through few hidden neurons.
 
-    A training step chooses active neurons, those with high pre-activations as hashing finds them and some random ones
-    (``config.active``, ``config.random_fraction``), and computes and updates only those: their rows of the first weight
-    and their columns of the second. Neurons with the largest sums of activations stay candidates for the next step
-    (``config.carry``). The other neurons count as 0, whatever the activation gives them; ``config.correction``
-    "stratified" weighs the random neurons by their sampling probability, so that the sum over all neurons is estimated
-    without bias, but with much variance; "auto" and "even" are "none" here.
+    A training step draws active neurons: those with high pre-activations, found by hashing, and some random ones
+    (``config.active``, ``config.random_fraction``). It computes and updates only their rows of the first weight and
+    their columns of the second; all other neurons count as 0. Neurons with the largest sums of activations stay
+    candidates for the next step (``config.carry``). ``config.correction`` "stratified" weighs the random neurons by
+    their sampling probability, which makes the sum over all neurons unbiased, with much variance; "auto" and "even"
+    mean "none" here.
 
-    In ``eval()`` mode with ``scope="batch"`` all neurons are computed, exactly as the dense block does; with
-    ``scope="sample"``, where a trained block relies on the few neurons that a sample had at a time, the active ones, as
-    in training but without random ones (so nothing is left to chance, and a sample's result does not depend on its
-    batch). ``sample_in_eval`` changes either. :meth:`exact` is what the dense block gives, in any mode.
+    In ``eval()`` mode, ``scope="batch"`` computes all neurons, exactly as the dense block does. ``scope="sample"``
+    computes the active ones, because a block trained so relies on few neurons per sample; none of them is random, and a
+    sample's result does not depend on its batch. ``sample_in_eval`` overrides either. :meth:`exact` gives the result of
+    the dense block in any mode.
 
-    The first projection is an :class:`LSHLinear`, whose hash tables follow its weights as they do in an output layer.
-    The second is kept transposed, but in a ``state_dict`` both are as in ``nn.Linear``: ``up.weight``
-    ``[d_hidden, d_model]``, ``up.bias``, ``down.weight`` ``[d_model, d_hidden]``, ``down.bias``.
+    The first projection is an :class:`LSHLinear`. The second is kept transposed, but a ``state_dict`` holds both as
+    ``nn.Linear`` has them: ``up.weight`` ``[d_hidden, d_model]``, ``up.bias``, ``down.weight`` ``[d_model, d_hidden]``,
+    ``down.bias``; and ``up._extra_state``, the state of the sampler.
 
     Args:
         d_model: size of an input and of an output sample.
@@ -181,8 +178,8 @@ class LSHFeedForward(nn.Module):
         sample_in_eval: see above; None: where the scope is "sample".
 
     Shape:
-        input and output ``[*, d_model]``; float32, float64 or bfloat16 on the CPU. Anything else that ``nn.Linear``
-        takes is computed exactly, with one warning, and so is a block with hooks on its parts, without one.
+        input and output ``[*, d_model]``; float32, float64 or bfloat16 on the CPU. Any other input that ``nn.Linear``
+        takes is computed exactly, with one warning. A block with hooks on its parts is computed exactly, too.
 
     Raises:
         TypeError, ValueError: an argument or the input does not fit.
@@ -231,15 +228,15 @@ class LSHFeedForward(nn.Module):
         return apply_block(x, self.up, (self.activation,), self.down, self.training or self.sample_in_eval)
 
     def exact(self, x: Tensor) -> Tensor:
-        """What the dense block gives for ``x`` ``[*, d_model]``; differentiable."""
+        """The result of the dense block for ``x`` ``[*, d_model]``; differentiable."""
         return apply_block(x, self.up, (self.activation,), self.down, sample=False)
 
 
 class LSHSequential(nn.Sequential):
-    """An ``nn.Sequential`` in which an :class:`LSHLinear`, element-wise modules and a :class:`DownProjection` in a row
-    are one block, computed as :class:`LSHFeedForward` does: :func:`torch_lsh.sparsify_` makes it.
+    """An ``nn.Sequential`` that computes :class:`LSHLinear`, element-wise modules, :class:`DownProjection` as one block.
 
-    Every module computes by itself what that of the dense model does, so slices and children give exact results.
+    :func:`torch_lsh.sparsify_` makes it; the block is that of :class:`LSHFeedForward`. Called by itself, each module
+    computes what it does in the dense model, so slices and children give exact results.
     """
 
     sample_in_eval: bool | None = None
@@ -261,7 +258,7 @@ class LSHSequential(nn.Sequential):
 
 
 def block_end(modules: Sequence[nn.Module], start: int, up: type, down: type) -> int | None:
-    """Where the block of ``up``, element-wise modules and ``down`` ends that begins at ``start``; None: none does."""
+    """The end of the block of ``up``, element-wise modules and ``down`` that begins at ``start``; None: none does."""
     if type(modules[start]) is not up:
         return None
     for stop in range(start + 1, len(modules)):

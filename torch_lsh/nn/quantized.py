@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .linear import warn_dense
-from .logits.tensor import SampledLogits, _Recipe
+from .logits.recipe import Recipe
+from .logits.tensor import SampledLogits
+from .warnings import warn_dense, warn_stale
 
 _BLOCK_ROWS = 16384  # rows that are quantised at a time
 _LARGEST = 127  # of the quantised weights: symmetric, so -128 is not used
@@ -44,6 +45,7 @@ class QuantizedLinear(nn.Module):
     weight_int8: Tensor
     scale: Tensor
     bias: Tensor | None
+    sampler: None = None  # exact only
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
@@ -51,7 +53,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("weight_int8", torch.zeros(out_features, in_features, dtype=torch.int8, device="cpu"))
         self.register_buffer("scale", torch.zeros(out_features, dtype=torch.float32, device="cpu"))
         self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device="cpu") if bias else None)
-        self._warned = False
+        self._warned_dense = self._warned_stale = False
 
     @classmethod
     @torch.no_grad()
@@ -108,9 +110,8 @@ class QuantizedLinear(nn.Module):
             raise ValueError(
                 f"input has shape {tuple(input.shape)}; wanted {self.in_features} features in the last dimension"
             )
-        return SampledLogits._from(
-            _Recipe(input.detach(), cast(Any, self), input.dtype, input.dtype, input.dim() - 1, detached=True)
-        )
+        recipe = Recipe(input.detach(), self, input.dtype, input.dtype, input.dim() - 1, detached=True)
+        return SampledLogits.from_recipe(recipe)
 
     def topk(self, x: Tensor, k: int) -> torch.return_types.topk:
         """``torch.topk(self(x), k)``: exact for the quantised weights.
@@ -123,15 +124,32 @@ class QuantizedLinear(nn.Module):
             raise ValueError(f"k is {k}; wanted 1 to {self.out_features}")
         return torch.topk(self(x), k)
 
-    # --- what SampledLogits asks for ---
+    # --- what lazy logits ask for ---
 
     def largest_logits(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Returns the ``k`` largest logits of ``x`` ``[B, in_features]`` and their classes, ``[B, k]`` each."""
         return ops.linear_topk(x.float().contiguous(), self.weight_int8, self.bias, k, self.scale)
 
+    def active_logits(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Returns the logits ``[B, A]`` of rows ``[A]``, or of rows ``[B, A]`` padded with -1, whose logits are 0."""
+        present = rows.clamp(min=0)
+        weight = self.weight_int8[present] * self.scale[present].unsqueeze(-1)
+        logits = (x.float().unsqueeze(1) @ weight.mT).squeeze(1)
+        if self.bias is not None:
+            logits = logits + self.bias[present]
+        return logits * (rows >= 0)
+
     def warn_dense(self, what: str) -> None:
-        if not self._warned:
-            self._warned = True
+        """Warns, once per layer, that ``what`` computes all outputs."""
+        if not self._warned_dense:
+            self._warned_dense = True
             warn_dense(what, self.out_features)
+
+    def warn_stale(self) -> None:
+        """Warns, once per layer, that logits are ranked after an operand of theirs changed."""
+        if not self._warned_stale:
+            self._warned_stale = True
+            warn_stale()
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
         # .to(bfloat16) or .double() on a model are about layers that compute in their weights' dtype.

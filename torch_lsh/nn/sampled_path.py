@@ -59,7 +59,7 @@ def obstacle(layer: nn.Linear, input: Tensor) -> str | None:
     if input.layout is not torch.strided:
         return f"input of layout {input.layout}"
     if weight.shape != (layer.out_features, layer.in_features):
-        return f"a weight whose shape {tuple(weight.shape)} differs from (out_features, in_features)"
+        return f"a weight of shape {tuple(weight.shape)}, not (out_features, in_features),"
     if weight.numel() == 0:
         return "a layer without weights"
     if not weight.is_contiguous() or not (bias is None or bias.is_contiguous()):

@@ -22,13 +22,13 @@ class ActiveSet:
 
     Attributes:
         rows: ``[A]`` int64 increasing, shared by the batch, or ``[B, A]`` one set per sample, padded with -1.
-        is_random: bool, of the shape of ``rows``: which rows belong to R.
-        positions: ``[B, P]`` int64: where in ``rows`` (of the sample) each label is; -1 where there is no label.
+        is_random: bool, of the shape of ``rows``: whether a row belongs to R.
+        positions: ``[B, P]`` int64: the place of each label in ``rows`` (of the sample); -1 where there is no label.
         num_rows: N, the rows of the layer.
-        inclusion: where R is not a uniform sample: the probability that each row is in the set (given the labels),
-            float32, 1 for H and padding; of the shape of ``rows``, or ``[B, A]`` where it differs between the samples
+        inclusion: given where R is not a uniform sample: the probability of each row to be in the set, given the
+            labels; float32, 1 for H and padding. Of the shape of ``rows``, or ``[B, A]`` where it differs between samples
             that share the rows.
-        known_log_weights: what :meth:`log_weights` would compute, where it came with the rows.
+        known_log_weights: the result of :meth:`log_weights`, where it came with the rows.
     """
 
     rows: Tensor
@@ -44,16 +44,15 @@ class ActiveSet:
 
     @property
     def present(self) -> Tensor:
-        """bool, of the shape of ``rows``: False at padding."""
+        """bool, of the shape of ``rows``; False for padding."""
         return self.rows >= 0
 
     def weights(self) -> Tensor:
-        """Importance weights, float32, of the shape of ``rows`` (or of ``inclusion``): 1 for H, 0 for padding, and
-        for R ``(N - |H|) / |R|``, or one over the probability of inclusion where that differs.
+        """Importance weights, float32, of the shape of ``rows`` or ``inclusion``.
 
-        ``sum(weights * f(rows))`` is an unbiased estimate of the sum of ``f`` over all N rows (Horvitz &
-        Thompson 1952), because H is a fixed set, given the tables, and R is drawn from the rows outside of H, uniformly
-        or with the probabilities given.
+        1 for H, 0 for padding, and ``(N - |H|) / |R|`` for R, or the inverse of ``inclusion`` where that is given.
+        ``sum(weights * f(rows))`` is an unbiased estimate of the sum of ``f`` over all N rows (Horvitz & Thompson 1952):
+        given the tables, H is a fixed set, and R is drawn from the other rows with known probabilities.
         """
         if self.inclusion is not None:
             return self.present / self.inclusion
@@ -68,8 +67,9 @@ class ActiveSet:
         return self.weights().log() if self.known_log_weights is None else self.known_log_weights
 
     def even_log_weights(self) -> Tensor:
-        """Logarithms of weights, float32, of the shape of ``rows``, as if the active rows were drawn uniformly: N over
-        their number, for each; 0 for padding.
+        """Logarithms of weights ``N / A``, as if all A active rows were drawn uniformly.
+
+        float32, of the shape of ``rows``; 0 for padding.
         """
         if not self.per_sample:
             return torch.full(self.rows.shape, math.log(self.num_rows / max(1, len(self.rows))), dtype=torch.float32)
@@ -88,21 +88,23 @@ def choose_active_rows(
     counts: LabelCounts | None = None,
     insert_labels: bool = False,
 ) -> ActiveSet:
-    """Chooses labels ∪ rows carried over and rows found by hashing, in turn ∪ uniform random rows.
+    """Chooses the active rows: labels, carried rows and rows found by hashing in turn, and uniform random rows.
 
-    Where the configuration names another sampler than hashing: labels ∪ what that draws.
+    With another ``config.sampler`` than "lsh": labels, and what that sampler draws.
 
     Args:
-        index: tables of the layer's rows; may be None when configuration or labels leave no room for rows found by
-            hashing.
-        x: ``[B, in]`` the layer's input.
+        index: finds rows; None is allowed where configuration or labels leave no room for such rows.
+        x: ``[B, in]``, the layer's input.
         labels: ``[B, P]`` int64, negative where there is no label; they are always active.
         num_rows: N.
-        config: see :class:`LSHConfig`.
+        config: see :class:`torch_lsh.LSHConfig`.
         seed: of the random rows.
-        carried: ``[n]`` int64: what :func:`hardest_rows` found in the last step, for scope "batch" with ``carry``.
-        counts: for samplers "frequency" and "in_batch".
-        insert_labels: put labels into the buckets of their own queries, where these were looked up and missed them.
+        carried: ``[n]`` int64, from :func:`hardest_rows` of the last step, for scope "batch" with ``carry``.
+        counts: label counts, for samplers "frequency" and "in_batch".
+        insert_labels: insert labels into the buckets of their queries, where a look-up missed them.
+
+    Raises:
+        ValueError: ``index`` or ``counts`` is None, but the configuration needs it.
     """
     active = config.active_rows(num_rows)
     if config.sampler == "in_batch":
@@ -115,7 +117,7 @@ def choose_active_rows(
             labels, order, cumulative, active, seed, per_sample=config.scope == "sample"
         )
         return ActiveSet(rows, is_random, positions, num_rows, inclusion)
-    # A draw of all the rest is no draw: with every row active the weights are 1 and the result is exact.
+    # With every row active nothing is left to chance: weights are 1, and the result is exact.
     num_random = active if active == num_rows or config.sampler == "uniform" else config.random_rows(active)
     per_sample = config.scope == "sample"
     candidates: Tensor | None = None
@@ -132,7 +134,7 @@ def choose_active_rows(
             carried = None
             candidates = _look_up(index, x, _share(room, len(x)), labels if insert_labels else None, seed)
         else:
-            # Carried rows are what look-ups of earlier steps found, so each step has to look only some samples up.
+            # Look-ups of earlier steps found the carried rows, so this step needs to look up a few samples only.
             stride = -(-len(x) // _LOOKED_UP)
             some = slice(seed % stride, None, stride)
             looked_up = x[some]
@@ -168,11 +170,11 @@ def _needed(counts: LabelCounts | None) -> LabelCounts:
 
 
 def _labels_of_the_batch(labels: Tensor, num_rows: int, counts: LabelCounts) -> ActiveSet:
-    """The labels of all samples; for each sample those of the others are draws of its negatives.
+    """The labels of all samples; the labels of the others are a sample's random negatives.
 
-    B - 1 other samples drawn independently hold a row that a share p of the samples has with probability
-    ``1 - (1 - p) ** (B - 1)`` (the correction of Yi et al. 2019, for rows that are held once). Rows that are nobody's
-    label cannot be drawn, so the estimate is one of the sum over those that are.
+    A row that is a label of a share p of all samples is one of B - 1 independent samples with probability
+    ``1 - (1 - p) ** (B - 1)`` (the correction of Yi et al. 2019, for rows that are held once). A row that is nobody's
+    label is never drawn, so the sum that is estimated leaves it out.
     """
     rows, is_random, positions, _ = ops.select_rows(
         labels, labels.new_empty(0, 0), num_rows, active=1, num_random=0, seed=0, per_sample=False
@@ -180,30 +182,29 @@ def _labels_of_the_batch(labels: Tensor, num_rows: int, counts: LabelCounts) -> 
     others = max(1, len(labels) - 1)
     by_others = -torch.expm1(others * torch.log1p(-counts.share(rows)))
     inclusion = by_others.clamp(min=1e-30).float().repeat(len(labels), 1)
-    # Padding points to a column of its own.
+    # Padding scatters into an extra column, which is cut off.
     column = positions.masked_fill(positions < 0, len(rows))
     inclusion = torch.cat([inclusion, inclusion.new_ones(len(labels), 1)], 1).scatter_(1, column, 1.0)[:, :-1]
     return ActiveSet(rows, is_random, positions, num_rows, inclusion)
 
 
 def _share(room: int, samples: int) -> int:
-    """Rows to look up for each sample: twice its share, because samples of a batch find some of the same rows."""
+    """Rows to look up for each sample: twice its share, because look-ups of a batch overlap."""
     return min(room, 2 * math.ceil(room / samples) + 8)
 
 
 def hardest_rows(pushed_down: Tensor, active: ActiveSet, count: int, corrected: bool) -> Tensor:
-    """The rows that a step pushed down most: those with the largest sums of positive gradients of their logits.
+    """The rows that a step pushed down most: the largest sums of positive gradients of their logits.
 
-    For a softmax these are the rows with the largest probability where they are not the label. They change little from
-    one batch to the next, and the rows that score highest for a single sample are among them. They were H in
-    their own step, so taking them into the next H depends on no draw of that step and leaves estimates unbiased.
+    For a softmax these are the rows with much probability where they are not the label. They change little from one
+    batch to the next, and include the highest-scoring rows of single samples. They belong to the H of the next step
+    whatever that step draws, so its estimates stay unbiased.
 
     Args:
-        pushed_down: ``[A]`` floating: for each row of an active set that the batch shares, the sum of the positive
-            gradients of its logits.
-        active: that set.
+        pushed_down: ``[A]`` floating, the sum of the positive gradients of each active row's logits.
+        active: the active set, shared by the batch.
         count: rows wanted.
-        corrected: gradients of random rows carry their importance weights.
+        corrected: whether gradients of random rows carry their importance weights.
 
     Returns:
         ``[min(count, A)]`` int64, hardest first.
@@ -212,13 +213,13 @@ def hardest_rows(pushed_down: Tensor, active: ActiveSet, count: int, corrected: 
 
 
 def needs_index(config: LSHConfig, num_rows: int) -> bool:
-    """Whether a step of such a layer looks rows up by hashing."""
+    """Whether a training step looks rows up in an index."""
     active = config.active_rows(num_rows)
     return config.sampler == "lsh" and active < num_rows and config.random_rows(active) < active
 
 
 def labels_leave_room(labels: Tensor, num_rows: int, config: LSHConfig) -> bool:
-    """Whether rows found by hashing can be active beside the labels ``[B, P]`` of a batch."""
+    """Whether the labels ``[B, P]`` of a batch leave room for rows found by hashing."""
     active = config.active_rows(num_rows)
     room = active - config.random_rows(active)
     return config.scope == "sample" or labels.numel() < room or len(labels[labels >= 0].unique()) < room

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_GROWTH = 1.1  # counts are sorted anew when there are this many times as many
+_GROWTH = 1.1  # counts are sorted again when the samples are this many times as many
 
 
 @lru_cache(maxsize=4)
 def log_uniform(num_rows: int) -> Tensor:
     """``[num_rows + 1]`` float64: sums of the weights ``log((r + 2) / (r + 1))`` of Zipf's law for rows r.
 
-    For rows that are numbered by decreasing frequency, as TensorFlow's ``log_uniform_candidate_sampler`` wants them.
+    Rows are numbered by decreasing frequency, as in TensorFlow's ``log_uniform_candidate_sampler``.
 
     >>> log_uniform(2)
     tensor([0.0000, 0.6931, 1.0986], dtype=torch.float64)
@@ -24,12 +24,12 @@ def log_uniform(num_rows: int) -> Tensor:
 
 
 class LabelCounts:
-    """Counts of labels, given or counted on the fly.
+    """The number of samples that have each row as a label, given or counted while training.
 
     Args:
         num_rows: N.
-        counts: ``[N]``: how many samples had each row as a label; then nothing further is counted. None: to be counted.
-        samples: how many samples there were; default: the sum of ``counts``, as many as with one label each.
+        counts: ``[N]``, the number of samples with each label; nothing further is counted then. None: count.
+        samples: the number of samples; default: the sum of ``counts``, as with one label each.
 
     Raises:
         ValueError: an argument does not fit.
@@ -65,14 +65,13 @@ class LabelCounts:
         self.samples += len(labels)
 
     def share(self, rows: Tensor) -> Tensor:
-        """The probability that a sample has each row as a label, float64; a row that never was one counts as once."""
+        """The share of samples with each row as a label, float64; a row that never was one counts as once."""
         return (self.counts[rows].clamp(min=1) / max(1, self.samples)).clamp(max=1)
 
     def tables(self) -> tuple[Tensor, Tensor]:
         """``order`` and ``cumulative`` of :func:`torch_lsh.ops.draw_rows` for the weights ``counts + 1``.
 
-        One more than the counts, so that a row that never was a label can be drawn, too. Sorted anew when the number of
-        samples has grown by a tenth.
+        The 1 lets rows that never were labels be drawn. Sorted again when the number of samples has grown by a tenth.
         """
         if self._tables is None or (not self.given and self.samples > _GROWTH * self._sorted_at):
             weights, order = (self.counts + 1).sort(descending=True, stable=True)
@@ -84,9 +83,15 @@ class LabelCounts:
     _sorted_at: float = 0
 
     def state_dict(self) -> dict[str, Any]:
+        """The counts, a copy."""
         return {"counts": self.counts.clone(), "samples": self.samples, "given": self.given}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: the counts are those of other rows; nothing changes then.
+        """
         if state["counts"].shape != self.counts.shape:
             raise ValueError(f"counts has shape {list(state['counts'].shape)}; wanted {list(self.counts.shape)}")
         self.counts, self.samples, self.given = state["counts"].clone(), state["samples"], state["given"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -16,7 +16,7 @@ logger = logging.getLogger("torch_lsh")
 
 @runtime_checkable
 class Rehashable(Protocol):
-    """What a policy needs of a layer."""
+    """What a schedule needs of a layer."""
 
     scheduled: bool
 
@@ -26,27 +26,40 @@ class Rehashable(Protocol):
 
 
 def rehash_if_due(
-    layer: Rehashable, policy: RehashPolicy, steps: int, rehashes: int, *, full: bool = False, name: str
+    rehash: Callable[..., int],
+    drift: Callable[[int, int, int], float],
+    policy: RehashPolicy,
+    steps: int,
+    rehashes: int,
+    *,
+    full: bool = False,
+    name: str,
 ) -> bool:
-    """Re-hashes ``layer`` where ``policy`` says that it is time, and logs why; returns whether it did.
+    """Re-hashes when ``policy`` says so, and logs why.
 
     Args:
+        rehash: re-hashes; takes ``full`` and ``touches``, and returns the number of rows.
+        drift: measures the share of changed codes; takes ``sample``, ``touches`` and ``seed``.
+        policy: when to re-hash.
         steps: training steps since the last re-hash.
         rehashes: re-hashes so far.
-        full: whether this would be a full one.
-        name: of the layer, for the log.
+        full: whether a re-hash would be a full one.
+        name: names the rows in the log.
+
+    Returns:
+        Whether rows were re-hashed.
     """
     touches = getattr(policy, "touches", 1)
     if isinstance(policy, Drift):
         # The draw is a function of the place in the schedule, so a run that resumes makes the same one.
         seed = (rehashes * 1_000_003 + steps) % 2**63
-        reason = policy.reason(steps, lambda: layer.drift(policy.sample, touches, seed))
+        reason = policy.reason(steps, lambda: drift(policy.sample, touches, seed))
     else:
         interval = policy.interval(rehashes)
         reason = f"after {steps} steps (interval: {interval})" if steps >= interval else None
     if reason is None:
         return False
-    rows = layer.rehash(full=full, touches=touches)
+    rows = rehash(full=full, touches=touches)
     logger.info("re-hashed %s rows of %s, %d steps after the last time: %s", rows, name, steps, reason)
     return True
 
@@ -60,12 +73,12 @@ def _release(reference: weakref.ref[Rehashable]) -> None:
 class RehashScheduler:
     """Re-hashes the LSH layers of a model on a schedule of its own; call :meth:`step` after ``optimizer.step()``.
 
-    While it lives, the layers' own policies are off.
+    The layers' own policies are off for as long as the scheduler lives.
 
     Args:
         model: a module; all LSH layers in it are scheduled.
         policy: when to re-hash; default: :class:`ExponentialBackoff`.
-        full_every: make every n-th re-hash a full one (all rows, tables rebuilt); 0: only touched rows.
+        full_every: rebuild the tables from all rows at every n-th re-hash; 0: never.
 
     >>> import torch, torch_lsh
     >>> model = torch.nn.Sequential(torch_lsh.LSHLinear(8, 100))
@@ -95,13 +108,21 @@ class RehashScheduler:
         return ((name, module) for name, module in self._model.named_modules() if isinstance(module, Rehashable))
 
     def step(self) -> bool:
-        """Counts one training step and re-hashes the layers for which it is time; returns whether there were any."""
+        """Counts one training step and re-hashes the layers that are due; returns whether any was."""
         rehashed = False
         for name, layer in self._layers():
             layer.scheduled = True  # a scheduler before this one may have given it back meanwhile
             steps, rehashes = self._since_rehash.get(name, 0) + 1, self._rehashes.get(name, 0)
             full = self.full_every > 0 and (rehashes + 1) % self.full_every == 0
-            due = rehash_if_due(layer, self.policy, steps, rehashes, full=full, name=name or type(layer).__name__)
+            due = rehash_if_due(
+                layer.rehash,
+                layer.drift,
+                self.policy,
+                steps,
+                rehashes,
+                full=full,
+                name=name or type(layer).__name__,
+            )
             self._since_rehash[name] = 0 if due else steps
             self._rehashes[name] = rehashes + due
             rehashed |= due
@@ -113,25 +134,18 @@ class RehashScheduler:
             layer.scheduled = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The position of each layer in the schedule, by name. The policy itself belongs to the constructor.
-
-        Which rows were touched since the last re-hash is in the tables, which belong to no ``state_dict``: a run that
-        is to resume exactly makes a full re-hash when it saves and when it loads
-        (:meth:`torch_lsh.LSHLinear.sampler_state`).
-        """
+        """The position of each layer in the schedule, by name. The policy is an argument of the constructor."""
         return {"since_rehash": dict(self._since_rehash), "rehashes": dict(self._rehashes)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a position.
+        """Takes over what :meth:`state_dict` returned.
 
         Raises:
-            KeyError, ValueError: it is not one, or that of a model with other LSH layers; nothing changes then.
+            KeyError, ValueError: it is not such a state, or that of a model with other LSH layers; nothing changes then.
         """
         loaded = []
         for key in ("since_rehash", "rehashes"):
             position = state_dict[key]
-            if isinstance(position, int):  # of a version that counted for all layers together
-                position = dict.fromkeys(self._since_rehash, position)
             if not isinstance(position, dict) or position.keys() != self._since_rehash.keys():
                 raise ValueError(f"{key} is {position!r}; wanted a number for each of {', '.join(self._since_rehash)}")
             if not all(isinstance(number, int) and number >= 0 for number in position.values()):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..config import LSHConfig
 from ..nn import EmbeddingBag, LSHLinear
-from ..nn.logits.losses import as_target
+from ..nn.logits.targets import as_target
 from .neighbours import TextNeighbours
 
 _MOST_LABELS = 64  # of a row in one step; the rest waits for other steps

@@ -1,5 +1,11 @@
-"""Lazy logits: the output of a wide layer, computed only once its use is known."""
+"""Lazy logits: the output of a wide layer, computed when its use is known.
 
+Importing this package registers the handlers of all functions that lazy logits compute themselves.
+"""
+
+from . import binary_cross_entropy, cross_entropy, ranking, views  # noqa: F401  # for their handlers
+from .owner import LogitsOwner
+from .recipe import Recipe
 from .tensor import SampledLogits
 
-__all__ = ["SampledLogits"]
+__all__ = ["LogitsOwner", "Recipe", "SampledLogits"]

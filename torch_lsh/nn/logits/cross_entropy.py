@@ -1,0 +1,296 @@
+"""Cross entropy of lazy logits, also as log_softmax with nll_loss: over active rows, or exactly block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ... import ops
+from ...sampling.active_set import ActiveSet
+from ...sampling.sampler import Sampler
+from ...stopwatch import part
+from .losses import (
+    accurate_dtype,
+    check_class_weight,
+    check_reduction,
+    class_weighted,
+    correction_of,
+    finish,
+    grad_mode,
+    log_weights,
+    log_weights_of_logits,
+    result_dtype,
+    sampled_logits,
+    sampler_in_training,
+)
+from .recipe import Recipe
+from .targets import Target, as_target
+from .tensor import SampledLogits, handles
+
+# The largest block of logits in exact evaluation: 16 MiB in float32.
+BLOCK_ELEMENTS = 1 << 22
+
+
+class Options(NamedTuple):
+    """Arguments of :func:`torch.nn.functional.cross_entropy`; ``class_weight`` is its ``weight``."""
+
+    class_weight: Tensor | None = None
+    label_smoothing: float = 0.0
+    reduction: str = "mean"
+
+
+# --- functions of lazy logits -----------------------------------------------------------------------------------------
+
+
+@handles(F.cross_entropy)
+def _cross_entropy(
+    logits: SampledLogits,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Any:
+    recipe = logits.recipe
+    # PyTorch's losses take the second dimension for the classes, or the only one.
+    classes_fit = recipe.class_dim == (1 if recipe.rank > 1 else 0)
+    if size_average is not None or reduce is not None or recipe.log_softmax or not classes_fit:
+        return NotImplemented
+    check_reduction(reduction)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}; wanted 0 to 1")
+    logits.refuse_stale()
+    num_classes = recipe.owner.out_features
+    dtype = accurate_dtype(recipe.dtype)
+    parsed = as_target(target, recipe.lead, num_classes, ignore_index, dtype)
+    if parsed is None:
+        return NotImplemented
+    options = Options(check_class_weight(weight, "weight", num_classes, dtype), label_smoothing, reduction)
+    sampler = sampler_in_training(recipe)
+    if sampler is not None:
+        loss = _of_active_rows(recipe, sampler, parsed, options)
+    elif logits.wants_grad():
+        loss = _of_all_rows(recipe, parsed, options)
+    else:
+        loss = _in_blocks(recipe, parsed, options)
+    return finish(loss, recipe, reduction)
+
+
+@handles(F.log_softmax, torch.log_softmax, Tensor.log_softmax)
+def _log_softmax(
+    logits: SampledLogits, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Any:
+    recipe = logits.recipe
+    if dim is None or recipe.log_softmax or not recipe.is_class_dim(dim):
+        return NotImplemented
+    return logits.remade(log_softmax=True, dtype=dtype or result_dtype(recipe))
+
+
+@handles(F.nll_loss)
+def _nll_loss(
+    logits: SampledLogits,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+) -> Any:
+    recipe = logits.recipe
+    if not recipe.log_softmax or not isinstance(target, Tensor) or target.shape != recipe.lead:
+        return NotImplemented
+    unnormalised = SampledLogits.unattached(replace(recipe, log_softmax=False), logits.is_stale())
+    return _cross_entropy(unnormalised, target, weight, size_average, ignore_index, reduce, reduction)
+
+
+def _of_active_rows(recipe: Recipe, sampler: Sampler, target: Target, options: Options) -> Tensor:
+    x, owner = recipe.flat_input(), recipe.owner
+    active = sampler.draw(owner.weight, owner.bias, x.detach(), target.labels)
+    with part(sampler.stopwatch, "loss"), grad_mode(recipe):
+        correction = correction_of(sampler, target.several)
+        corrected = correction == "stratified"
+        if not _is_fusible(recipe, active, correction, options):
+            logits = sampled_logits(recipe, sampler, x, active, corrected)
+            return sampled_cross_entropy(logits, active, target, correction, options)
+        keep = sampler.keeper_of_hardest_rows(active, corrected)
+        x = x.to(recipe.product_dtype)
+        return fused_cross_entropy(x, owner.weight, owner.bias, active, target, correction, options, keep)
+
+
+def _is_fusible(recipe: Recipe, active: ActiveSet, correction: str, options: Options) -> bool:
+    """Whether :func:`fused_cross_entropy` computes what :func:`sampled_cross_entropy` would."""
+    return (
+        options.label_smoothing == 0
+        and not active.per_sample
+        and (correction != "stratified" or active.inclusion is None or active.inclusion.dim() == 1)
+        and not recipe.is_scaled
+        and accurate_dtype(recipe.product_dtype) is accurate_dtype(recipe.dtype)
+    )
+
+
+def _of_all_rows(recipe: Recipe, target: Target, options: Options) -> Tensor:
+    """Exact and differentiable."""
+    owner = recipe.owner
+    every_row = torch.arange(owner.out_features)
+    none_random = torch.zeros_like(every_row, dtype=torch.bool)
+    active = ActiveSet(every_row, none_random, target.labels, owner.out_features)
+    with recipe.autocast():
+        product = F.linear(recipe.flat_input(), owner.weight, owner.bias)
+    logits = product.to(accurate_dtype(recipe.dtype)) * recipe.scale
+    return sampled_cross_entropy(logits, active, target, "none", options)
+
+
+def _in_blocks(recipe: Recipe, target: Target, options: Options) -> Tensor:
+    """Exact, without gradients."""
+    owner = recipe.owner
+    with torch.no_grad(), recipe.autocast():
+        return exact_cross_entropy(recipe.flat_input(), owner.weight, owner.bias, recipe.scale, target, options)
+
+
+# --- functions of tensors ---------------------------------------------------------------------------------------------
+
+
+def fused_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    active: ActiveSet,
+    target: Target,
+    correction: str,
+    options: Options,
+    pushed_down: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Computes :func:`sampled_cross_entropy` in one operator with the layer, without label smoothing.
+
+    Args:
+        x: ``[B, in_features]``.
+        weight: ``[N, in_features]``.
+        bias: ``[N]`` or None.
+        active: an active set that the batch shares.
+        target: see :func:`as_target`.
+        correction: see :func:`sampled_cross_entropy`.
+        options: see :class:`Options`.
+        pushed_down: see :func:`torch_lsh.ops.active_rows_loss`.
+    """
+    weights = log_weights(active, correction, target.shares.dtype)
+    shares = class_weighted(target, options.class_weight)
+    divisor = None
+    if options.reduction == "sum":
+        divisor = 1.0
+    elif options.reduction == "mean" and _divides_by_batch(shares, target):
+        divisor = float(len(shares))
+    loss = ops.active_rows_loss(x, weight, bias, active.rows, weights, active.positions, shares, divisor, pushed_down)
+    return _reduce(loss, shares, target, options.reduction) if divisor is None else loss
+
+
+def sampled_cross_entropy(
+    logits: Tensor, active: ActiveSet, target: Target, correction: str, options: Options
+) -> Tensor:
+    """Computes cross entropy over an active set; with every row active it is exact.
+
+    Args:
+        logits: ``[B, A]`` of the active rows, float32 or float64.
+        active: the active set; its positions are those of ``target.labels``.
+        target: see :func:`as_target`.
+        correction: how rows count in ``sum(exp(logits))``. ``"stratified"``: with their importance weights, which makes
+            it an unbiased estimate of the sum over all rows; ``"even"``: own labels with 1, all other rows with the
+            same weight; ``"none"``: all with 1.
+        options: see :class:`Options`. Label smoothing estimates the mean over all classes with the importance weights.
+
+    Returns:
+        A scalar, or ``[B]`` with reduction "none".
+    """
+    weights = log_weights_of_logits(active, correction, logits.dtype)
+    shares = class_weighted(target, options.class_weight)
+    if active.per_sample or (weights is not None and weights.dim() == 2):
+        logits = logits.contiguous()
+    loss, _ = ops.sampled_softmax_loss(logits, weights, active.positions, shares)
+    if options.label_smoothing > 0:
+        adjusted = logits if weights is None else logits + weights
+        class_shares = active.weights().to(logits.dtype)
+        class_shares = class_shares / class_shares.sum(-1, keepdim=True)
+        if options.class_weight is not None:
+            class_shares = class_shares * options.class_weight[active.rows.clamp(min=0)]
+        smooth = adjusted.logsumexp(1) * class_shares.sum(-1) - (class_shares * logits).sum(1)
+        loss = _smoothed(loss, smooth, target, options.label_smoothing)
+    return _reduce(loss, shares, target, options.reduction)
+
+
+def exact_cross_entropy(
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: float | Tensor, target: Target, options: Options
+) -> Tensor:
+    """Computes cross entropy over all classes without a ``[B, N]`` tensor; not differentiable.
+
+    Args:
+        x: ``[B, in_features]``.
+        weight: ``[N, in_features]``.
+        bias: ``[N]`` or None.
+        scale: factor of the logits.
+        target: see :func:`as_target`.
+        options: see :class:`Options`.
+    """
+    class_weight, label_smoothing, reduction = options
+    dtype = target.shares.dtype
+    log_z = x.new_full((len(x),), -math.inf, dtype=dtype)
+    total = x.new_zeros(len(x), dtype=dtype)
+    at_labels = x.new_zeros(target.labels.shape, dtype=dtype)
+    for start, block in _logit_blocks(x, weight, bias):
+        logits = block.to(dtype) * scale
+        log_z = torch.logaddexp(log_z, logits.logsumexp(1))
+        position = target.labels - start
+        inside = (position >= 0) & (position < logits.shape[1])
+        at_labels = torch.where(inside, logits.gather(1, position.clamp(0, logits.shape[1] - 1)), at_labels)
+        if label_smoothing > 0:
+            stop = start + logits.shape[1]
+            total += logits.sum(1) if class_weight is None else logits @ class_weight[start:stop].to(dtype)
+    log_z = log_z.masked_fill(log_z == math.inf, math.nan)  # as in PyTorch
+    shares = class_weighted(target, class_weight)
+    # masked_fill: the share 0 of padding would not remove the NaN of an ignored sample.
+    loss = (shares * (log_z.unsqueeze(1) - at_labels)).masked_fill(target.labels < 0, 0).sum(1)
+    if label_smoothing > 0:
+        mass = len(weight) if class_weight is None else class_weight.sum()
+        loss = _smoothed(loss, (log_z * mass - total) / len(weight), target, label_smoothing)
+    return _reduce(loss, shares, target, reduction)
+
+
+def _logit_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+    """Yields the exact logits in blocks of classes: the first class, and ``[B, block]``."""
+    block = max(1024, BLOCK_ELEMENTS // max(1, len(x)))
+    for start in range(0, len(weight), block):
+        stop = min(start + block, len(weight))
+        yield start, F.linear(x, weight[start:stop], None if bias is None else bias[start:stop])
+
+
+def _divides_by_batch(shares: Tensor, target: Target) -> bool:
+    """Whether the mean divides by the batch size: for a distribution, and if the shares add up to the batch size."""
+    return target.probabilities or (target.complete and shares is target.shares)
+
+
+def _reduce(loss: Tensor, shares: Tensor, target: Target, reduction: str) -> Tensor:
+    """Reduces losses ``[B]``; the mean divides by the sum of ``shares``, which are weighted by class."""
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    if _divides_by_batch(shares, target):
+        return loss.mean()
+    # As in PyTorch, the mean of nothing is NaN and its gradient 0.
+    divisor = shares.sum()
+    nothing = divisor == 0
+    return (loss.sum() / divisor.masked_fill(nothing, 1)).masked_fill(nothing, math.nan)
+
+
+def _smoothed(loss: Tensor, smooth: Tensor, target: Target, label_smoothing: float) -> Tensor:
+    """Smooths losses ``[B]``; ``smooth`` ``[B]`` is the mean of ``-log p`` over all classes."""
+    # Ignored samples have no loss over class indices; a distribution has no ignored samples.
+    if not target.probabilities:
+        smooth = smooth.masked_fill((target.labels < 0).all(1), 0)
+    return (1 - label_smoothing) * loss + label_smoothing * smooth

@@ -1,0 +1,114 @@
+"""The sampler's state as one tensor of bytes, whose size depends on nothing but the shape and the settings.
+
+Checkpoints of all kinds hold tensors: ``torch.save``, safetensors, ``torch.distributed.checkpoint``. The last of these
+loads into a tensor of the size that was saved, so the size must not depend on how far training has come.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_VERSION = 1
+# The header, int64: what is in the state, and how much room there is for it.
+_FIELDS = (
+    "version",
+    "num_rows",
+    "in_features",
+    "draws",
+    "since_rehash",
+    "rehashes",
+    "carried",  # rows; -1: none were carried over yet
+    "carried_room",
+    "queries",  # -1: none were kept yet
+    "queries_room",
+    "counts",  # 0: no label counts, 1: counted, 2: given
+    "counts_room",
+    "samples",  # the bits of a float64
+)
+
+
+def pack(
+    state: dict[str, Any], num_rows: int, in_features: int, carried_room: int, queries_room: int, counts_room: int
+) -> Tensor:
+    """The state of a sampler as ``[n]`` uint8, where ``n`` is a function of the sizes given alone."""
+    carried, queries, counts = state["carried"], state["queries"], state["label_counts"]
+    header = {
+        "version": _VERSION,
+        "num_rows": num_rows,
+        "in_features": in_features,
+        "draws": state["draws"],
+        "since_rehash": state["since_rehash"],
+        "rehashes": state["rehashes"],
+        "carried": -1 if carried is None else len(carried),
+        "carried_room": carried_room,
+        "queries": -1 if queries is None else len(queries),
+        "queries_room": queries_room,
+        "counts": 0 if counts is None else 1 + counts["given"],
+        "counts_room": counts_room,
+        "samples": 0 if counts is None else struct.unpack("<q", struct.pack("<d", counts["samples"]))[0],
+    }
+    numbers = torch.tensor([header[name] for name in _FIELDS], dtype=torch.int64)
+    return torch.cat(
+        [
+            _bytes(numbers, numbers.nbytes),
+            _bytes(carried, 8 * carried_room),
+            _bytes(None if queries is None else queries.float(), 4 * in_features * queries_room),
+            _bytes(None if counts is None else counts["counts"], 8 * counts_room),
+        ]
+    )
+
+
+def unpack(packed: Tensor) -> dict[str, Any]:
+    """What :func:`pack` was given.
+
+    Raises:
+        ValueError: ``packed`` is not a sampler's state.
+    """
+    size = 8 * len(_FIELDS)
+    if packed.dtype is not torch.uint8 or packed.dim() != 1 or len(packed) < size:
+        raise ValueError(
+            f"the sampler's state has dtype {packed.dtype} and shape {list(packed.shape)}; wanted at least [{size}] uint8"
+        )
+    packed = packed.cpu()
+    header = dict(zip(_FIELDS, packed[:size].clone().view(torch.int64).tolist()))
+    rooms = (8 * header["carried_room"], 4 * header["in_features"] * header["queries_room"], 8 * header["counts_room"])
+    if header["version"] != _VERSION or min(rooms) < 0 or len(packed) != size + sum(rooms):
+        raise ValueError(
+            f"the sampler's state is of version {header['version']} and has {len(packed)} bytes; "
+            f"wanted version {_VERSION} and {size + sum(rooms)} bytes"
+        )
+    carried, queries, counts = packed[size:].split(rooms)
+    shape = (header["queries"], header["in_features"])
+    return {
+        **{name: header[name] for name in ("num_rows", "in_features", "draws", "since_rehash", "rehashes")},
+        "carried": _tensor(carried, torch.int64, (header["carried"],)),
+        "queries": _tensor(queries, torch.float32, shape),
+        "label_counts": None
+        if header["counts"] == 0
+        else {
+            "counts": _tensor(counts, torch.float64, (header["counts_room"],)),
+            "samples": struct.unpack("<d", struct.pack("<q", header["samples"]))[0],
+            "given": header["counts"] == 2,
+        },
+    }
+
+
+def _bytes(tensor: Tensor | None, room: int) -> Tensor:
+    """The tensor's memory, padded with zeros to ``room`` bytes."""
+    padded = torch.zeros(room, dtype=torch.uint8, device="cpu")
+    if tensor is not None and tensor.numel() > 0:
+        padded[: tensor.nbytes] = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    return padded
+
+
+def _tensor(memory: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor | None:
+    if shape[0] < 0:
+        return None
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    return memory[:size].clone().view(dtype).view(shape)

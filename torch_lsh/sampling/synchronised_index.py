@@ -1,0 +1,144 @@
+"""SynchronisedIndex: an index, and the rows that changed since it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..index.base import Index
+from ..row_sparse.parameters import ChangedRows, wants_row_sparse
+from ..stopwatch import Stopwatch
+
+
+class SynchronisedIndex:
+    """An index of the rows of a weight that follows the weight.
+
+    The index is made at its first use. From then on the rows that row-sparse optimizers touch are collected, and
+    :meth:`synchronise` hashes those again. A change of unknown extent (``load_state_dict``, an in-place edit, a dense
+    optimizer) leads to a pass over all rows, another Parameter to a new build.
+
+    Not safe for threads: one thread at a time may change it.
+
+    Args:
+        make: returns an empty index.
+        rebuild_share: build anew when more than this share of the rows changed.
+    """
+
+    def __init__(self, make: Callable[[], Index], rebuild_share: float = 1.0) -> None:
+        self._make = make
+        self._rebuild_share = rebuild_share
+        self.index: Index | None = None  # None: not made yet
+        self._changed: ChangedRows | None = None
+        self._trained = False  # used for a training step since the last synchronisation
+        self._stopwatch: Stopwatch | None = None
+
+    def watch(self, stopwatch: Stopwatch | None) -> None:
+        """Times the look-ups of the index from now on; None ends that."""
+        self._stopwatch = stopwatch
+        if self.index is not None:
+            self.index.stopwatch = stopwatch
+
+    def forget(self) -> None:
+        """Drops the index; the next use builds it from the weights."""
+        self.index = self._changed = None
+        self._trained = False
+
+    def _changes(self, weight: Tensor, bias: Tensor | None) -> ChangedRows | None:
+        """The changes collected since the index was made, if these are its parameters."""
+        changed = self._changed
+        return changed if changed is not None and changed.are_of(weight, bias) else None
+
+    def synchronise(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        queries: Tensor | None,
+        *,
+        full: bool = False,
+        touches: int = 1,
+    ) -> int:
+        """Brings the index in step with the weights.
+
+        Args:
+            weight, bias: the parameters.
+            queries: ``[Q, in_features]``, recent inputs that a build may learn from.
+            full: build anew, whatever changed.
+            touches: leave out rows that fewer updates touched; they stay collected.
+
+        Returns:
+            The number of rows that were hashed.
+        """
+        changed = self._changes(weight, bias)
+        if self.index is None or full or changed is None:
+            return self.build(weight, bias, queries)
+        rows = changed.take(touches)
+        self._trained = False
+        if rows is None:
+            self.index.rehash(weight.detach(), _detached(bias), queries)
+            self._collect(weight, bias)
+            return len(weight)
+        if len(rows) > self._rebuild_share * len(weight):
+            return self.build(weight, bias, queries)
+        if len(rows) > 0:
+            self.index.update(weight.detach(), _detached(bias), rows)
+        return len(rows)
+
+    def build(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> int:
+        """Builds the index anew; returns the number of rows."""
+        if self.index is None:
+            self.index = self._make()
+        self.index.stopwatch = self._stopwatch
+        self.index.build(weight.detach(), _detached(bias), queries)
+        self._collect(weight, bias)
+        return len(weight)
+
+    def _collect(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._changed = ChangedRows(*([weight] if bias is None else [weight, bias]))
+        self._trained = False
+
+    def is_exact(self, weight: Tensor, bias: Tensor | None) -> bool:
+        """Whether the index holds the rows as they are now."""
+        changed = self._changes(weight, bias)
+        return self.index is not None and changed is not None and not changed.any()
+
+    def is_usable_for_training(self, weight: Tensor, bias: Tensor | None) -> bool:
+        """Whether all that is stale in the index are rows that an optimizer touched.
+
+        A row-sparse optimizer records its updates, so anything unrecorded is an edit. A dense optimizer records
+        nothing; its step follows a training step.
+        """
+        changed = self._changes(weight, bias)
+        if self.index is None or changed is None:
+            return False
+        return not changed.unrecorded() or (self._trained and not wants_row_sparse(weight))
+
+    def note_training(self) -> None:
+        """Says that a training step uses the index now."""
+        self._trained = True
+
+    def stale_rows(self, weight: Tensor, bias: Tensor | None) -> int | None:
+        """The number of rows that changed since they were last hashed; None: there is no index."""
+        if self.index is None:
+            return None
+        changed = self._changes(weight, bias)
+        touched = None if changed is None else changed.touched()
+        return len(weight) if touched is None else int(touched.sum())
+
+    def drift(self, weight: Tensor, bias: Tensor | None, sample: int, touches: int, seed: int) -> float:
+        """The share of the hash codes of changed rows that differ from those in the index, on a sample of these rows.
+
+        Where it is not known which rows changed, the sample is one of all rows. 0.0 without an index.
+        """
+        if self.index is None:
+            return 0.0
+        changed = self._changes(weight, bias)
+        rows = None if changed is None else changed.sample(sample, touches, seed)
+        if rows is None:
+            rows = torch.randint(len(weight), (sample,), generator=torch.Generator().manual_seed(seed))
+        return self.index.drift(weight.detach(), _detached(bias), rows.unique())
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
