@@ -13,7 +13,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
 
   m.def("prefer_huge_pages(Tensor tensor, bool move=False) -> bool");
 
-  m.def("product(Tensor a, Tensor b, Tensor? bias) -> Tensor");
+  m.def("product(Tensor a, Tensor b, Tensor? bias=None) -> Tensor");
 
   m.def("count_touches_(Tensor(a!) touches, Tensor rows) -> ()");
   m.def("coalesce_rows(Tensor rows, Tensor values) -> (Tensor, Tensor)");
@@ -21,7 +21,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def("extremes(Tensor numbers) -> (int least, int largest)");
 
   // embedding bag
-  m.def("embedding_bag(Tensor weight, Tensor crow, Tensor col, Tensor? values) -> Tensor");
+  m.def("embedding_bag(Tensor weight, Tensor crow, Tensor col, Tensor? values=None) -> Tensor");
   m.def("embedding_bag_backward(Tensor grad, Tensor crow, Tensor col, Tensor? values) -> (Tensor, Tensor)");
   m.def("embedding_bag_values_backward(Tensor grad, Tensor weight, Tensor crow, Tensor col) -> Tensor");
 
@@ -101,7 +101,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "Tensor positions, Tensor shares, float? divisor=None) -> (Tensor loss, Tensor slopes, Tensor scale)");
   m.def(
       "linear_softmax_loss_backward(Tensor slopes, Tensor factors, Tensor x, Tensor weight, Tensor rows, "
-      "bool needs_weight) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor positive)");
+      "bool needs_weight=True) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor positive)");
 
   // inference
   m.def(

@@ -28,8 +28,7 @@ def make_layer(scope="batch", **options):
 
 def everything(layer):
     """Copies of all that a call might change."""
-    index = layer.sampler.tables
-    tables = {} if index is None else index.state_dict()
+    tables = {} if layer.sampler.tables is None else layer.sampler.tables.state_dict()
     state = layer.sampler.state_dict()
     values = [*layer.parameters(), *tables.values(), *state.values()]
     tensors = [value.detach().clone() for value in values if torch.is_tensor(value) and not value.is_meta]
