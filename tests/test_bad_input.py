@@ -28,8 +28,9 @@ def make_layer(scope="batch", **options):
 
 def everything(layer):
     """Copies of all that a call might change."""
-    tables = {} if layer.sampler.tables is None else layer.sampler.tables.state_dict()
-    state = layer.sampler.state_dict()
+    sampler = layer.sampler
+    tables = {} if sampler.tables is None else sampler.tables.state_dict()
+    state = {"draws": sampler.draws, "rehashes": sampler.rehashes, "carried": sampler.carried}
     values = [*layer.parameters(), *tables.values(), *state.values()]
     tensors = [value.detach().clone() for value in values if torch.is_tensor(value) and not value.is_meta]
     return tensors, {name: value for name, value in state.items() if not torch.is_tensor(value)}
