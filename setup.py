@@ -6,9 +6,10 @@ from pathlib import Path
 
 from setuptools import setup
 
-MINIMUM_TORCH = (2, 10)  # first release whose stable ABI has parallel_for and typed data pointers
+MINIMUM_TORCH = (2, 11)  # its stable ABI is what the library is built against
+OLDEST = ".".join(map(str, MINIMUM_TORCH))
 INSTALL_TORCH = (
-    "torch_lsh needs PyTorch 2.11 or newer in this environment: run `pip install 'torch>=2.11' ninja` "
+    f"torch_lsh needs PyTorch {OLDEST} or newer in this environment: run `pip install 'torch>={OLDEST}' ninja` "
     "and then `pip install --no-build-isolation torch_lsh`"
 )
 
@@ -34,8 +35,8 @@ compile_args = [
     "-Wextra",
     "-Wno-unused-parameter",
     "-Wno-unknown-pragmas",
-    # Only the stable ABI of this release: the library built here loads in every later torch.
-    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    # Only the stable ABI of the oldest release: the library built here loads in every later torch.
+    f"-DTORCH_TARGET_VERSION=0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}000000000000",
 ]
 
 root = Path(__file__).parent

@@ -157,10 +157,6 @@ def _to_dense(crow: Tensor, col: Tensor, values: Tensor, in_features: int) -> Te
     return dense.index_put_((rows, col), values, accumulate=True)
 
 
-def simhash_codes_csr(crow: Tensor, col: Tensor, values: Tensor, projections: Tensor, hashes_per_table: int) -> Tensor:
-    return simhash_codes(_to_dense(crow, col, values, len(projections)), projections, hashes_per_table)
-
-
 def dwta_codes(x: Tensor, bins: Tensor, hashes_per_table: int, seed: int) -> Tensor:
     values = x.float()[:, bins]
     present = (values != 0) & ~values.isnan()
@@ -176,12 +172,6 @@ def dwta_codes(x: Tensor, bins: Tensor, hashes_per_table: int, seed: int) -> Ten
                 donors = (original[_random_below(seed, h * attempts + a, len(original))] for a in range(attempts))
                 row[h] = next((donor for donor in donors if donor >= 0), 0)
     return _pack(winners, hashes_per_table, bits=3)
-
-
-def dwta_codes_csr(
-    crow: Tensor, col: Tensor, values: Tensor, bins: Tensor, in_features: int, hashes_per_table: int, seed: int
-) -> Tensor:
-    return dwta_codes(_to_dense(crow, col, values, in_features), bins, hashes_per_table, seed)
 
 
 def simhash_products(x: Tensor, projections: Tensor) -> Tensor:
@@ -212,33 +202,6 @@ def cross_polytope_codes(x: Tensor, signs: Tensor, rest: Tensor, dimension: int,
     best = products.abs().argmax(2, keepdim=True)  # the first among equals
     vertices = 2 * best + (products.gather(2, best) < 0)
     return _pack(vertices.squeeze(2), hashes_per_table, bits=(2 * dimension).bit_length() - 1)
-
-
-def minhash_codes_csr(
-    crow: Tensor,
-    col: Tensor,
-    values: Tensor,
-    in_features: int,
-    num_tables: int,
-    hashes_per_table: int,
-    bits: int,
-    seed: int,
-) -> Tensor:
-    count, attempts = num_tables * hashes_per_table, 100
-    hashes = torch.zeros(len(crow) - 1, count, dtype=torch.int64)
-    for row, (begin, end) in enumerate(zip(crow[:-1].tolist(), crow[1:].tolist())):
-        smallest: dict[int, int] = {}
-        for column, value in zip(col[begin:end].tolist(), values[begin:end].tolist()):
-            if value != 0 and value == value:
-                place = _random_bits(seed, column)
-                number = (place >> 32) * count >> 32
-                smallest[number] = min(smallest.get(number, _MASK), place & 0xFFFFFFFF)
-        for h in range(count):
-            if smallest:
-                donors = [h, *(_random_below(seed, ~(h * attempts + a) & _MASK, count) for a in range(attempts))]
-                donors += [(donors[-1] + step) % count for step in range(1, count)]
-                hashes[row, h] = smallest[next(b for b in donors if b in smallest)] & ((1 << bits) - 1)
-    return _pack(hashes, hashes_per_table, bits)
 
 
 def probe_codes(codes: Tensor, flips: Tensor, costs: Tensor, probes: int) -> Tensor:

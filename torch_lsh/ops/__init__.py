@@ -742,30 +742,6 @@ def _(x: Tensor, projections: Tensor, hashes_per_table: int) -> Tensor:
     return x.new_empty((x.shape[0], projections.shape[1] // hashes_per_table), dtype=torch.int32)
 
 
-def simhash_codes_csr(crow: Tensor, col: Tensor, values: Tensor, projections: Tensor, hashes_per_table: int) -> Tensor:
-    """:func:`simhash_codes` of sparse rows; the same codes when each row's columns are in increasing order.
-
-    Args:
-        crow: ``[n + 1]`` int64; row ``i`` has the entries ``crow[i] .. crow[i + 1] - 1``.
-        col: ``[nnz]`` int64.
-        values: ``[nnz]`` float32.
-        projections: ``[in, L * K]`` float32.
-        hashes_per_table: K, 1 to 30.
-
-    Returns:
-        ``[n, L]`` int32.
-
-    >>> simhash_codes_csr(torch.tensor([0, 1]), torch.tensor([1]), torch.tensor([3.0]), torch.eye(2), 2)
-    tensor([[2]], dtype=torch.int32)
-    """
-    return _ops.simhash_codes_csr(crow, col, values, projections, hashes_per_table)
-
-
-@_fake("simhash_codes_csr")
-def _(crow: Tensor, col: Tensor, values: Tensor, projections: Tensor, hashes_per_table: int) -> Tensor:
-    return crow.new_empty((crow.shape[0] - 1, projections.shape[1] // hashes_per_table), dtype=torch.int32)
-
-
 def dwta_codes(x: Tensor, bins: Tensor, hashes_per_table: int, seed: int) -> Tensor:
     """Densified winner-take-all codes (Chen & Shrivastava 2018): which of 8 coordinates is the largest, K times.
 
@@ -791,26 +767,6 @@ def dwta_codes(x: Tensor, bins: Tensor, hashes_per_table: int, seed: int) -> Ten
 @_fake("dwta_codes")
 def _(x: Tensor, bins: Tensor, hashes_per_table: int, seed: int) -> Tensor:
     return x.new_empty((x.shape[0], bins.shape[0] // hashes_per_table), dtype=torch.int32)
-
-
-def dwta_codes_csr(
-    crow: Tensor, col: Tensor, values: Tensor, bins: Tensor, in_features: int, hashes_per_table: int, seed: int
-) -> Tensor:
-    """:func:`dwta_codes` of sparse rows (as in :func:`simhash_codes_csr`); repeated columns add up.
-
-    >>> x = torch.tensor([[0.0, 3.0, 5.0]]).to_sparse_csr()
-    >>> bins = torch.tensor([[0, 1, 2, 0, 1, 2, 0, 1]])
-    >>> dwta_codes_csr(x.crow_indices(), x.col_indices(), x.values(), bins, 3, 1, seed=0)
-    tensor([[2]], dtype=torch.int32)
-    """
-    return _ops.dwta_codes_csr(crow, col, values, bins, in_features, hashes_per_table, seed)
-
-
-@_fake("dwta_codes_csr")
-def _(
-    crow: Tensor, col: Tensor, values: Tensor, bins: Tensor, in_features: int, hashes_per_table: int, seed: int
-) -> Tensor:
-    return crow.new_empty((crow.shape[0] - 1, bins.shape[0] // hashes_per_table), dtype=torch.int32)
 
 
 def simhash_products(x: Tensor, projections: Tensor) -> Tensor:
@@ -902,56 +858,6 @@ def cross_polytope_codes(x: Tensor, signs: Tensor, rest: Tensor, dimension: int,
 @_fake("cross_polytope_codes")
 def _(x: Tensor, signs: Tensor, rest: Tensor, dimension: int, hashes_per_table: int) -> Tensor:
     return x.new_empty((x.shape[0], rest.shape[1] // (dimension * hashes_per_table)), dtype=torch.int32)
-
-
-def minhash_codes_csr(
-    crow: Tensor,
-    col: Tensor,
-    values: Tensor,
-    in_features: int,
-    num_tables: int,
-    hashes_per_table: int,
-    bits: int,
-    seed: int,
-) -> Tensor:
-    """Densified one-permutation minwise hashes of sets: the columns of each row whose value is neither 0 nor NaN.
-
-    Every column is thrown into one of ``L * K`` bins by a hash of (seed, column); a bin's hash is the lowest ``bits``
-    of the smallest place in it. An empty bin borrows from one drawn by hashing (seed, bin, attempt), in up to 100
-    attempts (optimal densification, Shrivastava 2017), then from the next one that is not empty. All hashes of an empty
-    set are 0. One pass over the nonzeros, whatever the number of hashes.
-
-    Args:
-        crow, col, values: as in :func:`simhash_codes_csr`.
-        in_features: columns there are.
-        num_tables: L.
-        hashes_per_table: K; ``K * bits`` is at most 30.
-        bits: of one hash (b-bit minwise hashing, Li & König 2010).
-        seed: of the hash functions.
-
-    Returns:
-        ``[n, L]`` int32.
-
-    >>> x = torch.tensor([[0.0, 1.0, 1.0], [0.0, 2.0, 7.0]]).to_sparse_csr()
-    >>> codes = minhash_codes_csr(x.crow_indices(), x.col_indices(), x.values(), 3, 4, 2, 4, seed=0)
-    >>> bool((codes[0] == codes[1]).all())
-    True
-    """
-    return _ops.minhash_codes_csr(crow, col, values, in_features, num_tables, hashes_per_table, bits, seed)
-
-
-@_fake("minhash_codes_csr")
-def _(
-    crow: Tensor,
-    col: Tensor,
-    values: Tensor,
-    in_features: int,
-    num_tables: int,
-    hashes_per_table: int,
-    bits: int,
-    seed: int,
-) -> Tensor:
-    return crow.new_empty((crow.shape[0] - 1, num_tables), dtype=torch.int32)
 
 
 def probe_codes(codes: Tensor, flips: Tensor, costs: Tensor, probes: int) -> Tensor:

@@ -4,7 +4,6 @@ from .base import MAX_CODE_BITS, HashFamily
 from .cross_polytope import CrossPolytope
 from .dwta import DWTA
 from .learned import LearnedPartition
-from .minhash import MinHash
 from .simhash import HadamardSimHash, SimHash, SparseSignProjection
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "HadamardSimHash",
     "HashFamily",
     "LearnedPartition",
-    "MinHash",
     "SimHash",
     "SparseSignProjection",
     "family_type",
@@ -28,7 +26,6 @@ FAMILIES: dict[str, type[HashFamily]] = {
     "srp_sparse": SparseSignProjection,
     "cross_polytope": CrossPolytope,
     "dwta": DWTA,
-    "minhash": MinHash,
 }
 
 

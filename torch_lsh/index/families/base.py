@@ -59,7 +59,7 @@ class HashFamily(ABC):
         """The code of each row in each table.
 
         Args:
-            x: ``[n, in_features]`` float32, float64 or bfloat16; dense or sparse CSR. A row with NaN or infinities has
+            x: ``[n, in_features]`` float32, float64 or bfloat16; dense. A row with NaN or infinities has
                 some code (see the operators).
 
         Returns:
@@ -70,10 +70,8 @@ class HashFamily(ABC):
         """
         self._check(x)
         x = x.detach()
-        if x.layout is torch.sparse_csr:
-            return self._codes_csr(x.crow_indices().long(), x.col_indices().long(), x.values().float())
         if x.layout is not torch.strided:
-            raise ValueError(f"x has layout {x.layout}; wanted a dense or a sparse CSR tensor")
+            raise ValueError(f"x has layout {x.layout}; wanted a dense tensor")
         return self._codes_dense(x.contiguous())
 
     def probes(self, x: Tensor, count: int) -> Tensor:
@@ -122,9 +120,6 @@ class HashFamily(ABC):
 
     @abstractmethod
     def _codes_dense(self, x: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _codes_csr(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor: ...
 
     @abstractmethod
     def collision_probability(self, similarity: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ... import ops
 from .base import HashFamily, costs_of_runners_up
-from .projections import StructuredProjections, dense_blocks
+from .projections import StructuredProjections
 
 
 class CrossPolytope(HashFamily):
@@ -34,10 +34,6 @@ class CrossPolytope(HashFamily):
 
     def _codes_dense(self, x: Tensor) -> Tensor:
         return ops.cross_polytope_codes(x.float(), *self.projections, self.dimension, self.hashes_per_table)
-
-    def _codes_csr(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
-        blocks = dense_blocks(crow, col, values, self.in_features)
-        return torch.cat([self._codes_dense(block) for block in blocks] or [self._no_codes()])
 
     def _changes(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         products = ops.hadamard_products(x, *self.projections)

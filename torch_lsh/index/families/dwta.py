@@ -42,9 +42,6 @@ class DWTA(HashFamily):
     def _codes_dense(self, x: Tensor) -> Tensor:
         return ops.dwta_codes(x, self.bins, self.hashes_per_table, self.seed)
 
-    def _codes_csr(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
-        return ops.dwta_codes_csr(crow, col, values, self.bins, self.in_features, self.hashes_per_table, self.seed)
-
     def _changes(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         values = x[:, self.bins].view(len(x), self.num_tables, self.hashes_per_table, self.bin_width)
         # A hash that was borrowed from another bin has no runner-up.

@@ -156,9 +156,6 @@ class LearnedPartition(HashFamily):
                 codes[some, 0] = (begin + _nearest(x[some], self.centers[begin:end])).int()
         return codes
 
-    def _codes_csr(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
-        raise ValueError("x is sparse; a learned partition is one of dense rows")
-
     def collision_probability(self, similarity: Tensor) -> Tensor:
         raise ValueError("a learned partition depends on the rows; there is no collision probability for a similarity")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ... import ops
 from .base import HashFamily
-from .projections import StructuredProjections, dense_blocks
+from .projections import StructuredProjections
 
 
 class SimHash(HashFamily):
@@ -36,9 +36,6 @@ class SimHash(HashFamily):
 
     def _codes_dense(self, x: Tensor) -> Tensor:
         return ops.simhash_codes(x, self.projections, self.hashes_per_table)
-
-    def _codes_csr(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
-        return ops.simhash_codes_csr(crow, col, values, self.projections, self.hashes_per_table)
 
     def _products(self, x: Tensor) -> Tensor:
         return ops.simhash_products(x, self.projections)
@@ -95,10 +92,6 @@ class HadamardSimHash(SimHash):
 
     def _codes_dense(self, x: Tensor) -> Tensor:
         return ops.hadamard_codes(x.float(), *self.structured, self.hashes_per_table)
-
-    def _codes_csr(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
-        blocks = dense_blocks(crow, col, values, self.in_features)
-        return torch.cat([self._codes_dense(block) for block in blocks] or [self._no_codes()])
 
     def _products(self, x: Tensor) -> Tensor:
         return ops.hadamard_products(x, *self.structured)
