@@ -53,13 +53,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
 
   // hashing
   m.def("simhash_codes(Tensor x, Tensor projections, int hashes_per_table) -> Tensor");
-  m.def(
-      "simhash_codes_csr(Tensor crow, Tensor col, Tensor values, Tensor projections, int hashes_per_table) "
-      "-> Tensor");
   m.def("dwta_codes(Tensor x, Tensor bins, int hashes_per_table, int seed) -> Tensor");
-  m.def(
-      "dwta_codes_csr(Tensor crow, Tensor col, Tensor values, Tensor bins, int in_features, "
-      "int hashes_per_table, int seed) -> Tensor");
 
   m.def("simhash_products(Tensor x, Tensor projections) -> Tensor");
   m.def("hadamard_products(Tensor x, Tensor signs, Tensor rest) -> Tensor");
@@ -67,9 +61,6 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def(
       "cross_polytope_codes(Tensor x, Tensor signs, Tensor rest, int dimension, int hashes_per_table) -> "
       "Tensor");
-  m.def(
-      "minhash_codes_csr(Tensor crow, Tensor col, Tensor values, int in_features, int num_tables, "
-      "int hashes_per_table, int bits, int seed) -> Tensor");
   m.def("probe_codes(Tensor codes, Tensor flips, Tensor costs, int probes) -> Tensor");
 
   // hash tables

@@ -434,7 +434,6 @@ def operator_arguments():
         ops.row_sparse_adagrad_: (weight, torch.zeros(20, 3), rows, torch.ones(2, 3), 0.1, 1e-8, 0.0, False),
         ops.select_rows: (rows[:, None], rows[:, None], 20, 5, 2, 0, False),
         ops.simhash_codes: (weight, torch.randn(3, 8), 4),
-        ops.simhash_codes_csr: (crow, torch.tensor([0, 2]), torch.ones(2), torch.randn(3, 8), 4),
         ops.dwta_codes: (weight, torch.zeros(4, 8, dtype=torch.int32).long(), 2, 0),
         ops.build_tables: (torch.zeros(20, 2, dtype=torch.int32), 1, 4, 0),
         ops.update_tables: (ids, counts, torch.zeros(20, 2, dtype=torch.int32), rows, buckets, 0),

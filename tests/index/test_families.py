@@ -10,7 +10,6 @@ from torch_lsh.index.families import (
     FAMILIES,
     CrossPolytope,
     HadamardSimHash,
-    MinHash,
     SimHash,
     SparseSignProjection,
     make_family,
@@ -27,11 +26,6 @@ def small_integers(*shape):
     return torch.randint(-3, 4, shape).float()
 
 
-def csr_parts(x):
-    x = x.to_sparse_csr()
-    return x.crow_indices(), x.col_indices(), x.values()
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "features"), SHAPES)
 @pytest.mark.parametrize(("hashes", "tables"), TABLES)
@@ -40,9 +34,6 @@ def test_simhash_codes_equal_reference(simd_level, threads, dtype, rows, feature
     expected = twins.simhash_codes(x, projections, hashes)
     assert expected.shape == (rows, tables)
     assert torch.equal(ops.simhash_codes(x, projections, hashes), expected)
-    crow, col, values = csr_parts(x.float())
-    assert torch.equal(ops.simhash_codes_csr(crow, col, values, projections, hashes), expected)
-    assert torch.equal(twins.simhash_codes_csr(crow, col, values, projections, hashes), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -55,9 +46,6 @@ def test_dwta_codes_equal_reference(threads, dtype, rows, features, hashes, tabl
     expected = twins.dwta_codes(x, bins, hashes, 5)
     assert expected.shape == (rows, tables)
     assert torch.equal(ops.dwta_codes(x, bins, hashes, 5), expected)
-    crow, col, values = csr_parts(x.float())
-    assert torch.equal(ops.dwta_codes_csr(crow, col, values, bins, features, hashes, 5), expected)
-    assert torch.equal(twins.dwta_codes_csr(crow, col, values, bins, features, hashes, 5), expected)
 
 
 @pytest.mark.parametrize(("rows", "features"), [(0, 5), (1, 1), (3, 8), (16, 17), (37, 20), (70, 33)])
@@ -84,46 +72,6 @@ def test_structured_projections_keep_lengths_and_angles():
     assert torch.allclose(matrix @ matrix.T, 64 * torch.eye(64), atol=1e-3)
 
 
-@pytest.mark.parametrize("density", [0.0, 0.02, 0.5])
-@pytest.mark.parametrize(("hashes", "tables"), [(1, 1), (3, 4), (7, 5)])
-def test_minhash_codes_equal_reference(threads, density, hashes, tables):
-    x = torch.rand(40, 90).mul_(torch.rand(40, 90) < density)
-    x[3, 5] = float("nan")
-    arguments = (*csr_parts(x), 90, tables, hashes, 4, 9)
-    expected = twins.minhash_codes_csr(*arguments)
-    assert expected.shape == (40, tables)
-    assert torch.equal(ops.minhash_codes_csr(*arguments), expected)
-
-
-def test_minhash_compares_sets():
-    """Pairs of sets of 300 with a given Jaccard similarity: 3 standard errors of 200 x 20 draws are below 0.03."""
-    family = MinHash(5000, 1, 200)
-    for shared in (0, 100, 200, 300):
-        agree = []
-        for _ in range(20):
-            members = torch.randperm(5000)
-            x = torch.zeros(2, 5000)
-            x[0, members[:300]] = torch.rand(300) + 0.1
-            x[1, members[300 - shared : 600 - shared]] = 1.0
-            a, b = family.codes(x)
-            agree.append((a == b).float().mean())
-        similarity = torch.tensor(shared / (600 - shared))
-        assert abs(torch.stack(agree).mean() - family.collision_probability(similarity)) < 0.03
-
-
-def test_minhash_of_small_sets_borrows_without_bias():
-    """Sets of 6 fill few of 400 bins; densification keeps the probability of agreement (tolerance as above)."""
-    family = MinHash(1000, 2, 200)
-    agree = []
-    for _ in range(200):
-        members = torch.randperm(1000)
-        x = torch.zeros(2, 1000)
-        x[0, members[:6]], x[1, members[2:8]] = 1.0, 1.0
-        a, b = family.codes(x)
-        agree.append((a & 15 == b & 15).float().mean())
-    assert abs(torch.stack(agree).mean() - (0.5 + 0.5 / 16)) < 0.04
-
-
 @pytest.mark.parametrize("alternatives", [1, 3])
 @pytest.mark.parametrize("probes", [1, 2, 9, 300])
 def test_probe_codes_equal_reference(threads, alternatives, probes):
@@ -144,10 +92,6 @@ def test_probe_codes_equal_reference(threads, alternatives, probes):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_probes_are_the_codes_that_a_small_move_leads_to(name, threads):
     family = make_family(name, 40, 3, 60)
-    if family.of_sets:
-        with pytest.raises(ValueError, match="MinHash has no order of codes"):
-            family.probes(torch.randn(2, 40), 2)
-        return
     x = torch.randn(50, 40)
     probes = family.probes(x, 8)
     assert probes.shape == (50, 60, 8)
@@ -167,7 +111,6 @@ def test_probes_are_the_codes_that_a_small_move_leads_to(name, threads):
 def test_families_take_empty_batches(name):
     family = make_family(name, 10, 2, 3)
     assert family.codes(torch.empty(0, 10)).shape == (0, 3)
-    assert family.codes(torch.empty(0, 10).to_sparse_csr()).shape == (0, 3)
     assert family.nbytes >= 0
 
 
@@ -180,7 +123,6 @@ def test_code_of_a_row_depends_neither_on_the_batch_nor_on_its_layout(simd_level
     assert codes.min() >= 0
     assert codes.max() < 2**family.code_bits
     assert torch.equal(torch.cat([family.codes(row.unsqueeze(0)) for row in x]), codes)
-    assert torch.equal(family.codes(x.to_sparse_csr()), codes)
     assert torch.equal(family.codes(x.T.contiguous().T), codes)
 
 
@@ -256,18 +198,14 @@ def test_values_that_are_not_numbers():
 
 def test_opcheck():
     x, projections, bins = torch.randn(5, 9), torch.randn(9, 12), DWTA(9, 3, 4).bins
-    parts = [part.clone() for part in csr_parts(x)]  # fake tensors cannot be views of a sparse one
     calls = {
         "simhash_codes": (x, projections, 3),
-        "simhash_codes_csr": (*parts, projections, 3),
         "simhash_products": (x, projections),
         "hadamard_products": (x, *StructuredProjections.draw(9, 12, torch.Generator())),
         "hadamard_codes": (x, *StructuredProjections.draw(9, 12, torch.Generator()), 3),
         "cross_polytope_codes": (x, *StructuredProjections.draw(9, 12, torch.Generator()), 2, 3),
-        "minhash_codes_csr": (*parts, 9, 4, 3, 4, 0),
         "probe_codes": (torch.zeros(2, 3).int(), torch.ones(2, 3, 4, 1).int(), torch.ones(2, 3, 4, 1), 5),
         "dwta_codes": (x, bins, 3, 0),
-        "dwta_codes_csr": (*parts, bins, 9, 3, 0),
     }
     for name, arguments in calls.items():
         torch.library.opcheck(getattr(torch.ops.torch_lsh, name), arguments)
@@ -276,7 +214,6 @@ def test_opcheck():
 SIGNS, REST = StructuredProjections.draw(6, 8, torch.Generator())
 FLIPS = torch.ones(4, 2, 3, 1, dtype=torch.int32)
 X, P, BINS = torch.randn(4, 6), torch.randn(6, 8), torch.zeros(8, 8, dtype=torch.int64)
-CROW, COL, VALUES = torch.tensor([0, 1, 2]), torch.tensor([0, 5]), torch.ones(2)
 
 
 @pytest.mark.parametrize(
@@ -292,11 +229,6 @@ CROW, COL, VALUES = torch.tensor([0, 1, 2]), torch.tensor([0, 5]), torch.ones(2)
         (lambda: ops.dwta_codes(X, BINS, 11, 0), "hashes_per_table is 11; wanted 1 to 10"),
         (lambda: ops.dwta_codes(X, BINS + 6, 4, 0), r"bins\[0\] is 6; wanted 0 to 5"),
         (lambda: ops.dwta_codes(X, BINS[:, :4].contiguous(), 4, 0), "bins has shape"),
-        (lambda: ops.simhash_codes_csr(CROW, COL + 1, VALUES, P, 4), r"col\[1\] is 6; wanted 0 to 5"),
-        (lambda: ops.simhash_codes_csr(CROW[:2], COL, VALUES, P, 4), "crow runs from 0 to 1; wanted 0 to 2"),
-        (lambda: ops.simhash_codes_csr(torch.tensor([0, 3, 2]), COL, VALUES, P, 4), "crow decreases after entry 1"),
-        (lambda: ops.simhash_codes_csr(CROW[:0], COL, VALUES, P, 4), "crow is empty"),
-        (lambda: ops.dwta_codes_csr(CROW, COL, VALUES[:1], BINS, 6, 4, 0), "values has shape"),
         (lambda: ops.simhash_products(X.double(), P), "x has dtype Double"),
         (lambda: ops.hadamard_products(X.double(), SIGNS, REST), "x has dtype Double"),
         (lambda: ops.hadamard_products(X, SIGNS[:, :, :6].contiguous(), REST), "wanted a power of two in dimension 2"),
@@ -307,10 +239,6 @@ CROW, COL, VALUES = torch.tensor([0, 1, 2]), torch.tensor([0, 5]), torch.ones(2)
         (lambda: ops.cross_polytope_codes(X, SIGNS, REST, 3, 1), "dimension is 3; wanted a power of two"),
         (lambda: ops.cross_polytope_codes(X, SIGNS, REST, 4, 4), r"hashes_per_table \* dimension = 16"),
         (lambda: ops.cross_polytope_codes(X, SIGNS, REST, 4, 11), "hashes_per_table is 11; wanted 1 to 10"),
-        (lambda: ops.minhash_codes_csr(CROW, COL, VALUES, 5, 2, 2, 4, 0), r"col\[1\] is 5; wanted 0 to 4"),
-        (lambda: ops.minhash_codes_csr(CROW, COL, VALUES, 6, 0, 2, 4, 0), "num_tables is 0"),
-        (lambda: ops.minhash_codes_csr(CROW, COL, VALUES, 6, 2, 8, 4, 0), "hashes_per_table is 8; wanted 1 to 7"),
-        (lambda: ops.minhash_codes_csr(CROW, COL, VALUES, 6, 2, 2, 0, 0), "bits is 0"),
         (lambda: ops.probe_codes(torch.zeros(4, 2).int(), FLIPS, torch.ones(4, 2, 3, 1), 0), "probes is 0"),
         (lambda: ops.probe_codes(torch.zeros(4, 3).int(), FLIPS, torch.ones(4, 2, 3, 1), 1), "flips has shape"),
         (lambda: ops.probe_codes(torch.zeros(4, 2).int(), FLIPS, torch.ones(4, 2, 2, 1), 1), "costs has shape"),

@@ -309,7 +309,6 @@ W = torch.randn(50, 4)
         (lambda: LSHIndex(2**31, 4), "num_rows is 2147483648"),
         (lambda: LSHIndex(5, 0), "in_features is 0"),
         (lambda: LSHIndex(5, 4, hash="md5"), "hash is 'md5'"),
-        (lambda: LSHIndex(5, 4, hash="minhash"), "hash is 'minhash', which compares sets"),
         (lambda: LSHIndex(5, 4, hashes_per_table=0), "hashes_per_table is 0"),
         (lambda: LSHIndex(5, 4, hashes_per_table=31), "hashes_per_table is 31"),
         (lambda: LSHIndex(5, 4, num_tables=0), "num_tables is 0"),
