@@ -704,3 +704,33 @@ def test_moment_dtype_of_a_group_is_checked():
     group = {"params": [torch.nn.Parameter(torch.zeros(3))], "moment_dtype": torch.float16}
     with pytest.raises(ValueError, match=r"moment_dtype is torch\.float16; wanted"):
         optim.Adam([group])
+
+
+def test_adagrad_shares_its_state_before_the_first_step():
+    weight = nn.Parameter(torch.zeros(N, D))
+    optimizer = optim.Adagrad([weight], initial_accumulator_value=0.5)
+    assert len(optimizer.state) == 0
+    optimizer.share_memory()
+    assert optimizer.state[weight]["sum"].is_shared()
+    assert (optimizer.state[weight]["sum"] == 0.5).all()
+    random_step(optimizer, [weight])
+    assert optimizer.state[weight]["step"] == 1
+
+
+def test_state_of_other_strides_is_brought_into_rows():
+    weight = nn.Parameter(torch.zeros(N, D))
+    optimizer = optim.SGD([weight], momentum=0.5)
+    random_step(optimizer, [weight])
+    buffer = optimizer.state[weight]["momentum_buffer"]
+    optimizer.state[weight]["momentum_buffer"] = buffer.T.contiguous().T
+    weight.grad = sparse(weight, [0], torch.zeros(1, D))
+    optimizer.step()
+    assert optimizer.state[weight]["momentum_buffer"].is_contiguous()
+    assert torch.equal(optimizer.state[weight]["momentum_buffer"][1:], buffer[1:])
+
+
+def test_a_parameter_without_row_sparse_update_is_named():
+    weight = nn.Parameter(torch.randn(D, N).T)
+    weight.grad = sparse(weight, [1], torch.randn(1, D))
+    with pytest.raises(RuntimeError, match="wanted a contiguous float32, float64 or bfloat16 tensor"):
+        optim.SGD([weight]).step()
