@@ -24,8 +24,8 @@ class QuantizedLinear(nn.Module):
     mode does: ``topk``, ``argmax`` and ``max`` are exact for the quantised weights and make no ``[*, out_features]``
     tensor. Any other function computes with the weights converted back. No gradient flows through the layer.
 
-    :meth:`from_linear` and :func:`torch_lsh.quantize_` make one. The ``state_dict`` holds ``weight_int8``, ``scale`` and
-    ``bias``.
+    :meth:`from_linear` and :func:`torch_lsh.quantize_` make one. The ``state_dict`` holds ``weight_int8``, ``scale``
+    and ``bias``.
 
     Args:
         in_features: size of an input sample.
@@ -78,9 +78,7 @@ class QuantizedLinear(nn.Module):
             rows = slice(begin, begin + _BLOCK_ROWS)
             weight = linear.weight[rows].float()
             if not weight.isfinite().all():
-                raise ValueError(
-                    "weight holds numbers that are not finite; wanted finite ones, which have an int8 form"
-                )
+                raise ValueError("weight holds numbers that are not finite; wanted finite ones")
             scale = weight.abs().amax(1) / _LARGEST if weight.shape[1] else weight.new_zeros(len(weight))
             layer.scale[rows] = scale
             # A row of zeros has scale 0.
