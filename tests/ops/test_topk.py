@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import twins
-from torch import nn
 
 import torch_lsh
 from torch_lsh import LSHConfig, LSHLinear, QuantizedLinear, ops, quantize_
