@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch_lsh import plots
 from torch_lsh.benchmarking import harness
 from torch_lsh.benchmarking.step import make_step
 from torch_lsh.benchmarking.systems import LSH
@@ -58,7 +59,7 @@ def main() -> None:
     )
     harness.write_json(records, arguments.json)
     if arguments.plot:
-        harness.draw(arguments.plot, lambda axis: draw(axis, records))
+        plots.draw(arguments.plot, lambda axis: draw(axis, records))
 
 
 def draw(axis: Any, records: list[dict[str, Any]]) -> None:

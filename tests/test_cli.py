@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -11,9 +12,11 @@ import time
 
 import pytest
 import torch
+from command_line import assert_one_line, run
 
 import torch_lsh
 from torch_lsh import cli
+from torch_lsh.cli import bench, xmc
 from torch_lsh.data import XMCDataset, synthetic_xmc
 from torch_lsh.data.xmc import write_xmc
 from torch_lsh.models import XMCClassifier
@@ -35,23 +38,6 @@ def files(tmp_path_factory):
 def train_on(folder, model, *options):
     small = ["--epochs", "3", "--batch-size", "40", "--hidden", "16", "--active", "0.5", "--lr", "0.01", "--quiet"]
     return cli.main(["train", str(model), str(folder / "train.txt"), *small, *map(str, options)])
-
-
-def run(capsys, *arguments):
-    """Exit status, standard output and standard error of a command."""
-    capsys.readouterr()
-    status = cli.main([*map(str, arguments)])
-    return status, *capsys.readouterr()
-
-
-def assert_one_line(result, *parts):
-    status, output, errors = result
-    assert status == 2
-    assert errors.startswith("torch_lsh: ")
-    assert errors.count("\n") == 1
-    for part in parts:
-        assert str(part) in errors
-    return output
 
 
 def test_train(files, tmp_path, capsys):
@@ -79,7 +65,7 @@ def test_train_with_options(files, tmp_path, capsys):
 
 def test_train_without_a_file_generates_data(tmp_path, capsys, monkeypatch):
     sizes = []
-    monkeypatch.setattr(cli, "synthetic_xmc", lambda seed: sizes.append(seed) or synthetic_xmc(100, 20, F, N, seed))
+    monkeypatch.setattr(xmc, "synthetic_xmc", lambda seed: sizes.append(seed) or synthetic_xmc(100, 20, F, N, seed))
     model = tmp_path / "model.pt"
     assert cli.main(["train", str(model), "--epochs", "1", "--hidden", "4", "--seed", "7", "--quiet"]) == 0
     assert sizes == [7]
@@ -95,13 +81,13 @@ def test_progress_bar(files, tmp_path, capsys):
 
 def test_without_the_packages_of_the_extra(files, tmp_path, capsys, monkeypatch):
     """A progress bar is a comfort, a plot was asked for."""
-    find_spec = cli.importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     without = {"tqdm", "matplotlib"}
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name in without else find_spec(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in without else find_spec(name))
     assert cli.main(["train", str(tmp_path / "m.pt"), str(files / "train.txt"), "--epochs", "1", "--hidden", "4"]) == 0
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(cli, "overview", lambda **_: pytest.fail("a benchmark"))
-    assert_one_line(run(capsys, "bench", "--plot", tmp_path / "plot.png"), "--plot needs matplotlib")
+    monkeypatch.setattr(bench, "overview", lambda **_: pytest.fail("a benchmark"))
+    assert_one_line(run(capsys, "bench", "--plot", tmp_path / "plot.png"), "drawing needs matplotlib")
 
 
 def test_evaluate(files, capsys):
@@ -223,7 +209,7 @@ def test_files_that_are_no_models(files, tmp_path, capsys):
 
 def test_paths_that_cannot_be_written_are_found_before_training(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(XMCClassifier, "loss", lambda *_: pytest.fail("a training step"))
-    monkeypatch.setattr(cli, "overview", lambda **_: pytest.fail("a benchmark"))
+    monkeypatch.setattr(bench, "overview", lambda **_: pytest.fail("a benchmark"))
     missing = tmp_path / "missing" / "file"
     for arguments in (
         ("train", missing, files / "train.txt"),

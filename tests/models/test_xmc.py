@@ -438,7 +438,7 @@ def test_killed_while_a_checkpoint_is_written(data, tmp_path, uninterrupted):
     train, test = data
     options = {"eval_dataset": test, "checkpoint": tmp_path / "run.pt", "checkpoint_every": EVERY}
     fit(make_model(), train, max_steps=4, **options)
-    (tmp_path / ".run.pt.tmp").write_bytes((tmp_path / "run.pt").read_bytes()[:500])
+    (tmp_path / ".run.tmp.pt").write_bytes((tmp_path / "run.pt").read_bytes()[:500])
     model = make_model()
     assert fit(model, train, **options) == uninterrupted[1]
     assert_same(model, uninterrupted[0])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from torch_lsh.data import HashedText, XMCRows
-from torch_lsh.io import load_file, save_file
+from torch_lsh.io import load_safetensors, save_safetensors
 from torch_lsh.models import TextClassifier
 from torch_lsh.text.neighbours import TextNeighbours
 from torch_lsh.text.training_data import Texts, TrainingData
@@ -148,9 +148,9 @@ def test_saved_and_copied(model, tmp_path):
 def test_damaged_tensors_are_refused(model, tmp_path, name, damage):
     path = tmp_path / "model"
     model.save(path)
-    tensors, metadata = load_file(path)
+    tensors, metadata = load_safetensors(path)
     tensors[name] = damage(tensors[name])
-    save_file(tensors, path, metadata)
+    save_safetensors(tensors, path, metadata)
     with pytest.raises(ValueError, match="does not hold a model that this version knows"):
         TextClassifier.load(path)
 

@@ -100,25 +100,6 @@ def resident_kib() -> int:
     return next(int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmRSS"))
 
 
-def draw(path: str, *panels: Callable[[Any], None], columns: int | None = None) -> None:
-    """Writes a figure of one or more panels, ``columns`` (default: all) side by side; each is drawn by a function of
-    its axis.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    columns = columns or len(panels)
-    lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(7 * columns, 4.5 * lines), squeeze=False)
-    for axis, panel in zip(axes.flat, panels):
-        panel(axis)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def parse_options(text: str) -> tuple[str, dict[str, Any]]:
     """A system as it is named on the command line.
 

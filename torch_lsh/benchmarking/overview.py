@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import plots
 from . import harness, latency, step
 
 _BATCHES = (1, 16, 256)
@@ -29,5 +30,5 @@ def overview(
         )
     )
     if plot:
-        harness.draw(plot, lambda axis: step.draw(axis, steps), lambda axis: latency.draw(axis, best))
+        plots.draw(plot, lambda axis: step.draw(axis, steps), lambda axis: latency.draw(axis, best))
     return steps + best

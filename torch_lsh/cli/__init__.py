@@ -44,7 +44,7 @@ COMMANDS = {
     "train-text": Command("train a text classifier on a CSV, TSV, JSONL or Parquet file", _TEXT),
     "serve": Command("answer HTTP requests with a text classifier", _TEXT),
     "inspect": Command("show what the hash tables of a saved model find, and how full they are", _XMC, _TEXT),
-    "bench": Command("time a training step and the top-k look-up beside PyTorch's, on this machine", "torch_lsh.cli.bench"),
+    "bench": Command("time a training step and top-k beside PyTorch's, on this machine", "torch_lsh.cli.bench"),
 }
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .. import ops
+from ..io import replacing
 
 _BLOCK_BYTES = 1 << 22  # read at a time; every thread gets a piece
 _LONGEST_LINE = 1 << 28
@@ -382,16 +383,10 @@ def write_xmc(dataset: XMCDataset, path: str | os.PathLike[str]) -> None:
     >>> torch.equal(XMCDataset(path).rows.values, dataset.rows.values)
     True
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp{target.suffix}")
-    try:
-        with _open(temporary, "wb") as file:
-            file.write(f"{len(dataset)} {dataset.num_features} {dataset.num_labels}\n".encode())
-            for some in torch.arange(len(dataset)).split(_ROWS_WRITTEN):
-                file.write("".join(_lines(dataset.rows.take(some))).encode())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, _open(temporary, "wb") as file:
+        file.write(f"{len(dataset)} {dataset.num_features} {dataset.num_labels}\n".encode())
+        for some in torch.arange(len(dataset)).split(_ROWS_WRITTEN):
+            file.write("".join(_lines(dataset.rows.take(some))).encode())
 
 
 def _lines(rows: XMCRows) -> Iterator[str]:

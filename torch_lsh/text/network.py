@@ -12,6 +12,7 @@ from ..nn import EmbeddingBag, LSHLinear
 from ..nn.logits.losses import as_target
 from .neighbours import TextNeighbours
 
+DENSE_CLASSES = 4096  # with at most so many, a dense output layer is the faster one
 _MOST_LABELS = 64  # of a row in one step; the rest waits for other steps
 
 

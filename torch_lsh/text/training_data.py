@@ -7,7 +7,6 @@ which each is shuffled in itself.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,65 +18,12 @@ from ..data import XMCRows
 from ..data.xmc import join_rows
 from .files import TextFile, TextRow
 from .hashed_text import HashedText
+from .sources import Texts
 
 _CHUNK = 4096  # texts hashed at a time
 _LEAST_TO_HOLD_OUT = 20_000  # of fewer texts, training has more of each than stopping early saves
 WIDE = 4096  # labels from which on wide_features are in use
 _BLOCK_CHUNKS = 16  # chunks that are shuffled together where features do not fit in memory
-
-
-class Texts:
-    """Texts with labels in memory, as rows like those of a :class:`TextFile`.
-
-    Args:
-        texts: the texts.
-        labels: a label for each, or a collection of labels; None: no labels.
-        several: whether labels are collections.
-    """
-
-    def __init__(self, texts: Iterable[Any], labels: Iterable[Any] | None, several: bool | None = None) -> None:
-        self.texts = _as_list(texts, "X")
-        self.labels = None if labels is None else _as_list(labels, "y")
-        if self.labels is not None and len(self.labels) != len(self.texts):
-            raise ValueError(f"X has {len(self.texts)} texts and y {len(self.labels)} labels; wanted as many")
-        if several is None:
-            several = bool(self.labels) and _is_collection(self.labels[0])  # type: ignore[index]
-        self.several = several
-
-    def __iter__(self) -> Iterator[TextRow]:
-        for i, text in enumerate(self.texts):
-            if not isinstance(text, (str, bytes)):
-                raise TypeError(f"text {i} is {text!r} of type {type(text).__name__}; wanted str")
-            labels: list[Any] | None = None
-            if self.labels is not None:
-                label = self.labels[i]
-                if _is_collection(label) != self.several:
-                    wanted = "a list of labels" if self.several else "one label"
-                    raise ValueError(f"label {i} is {label!r}; wanted {wanted}, as the others are")
-                labels = [_plain(item, i) for item in (label if self.several else [label])]
-            yield TextRow(text, labels, f"row {i}")  # type: ignore[arg-type]  # bytes are hashed as they are
-
-    def bytes(self) -> int:
-        return sum(len(text) for text in self.texts if isinstance(text, (str, bytes)))
-
-
-def _as_list(items: Iterable[Any], name: str) -> list[Any]:
-    if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
-        raise ValueError(f"{name} is {items!r:.50}; wanted several, such as a list")
-    return items.tolist() if isinstance(items, np.ndarray) else list(items)
-
-
-def _is_collection(label: Any) -> bool:
-    return isinstance(label, (list, tuple, set, frozenset, np.ndarray))
-
-
-def _plain(label: Any, row: int) -> Any:
-    label = label.item() if isinstance(label, np.generic) else label
-    if not isinstance(label, (str, int, float)) or (isinstance(label, float) and not math.isfinite(label)):
-        raise ValueError(f"label {row} is {label!r}; wanted text or a number")
-    if isinstance(label, float) and not label.is_integer():
-        raise ValueError(f"label {row} is {label!r}; wanted text or a whole number, not a continuous target")
-    return label
 
 
 class Labels:
