@@ -119,7 +119,7 @@ def test_plot(folder, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     for options in (["--data", folder / "test.txt"], []):
         path = tmp_path / f"{len(options)}.png"
-        assert run(capsys, folder / "model.pt", *options, "--plot", path)[0] == 0
+        assert run(capsys, folder / "model.pt", *options, "--queries", 16, "--plot", path)[0] == 0
         assert path.read_bytes().startswith(b"\x89PNG")
 
 

@@ -23,13 +23,13 @@ from torch_lsh.text.training_data import Texts, TrainingData
 @pytest.fixture(scope="module")
 def model():
     torch.set_num_threads(1)
-    return TextClassifier().fit(*generate(800))
+    return TextClassifier().fit(*generate(1500))
 
 
 @pytest.fixture(scope="module")
 def several():
     torch.set_num_threads(1)
-    return TextClassifier().fit(*generate_several(1000))
+    return TextClassifier().fit(*generate_several(1500))
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def test_learns(model):
 
 
 def test_learns_with_a_hidden_layer():
-    model = TextClassifier(hidden=8, epochs=8).fit(*generate(800))
+    model = TextClassifier(hidden=8).fit(*generate(1000))
     assert model.network_.features.embedding_dim == 8
     assert model.score(*generate(300, seed=1)) > 0.95
 
@@ -69,7 +69,7 @@ def test_many_classes_get_a_hidden_layer_and_very_many_an_lsh_layer():
     labels = [f"class {text.split()[0][4:]}" for text in texts]
     model = TextClassifier(hidden=16, epochs=2, batch_size=64, lr=0.02, neighbours=0).fit(texts, labels)
     assert isinstance(model.network_.output, LSHLinear)
-    assert model.score(texts[:500], labels[:500]) > 0.5  # chance: 1 in 4,200
+    assert model.score(texts[:500], labels[:500]) > 0.1  # chance: 1 in 4,200
     assert model.predict_proba(texts[:3]).shape == (3, 4200)
 
 

@@ -51,7 +51,7 @@ class RowsAsTexts(TextClassifier):
         return tags
 
 
-@parametrize_with_checks([RowsAsTexts(epochs=10)])
+@parametrize_with_checks([RowsAsTexts(epochs=6)])
 def test_check_of_scikit_learn(estimator, check):
     check(estimator)
 

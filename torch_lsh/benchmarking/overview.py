@@ -1,4 +1,4 @@
-"""What a user wants to see of his own machine: a training step and the best classes beside PyTorch's."""
+"""A training step and the top-k look-up beside PyTorch's, on the user's machine."""
 
 from __future__ import annotations
 

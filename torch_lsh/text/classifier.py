@@ -1,4 +1,4 @@
-"""TextClassifier: texts and labels in, labels out, without tuning."""
+"""TextClassifier: texts and labels in, labels out; the data decides the settings."""
 
 from __future__ import annotations
 
@@ -29,36 +29,35 @@ Source = Iterable[str] | str | os.PathLike[str]
 
 
 class TextClassifier:
-    """Classifies texts: hashed words and word pairs, weighed by their rarity, under a network trained with Adam.
+    """Classifies texts with a network over hashed words and word pairs, weighted by their rarity.
 
-    With up to 64 classes the network is linear in the features, which on sets of thousands of texts is both better and
-    faster than anything deeper; with more there is a hidden layer, and with more than 4096 an
-    :class:`torch_lsh.LSHLinear` output. Over so many, the labels of the nearest training texts take part in every
-    prediction (:class:`torch_lsh.models.text_neighbours.TextNeighbours`), as much as pays on the texts held out, or
-    half where none are. Whatever is not given is chosen from the number of texts and classes.
+    The number of classes decides the network: linear up to 64, a hidden layer above, an
+    :class:`torch_lsh.LSHLinear` output above 4096. Above 4096 the nearest training texts vote in every prediction, too
+    (:class:`torch_lsh.text.neighbours.TextNeighbours`); the held-out texts decide their share, which is one half
+    without held-out texts. Settings that are None follow from the number of texts and classes.
 
-    The conventions are scikit-learn's (``get_params``, ``clone``, pipelines, grid search). A label is text or a number;
-    where labels are lists (or cells with a separator) the task is multi-label.
+    The class follows scikit-learn's conventions (``get_params``, ``clone``, pipelines, grid search). A label is text or
+    a whole number. Labels in lists, or in cells with a separator, make the task multi-label.
 
     Args:
-        features: default: words and pairs of words (words alone with more than 4096 classes) in a number of columns
-            that follows from the amount of text.
-        hidden: units of the hidden layer; 0: the linear model.
-        neighbours: how many of the nearest training texts take part; 0: none, which is the default with up to 4096
-            classes, and 64 with more. The features of all training texts are then part of the model and its file. Not
-            for a multi-label task without a hidden layer.
-        epochs: passes over the data at most.
-        batch_size: texts per step.
+        features: How texts are hashed. None means words and pairs of words (words alone above 4096 classes), in a
+            number of columns that follows from the amount of text.
+        hidden: Width of the hidden layer; 0 means the linear model.
+        neighbours: How many of the nearest training texts vote; 0 means none. None means 64 above 4096 classes, else 0.
+            The model and its file then hold the features of all training texts. Not for a multi-label task without a
+            hidden layer.
+        epochs: Most passes over the data.
+        batch_size: Texts per step.
         lr: Adam's learning rate at the start; it falls linearly to 0.
-        label_smoothing: of the softmax cross entropy.
-        validation_fraction: share of the texts held out (at most 10,000) to find out when to stop, where there are at
-            least 20,000 texts; 0: none, all epochs are run.
-        patience: stop after so many epochs without a better one, and go back to the best.
-        memory: bytes of hashed features kept in memory; if there are more, each epoch reads and hashes the texts again,
-            and the neighbours are a random choice of the texts.
-        config: of the LSHLinear output.
-        seed: of initialisation, order and split.
-        progress: show a progress bar (needs tqdm).
+        label_smoothing: Label smoothing of the softmax cross entropy.
+        validation_fraction: Share of the texts to hold out (at most 10,000) for early stopping, given at least 20,000
+            texts; 0 runs all epochs.
+        patience: Epochs without improvement before training stops and goes back to the best epoch.
+        memory: Bytes of hashed features to keep in memory. Above that, each epoch reads and hashes the texts again, and
+            the neighbours are a random choice of the texts.
+        config: Settings of the LSHLinear output.
+        seed: Seed of weights, order of the texts and split.
+        progress: Show a progress bar (needs tqdm).
 
     Attributes:
         classes_: the labels, sorted, ``[C]``.
@@ -66,7 +65,7 @@ class TextClassifier:
         multi_hot_: whether they were given as zeros and ones.
         threshold_: probability from which on :meth:`predict` gives a label (multi-label).
         history_: a dict per epoch.
-        network_: the :class:`torch_lsh.models.text_network.TextNetwork`.
+        network_: the :class:`torch_lsh.text.network.TextNetwork`.
 
     >>> texts = ["a fine film", "good fun", "dull and long", "a bad film"] * 10
     >>> model = TextClassifier().fit(texts, ["pos", "pos", "neg", "neg"] * 10)
@@ -129,13 +128,15 @@ class TextClassifier:
         """Trains on texts and labels, or on a file, which is read as a stream.
 
         Args:
-            X: texts; or the path of a CSV, TSV, JSONL or Parquet file (:class:`torch_lsh.data.TextFile`).
-            y: a label for each text, or a list of labels for each, or a multi-hot array ``[rows, C]``.
-            text, label, label_separator: where the file holds texts and labels.
-            validation: texts and labels, or a file of the same form, instead of texts that are held out.
+            X: Texts; or the path of a CSV, TSV, JSONL or Parquet file (:class:`torch_lsh.text.TextFile`).
+            y: A label for each text, a list of labels for each, or a multi-hot array ``[rows, C]``.
+            text: Column(s) of the text in the file.
+            label: Column of the label in the file.
+            label_separator: Separator of several labels in a cell of the file.
+            validation: Texts and labels, or a file of the same form, in place of held-out texts.
 
         Raises:
-            ValueError: a setting, a text or a label does not fit (with its row); nothing is changed then.
+            ValueError: A setting, a text or a label (named by its row) does not fit. The classifier is unchanged then.
         """
         check_settings(self)
         columns = {"text": text, "label": label, "label_separator": label_separator}
@@ -143,7 +144,7 @@ class TextClassifier:
         bits = _bits(source.bytes())
         features, wide_features = self.features, None
         if features is None:
-            # Over many classes pairs of words are rare, and are learnt by heart.
+            # Over many classes, pairs of words are rare and the network memorises them.
             features, wide_features = (HashedText(bits, n, norm=None) for n in (2, 1))
         hold_out = self.validation_fraction if validation is None else 0.0
         multi_hot = is_multi_hot(y)
@@ -186,8 +187,15 @@ class TextClassifier:
                 yield network.dense_logits(*network.rows(*hashed_texts))
 
     def predict(self, X: Sequence[str]) -> Any:
-        """The label of each text, an array ``[rows]``; for a multi-label task a list of labels for each, or zeros and
-        ones ``[rows, C]`` if :meth:`fit` was given those."""
+        """Predicts the label of each text.
+
+        Args:
+            X: Texts.
+
+        Returns:
+            An array ``[rows]`` of labels. For a multi-label task, a list of labels for each text, or zeros and ones
+            ``[rows, C]`` if :meth:`fit` got those.
+        """
         if self._fitted_multilabel():
             probabilities = self.predict_proba(X)
             if self.multi_hot_:
@@ -197,12 +205,12 @@ class TextClassifier:
         return self.classes_[torch.cat(best).numpy()] if best else self.classes_[:0]
 
     def predict_proba(self, X: Sequence[str]) -> np.ndarray:
-        """Probabilities ``[rows, C]`` float32 of the classes in the order of ``classes_``."""
+        """Predicts probabilities ``[rows, C]`` float32, classes in the order of ``classes_``."""
         batches = [self._probabilities(logits) for logits in self._logits(X)]
         return torch.cat(batches).numpy() if batches else np.empty((0, len(self.classes_)), np.float32)
 
     def top_k(self, X: Sequence[str], k: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """The ``k`` likeliest labels of each text and their probabilities, both ``[rows, k]``, best first."""
+        """Predicts the ``k`` likeliest labels of each text and their probabilities, both ``[rows, k]``, best first."""
         self._check_fitted()
         if not 1 <= k <= len(self.classes_):
             raise ValueError(f"k is {k}; wanted 1 to {len(self.classes_)}")
@@ -224,7 +232,7 @@ class TextClassifier:
         label: str | int = "label",
         label_separator: str | None = None,
     ) -> dict[str, float]:
-        """Quality on texts and labels, or on a file: accuracy and loss; multi-label: precision@k and micro F1.
+        """Measures accuracy and loss (multi-label: precision@k and micro F1) on texts and labels, or on a file.
 
         Raises:
             ValueError: a label did not occur in the training data; the message gives its row.
@@ -238,7 +246,7 @@ class TextClassifier:
         return metric.compute()
 
     def score(self, X: Source, y: Iterable[Any] | None = None) -> float:
-        """Accuracy, or precision@1 where a text may have several labels."""
+        """Measures accuracy, or precision@1 where a text may have several labels."""
         result = self.evaluate(X, y)
         return result["precision@1" if self.multilabel_ else "accuracy"]
 
@@ -385,5 +393,5 @@ def check_settings(classifier: TextClassifier) -> None:
 
 
 def _bits(text_bytes: int) -> int:
-    """A column for about every 4 bytes, so that words and pairs share few; at most two million."""
+    """Chooses about one column per 4 bytes of text, so that few words and pairs collide; at most two million."""
     return min(21, max(16, math.ceil(math.log2(text_bytes / 4 + 1))))

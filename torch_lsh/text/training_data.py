@@ -1,7 +1,7 @@
-"""The rows that a text classifier trains on: one pass for statistics, then as many as there are epochs.
+"""The rows that a text classifier trains on: one pass for statistics, then one per epoch.
 
-Hashed features stay in memory while they fit; otherwise every epoch reads and hashes the texts again, in blocks of
-which each is shuffled in itself.
+Hashed features stay in memory if they fit. Otherwise every epoch reads and hashes the texts again, in blocks, and
+shuffles within each block.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .hashed_text import HashedText
 from .sources import Texts
 
 _CHUNK = 4096  # texts hashed at a time
-_LEAST_TO_HOLD_OUT = 20_000  # of fewer texts, training has more of each than stopping early saves
-WIDE = 4096  # labels from which on wide_features are in use
+_LEAST_TO_HOLD_OUT = 20_000  # with fewer texts, training on all of them is worth more than stopping early
+WIDE = 4096  # with more labels, wide_features are used
 _BLOCK_CHUNKS = 16  # chunks that are shuffled together where features do not fit in memory
 
 
 class Labels:
-    """Numbers of labels, in sorted order once all are known."""
+    """Numbers the labels: in order of appearance, then in sorted order once all are known."""
 
     def __init__(self, classes: Sequence[Any] | None = None) -> None:
         self.numbers: dict[Any, int] = {} if classes is None else {label: i for i, label in enumerate(classes)}
@@ -42,7 +42,7 @@ class Labels:
         return number
 
     def sort(self) -> tuple[list[Any], Tensor]:
-        """The labels in sorted order, and for each number so far the one it has there."""
+        """Sorts the labels; returns them, and the new number of each old number."""
         try:
             classes = sorted(self.numbers)
         except TypeError:
@@ -57,7 +57,7 @@ class Labels:
 
 
 def hashed(source: Iterable[TextRow], features: HashedText, labels: Labels) -> Iterator[XMCRows]:
-    """The rows of a source in chunks, texts hashed and labels numbered."""
+    """Yields the rows of a source in chunks, texts hashed and labels numbered."""
     rows = iter(source)
     while chunk := list(itertools.islice(rows, _CHUNK)):
         crow, col, values = features.csr([row.text for row in chunk])
@@ -69,7 +69,7 @@ def hashed(source: Iterable[TextRow], features: HashedText, labels: Labels) -> I
 
 
 class Statistics(NamedTuple):
-    """What a pass over the training data tells."""
+    """What the first pass over the training data finds."""
 
     rows: int  # to train on: with a label, and not held out
     several: bool  # whether a row has more than one label
@@ -86,13 +86,13 @@ class TrainingData:
 
     Args:
         source: texts or a file; read once per pass.
-        features: of the texts.
-        wide_features: those where there are more than 4096 labels; None: the same.
+        features: how texts are hashed.
+        wide_features: how they are hashed with more than 4096 labels; None: the same.
         hold_out: share of the rows to hold out.
-        most_held_out: at most so many; and none at all of fewer than 20,000 that fit in memory.
+        most_held_out: most rows to hold out. Fewer than 20,000 rows that fit in memory are all trained on.
         memory: bytes of hashed features to keep.
-        seed: of what is held out.
-        classes: the labels, sorted, where they are known before.
+        seed: seed of the choice of the held-out rows.
+        classes: the labels, sorted, if they are known in advance.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class TrainingData:
         self.statistics = self._first_pass(memory)
 
     def _split(self, chunks: Iterable[XMCRows]) -> Iterator[tuple[XMCRows, XMCRows]]:
-        """Rows to train on and rows held out; those without a label are neither. The same at every pass."""
+        """Yields rows to train on and held-out rows, the same in every pass; rows without a label are in neither."""
         generator = torch.Generator().manual_seed(self._seed)
         left = self._most_held_out
         for chunk in chunks:
@@ -161,7 +161,7 @@ class TrainingData:
         return Statistics(rows, several, classes, columns.int(), idf, total, joined(held_out), joined(train))
 
     def blocks(self) -> Iterator[XMCRows]:
-        """The training rows of an epoch: all at once, or in blocks."""
+        """Yields the training rows of an epoch: all at once, or in blocks."""
         if self.statistics.cached is not None:
             yield self.statistics.cached
             return
@@ -170,7 +170,7 @@ class TrainingData:
             yield join_rows(some)._replace(num_labels=len(self.statistics.classes))
 
     def sample(self, memory: int) -> XMCRows | None:
-        """The training rows, or a random choice of them that takes about ``memory`` bytes."""
+        """Returns the training rows, or a random choice of them that takes about ``memory`` bytes."""
         if self.statistics.cached is not None:
             return self.statistics.cached
         share = min(1.0, memory / self.statistics.bytes)
