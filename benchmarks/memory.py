@@ -3,9 +3,9 @@
     python benchmarks/memory.py --json out.jsonl
     python benchmarks/memory.py --systems torch_lsh --tables
 
-Each system runs in a process of its own. The peak is the largest resident size after some steps, less the resident size
-before the layer was made. It divides into parameters, the optimizer's moments (all of their pages are written first) and
-the rest: tables, active rows, gradients and temporaries.
+Each system runs in a process of its own. The peak is the largest resident size after some steps, less the resident
+size before the layer was made. It divides into parameters, the optimizer's moments (all of their pages are written first)
+and the rest: tables, active rows, gradients and temporaries.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py --plot scaling.png --json out.jsonl
 
-Layers of all sizes take turns. The mean includes the re-hashes that fall due. The time of a step must not grow: inactive
-rows cost only the cache and TLB misses of a larger table.
+Layers of all sizes take turns. The mean includes the re-hashes that fall due. The time of a step must not grow:
+inactive rows cost only the cache and TLB misses of a larger table.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ arguments = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(texts, arguments)
 def test_hash_text_is_its_twin(texts, arguments):
     bits, word_ngrams, char_ngrams, *rest = arguments

@@ -217,7 +217,8 @@ def test_stopping_under_load_loses_no_accepted_request(model):
     threads = [threading.Thread(target=client) for _ in range(16)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
+    while len(results) < 3:
+        time.sleep(0.05)
     accepted_before = len(results)
     # What these have sent entirely, half a second before the signal, the server has accepted.
     in_flight = []

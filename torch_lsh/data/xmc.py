@@ -80,8 +80,8 @@ class XMCDataset(Dataset[XMCRows]):
     """Rows of sparse features with several labels each, read from a text file (plain, ``.gz`` or ``.xz``).
 
     An item is an :class:`XMCRows` of one row; ``DataLoader(dataset, 256, collate_fn=collate_xmc)`` makes batches. A
-    feature that occurs twice in a row is kept twice; products and dense tensors see the sum of its values. Reading takes
-    1.5 times the memory of the CSR arrays. DataLoader workers share the arrays.
+    feature that occurs twice in a row is kept twice; products and dense tensors see the sum of its values. Reading
+    takes 1.5 times the memory of the CSR arrays. DataLoader workers share the arrays.
 
     Args:
         path: the file.

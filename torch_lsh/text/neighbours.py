@@ -20,9 +20,9 @@ _SHARES = tuple(i / 10 for i in range(10))
 class TextNeighbours(nn.Module):
     """Training rows of unit length with their labels, and an inverted index to find the nearest by cosine.
 
-    Each of the ``k`` nearest rows votes for its labels with its cosine to the power of ``power``. The votes are scaled to
-    the sum 1 and mixed with the probabilities of a network, as kNN language models do. Neighbours tell rare words apart,
-    which a network of low rank cannot; the network decides where no row is near.
+    Each of the ``k`` nearest rows votes for its labels with its cosine to the power of ``power``. The votes are scaled
+    to the sum 1 and mixed with the probabilities of a network, as in kNN language models. Neighbours tell rare words
+    apart, which a network of low rank cannot; the network decides where no row is near.
 
     Khandelwal et al., *Generalization through Memorization: Nearest Neighbor Language Models*, ICLR 2020.
 
