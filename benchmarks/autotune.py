@@ -3,8 +3,8 @@
     python benchmarks/autotune.py --layers citeulike-t yso-en --json out.jsonl
 
 Layers are the output layers of trained models (benchmarks/trained_layers.py trains them at the first use). Autotune
-gets some of the queries; the others are held out. The tables show recall@10 among the active rows, with steps drawn as in
-training, of the pick and of LSHConfig().
+gets some of the queries; the others are held out. The table shows recall@10 among the active rows, with steps drawn
+as in training, of the pick and of LSHConfig().
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python benchmarks/memory.py --systems torch_lsh --tables
 
 Each system runs in a process of its own. The peak is the largest resident size after some steps, less the resident
-size before the layer was made. It divides into parameters, the optimizer's moments (all of their pages are written first)
+size before the layer was made. It divides into parameters, the optimizer's moments (whose pages are all written first)
 and the rest: tables, active rows, gradients and temporaries.
 """
 
