@@ -103,7 +103,7 @@ def test_it_names_the_bad_argument():
         SignCodeIndex(0, 3)
     with pytest.raises(ValueError, match=r"weight has shape \[3, 3\]; wanted \[4, 3\]"):
         SignCodeIndex(4, 3).build(torch.zeros(3, 3))
+    index = SignCodeIndex(4, 3)
+    index.build(torch.zeros(4, 3))
     with pytest.raises(ValueError, match=r"x has shape \[1, 2\]; wanted \[B, 3\]"):
-        index = SignCodeIndex(4, 3)
-        index.build(torch.zeros(4, 3))
         index.query(torch.zeros(1, 2), 1)
