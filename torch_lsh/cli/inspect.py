@@ -122,7 +122,7 @@ def _with_inputs(name: str, layer: LSHLinear, inputs: Tensor | None) -> Inspecte
         known = inputs = inputs.to(layer.weight.dtype)
         if isinstance(
             layer.config.index, PartitionConfig
-        ):  # learned buckets are measured on inputs that they did not learn from
+        ):  # recall is measured on other inputs
             known, inputs = inputs[::2], inputs[1::2]
         layer.sampler.keep_queries(known)
     return Inspected(name, layer, inputs)

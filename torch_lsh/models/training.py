@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..data import XMCDataset, collate_xmc
 from ..io import load_archive, save_archive
-from ..optim import optimizers as optim
+from .. import optim
 
 FORMAT = "torch_lsh.XMCClassifier.fit/1"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import LSHConfig
 from ..data import XMCRows
 from ..data.xmc import padded_labels
-from ..optim import optimizers as optim
+from .. import optim
 from ..progress import progress_bar
 from .neighbours import TextNeighbours
 from .network import DENSE_CLASSES, TextNetwork, binary_loss, softmax_loss
