@@ -14,7 +14,6 @@ from torch import nn
 
 import torch_lsh
 from torch_lsh import LSHConfig, LSHLinear, QuantizedLinear, ops, quantize_
-from torch_lsh.index.sign_codes import SignCodeIndex
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int8]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-5, torch.int8: 1e-5}
@@ -212,88 +211,6 @@ def test_layer_topk_under_autocast():
 # --- SignCodeIndex ---
 
 
-@pytest.mark.parametrize("width", [1, 8, 30, 128])
-def test_sketch_candidates_equal_reference(simd_level, threads, width):
-    """The operator rounds the query's products, so rows at the edge of the shortlist may differ."""
-    for rows, batch in ((1, 1), (64, 3), (2000, 5)):
-        weight, bias, x = torch.randn(rows, width), torch.randn(rows), torch.randn(batch, width)
-        sketch = SignCodeIndex(rows, width)
-        sketch.build(weight, bias)
-        for count in {1, min(40, rows), rows}:
-            arguments = (x @ sketch._rotation, sketch._codes, sketch._factors, rows, count)
-            found, expected = ops.sketch_candidates(*arguments), twins.sketch_candidates(*arguments)
-            assert found.shape == (batch, count)
-            assert found.dtype is torch.int64
-            assert (found.diff(dim=1) > 0).all()
-            same = sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), expected.tolist()))
-            assert same >= 0.9 * batch * count - 1
-
-
-def test_sketch_estimates_without_bias():
-    """The mean of estimates over rotations is the inner product: 200 of them, 5 standard errors."""
-    torch.manual_seed(3)
-    weight, x = torch.randn(64, 64), torch.randn(1, 64)
-    estimates = []
-    for seed in range(200):
-        sketch = SignCodeIndex(64, 64, seed)
-        sketch.build(weight)
-        bits = sketch._codes[0].T[2 * (torch.arange(64) % 32) + torch.arange(64) // 32]
-        signs = 2.0 * (bits.unsqueeze(2) >> torch.arange(8) & 1).flatten(1) - 1
-        estimates.append((signs @ (x @ sketch._rotation).T)[:, 0] * sketch._factors[0, 0].float())
-    estimates = torch.stack(estimates)
-    truth = (weight - weight.mean(0)) @ x[0]
-    error = estimates.std(0) / 200**0.5
-    assert ((estimates.mean(0) - truth).abs() < 5 * error + 0.01 * truth.abs()).all()
-
-
-def test_sketch_candidates_do_not_depend_on_the_number_of_threads(simd_level):
-    sketch, x = SignCodeIndex(5000, 40), torch.randn(3, 40)
-    sketch.build(torch.randn(5000, 40))
-    results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        results.append(sketch.query(x, 100))
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
-
-
-def test_sketch_finds_most_of_the_best():
-    weight, x = torch.randn(20_000, 128), torch.randn(50, 128)
-    sketch = SignCodeIndex(20_000, 128)
-    sketch.build(weight)
-    best = (x @ weight.T).argmax(1, keepdim=True)
-    assert (sketch.query(x, 512) == best).any(1).float().mean() > 0.9
-
-
-def test_updated_sketches_equal_built_ones():
-    weight, bias = torch.randn(300, 24), torch.randn(300)
-    sketch = SignCodeIndex(300, 24)
-    sketch.build(weight, bias)
-    rows = torch.tensor([0, 70, 299])
-    changed, center = weight.clone(), sketch._center
-    changed[rows] += torch.randn(3, 24)
-    sketch.update(changed, bias, rows)
-    built = SignCodeIndex(300, 24)
-    built.build(changed, bias)
-    built._center = center
-    built.update(changed, bias, torch.arange(300))
-    assert torch.equal(sketch._codes, built._codes)
-    torch.testing.assert_close(sketch._factors, built._factors)
-
-
-def test_sketch_of_what_is_not_finite(simd_level):
-    weight = torch.randn(100, 16)
-    weight[3, 2], weight[7, 1] = math.nan, math.inf
-    sketch = SignCodeIndex(100, 16)
-    sketch.build(weight)
-    x = torch.randn(3, 16)
-    x[1, 4], x[2] = math.nan, 0
-    found = sketch.query(x, 10)
-    assert found.min() >= 0
-    assert found.max() < 100
-    assert 3 in found[0]  # NaN is the largest
-
-
 def test_approximate_topk_is_exact_where_everything_is_scored():
     layer = LSHLinear(8, 500).eval()
     x = torch.randn(4, 8)
@@ -327,29 +244,6 @@ def test_the_sketch_follows_the_weights(recorded):
 
 def common_mean(batch, width):
     return 0.5 * torch.randn(batch, width) + 2 * torch.randn(width)
-
-
-def test_what_queries_have_in_common_is_not_estimated():
-    torch.manual_seed(4)
-    weight, bias, queries = torch.randn(20_000, 64), torch.randn(20_000), common_mean(600, 64)
-    best = (queries[500:] @ weight.T + bias).topk(10).indices
-    recall = []
-    for known in (None, queries[:0], queries[:1], queries[:500]):
-        sketch = SignCodeIndex(20_000, 64)
-        sketch.build(weight, bias, known)
-        found = sketch.query(queries[500:], 200)
-        recall.append((best.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean().item())
-    assert recall[0] == recall[1]
-    assert recall[0] + 0.1 < recall[2] < recall[3]
-    assert recall[3] > 0.95
-    poisoned = torch.cat([queries[:500], torch.full((1, 64), math.nan)])
-    again = SignCodeIndex(20_000, 64)
-    again.build(weight, bias, poisoned)
-    assert torch.equal(again._factors, sketch._factors)
-    again.build(weight, bias)
-    assert not again._mean_query.any()
-    with pytest.raises(ValueError, match=r"queries has shape \[500\]; wanted \[Q, 64\]"):
-        again.build(weight, bias, queries[:500, 0])
 
 
 @pytest.mark.parametrize("trained", [True, False])
@@ -409,15 +303,6 @@ def test_sketch_opcheck():
 def test_sketch_operator_names_the_bad_argument(call, message):
     with pytest.raises(RuntimeError, match=message):
         call()
-
-
-def test_sketch_names_the_bad_argument():
-    with pytest.raises(ValueError, match="num_rows is 0; wanted at least 1"):
-        SignCodeIndex(0, 3)
-    with pytest.raises(ValueError, match=r"weight has shape \[3, 3\]; wanted \[4, 3\]"):
-        SignCodeIndex(4, 3).build(torch.zeros(3, 3))
-    with pytest.raises(ValueError, match=r"x has shape \[1, 2\]; wanted \[B, 3\]"):
-        SignCodeIndex(4, 3).query(torch.zeros(1, 2), 1)
 
 
 # --- QuantizedLinear ---
