@@ -1,8 +1,12 @@
-# make test    lint, types, tests (what CI runs)
-# make demo    train the SLIDE model on generated Amazon-670K-shaped data; DATA=train.txt TEST=test.txt for files of yours
+# make lint    rules, format, types
+# make test    the same, then doctests and tests: what CI runs; PYTEST_ARGS="-x -k name" for some of them
+# make demo    trains the SLIDE model on generated data of the shape of Amazon-670K; DATA=train.txt TEST=test.txt for yours
 #
-# Both set up .venv first. On Linux x86, plain `torch` from PyPI brings CUDA along; TORCH_INDEX takes the index of
-# the CPU builds (see pytorch.org) to avoid that.
+# Each sets up .venv first, with PYTHON and TORCH:
+#
+#   make test VENV=.venv-oldest PYTHON=python3.10 TORCH='torch==2.11.*'
+#
+# On Linux x86, plain `torch` from PyPI brings CUDA. TORCH_INDEX=https://download.pytorch.org/whl/cpu avoids that.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +17,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 .PHONY: test lint demo clean
 test: lint
-	$(BIN)/python -m pytest --doctest-modules torch_lsh tests
+	$(BIN)/python -m pytest --doctest-modules torch_lsh tests $(PYTEST_ARGS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -1,15 +1,18 @@
 """Builds the C++ operators. Metadata and tool settings are in pyproject.toml."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
 from setuptools import setup
 
-MINIMUM_TORCH = (2, 10)  # first release whose stable ABI has parallel_for and typed data pointers
+root = Path(__file__).parent
+# The oldest torch is that of pyproject.toml.
+MAJOR, MINOR = map(int, re.findall(r'"torch>=(\d+)\.(\d+)"', (root / "pyproject.toml").read_text())[0])
 INSTALL_TORCH = (
-    "torch_lsh needs PyTorch 2.11 or newer in this environment: run `pip install 'torch>=2.11' ninja` "
-    "and then `pip install --no-build-isolation torch_lsh`"
+    f"torch_lsh needs PyTorch {MAJOR}.{MINOR} or newer in this environment: run "
+    f"`pip install 'torch>={MAJOR}.{MINOR}' ninja` and then `pip install --no-build-isolation torch_lsh`"
 )
 
 try:
@@ -17,7 +20,7 @@ try:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError:
     sys.exit(f"{INSTALL_TORCH} (no torch was found).")
-if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (MAJOR, MINOR):
     sys.exit(f"{INSTALL_TORCH} (torch {torch.__version__} was found).")
 
 debug = os.environ.get("TORCH_LSH_DEBUG") == "1"
@@ -35,10 +38,9 @@ compile_args = [
     "-Wno-unused-parameter",
     "-Wno-unknown-pragmas",
     # Only the stable ABI of this release: the library built here loads in every later torch.
-    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    f"-DTORCH_TARGET_VERSION=0x{MAJOR:02x}{MINOR:02x}000000000000",
 ]
 
-root = Path(__file__).parent
 setup(
     ext_modules=[
         CppExtension(

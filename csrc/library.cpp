@@ -13,7 +13,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
 
   m.def("prefer_huge_pages(Tensor tensor, bool move=False) -> bool");
 
-  m.def("product(Tensor a, Tensor b, Tensor? bias) -> Tensor");
+  m.def("product(Tensor a, Tensor b, Tensor? bias=None) -> Tensor");
 
   m.def("count_touches_(Tensor(a!) touches, Tensor rows) -> ()");
   m.def("coalesce_rows(Tensor rows, Tensor values) -> (Tensor, Tensor)");
@@ -21,7 +21,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def("extremes(Tensor numbers) -> (int least, int largest)");
 
   // embedding bag
-  m.def("embedding_bag(Tensor weight, Tensor crow, Tensor col, Tensor? values) -> Tensor");
+  m.def("embedding_bag(Tensor weight, Tensor crow, Tensor col, Tensor? values=None) -> Tensor");
   m.def("embedding_bag_backward(Tensor grad, Tensor crow, Tensor col, Tensor? values) -> (Tensor, Tensor)");
   m.def("embedding_bag_values_backward(Tensor grad, Tensor weight, Tensor crow, Tensor col) -> Tensor");
 
@@ -53,13 +53,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
 
   // hashing
   m.def("simhash_codes(Tensor x, Tensor projections, int hashes_per_table) -> Tensor");
-  m.def(
-      "simhash_codes_csr(Tensor crow, Tensor col, Tensor values, Tensor projections, int hashes_per_table) "
-      "-> Tensor");
   m.def("dwta_codes(Tensor x, Tensor bins, int hashes_per_table, int seed) -> Tensor");
-  m.def(
-      "dwta_codes_csr(Tensor crow, Tensor col, Tensor values, Tensor bins, int in_features, "
-      "int hashes_per_table, int seed) -> Tensor");
 
   m.def("simhash_products(Tensor x, Tensor projections) -> Tensor");
   m.def("hadamard_products(Tensor x, Tensor signs, Tensor rest) -> Tensor");
@@ -67,9 +61,6 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def(
       "cross_polytope_codes(Tensor x, Tensor signs, Tensor rest, int dimension, int hashes_per_table) -> "
       "Tensor");
-  m.def(
-      "minhash_codes_csr(Tensor crow, Tensor col, Tensor values, int in_features, int num_tables, "
-      "int hashes_per_table, int bits, int seed) -> Tensor");
   m.def("probe_codes(Tensor codes, Tensor flips, Tensor costs, int probes) -> Tensor");
 
   // hash tables
@@ -101,7 +92,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "Tensor positions, Tensor shares, float? divisor=None) -> (Tensor loss, Tensor slopes, Tensor scale)");
   m.def(
       "linear_softmax_loss_backward(Tensor slopes, Tensor factors, Tensor x, Tensor weight, Tensor rows, "
-      "bool needs_weight) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor positive)");
+      "bool needs_weight=True) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor positive)");
 
   // inference
   m.def(

@@ -1,4 +1,16 @@
-"""Train and serve PyTorch layers with millions of outputs on CPUs, by locality-sensitive hashing."""
+"""Train and serve PyTorch layers with millions of outputs on CPUs, by locality-sensitive hashing.
+
+Importing this package changes the following for the whole process, and nothing else (the registrations are in
+``optim/global_hooks.py``):
+
+* It loads the operators ``torch.ops.torch_lsh``.
+* Before every ``step()`` of every PyTorch optimizer a hook brings state of parameters that
+  :class:`LSHFeedForward` transposed into their new shape. It does nothing while no parameter was transposed.
+* After every ``step()`` of every PyTorch optimizer with ``fused=True`` a hook raises the versions of the parameters
+  (``tensor._version``), which PyTorch's fused steps on CPUs leave as they were. Hash tables rely on versions.
+* Sparse CPU tensors get ``aten::linalg_vector_norm``, ``aten::clamp_``, ``aten::clamp_min_`` and ``aten::clamp_max_``,
+  where PyTorch has none, so that :mod:`torch.nn.utils` can clip row-sparse gradients.
+"""
 
 from . import data, distributed, metrics, models, nn, ops, optim, rehash
 from .callbacks import StatsWriter
@@ -6,6 +18,7 @@ from .config import LSHConfig
 from .index.config import HashTableConfig, IndexConfig, PartitionConfig, SignCodeConfig
 from .nn import EmbeddingBag, LSHFeedForward, LSHLinear, QuantizedLinear, SampledLogits
 from .nn.convert import densify_, quantize_, sparsify_
+from .optim import global_hooks as _global_hooks  # noqa: F401
 from .optim.clip import clip_grad_norm_, clip_grad_value_
 from .rehash import Drift, ExponentialBackoff, FixedInterval
 from .sampling.active_set import ActiveSet

@@ -1,4 +1,4 @@
-"""Stopwatch: what the parts of a step take."""
+"""A stopwatch for the parts of a step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 
 class Stopwatch:
-    """Seconds that named parts take. Parts may be nested: each has its own time, without that of parts within.
+    """Measures how long named parts take. Parts may be nested; the time of a part excludes the parts inside it.
 
     >>> stopwatch = Stopwatch()
     >>> with stopwatch.part("choosing"), stopwatch.part("look-up"):
@@ -21,10 +21,11 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._total: dict[str, tuple[float, int]] = {}  # seconds, calls
-        self._within = 0.0  # of the parts within the present one
+        self._within = 0.0  # seconds of the parts inside the present one
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """Counts the time of a ``with`` block as that of ``name``."""
         outer, self._within = self._within, 0.0
         start = time.perf_counter()
         try:
@@ -36,13 +37,15 @@ class Stopwatch:
             self._within = outer + elapsed
 
     def milliseconds(self) -> dict[str, float]:
-        """Per call of each part, since the last :meth:`reset`."""
+        """Milliseconds per call of each part since the last :meth:`reset`."""
         return {name: 1e3 * seconds / calls for name, (seconds, calls) in self._total.items()}
 
     def calls(self) -> dict[str, int]:
+        """Calls of each part since the last :meth:`reset`."""
         return {name: calls for name, (_, calls) in self._total.items()}
 
     def reset(self) -> None:
+        """Forgets all measurements."""
         self._total.clear()
 
 
@@ -50,7 +53,7 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 def part(stopwatch: Stopwatch | None, name: str) -> AbstractContextManager[None]:
-    """``stopwatch.part(name)``; without a stopwatch, nothing."""
+    """``stopwatch.part(name)``, or a context that does nothing if there is no stopwatch."""
     return _NOTHING if stopwatch is None else stopwatch.part(name)
 
 
@@ -58,7 +61,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def timed(name: str) -> Callable[[Method], Method]:
-    """Decorates a method: its time counts as that of a part where the object has a ``stopwatch`` that is not None."""
+    """Decorator of methods: counts their time as part ``name`` of ``self.stopwatch``, unless that is None."""
 
     def decorate(method: Method) -> Method:
         @functools.wraps(method)
@@ -68,6 +71,6 @@ def timed(name: str) -> Callable[[Method], Method]:
             with self.stopwatch.part(name):
                 return method(self, *args, **kwargs)
 
-        return wrapper  # type: ignore[return-value]  # of the method's signature, which wraps() copies
+        return wrapper  # type: ignore[return-value]  # wraps() copies the signature
 
     return decorate

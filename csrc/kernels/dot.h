@@ -21,7 +21,7 @@ inline Sum sum_lanes(typename VectorType<Sum, Lanes>::type vector) {
 }
 
 // In four vectors of sums, so that an addition need not wait for the last one.
-template <typename T, typename Sum>
+template <typename T, typename Sum = SumOf<T>>
 inline Sum dot(const T* a, const T* b, int64_t width) {
   constexpr int64_t kSums = 4, kVector = kLanes<Sum>;
   Vector<Sum> sum[kSums] = {};
@@ -37,14 +37,19 @@ inline Sum dot(const T* a, const T* b, int64_t width) {
   return total;
 }
 
-// out[i] = x · table[rows[i], :] in Sum precision, 0 where rows[i] is negative.
-template <typename T, typename Sum>
+// out[i] = x · table[rows[i], :], 0 where rows[i] is negative.
+template <typename T>
 void dot_rows(const T* x, const T* table, const int64_t* rows, int64_t count, int64_t width, T* out) {
   for (int64_t i = 0; i < count; ++i) {
     if (i + kPrefetchRows < count && rows[i + kPrefetchRows] >= 0)
       prefetch_row(table + rows[i + kPrefetchRows] * width, width);
-    store(rows[i] < 0 ? Sum{0} : dot<T, Sum>(x, table + rows[i] * width, width), out + i);
+    store(rows[i] < 0 ? SumOf<T>{0} : dot(x, table + rows[i] * width, width), out + i);
   }
+}
+
+template <typename T>
+constexpr void fill(DotKernels<T>& table) {
+  table = {.dot_rows = dot_rows<T>};
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -92,10 +92,11 @@ inline void sum_short_rows(const T* table, const int64_t* rows, const T* values,
 }
 
 // out[s, :] = sum over i from start[s] to start[s + 1] - 1 of values[i] * table[rows[i], :] for s < runs,
-// accumulated in Sum; values may be null, which stands for ones.
-template <typename T, typename Sum>
+// null values stand for ones.
+template <typename T>
 void weighted_sums(const T* table, const int64_t* start, int64_t runs, const int64_t* rows, const T* values,
                    int64_t width, T* out) {
+  using Sum = SumOf<T>;
   for (int64_t s = 0; s < runs; ++s) {
     if (s + kOutAhead < runs) prefetch_row(out + (s + kOutAhead) * width, width);
     const int64_t* const run = rows + start[s];
@@ -107,6 +108,11 @@ void weighted_sums(const T* table, const int64_t* start, int64_t runs, const int
       sum_blocks<kSumVectors, T, Sum>(table, run, weights, count, follow, width, 0, out + s * width);
     }
   }
+}
+
+template <typename T>
+constexpr void fill(EmbeddingBagKernels<T>& table) {
+  table = {.weighted_sums = weighted_sums<T>};
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -33,4 +33,9 @@ void gather(const From* table, const int64_t* rows, int64_t count, int64_t width
   }
 }
 
+template <typename From, typename To>
+constexpr void fill(GatherKernels<From, To>& table) {
+  table = {.gather = gather<From, To>};
+}
+
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -131,4 +131,8 @@ inline void pack_vertex_tile(const float* __restrict products, int64_t num_table
   }
 }
 
+constexpr void fill(HadamardKernels& table) {
+  table = {.project = hadamard_project, .pack_signs = pack_sign_tile, .pack_vertices = pack_vertex_tile};
+}
+
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -87,22 +87,6 @@ void simhash(const T* x, int64_t count, int64_t width, const float* projections,
   }
 }
 
-// One sparse row. scratch: num_tables * bits + kCodeBits floats. The same sums as for a dense row with the
-// same nonzeros.
-inline void simhash_sparse(const int64_t* columns, const float* values, int64_t count,
-                           const float* projections, int64_t num_tables, int64_t bits,
-                           float* __restrict scratch, int32_t* codes) {
-  const int64_t stride = num_tables * bits;
-  for (int64_t c = 0; c < stride; ++c) scratch[c] = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const float* __restrict projection = projections + columns[i] * stride;
-    const float value = values[i];
-#pragma omp simd
-    for (int64_t c = 0; c < stride; ++c) scratch[c] += value * projection[c];
-  }
-  pack_signs(scratch, num_tables, bits, codes);
-}
-
 // out[i] = in how many bits codes[ids[i], :] differ from those of `query`.
 inline void hamming(const int32_t* __restrict query, const int32_t* __restrict codes,
                     const int32_t* __restrict ids, int64_t count, int64_t num_tables,
@@ -123,6 +107,15 @@ inline void hamming(const int32_t* __restrict query, const int32_t* __restrict c
     }
     out[i] = distance;
   }
+}
+
+template <typename T>
+constexpr void fill(SimHashKernels<T>& table) {
+  table = {.simhash = simhash<T>};
+}
+
+constexpr void fill(HashKernels& table) {
+  table = {.project = project, .hamming = hamming};
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -1,10 +1,11 @@
-// Optimizer steps on single rows, one fused pass over the row, its state and its gradient. Compiled once per
-// instruction set: include only from kernels/levels/*.cpp. Rows are unique, so a row belongs to the thread
-// that was given it.
+// Optimizer steps on single rows: one fused pass over a row, its state and its gradient. Compiled once per
+// instruction set: include only from kernels/levels/*.cpp. Rows are unique, so one thread owns each of them.
 //
-// T is the storage type of parameter and gradient, State that of the moments, Sum that of the arithmetic.
+// An optimizer is a rule: its numbers in kernels/optimizer_steps.h, and how it changes one weight here.
+//
+// T is the storage type of parameter and gradient, State that of the state, Sum that of the arithmetic.
 // bfloat16 numbers are rounded at random where the step says so (see Rounding): rounded to nearest, a weight
-// would not notice steps below 1/256 of itself, and a second moment its own decay (0.999).
+// would not notice steps below 1/256 of itself, and a second moment not its own decay (0.999).
 #pragma once
 
 #include "kernels/convert.h"
@@ -39,109 +40,132 @@ struct Rounding {
   }
 };
 
-template <typename T, typename State, typename Sum>
-void adam_rows(T* parameter, State* first, State* second, const int64_t* rows, const T* gradient,
-               const double* decays, int64_t count, int64_t listed, int64_t width, const AdamStep& step) {
-  const Sum beta1 = step.beta1, beta2 = step.beta2, eps = step.eps;
-  const Sum take1 = 1 - step.beta1, take2 = 1 - step.beta2;  // subtracted in double, as PyTorch does
-  const Sum rate = step.lr / step.bias_correction1;
-  const Sum inverse_root = 1 / __builtin_sqrt(step.bias_correction2);
-  const Sum sign = step.maximize ? -1 : 1;
-  const Sum l2 = step.decoupled ? 0 : step.weight_decay;
-  const Sum shrink = step.decoupled ? 1 - step.lr * step.weight_decay : 1;
+// The update of one weight, computed in Sum. A rule has
+//   Rule(step)                       what all rows share,
+//   start_row(i)                     what row rows[i] needs besides,
+//   update(weight, gradient, first, second)  which returns the new weight and updates Step::kStates states.
+template <typename Step, typename Sum>
+struct Rule;
+
+template <typename Sum>
+struct Rule<AdamStep, Sum> {
+  const AdamStep& step;
+  const Sum eps, take1, take2, rate, inverse_root, sign, l2, shrink;
+  Sum keep1, keep2, keep;
+
+  explicit Rule(const AdamStep& s)
+      : step(s),
+        eps(s.eps),
+        take1(1 - s.beta1),  // subtracted in double, as PyTorch does
+        take2(1 - s.beta2),
+        rate(s.lr / s.bias_correction1),
+        inverse_root(1 / __builtin_sqrt(s.bias_correction2)),
+        sign(s.maximize ? -1 : 1),
+        l2(s.decoupled ? 0 : s.weight_decay),
+        shrink(s.decoupled ? 1 - s.lr * s.weight_decay : 1),
+        keep1(s.beta1),
+        keep2(s.beta2),
+        keep(shrink) {}
+
+  // The decay of the steps that this row missed.
+  void start_row(int64_t i) {
+    if (step.decays == nullptr) return;
+    keep1 = step.beta1 * step.decays[3 * i];
+    keep2 = step.beta2 * step.decays[3 * i + 1];
+    keep = shrink * step.decays[3 * i + 2];
+  }
+
+  Sum update(Sum weight, Sum gradient, Sum& first, Sum& second) const {
+    weight *= keep;
+    const Sum slope = sign * gradient + l2 * weight;
+    first = keep1 * first + take1 * slope;
+    second = keep2 * second + take2 * slope * slope;
+    return weight - rate * first / (square_root(second) * inverse_root + eps);
+  }
+};
+
+template <typename Sum>
+struct Rule<SgdStep, Sum> {
+  const Sum lr, decay, sign;
+
+  explicit Rule(const SgdStep& s) : lr(s.lr), decay(s.weight_decay), sign(s.maximize ? -1 : 1) {}
+  void start_row(int64_t) {}
+  Sum update(Sum weight, Sum gradient, Sum&, Sum&) const {
+    return weight - lr * (sign * gradient + decay * weight);
+  }
+};
+
+template <typename Sum>
+struct Rule<MomentumStep, Sum> {
+  const Sum lr, decay, keep, take, sign;
+  const bool nesterov;
+
+  explicit Rule(const MomentumStep& s)
+      : lr(s.lr),
+        decay(s.weight_decay),
+        keep(s.momentum),
+        take(1 - s.dampening),
+        sign(s.maximize ? -1 : 1),
+        nesterov(s.nesterov) {}
+  void start_row(int64_t) {}
+  Sum update(Sum weight, Sum gradient, Sum& velocity, Sum&) const {
+    const Sum slope = sign * gradient + decay * weight;
+    velocity = keep * velocity + take * slope;
+    return weight - lr * (nesterov ? slope + keep * velocity : velocity);
+  }
+};
+
+template <typename Sum>
+struct Rule<AdagradStep, Sum> {
+  const Sum lr, decay, eps, sign;
+
+  explicit Rule(const AdagradStep& s)
+      : lr(s.lr), decay(s.weight_decay), eps(s.eps), sign(s.maximize ? -1 : 1) {}
+  void start_row(int64_t) {}
+  Sum update(Sum weight, Sum gradient, Sum& squares, Sum&) const {
+    const Sum slope = sign * gradient + decay * weight;
+    squares += slope * slope;
+    return weight - lr * slope / (square_root(squares) + eps);
+  }
+};
+
+template <typename Step, typename T, typename State>
+void step_rows(T* parameter, State* const* states, const int64_t* rows, const T* gradient, int64_t begin,
+               int64_t end, int64_t count, int64_t width, const Step& step) {
+  using Sum = SumOf<T>;
+  constexpr int kStates = Step::kStates;
+  static_assert(kStates <= 2, "a third state needs random bits of its own");
   const int64_t ahead = rows_ahead<T>(width);
-  for (int64_t i = 0; i < count; ++i) {
-    if (i + ahead < listed) {
+  Rule<Step, Sum> rule(step);
+  for (int64_t i = begin; i < end; ++i) {
+    if (i + ahead < count) {
       const int64_t next = rows[i + ahead] * width;
       prefetch_row<0>(parameter + next, width);
-      prefetch_row<0>(first + next, width);
-      prefetch_row<0>(second + next, width);
+      for (int s = 0; s < kStates; ++s) prefetch_row<0>(states[s] + next, width);
     }
     T* __restrict p = parameter + rows[i] * width;
-    State* __restrict m = first + rows[i] * width;
-    State* __restrict v = second + rows[i] * width;
+    State* __restrict first = kStates > 0 ? states[0] + rows[i] * width : nullptr;
+    State* __restrict second = kStates > 1 ? states[1] + rows[i] * width : nullptr;
+    const T* __restrict g = gradient + (i - begin) * width;
     const Rounding<Sum> rounding(step.seed, rows[i]);
-    const T* __restrict g = gradient + i * width;
-    // What the steps that this row missed would have decayed.
-    const Sum keep1 = decays == nullptr ? beta1 : static_cast<Sum>(step.beta1 * decays[3 * i]);
-    const Sum keep2 = decays == nullptr ? beta2 : static_cast<Sum>(step.beta2 * decays[3 * i + 1]);
-    const Sum keep = decays == nullptr ? shrink : static_cast<Sum>(shrink * decays[3 * i + 2]);
+    rule.start_row(i);
 #pragma omp simd
     for (int64_t j = 0; j < width; ++j) {
-      const Sum weight = static_cast<Sum>(to_float(p[j])) * keep;
-      const Sum slope = sign * static_cast<Sum>(to_float(g[j])) + l2 * weight;
-      const Sum mean = keep1 * static_cast<Sum>(to_float(m[j])) + take1 * slope;
-      const Sum square = keep2 * static_cast<Sum>(to_float(v[j])) + take2 * slope * slope;
+      Sum state0 = 0, state1 = 0;
+      if constexpr (kStates > 0) state0 = to_float(first[j]);
+      if constexpr (kStates > 1) state1 = to_float(second[j]);
+      const Sum weight = rule.update(to_float(p[j]), to_float(g[j]), state0, state1);
       const uint32_t word = rounding.word(j);
-      rounding.store(mean, m + j, word >> 16);
-      rounding.store(square, v + j, (word >> 8) ^ (word * 0x85ebca6bu >> 16));
-      rounding.store(weight - rate * mean / (square_root(square) * inverse_root + eps), p + j, word);
+      if constexpr (kStates > 0) rounding.store(state0, first + j, word >> 16);
+      if constexpr (kStates > 1) rounding.store(state1, second + j, (word >> 8) ^ (word * 0x85ebca6bu >> 16));
+      rounding.store(weight, p + j, word);
     }
   }
 }
 
-template <typename T, typename State, typename Sum>
-void sgd_rows(T* parameter, State* momentum, const int64_t* rows, const T* gradient, int64_t count,
-              int64_t listed, int64_t width, const SgdStep& step) {
-  const Sum lr = step.lr, decay = step.weight_decay, keep = step.momentum, take = 1 - step.dampening;
-  const Sum sign = step.maximize ? -1 : 1;
-  const bool nesterov = step.nesterov;
-  const int64_t ahead = rows_ahead<T>(width);
-  for (int64_t i = 0; i < count; ++i) {
-    if (i + ahead < listed) {
-      prefetch_row<0>(parameter + rows[i + ahead] * width, width);
-      if (momentum != nullptr) prefetch_row<0>(momentum + rows[i + ahead] * width, width);
-    }
-    T* __restrict p = parameter + rows[i] * width;
-    const T* __restrict g = gradient + i * width;
-    const Rounding<Sum> rounding(step.seed, rows[i]);
-    if (momentum == nullptr) {
-#pragma omp simd
-      for (int64_t j = 0; j < width; ++j) {
-        const Sum weight = to_float(p[j]);
-        rounding.store(weight - lr * (sign * static_cast<Sum>(to_float(g[j])) + decay * weight), p + j,
-                       rounding.word(j));
-      }
-      continue;
-    }
-    State* __restrict b = momentum + rows[i] * width;
-#pragma omp simd
-    for (int64_t j = 0; j < width; ++j) {
-      const Sum weight = to_float(p[j]);
-      const Sum slope = sign * static_cast<Sum>(to_float(g[j])) + decay * weight;
-      const Sum velocity = keep * static_cast<Sum>(to_float(b[j])) + take * slope;
-      const uint32_t word = rounding.word(j);
-      rounding.store(velocity, b + j, word >> 16);
-      rounding.store(weight - lr * (nesterov ? slope + keep * velocity : velocity), p + j, word);
-    }
-  }
-}
-
-template <typename T, typename State, typename Sum>
-void adagrad_rows(T* parameter, State* squares, const int64_t* rows, const T* gradient, int64_t count,
-                  int64_t listed, int64_t width, const AdagradStep& step) {
-  const Sum lr = step.lr, decay = step.weight_decay, eps = step.eps;
-  const Sum sign = step.maximize ? -1 : 1;
-  const int64_t ahead = rows_ahead<T>(width);
-  for (int64_t i = 0; i < count; ++i) {
-    if (i + ahead < listed) {
-      prefetch_row<0>(parameter + rows[i + ahead] * width, width);
-      prefetch_row<0>(squares + rows[i + ahead] * width, width);
-    }
-    T* __restrict p = parameter + rows[i] * width;
-    State* __restrict s = squares + rows[i] * width;
-    const T* __restrict g = gradient + i * width;
-    const Rounding<Sum> rounding(step.seed, rows[i]);
-#pragma omp simd
-    for (int64_t j = 0; j < width; ++j) {
-      const Sum weight = to_float(p[j]);
-      const Sum slope = sign * static_cast<Sum>(to_float(g[j])) + decay * weight;
-      const Sum square = static_cast<Sum>(to_float(s[j])) + slope * slope;
-      const uint32_t word = rounding.word(j);
-      rounding.store(square, s + j, word >> 16);
-      rounding.store(weight - lr * slope / (square_root(square) + eps), p + j, word);
-    }
-  }
+template <typename Step, typename T, typename State>
+constexpr void fill(OptimizerKernels<Step, T, State>& table) {
+  table = {.step_rows = step_rows<Step, T, State>};
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -225,4 +225,9 @@ void pack_panel(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t
   }
 }
 
+template <typename T>
+constexpr void fill(ProductKernels<T>& table) {
+  table = {.product = product<T>, .pack_panel = pack_panel<T>, .panel_width = kPanelWidth<T>};
+}
+
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -121,4 +121,8 @@ inline void sketch_scores(const uint8_t* codes, const BFloat16* factors, int64_t
   }
 }
 
+constexpr void fill(SketchKernels& table) {
+  table = {.scores = sketch_scores};
+}
+
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

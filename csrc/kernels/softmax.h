@@ -138,31 +138,19 @@ void column_exponentials(T* __restrict logits, const T* __restrict log_weights, 
   }
 }
 
-// The sum of values * factors, and that of its positive terms.
+// The sum of values * factors, and that of its positive terms; the products, too, where T is narrower than
+// its sums.
 template <typename T>
-void weighted_row_sums(const T* __restrict values, const T* __restrict factors, int64_t count,
-                       T* __restrict sum, T* __restrict positive) {
-  T all = 0, above = 0;
+void weighted_row(const SumOf<T>* __restrict values, const SumOf<T>* __restrict factors, int64_t count,
+                  T* __restrict products, SumOf<T>* __restrict sum, SumOf<T>* __restrict positive) {
+  using Sum = SumOf<T>;
+  Sum all = 0, above = 0;
 #pragma omp simd reduction(+ : all, above)
   for (int64_t i = 0; i < count; ++i) {
-    const T term = values[i] * factors[i];
+    const Sum term = values[i] * factors[i];
     all += term;
-    above += term > 0 ? term : T(0);
-  }
-  *sum = all;
-  *positive = above;
-}
-
-// The same, and the products rounded to bfloat16.
-inline void weighted_row(const float* __restrict values, const float* __restrict factors, int64_t count,
-                         BFloat16* __restrict products, float* __restrict sum, float* __restrict positive) {
-  float all = 0, above = 0;
-#pragma omp simd reduction(+ : all, above)
-  for (int64_t i = 0; i < count; ++i) {
-    const float term = values[i] * factors[i];
-    all += term;
-    above += term > 0 ? term : 0.0f;
-    products[i] = to_bfloat16(term);
+    above += term > 0 ? term : Sum(0);
+    if constexpr (!__is_same(T, Sum)) store(term, products + i);
   }
   *sum = all;
   *positive = above;
@@ -189,6 +177,25 @@ template <typename T>
 void add_positive(const T* __restrict row, int64_t count, T* __restrict sums) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) sums[i] += row[i] > 0 ? row[i] : T(0);
+}
+
+template <typename T>
+constexpr void fill(SoftmaxKernels<T>& table) {
+  table = {
+      .log_sum_exp = log_sum_exp<T>,
+      .scaled_softmax = scaled_softmax<T>,
+      .column_maxima = column_maxima<T>,
+      .column_sums = column_sums<T>,
+      .column_exponentials = column_exponentials<T>,
+      .column_softmax = column_softmax<T>,
+      .positive_sum = positive_sum<T>,
+      .add_positive = add_positive<T>,
+  };
+}
+
+template <typename T>
+constexpr void fill(SlopeKernels<T>& table) {
+  table = {.weighted_row = weighted_row<T>};
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

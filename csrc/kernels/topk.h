@@ -284,15 +284,16 @@ int64_t topk_scan(const Sum* logits, int64_t count, const Sum* thresholds, int64
   return found;
 }
 
-template <typename T, typename X, typename Sum>
-constexpr TopkKernels<T, X, Sum> topk_kernels() {
-  return {
+template <typename T>
+constexpr void fill(TopkKernels<T>& table) {
+  using Sum = SumOf<T>;
+  table = {
       .largest_group = kTopkVectors * kLanes<Sum>,
       .vector = kLanes<Sum>,
       .expands = !__is_same(T, typename Operand<T, Sum>::type),
       .lanes = topk_lanes<Sum>,
       .packed_size = topk_packed_size<T, Sum>,
-      .pack = topk_pack<T, X, Sum>,
+      .pack = topk_pack<T, SampleOf<T>, Sum>,
       .expand = topk_expand<T, Sum>,
       .multiply = topk_multiply<T, Sum>,
       .scan = topk_scan<Sum>,

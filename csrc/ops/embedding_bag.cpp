@@ -14,6 +14,7 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/dtypes.h"
 #include "ops/group_rows.h"
 #include "ops/memory_pool.h"
 
@@ -80,15 +81,6 @@ void split_runs(const std::vector<Runs>& lists, const Run& run) {
   });
 }
 
-// run(a T, its kernel) for the dtype of a tensor.
-template <typename Run>
-auto by_dtype(ScalarType dtype, const Run& run) {
-  const Kernels& k = kernels();
-  if (dtype == ScalarType::Float) return run(float{}, k.weighted_sums_f32);
-  if (dtype == ScalarType::Double) return run(double{}, k.weighted_sums_f64);
-  return run(BFloat16{}, k.weighted_sums_bf16);
-}
-
 Tensor embedding_bag(const Tensor& weight, const Tensor& crow, const Tensor& col,
                      const std::optional<Tensor>& values) {
   check_floating(weight, "weight");
@@ -98,60 +90,56 @@ Tensor embedding_bag(const Tensor& weight, const Tensor& crow, const Tensor& col
   Tensor out = torch::stable::empty({batch, width}, weight.scalar_type());
   const auto* start = crow.const_data_ptr<int64_t>();
   const auto* rows = col.const_data_ptr<int64_t>();
-  by_dtype(weight.scalar_type(), [&]<typename T>(T, auto kernel) {
-    const auto* const table = static_cast<const T*>(weight.const_data_ptr());
-    const auto* const factors =
-        values.has_value() ? static_cast<const T*>(values->const_data_ptr()) : nullptr;
-    auto* const to = static_cast<T*>(out.mutable_data_ptr());
+  by_dtype(FloatingTypes{}, weight.scalar_type(), "weight", [&]<typename T>() {
+    const auto weighted_sums = kernels<EmbeddingBagKernels<T>>().weighted_sums;
+    const T *const table = data<T>(weight), *const factors = data<T>(values);
+    T* const to = mutable_data<T>(out);
     split_runs({Runs{start, batch}}, [&](size_t, int64_t begin, int64_t end) {
-      kernel(table, start + begin, end - begin, rows, factors, width, to + begin * width);
+      weighted_sums(table, start + begin, end - begin, rows, factors, width, to + begin * width);
     });
   });
   return out;
 }
 
 // (unique rows, increasing; for each, the sum over its entries i of values[i] * table[source_of(i), :]), in
-// the order of the entries; values may be null, which stands for ones. Every thread calls sources() for a
-// source_of of its own, which it asks for increasing entries. No row is above `largest`.
-template <typename Sources>
+// the order of the entries. Null values stand for ones. Every thread calls sources() for a source_of of its
+// own, which it asks for increasing entries. No row is above `largest`.
+template <typename T, typename Sources>
 std::tuple<Tensor, Tensor> sums_of_equal(const int64_t* rows, int64_t count, uint64_t largest,
-                                         const Tensor& table, const void* values, const Sources& sources) {
-  const ScalarType dtype = table.scalar_type();
-  return by_dtype(dtype, [&]<typename T>(T, auto kernel) {
-    const int64_t parts = std::clamp<int64_t>(count / kSortedEntries, 1, torch::stable::get_num_threads());
-    const std::vector<uint64_t> border = split_rows(rows, count, largest, parts);
-    // Of the calling thread. A range is filled by one thread and mostly read by the same one below, as equal
-    // shares of two loops go to the same threads; nothing but speed depends on that.
-    thread_local std::vector<RowGroups<T>> scratch;
-    scratch.resize(std::max<size_t>(scratch.size(), parts));
-    RowGroups<T>* const groups = scratch.data();
-    torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p)
-        group_rows(rows, count, border, p, static_cast<const T*>(values), sources, groups[p]);
-    });
-
-    std::vector<Runs> lists;
-    std::vector<int64_t> offset{0};
-    for (int64_t p = 0; p < parts; ++p) {
-      lists.push_back({groups[p].start.data(), groups[p].count});
-      offset.push_back(offset[p] + groups[p].count);
-    }
-    const int64_t width = table.dim() == 1 ? 1 : table.size(1);
-    Tensor unique = torch::stable::empty({offset[parts]}, ScalarType::Long);
-    Tensor sums = table.dim() == 1 ? torch::stable::empty({offset[parts]}, dtype)
-                                   : pooled_tensor({offset[parts], width}, dtype);
-    auto* const row = unique.mutable_data_ptr<int64_t>();
-    auto* const sum = static_cast<T*>(sums.mutable_data_ptr());
-    const auto* const from = static_cast<const T*>(table.const_data_ptr());
-    split_runs(lists, [&](size_t p, int64_t begin, int64_t end) {
-      const RowGroups<T>& own = groups[p];
-      const int64_t to = offset[p] + begin;
-      std::copy(own.row.data() + begin, own.row.data() + end, row + to);
-      kernel(from, own.start.data() + begin, end - begin, own.source.data(),
-             values == nullptr ? nullptr : own.factor.data(), width, sum + to * width);
-    });
-    return std::tuple<Tensor, Tensor>(unique, sums);
+                                         const Tensor& table, const T* values, const Sources& sources) {
+  const int64_t parts = std::clamp<int64_t>(count / kSortedEntries, 1, torch::stable::get_num_threads());
+  const std::vector<uint64_t> border = split_rows(rows, count, largest, parts);
+  // Of the calling thread. A range is filled by one thread and mostly read by the same one below, as equal
+  // shares of two loops go to the same threads; nothing but speed depends on that.
+  thread_local std::vector<RowGroups<T>> scratch;
+  scratch.resize(std::max<size_t>(scratch.size(), parts));
+  RowGroups<T>* const groups = scratch.data();
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) group_rows(rows, count, border, p, values, sources, groups[p]);
   });
+
+  std::vector<Runs> lists;
+  std::vector<int64_t> offset{0};
+  for (int64_t p = 0; p < parts; ++p) {
+    lists.push_back({groups[p].start.data(), groups[p].count});
+    offset.push_back(offset[p] + groups[p].count);
+  }
+  const int64_t width = table.dim() == 1 ? 1 : table.size(1);
+  Tensor unique = torch::stable::empty({offset[parts]}, ScalarType::Long);
+  Tensor sums = table.dim() == 1 ? torch::stable::empty({offset[parts]}, table.scalar_type())
+                                 : pooled_tensor({offset[parts], width}, table.scalar_type());
+  auto* const row = unique.mutable_data_ptr<int64_t>();
+  T* const sum = mutable_data<T>(sums);
+  const T* const from = data<T>(table);
+  const auto weighted_sums = kernels<EmbeddingBagKernels<T>>().weighted_sums;
+  split_runs(lists, [&](size_t p, int64_t begin, int64_t end) {
+    const RowGroups<T>& own = groups[p];
+    const int64_t to = offset[p] + begin;
+    std::copy(own.row.data() + begin, own.row.data() + end, row + to);
+    weighted_sums(from, own.start.data() + begin, end - begin, own.source.data(),
+                  values == nullptr ? nullptr : own.factor.data(), width, sum + to * width);
+  });
+  return {unique, sums};
 }
 
 std::tuple<Tensor, Tensor> embedding_bag_backward(const Tensor& grad, const Tensor& crow, const Tensor& col,
@@ -166,23 +154,11 @@ std::tuple<Tensor, Tensor> embedding_bag_backward(const Tensor& grad, const Tens
       return sample;
     };
   };
-  return sums_of_equal(col.const_data_ptr<int64_t>(), col.numel(), largest, grad,
-                       values.has_value() ? values->const_data_ptr() : nullptr, samples);
-}
-
-template <typename T>
-void products(void (*kernel)(const T*, const T*, const int64_t*, int64_t, int64_t, T*), const Tensor& grad,
-              const Tensor& weight, const Tensor& crow, const Tensor& col, Tensor& out) {
-  const auto* starts = crow.const_data_ptr<int64_t>();
-  const auto* rows = col.const_data_ptr<int64_t>();
-  const auto* grads = static_cast<const T*>(grad.const_data_ptr());
-  const auto* table = static_cast<const T*>(weight.const_data_ptr());
-  auto* to = static_cast<T*>(out.mutable_data_ptr());
-  const int64_t width = grad.size(1);
-  torch::stable::parallel_for(0, grad.size(0), kGrainSums, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b)
-      kernel(grads + b * width, table, rows + starts[b], starts[b + 1] - starts[b], width, to + starts[b]);
+  std::tuple<Tensor, Tensor> sums;
+  by_dtype(FloatingTypes{}, grad.scalar_type(), "grad", [&]<typename T>() {
+    sums = sums_of_equal(col.const_data_ptr<int64_t>(), col.numel(), largest, grad, data<T>(values), samples);
   });
+  return sums;
 }
 
 Tensor embedding_bag_values_backward(const Tensor& grad, const Tensor& weight, const Tensor& crow,
@@ -194,13 +170,19 @@ Tensor embedding_bag_values_backward(const Tensor& grad, const Tensor& weight, c
   Tensor out = torch::stable::empty({col.numel()}, weight.scalar_type());
   check_csr(crow, col, std::nullopt, weight.size(0), weight.scalar_type());
   check_size(crow, "crow", 0, grad.size(0) + 1);
-  if (weight.scalar_type() == ScalarType::Float) {
-    products(kernels().dot_rows_f32, grad, weight, crow, col, out);
-  } else if (weight.scalar_type() == ScalarType::Double) {
-    products(kernels().dot_rows_f64, grad, weight, crow, col, out);
-  } else {
-    products(kernels().dot_rows_bf16, grad, weight, crow, col, out);
-  }
+  const auto* starts = crow.const_data_ptr<int64_t>();
+  const auto* rows = col.const_data_ptr<int64_t>();
+  const int64_t width = grad.size(1);
+  by_dtype(FloatingTypes{}, weight.scalar_type(), "weight", [&]<typename T>() {
+    const auto dot_rows = kernels<DotKernels<T>>().dot_rows;
+    const T *const grads = data<T>(grad), *const table = data<T>(weight);
+    T* const to = mutable_data<T>(out);
+    torch::stable::parallel_for(0, grad.size(0), kGrainSums, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b)
+        dot_rows(grads + b * width, table, rows + starts[b], starts[b + 1] - starts[b], width,
+                 to + starts[b]);
+    });
+  });
   return out;
 }
 
@@ -214,8 +196,12 @@ std::tuple<Tensor, Tensor> coalesce_rows(const Tensor& rows, const Tensor& value
   check_size(values, "values", 0, rows.numel());
   const auto* const row = rows.const_data_ptr<int64_t>();
   const uint64_t largest = check_rows_in_range(row, rows.numel(), INT64_MAX, "rows");
-  return sums_of_equal(row, rows.numel(), largest, values, nullptr,
-                       [] { return [](int64_t i) { return i; }; });
+  const auto positions = [] { return [](int64_t i) { return i; }; };
+  std::tuple<Tensor, Tensor> sums;
+  by_dtype(FloatingTypes{}, values.scalar_type(), "values", [&]<typename T>() {
+    sums = sums_of_equal<T>(row, rows.numel(), largest, values, nullptr, positions);
+  });
+  return sums;
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/dtypes.h"
 #include "ops/memory_pool.h"
 
 namespace torch_lsh {
@@ -13,18 +14,6 @@ namespace {
 
 // Rows per task: 64 rows of 512 bytes take some microseconds, well above the cost of handing out a task.
 constexpr int64_t kGrainRows = 64;
-
-template <typename From, typename To>
-void gather(void (*kernel)(const From*, const int64_t*, int64_t, int64_t, To*), const Tensor& table,
-            const Tensor& rows, Tensor& out) {
-  const auto* from = static_cast<const From*>(table.const_data_ptr());
-  const auto* ids = rows.const_data_ptr<int64_t>();
-  auto* to = static_cast<To*>(out.mutable_data_ptr());
-  const int64_t width = table.dim() == 1 ? 1 : table.size(1);
-  torch::stable::parallel_for(0, rows.numel(), kGrainRows, [&](int64_t begin, int64_t end) {
-    kernel(from, ids + begin, end - begin, width, to + begin * width);
-  });
-}
 
 }  // namespace
 
@@ -39,21 +28,18 @@ Tensor gather_rows(const Tensor& table, const Tensor& rows, std::optional<Scalar
   const ScalarType from = table.scalar_type(), to = dtype.value_or(from);
   Tensor out = table.dim() == 1 ? torch::stable::empty({rows.numel()}, to)
                                 : pooled_tensor({rows.numel(), table.size(1)}, to);
-  const Kernels& k = kernels();
-  if (from == ScalarType::Float && to == ScalarType::Float) {
-    gather(k.gather_f32_f32, table, rows, out);
-  } else if (from == ScalarType::Double && to == ScalarType::Double) {
-    gather(k.gather_f64_f64, table, rows, out);
-  } else if (from == ScalarType::BFloat16 && to == ScalarType::BFloat16) {
-    gather(k.gather_bf16_bf16, table, rows, out);
-  } else if (from == ScalarType::Float && to == ScalarType::BFloat16) {
-    gather(k.gather_f32_bf16, table, rows, out);
-  } else if (from == ScalarType::BFloat16 && to == ScalarType::Float) {
-    gather(k.gather_bf16_f32, table, rows, out);
-  } else {
-    TORCH_LSH_CHECK(false, "table has dtype ", torch::headeronly::toString(from),
-                    ", which cannot be gathered as ", torch::headeronly::toString(to));
-  }
+  const auto* ids = rows.const_data_ptr<int64_t>();
+  const int64_t width = table.dim() == 1 ? 1 : table.size(1);
+  const bool found = by_dtypes(GatherTypes{}, from, to, [&]<typename From, typename To>() {
+    const auto gather = kernels<GatherKernels<From, To>>().gather;
+    const From* const source = data<From>(table);
+    To* const target = mutable_data<To>(out);
+    torch::stable::parallel_for(0, rows.numel(), kGrainRows, [&](int64_t begin, int64_t end) {
+      gather(source, ids + begin, end - begin, width, target + begin * width);
+    });
+  });
+  TORCH_LSH_CHECK(found, "table has dtype ", torch::headeronly::toString(from),
+                  ", which cannot be gathered as ", torch::headeronly::toString(to));
   return out;
 }
 

@@ -38,7 +38,7 @@ Projection projection_of(const Tensor& x, const Tensor& signs, const Tensor& res
 template <typename Use>
 void for_each_tile(const Tensor& x, const Projection& projection, const Use& use) {
   const auto* rows = x.const_data_ptr<float>();
-  const auto kernel = kernels().hadamard_project;
+  const auto project = kernels<HadamardKernels>().project;
   const int64_t total = x.size(0), tiles = (total + kHadamardRows - 1) / kHadamardRows;
   torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> scratch;
@@ -46,8 +46,8 @@ void for_each_tile(const Tensor& x, const Projection& projection, const Use& use
     float* const products = scratch.data() + (projection.width + projection.size) * kHadamardRows;
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t first = tile * kHadamardRows, height = std::min(kHadamardRows, total - first);
-      kernel(rows + first * projection.width, height, projection.width, projection.signs, projection.size,
-             projection.rest, projection.count, scratch.data(), products);
+      project(rows + first * projection.width, height, projection.width, projection.signs, projection.size,
+              projection.rest, projection.count, scratch.data(), products);
       use(first, height, products);
     }
   });
@@ -70,7 +70,7 @@ Tensor hadamard_codes(const Tensor& x, const Tensor& signs, const Tensor& rest, 
   const int64_t num_tables = count_tables(rest, "rest", 1, hashes_per_table, 1);
   Tensor codes = torch::stable::empty({x.size(0), num_tables}, ScalarType::Int);
   auto* out = codes.mutable_data_ptr<int32_t>();
-  const auto pack = kernels().pack_sign_tile;
+  const auto pack = kernels<HadamardKernels>().pack_signs;
   for_each_tile(x, projection, [&](int64_t first, int64_t height, const float* tile) {
     pack(tile, num_tables, hashes_per_table, height, out + first * num_tables);
   });
@@ -89,7 +89,7 @@ Tensor cross_polytope_codes(const Tensor& x, const Tensor& signs, const Tensor& 
                   "; wanted a multiple of hashes_per_table * dimension = ", per_table, " in dimension 1");
   Tensor codes = torch::stable::empty({x.size(0), num_tables}, ScalarType::Int);
   auto* out = codes.mutable_data_ptr<int32_t>();
-  const auto pack = kernels().pack_vertex_tile;
+  const auto pack = kernels<HadamardKernels>().pack_vertices;
   for_each_tile(x, projection, [&](int64_t first, int64_t height, const float* tile) {
     pack(tile, num_tables, hashes_per_table, dimension, bits, height, out + first * num_tables);
   });

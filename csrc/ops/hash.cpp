@@ -1,4 +1,4 @@
-// simhash_codes, dwta_codes: the codes of rows in every hash table, from dense or sparse (CSR) rows.
+// simhash_codes, simhash_products, dwta_codes: hashes of rows by dense projections and by winners of bins.
 //
 // A code is the K hashes of a table packed into an int32, the first one in the lowest bits.
 #include <torch/csrc/stable/library.h>
@@ -8,6 +8,7 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/dtypes.h"
 #include "ops/hashes.h"
 #include "random.h"
 
@@ -19,20 +20,8 @@ constexpr int64_t kGrainRows = 16;  // rows per task; one takes about a microsec
 constexpr int64_t kBinWidth = 8;  // coordinates that a winner-take-all hash looks at
 constexpr int64_t kBinBits = 3;
 
-template <typename T>
-void simhash(void (*kernel)(const T*, int64_t, int64_t, const float*, int64_t, int64_t, float*, int32_t*),
-             const Tensor& x, const Tensor& projections, int64_t num_tables, int64_t bits, Tensor& codes) {
-  const auto* rows = static_cast<const T*>(x.const_data_ptr());
-  const auto* projection = projections.const_data_ptr<float>();
-  auto* out = codes.mutable_data_ptr<int32_t>();
-  const int64_t width = x.size(1);
-  torch::stable::parallel_for(0, x.size(0), kGrainRows, [&](int64_t begin, int64_t end) {
-    thread_local std::vector<float> scratch;
-    scratch.resize(kHashRows * (width + num_tables * bits) + kCodeBits);
-    kernel(rows + begin * width, end - begin, width, projection, num_tables, bits, scratch.data(),
-           out + begin * num_tables);
-  });
-}
+// Other bins that an empty one asks in turn; with half of the bins empty, all fail with probability 2^-100.
+constexpr int64_t kBorrowAttempts = 100;
 
 Tensor simhash_codes(const Tensor& x, const Tensor& projections, int64_t hashes_per_table) {
   check_floating(x, "x");
@@ -41,13 +30,19 @@ Tensor simhash_codes(const Tensor& x, const Tensor& projections, int64_t hashes_
   check_size(x, "x", 1, projections.size(0));
   const int64_t num_tables = count_tables(projections, "projections", 1, hashes_per_table, 1);
   Tensor codes = torch::stable::empty({x.size(0), num_tables}, ScalarType::Int);
-  if (x.scalar_type() == ScalarType::Float) {
-    simhash(kernels().simhash_f32, x, projections, num_tables, hashes_per_table, codes);
-  } else if (x.scalar_type() == ScalarType::Double) {
-    simhash(kernels().simhash_f64, x, projections, num_tables, hashes_per_table, codes);
-  } else {
-    simhash(kernels().simhash_bf16, x, projections, num_tables, hashes_per_table, codes);
-  }
+  const auto* projection = projections.const_data_ptr<float>();
+  auto* out = codes.mutable_data_ptr<int32_t>();
+  const int64_t width = x.size(1);
+  by_dtype(FloatingTypes{}, x.scalar_type(), "x", [&]<typename T>() {
+    const auto simhash = kernels<SimHashKernels<T>>().simhash;
+    const T* const rows = data<T>(x);
+    torch::stable::parallel_for(0, x.size(0), kGrainRows, [&](int64_t begin, int64_t end) {
+      thread_local std::vector<float> scratch;
+      scratch.resize(kHashRows * (width + num_tables * hashes_per_table) + kCodeBits);
+      simhash(rows + begin * width, end - begin, width, projection, num_tables, hashes_per_table,
+              scratch.data(), out + begin * num_tables);
+    });
+  });
   return codes;
 }
 
@@ -60,34 +55,11 @@ Tensor simhash_products(const Tensor& x, const Tensor& projections) {
   const auto* rows = x.const_data_ptr<float>();
   const auto* projection = projections.const_data_ptr<float>();
   auto* out = products.mutable_data_ptr<float>();
-  const auto kernel = kernels().project;
+  const auto project = kernels<HashKernels>().project;
   torch::stable::parallel_for(0, x.size(0), kGrainRows, [&](int64_t begin, int64_t end) {
-    kernel(rows + begin * width, end - begin, width, projection, count, out + begin * count);
+    project(rows + begin * width, end - begin, width, projection, count, out + begin * count);
   });
   return products;
-}
-
-Tensor simhash_codes_csr(const Tensor& crow, const Tensor& col, const Tensor& values,
-                         const Tensor& projections, int64_t hashes_per_table) {
-  check_operand(projections, "projections", 2, ScalarType::Float);
-  check_csr(crow, col, values, projections.size(0));
-  const int64_t num_tables = count_tables(projections, "projections", 1, hashes_per_table, 1);
-  const int64_t rows = crow.size(0) - 1;
-  Tensor codes = torch::stable::empty({rows, num_tables}, ScalarType::Int);
-  const auto* offset = crow.const_data_ptr<int64_t>();
-  const auto* column = col.const_data_ptr<int64_t>();
-  const auto* value = values.const_data_ptr<float>();
-  const auto* projection = projections.const_data_ptr<float>();
-  auto* out = codes.mutable_data_ptr<int32_t>();
-  const auto kernel = kernels().simhash_sparse;
-  torch::stable::parallel_for(0, rows, kGrainRows, [&](int64_t begin, int64_t end) {
-    thread_local std::vector<float> scratch;
-    scratch.resize(num_tables * hashes_per_table + kCodeBits);
-    for (int64_t i = begin; i < end; ++i)
-      kernel(column + offset[i], value + offset[i], offset[i + 1] - offset[i], projection, num_tables,
-             hashes_per_table, scratch.data(), out + i * num_tables);
-  });
-  return codes;
 }
 
 struct WinnerTakeAll {
@@ -146,52 +118,18 @@ Tensor dwta_codes(const Tensor& x, const Tensor& bins, int64_t hashes_per_table,
   const int64_t num_tables = family.num_hashes / hashes_per_table;
   Tensor codes = torch::stable::empty({x.size(0), num_tables}, ScalarType::Int);
   auto* out = codes.mutable_data_ptr<int32_t>();
-  const void* data = x.const_data_ptr();
-  const ScalarType dtype = x.scalar_type();
-  torch::stable::parallel_for(0, x.size(0), kGrainRows, [&](int64_t begin, int64_t end) {
-    thread_local std::vector<float> row;
-    thread_local std::vector<int32_t> winners;
-    row.resize(width);
-    winners.resize(family.num_hashes);
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t j = 0; j < width; ++j) {
-        if (dtype == ScalarType::Float) {
-          row[j] = static_cast<const float*>(data)[i * width + j];
-        } else if (dtype == ScalarType::Double) {
-          row[j] = static_cast<float>(static_cast<const double*>(data)[i * width + j]);
-        } else {
-          const uint32_t bits = static_cast<uint32_t>(static_cast<const BFloat16*>(data)[i * width + j].bits)
-                                << 16;
-          __builtin_memcpy(&row[j], &bits, sizeof(bits));
-        }
+  by_dtype(FloatingTypes{}, x.scalar_type(), "x", [&]<typename T>() {
+    const T* const from = data<T>(x);
+    torch::stable::parallel_for(0, x.size(0), kGrainRows, [&](int64_t begin, int64_t end) {
+      thread_local std::vector<float> row;
+      thread_local std::vector<int32_t> winners;
+      row.resize(width);
+      winners.resize(family.num_hashes);
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t j = 0; j < width; ++j) row[j] = static_cast<float>(number(from[i * width + j]));
+        winner_codes(row.data(), family, winners.data(), out + i * num_tables);
       }
-      winner_codes(row.data(), family, winners.data(), out + i * num_tables);
-    }
-  });
-  return codes;
-}
-
-Tensor dwta_codes_csr(const Tensor& crow, const Tensor& col, const Tensor& values, const Tensor& bins,
-                      int64_t in_features, int64_t hashes_per_table, int64_t seed) {
-  const WinnerTakeAll family = winner_take_all(bins, in_features, hashes_per_table, seed);
-  check_csr(crow, col, values, in_features);
-  const int64_t num_tables = family.num_hashes / hashes_per_table;
-  const int64_t rows = crow.size(0) - 1;
-  Tensor codes = torch::stable::empty({rows, num_tables}, ScalarType::Int);
-  const auto* offset = crow.const_data_ptr<int64_t>();
-  const auto* column = col.const_data_ptr<int64_t>();
-  const auto* value = values.const_data_ptr<float>();
-  auto* out = codes.mutable_data_ptr<int32_t>();
-  torch::stable::parallel_for(0, rows, kGrainRows, [&](int64_t begin, int64_t end) {
-    thread_local std::vector<float> row;  // all zeros between rows
-    thread_local std::vector<int32_t> winners;
-    if (static_cast<int64_t>(row.size()) < in_features) row.resize(in_features);
-    winners.resize(family.num_hashes);
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t j = offset[i]; j < offset[i + 1]; ++j) row[column[j]] += value[j];
-      winner_codes(row.data(), family, winners.data(), out + i * num_tables);
-      for (int64_t j = offset[i]; j < offset[i + 1]; ++j) row[column[j]] = 0;
-    }
+    });
   });
   return codes;
 }
@@ -201,9 +139,7 @@ Tensor dwta_codes_csr(const Tensor& crow, const Tensor& col, const Tensor& value
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
   m.impl("simhash_codes", TORCH_BOX(&simhash_codes));
   m.impl("simhash_products", TORCH_BOX(&simhash_products));
-  m.impl("simhash_codes_csr", TORCH_BOX(&simhash_codes_csr));
   m.impl("dwta_codes", TORCH_BOX(&dwta_codes));
-  m.impl("dwta_codes_csr", TORCH_BOX(&dwta_codes_csr));
 }
 
 }  // namespace torch_lsh

@@ -25,6 +25,7 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/dtypes.h"
 #include "ops/gather.h"
 #include "ops/product.h"
 #include "ops/tasks.h"
@@ -38,48 +39,6 @@ constexpr int64_t kBlocksPerSum = 2;         // that are summed up before they a
 constexpr int64_t kSums = 8;                 // at least, where there are rows enough, for threads to share
 constexpr int64_t kLargestSum = 1 << 16;     // numbers of a gradient of x that stays in the cache, too
 
-template <typename T>
-const T* pointer(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <typename T>
-const T* pointer(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? pointer<T>(*tensor) : nullptr;
-}
-
-template <typename T>
-T* mutable_pointer(Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-template <typename T>
-struct LossKernels {
-  void (*maxima)(const T*, const T*, int64_t, int64_t, T*);
-  void (*exponentials)(T*, const T*, int64_t, int64_t, const T*, const T*, T*);
-  void (*weighted_row_sums)(const T*, const T*, int64_t, T*, T*);
-};
-
-template <typename T>
-LossKernels<T> loss_kernels() {
-  const Kernels& k = kernels();
-  if constexpr (std::is_same_v<T, float>) {
-    return {k.column_maxima_f32, k.column_exponentials_f32, k.weighted_row_sums_f32};
-  } else {
-    return {k.column_maxima_f64, k.column_exponentials_f64, k.weighted_row_sums_f64};
-  }
-}
-
-template <typename From, typename To>
-auto gather_kernel() {
-  const Kernels& k = kernels();
-  if constexpr (std::is_same_v<From, double>) return k.gather_f64_f64;
-  if constexpr (std::is_same_v<From, float> && std::is_same_v<To, float>) return k.gather_f32_f32;
-  if constexpr (std::is_same_v<From, float> && std::is_same_v<To, BFloat16>) return k.gather_f32_bf16;
-  if constexpr (std::is_same_v<From, BFloat16> && std::is_same_v<To, float>) return k.gather_bf16_f32;
-  if constexpr (std::is_same_v<From, BFloat16> && std::is_same_v<To, BFloat16>) return k.gather_bf16_bf16;
-}
-
 // Of x in T and a weight and bias in Stored.
 template <typename T, typename Stored>
 class LinearSoftmaxLoss {
@@ -90,10 +49,10 @@ class LinearSoftmaxLoss {
                     const Tensor& rows, const std::optional<Tensor>& log_weights, const Tensor& positions,
                     const Tensor& shares)
       : right_(x, true),
-        weight_(pointer<Stored>(weight)),
-        bias_(pointer<Stored>(bias)),
-        log_weights_(pointer<Sum>(log_weights)),
-        shares_(pointer<Sum>(shares)),
+        weight_(data<Stored>(weight)),
+        bias_(data<Stored>(bias)),
+        log_weights_(data<Sum>(log_weights)),
+        shares_(data<Sum>(shares)),
         row_(rows.const_data_ptr<int64_t>()),
         position_(positions.const_data_ptr<int64_t>()),
         batch_(x.size(0)),
@@ -102,7 +61,7 @@ class LinearSoftmaxLoss {
         labels_(positions.size(1)) {}
 
   void run(Sum* loss, Sum* slopes, Sum* scale) const {
-    const LossKernels<Sum> k = loss_kernels<Sum>();
+    const auto& k = kernels<SoftmaxKernels<Sum>>();
     std::vector<Sum> largest = logits_and_maxima(slopes);
     for (Sum& value : largest)
       if (value == -std::numeric_limits<Sum>::infinity()) value = 0;  // the difference would be NaN
@@ -122,8 +81,8 @@ class LinearSoftmaxLoss {
     share_tasks(blocks, [&](const auto& next) {
       for (int64_t block; (block = next()) >= 0;) {
         const int64_t first = block * kSumRows, rows = std::min(kSumRows, count_ - first);
-        k.exponentials(slopes + first * batch_, weights_from(first), rows, batch_, largest.data(),
-                       mass.data(), of_blocks.data() + block * batch_);
+        k.column_exponentials(slopes + first * batch_, weights_from(first), rows, batch_, largest.data(),
+                              mass.data(), of_blocks.data() + block * batch_);
       }
     });
     for (int64_t block = 0; block < blocks; ++block)
@@ -142,9 +101,9 @@ class LinearSoftmaxLoss {
  private:
   // Writes the logits; returns the largest of each sample, weights included.
   std::vector<Sum> logits_and_maxima(Sum* slopes) const {
-    const LossKernels<Sum> k = loss_kernels<Sum>();
-    const auto gather_rows = gather_kernel<Stored, T>();
-    const auto gather_bias = gather_kernel<Stored, Sum>();
+    const auto& k = kernels<SoftmaxKernels<Sum>>();
+    const auto gather_rows = kernels<GatherKernels<Stored, T>>().gather;
+    const auto gather_bias = kernels<GatherKernels<Stored, Sum>>().gather;
     std::vector<Sum> largest(batch_, -std::numeric_limits<Sum>::infinity());
     std::mutex joining;
     const auto join = [&](const std::vector<Sum>& others, std::vector<Sum>& all) {
@@ -164,7 +123,7 @@ class LinearSoftmaxLoss {
         if (bias_ != nullptr) gather_bias(bias_, row_ + first, rows, 1, offset);
         right_.multiply(active, width_, 1, rows, 0, right_.panels(), bias_ == nullptr ? nullptr : offset,
                         logits, batch_);
-        k.maxima(logits, weights_from(first), rows, batch_, of_block.data());
+        k.column_maxima(logits, weights_from(first), rows, batch_, of_block.data());
         join(of_block, of_thread);
       }
       const std::lock_guard lock(joining);
@@ -191,34 +150,25 @@ class LinearSoftmaxLoss {
   int64_t batch_, count_, width_, labels_;
 };
 
-// Calls run() with values of the types of x and of the weight.
-template <typename Run>
-void with_types(ScalarType dtype, ScalarType stored, const Run& run) {
-  if (dtype == ScalarType::Float) return run(float{}, float{});
-  if (dtype == ScalarType::Double) return run(double{}, double{});
-  stored == ScalarType::Float ? run(BFloat16{}, float{}) : run(BFloat16{}, BFloat16{});
-}
+// Types of x and of the weight beside it: the same, or that of the sums.
+using OperandTypes =
+    Types<Pair<float, float>, Pair<double, double>, Pair<BFloat16, BFloat16>, Pair<BFloat16, float>>;
 
-ScalarType sum_type(ScalarType dtype) {
-  return dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype;
-}
-
-// That of a weight beside x in `dtype`: the same, or that of the sums.
-ScalarType stored_type(const Tensor& weight, ScalarType dtype) {
-  return weight.scalar_type() == sum_type(dtype) ? sum_type(dtype) : dtype;
+ScalarType stored_dtype(const Tensor& weight, ScalarType dtype) {
+  return weight.scalar_type() == sum_dtype(dtype) ? sum_dtype(dtype) : dtype;
 }
 
 // The sum of the losses over the divisor; scale becomes that of its gradient.
 template <typename Sum>
 Tensor reduced(const Tensor& loss, Sum* scale, Sum divisor) {
-  const Sum* const value = pointer<Sum>(loss);
+  const Sum* const value = data<Sum>(loss);
   Tensor out = torch::stable::empty({}, loss.scalar_type());
   Sum sum = 0;
   for (int64_t b = 0; b < loss.numel(); ++b) {
     sum += value[b];
     scale[b] /= divisor;
   }
-  *mutable_pointer<Sum>(out) = sum / divisor;
+  *mutable_data<Sum>(out) = sum / divisor;
   return out;
 }
 
@@ -228,9 +178,9 @@ std::tuple<Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, const Te
                                                        const Tensor& positions, const Tensor& shares,
                                                        std::optional<double> divisor) {
   check_floating(x, "x");
-  const ScalarType dtype = x.scalar_type(), sums = sum_type(dtype);
+  const ScalarType dtype = x.scalar_type(), sums = sum_dtype(dtype);
   check_operand(x, "x", 2, dtype);
-  const ScalarType stored = stored_type(weight, dtype);
+  const ScalarType stored = stored_dtype(weight, dtype);
   check_operand(weight, "weight", 2, stored);
   check_size(weight, "weight", 1, x.size(1));
   if (bias.has_value()) {
@@ -255,12 +205,11 @@ std::tuple<Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, const Te
 
   Tensor loss = torch::stable::empty({batch}, sums), slopes = pooled_tensor({count, batch}, sums),
          scale = torch::stable::empty({batch}, sums);
-  with_types(dtype, stored, [&]<typename T, typename Stored>(T, Stored) {
+  by_dtypes(OperandTypes{}, dtype, stored, [&]<typename T, typename Stored>() {
     using Sum = SumOf<T>;
     LinearSoftmaxLoss<T, Stored>(x, weight, bias, rows, log_weights, positions, shares)
-        .run(mutable_pointer<Sum>(loss), mutable_pointer<Sum>(slopes), mutable_pointer<Sum>(scale));
-    if (divisor.has_value())
-      loss = reduced<Sum>(loss, mutable_pointer<Sum>(scale), static_cast<Sum>(*divisor));
+        .run(mutable_data<Sum>(loss), mutable_data<Sum>(slopes), mutable_data<Sum>(scale));
+    if (divisor.has_value()) loss = reduced<Sum>(loss, mutable_data<Sum>(scale), static_cast<Sum>(*divisor));
   });
   return {loss, slopes, scale};
 }
@@ -277,9 +226,9 @@ class LinearSoftmaxBackward {
   // grad_weight may be null.
   LinearSoftmaxBackward(const Tensor& slopes, const Tensor& factors, const Tensor& weight, const Tensor& rows,
                         Sum* grad_weight, Sum* grad_bias, Sum* positive)
-      : slopes_(pointer<Sum>(slopes)),
-        factors_(pointer<Sum>(factors)),
-        weight_(pointer<Stored>(weight)),
+      : slopes_(data<Sum>(slopes)),
+        factors_(data<Sum>(factors)),
+        weight_(data<Stored>(weight)),
         row_(rows.const_data_ptr<int64_t>()),
         grad_weight_(grad_weight),
         grad_bias_(grad_bias),
@@ -291,8 +240,8 @@ class LinearSoftmaxBackward {
   // All in one pass over the slopes, for a gradient of x that is small. scaled: x, times factors unless it
   // rounds.
   void in_one_pass(const Tensor& scaled, Sum* grad_x) const {
-    const ProductKernels<T> k = product_kernels<T>();
-    const auto gather_rows = gather_kernel<Stored, T>();
+    const auto& k = kernels<ProductKernels<T>>();
+    const auto gather_rows = kernels<GatherKernels<Stored, T>>().gather;
     const PackedMatrix<T> right(scaled);
     const int64_t tasks = std::max<int64_t>(1, (count_ + kSums * kTaskRows - 1) / (kSums * kTaskRows)),
                   step = std::min(kBlocksPerSum * kBlockRows, tasks * kTaskRows),
@@ -300,10 +249,11 @@ class LinearSoftmaxBackward {
     Workspace workspace(sizeof(Sum) * sums * size);
     Sum* const partial = static_cast<Sum*>(workspace.data());
     share_tasks(sums, [&](const auto& next) {
-      Workspace panels(sizeof(Sum) * k.packed_size(kBlockRows, width_)),
+      Workspace right_panels(sizeof(Sum) * packed_size<T>(kBlockRows, width_)),
           gathered(sizeof(T) * kBlockRows * width_), rounded(kRounds ? sizeof(T) * kBlockRows * batch_ : 0);
-      Sum* const packed = static_cast<Sum*>(panels.data());
+      Sum* const packed = static_cast<Sum*>(right_panels.data());
       T* const active = static_cast<T*>(gathered.data());
+      const int64_t panels = count_panels<T>(width_);
       for (int64_t sum; (sum = next()) >= 0;)
         for (int64_t first = sum * step; first < std::min((sum + 1) * step, count_); first += kBlockRows) {
           const int64_t rows = std::min(kBlockRows, std::min((sum + 1) * step, count_) - first);
@@ -312,7 +262,7 @@ class LinearSoftmaxBackward {
             right.multiply(block, batch_, 1, rows, 0, right.panels(), nullptr, grad_weight_ + first * width_,
                            width_);
           gather_rows(weight_, row_ + first, rows, width_, active);
-          for (int64_t panel = 0; panel < k.panels(width_); ++panel)
+          for (int64_t panel = 0; panel < panels; ++panel)
             k.pack_panel(active, width_, 1, rows, width_, panel, 0, rows, packed);
           k.product(block, 1, batch_, batch_, rows, packed, width_, nullptr, first > sum * step,
                     partial + sum * size, width_);
@@ -337,16 +287,10 @@ class LinearSoftmaxBackward {
  private:
   // What products take of some rows; where it rounds that is written to `rounded`. Sums up the rows, too.
   const T* left(int64_t first, int64_t rows, T* rounded) const {
-    const Kernels& k = kernels();
-    for (int64_t i = 0; i < rows; ++i) {
-      const Sum* const row = slopes_ + (first + i) * batch_;
-      Sum *const sum = grad_bias_ + first + i, *const positive = positive_ + first + i;
-      if constexpr (kRounds) {
-        k.weighted_row_bf16(row, factors_, batch_, rounded + i * batch_, sum, positive);
-      } else {
-        loss_kernels<T>().weighted_row_sums(row, factors_, batch_, sum, positive);
-      }
-    }
+    const auto weighted_row = kernels<SlopeKernels<T>>().weighted_row;
+    for (int64_t i = 0; i < rows; ++i)
+      weighted_row(slopes_ + (first + i) * batch_, factors_, batch_, kRounds ? rounded + i * batch_ : nullptr,
+                   grad_bias_ + first + i, positive_ + first + i);
     if constexpr (kRounds) {
       return rounded;
     } else {
@@ -367,14 +311,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
                                                                         const Tensor& rows,
                                                                         bool needs_weight) {
   check_floating(x, "x");
-  const ScalarType dtype = x.scalar_type(), sums = sum_type(dtype);
+  const ScalarType dtype = x.scalar_type(), sums = sum_dtype(dtype);
   check_operand(slopes, "slopes", 2, sums);
   const int64_t count = slopes.size(0), batch = slopes.size(1), width = x.size(1);
   check_operand(factors, "factors", 1, sums);
   check_size(factors, "factors", 0, batch);
   check_operand(x, "x", 2, dtype);
   check_size(x, "x", 0, batch);
-  const ScalarType stored = stored_type(weight, dtype);
+  const ScalarType stored = stored_dtype(weight, dtype);
   check_operand(weight, "weight", 2, stored);
   check_size(weight, "weight", 1, width);
   check_operand(rows, "rows", 1, ScalarType::Long);
@@ -383,30 +327,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
   Tensor grad_x = torch::stable::empty({batch, width}, sums),
          grad_weight = pooled_tensor({needs_weight ? count : 0, width}, sums),
          grad_bias = torch::stable::empty({count}, sums), positive = torch::stable::empty({count}, sums);
-  with_types(dtype, stored, [&]<typename T, typename Stored>(T, Stored) {
+  by_dtypes(OperandTypes{}, dtype, stored, [&]<typename T, typename Stored>() {
     using Sum = SumOf<T>;
     using Backward = LinearSoftmaxBackward<T, Stored>;
     const auto scale_rows = [&](const Sum* from, Sum* to) {
-      const Sum* factor = pointer<Sum>(factors);
+      const Sum* factor = data<Sum>(factors);
       for (int64_t b = 0; b < batch; ++b)
         for (int64_t i = b * width; i < (b + 1) * width; ++i) to[i] = factor[b] * from[i];
     };
     Tensor scaled = x;
     if constexpr (!Backward::kRounds) {
       scaled = torch::stable::empty({batch, width}, dtype);
-      scale_rows(pointer<T>(x), mutable_pointer<T>(scaled));
+      scale_rows(data<T>(x), mutable_data<T>(scaled));
     }
     const Backward gradients(slopes, factors, weight, rows,
-                             needs_weight ? mutable_pointer<Sum>(grad_weight) : nullptr,
-                             mutable_pointer<Sum>(grad_bias), mutable_pointer<Sum>(positive));
+                             needs_weight ? mutable_data<Sum>(grad_weight) : nullptr,
+                             mutable_data<Sum>(grad_bias), mutable_data<Sum>(positive));
     if (batch * width <= kLargestSum) {
-      gradients.in_one_pass(scaled, mutable_pointer<Sum>(grad_x));
+      gradients.in_one_pass(scaled, mutable_data<Sum>(grad_x));
     } else {
       Tensor left = Backward::kRounds ? pooled_tensor({count, batch}, dtype) : slopes;
-      gradients.all_rows(Backward::kRounds ? mutable_pointer<T>(left) : nullptr);
+      gradients.all_rows(Backward::kRounds ? mutable_data<T>(left) : nullptr);
       if (needs_weight) grad_weight = multiply<T>(left, scaled);
       grad_x = multiply<T>(torch::stable::transpose(left, 0, 1), gather_rows(weight, rows, dtype));
-      if constexpr (!Backward::kRounds) scale_rows(pointer<Sum>(grad_x), mutable_pointer<Sum>(grad_x));
+      if constexpr (!Backward::kRounds) scale_rows(data<Sum>(grad_x), mutable_data<Sum>(grad_x));
     }
   });
   return {grad_x, grad_weight, grad_bias, positive};

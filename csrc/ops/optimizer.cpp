@@ -8,11 +8,13 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <optional>
 #include <vector>
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/dtypes.h"
 #include "ops/product.h"
 #include "ops/tasks.h"
 
@@ -22,10 +24,6 @@ namespace {
 // Rows of a task: of 128 numbers, with two moments, some 200 KB to move.
 int64_t grain_rows(int64_t width) {
   return std::clamp<int64_t>((1 << 14) / std::max<int64_t>(width, 1), 16, 128);
-}
-
-int64_t width_of(const Tensor& parameter) {
-  return parameter.dim() == 1 ? 1 : parameter.size(1);
 }
 
 void check_parameter(const Tensor& parameter) {
@@ -81,7 +79,7 @@ template <typename T, typename Update>
 void for_gradient_rows(const Tensor& gradient, const std::optional<Tensor>& factor, int64_t width,
                        const Update& update) {
   const int64_t count = gradient.size(0);
-  const T* left = static_cast<const T*>(gradient.const_data_ptr());
+  const T* left = data<T>(gradient);
   if constexpr (!std::is_same_v<T, BFloat16>) {
     if (factor.has_value()) {
       const PackedMatrix<T> right(*factor);
@@ -108,35 +106,35 @@ void for_gradient_rows(const Tensor& gradient, const std::optional<Tensor>& fact
   });
 }
 
-template <typename T, typename State, typename Kernel>
-struct Typed {
-  using Parameter = T;
-  using StateType = State;
-  Kernel kernel;
+struct NamedTensor {
+  const char* name;
+  const Tensor& tensor;
 };
 
-// Calls run with the kernel for the dtypes of a parameter and its state.
-template <typename Run, typename F32, typename F64, typename F32B16, typename B16, typename B16B16>
-void by_dtype(const Tensor& parameter, ScalarType state, F32 f32, F64 f64, F32B16 f32_bf16, B16 bf16,
-              B16B16 bf16_bf16, const Run& run) {
-  if (parameter.scalar_type() == ScalarType::Double) {
-    run(Typed<double, double, F64>{f64});
-  } else if (parameter.scalar_type() == ScalarType::Float) {
-    if (state == ScalarType::BFloat16) {
-      run(Typed<float, BFloat16, F32B16>{f32_bf16});
-    } else {
-      run(Typed<float, float, F32>{f32});
-    }
-  } else if (state == ScalarType::BFloat16) {
-    run(Typed<BFloat16, BFloat16, B16B16>{bf16_bf16});
-  } else {
-    run(Typed<BFloat16, float, B16>{bf16});
+// Checks everything that optimizers share, then takes a step on the rows.
+template <typename Step>
+void step_rows(const Tensor& parameter, std::initializer_list<NamedTensor> states, const Tensor& rows,
+               const Tensor& gradient, const std::optional<Tensor>& factor, const Step& step) {
+  check_parameter(parameter);
+  ScalarType state_dtype = sum_dtype(parameter.scalar_type());
+  for (const NamedTensor& state : states) {
+    check_state(state.tensor, state.name, parameter);
+    if (&state != states.begin()) check_dtype(state.tensor, state.name, state_dtype);
+    state_dtype = state.tensor.scalar_type();
   }
-}
-
-template <typename T>
-T* mutable_pointer(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
+  check_gradient(rows, gradient, factor, parameter);
+  const auto* row = rows.const_data_ptr<int64_t>();
+  const int64_t count = rows.numel(), width = parameter.dim() == 1 ? 1 : parameter.size(1);
+  by_dtypes(StateTypes{}, parameter.scalar_type(), state_dtype, [&]<typename T, typename State>() {
+    const auto kernel = kernels<OptimizerKernels<Step, T, State>>().step_rows;
+    T* const weights = mutable_data<T>(parameter);
+    State* numbers[Step::kStates + 1] = {};
+    std::transform(states.begin(), states.end(), numbers,
+                   [](const NamedTensor& state) { return mutable_data<State>(state.tensor); });
+    for_gradient_rows<T>(gradient, factor, width, [&](int64_t begin, int64_t end, const T* g) {
+      kernel(weights, numbers, row, g, begin, end, count, width, step);
+    });
+  });
 }
 
 void row_sparse_adam_(const Tensor& parameter, const Tensor& first, const Tensor& second, const Tensor& rows,
@@ -144,79 +142,33 @@ void row_sparse_adam_(const Tensor& parameter, const Tensor& first, const Tensor
                       double beta2, double eps, double weight_decay, double bias_correction1,
                       double bias_correction2, bool decoupled, bool maximize, std::optional<Tensor> factor,
                       int64_t seed) {
-  check_parameter(parameter);
-  check_state(first, "first", parameter);
-  check_state(second, "second", parameter);
-  check_dtype(second, "second", first.scalar_type());
-  check_gradient(rows, gradient, factor, parameter);
   if (decays.has_value()) {
     check_operand(*decays, "decays", 2, ScalarType::Double);
     check_size(*decays, "decays", 0, rows.numel());
     check_size(*decays, "decays", 1, 3);
   }
-  const AdamStep step{lr,        beta1,    beta2, eps, weight_decay, bias_correction1, bias_correction2,
-                      decoupled, maximize, seed};
-  const Kernels& k = kernels();
-  by_dtype(parameter, first.scalar_type(), k.adam_rows_f32, k.adam_rows_f64, k.adam_rows_f32_bf16,
-           k.adam_rows_bf16, k.adam_rows_bf16_bf16, [&](auto typed) {
-             using T = typename decltype(typed)::Parameter;
-             using State = typename decltype(typed)::StateType;
-             T* p = mutable_pointer<T>(parameter);
-             State *m = mutable_pointer<State>(first), *v = mutable_pointer<State>(second);
-             const auto* row = rows.const_data_ptr<int64_t>();
-             const double* decay = decays.has_value() ? decays->const_data_ptr<double>() : nullptr;
-             const int64_t width = width_of(parameter);
-             for_gradient_rows<T>(gradient, factor, width, [&](int64_t begin, int64_t end, const T* g) {
-               typed.kernel(p, m, v, row + begin, g, decay == nullptr ? nullptr : decay + 3 * begin,
-                            end - begin, rows.numel() - begin, width, step);
-             });
-           });
+  step_rows(parameter, {{"first", first}, {"second", second}}, rows, gradient, factor,
+            AdamStep{lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, decoupled,
+                     maximize, seed, data<double>(decays)});
 }
 
 void row_sparse_sgd_(const Tensor& parameter, std::optional<Tensor> momentum_buffer, const Tensor& rows,
                      const Tensor& gradient, double lr, double momentum, double dampening,
                      double weight_decay, bool nesterov, bool maximize, std::optional<Tensor> factor,
                      int64_t seed) {
-  check_parameter(parameter);
-  if (momentum_buffer.has_value()) check_state(*momentum_buffer, "momentum_buffer", parameter);
-  check_gradient(rows, gradient, factor, parameter);
-  const SgdStep step{lr, momentum, dampening, weight_decay, nesterov, maximize, seed};
-  const ScalarType state = momentum_buffer.has_value() ? momentum_buffer->scalar_type() : ScalarType::Float;
-  const Kernels& k = kernels();
-  by_dtype(parameter, state, k.sgd_rows_f32, k.sgd_rows_f64, k.sgd_rows_f32_bf16, k.sgd_rows_bf16,
-           k.sgd_rows_bf16_bf16, [&](auto typed) {
-             using T = typename decltype(typed)::Parameter;
-             using State = typename decltype(typed)::StateType;
-             T* p = mutable_pointer<T>(parameter);
-             State* buffer = momentum_buffer.has_value() ? mutable_pointer<State>(*momentum_buffer) : nullptr;
-             const auto* row = rows.const_data_ptr<int64_t>();
-             const int64_t width = width_of(parameter);
-             for_gradient_rows<T>(gradient, factor, width, [&](int64_t begin, int64_t end, const T* g) {
-               typed.kernel(p, buffer, row + begin, g, end - begin, rows.numel() - begin, width, step);
-             });
-           });
+  if (momentum_buffer.has_value()) {
+    step_rows(parameter, {{"momentum_buffer", *momentum_buffer}}, rows, gradient, factor,
+              MomentumStep{lr, momentum, dampening, weight_decay, nesterov, maximize, seed});
+  } else {
+    step_rows(parameter, {}, rows, gradient, factor, SgdStep{lr, weight_decay, maximize, seed});
+  }
 }
 
 void row_sparse_adagrad_(const Tensor& parameter, const Tensor& squares, const Tensor& rows,
                          const Tensor& gradient, double lr, double eps, double weight_decay, bool maximize,
                          std::optional<Tensor> factor, int64_t seed) {
-  check_parameter(parameter);
-  check_state(squares, "squares", parameter);
-  check_gradient(rows, gradient, factor, parameter);
-  const AdagradStep step{lr, eps, weight_decay, maximize, seed};
-  const Kernels& k = kernels();
-  by_dtype(parameter, squares.scalar_type(), k.adagrad_rows_f32, k.adagrad_rows_f64, k.adagrad_rows_f32_bf16,
-           k.adagrad_rows_bf16, k.adagrad_rows_bf16_bf16, [&](auto typed) {
-             using T = typename decltype(typed)::Parameter;
-             using State = typename decltype(typed)::StateType;
-             T* p = mutable_pointer<T>(parameter);
-             State* s = mutable_pointer<State>(squares);
-             const auto* row = rows.const_data_ptr<int64_t>();
-             const int64_t width = width_of(parameter);
-             for_gradient_rows<T>(gradient, factor, width, [&](int64_t begin, int64_t end, const T* g) {
-               typed.kernel(p, s, row + begin, g, end - begin, rows.numel() - begin, width, step);
-             });
-           });
+  step_rows(parameter, {{"squares", squares}}, rows, gradient, factor,
+            AdagradStep{lr, eps, weight_decay, maximize, seed});
 }
 
 }  // namespace

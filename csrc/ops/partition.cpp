@@ -355,10 +355,10 @@ Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& cent
   const auto* id = ids.const_data_ptr<int32_t>();
   const auto* follower = next.const_data_ptr<int32_t>();
   const auto* head = reinterpret_cast<const Head*>(heads.const_data_ptr<int32_t>());
-  const auto sketch_scores = kernels().sketch_scores;
-  const auto dot = kernels().dot_rows_f32;
-  const auto scan = kernels().topk_f32.scan;
-  const int64_t vector = kernels().topk_f32.vector;
+  const auto sketch_scores = kernels<SketchKernels>().scores;
+  const auto dot = kernels<DotKernels<float>>().dot_rows;
+  const auto scan = kernels<TopkKernels<float>>().scan;
+  const int64_t vector = kernels<TopkKernels<float>>().vector;
 
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
     BucketOrder order;

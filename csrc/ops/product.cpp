@@ -28,10 +28,9 @@ template <typename T>
 Tensor multiply(const Tensor& a, const Tensor& b, const SumOf<T>* bias) {
   const int64_t rows = a.size(0), columns = b.size(1), a_row = a.stride(0), a_col = a.stride(1);
   const PackedMatrix<T> right(b);
-  Tensor out =
-      pooled_tensor({rows, columns}, std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float);
-  const T* left = static_cast<const T*>(a.const_data_ptr());
-  auto* result = static_cast<SumOf<T>*>(out.mutable_data_ptr());
+  Tensor out = pooled_tensor({rows, columns}, dtype_of<SumOf<T>>);
+  const T* left = data<T>(a);
+  auto* result = mutable_data<SumOf<T>>(out);
   const int64_t of_task = task_rows(rows);
   const int64_t row_tasks = (rows + of_task - 1) / of_task;
   const int64_t panel_tasks = (right.panels() + kTaskPanels - 1) / kTaskPanels;
@@ -52,11 +51,6 @@ template Tensor multiply<BFloat16>(const Tensor&, const Tensor&, const float*);
 
 namespace {
 
-template <typename T>
-const T* pointer(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
-}
-
 Tensor product(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
   check_cpu(a, "a");
   check_dim(a, "a", 2);
@@ -70,8 +64,9 @@ Tensor product(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bi
     check_operand(*bias, "bias", 1, a.scalar_type());
     check_size(*bias, "bias", 0, a.size(0));
   }
-  return a.scalar_type() == ScalarType::Float ? multiply<float>(a, b, pointer<float>(bias))
-                                              : multiply<double>(a, b, pointer<double>(bias));
+  Tensor out;
+  by_dtype(SumTypes{}, a.scalar_type(), "a", [&]<typename T>() { out = multiply<T>(a, b, data<T>(bias)); });
+  return out;
 }
 
 }  // namespace

@@ -42,9 +42,9 @@ Tensor sketch_candidates(const Tensor& x, const Tensor& codes, const Tensor& fac
   auto* out = candidates.mutable_data_ptr<int64_t>();
   const auto* code = codes.const_data_ptr<uint8_t>();
   const auto* factor = static_cast<const BFloat16*>(factors.const_data_ptr());
-  const auto sketch_scores = kernels().sketch_scores;
-  const auto scan = kernels().topk_f32.scan;
-  const int64_t vector = kernels().topk_f32.vector;
+  const auto sketch_scores = kernels<SketchKernels>().scores;
+  const auto scan = kernels<TopkKernels<float>>().scan;
+  const int64_t vector = kernels<TopkKernels<float>>().vector;
 
   std::vector<SignTables> tables;
   for (int64_t b = 0; b < batch; ++b) tables.emplace_back(x.const_data_ptr<float>() + b * width, width, 1);

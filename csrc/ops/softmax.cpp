@@ -12,11 +12,11 @@
 #include <limits>
 #include <optional>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/dtypes.h"
 
 namespace torch_lsh {
 namespace {
@@ -74,10 +74,9 @@ struct View {
 
   View(const Tensor& logits_, const std::optional<Tensor>& log_weights_, const Tensor& positions_,
        const Tensor& shares_)
-      : logits(static_cast<const T*>(logits_.const_data_ptr())),
-        log_weights(log_weights_.has_value() ? static_cast<const T*>(log_weights_->const_data_ptr())
-                                             : nullptr),
-        shares(static_cast<const T*>(shares_.const_data_ptr())),
+      : logits(data<T>(logits_)),
+        log_weights(data<T>(log_weights_)),
+        shares(data<T>(shares_)),
         positions(positions_.const_data_ptr<int64_t>()),
         batch(logits_.size(0)),
         count(logits_.size(1)),
@@ -99,26 +98,8 @@ struct View {
 };
 
 template <typename T>
-struct SoftmaxKernels {
-  T (*log_sum_exp)(const T*, const T*, int64_t);
-  void (*scaled_softmax)(const T*, const T*, int64_t, T, T, T*);
-  void (*column_sums)(const T*, const T*, int64_t, int64_t, T*, T*);
-  void (*column_softmax)(const T*, T, int64_t, const T*, const T*, T*);
-};
-
-template <typename T>
-SoftmaxKernels<T> softmax_kernels() {
-  const Kernels& k = kernels();
-  if constexpr (std::is_same_v<T, float>) {
-    return {k.log_sum_exp_f32, k.scaled_softmax_f32, k.column_sums_f32, k.column_softmax_f32};
-  } else {
-    return {k.log_sum_exp_f64, k.scaled_softmax_f64, k.column_sums_f64, k.column_softmax_f64};
-  }
-}
-
-template <typename T>
 void log_partition_by_columns(const View<T>& in, T* log_z) {
-  const auto kernel = softmax_kernels<T>().column_sums;
+  const auto kernel = kernels<SoftmaxKernels<T>>().column_sums;
   const int64_t blocks = (in.count + kBlockRows - 1) / kBlockRows;
   std::vector<T> largest(blocks * in.batch), sums(blocks * in.batch);
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
@@ -148,7 +129,7 @@ void forward(const View<T>& in, T* loss, T* log_z) {
   if (in.by_columns()) {
     log_partition_by_columns(in, log_z);
   } else {
-    const auto kernel = softmax_kernels<T>().log_sum_exp;
+    const auto kernel = kernels<SoftmaxKernels<T>>().log_sum_exp;
     torch::stable::parallel_for(0, in.batch, 1, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
         log_z[b] = kernel(in.logits + b * in.count, in.weights_of(b), in.count);
@@ -170,7 +151,7 @@ void forward(const View<T>& in, T* loss, T* log_z) {
 // `out` has the layout of the logits.
 template <typename T>
 void backward(const View<T>& in, const T* grad, const T* log_z, T* out) {
-  const SoftmaxKernels<T> k = softmax_kernels<T>();
+  const auto& k = kernels<SoftmaxKernels<T>>();
   if (in.by_columns()) {
     std::vector<T> factor(in.batch);
     for (int64_t b = 0; b < in.batch; ++b) factor[b] = grad[b] * in.mass_of(b);
@@ -192,22 +173,14 @@ void backward(const View<T>& in, const T* grad, const T* log_z, T* out) {
         out[b * in.sample_stride + in.positions[i] * in.row_stride] -= grad[b] * in.shares[i];
 }
 
-template <typename T>
-T* pointer(Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
 std::tuple<Tensor, Tensor> sampled_softmax_loss(const Tensor& logits, std::optional<Tensor> log_weights,
                                                 const Tensor& positions, const Tensor& shares) {
   check(logits, log_weights, positions, shares);
   Tensor loss = torch::stable::empty({logits.size(0)}, logits.scalar_type());
   Tensor log_z = torch::stable::empty({logits.size(0)}, logits.scalar_type());
-  if (logits.scalar_type() == ScalarType::Float) {
-    forward(View<float>(logits, log_weights, positions, shares), pointer<float>(loss), pointer<float>(log_z));
-  } else {
-    forward(View<double>(logits, log_weights, positions, shares), pointer<double>(loss),
-            pointer<double>(log_z));
-  }
+  by_dtype(SumTypes{}, logits.scalar_type(), "logits", [&]<typename T>() {
+    forward(View<T>(logits, log_weights, positions, shares), mutable_data<T>(loss), mutable_data<T>(log_z));
+  });
   return {loss, log_z};
 }
 
@@ -220,24 +193,21 @@ Tensor sampled_softmax_loss_backward(const Tensor& grad, const Tensor& log_z, co
   check_size(grad, "grad", 0, logits.size(0));
   check_size(log_z, "log_z", 0, logits.size(0));
   Tensor out = torch::stable::empty_like(logits);  // of the same strides
-  if (logits.scalar_type() == ScalarType::Float) {
-    backward(View<float>(logits, log_weights, positions, shares), grad.const_data_ptr<float>(),
-             log_z.const_data_ptr<float>(), pointer<float>(out));
-  } else {
-    backward(View<double>(logits, log_weights, positions, shares), grad.const_data_ptr<double>(),
-             log_z.const_data_ptr<double>(), pointer<double>(out));
-  }
+  by_dtype(SumTypes{}, logits.scalar_type(), "logits", [&]<typename T>() {
+    backward(View<T>(logits, log_weights, positions, shares), data<T>(grad), data<T>(log_z),
+             mutable_data<T>(out));
+  });
   return out;
 }
 
-template <typename T, typename RowKernel, typename ColumnKernel>
-void sum_positive(RowKernel add_positive, ColumnKernel positive_sum, const Tensor& gradient, Tensor& out) {
+template <typename T>
+void sum_positive(const Tensor& gradient, T* sums) {
+  const auto& k = kernels<SoftmaxKernels<T>>();
   const int64_t rows = gradient.size(0), columns = gradient.size(1);
-  const T* values = static_cast<const T*>(gradient.const_data_ptr());
-  T* sums = pointer<T>(out);
+  const T* values = data<T>(gradient);
   if (is_by_columns(gradient, "gradient")) {
     torch::stable::parallel_for(0, columns, kGrainRows, [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) sums[c] = positive_sum(values + c * rows, rows);
+      for (int64_t c = begin; c < end; ++c) sums[c] = k.positive_sum(values + c * rows, rows);
     });
     return;
   }
@@ -247,7 +217,7 @@ void sum_positive(RowKernel add_positive, ColumnKernel positive_sum, const Tenso
       const int64_t first = block * kBlock, count = std::min(kBlock, columns - first);
       std::fill(sums + first, sums + first + count, T(0));
       for (int64_t row = 0; row < rows; ++row)
-        add_positive(values + row * columns + first, count, sums + first);
+        k.add_positive(values + row * columns + first, count, sums + first);
     }
   });
 }
@@ -255,12 +225,8 @@ void sum_positive(RowKernel add_positive, ColumnKernel positive_sum, const Tenso
 Tensor positive_sums(const Tensor& gradient) {
   check_matrix(gradient, "gradient");
   Tensor sums = torch::stable::empty({gradient.size(1)}, gradient.scalar_type());
-  const Kernels& k = kernels();
-  if (gradient.scalar_type() == ScalarType::Float) {
-    sum_positive<float>(k.add_positive_f32, k.positive_sum_f32, gradient, sums);
-  } else {
-    sum_positive<double>(k.add_positive_f64, k.positive_sum_f64, gradient, sums);
-  }
+  by_dtype(SumTypes{}, gradient.scalar_type(), "gradient",
+           [&]<typename T>() { sum_positive<T>(gradient, mutable_data<T>(sums)); });
   return sums;
 }
 

@@ -377,7 +377,7 @@ Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional
   const auto* codes = row_codes.has_value() ? row_codes->const_data_ptr<int32_t>() : nullptr;
   const auto* sketch = query_codes.has_value() ? query_codes->const_data_ptr<int32_t>() : nullptr;
   auto* out = candidates.mutable_data_ptr<int64_t>();
-  const auto hamming = kernels().hamming;
+  const auto hamming = kernels<HashKernels>().hamming;
 
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
     thread_local Tally tally;

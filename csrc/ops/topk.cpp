@@ -13,12 +13,12 @@
 #include <limits>
 #include <optional>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "checks.h"
 #include "kernels/kernels.h"
-#include "rank.h"
+#include "ops/dtypes.h"
+#include "ops/rank.h"
 
 namespace torch_lsh {
 namespace {
@@ -80,10 +80,13 @@ void merge(const std::vector<Best<Value>>& parts, int64_t sample, int64_t k, Val
   std::fill(indices + found, indices + k, -1);
 }
 
-// Weights are stored as T, samples and biases as X; sums are of type Value.
-template <typename T, typename X, typename Value>
+// Weights are stored as T, samples and biases as SampleOf<T>.
+template <typename T>
 struct Layer {
-  const TopkKernels<T, X, Value>& kernel;
+  using X = SampleOf<T>;
+  using Value = SumOf<T>;
+
+  const TopkKernels<T>& kernel;
   const T* weight;
   const Value* scale;  // null: ones
   const X* bias;       // null: zeros
@@ -97,16 +100,7 @@ struct Layer {
   }
 
   void biases(int64_t begin, int64_t count, Value* out) const {
-    for (int64_t i = 0; i < count; ++i) {
-      if (bias == nullptr) {
-        out[i] = 0;
-      } else if constexpr (std::is_same_v<X, BFloat16>) {
-        const uint32_t bits = static_cast<uint32_t>(bias[begin + i].bits) << 16;
-        __builtin_memcpy(out + i, &bits, sizeof(bits));
-      } else {
-        out[i] = bias[begin + i];
-      }
-    }
+    for (int64_t i = 0; i < count; ++i) out[i] = bias == nullptr ? Value(0) : number(bias[begin + i]);
   }
 };
 
@@ -116,9 +110,10 @@ struct Group {
   int64_t packed, thresholds;  // where its numbers begin
 };
 
-template <typename T, typename X, typename Value>
-void search(const Layer<T, X, Value>& layer, const X* x, int64_t batch, int64_t k, Value* values,
+template <typename T>
+void search(const Layer<T>& layer, const SampleOf<T>* x, int64_t batch, int64_t k, SumOf<T>* values,
             int64_t* indices) {
+  using Value = SumOf<T>;
   const auto& kernel = layer.kernel;
   const int64_t width = layer.width;
   std::vector<Group> groups;
@@ -188,9 +183,10 @@ void search(const Layer<T, X, Value>& layer, const X* x, int64_t batch, int64_t 
 }
 
 // The rows of each sample are cut into as many segments as keep all threads busy.
-template <typename T, typename X, typename Value>
-void search_rows(const Layer<T, X, Value>& layer, const X* x, const int64_t* rows, int64_t batch,
-                 int64_t candidates, int64_t k, Value* values, int64_t* indices) {
+template <typename T>
+void search_rows(const Layer<T>& layer, const SampleOf<T>* x, const int64_t* rows, int64_t batch,
+                 int64_t candidates, int64_t k, SumOf<T>* values, int64_t* indices) {
+  using Value = SumOf<T>;
   const auto& kernel = layer.kernel;
   const int64_t width = layer.width;
   const int64_t segments =
@@ -244,35 +240,19 @@ void check(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& b
   }
 }
 
-template <typename T>
-const T* pointer(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
-}
-
 // Calls run(layer, samples, values) with the types of the arguments, which have been checked.
 template <typename Run>
 void with_layer(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                 const std::optional<Tensor>& scale, Tensor& values, const Run& run) {
-  const auto typed = [&]<typename T, typename X, typename Value>(const TopkKernels<T, X, Value>& kernel) {
-    run(Layer<T, X, Value>{kernel, static_cast<const T*>(weight.const_data_ptr()), pointer<Value>(scale),
-                           pointer<X>(bias), weight.size(0), weight.size(1)},
-        static_cast<const X*>(x.const_data_ptr()), static_cast<Value*>(values.mutable_data_ptr()));
-  };
-  switch (weight.scalar_type()) {
-    case ScalarType::Float:
-      return typed(kernels().topk_f32);
-    case ScalarType::Double:
-      return typed(kernels().topk_f64);
-    case ScalarType::BFloat16:
-      return typed(kernels().topk_bf16);
-    default:
-      return typed(kernels().topk_i8);
-  }
+  by_dtype(WeightTypes{}, weight.scalar_type(), "weight", [&]<typename T>() {
+    const Layer<T> layer{kernels<TopkKernels<T>>(), data<T>(weight), data<SumOf<T>>(scale),
+                         data<SampleOf<T>>(bias),   weight.size(0),  weight.size(1)};
+    run(layer, data<SampleOf<T>>(x), mutable_data<SumOf<T>>(values));
+  });
 }
 
 std::tuple<Tensor, Tensor> empty_result(const Tensor& x, int64_t k) {
-  const ScalarType dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  return {torch::stable::empty({x.size(0), k}, dtype),
+  return {torch::stable::empty({x.size(0), k}, sum_dtype(x.scalar_type())),
           torch::stable::empty({x.size(0), k}, ScalarType::Long)};
 }
 

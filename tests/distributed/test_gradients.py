@@ -65,7 +65,7 @@ def _work(rank):
         train(model, batches, average_gradients, optimizer)
         results[name] = model.state_dict()
     for dtype in (torch.float32, torch.bfloat16):
-        results[str(dtype)] = _train_sampled(dtype, [(x[half], y[half]) for x, y in make_batches(30)])
+        results[str(dtype)] = _train_sampled(dtype, [(x[half], y[half]) for x, y in make_batches(10)])
     results["kinds"] = _kinds(rank)
     different = [[torch.zeros(3)] * (1 + rank), [torch.zeros(2), torch.zeros(3 + rank)]]
     different.append([torch.zeros(3, dtype=torch.float64 if rank else torch.float32)])

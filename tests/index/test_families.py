@@ -209,21 +209,6 @@ def test_values_that_are_not_numbers():
     assert torch.equal(twins.dwta_codes(x, bins, 1, 0), ops.dwta_codes(x, bins, 1, 0))
 
 
-def test_opcheck():
-    x, projections, bins = torch.randn(5, 9), torch.randn(9, 12), DWTA(9, 3, 4).bins
-    calls = {
-        "simhash_codes": (x, projections, 3),
-        "simhash_products": (x, projections),
-        "hadamard_products": (x, *StructuredProjections.draw(9, 12, torch.Generator())),
-        "hadamard_codes": (x, *StructuredProjections.draw(9, 12, torch.Generator()), 3),
-        "cross_polytope_codes": (x, *StructuredProjections.draw(9, 12, torch.Generator()), 2, 3),
-        "probe_codes": (torch.zeros(2, 3).int(), torch.ones(2, 3, 4, 1).int(), torch.ones(2, 3, 4, 1), 5),
-        "dwta_codes": (x, bins, 3, 0),
-    }
-    for name, arguments in calls.items():
-        torch.library.opcheck(getattr(torch.ops.torch_lsh, name), arguments)
-
-
 SIGNS, REST = StructuredProjections.draw(6, 8, torch.Generator())
 FLIPS = torch.ones(4, 2, 3, 1, dtype=torch.int32)
 X, P, BINS = torch.randn(4, 6), torch.randn(6, 8), torch.zeros(8, 8, dtype=torch.int64)

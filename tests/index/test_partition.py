@@ -202,18 +202,6 @@ def test_query_partition_visits_buckets_in_the_order_of_their_scores(simd_level)
         assert (found[:, examined:] == -1).all()
 
 
-def test_operators_of_a_partition_opcheck():
-    store, numbers, wanted, codes, factors = partition_of(100, 4, 16, bits=2)
-    checks = ("test_schema", "test_faketensor")
-    update = (*store, numbers, wanted, codes, factors)
-    torch.library.opcheck(torch.ops.torch_lsh.update_partition, update, test_utils=checks)
-    ops.update_partition(*update)
-    query = (torch.randn(2, 16), torch.randn(2, 4), torch.randn(4, 16), *store[:5], 7, 50)
-    torch.library.opcheck(torch.ops.torch_lsh.query_partition, query, test_utils=checks)
-    residual = (torch.randn(3, 16), torch.randn(4, 16), wanted[:3].clone(), 2)
-    torch.library.opcheck(torch.ops.torch_lsh.residual_codes, residual, test_utils=checks)
-
-
 def test_operators_of_a_partition_refuse_bad_input():
     store, numbers, wanted, codes, factors = partition_of(100, 4, 16)
     before = [part.clone() for part in store]

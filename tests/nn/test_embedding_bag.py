@@ -37,12 +37,12 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2**-6}
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("samples", "width"), [(0, 3), (1, 1), (9, 33), (100, 128), (5, 1100), (4, 0)])
 @pytest.mark.parametrize("weighted", [True, False])
-def test_forward_and_backward_equal_reference(simd_level, threads, dtype, samples, width, weighted):
+def test_forward_and_backward_equal_reference(simd_level, dtype, samples, width, weighted):
     weight = torch.randn(F_, width).to(dtype)
     crow, col, values = batch(samples, dtype=dtype)
     values = values if weighted else None
-    twins = [t.double().requires_grad_() if t is not None else None for t in (weight, values)]
-    expected = twins.embedding_bag(twins[0], crow, col, twins[1])
+    copies = [t.double().requires_grad_() if t is not None else None for t in (weight, values)]
+    expected = twins.embedding_bag(copies[0], crow, col, copies[1])
     close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype] * 10}
     out = ops.embedding_bag(weight, crow, col, values)
     assert out.dtype is dtype
@@ -52,11 +52,11 @@ def test_forward_and_backward_equal_reference(simd_level, threads, dtype, sample
     expected.backward(grad.double())
     rows, sums = torch.ops.torch_lsh.embedding_bag_backward(grad, crow, col, values)
     assert torch.equal(rows, col.unique())
-    torch.testing.assert_close(sums.double(), twins[0].grad[rows], **close)
+    torch.testing.assert_close(sums.double(), copies[0].grad[rows], **close)
     if weighted:
         grad_values = torch.ops.torch_lsh.embedding_bag_values_backward(grad, weight, crow, col)
         close["atol"] *= 10
-        torch.testing.assert_close(grad_values.double(), twins[1].grad, **close)
+        torch.testing.assert_close(grad_values.double(), copies[1].grad, **close)
 
 
 def test_results_do_not_depend_on_threads():
@@ -181,7 +181,7 @@ def test_threads_share_features_by_ranges(kind, weighted):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_every_width_of_blocks_and_their_ends(simd_level, dtype):
     crow, col, values = batch(7, dtype=dtype)
-    for width in [*range(1, 70), 127, 129, 255, 256, 257, 300]:
+    for width in [*range(1, 34), 63, 64, 65, 127, 129, 257, 300]:
         weight = torch.randn(F_, width).to(dtype)
         expected = twins.embedding_bag(weight.double(), crow, col, values.double())
         out = ops.embedding_bag(weight, crow, col, values)
@@ -222,16 +222,6 @@ def test_gradcheck():
     values.requires_grad_()
     assert torch.autograd.gradcheck(lambda w, v: ops.embedding_bag(w, crow, col, v), (weight, values))
     assert torch.autograd.gradcheck(lambda w: ops.embedding_bag(w, crow, col), (weight,))
-
-
-def test_opcheck():
-    weight, (crow, col, values) = torch.randn(F_, D, requires_grad=True), batch()
-    o = torch.ops.torch_lsh
-    torch.library.opcheck(o.embedding_bag, (weight, crow, col, values.requires_grad_()))
-    torch.library.opcheck(o.embedding_bag, (weight, crow, col, None))
-    grad = torch.randn(len(crow) - 1, D)
-    torch.library.opcheck(o.embedding_bag_backward, (grad, crow, col, values.detach()))
-    torch.library.opcheck(o.embedding_bag_values_backward, (grad, weight.detach(), crow, col))
 
 
 def test_autocast_does_not_convert_the_table():

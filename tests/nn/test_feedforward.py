@@ -454,8 +454,8 @@ def test_swap_is_measured(monkeypatch):
         measured.append(shape[:3])
         return 2.0 if shape[1] == 5000 else 0.5
 
-    monkeypatch.setattr(torch_lsh.nn.convert, "_measured_block_speedup", speedup)
-    monkeypatch.setattr(torch_lsh.nn.convert, "_measured_speedup", lambda *_: 2.0)
+    monkeypatch.setattr(torch_lsh.nn.speedup, "block_speedup", speedup)
+    monkeypatch.setattr(torch_lsh.nn.speedup, "linear_speedup", lambda *_: 2.0)
 
     def block(hidden):
         return nn.Sequential(nn.Linear(D, hidden), nn.ReLU(), nn.Linear(hidden, D))
@@ -464,12 +464,6 @@ def test_swap_is_measured(monkeypatch):
     assert blocks_of(model) == ["1.2"]
     assert measured == [(D, 5000, D), (D, 6000, D)]
     assert type(model[2][0]) is nn.Linear  # not worth it as a block, and no output layer
-
-
-def test_measurement_of_a_block():
-    wide, active = nn.Linear(256, 16_384), LSHConfig(active=64)
-    assert torch_lsh.nn.convert.block_pays(wide, nn.Linear(16_384, 256), active)
-    assert not torch_lsh.nn.convert.block_pays(wide, nn.Linear(16_384, 256), LSHConfig(active=1.0))
 
 
 def test_compiled_block_trains():

@@ -48,7 +48,7 @@ def train(model, optimizer, steps=6, autocast=False):
 @pytest.mark.parametrize(("cls", "options"), OPTIMIZERS)
 @pytest.mark.parametrize("scope", ["batch", "sample"])
 @pytest.mark.parametrize("mode", ["float64", "float32", "bfloat16", "autocast"])
-def test_the_same_as_with_gradients(threads, cls, options, scope, mode):
+def test_the_same_as_with_gradients(cls, options, scope, mode):
     dtype = {"float64": torch.float64, "bfloat16": torch.bfloat16}.get(mode, torch.float32)
     config = torch_lsh.LSHConfig(active=64, scope=scope)
     torch.manual_seed(0)
@@ -131,7 +131,7 @@ def test_learning_rate_schedules_and_closures_work():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("count", "batch", "width"), [(1, 1, 1), (70, 33, 40), (100, 300, 17), (5, 0, 3), (0, 4, 3)])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_gradients_as_two_factors_equal_reference(simd_level, threads, dtype, count, batch, width, transposed):
+def test_gradients_as_two_factors_equal_reference(simd_level, dtype, count, batch, width, transposed):
     parameter, first, second = (torch.rand(120, width, dtype=dtype) for _ in range(3))
     rows = torch.randperm(120)[:count].sort()[0]
     left, right = torch.randn(count, batch, dtype=dtype), torch.randn(batch, width, dtype=dtype)

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import optim
 from ..config import LSHConfig
 from ..nn import EmbeddingBag, LSHLinear
-from ..optim import optimizers as optim
 
 
 def _shares(y: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""Training by several processes, each with its own part of the data: their gradients are averaged.
+"""Averages gradients over processes that each train on their own part of the data.
 
-``DistributedDataParallel`` averages gradients as large as the parameters, so under it the layers of this library give
-dense ones and every step costs their width. Here row-sparse gradients stay row-sparse, and what processes send each
-other grows with the rows touched. The loop, in each process::
+``DistributedDataParallel`` averages dense gradients, so under it every step costs the width of a layer. Here row-sparse
+gradients stay row-sparse, and communication grows with the rows touched. The loop, in each process::
 
     torch.distributed.init_process_group("gloo")
     broadcast_parameters(model)
@@ -12,8 +11,8 @@ other grows with the rows touched. The loop, in each process::
         optimizer.step()
         optimizer.zero_grad()
 
-All processes make the same updates, so parameters stay the same in all of them, to the bit, as do the rows that are
-re-hashed. Every process chooses active rows for its own batch; random ones are the same in all.
+All processes make the same updates, so their parameters stay equal to the bit, and they re-hash the same rows. Each
+process chooses the active rows of its own batch; the random ones among them are the same in all processes.
 """
 
 from __future__ import annotations
@@ -25,42 +24,42 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..optim.optimizers import row_sparse_gradient
-from ..row_sparse import parameters as row_sparse
+from ..optim.gradients import row_sparse, rows_and_values, sum_repeated_rows
+from ..row_sparse.parameters import updater
 
-_ROW_SPARSE, _DENSE = 1, 2  # 0: no gradient. The mean is of the greatest kind that a process has.
+_ROW_SPARSE, _DENSE = 1, 2  # 0: no gradient. The mean is of the greatest kind among the processes.
 
 
 @torch.no_grad()
 def broadcast_parameters(module: nn.Module, source: int = 0, group: dist.ProcessGroup | None = None) -> None:
-    """Gives all processes the parameters and buffers that process ``source`` has."""
+    """Copies parameters and buffers of process ``source`` to all processes of ``group`` (default: all)."""
     tensors = [*module.parameters(), *module.buffers()]
     for tensor in tensors:
         dist.broadcast(tensor, source, group)
-    torch.autograd.graph.increment_version(tensors)  # hash tables follow it, and the broadcast leaves it
+    torch.autograd.graph.increment_version(tensors)  # the broadcast does not, and hash tables rely on it
 
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup | None = None) -> None:
-    """Replaces gradients by their means over the processes: between ``backward()`` and the optimizer's ``step()``.
+    """Replaces gradients by their means over the processes; call it between ``backward()`` and ``step()``.
 
-    A process without a gradient of a parameter counts as one whose gradient is 0, and nobody gets one where nobody has
-    one. Row-sparse gradients become those of all rows that any process touched, unless a process has a dense one.
+    A missing gradient counts as 0; a parameter without a gradient in any process gets none. The mean of row-sparse
+    gradients holds the rows that any process touched. If one process has a dense gradient, the mean is dense.
 
     Args:
         parameters: the same, in the same order, in each process.
         group: the processes; default: all.
 
     Raises:
-        RuntimeError: an optimizer with ``in_backward=True`` has updated the rows already; or the processes do not have
-            the same parameters, which all of them say before any gradient has changed.
+        RuntimeError: an optimizer with ``in_backward=True`` has updated the rows already; or the parameters differ
+            between processes. All processes raise it, before any gradient changes.
     """
     parameters = list(parameters)
     for parameter in parameters:
-        if row_sparse.updater(parameter) is not None:
+        if updater(parameter) is not None:
             raise RuntimeError(
-                f"a parameter of shape {tuple(parameter.shape)} is updated in the backward pass, before gradients of "
-                "other processes are known; leave in_backward off"
+                f"a parameter of shape {tuple(parameter.shape)} is updated in the backward pass, before the "
+                "gradients of other processes arrive; leave in_backward off"
             )
     kinds, counts = _announced(parameters, group)
     for parameter, kind, count in zip(parameters, kinds, counts):
@@ -71,7 +70,7 @@ def average_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup | N
 
 
 def _announced(parameters: list[Tensor], group: dist.ProcessGroup | None) -> tuple[list[int], list[list[int]]]:
-    """For each parameter the kind that its mean will have, and how many rows each process brings, if row-sparse."""
+    """The kind of each mean, and the number of rows ``[parameters][processes]`` that the processes bring."""
     lengths = torch.cat(_gathered(torch.tensor([len(parameters)]), group)).tolist()
     if len(set(lengths)) > 1:
         raise RuntimeError(f"parameters holds {lengths} tensors in the processes; wanted the same in all")
@@ -83,8 +82,8 @@ def _announced(parameters: list[Tensor], group: dist.ProcessGroup | None) -> tup
         if gradient is not None and gradient.layout is torch.strided:
             own[number, 0] = _DENSE
         elif gradient is not None:
-            rows, values = row_sparse_gradient(gradient)
-            parameter.grad = _row_sparse(rows, values, parameter)
+            rows, values = rows_and_values(gradient)
+            parameter.grad = row_sparse(rows, values, parameter.shape)
             own[number, 0], own[number, 1] = _ROW_SPARSE, len(rows)
     all_kinds, all_counts, all_forms = torch.stack(_gathered(own, group)).unbind(2)
     differs = (all_forms != all_forms[0]).any(0)
@@ -95,7 +94,7 @@ def _announced(parameters: list[Tensor], group: dist.ProcessGroup | None) -> tup
 
 
 def _gathered(tensor: Tensor, group: dist.ProcessGroup | None) -> list[Tensor]:
-    """The tensors, of one shape, of all processes."""
+    """``tensor`` of every process; its shape is the same in all."""
     tensors = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
     dist.all_gather(tensors, tensor, group)
     return tensors
@@ -108,19 +107,12 @@ def _mean_of_dense(parameter: Tensor, group: dist.ProcessGroup | None) -> Tensor
 
 
 def _mean_of_rows(parameter: Tensor, counts: list[int], group: dist.ProcessGroup | None) -> Tensor:
-    own_rows = torch.zeros(max(counts), dtype=torch.int64)  # as long as the longest
+    own_rows = torch.zeros(max(counts), dtype=torch.int64)  # padded to the longest
     own_values = torch.zeros(max(counts), *parameter.shape[1:], dtype=parameter.dtype)
     if parameter.grad is not None:
-        rows, values = row_sparse_gradient(parameter.grad)
+        rows, values = rows_and_values(parameter.grad)
         own_rows[: len(rows)], own_values[: len(rows)] = rows, values
     rows = torch.cat([part[:count] for part, count in zip(_gathered(own_rows, group), counts)])
     values = torch.cat([part[:count] for part, count in zip(_gathered(own_values, group), counts)])
-    gradient = torch.sparse_coo_tensor(rows.unsqueeze(0), values, parameter.shape, check_invariants=False)
-    rows, sums = row_sparse_gradient(gradient)
-    return _row_sparse(rows, sums.div_(len(counts)), parameter)
-
-
-def _row_sparse(rows: Tensor, values: Tensor, parameter: Tensor) -> Tensor:
-    return torch.sparse_coo_tensor(
-        rows.unsqueeze(0), values, parameter.shape, is_coalesced=True, check_invariants=False
-    )
+    rows, sums = sum_repeated_rows(rows, values, len(parameter))
+    return row_sparse(rows, sums.div_(len(counts)), parameter.shape)

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
+from .. import optim
 from ..config import LSHConfig
 from ..data import XMCDataset, collate_xmc
 from ..index.config import INDEX_CONFIGS
 from ..metrics import PrecisionAtK
 from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear
 from ..nn.logits.targets import as_target
-from ..optim import optimizers as optim
 from ..rehash import Drift, ExponentialBackoff, FixedInterval
 
 FORMAT = "torch_lsh.XMCClassifier/1"

@@ -1,4 +1,4 @@
-"""EmbeddingBag: the input side of a model with sparse features."""
+"""EmbeddingBag: the first layer of a model with sparse features."""
 
 from __future__ import annotations
 
@@ -11,28 +11,24 @@ from ..row_sparse.parameters import note_forward, wants_row_sparse
 
 
 class EmbeddingBag(nn.EmbeddingBag):
-    """An :class:`torch.nn.EmbeddingBag` (same constructor and keys) that takes sparse batches and touches few rows.
+    """An :class:`torch.nn.EmbeddingBag` (same constructor and keys) that also takes sparse CSR batches.
 
-    Its gradient is row-sparse where a ``torch_lsh.optim`` optimizer updates the weight, else dense, or as PyTorch's
-    where ``sparse=True``. ``mode="max"``, ``max_norm``, ``scale_grad_by_freq`` and devices other than the CPU are left
-    to PyTorch's implementation.
+    The gradient of the weight is row-sparse if an optimizer of :mod:`torch_lsh.optim` updates it. Otherwise it is as in
+    PyTorch: dense, or sparse with ``sparse=True``. PyTorch's implementation serves ``mode="max"``, ``max_norm``,
+    ``scale_grad_by_freq``, devices other than the CPU and other dtypes than float32, float64 and bfloat16.
 
     Args:
-        num_embeddings: F, number of features.
-        embedding_dim: width of the result.
+        num_embeddings: number of features.
+        embedding_dim: width of the output.
         mode: ``"sum"``, ``"mean"`` (the default, as in PyTorch) or ``"max"``.
         others: as in :class:`torch.nn.EmbeddingBag`.
 
     Shape:
-        input: a sparse CSR tensor ``[B, num_embeddings]``, whose values weigh the features: with ``mode="sum"`` the
-        matrix product with the table, with ``"mean"`` that over the number of features stored in the row; or, as in
-        PyTorch, feature numbers ``[B, P]``, or ``[nnz]`` with ``offsets``, with optional ``per_sample_weights``.
-        Output ``[B, embedding_dim]``, zeros for a sample without features. Features equal to ``padding_idx`` do not
-        take part.
-
-    Raises:
-        IndexError: a feature is out of range.
-        ValueError: arguments that do not fit together.
+        - Input: sparse CSR ``[B, num_embeddings]``, whose values are the weights of the features; or, as in PyTorch,
+          feature numbers ``[B, P]``, or ``[nnz]`` with ``offsets``, with optional ``per_sample_weights``.
+        - Output: ``[B, embedding_dim]``. With ``mode="sum"``, a CSR input gives its matrix product with the weight;
+          ``"mean"`` divides each row by the number of its stored features. Features equal to ``padding_idx`` do not
+          count. A sample without features gives zeros.
 
     >>> bag = EmbeddingBag(10, 4, mode="sum")
     >>> x = torch.tensor([[0.0, 2.0] + [0.0] * 8]).to_sparse_csr()
@@ -41,14 +37,26 @@ class EmbeddingBag(nn.EmbeddingBag):
     """
 
     def reset_parameters(self) -> None:
+        """Draws new weights, as in PyTorch."""
         ops.prefer_huge_pages(self.weight)
         super().reset_parameters()
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        """The bags of ``input``.
+
+        Args:
+            input: see Shape above.
+            offsets: ``[B]``, where each bag begins, or ``[B + 1]`` with ``include_last_offset``; for ``[nnz]`` only.
+            per_sample_weights: weights of the features, of the shape of ``input``; with ``mode="sum"`` only.
+
+        Raises:
+            IndexError: a feature is out of range.
+            ValueError: arguments do not fit together.
+        """
         note_forward(self.weight)
         if input.layout is torch.sparse_csr:
             return self._forward_csr(input, offsets, per_sample_weights)
-        # PyTorch's own, which also words the errors for arguments of forms that neither knows.
+        # PyTorch also raises the errors for arguments that neither implementation takes.
         if (
             self._pytorch_only()
             or input.device.type != "cpu"
@@ -61,21 +69,29 @@ class EmbeddingBag(nn.EmbeddingBag):
             samples, length = input.shape
             crow = torch.arange(samples + 1) * length
         else:
-            crow = offsets.long() if self.include_last_offset else F.pad(offsets.long(), (0, 1), value=input.numel())
-            if crow.dim() != 1 or len(crow) == 0 or int(crow[0]) != 0 or int(crow[-1]) != input.numel():
-                first_last = [int(crow[0]), int(crow[-1])] if crow.dim() == 1 and len(crow) > 0 else []
-                raise ValueError(
-                    f"offsets of shape {tuple(offsets.shape)} with input of {input.numel()} features make bags that "
-                    f"begin and end at {first_last}; wanted [0, {input.numel()}]"
-                )
-            if bool((crow.diff() < 0).any()):
-                raise ValueError("offsets decrease; wanted increasing numbers")
+            crow = self._bounds(offsets.long(), input.numel())
         weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
         return self._bags(crow, input.reshape(-1).long(), weights)
 
+    def _bounds(self, offsets: Tensor, count: int) -> Tensor:
+        """Where each of the bags of ``count`` features begins and the last one ends: ``[B + 1]``."""
+        bounds = offsets if self.include_last_offset else F.pad(offsets, (0, 1), value=count)
+        if bounds.dim() != 1 or len(bounds) == 0 or int(bounds[0]) != 0 or int(bounds[-1]) != count:
+            first_last = [int(bounds[0]), int(bounds[-1])] if bounds.dim() == 1 and len(bounds) > 0 else []
+            raise ValueError(
+                f"offsets of shape {tuple(offsets.shape)} with input of {count} features make bags that "
+                f"begin and end at {first_last}; wanted [0, {count}]"
+            )
+        if bool((bounds.diff() < 0).any()):
+            raise ValueError("offsets decrease; wanted increasing numbers")
+        return bounds
+
     def _forward_csr(self, input: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
         if offsets is not None or per_sample_weights is not None:
-            raise ValueError("input is a sparse CSR tensor, which holds offsets and weights itself; wanted no others")
+            raise ValueError(
+                "input is a sparse CSR tensor, which holds offsets and weights itself; wanted offsets=None and "
+                "per_sample_weights=None"
+            )
         if input.dim() != 2 or input.shape[1] != self.num_embeddings:
             raise ValueError(f"input has shape {tuple(input.shape)}; wanted [B, {self.num_embeddings}]")
         crow, col, values = input.crow_indices().long(), input.col_indices().long(), input.values()
@@ -101,7 +117,7 @@ class EmbeddingBag(nn.EmbeddingBag):
         )
 
     def _pytorch_only(self) -> bool:
-        """Whether only PyTorch has what was asked for."""
+        """Whether the options need PyTorch's implementation."""
         return (
             self.mode == "max"
             or self.max_norm is not None

@@ -12,24 +12,25 @@ from .logits.recipe import Recipe
 from .logits.tensor import SampledLogits
 from .warnings import warn_dense, warn_stale
 
-_BLOCK_ROWS = 16384  # rows that are quantised at a time
-_LARGEST = 127  # of the quantised weights: symmetric, so -128 is not used
+_BLOCK_ROWS = 16384  # rows quantised at a time
+_LARGEST = 127  # the largest magnitude of a quantised weight; -128 has no counterpart
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer whose weights are int8 with one scale per row: ``weight[n] ~ scale[n] * weight_int8[n]``.
+    """A linear layer with int8 weights and one scale per row, for serving: ``weight[n] ~ scale[n] * weight_int8[n]``.
 
-    For serving only: a quarter of the memory of float32, and of the time of small batches, which is that of reading
-    the weights. Inputs, sums, scales and biases are float32. ``forward`` returns lazy logits as those of
-    :class:`LSHLinear` in ``eval()`` mode: ``topk``, ``argmax`` and ``max`` are exact for the quantised weights and make
-    no ``[*, out_features]`` tensor; everything else computes with the weights converted back. No gradient flows
-    through the layer.
+    It takes a quarter of the memory of float32, and of the time of small batches, which is spent reading weights.
+    Inputs, sums, scales and biases are float32. ``forward`` returns lazy logits, as an :class:`LSHLinear` in ``eval()``
+    mode does: ``topk``, ``argmax`` and ``max`` are exact for the quantised weights and make no ``[*, out_features]``
+    tensor. Any other function computes with the weights converted back. No gradient flows through the layer.
 
-    Made by :meth:`from_linear` or :func:`torch_lsh.quantize_`. Its ``state_dict`` holds ``weight_int8``, ``scale`` and
-    ``bias``.
+    :meth:`from_linear` and :func:`torch_lsh.quantize_` make one. The ``state_dict`` holds ``weight_int8``, ``scale``
+    and ``bias``.
 
     Args:
-        in_features, out_features, bias: as in :class:`torch.nn.Linear`.
+        in_features: size of an input sample.
+        out_features: N, the number of classes.
+        bias: whether the layer adds a bias.
 
     Shape:
         input ``[*, in_features]`` float32 or bfloat16 on the CPU; output ``[*, out_features]`` of the same dtype.
@@ -58,11 +59,14 @@ class QuantizedLinear(nn.Module):
     @classmethod
     @torch.no_grad()
     def from_linear(cls, linear: nn.Linear) -> QuantizedLinear:
-        """Quantises the weights of a linear layer to the nearest; that layer does not change.
+        """Makes a layer with the weights of ``linear``, rounded to the nearest; ``linear`` does not change.
+
+        Args:
+            linear: a linear layer with floating point weights on the CPU.
 
         Raises:
-            TypeError: ``linear`` is no linear layer.
-            ValueError: its weights or biases are not finite numbers on the CPU.
+            TypeError: ``linear`` is not a linear layer.
+            ValueError: its parameters are not floating point on the CPU, or its weights are not finite.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear is a {type(linear).__name__}; wanted torch.nn.Linear")
@@ -74,7 +78,7 @@ class QuantizedLinear(nn.Module):
             rows = slice(begin, begin + _BLOCK_ROWS)
             weight = linear.weight[rows].float()
             if not weight.isfinite().all():
-                raise ValueError("weight holds numbers that are not finite, which have no int8 form")
+                raise ValueError("weight holds numbers that are not finite; wanted finite ones")
             scale = weight.abs().amax(1) / _LARGEST if weight.shape[1] else weight.new_zeros(len(weight))
             layer.scale[rows] = scale
             # A row of zeros has scale 0.
@@ -85,22 +89,26 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weights converted back, ``[out_features, in_features]`` float32: a new tensor at every access."""
+        """The weights ``[out_features, in_features]`` converted back to float32, a new tensor at every access."""
         return self.weight_int8 * self.scale.unsqueeze(1)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def forward(self, input: Tensor) -> Tensor:
-        """Lazy logits ``[*, out_features]``.
+        """Returns lazy logits ``[*, out_features]``.
+
+        Args:
+            input: ``[*, in_features]`` float32 or bfloat16.
 
         Raises:
             RuntimeError: the layer is in training mode.
-            TypeError, ValueError: the input does not fit.
+            TypeError: the input has another dtype or device.
+            ValueError: the input has another width.
         """
         if self.training:
             raise RuntimeError(
-                "a quantised layer cannot be trained; call eval() on the model, or train and quantise anew"
+                "a quantised layer cannot be trained; call model.eval(), or train the float model and quantise it again"
             )
         if not isinstance(input, Tensor):
             raise TypeError(f"input is a {type(input).__name__}; wanted a tensor")
@@ -114,11 +122,17 @@ class QuantizedLinear(nn.Module):
         return SampledLogits.from_recipe(recipe)
 
     def topk(self, x: Tensor, k: int) -> torch.return_types.topk:
-        """``torch.topk(self(x), k)``: exact for the quantised weights.
+        """Returns ``torch.topk(self(x), k)``, exact for the quantised weights.
 
         Args:
             x: ``[*, in_features]``.
             k: 1 to ``out_features``.
+
+        Returns:
+            ``(values, indices)`` of shape ``[*, k]``, values in descending order.
+
+        Raises:
+            ValueError: ``k`` is out of range.
         """
         if not 1 <= k <= self.out_features:
             raise ValueError(f"k is {k}; wanted 1 to {self.out_features}")
@@ -152,7 +166,7 @@ class QuantizedLinear(nn.Module):
             warn_stale()
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
-        # .to(bfloat16) or .double() on a model are about layers that compute in their weights' dtype.
+        # Scales and biases stay float32 when the model is cast.
         super()._apply(fn, recurse)
         self.scale = self.scale.float()
         if self.bias is not None:

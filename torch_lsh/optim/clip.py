@@ -1,50 +1,47 @@
-"""Gradient clipping that knows row-sparse gradients.
+"""Gradient clipping that also takes row-sparse gradients.
 
-:func:`clip_grad_norm_` and :func:`clip_grad_value_` are those of :mod:`torch.nn.utils`, so that training loops which
-call these go on working. What PyTorch lacks for them is registered here: norms and clamps of sparse tensors on CPUs.
+:func:`clip_grad_norm_` and :func:`clip_grad_value_` are those of :mod:`torch.nn.utils`, so training loops that call
+those keep working. They need norms and clamps of sparse CPU tensors, which PyTorch lacks. The kernels are here;
+:mod:`~torch_lsh.optim.global_hooks` registers them.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_ as clip_grad_norm_
-from torch.nn.utils import clip_grad_value_ as clip_grad_value_
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from .optimizers import row_sparse_gradient
+from .gradients import rows_and_values
+
+__all__ = ["clamp_", "clamp_max_", "clip_grad_norm_", "clip_grad_value_", "vector_norm"]
 
 
-def _vector_norm(
+def vector_norm(
     tensor: Tensor,
     ord: float = 2,
     dim: list[int] | None = None,
     keepdim: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Of all entries, those of repeated rows summed."""
+    """``torch.linalg.vector_norm`` of a sparse tensor over all entries, after repeated ones are summed."""
     if dim or keepdim:
         raise NotImplementedError("torch.linalg.vector_norm of a sparse tensor along some dimensions")
-    values = row_sparse_gradient(tensor)[1] if tensor.sparse_dim() == 1 else tensor.coalesce()._values()
-    if values.numel() == 0 or (ord < 0 and values.numel() < tensor.numel()):  # of zeros, or with zeros
+    values = rows_and_values(tensor)[1] if tensor.sparse_dim() == 1 else tensor.coalesce()._values()
+    if values.numel() == 0 or (ord < 0 and values.numel() < tensor.numel()):  # all entries are 0, or the smallest is
         return torch.zeros((), dtype=dtype or values.dtype)
     return torch.linalg.vector_norm(values, ord, dtype=dtype)
 
 
-def _clamp_(tensor: Tensor, least: float | None = None, largest: float | None = None) -> Tensor:
+def clamp_(tensor: Tensor, least: float | None = None, largest: float | None = None) -> Tensor:
+    """``tensor.clamp_`` of a sparse tensor, with 0 between the bounds so that zeros stay."""
     if (least is not None and least > 0) or (largest is not None and largest < 0):
-        raise NotImplementedError(f"a sparse tensor clamped to {least} .. {largest}, between which 0 does not lie")
+        raise NotImplementedError(f"a sparse tensor is clamped to {least} .. {largest}; wanted bounds around 0")
     if not tensor.is_coalesced():
         tensor.copy_(tensor.coalesce())
     tensor._values().clamp_(least, largest)
     return tensor
 
 
-_kernels = torch.library.Library("aten", "IMPL", "SparseCPU")
-for _name, _kernel in {
-    "linalg_vector_norm": _vector_norm,
-    "clamp_": _clamp_,
-    "clamp_min_": _clamp_,
-    "clamp_max_": lambda tensor, largest: _clamp_(tensor, None, largest),
-}.items():
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{_name}", "SparseCPU"):
-        _kernels.impl(_name, _kernel)
+def clamp_max_(tensor: Tensor, largest: float) -> Tensor:
+    """``tensor.clamp_max_`` of a sparse tensor; as :func:`clamp_`."""
+    return clamp_(tensor, None, largest)

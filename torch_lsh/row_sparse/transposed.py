@@ -1,7 +1,7 @@
-"""Parameters that are transposed in place, so that what a step touches of them are rows.
+"""Transposes parameters in place, so that what a step touches are rows.
 
-The Parameter stays the very same object, and whoever refers to it keeps it: optimizers that were made before, too,
-whose state follows at their next step, wherever it came from (earlier steps, a checkpoint).
+The Parameter object stays the same, so references to it stay valid. Optimizers made before the transposition bring
+their state into the new shape at their next step, wherever the state came from (earlier steps or a checkpoint).
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-_transposed: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters that were ever transposed
+_transposed: WeakIdKeyDictionary = WeakIdKeyDictionary()  # all parameters that were ever transposed
 
 
 @torch.no_grad()
 def transpose_(parameter: nn.Parameter) -> None:
-    """Transposes a matrix and its gradient in place; both are contiguous afterwards, in memory of their own.
+    """Transposes a matrix and its gradient in place; both are contiguous afterwards, in new memory.
 
     >>> weight = nn.Parameter(torch.zeros(2, 5))
     >>> transpose_(weight)
@@ -30,8 +29,8 @@ def transpose_(parameter: nn.Parameter) -> None:
         gradient = gradient.to_dense()
     parameter.grad = None
     data = parameter.data.t().contiguous()
-    # A graph of an earlier step that is still referred to holds the node that takes gradients of the old shape. A
-    # change of dtype makes PyTorch forget that node, a change of shape does not.
+    # If the graph of an earlier step is still alive, so is the node that accumulates gradients of the old shape.
+    # PyTorch drops that node when the dtype changes, but not when the shape does.
     other = torch.float32 if data.dtype is torch.float64 else torch.float64
     parameter.data = torch.empty(0, dtype=other, device=data.device)
     parameter.data = data
@@ -41,8 +40,11 @@ def transpose_(parameter: nn.Parameter) -> None:
     _transposed[parameter] = True
 
 
-def _transpose_state(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    """Brings the state of transposed parameters into the parameters' shape. (A square one's has no other shape.)"""
+def transpose_state(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Brings state of transposed parameters into the parameters' shape; runs before every step of every optimizer.
+
+    State of a square parameter cannot be told from its transpose, and stays as it is.
+    """
     if len(_transposed) == 0:
         return
     for group in optimizer.param_groups:
@@ -56,6 +58,3 @@ def _transpose_state(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -
                     and value.shape == parameter.shape[::-1]
                 ):
                     optimizer.state[parameter][name] = value.t().contiguous()
-
-
-register_optimizer_step_pre_hook(_transpose_state)

@@ -498,8 +498,8 @@ class Sampler:
             self._warned = True
             warnings.warn(
                 f"torch_lsh: state_dict() was called {_OFTEN} times within {_OFTEN_STEPS} training steps. Each call "
-                "leads to a rebuild of the hash tables, so that a resumed run equals this one; to read weights often, use "
-                "model.parameters()",
+                "leads to a rebuild of the hash tables, so that a resumed run equals this one. To read weights "
+                "often, call model.parameters()",
                 stacklevel=2,
             )
 

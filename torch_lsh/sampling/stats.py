@@ -123,7 +123,8 @@ class LayerStats:
         return numbers
 
     def __str__(self) -> str:
-        """
+        """Prints a table.
+
         >>> print(LayerStats(50_000, active=1788, k=10, stale_rows=0))
         rows        50,000, of which 1,788 (3.58 %) are active in a step
         recall@10   not measured: no inputs

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..index.base import Index
-from ..row_sparse.parameters import ChangedRows, wants_row_sparse
+from ..row_sparse.changed_rows import ChangedRows
+from ..row_sparse.parameters import wants_row_sparse
 from ..stopwatch import Stopwatch
 
 

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from .. import io as safetensors
-from .. import ops
+from .. import ops, optim
 from ..config import LSHConfig
 from ..data import XMCRows
 from ..data.xmc import join_rows, padded_labels
 from ..metrics import PrecisionAtK
 from ..models.xmc import check_can_write
-from ..optim import optimizers as optim
 from .files import TextFile
 from .hashed_text import HashedText, pack_texts
 from .neighbours import TextNeighbours
@@ -222,7 +221,8 @@ class TextClassifier:
 
     def predict(self, X: Sequence[str]) -> Any:
         """The label of each text, an array ``[rows]``; for a multi-label task a list of labels for each, or zeros and
-        ones ``[rows, C]`` if :meth:`fit` was given those."""
+        ones ``[rows, C]`` if :meth:`fit` was given those.
+        """
         if self._fitted_multilabel():
             probabilities = self.predict_proba(X)
             if self.multi_hot_:

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import ops
+from .. import ops, optim
 from ..config import LSHConfig
 from ..index.base import Index
 from ..nn import LSHLinear
-from ..optim import optimizers as optim
 from ..sampling.active_set import choose_active_rows, hardest_rows
 from ..sampling.stats import share_found
 

@@ -1,0 +1,131 @@
+"""Views, casts and scaling stay lazy and equal the dense ones."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from torch_lsh import SampledLogits
+
+N, D = 97, 6  # of the fixture "layer"
+
+
+def dense(layer, x):
+    return F.linear(x, layer.weight, layer.bias)
+
+
+LAZY = {
+    "view": lambda z: z.view(-1, N),
+    "view, class size inferred": lambda z: z.view(6, -1),
+    "reshape": lambda z: z.reshape(3, 2, N),
+    "flatten": lambda z: z.flatten(0, 1),
+    "slice": lambda z: z[..., :-1, :],
+    "slices": lambda z: z[:, 1:],
+    "first": lambda z: z[0],
+    "None": lambda z: z[None],
+    "mask": lambda z: z[torch.tensor([[True, False, True], [False, True, True]])],
+    "index": lambda z: z[torch.tensor([1, 0, 1]), torch.tensor([2, 0, 1])],
+    "contiguous": lambda z: z.contiguous(),
+    "reshape_as": lambda z: z.reshape_as(torch.empty(6, N)),
+    "squeeze of a wider dimension": lambda z: z.squeeze(0),
+    "squeeze of classes": lambda z: z.squeeze(-1),
+    "flatten nothing": lambda z: z.flatten(1, 1),
+    "float": lambda z: z.float(),
+    "double": lambda z: z.double(),
+    "bfloat16": lambda z: z.bfloat16(),
+    "half": lambda z: z.half(),
+    "to like": lambda z: z.to(torch.empty(0, dtype=torch.float32)),
+    "to dtype": lambda z: z.to(torch.float32),
+    "to dtype, copied": lambda z: z.to(torch.float32, copy=True),
+    "copied": lambda z: z.to(z.dtype, False, True),
+    "to device": lambda z: z.to("cpu"),
+    "temperature": lambda z: z / 0.5,
+    "times": lambda z: 2 * z * 3.0,
+    "transpose": lambda z: z.transpose(1, 2),
+    "mT": lambda z: z.mT,
+    "permute": lambda z: z.permute(2, 0, 1),
+    "movedim": lambda z: z.movedim(-1, 1),
+    "transpose twice": lambda z: z.transpose(1, 2).transpose(0, 2).permute(1, 2, 0),
+    "unsqueeze": lambda z: z.unsqueeze(0),
+    "unsqueeze and squeeze": lambda z: z.unsqueeze(1).squeeze(1),
+    "unsqueeze behind classes": lambda z: z.unsqueeze(-1),
+    "reshape, 1 behind classes": lambda z: z.reshape(6, N, -1),
+    "unsqueeze after classes": lambda z: z.transpose(1, 2).unsqueeze(2),
+    "clone": lambda z: z.clone(),
+    "detach": lambda z: z.detach(),
+    "log_softmax": lambda z: z.log_softmax(-1),
+    "log_softmax of transposed": lambda z: F.log_softmax(z.transpose(1, 2), dim=1),
+}
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_stays_lazy_and_equals_dense(layer, name):
+    x = torch.randn(2, 3, D, dtype=torch.float64)
+    expected = LAZY[name](dense(layer, x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logits = LAZY[name](layer(x))
+        assert isinstance(logits, SampledLogits)
+        assert logits.shape == expected.shape
+        assert logits.dtype == expected.dtype
+        assert logits.requires_grad == expected.requires_grad
+    torch.testing.assert_close(logits.dense(), expected)
+
+
+def test_clones_are_changed_alone(layer):
+    logits = layer(torch.randn(2, D, dtype=torch.float64))
+    for copied in (logits.clone(), logits.to(torch.float64, copy=True)):
+        with torch.no_grad():
+            copied.zero_()
+        assert bool((logits.dense() != 0).all())
+        assert bool((copied.topk(1).values == 0).all())
+
+
+def test_a_copy_by_to_is_changed_alone(layer):
+    logits = layer(torch.randn(4, D, dtype=torch.float64))
+    for copied in (logits.to("cpu", copy=True), logits.to(logits.dtype, False, True)):
+        copied.zero_()
+        assert copied.abs().max() == 0
+    assert logits.abs().max() > 0
+
+
+def test_masks_of_bytes_and_names_of_types(layer):
+    x = torch.randn(2, 3, D, dtype=torch.float64)
+    assert layer(x).type() == "torch.DoubleTensor"
+    mask = torch.tensor([[1, 0, 1], [0, 1, 1]], dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.testing.assert_close(layer(x)[mask].dense(), dense(layer, x)[mask])
+
+
+def test_dimensions_out_of_range_are_refused(layer):
+    logits = layer(torch.randn(4, D, dtype=torch.float64))
+    for use in (
+        lambda dim: logits.argmax(dim),
+        lambda dim: logits.max(dim),
+        lambda dim: logits.topk(1, dim),
+        lambda dim: logits.log_softmax(dim),
+        lambda dim: logits.squeeze(dim),
+        lambda dim: logits.unsqueeze(dim + 1 if dim > 0 else dim - 1),
+        lambda dim: logits.transpose(0, dim),
+        lambda dim: logits.movedim(0, dim),
+        lambda dim: logits.flatten(0, dim),
+    ):
+        for dim in (2, 5, -3):
+            with pytest.raises(IndexError, match=r"dim is|out of range"):
+                use(dim)
+
+
+def test_tensors_like_logits_need_no_values(layer):
+    logits = layer(torch.randn(2, 3, D, dtype=torch.float64)).transpose(1, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for made in (torch.zeros_like(logits), torch.full_like(logits, 0.0), logits.new_zeros(logits.shape)):
+            assert type(made) is torch.Tensor
+            assert made.is_contiguous()
+            assert torch.equal(made, torch.zeros(2, N, 3, dtype=torch.float64))
+        assert logits.new_tensor([1, 2]).dtype is torch.float64
+        assert torch.ones_like(logits, dtype=torch.bool).all()

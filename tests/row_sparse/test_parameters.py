@@ -1,0 +1,50 @@
+"""Facts about parameters."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from torch_lsh import optim
+from torch_lsh.row_sparse.parameters import (
+    mark,
+    note_forward,
+    updater,
+    wants_row_sparse,
+    wants_row_sparse_and_updater,
+)
+
+
+def test_a_mark_lasts_as_long_as_the_optimizer():
+    weight = nn.Parameter(torch.zeros(4, 2))
+    assert not wants_row_sparse(weight)
+    optimizer = optim.SGD([weight], lr=0.1)
+    mark(weight, optimizer)  # once more
+    assert wants_row_sparse(weight)
+    assert updater(weight) is None
+    del optimizer
+    gc.collect()
+    assert not wants_row_sparse(weight)
+
+
+def test_the_updater_is_the_optimizer_that_updates_in_backward():
+    weight = nn.Parameter(torch.zeros(4, 2))
+    first = optim.SGD([weight], lr=0.1)
+    second = optim.Adam([weight], in_backward=True)
+    assert wants_row_sparse_and_updater(weight) == (True, second)
+    del first
+    gc.collect()
+    assert updater(weight) is second
+
+
+def test_data_parallel_takes_dense_gradients(monkeypatch: pytest.MonkeyPatch):
+    weight = nn.Parameter(torch.zeros(4, 2))
+    optimizer = optim.SGD([weight], lr=0.1, in_backward=True)
+    note_forward(weight)
+    assert updater(weight) is optimizer
+    monkeypatch.setattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", object())
+    note_forward(weight)
+    assert wants_row_sparse_and_updater(weight) == (False, None)

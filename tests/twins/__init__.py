@@ -1,0 +1,73 @@
+"""Every operator again in plain PyTorch: what the tests compare with, and a definition of what each one computes.
+
+Names and arguments are those of :mod:`torch_lsh.ops`. Clarity goes before speed.
+"""
+
+from .count_touches import count_touches_
+from .embedding_bag import coalesce_rows, embedding_bag, embedding_bag_backward, embedding_bag_values_backward
+from .gather import gather_rows
+from .hadamard import cross_polytope_codes, hadamard_codes, hadamard_products
+from .hash import dwta_codes, simhash_codes, simhash_products
+from .hash_text import hash_text, word_spans
+from .largest_rows import largest_rows
+from .linear_softmax import labels_weigh_one, linear_softmax_loss, linear_softmax_loss_backward
+from .nearest_rows import nearest_rows
+from .optimizer import row_sparse_adagrad_, row_sparse_adam_, row_sparse_sgd_
+from .partition import query_partition, residual_codes, update_partition
+from .probes import probe_codes
+from .product import gather_matmul, product
+from .rows import extremes, is_increasing
+from .sampled_dot import sampled_dot
+from .select_rows import draw_rows, select_rows
+from .sketch import sketch_candidates
+from .softmax import positive_sums, sampled_softmax_loss, sampled_softmax_loss_backward
+from .tables import build_tables, insert_labels, query_tables, update_tables
+from .topk import linear_topk, rows_topk
+from .xmc_reader import parse_xmc
+
+__all__ = [
+    "build_tables",
+    "coalesce_rows",
+    "count_touches_",
+    "cross_polytope_codes",
+    "draw_rows",
+    "dwta_codes",
+    "embedding_bag",
+    "embedding_bag_backward",
+    "embedding_bag_values_backward",
+    "extremes",
+    "gather_matmul",
+    "gather_rows",
+    "hadamard_codes",
+    "hadamard_products",
+    "hash_text",
+    "insert_labels",
+    "is_increasing",
+    "labels_weigh_one",
+    "largest_rows",
+    "linear_softmax_loss",
+    "linear_softmax_loss_backward",
+    "linear_topk",
+    "nearest_rows",
+    "parse_xmc",
+    "positive_sums",
+    "probe_codes",
+    "product",
+    "query_partition",
+    "query_tables",
+    "residual_codes",
+    "row_sparse_adagrad_",
+    "row_sparse_adam_",
+    "row_sparse_sgd_",
+    "rows_topk",
+    "sampled_dot",
+    "sampled_softmax_loss",
+    "sampled_softmax_loss_backward",
+    "select_rows",
+    "simhash_codes",
+    "simhash_products",
+    "sketch_candidates",
+    "update_partition",
+    "update_tables",
+    "word_spans",
+]

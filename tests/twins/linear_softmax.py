@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from .softmax import sampled_softmax_loss
+
+
+def labels_weigh_one(log_weights: Tensor, positions: Tensor) -> Tensor:
+    log_weights = log_weights.expand(len(positions), -1).clone()
+    for weights, own in zip(log_weights, positions):
+        weights[own[own >= 0]] = 0
+    return log_weights
+
+
+def linear_softmax_loss(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    log_weights: Tensor | None,
+    positions: Tensor,
+    shares: Tensor,
+    divisor: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    active, dtype = weight[rows].to(x.dtype), shares.dtype
+    logits = x.to(dtype) @ active.to(dtype).T
+    if bias is not None:
+        logits = logits + bias[rows].to(dtype)
+    largest = (logits if log_weights is None else logits + log_weights).amax(1, keepdim=True)
+    if log_weights is not None:
+        log_weights = labels_weigh_one(log_weights, positions)
+    loss, _ = sampled_softmax_loss(logits, log_weights, positions, shares)
+    powers = ((logits if log_weights is None else logits + log_weights) - largest).exp()
+    total = powers.sum(1, keepdim=True)
+    present = shares.masked_fill(positions < 0, 0)
+    slopes = present.sum(1, keepdim=True) * powers
+    slopes = slopes.scatter_add(1, positions.clamp(min=0), -present * total)
+    scale = 1 / total.squeeze(1)
+    if divisor is not None:
+        loss, scale = loss.sum() / divisor, scale / divisor
+    return loss, slopes.T.contiguous(), scale
+
+
+def linear_softmax_loss_backward(
+    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, rows: Tensor, needs_weight: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gradient, dtype = slopes * factors, slopes.dtype
+    rounded, active, x = gradient.to(x.dtype).to(dtype), weight[rows].to(x.dtype).to(dtype), x.to(dtype)
+    of_weight = rounded @ x if needs_weight else active[:0]
+    return rounded.T @ active, of_weight, gradient.sum(1), gradient.clamp(min=0).sum(1)

@@ -1,0 +1,132 @@
+"""Adam and AdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..row_sparse.parameters import record_update
+from .base import Dense, RowSparseOptimizer
+from .gradients import as_matrix
+
+
+class _AdamRows(RowSparseOptimizer):
+    """The row-sparse step of Adam and AdamW, and catch-up."""
+
+    _unsupported = ("amsgrad", "capturable", "differentiable")
+    _moments = ("exp_avg", "exp_avg_sq")
+    _counters = ("last_step",)  # the step at which each row was last brought up to date; with catch_up alone
+
+    def __init__(self, params: Any, *args: Any, catch_up: bool = False, **kwargs: Any) -> None:
+        super().__init__(params, *args, **kwargs)
+        self._add_options(catch_up=catch_up)
+
+    def flush(self) -> None:
+        """Applies the decay that rows are still owed under ``catch_up=True``. Costs a pass over all rows.
+
+        Call it before an evaluation, for instance, or before the state goes to an optimizer without catch-up.
+        """
+        self._flush([parameter for parameter, state in self.state.items() if "last_step" in state])
+
+    @torch.no_grad()
+    def _flush(self, parameters: list[Tensor]) -> None:
+        groups = {parameter: group for group in self.param_groups for parameter in group["params"]}
+        for parameter in parameters:
+            state, step = self.state[parameter], int(self.state[parameter]["step"])
+            behind = (state["last_step"] < step).nonzero().squeeze(1)
+            if len(behind) == 0:
+                continue
+            decays = self._decays(groups[parameter], state["last_step"], behind, step)
+            version = parameter._version
+            shape = (-1,) + (1,) * (parameter.dim() - 1)
+            for tensor, factor in zip((state["exp_avg"], state["exp_avg_sq"], parameter), decays.unbind(1)):
+                if bool((factor != 1).any()):
+                    tensor[behind] = (tensor[behind] * factor.view(shape)).to(tensor.dtype)
+            state["last_step"].fill_(step)
+            if parameter._version != version:
+                record_update(parameter, behind, version)
+
+    @staticmethod
+    def _decays(group: dict[str, Any], last_step: Tensor, rows: Tensor, step: int) -> Tensor:
+        """The decay that ``rows`` missed up to ``step``: ``[A, 3]`` float64 factors of both moments and the weights."""
+        shrink = 1 - float(group["lr"]) * float(group["weight_decay"]) if group["decoupled_weight_decay"] else 1.0
+        missed = (step - last_step[rows]).double()
+        return torch.stack([factor**missed for factor in (*map(float, group["betas"]), shrink)], 1)
+
+    def _dense_step(self, dense: Dense, hidden: list[Tensor]) -> None:
+        caught_up = [parameter for _, members in dense for parameter in members if "last_step" in self.state[parameter]]
+        self._flush(caught_up)
+        super()._dense_step(dense, hidden)
+        for parameter in caught_up:
+            self.state[parameter]["last_step"].fill_(int(self.state[parameter]["step"]))
+
+    def _step_rows(
+        self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None
+    ) -> None:
+        step = self._count_step(parameter)
+        first, second = (self._moment(group, parameter, name) for name in self._moments)
+        state = self.state[parameter]
+        beta1, beta2 = map(float, group["betas"])
+        decays = None
+        if group.get("catch_up"):
+            if "last_step" not in state:
+                state["last_step"] = torch.full((len(parameter),), step - 1, dtype=torch.int32)
+            decays = self._decays(group, state["last_step"], rows, step - 1)
+        ops.row_sparse_adam_(
+            as_matrix(parameter),
+            first,
+            second,
+            rows,
+            values,
+            decays,
+            float(group["lr"]),
+            beta1,
+            beta2,
+            float(group["eps"]),
+            float(group["weight_decay"]),
+            1 - beta1**step,
+            1 - beta2**step,
+            bool(group["decoupled_weight_decay"]),
+            bool(group["maximize"]),
+            factor,
+            self._rounding_seed(group, parameter, step),
+        )
+        if decays is not None:
+            state["last_step"][rows] = step
+
+
+class Adam(_AdamRows, torch.optim.Adam):
+    """:class:`torch.optim.Adam` (Kingma & Ba 2015) that also takes row-sparse gradients, and applies them lazily.
+
+    Args:
+        params, lr, betas, eps, weight_decay, ...: as in :class:`torch.optim.Adam`; dense steps are fused by default.
+        catch_up: when a row is touched, first decay its moments for the steps it missed. Keeps an int32 per row.
+        stochastic_rounding, moment_dtype, in_backward: see :mod:`torch_lsh.optim`.
+
+    >>> layer = torch.nn.Linear(4, 3)
+    >>> optimizer = Adam(layer.parameters(), lr=1e-3)
+    >>> layer(torch.ones(1, 4)).sum().backward()
+    >>> optimizer.step()
+    """
+
+
+class AdamW(_AdamRows, torch.optim.AdamW):
+    """:class:`torch.optim.AdamW` (Loshchilov & Hutter 2019) that also takes row-sparse gradients, applied lazily.
+
+    Args:
+        params, lr, betas, eps, weight_decay, ...: as in :class:`torch.optim.AdamW`; dense steps are fused by default.
+        catch_up: when a row is touched, first decay its moments and weights for the steps it missed. Keeps an int32
+            per row.
+        stochastic_rounding, moment_dtype, in_backward: see :mod:`torch_lsh.optim`.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(5, 2))
+    >>> optimizer = AdamW([weight], lr=0.1)
+    >>> weight.grad = torch.sparse_coo_tensor([[3]], torch.ones(1, 2), (5, 2))
+    >>> optimizer.step()
+    >>> weight.detach()[2:4]
+    tensor([[ 0.0000,  0.0000],
+            [-0.1000, -0.1000]])
+    """

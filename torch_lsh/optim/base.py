@@ -1,0 +1,336 @@
+"""What all optimizers of this library share; a subclass adds one update rule."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..row_sparse.parameters import mark, record_update
+from .gradients import as_matrix, rows_and_values, sum_repeated_rows
+from .state import check_moment_dtype, has_bfloat16, state_dtype, untouched_zeros
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+Dense = list[tuple[dict[str, Any], list[Tensor]]]  # groups, each with its parameters that have dense gradients
+RowSparse = list[tuple[dict[str, Any], Tensor, Tensor, Tensor]]  # group, parameter, rows, values
+
+
+class RowSparseOptimizer(torch.optim.Optimizer):
+    """Splits a step: dense gradients go to PyTorch's step, row-sparse ones to :meth:`_step_rows`.
+
+    A subclass derives from this class and from the optimizer of :mod:`torch.optim` that it extends, in this order. It
+    implements :meth:`_step_rows` and names its state. Everything that has to survive ``pickle`` and ``state_dict`` is
+    in the state and in the parameter groups.
+
+    Args:
+        params, args, kwargs: as in the optimizer of :mod:`torch.optim`.
+        stochastic_rounding, moment_dtype, in_backward: see :mod:`torch_lsh.optim`.
+    """
+
+    _unsupported: tuple[str, ...] = ("differentiable",)  # options that need dense gradients
+    _moments: tuple[str, ...]  # names of state of the parameter's shape
+    _counters: tuple[str, ...] = ()  # names of state with an int32 per row
+
+    def __init__(
+        self,
+        params: Any,
+        *args: Any,
+        stochastic_rounding: bool = True,
+        moment_dtype: torch.dtype | None = None,
+        in_backward: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        check_moment_dtype(moment_dtype)
+        self._updated: set[Tensor] = set()  # in the backward pass, since the last step
+        self._on_huge_pages: set[int] = set()  # ids, which keep no parameter alive
+        super().__init__(params, *args, **kwargs)
+        self._add_options(stochastic_rounding=stochastic_rounding, moment_dtype=moment_dtype, in_backward=in_backward)
+
+    def _add_options(self, **options: Any) -> None:
+        """Adds options that PyTorch's constructor does not know to the defaults and to all groups."""
+        self.defaults.update(options)
+        for group in self.param_groups:
+            for name, value in options.items():
+                group.setdefault(name, value)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in PyTorch."""
+        check_moment_dtype(param_group.get("moment_dtype"))
+        super().add_param_group(param_group)
+        self._mark(self.param_groups[-1])
+
+    def _mark(self, group: dict[str, Any]) -> None:
+        for parameter in group["params"]:
+            if self._takes_rows(group, parameter):
+                mark(parameter, self)
+
+    def _takes_rows(self, group: dict[str, Any], parameter: Tensor) -> bool:
+        """Whether :meth:`_step_rows` can update ``parameter``."""
+        return (
+            parameter.dtype in _DTYPES
+            and parameter.device.type == "cpu"
+            and parameter.dim() > 0
+            and parameter.is_contiguous()
+            and not any(group.get(option) for option in self._unsupported)
+        )
+
+    # --- state ---
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._on_huge_pages = set()  # the state is another now
+        self.__dict__.setdefault("_updated", set())  # pickles hold neither, as they hold no gradients
+        for group in self.param_groups:
+            self._mark(group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in PyTorch; also takes the state of the :mod:`torch.optim` optimizer of the same name."""
+        loaded: dict[str, Any] = {}
+        options = [dict(group) for group in self.param_groups]
+        # This hook runs after the caller's, so it sees what is really loaded.
+        hook = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        for group, saved, before in zip(self.param_groups, loaded["param_groups"], options):
+            for option in before.keys() - group.keys():  # an optimizer of torch.optim does not know our options
+                group[option] = before[option]
+            for parameter, number in zip(group["params"], saved["params"]):
+                # PyTorch casts all state to the dtype of the parameter.
+                for name, value in loaded["state"].get(number, {}).items():
+                    if name in self._counters:
+                        self.state[parameter][name] = value.to(torch.int32)
+                    elif name in self._moments and value is not None and self._takes_rows(group, parameter):
+                        self.state[parameter][name] = value.to(state_dtype(group, parameter))
+
+    def _moment(self, group: dict[str, Any], parameter: Tensor, name: str, fill: float = 0.0) -> Tensor:
+        """State of the parameter's shape as a matrix, allocated at its first use and filled with ``fill``."""
+        state, dtype = self.state[parameter], state_dtype(group, parameter)
+        moment = state.get(name)
+        if moment is None:
+            moment = untouched_zeros(parameter, dtype)
+            if fill != 0.0:
+                moment.fill_(fill)
+        elif moment.dtype is not dtype or not moment.is_contiguous():
+            moment = moment.to(dtype).contiguous()
+        state[name] = moment
+        return as_matrix(moment)
+
+    def _count_step(self, parameter: Tensor) -> int:
+        """Counts a step of ``parameter``; the first is 1."""
+        state = self.state[parameter]
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+        step = int(state["step"]) + 1
+        state["step"].fill_(step)
+        return step
+
+    def _rounding_seed(self, group: dict[str, Any], parameter: Tensor, step: int) -> int:
+        """The operators' seed of stochastic rounding; -1 rounds to nearest."""
+        return step if group.get("stochastic_rounding") and has_bfloat16(group, parameter) else -1
+
+    def _to_huge_pages(self, parameter: Tensor) -> None:
+        """Moves a parameter, and state that was loaded, before this optimizer's first step on some of its rows."""
+        if id(parameter) not in self._on_huge_pages:
+            self._on_huge_pages.add(id(parameter))
+            for tensor in (parameter, *self.state[parameter].values()):
+                if isinstance(tensor, Tensor):
+                    ops.prefer_huge_pages(tensor, move=True)
+
+    # --- steps ---
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; calls ``closure`` first, if given, and returns its result.
+
+        Raises:
+            RuntimeError: a parameter has a row-sparse gradient and no row-sparse update.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        dense, row_sparse = self._split()
+        if dense:
+            self._dense_step(dense, [parameter for _, parameter, _, _ in row_sparse])
+        with torch.no_grad():
+            for group, parameter, rows, values in row_sparse:
+                self._update(group, parameter, rows, as_matrix(values))
+        self._updated.clear()
+        return loss
+
+    def _split(self) -> tuple[Dense, RowSparse]:
+        """The gradients of this step, by who takes them. Raises before anything moves."""
+        dense: Dense = []
+        row_sparse: RowSparse = []
+        known: Tensor | None = None
+        for group in self.param_groups:
+            members = []
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                self._check_accumulates(parameter)
+                if parameter.grad.layout is not torch.strided:
+                    self._check_takes_rows(group, parameter)
+                    known, values = rows_and_values(parameter.grad, known)
+                    row_sparse.append((group, parameter, known, values))
+                elif self._takes_all_rows(group, parameter):
+                    row_sparse.append((group, parameter, torch.arange(len(parameter)), parameter.grad.contiguous()))
+                else:
+                    members.append(parameter)
+            if members:
+                dense.append((group, members))
+        return dense, row_sparse
+
+    def _takes_all_rows(self, group: dict[str, Any], parameter: Tensor) -> bool:
+        """Whether :meth:`_step_rows` takes dense gradients: PyTorch's steps want state of the parameter's dtype."""
+        return has_bfloat16(group, parameter) and self._takes_rows(group, parameter)
+
+    def _check_takes_rows(self, group: dict[str, Any], parameter: Tensor) -> None:
+        if self._takes_rows(group, parameter):
+            return
+        for option in self._unsupported:
+            if group.get(option):
+                raise RuntimeError(
+                    f"{type(self).__name__}: {option}=True does not work with row-sparse gradients; "
+                    "leave it off, or have the layer produce dense ones"
+                )
+        raise RuntimeError(
+            f"a parameter with a row-sparse gradient is {parameter.dtype} of strides {parameter.stride()} on "
+            f"{parameter.device}; wanted a contiguous float32, float64 or bfloat16 tensor on the CPU"
+        )
+
+    def _update(
+        self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None
+    ) -> None:
+        self._to_huge_pages(parameter)
+        version = parameter._version
+        self._step_rows(group, parameter, rows, values, factor)
+        record_update(parameter, rows, version)
+
+    def _step_rows(
+        self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None
+    ) -> None:
+        """The update rule of a subclass.
+
+        Args:
+            group: the options.
+            parameter: what to update.
+            rows: ``[A]`` int64, strictly increasing.
+            values: gradient of the rows, ``[A]`` or ``[A, width]``; or, with ``factor``, ``[A, K]``.
+            factor: ``[K, width]`` or None. The gradient is then ``values @ factor``.
+        """
+        raise NotImplementedError
+
+    def _dense_step(self, dense: Dense, hidden: list[Tensor]) -> None:
+        """PyTorch's step; it would refuse the sparse gradients of ``hidden`` and skips parameters without one."""
+        gradients = [parameter.grad for parameter in hidden]
+        fused = [group for group, members in dense if self._can_fuse(group, members)]
+        # Unwrapped, because the wrapper runs the step's hooks, and that of our own step has run them.
+        step = inspect.unwrap(super().step.__func__)  # type: ignore[attr-defined]
+        try:
+            for parameter in hidden:
+                parameter.grad = None
+            for group in fused:
+                group["fused"] = True
+            with torch.set_grad_enabled(self.defaults["differentiable"]):
+                step(self)
+            # PyTorch's fused steps on CPUs leave the versions of the parameters as they are.
+            for group, members in dense:
+                if group.get("fused"):
+                    torch.autograd.graph.increment_version(members)
+        finally:
+            for group in fused:
+                group["fused"] = None
+            for parameter, gradient in zip(hidden, gradients):
+                parameter.grad = gradient
+
+    def _can_fuse(self, group: dict[str, Any], members: list[Tensor]) -> bool:
+        """Whether PyTorch's fused step may be chosen; it ignores strides, so everything has to be contiguous."""
+        return (
+            group.get("fused") is None
+            and group.get("foreach") is None
+            and not group.get("capturable")
+            and not group["differentiable"]
+            and all(
+                parameter.device.type == "cpu"
+                and parameter.is_floating_point()
+                and parameter.is_contiguous()
+                and parameter.grad is not None
+                and parameter.grad.is_contiguous()
+                and parameter.grad.dtype is parameter.dtype
+                and all(
+                    value.is_contiguous() and value.dtype is parameter.dtype
+                    for name, value in self.state.get(parameter, {}).items()
+                    if name in self._moments and value is not None
+                )
+                for parameter in members
+            )
+        )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in PyTorch, without the call of the profiler, which takes longer than the rest."""
+        if set_to_none:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        else:
+            super().zero_grad(set_to_none)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """PyTorch's GradScaler leaves unscaling to a fused step; the row-sparse part needs unscaled gradients."""
+        if any(group.get("in_backward") for group in self.param_groups):
+            raise RuntimeError("in_backward=True updates rows with scaled gradients; leave it off to use a GradScaler")
+        return False
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        pass  # PyTorch sets it where fused=True
+
+    # --- updates in the backward pass ---
+
+    def updates_in_backward(self, parameter: Tensor) -> bool:
+        """Whether backward passes should call :meth:`update_in_backward` for ``parameter``."""
+        if not any(group.get("in_backward") for group in self.param_groups):
+            return False
+        group = self._group_of(parameter)
+        return group is not None and bool(group.get("in_backward")) and self._takes_rows(group, parameter)
+
+    @torch.no_grad()
+    def update_in_backward(self, parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None) -> None:
+        """One step on ``rows``; backward passes of layers call this.
+
+        Args:
+            parameter: one of this optimizer's.
+            rows: ``[A]`` int64. They may repeat, unless there is a ``factor``.
+            values: gradient of the rows, ``[A, ...]``; or, with ``factor``, ``[A, K]``.
+            factor: ``[K, width]`` or None. The gradient is then ``values @ factor``.
+
+        Raises:
+            RuntimeError: the parameter was updated already since the last :meth:`step`.
+        """
+        self._check_accumulates(parameter)
+        group = self._group_of(parameter)
+        assert group is not None
+        if factor is None:
+            rows, values = sum_repeated_rows(rows.contiguous(), values.contiguous(), len(parameter))
+            values = as_matrix(values)
+        self._update(group, parameter, rows, values, factor)
+        self._updated.add(parameter)
+
+    def _group_of(self, parameter: Tensor) -> dict[str, Any] | None:
+        return next((group for group in self.param_groups if any(parameter is one for one in group["params"])), None)
+
+    def _check_accumulates(self, parameter: Tensor) -> None:
+        if parameter in self._updated:
+            raise RuntimeError(
+                f"a parameter of shape {tuple(parameter.shape)} got a second gradient since the last step(), but its "
+                "rows were updated with the first one; with in_backward=True call step() after every backward(), or "
+                "leave in_backward off"
+            )

@@ -1,0 +1,141 @@
+"""Which rows of a parameter changed.
+
+Optimizers report the rows they update (:func:`~torch_lsh.row_sparse.parameters.record_update`). PyTorch raises
+``tensor._version`` at every in-place change, so a change that nobody reported shows as a gap between versions.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor
+
+from .. import _library  # noqa: F401  (registers torch.ops.torch_lsh)
+from .parameters import listen
+
+
+class ChangedRows:
+    """Collects which rows of some parameters change from now on.
+
+    Args:
+        parameters: of equally many rows, such as weight and bias of a layer.
+
+    >>> from torch_lsh.row_sparse.parameters import record_update
+    >>> weight = torch.zeros(10, 2)
+    >>> changed = ChangedRows(weight)
+    >>> before = weight._version
+    >>> rows = torch.tensor([3, 7])
+    >>> _ = weight.index_fill_(0, rows, 1.0)
+    >>> record_update(weight, rows, before)
+    >>> changed.take()
+    tensor([3, 7])
+    >>> _ = weight.zero_()  # nobody recorded which rows
+    >>> changed.take() is None
+    True
+    """
+
+    def __init__(self, *parameters: Tensor) -> None:
+        self._parameters = [weakref.ref(parameter) for parameter in parameters]
+        # [rows]: how often each changed, up to 255. One byte per row costs less than a list of the touched rows.
+        self._touches = torch.zeros(parameters[0].shape[0], dtype=torch.uint8)
+        self._reset()
+        for parameter in parameters:
+            listen(parameter, self)
+
+    def _reset(self) -> None:
+        self._versions = [parameter._version for parameter in self._living()]
+        self._touches.zero_()
+        self._some = self._everything = False
+        self._last: tuple[Tensor, int] | None = None  # the rows that were counted last, and their version
+        self._updated: set[int] = set()  # numbers of the parameters that changed in these rows
+
+    def _living(self) -> list[Tensor]:
+        parameters = [parameter for watched in self._parameters if (parameter := watched()) is not None]
+        if len(parameters) < len(self._parameters):
+            raise RuntimeError("a parameter whose changed rows are collected does not exist any more")
+        return parameters
+
+    def record(self, parameter: Tensor, rows: Tensor, version_before: int, version_after: int) -> None:
+        """Counts one update of ``rows``; called by :func:`~torch_lsh.row_sparse.parameters.record_update`."""
+        number = next(i for i, watched in enumerate(self._parameters) if watched() is parameter)
+        self._everything |= version_before != self._versions[number]
+        self._versions[number] = version_after
+        if self._everything:
+            return
+        # Weight and bias change in the same rows, one after the other. That is one touch.
+        if number in self._updated or not self._counted_last(rows):
+            torch.ops.torch_lsh.count_touches_(self._touches, rows)
+            self._some = True
+            self._last, self._updated = (rows, rows._version), set()
+        self._updated.add(number)
+
+    def _counted_last(self, rows: Tensor) -> bool:
+        if self._last is None:
+            return False
+        last, version = self._last
+        return rows.data_ptr() == last.data_ptr() and rows.shape == last.shape and rows._version == version
+
+    def are_of(self, *parameters: Tensor | None) -> bool:
+        """Whether exactly these parameters are watched; None stands for a parameter that a layer does not have."""
+        wanted = [parameter for parameter in parameters if parameter is not None]
+        return len(wanted) == len(self._parameters) and all(
+            watched() is parameter for watched, parameter in zip(self._parameters, wanted)
+        )
+
+    def unrecorded(self) -> bool:
+        """Whether a parameter changed and nobody recorded the rows."""
+        return self._everything or self._versions != [parameter._version for parameter in self._living()]
+
+    def any(self) -> bool:
+        """Whether anything changed since the rows were last taken."""
+        return self.unrecorded() or self._some
+
+    def take(self, touches: int = 1) -> Tensor | None:
+        """Returns the changed rows and forgets them.
+
+        Args:
+            touches: leave rows that changed less often for a later call.
+
+        Returns:
+            ``[A]`` int64, increasing; or None if any row may have changed.
+        """
+        if self.unrecorded():
+            self._reset()
+            return None
+        rows = (self._touches >= touches).nonzero()[:, 0]
+        self._touches[rows] = 0
+        self._last = None
+        self._some = touches > 1 and bool(self._touches.any())
+        return rows
+
+    def touched(self) -> Tensor | None:
+        """A mask ``[rows]`` of the rows that :meth:`take` would return, or None if any row may have changed."""
+        return None if self.unrecorded() else self._touches > 0
+
+    def sample(self, count: int, touches: int = 1, seed: int = 0) -> Tensor | None:
+        """Draws random rows of those that :meth:`take` would return, and forgets none.
+
+        Rejection costs ``count`` divided by the share of changed rows. Where that is more than one pass over all rows,
+        the pass is made.
+
+        Args:
+            count: number of rows; fewer come back if fewer changed.
+            touches: as in :meth:`take`.
+            seed: of the random numbers.
+
+        Returns:
+            ``[count]`` int64, where rows may repeat; or None if any row may have changed.
+        """
+        if self.unrecorded():
+            return None
+        generator = torch.Generator().manual_seed(seed)
+        draws = 4 * count
+        while draws < len(self._touches) // 8:
+            rows = torch.randint(len(self._touches), (draws,), generator=generator)
+            rows = rows[self._touches[rows] >= touches]
+            if len(rows) >= count:
+                return rows[:count]
+            draws *= 4
+        rows = (self._touches >= touches).nonzero()[:, 0]
+        return rows[torch.randperm(len(rows), generator=generator)[:count]]
