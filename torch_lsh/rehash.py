@@ -1,8 +1,8 @@
 """Policies of re-hashing: when an index follows the weights.
 
 Rows move with every optimizer step. Re-hashing them at once costs more than it brings, because a small move seldom
-changes a hash code (SLIDE, Chen et al., MLSys 2020, section 3.2). A policy says how many training steps may pass between
-two re-hashes, or measures whether one is due. A layer runs its own policy, ``LSHConfig.rehash``, unless a
+changes a hash code (SLIDE, Chen et al., MLSys 2020, section 3.2). A policy says how many training steps may pass
+between two re-hashes, or measures whether one is due. A layer runs its own policy, ``LSHConfig.rehash``, unless a
 :class:`torch_lsh.RehashScheduler` takes over. The logger "torch_lsh" reports at level INFO when and why rows are
 re-hashed.
 """
