@@ -1,9 +1,9 @@
-"""When the tables follow the weights: policies, and a scheduler used like a learning-rate scheduler.
+"""Policies of re-hashing: when an index follows the weights.
 
-Rows move with every optimizer step; re-hashing them at once would cost more than it brings, because a small move
-seldom changes a hash code (SLIDE, Chen et al., MLSys 2020, section 3.2). A policy says how many training steps may pass
-between two re-hashes, or measures whether one is due. Layers run their own policy (``LSHConfig.rehash``) without any
-scheduler; a :class:`RehashScheduler` takes over from it. The logger "torch_lsh" says (INFO) when and why tables were
+Rows move with every optimizer step. Re-hashing them at once costs more than it brings, because a small move seldom
+changes a hash code (SLIDE, Chen et al., MLSys 2020, section 3.2). A policy says how many training steps may pass
+between two re-hashes, or measures whether one is due. A layer runs its own policy, ``LSHConfig.rehash``, unless a
+:class:`torch_lsh.RehashScheduler` takes over. The logger "torch_lsh" reports at level INFO when and why rows are
 re-hashed.
 """
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("torch_lsh")
 
 @dataclass(frozen=True)
 class FixedInterval:
-    """Re-hash every ``steps`` training steps the rows that at least ``touches`` updates touched.
+    """Every ``steps`` training steps, re-hash the rows that at least ``touches`` updates touched.
 
     >>> FixedInterval(50).interval(rehashes=7)
     50
@@ -33,16 +33,16 @@ class FixedInterval:
             raise ValueError(f"{self}: wanted steps >= 1 and touches 1 to 255")
 
     def interval(self, rehashes: int) -> int:
-        """Steps to wait after ``rehashes`` re-hashes have been made."""
+        """Steps to wait after the ``rehashes``-th re-hash."""
         return self.steps
 
 
 @dataclass(frozen=True)
 class ExponentialBackoff:
-    """Wait ``factor`` times longer after every re-hash: rows move most in the beginning (SLIDE).
+    """Wait ``factor`` times longer after every re-hash, because rows move most in the beginning (SLIDE).
 
-    Rows that fewer than ``touches`` updates touched since they were last hashed wait, too: most of the rows that a step
-    touches were drawn at random, and one small move seldom changes a code.
+    A re-hash leaves out rows that fewer than ``touches`` updates touched since they were last hashed: a step draws most
+    of its rows at random, and one small move seldom changes a code.
 
     >>> policy = ExponentialBackoff(initial=10, factor=2.0, maximum=50)
     >>> [policy.interval(n) for n in range(5)]
@@ -59,7 +59,7 @@ class ExponentialBackoff:
             raise ValueError(f"{self}: wanted initial >= 1, factor >= 1, maximum >= initial and touches 1 to 255")
 
     def interval(self, rehashes: int) -> int:
-        """Steps to wait after ``rehashes`` re-hashes have been made."""
+        """Steps to wait after the ``rehashes``-th re-hash."""
         # min() before the power keeps it from overflowing in a long run
         steps = self.initial
         for _ in range(rehashes):
@@ -71,12 +71,12 @@ class ExponentialBackoff:
 
 @dataclass(frozen=True)
 class Drift:
-    """Re-hash when the codes have drifted: when a ``threshold`` share of them has changed on a sample of touched rows.
+    """Re-hash when a ``threshold`` share of the codes of touched rows has changed.
 
-    From ``minimum`` steps after a re-hash on, every ``every`` steps, ``sample`` of the rows that at least ``touches``
-    updates touched since are hashed, and their codes compared with those in the tables (a code is the K hashes of one
-    table). So the interval follows the learning rate and the state of training, where those of other policies have
-    to be guessed. A check costs the hashes of the sample. After ``maximum`` steps tables are re-hashed in any case.
+    A check hashes ``sample`` of the rows that at least ``touches`` updates touched, and compares their codes with those
+    in the index (a code is the K hashes of one table). It runs every ``every`` steps, from ``minimum`` steps after a
+    re-hash on; after ``maximum`` steps a re-hash is due in any case. So the interval follows the learning rate and the
+    state of training, where other policies need a guess.
 
     References:
         Chen et al., "MONGOOSE: A Learnable LSH Framework for Efficient Neural Network Training", ICLR 2021.
@@ -105,12 +105,13 @@ class Drift:
             )
 
     def interval(self, rehashes: int) -> int:
-        """Steps after which tables are re-hashed in any case."""
+        """Steps after which a re-hash is due in any case."""
         return self.maximum
 
     def reason(self, steps: int, drift: Callable[[], float]) -> str | None:
-        """Why to re-hash ``steps`` steps after the last time; None: not now. Calls ``drift`` only where it is time to
-        measure.
+        """Why to re-hash ``steps`` steps after the last time; None: not now.
+
+        Calls ``drift`` only when it is time to measure.
         """
         if steps >= self.maximum:
             return f"after the maximum of {self.maximum} steps"
@@ -127,8 +128,9 @@ class Drift:
 
 @runtime_checkable
 class RehashPolicy(Protocol):
-    """Anything with ``interval(rehashes) -> steps``. An attribute ``touches`` (default: 1) says how many updates must
-    have touched a row for a re-hash to include it.
+    """Anything with ``interval(rehashes) -> steps``.
+
+    An optional attribute ``touches`` (default: 1) is the number of updates after which a re-hash includes a row.
     """
 
     def interval(self, rehashes: int) -> int: ...

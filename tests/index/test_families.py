@@ -1,19 +1,15 @@
+"""Hash families and their operators: equal to their twins, and colliding as often as theory says."""
+
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 import twins
 
 from torch_lsh import ops
-from torch_lsh.index.families import (
-    DWTA,
-    FAMILIES,
-    CrossPolytope,
-    HadamardSimHash,
-    SimHash,
-    SparseSignProjection,
-    make_family,
-)
+from torch_lsh.index.families import DWTA, FAMILIES, CrossPolytope, HadamardSimHash, SimHash, make_family
 from torch_lsh.index.families.projections import StructuredProjections
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
@@ -27,42 +23,42 @@ def small_integers(*shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "features"), SHAPES)
 @pytest.mark.parametrize(("hashes", "tables"), TABLES)
-def test_simhash_codes_equal_reference(simd_level, threads, dtype, rows, features, hashes, tables):
-    x, projections = small_integers(rows, features).to(dtype), small_integers(features, hashes * tables)
-    expected = twins.simhash_codes(x, projections, hashes)
-    assert expected.shape == (rows, tables)
-    assert torch.equal(ops.simhash_codes(x, projections, hashes), expected)
+def test_simhash_codes_equal_reference(simd_level, dtype, hashes, tables):
+    for rows, features in SHAPES:
+        x, projections = small_integers(rows, features).to(dtype), small_integers(features, hashes * tables)
+        expected = twins.simhash_codes(x, projections, hashes)
+        assert expected.shape == (rows, tables)
+        assert torch.equal(ops.simhash_codes(x, projections, hashes), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "features"), SHAPES)
 @pytest.mark.parametrize(("hashes", "tables"), TABLES)
-@pytest.mark.parametrize("density", [0.02, 1.0])
-def test_dwta_codes_equal_reference(threads, dtype, rows, features, hashes, tables, density):
-    x = (small_integers(rows, features) * (torch.rand(rows, features) < density)).to(dtype)
-    bins = DWTA(features, hashes, tables, seed=3).bins
-    expected = twins.dwta_codes(x, bins, hashes, 5)
-    assert expected.shape == (rows, tables)
-    assert torch.equal(ops.dwta_codes(x, bins, hashes, 5), expected)
+def test_dwta_codes_equal_reference(dtype, hashes, tables):
+    for rows, features in SHAPES:
+        for density in (0.02, 1.0):
+            x = (small_integers(rows, features) * (torch.rand(rows, features) < density)).to(dtype)
+            bins = DWTA(features, hashes, tables, seed=3).bins
+            expected = twins.dwta_codes(x, bins, hashes, 5)
+            assert expected.shape == (rows, tables)
+            assert torch.equal(ops.dwta_codes(x, bins, hashes, 5), expected)
 
 
-@pytest.mark.parametrize(("rows", "features"), [(0, 5), (1, 1), (3, 8), (16, 17), (37, 20), (70, 33)])
 @pytest.mark.parametrize(("hashes", "tables"), [(1, 1), (3, 5), (5, 7)])
-def test_structured_projections_equal_reference(simd_level, threads, rows, features, hashes, tables):
-    x = small_integers(rows, features)
-    signs, rest = StructuredProjections.draw(features, hashes * tables * 4, torch.Generator().manual_seed(2))
-    rest = rest.round()
-    expected = twins.hadamard_products(x, signs, rest)
-    assert expected.shape == (rows, hashes * tables * 4)
-    assert torch.equal(ops.hadamard_products(x, signs, rest), expected)
-    assert torch.equal(ops.hadamard_codes(x, signs, rest, hashes), twins.hadamard_codes(x, signs, rest, hashes))
-    expected = twins.cross_polytope_codes(x, signs, rest, 4, hashes)
-    assert expected.shape == (rows, tables)
-    assert torch.equal(ops.cross_polytope_codes(x, signs, rest, 4, hashes), expected)
-    dense = small_integers(features, hashes * tables)
-    assert torch.equal(ops.simhash_products(x, dense), twins.simhash_products(x, dense))
+def test_structured_projections_equal_reference(simd_level, hashes, tables):
+    for rows, features in ((0, 5), (1, 1), (3, 8), (16, 17), (37, 20), (70, 33)):
+        x = small_integers(rows, features)
+        signs, rest = StructuredProjections.draw(features, hashes * tables * 4, torch.Generator().manual_seed(2))
+        rest = rest.round()
+        expected = twins.hadamard_products(x, signs, rest)
+        assert expected.shape == (rows, hashes * tables * 4)
+        assert torch.equal(ops.hadamard_products(x, signs, rest), expected)
+        assert torch.equal(ops.hadamard_codes(x, signs, rest, hashes), twins.hadamard_codes(x, signs, rest, hashes))
+        expected = twins.cross_polytope_codes(x, signs, rest, 4, hashes)
+        assert expected.shape == (rows, tables)
+        assert torch.equal(ops.cross_polytope_codes(x, signs, rest, 4, hashes), expected)
+        dense = small_integers(features, hashes * tables)
+        assert torch.equal(ops.simhash_products(x, dense), twins.simhash_products(x, dense))
 
 
 def test_structured_projections_keep_lengths_and_angles():
@@ -74,7 +70,7 @@ def test_structured_projections_keep_lengths_and_angles():
 
 @pytest.mark.parametrize("alternatives", [1, 3])
 @pytest.mark.parametrize("probes", [1, 2, 9, 300])
-def test_probe_codes_equal_reference(threads, alternatives, probes):
+def test_probe_codes_equal_reference(alternatives, probes):
     hashes, bits = 4, 2
     codes = torch.randint(0, 1 << hashes * bits, (9, 5), dtype=torch.int32)
     flips = torch.arange(1, alternatives + 1) << bits * torch.arange(hashes).unsqueeze(1)
@@ -115,7 +111,7 @@ def test_families_take_empty_batches(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_code_of_a_row_depends_neither_on_the_batch_nor_on_its_layout(simd_level, threads, name):
+def test_code_of_a_row_depends_neither_on_the_batch_nor_on_its_strides(simd_level, threads, name):
     family = make_family(name, 67, min(9, FAMILIES[name].max_hashes_per_table()), 5)
     x = torch.randn(45, 67).relu()
     codes = family.codes(x)
@@ -139,38 +135,55 @@ def measured_collisions(family, cosine, pairs=300):
     b = torch.randn_like(a)
     b = torch.nn.functional.normalize(b - (a * b).sum(1, keepdim=True) * a)
     b = cosine * a + (1 - cosine**2) ** 0.5 * b
-    return (family.codes(a) == family.codes(b)).float().mean()
+    return (family.codes(a) == family.codes(b)).float().mean().item()
+
+
+def of_angle(cosine):
+    """Goemans & Williamson 1995: how often two vectors agree in the sign of a Gaussian projection."""
+    return 1 - math.acos(cosine) / math.pi
+
+
+def of_gaussian_pairs(value, width):
+    """How often `value` agrees for pairs of Gaussian vectors of this correlation: 65,536 draws, error below 0.002."""
+    a, independent = torch.randn(2, 65536, width, generator=torch.Generator().manual_seed(0))
+
+    def probability(cosine):
+        b = cosine * a + math.sqrt(1 - cosine * cosine) * independent
+        return (value(a) == value(b)).float().mean().item()
+
+    return probability
+
+
+def vertex(x):
+    """The vertex of the cross-polytope that is nearest."""
+    best = x.abs().argmax(1, keepdim=True)
+    return 2 * best + (x.gather(1, best) < 0)
+
+
+# In the limit of wide vectors, the coordinates that a hash looks at are Gaussian.
+OF_CROSS_POLYTOPE = of_gaussian_pairs(vertex, CrossPolytope.dimension)
+OF_DWTA = of_gaussian_pairs(lambda x: x.argmax(1), DWTA.bin_width)
 
 
 # 300 pairs x 200 tables: the standard error is below 0.003 even if the pairs alone counted for a tenth of the draws.
-@pytest.mark.parametrize("cosine", [-0.5, 0.0, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("cosine", [-0.5, 0.0, 0.9])
 @pytest.mark.parametrize(
-    ("family", "tolerance"),
+    ("family", "agreement"),
     [
-        (SimHash(100, 1, 200), 0.015),
-        (SimHash(100, 5, 200), 0.015),
-        (SparseSignProjection(300, 2, 200), 0.02),
-        (HadamardSimHash(128, 1, 200), 0.02),
-        (HadamardSimHash(100, 5, 200), 0.02),
-        (HadamardSimHash(130, 2, 200), 0.02),
-        (CrossPolytope(256, 1, 200), 0.02),
-        (CrossPolytope(200, 2, 200), 0.02),
-        (DWTA(256, 1, 200), 0.02),
-        (DWTA(256, 2, 200), 0.02),
+        (SimHash(100, 5, 200), of_angle),
+        (HadamardSimHash(128, 1, 200), of_angle),
+        (HadamardSimHash(130, 2, 200), of_angle),
+        (CrossPolytope(200, 2, 200), OF_CROSS_POLYTOPE),
+        (DWTA(256, 2, 200), OF_DWTA),
     ],
 )
-def test_collision_probability(family, tolerance, cosine):
-    expected = family.collision_probability(torch.tensor([cosine]))
-    assert expected.shape == (1,)
-    assert abs(measured_collisions(family, cosine) - expected.item()) < tolerance
+def test_codes_agree_as_often_as_theory_says(family, agreement, cosine):
+    expected = agreement(cosine) ** family.hashes_per_table
+    assert abs(measured_collisions(family, cosine) - expected) < 0.02
 
 
 def test_cross_polytope_separates_better_than_signs_of_as_many_bits():
-    near, far = torch.tensor(0.9), torch.tensor(0.2)
-    exponents = [
-        family.collision_probability(near).log() / family.collision_probability(far).log()
-        for family in (CrossPolytope(64, 1, 1), SimHash(64, 5, 1))
-    ]
+    exponents = [math.log(agreement(0.9)) / math.log(agreement(0.2)) for agreement in (OF_CROSS_POLYTOPE, of_angle)]
     assert exponents[0] < 0.85 * exponents[1]
 
 
@@ -194,21 +207,6 @@ def test_values_that_are_not_numbers():
     x = torch.tensor([[nan, 1, 2, 0], [-inf, nan, 0, 0], [1, inf, 2, 3], [nan, nan, nan, nan]])
     assert ops.dwta_codes(x, bins, 1, 0).flatten().tolist() == [2, 0, 1, 0]
     assert torch.equal(twins.dwta_codes(x, bins, 1, 0), ops.dwta_codes(x, bins, 1, 0))
-
-
-def test_opcheck():
-    x, projections, bins = torch.randn(5, 9), torch.randn(9, 12), DWTA(9, 3, 4).bins
-    calls = {
-        "simhash_codes": (x, projections, 3),
-        "simhash_products": (x, projections),
-        "hadamard_products": (x, *StructuredProjections.draw(9, 12, torch.Generator())),
-        "hadamard_codes": (x, *StructuredProjections.draw(9, 12, torch.Generator()), 3),
-        "cross_polytope_codes": (x, *StructuredProjections.draw(9, 12, torch.Generator()), 2, 3),
-        "probe_codes": (torch.zeros(2, 3).int(), torch.ones(2, 3, 4, 1).int(), torch.ones(2, 3, 4, 1), 5),
-        "dwta_codes": (x, bins, 3, 0),
-    }
-    for name, arguments in calls.items():
-        torch.library.opcheck(getattr(torch.ops.torch_lsh, name), arguments)
 
 
 SIGNS, REST = StructuredProjections.draw(6, 8, torch.Generator())

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 import twins
 
-from torch_lsh import LSHConfig, LSHLinear, ops, optim
+from torch_lsh import LSHConfig, LSHLinear, PartitionConfig, ops, optim
 from torch_lsh.index.families import LearnedPartition
-from torch_lsh.index.hash_tables import LSHIndex
-from torch_lsh.index.partition import LearnedIndex, Partition
-from torch_lsh.index.sign_codes import RowSketch
+from torch_lsh.index.hash_tables import HashTableIndex
+from torch_lsh.index.partition import Partition, PartitionIndex
+from torch_lsh.index.sign_codes import SignCodeIndex
 
 N, D = 4000, 24
 
@@ -38,9 +38,14 @@ def clustered(rows=N, width=D, clusters=60, queries=900):
 
 def built(rows=N, width=D, **settings):
     weight, bias, queries = clustered(rows, width)
-    index = LearnedIndex(rows, width, **settings)
+    index = PartitionIndex(rows, width, **settings)
     index.build(weight, bias, queries[:600])
     return index, weight, bias, queries[600:]
+
+
+def stored_tensors(index):
+    state = index.state_dict()
+    return [*state["family"].values(), *(state[name] for name in Partition._fields)]
 
 
 def recall(found, weight, bias, x, k=10):
@@ -93,8 +98,8 @@ def numbers_of(codes, bits):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
-@pytest.mark.parametrize("width", [8, 24, 128])
-def test_residual_codes_equal_reference(width, bits, threads):
+@pytest.mark.parametrize("width", [8, 40])
+def test_residual_codes_equal_reference(width, bits):
     for rows in (0, 1, 700):
         x, centers = torch.randn(rows, width), torch.randn(5, width)
         buckets = torch.randint(5, (rows,), dtype=torch.int32)
@@ -149,14 +154,13 @@ def test_update_partition_equals_reference_and_keeps_every_row_once(rows, bucket
         check_invariants(store, numbers, store.row_buckets.tolist(), current_codes, current_factors)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 4])
-@pytest.mark.parametrize("width", [8, 40, 128])
-def test_query_partition_equals_reference(simd_level, threads, width, bits):
+@pytest.mark.parametrize(("bits", "width"), [(1, 8), (1, 128), (2, 40), (3, 8), (4, 40)])
+def test_query_partition_equals_reference(simd_level, width, bits):
     """The operator rounds the query's products, so rows at the edge of the shortlist may differ."""
-    for rows, buckets in ((1, 1), (100, 3), (3000, 300)):
+    for rows, buckets in ((1, 1), (100, 3), (600, 60)):
         store, numbers, wanted, codes, factors = partition_of(rows, buckets, width, bits=bits)
         ops.update_partition(*store, numbers, wanted, codes, factors)
-        x, centers, scores = torch.randn(5, width), torch.randn(buckets, width), torch.randn(5, buckets)
+        x, centers, scores = torch.randn(3, width), torch.randn(buckets, width), torch.randn(3, buckets)
         parts = (centers, store.codes, store.factors, store.ids, store.next, store.heads)
         for count in {1, 50}:
             for examined in (1, rows // 3 + 1, rows, 10 * rows):
@@ -169,7 +173,7 @@ def test_query_partition_equals_reference(simd_level, threads, width, bits):
                 assert same >= 0.9 * (expected >= 0).sum() - 2
 
 
-@pytest.mark.parametrize(("bits", "width"), [(1, 8192), (2, 4096), (4, 512)])
+@pytest.mark.parametrize(("bits", "width"), [(1, 8192), (4, 512)])
 def test_query_partition_of_wide_rows(simd_level, bits, width):
     """Products are rounded to so few levels that the largest sum fits into 16 bits."""
     store, numbers, wanted, codes, _ = partition_of(200, 2, width, bits=bits)
@@ -196,18 +200,6 @@ def test_query_partition_visits_buckets_in_the_order_of_their_scores(simd_level)
         best = scores.sort(dim=1, descending=True, stable=True).indices[:, :examined]
         assert torch.equal(found[:, :examined].sort(1).values, best.sort(1).values)
         assert (found[:, examined:] == -1).all()
-
-
-def test_operators_of_a_partition_opcheck():
-    store, numbers, wanted, codes, factors = partition_of(100, 4, 16, bits=2)
-    checks = ("test_schema", "test_faketensor")
-    update = (*store, numbers, wanted, codes, factors)
-    torch.library.opcheck(torch.ops.torch_lsh.update_partition, update, test_utils=checks)
-    ops.update_partition(*update)
-    query = (torch.randn(2, 16), torch.randn(2, 4), torch.randn(4, 16), *store[:5], 7, 50)
-    torch.library.opcheck(torch.ops.torch_lsh.query_partition, query, test_utils=checks)
-    residual = (torch.randn(3, 16), torch.randn(4, 16), wanted[:3].clone(), 2)
-    torch.library.opcheck(torch.ops.torch_lsh.residual_codes, residual, test_utils=checks)
 
 
 def test_operators_of_a_partition_refuse_bad_input():
@@ -255,7 +247,7 @@ def test_codes_are_the_nearest_centers_of_the_nearest_group(threads):
     rows = clustered()[0]
     family = LearnedPartition(D, 6)
     family.fit(rows)
-    codes = family.codes(rows)[:, 0].long()
+    codes = family.buckets(rows).long()
     group = torch.cdist(rows, family.coarse).argmin(1)
     assert ((family.first[group] <= codes) & (codes < family.first[group + 1])).float().mean() > 0.999
     distances = torch.cdist(rows, family.centers)
@@ -271,7 +263,7 @@ def test_fewer_rows_than_centers(rows):
     family = LearnedPartition(D, 5)
     x = torch.randn(rows, D)
     family.fit(x)
-    codes = family.codes(x)
+    codes = family.buckets(x)
     assert int(codes.max()) < 32
     nearest = torch.cdist(x, family.centers).min(1).values
     assert (nearest < 0.01).float().mean() >= min(1, 8 / rows)  # every row is one, or some have no other beside them
@@ -282,26 +274,17 @@ def test_the_way_to_the_buckets_is_learned():
     weight, _, queries = clustered()
     family = LearnedPartition(D, 7)
     family.fit(weight)
-    buckets = family.codes(weight)[:, 0].long()[(queries @ weight.T).topk(50).indices]
+    buckets = family.buckets(weight).long()[(queries @ weight.T).topk(50).indices]
     taught, held_out = slice(0, 600), slice(600, None)
 
     def found(probes):
-        looked_up = family.probes(queries[held_out], probes)[:, 0]
+        looked_up = family.scores(queries[held_out]).topk(probes).indices
         return (buckets[held_out, :10].unsqueeze(2) == looked_up.unsqueeze(1)).any(2).float().mean()
 
     before = found(1), found(4)
     family.fit_queries(queries[taught], buckets[taught])
     assert found(1) > 1.1 * before[0]
     assert 1 - found(4) < 0.7 * (1 - before[1])
-    assert torch.equal(family.probes(queries, 3)[:, 0], family.scores(queries).topk(3).indices.int())
-
-
-def test_probes_beyond_the_buckets_are_padded():
-    family = LearnedPartition(D, 2)
-    probes = family.probes(torch.randn(3, D), 6)
-    assert probes.shape == (3, 1, 6)
-    assert (probes[:, 0, 4:] == -1).all()
-    assert (probes[:, 0, :4].sort(1).values == torch.arange(4)).all()
 
 
 # --- index ---
@@ -309,20 +292,20 @@ def test_probes_beyond_the_buckets_are_padded():
 
 def test_finds_more_than_data_independent_hashing_with_half_of_the_rows():
     weight, bias, queries = clustered(20_000, 64, 300)
-    learned = LearnedIndex(20_000, 64)
+    learned = PartitionIndex(20_000, 64)
     learned.build(weight, bias, queries[:600])
     x = queries[600:]
     found = recall(learned.query(x, 100), weight, bias, x)
     assert found > 0.9
     for settings in ({"hash": "simhash"}, {"hash": "dwta"}, {"hash": "cross_polytope"}, {"mips": False}):
-        other = LSHIndex(20_000, 64, **settings)
+        other = HashTableIndex(20_000, 64, **settings)
         other.build(weight, bias)
         assert recall(other.query(x, 200), weight, bias, x) < found
 
 
 def test_finds_as_much_as_sign_codes_of_all_rows_in_half_of_the_rows():
     weight, bias, queries = clustered(20_000, 64, 300)
-    learned, sketch = LearnedIndex(20_000, 64), RowSketch(20_000, 64)
+    learned, sketch = PartitionIndex(20_000, 64), SignCodeIndex(20_000, 64)
     learned.build(weight, bias, queries[:600])
     sketch.build(weight, bias, queries[:600])
     x = queries[600:]
@@ -335,7 +318,7 @@ def test_few_long_rows_have_buckets_of_their_own(monkeypatch, threads):
     monkeypatch.setattr("torch_lsh.index.partition._FITTED_ROWS", 2000)
     weight, x = torch.randn(20_000, 16), torch.randn(200, 16)
     weight[::100] *= 4.0
-    index = LearnedIndex(20_000, 16, probes=30)  # less than a tenth
+    index = PartitionIndex(20_000, 16, probes=30)  # less than a tenth
     index.build(weight)
     assert recall(index.query(x, 200), weight, None, x) > 0.9
 
@@ -356,11 +339,10 @@ def test_candidates_come_best_first():
     assert torch.equal(index.query(x, 50), found[:, :50])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 2, 70, 1000])
-def test_sizes_and_dtypes(rows, dtype):
-    weight, x = torch.randn(rows, 5, dtype=dtype), torch.randn(40, 5, dtype=dtype)
-    index = LearnedIndex(rows, 5)
+def test_sizes(rows):
+    weight, x = torch.randn(rows, 5), torch.randn(40, 5)
+    index = PartitionIndex(rows, 5)
     index.build(weight, None, x)
     found = index.query(x, rows + 3)
     assert found.shape == (40, rows + 3)
@@ -372,7 +354,7 @@ def test_sizes_and_dtypes(rows, dtype):
 def test_without_queries_and_with_few():
     weight, bias, queries = clustered()
     for sample in (None, queries[:0], queries[:1], queries[:3]):
-        index = LearnedIndex(N, D)
+        index = PartitionIndex(N, D)
         index.build(weight, bias, sample)
         assert math.isnan(index.learned_recall)
         assert index.learned_from == (0 if sample is None else len(sample))
@@ -381,14 +363,14 @@ def test_without_queries_and_with_few():
 
 def test_results_do_not_depend_on_the_number_of_threads():
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2):
         torch.manual_seed(0)
         torch.set_num_threads(threads)
         index, weight, bias, x = built()
         rows = torch.arange(0, N, 7)
         weight[rows] += 0.3 * torch.randn(len(rows), D)
         index.update(weight, bias, rows)
-        results.append((index.query(x, 100), *index.state_dict()["family"].values(), *index._store))
+        results.append((index.query(x, 100), *stored_tensors(index)))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
@@ -402,7 +384,6 @@ def test_update_moves_rows_to_where_they_would_be_hashed():
     moved = index.update(weight, bias, rows)
     after = index.state_dict()["row_buckets"]
     assert moved == (after != before).sum() > 300
-    assert torch.equal(after[rows], fresh._hashed(weight[rows], bias[rows])[0])
     fresh.rehash(weight, bias)
     assert torch.equal(after, fresh.state_dict()["row_buckets"])
     assert torch.equal(index.query(x, 300), fresh.query(x, 300))
@@ -428,7 +409,7 @@ def test_recall_is_that_of_the_first_rows_found():
 
 def test_outdated_when_recall_falls_or_queries_come():
     weight, bias, queries = clustered()
-    index = LearnedIndex(N, D, probes=6)
+    index = PartitionIndex(N, D, probes=6)
     index.build(weight, bias, queries[:100])
     assert index.outdated(weight, bias, None) is None
     assert index.outdated(weight, bias, queries[:120]) is None
@@ -446,7 +427,7 @@ def test_what_is_not_finite():
     weight[3, 2], weight[7, 1], bias[9] = math.nan, math.inf, -math.inf
     queries[5, 0] = math.nan
     before = weight.clone(), bias.clone(), queries.clone()
-    index = LearnedIndex(N, D)
+    index = PartitionIndex(N, D)
     index.build(weight, bias, queries)
     for mine, other in zip((weight, bias, queries), before):
         torch.testing.assert_close(mine, other, rtol=0, atol=0, equal_nan=True)
@@ -461,48 +442,23 @@ def test_what_is_not_finite():
     index.update(weight, bias, torch.arange(20))
 
 
-def test_state_goes_over_to_another_index():
-    index, weight, bias, x = built()
-    other = LearnedIndex(N, D)
-    other.load_state_dict(index.state_dict())
-    expected = index.query(x, 100)
-    assert torch.equal(other.query(x, 100), expected)
-    assert (other.learned_from, other.learned_recall) == (index.learned_from, index.learned_recall)
-    weight.neg_()
-    assert other.update(weight, bias, torch.arange(N)) > 0
-    assert torch.equal(index.query(x, 100), expected)  # it was a copy
-    with pytest.raises(ValueError, match="the state is of an index with"):
-        LearnedIndex(N, D, seed=1).load_state_dict(index.state_dict())
-    with pytest.raises(ValueError, match="places runs from"):
-        other.load_state_dict({**index.state_dict(), "places": index._store.places + 10**6})
-    with pytest.raises(ValueError, match=r"codes has shape .*; wanted \[\d+, 6, 64\]"):  # one bit per dimension
-        other.load_state_dict({**index.state_dict(), "codes": index._store.codes[:, :3]})
-    with pytest.raises(ValueError, match="ids has shape"):
-        other.load_state_dict({**index.state_dict(), "ids": index._store.ids[:1]})
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: LearnedIndex(0, 4), "num_rows is 0; wanted at least 1"),
-        (lambda: LearnedIndex(5, 4, probes=0), "probes is 0; wanted at least 1"),
-        (lambda: LearnedIndex(2**31, 4), "wanted fewer than 2\\*\\*31"),
-        (lambda: LearnedPartition(4, 25), "hashes_per_table is 25; wanted at most 20"),
-        (lambda: LearnedPartition(4, 3, num_tables=2), "num_tables is 2; a learned partition is one table"),
-        (lambda: LearnedPartition(4, 3).probes(torch.randn(2, 4), 0), "count is 0; wanted at least 1"),
-        (lambda: LearnedPartition(4, 3).codes(torch.randn(2, 5)), "x has shape \\[2, 5\\]; wanted \\[n, 4\\]"),
-        (lambda: LearnedPartition(4, 3).codes(torch.randn(2, 4).to_sparse_csr()), "x is sparse"),
+        (lambda: PartitionIndex(5, 4, probes=0), "probes is 0; wanted a positive int"),
+        (lambda: LearnedPartition(0, 3), "in_features is 0; wanted at least 1"),
+        (lambda: LearnedPartition(4, 21), "hashes_per_table is 21; wanted 1 to 20"),
+        (
+            lambda: LearnedPartition(4, 3).buckets(torch.randn(2, 5)),
+            r"x has shape \[2, 5\], .* wanted \[n, 4\] float32",
+        ),
         (
             lambda: LearnedPartition(4, 3).fit_queries(torch.randn(2, 4), torch.zeros(3, 1, dtype=torch.int64)),
-            "buckets has shape \\[3, 1\\]; wanted \\[2, k\\]",
+            r"buckets has shape \[3, 1\]; wanted \[2, k\]",
         ),
-        (lambda: LearnedPartition(4, 3).collision_probability(torch.ones(1)), "no collision probability"),
-        (lambda: LearnedIndex(5, 4).build(torch.randn(5, 3)), "weight has shape \\[5, 3\\]; wanted \\[5, 4\\]"),
-        (lambda: LearnedIndex(5, 4).build(torch.randn(5, 4), torch.randn(4)), "bias has shape \\[4\\]; wanted \\[5\\]"),
-        (lambda: LearnedIndex(5, 4).build(torch.randn(5, 4).half()), "weight has dtype torch.float16"),
         (
-            lambda: LearnedIndex(5, 4).build(torch.randn(5, 4), None, torch.randn(3, 5)),
-            "queries has shape \\[3, 5\\]; wanted \\[B, 4\\]",
+            lambda: LearnedPartition(4, 3).load_state_dict(LearnedPartition(4, 4).state_dict()),
+            r"first has shape|centers has shape|coarse has shape",
         ),
     ],
 )
@@ -511,46 +467,12 @@ def test_bad_arguments(call, message):
         call()
 
 
-def test_bad_arguments_of_a_built_index():
-    index, weight, bias, x = built()
-    for call, message in (
-        (lambda: index.query(x[:, 1:], 3), "x has shape"),
-        (lambda: index.query(x, 0), "max_candidates is 0"),
-        (lambda: index.query(x, 3, labels=torch.zeros(len(x), 1)), "labels came"),
-        (lambda: index.update(weight, bias, torch.tensor([N])), f"rows runs from {N} to {N}"),
-        (lambda: index.update(weight, bias, torch.tensor([1.0])), "wanted \\[A\\] int64"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
-    with pytest.raises(RuntimeError, match="the index was not built"):
-        LearnedIndex(5, 4).query(torch.randn(1, 4), 1)
-
-
-# --- configuration and layer ---
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"num_tables": 4}, "num_tables is 4, which hash 'learned' has no use for; wanted None or 1"),
-        ({"bucket_size": 64}, "bucket_size is 64"),
-        ({"selection": "vanilla"}, "selection is 'vanilla'"),
-        ({"min_matches": 2}, "min_matches is 2"),
-        ({"sketch_bits": 64}, "sketch_bits is 64"),
-        ({"bucket_policy": "fifo"}, "bucket_policy is 'fifo'"),
-        ({"insert_labels": True}, "insert_labels is True"),
-        ({"balance": True, "mips": True}, "balance is True"),
-        ({"probes": 0}, "probes is 0; wanted a positive int"),
-    ],
-)
-def test_settings_that_learned_hashing_has_no_use_for(settings, message):
-    with pytest.raises(ValueError, match=message):
-        LSHConfig(hash="learned", **settings)
+# --- a layer ---
 
 
 def trained(steps, layer=None, optimizer=None, first=0, rows=6000, **settings):
     if layer is None:
-        layer = LSHLinear(D, rows, config=LSHConfig(hash="learned", active=300, **settings))
+        layer = LSHLinear(D, rows, config=LSHConfig(active=300, index=PartitionConfig(), **settings))
         optimizer = optim.Adam(layer.parameters(), lr=0.02)
     losses = []
     for step in range(first, first + steps):
@@ -570,61 +492,44 @@ def test_layer_trains_and_learns_anew(scope, caplog):
     with caplog.at_level(logging.INFO, "torch_lsh"):
         layer, _, losses = trained(120, scope=scope)
     assert losses[-1] < 0.6 * losses[0]
-    assert isinstance(layer.sampler.tables, LearnedIndex)
+    assert isinstance(layer.sampler.tables, PartitionIndex)
     reasons = [record.message for record in caplog.records]
-    assert any(
-        "were learned anew: there are" in reason and "queries to learn from, after" in reason for reason in reasons
-    )
+    assert any("anew: there are" in reason and "queries to learn from, after" in reason for reason in reasons)
     assert layer.sampler.tables.learned_from > 500
-    assert layer._queries.shape == (1024, D)
+    assert layer.sampler.state_dict()["queries"].shape == (1024, D)
+
+
+def with_rehashes(layer, rehashes):
+    """Moves the schedule: the recall of learned buckets is measured at the 2nd, 4th, 8th, 16th, 32nd ... re-hash."""
+    layer.sampler.load_state_dict({**layer.sampler.state_dict(), "rehashes": rehashes})
+    layer.rehash(full=True)
 
 
 def test_layer_learns_anew_when_recall_falls(caplog):
-    layer, optimizer, _ = trained(150)
-    layer.rehash(full=True)
-    learned_recall = layer.sampler.tables.learned_recall
+    layer, optimizer, _ = trained(100)
+    with_rehashes(layer, 13)
+    index = layer.sampler.tables
+    learned_recall, family = index.learned_recall, index.family
     with torch.no_grad(), caplog.at_level(logging.INFO, "torch_lsh"):
-        layer._rehashes = 15
-        layer.rehash()
-        assert not caplog.records
-        family = layer.sampler.tables.family
         family.directions, family.offsets = -family.directions, -family.offsets  # the worst buckets first
-        layer._rehashes = 14
         layer.rehash()
         assert not caplog.records  # not measured at the 15th
         layer.rehash()
     assert f"recall fell from {learned_recall:.3f} to 0." in caplog.text
-    assert layer.sampler.tables.learned_recall == learned_recall > 0.9  # the same weights and queries
+    assert index.learned_recall == learned_recall > 0.9  # the same weights and queries
+    caplog.clear()
+    with_rehashes(layer, 30)
+    layer.rehash()
+    assert not caplog.records  # measured at the 32nd, and as good as it was
     trained(5, layer, optimizer, first=150)
 
 
-def test_layers_repeat_and_resume_exactly():
-    torch.manual_seed(1)
-    layer, optimizer, _ = trained(60)
-    twin, twin_optimizer = copy.deepcopy(layer), None
-    layer.rehash(full=True)
-    state, weights = layer.sampler.state_dict(), copy.deepcopy(layer.state_dict())
-    saved = copy.deepcopy(optimizer.state_dict())
-    _, _, expected = trained(40, layer, optimizer, first=60)
-    twin = LSHLinear(D, 6000, config=layer.config)
-    twin.load_state_dict(weights)
-    twin.sampler.load_state_dict(state)
-    twin_optimizer = optim.Adam(twin.parameters(), lr=0.02)
-    twin_optimizer.load_state_dict(saved)
-    twin.rehash(full=True)
-    twin.sampler.load_state_dict(state)
-    torch.set_num_threads(2)
-    _, _, losses = trained(40, twin, twin_optimizer, first=60)
-    assert losses == expected
-    assert torch.equal(twin.weight, layer.weight)
-
-
 def test_dense_optimizers_hash_all_rows_and_learn_no_more_often():
-    layer = LSHLinear(D, 6000, config=LSHConfig(hash="learned", active=300))
+    layer = LSHLinear(D, 6000, config=LSHConfig(active=300, index=PartitionConfig()))
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
     trained(30, layer, optimizer)
+    with_rehashes(layer, 4)  # recall is not measured at the next ones
     centers, weight = layer.sampler.tables.family.centers, layer.weight.detach().clone()
-    layer._rehashes = 4  # recall is not measured at the next ones
     layer.rehash()
     assert layer.sampler.tables.family.centers is centers
     with torch.no_grad():
@@ -637,7 +542,7 @@ def test_dense_optimizers_hash_all_rows_and_learn_no_more_often():
 
 def test_evaluation_does_not_add_queries():
     layer, _, _ = trained(10)
-    kept = layer._queries.clone()
+    kept = layer.sampler.state_dict()["queries"].clone()
     layer.eval()
     layer.sample(torch.randn(50, D))
-    assert torch.equal(layer._queries, kept)
+    assert torch.equal(layer.sampler.state_dict()["queries"], kept)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import sys
 import time
 
 import pytest
@@ -11,13 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import torch_lsh
-from torch_lsh import AutoTuner, LSHConfig, LSHLinear, autotune
-from torch_lsh.config import HASHES
-from torch_lsh.sampling.active_set import make_index
+from torch_lsh import AutoTuner, HashTableConfig, LSHConfig, LSHLinear, autotune
+from torch_lsh.index.families import FAMILIES
 from torch_lsh.sampling.stats import Estimate, share_found
-from torch_lsh.tuning.autotune import Trial, TuningTable, _StepCosts, simulate_steps
+from torch_lsh.tuning import Trial, TuningTable
+from torch_lsh.tuning.steps import StepCosts, Task, simulate_steps
 
-N, D = 40_000, 24
+N, D = 20_000, 24
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +33,11 @@ def clustered():
 
 
 def held_out_recall(layer, config, known, held, k=10, batch_size=64):
-    index = make_index(config, N, D)
+    index = config.index.make(N, D, config.seed)
     index.build(layer.weight.detach(), layer.bias.detach(), known)
     best = F.linear(held, layer.weight, layer.bias).topk(k).indices
-    arguments = (layer.weight.detach(), layer.bias.detach(), known, held, best, batch_size)
-    return simulate_steps(index, config, *arguments)[0].mean().item()
+    task = Task(layer.weight.detach(), layer.bias.detach(), known, held, best, batch_size)
+    return simulate_steps(index, config, task)[0].mean().item()
 
 
 def test_the_pick_reaches_the_target_on_held_out_inputs(clustered):
@@ -52,7 +51,7 @@ def test_the_pick_reaches_the_target_on_held_out_inputs(clustered):
     assert held_out_recall(layer, config, x[:200], x[400:]) >= 0.58
     # What is not tuned is the layer's.
     assert (config.correction, config.seed, config.rehash) == ("none", 7, layer.config.rehash)
-    assert {trial.config.hash for trial in table if trial.stage == "families"} == {"learned", *HASHES}
+    assert {trial.config.index.name for trial in table if trial.stage == "families"} == {"learned", *FAMILIES}
     assert {trial.stage for trial in table} == {"families", "sizes", "steps"}
     assert {trial.config.scope for trial in table} == {"batch"}
     assert any(trial.dense and trial.recall.mean == 1.0 for trial in table)
@@ -80,22 +79,22 @@ def test_recall_in_the_table_is_that_of_the_settings(clustered):
         assert held_out_recall(layer, trial.config, x[:150], x[150:], batch_size=50) == pytest.approx(trial.recall.mean)
     best = F.linear(x[150:], layer.weight, layer.bias).topk(10).indices
     for trial in [trial for trial in table if trial.stage == "sizes"][:5]:
-        index = make_index(trial.config, N, D)
+        index = trial.config.index.make(N, D, trial.config.seed)
         index.build(layer.weight.detach(), layer.bias.detach(), x[:150])
-        found = index.query(x[150:], 1200)
-        shares = [share_found(found[:, :count], best).mean() for count in (120, 400, 1200)]
+        found = index.query(x[150:], 600)
+        shares = [share_found(found[:, :count], best).mean() for count in (60, 200, 600)]
         assert trial.recall.mean == pytest.approx(torch.stack(shares).mean().item())
 
 
 def test_a_step_of_the_simulation_is_one_of_the_layer(clustered):
-    """Without carrying, recall is what draw_active_rows gives."""
+    """Without carrying, recall is that of the layer's draws."""
     layer, x = clustered
-    config = LSHConfig(active=300, carry=0.0, random_fraction=0.0, mips=True)
-    index = make_index(config, N, D)
+    config = LSHConfig(active=300, carry=0.0, random_fraction=0.0, index=HashTableConfig(mips=True))
+    index = config.index.make(N, D, config.seed)
     weight, bias = layer.weight.detach(), layer.bias.detach()
     index.build(weight, bias)
     best = F.linear(x[:64], weight, bias).topk(10).indices
-    shares, seconds = simulate_steps(index, config, weight, bias, x[64:128], x[:64], best, 64)
+    shares, seconds = simulate_steps(index, config, Task(weight, bias, x[64:128], x[:64], best, 64))
     twin = LSHLinear.from_linear(layer, config)
     assert torch.equal(shares, share_found(twin.sample(x[:64]).rows, best))
     assert seconds > 0
@@ -105,44 +104,38 @@ def test_nothing_changes_unless_asked(clustered):
     layer, x = clustered
     layer = copy.deepcopy(layer)
     layer.rehash(full=True)
-    before = (
-        layer.config,
-        layer.sampler.tables,
-        layer.sampler.state_dict(),
-        layer.weight.clone(),
-        torch.get_rng_state(),
-    )
-    index_before = copy.deepcopy(layer.sampler.tables.state_dict())
-    config, _ = autotune(layer, x[:200], 0.5, seconds=1.0)
-    assert layer.config is before[0]
-    assert layer.sampler.tables is before[1]
-    assert layer.sampler.state_dict() == before[2]
-    assert torch.equal(layer.weight, before[3])
-    assert torch.equal(torch.get_rng_state(), before[4])
-    assert torch.equal(layer.sampler.tables.state_dict()["ids"], index_before["ids"])
+    config, index, weight = layer.config, layer.sampler.tables, layer.weight.clone()
+    held, stream = copy.deepcopy(index.state_dict()), torch.get_rng_state()
+    autotune(layer, x[:200], 0.5, seconds=0.5, hashes=["simhash"])
+    assert layer.config is config
+    assert layer.sampler.tables is index
+    assert all(torch.equal(index.state_dict()[name], held[name]) for name in ("ids", "row_buckets"))
+    assert torch.equal(layer.weight, weight)
+    assert torch.equal(torch.get_rng_state(), stream)
     assert layer.weight.grad is None
-    applied, _ = autotune(layer, x[:200], 0.5, seconds=1.0, apply=True)
+    twin = LSHLinear.from_linear(layer, config)
+    assert torch.equal(layer.sample(x[:16]).rows, twin.sample(x[:16]).rows)  # the layer's stream of draws stayed
+
+
+def test_settings_are_applied_where_asked_for(clustered):
+    layer, x = clustered
+    layer = copy.deepcopy(layer)
+    applied, _ = autotune(layer, x[:200], 0.5, seconds=0.5, hashes=["dwta"], apply=True)
     assert layer.config == applied
-    # It trains on with them.
     optimizer = torch_lsh.optim.Adam(layer.parameters())
     F.cross_entropy(layer(x[:16]), torch.arange(16)).backward()
     optimizer.step()
     if applied.active_rows(N) < N:
-        assert layer.sampler.tables.probes == applied.probes
-        assert layer.sampler.tables.num_tables == make_index(applied, N, D).num_tables
-    assert isinstance(config, LSHConfig)
+        assert layer.sampler.tables.hash == "dwta"
+        assert layer.sampler.tables.probes == applied.index.probes
 
 
-def test_every_new_family_is_a_candidate(clustered, monkeypatch):
+def test_sign_codes_are_a_candidate_where_asked_for(clustered):
     layer, x = clustered
-    families = dict(torch_lsh.index.families.FAMILIES, another=torch_lsh.index.families.SimHash)
-    for module in (sys.modules["torch_lsh.tuning.autotune"], torch_lsh.index.families):
-        monkeypatch.setattr(module, "FAMILIES", families)
-    monkeypatch.setattr("torch_lsh.config.HASHES", (*HASHES, "another"))
-    _, table = autotune(layer, x[:100], 0.5, seconds=10.0)
-    tried = {trial.config.hash for trial in table}
-    assert "another" in tried
-    assert "minhash" not in tried  # of sets
+    config, table = autotune(layer, x[:100], 0.5, seconds=2.0, hashes=["sign_codes", "learned"])
+    tried = {trial.config.index.name for trial in table if not trial.dense}
+    assert tried == {"sign_codes", "learned"}
+    assert config.index.name in ("sign_codes", "learned", "simhash")  # the last: dense
 
 
 def test_time_is_kept(clustered):
@@ -163,7 +156,7 @@ def test_a_layer_too_narrow_to_gain_stays_dense():
 
 
 def test_step_costs_grow_with_the_active_rows():
-    costs = _StepCosts(16, 20_000, True, 32)
+    costs = StepCosts(16, 20_000, True, 32)
     assert 0 < costs("batch", 100) <= costs("batch", 10_000)
     assert 0 < costs("sample", 10) <= costs("sample", 1_000)
     assert costs.dense > 0
@@ -173,13 +166,13 @@ def test_table_prints():
     table = TuningTable(
         [
             Trial("steps", LSHConfig(active=1.0), Estimate(1.0, 0.0), 170.0, reaches=True, dense=True),
-            Trial("families", LSHConfig(hash="dwta", probes=4), Estimate(0.25, 0.01), 2.0, 0.5),
+            Trial("families", LSHConfig(index=HashTableConfig(hash="dwta", probes=4)), Estimate(0.25, 0.01), 2.0, 0.5),
         ]
     )
     lines = str(table).splitlines()
     assert len(lines) == 3
     assert lines[1].split() == ["steps", "1.000", "±", "0.000", "170.00", "yes", "dense"]
-    assert lines[2].endswith("hash='dwta', probes=4")
+    assert lines[2].endswith("index=HashTableConfig(hash='dwta', probes=4)")
 
 
 # --- AutoTuner ---
@@ -201,7 +194,7 @@ def trained(model, tuner, x, steps):
 def test_tuner_acts_when_recall_is_low_and_only_then(clustered, caplog):
     caplog.set_level(logging.INFO, logger="torch_lsh")
     layer, x = clustered
-    low = LSHLinear.from_linear(layer, LSHConfig(active=40, hash="dwta", random_fraction=0.5))
+    low = LSHLinear.from_linear(layer, LSHConfig(active=40, random_fraction=0.5, index=HashTableConfig(hash="dwta")))
     model = nn.Sequential(copy.deepcopy(low))
     tuner = AutoTuner(model, 0.9, every=10, seconds=2.0)
     changed = trained(model, tuner, x, 25)
@@ -216,7 +209,7 @@ def test_tuner_acts_when_recall_is_low_and_only_then(clustered, caplog):
     assert trained(exact, tuner, x, 20) == []
     assert caplog.text == ""
     tuner.detach()
-    assert exact[0].stopwatch is None
+    assert exact[0].sampler.stopwatch is None
 
 
 # --- bad input ---

@@ -253,7 +253,7 @@ class Index(ABC):
 
     @abstractmethod
     def _differs(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
-        """bool ``[A, ...]``: which codes of ``rows`` ``[A]`` differ from those in the index."""
+        """Bool ``[A, ...]``: which codes of ``rows`` ``[A]`` differ from those in the index."""
 
     @abstractmethod
     def _query(self, x: Tensor, max_candidates: int, labels: Tensor | None) -> Tensor: ...

@@ -17,7 +17,7 @@ from .sign_codes import SignCodeIndex
 class QueryHistory(NamedTuple):
     """Which inputs of training steps a sampler keeps for the next :meth:`Index.build`.
 
-    Until it has any, it keeps the last 512 inputs of the first step.
+    Until it has any, it keeps the last ``total`` inputs of the first step.
 
     Attributes:
         every: keep inputs of every n-th step.

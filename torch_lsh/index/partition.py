@@ -220,8 +220,9 @@ class PartitionIndex(Index):
         return float((top.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean())
 
     def _outdated(self, weight: Tensor, bias: Tensor | None, queries: Tensor) -> str | None:
-        """The recall of the latest queries fell by more than 0.05 since the last :meth:`build`, and below 0.9; or there
-        are at least twice as many queries to learn from.
+        """Recall of the latest queries fell, or there are at least twice as many queries to learn from.
+
+        Recall fell if it is below 0.9 and more than 0.05 below that of the last :meth:`build`.
         """
         taught, judges = self._divided(queries)
         if len(judges) == 0:

@@ -158,9 +158,11 @@ def _look_up(index: Index, x: Tensor, count: int, labels: Tensor | None, seed: i
     candidates = index.query(x, count, labels)
     if index.best_first:
         return candidates
-    # In order of row numbers, the first ones would always be those with small numbers.
+    # In order of row numbers, the first ones would always be those with small numbers: each list starts elsewhere.
     generator = torch.Generator().manual_seed(seed)
-    return candidates[:, torch.randperm(candidates.shape[1], generator=generator)]
+    width = candidates.shape[1]
+    starts = torch.randint(width, (len(candidates), 1), generator=generator)
+    return candidates.gather(1, (starts + torch.arange(width)) % width)
 
 
 def _needed(counts: LabelCounts | None) -> LabelCounts:

@@ -24,8 +24,10 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, values: Tensor, population: float = math.inf) -> Estimate:
-        """From ``values`` ``[n]`` drawn without replacement from ``population`` ones: unbiased, and so is the square of
-        the error (Cochran 1977, theorems 2.1 and 2.4). A sample of everything has no error.
+        """Estimates the mean of a population from a sample ``[n]`` of it, drawn without replacement.
+
+        The mean and the square of the error are unbiased (Cochran 1977, theorems 2.1 and 2.4). A sample of everything
+        has no error.
 
         >>> Estimate.of(torch.tensor([1.0, 0.0]), population=2)
         Estimate(mean=0.5, error=0.0)
@@ -54,27 +56,33 @@ def share_found(rows: Tensor, best: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LayerStats:
-    """What an LSH layer finds and costs; see :meth:`torch_lsh.LSHLinear.stats`. What was not measured is None.
+    """What an LSH layer finds and costs; see :meth:`torch_lsh.LSHLinear.stats`. None: not measured.
 
     Attributes:
         out_features: N.
-        active: rows of a step (labels that take more room aside).
-        k, queries: recall is that of the ``k`` best rows, measured on so many queries.
-        recall: the share of a query's ``k`` best rows that are active in a training step on the inputs, as an estimate
-            of the mean over all inputs.
-        lookup_recall: that among the rows that a look-up finds for the query alone, where it may return as many as
-            are active.
+        active: rows of a step; labels may need more.
+        k: the number of best rows that recall is about.
+        queries: inputs that recall is measured on.
+        recall: the share of a query's ``k`` best rows that are active in a training step on the inputs; an estimate of
+            the mean over all inputs.
+        lookup_recall: the share among the rows that a look-up of the query alone finds, if it may return as many rows
+            as are active.
         candidates: rows that such a look-up finds.
-        tables, hashes_per_table, buckets, bucket_size: L, K, buckets per table, rows that a bucket holds at most.
-        load_mean, load_max: rows that belong to a bucket, whether they fit or not.
-        empty, overflowing: shares of the buckets to which no row belongs, or more than fit.
+        tables: L.
+        hashes_per_table: K.
+        buckets: buckets per table.
+        bucket_size: rows that a bucket holds at most; also None if there is no limit.
+        load_mean: rows that belong to a bucket, whether they fit or not; the mean over the buckets.
+        load_max: the largest load.
+        empty: the share of buckets to which no row belongs.
+        overflowing: the share of buckets to which more rows belong than fit.
         stale_rows: rows that changed since they were last hashed.
-        rehashes, since_rehash: re-hashes so far, and training steps since the last one.
-        index_bytes: of the tables and hash functions.
-        milliseconds: per call of each part ("look-up", "choosing" the rest of the active set, "loss", of which "logits"
-            is a part of its own unless one operator computes both, "re-hash"), where the layer is being watched; each
-            without the parts within it.
-        calls: how many that were.
+        rehashes: re-hashes so far.
+        since_rehash: training steps since the last re-hash.
+        index_bytes: of the index.
+        milliseconds: per call of each part while the layer is watched, without the parts within it: "look-up",
+            "choosing" the rest of the active set, "loss", "logits" (unless one operator computes both), "re-hash".
+        calls: the calls of each part.
     """
 
     out_features: int
@@ -100,7 +108,7 @@ class LayerStats:
     calls: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, float]:
-        """Every number that there is, by a flat name (``"recall"``, ``"recall_error"``, ``"ms/look-up"``)."""
+        """The numbers measured, by flat names such as ``"recall"``, ``"recall_error"`` and ``"ms/look-up"``."""
         numbers: dict[str, float] = {}
         for item in fields(self):
             value = getattr(self, item.name)
@@ -115,7 +123,8 @@ class LayerStats:
         return numbers
 
     def __str__(self) -> str:
-        """
+        """Prints a table.
+
         >>> print(LayerStats(50_000, active=1788, k=10, stale_rows=0))
         rows        50,000, of which 1,788 (3.58 %) are active in a step
         recall@10   not measured: no inputs
@@ -131,11 +140,12 @@ class LayerStats:
             found = f"{_plus_minus(self.candidates, 0)} rows per query, recall {_plus_minus(self.lookup_recall, 3)}"
             lines.append(("look-up", found))
         if self.tables is not None and self.index_bytes is not None and self.empty is not None:
+            capacity = "without limit" if self.bucket_size is None else f"for {self.bucket_size:,} rows each"
             lines += [
                 (
                     "tables",
                     f"L = {self.tables} of K = {self.hashes_per_table} hashes: {self.buckets:,} buckets "
-                    f"for {self.bucket_size:,} rows each; {self.index_bytes / 1e6:,.1f} MB",
+                    f"{capacity}; {self.index_bytes / 1e6:,.1f} MB",
                 ),
                 (
                     "load",

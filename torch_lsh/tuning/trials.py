@@ -48,7 +48,8 @@ class TuningTable(list[Trial]):
     """The trials in the order they were made; prints as a table."""
 
     def __str__(self) -> str:
-        """
+        """Prints a table.
+
         >>> table = TuningTable([Trial("steps", LSHConfig(active=64), Estimate(0.5, 0.01), 1.25)])
         >>> print(table)
         stage     recall            ms  reaches  settings
