@@ -24,6 +24,7 @@ def weights_of(module):
     """The keys of a state_dict but for those of samplers."""
     return [key for key in module.state_dict() if not key.endswith("_extra_state")]
 
+
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
