@@ -63,7 +63,7 @@ def _work(rank):
         broadcast_parameters(model)
         batches = [(x[half], y[half]) for x, y in make_batches(4)]
         train(model, batches, average_gradients, optimizer)
-        results[name] = model.state_dict()
+        results[name] = dict(model.named_parameters())
     for dtype in (torch.float32, torch.bfloat16):
         results[str(dtype)] = _train_sampled(dtype, [(x[half], y[half]) for x, y in make_batches(10)])
     results["kinds"] = _kinds(rank)

@@ -510,6 +510,7 @@ def test_layer_learns_anew_when_recall_falls(caplog):
     with_rehashes(layer, 13)
     index = layer.sampler.tables
     learned_recall, family = index.learned_recall, index.family
+    caplog.clear()
     with torch.no_grad(), caplog.at_level(logging.INFO, "torch_lsh"):
         family.directions, family.offsets = -family.directions, -family.offsets  # the worst buckets first
         layer.rehash()

@@ -16,7 +16,7 @@ from torch_lsh.sampling.stats import Estimate, share_found
 from torch_lsh.tuning import Trial, TuningTable
 from torch_lsh.tuning.steps import StepCosts, Task, simulate_steps
 
-N, D = 20_000, 24
+N, D = 40_000, 24
 
 
 @pytest.fixture(scope="module")
