@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .synthetic import synthetic_xmc
 from .xmc import XMCDataset, XMCRows, collate_xmc, write_xmc
-
-if TYPE_CHECKING:
-    from ..text import HashedText as HashedText
 
 __all__ = ["HashedText", "XMCDataset", "XMCRows", "collate_xmc", "synthetic_xmc", "write_xmc"]
 

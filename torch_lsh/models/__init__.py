@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .xmc import XMCClassifier
-
-if TYPE_CHECKING:
-    from ..text import TextClassifier as TextClassifier
 
 __all__ = ["TextClassifier", "XMCClassifier"]
 
