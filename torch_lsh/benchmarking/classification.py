@@ -21,8 +21,9 @@ Batch = tuple[Tensor, Tensor]  # features, sparse CSR, and labels [B, P] padded 
 
 
 def check_present(names: Sequence[str]) -> None:
-    """Raises:
-    FileNotFoundError: a data set is not in the folder that TORCH_LSH_DATA names.
+    """
+    Raises:
+        FileNotFoundError: a data set is not in the folder that TORCH_LSH_DATA names.
     """
     for name in names:
         for split in ("train", "test"):

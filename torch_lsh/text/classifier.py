@@ -221,8 +221,7 @@ class TextClassifier:
 
     def predict(self, X: Sequence[str]) -> Any:
         """The label of each text, an array ``[rows]``; for a multi-label task a list of labels for each, or zeros and
-        ones ``[rows, C]`` if :meth:`fit` was given those.
-        """
+        ones ``[rows, C]`` if :meth:`fit` was given those."""
         if self._fitted_multilabel():
             probabilities = self.predict_proba(X)
             if self.multi_hot_:

@@ -116,8 +116,7 @@ class TextNetwork(nn.Module):
 
 def softmax_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """Cross entropy with labels ``[B, P]`` padded with -100, which share the target equally; rows without one are left
-    out.
-    """
+    out."""
     if labels.shape[1] == 1:
         return F.cross_entropy(logits, labels[:, 0], label_smoothing=smoothing)
     if labels.shape[1] > _MOST_LABELS:  # a random choice of every row's
