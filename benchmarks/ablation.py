@@ -22,20 +22,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from classification import BATCH, Batch, Trainee, Weights, first_at, some_batches
+from corpora import check_present, read_xmc
 from torch import Tensor
 
-from torch_lsh import Drift, FixedInterval, LSHConfig, autotune
+from torch_lsh import Drift, FixedInterval, LSHConfig, autotune, plots
 from torch_lsh.benchmarking import harness, systems
-from torch_lsh.benchmarking.classification import (
-    BATCH,
-    Batch,
-    Trainee,
-    Weights,
-    check_present,
-    first_at,
-    read,
-    some_batches,
-)
 from torch_lsh.data import XMCDataset, collate_xmc
 
 SECONDS = {"citeulike-t": 3.0, "yso-en": 30.0}
@@ -236,7 +228,7 @@ def plot(records: list[dict[str, Any]], path: str) -> None:
     panels = list(dict.fromkeys(_panel(record["system"]) for record in records if record["system"] != "default"))
     panels = panels or ["default"]
     drawn = [functools.partial(_draw, records, dataset, panel) for dataset in datasets for panel in panels]
-    harness.draw(path, *drawn, columns=len(panels))
+    plots.draw(path, *drawn, columns=len(panels))
 
 
 def _draw(records: list[dict[str, Any]], dataset: str, panel: str, axis: Any) -> None:
@@ -286,7 +278,7 @@ def main() -> None:
     print(info)
     records: list[dict[str, Any]] = []
     for dataset in arguments.data:
-        train, test = read(dataset)
+        train, test = read_xmc(dataset)
         runs = []
         for seed in arguments.seed:
             results = run(dataset, train, test, seed, arguments)

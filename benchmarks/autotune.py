@@ -1,10 +1,10 @@
-"""Does what autotune picks reach the target on inputs that it did not see, and how long does it take?
+"""Autotune on held-out inputs: the recall that its pick reaches, and the time that it takes.
 
     python benchmarks/autotune.py --layers citeulike-t yso-en --json out.jsonl
 
-On output layers of trained models (benchmarks/trained_layers.py; trained at the first use): autotune gets some of the
-queries, the others are held out. Recall@10 among the active rows, steps drawn as in training, of what was picked and of
-LSHConfig().
+Layers are the output layers of trained models (benchmarks/trained_layers.py trains them at the first use). Autotune
+gets some of the queries; the others are held out. The table shows recall@10 among the active rows, with steps drawn
+as in training, of the pick and of LSHConfig().
 """
 
 from __future__ import annotations

@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from classification import Trainee, Weights, some_batches
+from corpora import read_xmc
 from torch import Tensor, nn
 
 import torch_lsh
 from torch_lsh.benchmarking import harness, systems
-from torch_lsh.benchmarking.classification import Trainee, Weights, read, some_batches
 from torch_lsh.data import collate_xmc
 
 # --- one step ---------------------------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def make_block(kind: str, arguments: argparse.Namespace, options: dict[str, Any]
 
 
 def compare_quality(arguments: argparse.Namespace, info: dict[str, Any]) -> list[dict[str, Any]]:
-    train, test = read(arguments.dataset)
+    train, test = read_xmc(arguments.dataset)
     test_batches = some_batches(test, arguments.test_rows)
     print(f"{arguments.dataset}: {train}, {min(len(test), arguments.test_rows)} test rows")
     records = []

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -33,13 +32,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from corpora import DATA, Corpus
+from language import LanguageModel, sequences
 from torch import Tensor, nn
 
 import torch_lsh
 from torch_lsh.benchmarking import harness
-from torch_lsh.benchmarking.language import Corpus, LanguageModel, sequences
 
-DATA = Path(os.environ.get("TORCH_LSH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 KINDS = ("full", "adaptive", "torch_lsh")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_lsh import LSHLinear
+from torch_lsh import LSHLinear, plots
 from torch_lsh.benchmarking import harness, latency
 from torch_lsh.data import XMCDataset, collate_xmc
 from torch_lsh.metrics import PrecisionAtK
@@ -113,7 +113,7 @@ def main() -> None:
     print(harness.table([[record.get(column, "") for column in columns] for record in records], header))
     harness.write_json(records, arguments.json)
     if arguments.plot:
-        harness.draw(arguments.plot, lambda axis: latency.draw(axis, records))
+        plots.draw(arguments.plot, lambda axis: latency.draw(axis, records))
 
 
 if __name__ == "__main__":

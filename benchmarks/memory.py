@@ -3,8 +3,8 @@
     python benchmarks/memory.py --json out.jsonl
     python benchmarks/memory.py --systems torch_lsh --tables
 
-Each system runs in a process of its own: the largest resident size after some steps, less the resident size before the
-layer was made. Beside it the bytes of parameters and of the optimizer's moments, all pages of which are written first,
+Each system runs in a process of its own. The peak is the largest resident size after some steps, less the resident
+size before the layer was made. It divides into parameters, the optimizer's moments (whose pages are all written first)
 and the rest: tables, active rows, gradients and temporaries.
 """
 

@@ -1,9 +1,9 @@
-"""What it costs to build the hash tables and to keep them in step with the weights.
+"""Cost of building the hash tables and of keeping them in step with the weights.
 
     python benchmarks/rehash.py --rows 670091 10000000
 
-Building from scratch per number of rows; re-hashing per number of changed rows (rows that moved a little, as a training
-step moves them, and rows that were replaced); and the share of building that the hash codes take, per family.
+Measured are: building from scratch by number of rows; re-hashing by number of changed rows, which moved as little as in
+a training step or were replaced; and the time that the hash codes take of a build, by hash family.
 """
 
 from __future__ import annotations

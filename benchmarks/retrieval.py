@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from trained_layers import TrainedLayer, trained_layer
 
+from torch_lsh import plots
 from torch_lsh.benchmarking import harness
 from torch_lsh.index.base import Index
 from torch_lsh.index.config import named_index_config
@@ -155,28 +157,24 @@ def main() -> None:
 
 
 def plot(records: list[dict[str, Any]], path: str) -> None:
-    import matplotlib
+    """Draws recall@10 by share of rows returned and, below, by time; a column per layer."""
+    layers = [
+        [record for record in records if record["layer"] == name]
+        for name in dict.fromkeys(record["layer"] for record in records)
+    ]
+    by_share = [
+        functools.partial(_draw, layer, lambda r: r["returned"] / r["rows"], "share of rows") for layer in layers
+    ]
+    by_time = [functools.partial(_draw, one, lambda r: r["us"], "microseconds per query") for one in layers]
+    plots.draw(path, *by_share, *by_time, columns=len(layers))
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    names = list(dict.fromkeys(record["layer"] for record in records))
-    figure, axes = plt.subplots(2, len(names), figsize=(5 * len(names), 8), squeeze=False, sharey=True)
-    for column, name in enumerate(names):
-        of_layer = [record for record in records if record["layer"] == name]
-        for setting in dict.fromkeys(record["setting"] for record in of_layer):
-            curve = [record for record in of_layer if record["setting"] == setting]
-            recalls = [record["recall@10"] for record in curve]
-            if setting != "exact":
-                axes[0, column].plot([r["returned"] / r["rows"] for r in curve], recalls, "o-", label=setting)
-            axes[1, column].plot([r["us"] for r in curve], recalls, "o-", label=setting)
-        axes[0, column].set(xscale="log", xlabel="share of rows returned", title=name)
-        axes[1, column].set(xscale="log", xlabel="microseconds per query")
-    for row in axes:
-        row[0].set_ylabel("recall@10")
-    axes[1, 0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+def _draw(records: list[dict[str, Any]], x: Callable[[dict[str, Any]], float], label: str, axis: Any) -> None:
+    for setting in dict.fromkeys(record["setting"] for record in records):
+        curve = [record for record in records if record["setting"] == setting]
+        axis.plot([x(r) for r in curve], [r["recall@10"] for r in curve], "o-", label=setting)
+    axis.set(xscale="log", xlabel=label, ylabel="recall@10", title=records[0]["layer"])
+    axis.legend(fontsize=7)
 
 
 if __name__ == "__main__":

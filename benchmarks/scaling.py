@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py --plot scaling.png --json out.jsonl
 
-Layers of all sizes take turns; the mean of a layer includes the re-hashes that fall due. What must not grow is the
-step: rows that are not active cost nothing but the cache and TLB misses of a larger table.
+Layers of all sizes take turns. The mean includes the re-hashes that fall due. The time of a step must not grow:
+inactive rows cost only the cache and TLB misses of a larger table.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch_lsh import plots
 from torch_lsh.benchmarking import harness
 from torch_lsh.benchmarking.step import make_step
 from torch_lsh.benchmarking.systems import LSH
@@ -59,7 +60,7 @@ def main() -> None:
     )
     harness.write_json(records, arguments.json)
     if arguments.plot:
-        harness.draw(arguments.plot, lambda axis: draw(axis, records))
+        plots.draw(arguments.plot, lambda axis: draw(axis, records))
 
 
 def draw(axis: Any, records: list[dict[str, Any]]) -> None:

@@ -1,10 +1,10 @@
-"""Load on the text server: concurrent clients on loopback, one request after the other each.
+"""Load on the text server: concurrent clients on loopback, each with one request at a time.
 
     python benchmarks/serve.py --clients 64 --seconds 60 --json out.jsonl
 
 Trains a small classifier (or takes --model), starts `python -m torch_lsh serve` in a process of its own, and prints
 throughput and latencies as the clients see them, beside the latency of one client alone. Clients and server share the
-machine's cores. Any response but 200 is an error, of which there must be none; the exit status says so.
+machine's cores. Any response other than 200 is an error; the exit status is 1 if there were errors.
 """
 
 from __future__ import annotations

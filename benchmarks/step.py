@@ -1,8 +1,8 @@
-"""One training step at 670,091 x 128 beside PyTorch's, and the memory that it takes.
+"""Time and memory of one training step at 670,091 x 128, beside PyTorch's.
 
     python benchmarks/step.py --json out.jsonl
 
-Memory is that of benchmarks/memory.py.
+benchmarks/memory.py measures the memory.
 """
 
 from __future__ import annotations

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from corpora import DATA
 
 from torch_lsh.benchmarking import harness
 from torch_lsh.models import TextClassifier
 
-DATA = Path(os.environ.get("TORCH_LSH_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 Split = tuple[list[str], list[Any]]
 LATENCIES = 2000
 

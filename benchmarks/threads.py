@@ -1,4 +1,4 @@
-"""What more cores would give a training step: measured with one and two threads, modelled for more.
+"""Speed of a training step by number of cores: measured with one and two threads, modelled for more.
 
     python benchmarks/threads.py --memory-bandwidth 300
 

@@ -10,12 +10,15 @@ not part of the time.
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import Any
 
 import torch
+from classification import BATCH, Trainee, Weights, first_at, some_batches
+from corpora import read_xmc
 
+from torch_lsh import plots
 from torch_lsh.benchmarking import harness, systems
-from torch_lsh.benchmarking.classification import BATCH, Trainee, Weights, first_at, read, some_batches
 from torch_lsh.data import collate_xmc
 
 SYSTEMS = {
@@ -40,7 +43,7 @@ def parse_system(text: str) -> tuple[str, dict]:
 
 
 def run(dataset: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    train, test = read(dataset)
+    train, test = read_xmc(dataset)
     active = arguments.active or {"yso-en": 2048, "citeulike-t": 3072}.get(dataset, 2048)
     test_batches = some_batches(test, arguments.test_rows)
     weights = Weights.draw(train, arguments.input_std, seed=1)
@@ -96,21 +99,17 @@ def report(dataset: str, trainees: list[Trainee]) -> None:
 
 
 def plot(records: list[dict[str, Any]], path: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Draws precision@1 by seconds of training, a panel per data set."""
     datasets = list(dict.fromkeys(record["dataset"] for record in records))
-    figure, axes = plt.subplots(1, len(datasets), figsize=(6 * len(datasets), 4), squeeze=False)
-    for axis, dataset in zip(axes[0], datasets):
-        for system in dict.fromkeys(record["system"] for record in records):
-            points = [r for r in records if r["dataset"] == dataset and r["system"] == system]
-            axis.plot([p["seconds"] for p in points], [p["precision@1"] for p in points], marker=".", label=system)
-        axis.set(title=dataset, xscale="log", xlabel="seconds of training", ylabel="precision@1")
-        axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    plots.draw(path, *[functools.partial(_draw, records, dataset) for dataset in datasets])
+
+
+def _draw(records: list[dict[str, Any]], dataset: str, axis: Any) -> None:
+    for system in dict.fromkeys(record["system"] for record in records):
+        points = [r for r in records if r["dataset"] == dataset and r["system"] == system]
+        axis.plot([p["seconds"] for p in points], [p["precision@1"] for p in points], marker=".", label=system)
+    axis.set(title=dataset, xscale="log", xlabel="seconds of training", ylabel="precision@1")
+    axis.legend()
 
 
 def main() -> None:

@@ -1,22 +1,21 @@
-"""Output layers of trained models with queries to them, for benchmarks of retrieval.
+"""Output layers of trained models, with queries, for benchmarks of retrieval.
 
-A layer is trained once, with this library, and kept in a folder outside of the repository. Queries are the hidden
+A layer is trained once, with this library, and kept in a folder outside the repository. Queries are the hidden
 activations of test rows.
 """
 
 from __future__ import annotations
 
-import lzma
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from corpora import DATA, read_words, read_xmc
 from torch import Tensor, nn
 
 from torch_lsh import LSHLinear, optim
-from torch_lsh.benchmarking.classification import DATA, read
 from torch_lsh.data import collate_xmc, synthetic_xmc
 from torch_lsh.models import XMCClassifier
 
@@ -30,7 +29,7 @@ class TrainedLayer(NamedTuple):
 
 
 def trained_layer(name: str, folder: Path) -> TrainedLayer:
-    """The layer of that name, from the folder or, the first time, trained.
+    """Reads a layer from the folder; the first time, trains it.
 
     Args:
         name: ``"yso-en"``, ``"citeulike-t"``, ``"wikitext-2"`` or ``"synthetic"`` (670,091 labels).
@@ -51,7 +50,7 @@ def _classifier(name: str) -> TrainedLayer:
         train, test = synthetic_xmc(50_000, QUERIES)
         epochs = 6
     else:
-        train, test = read(name)
+        train, test = read_xmc(name)
         epochs = 10 if name == "citeulike-t" else 2
     model = XMCClassifier(train.num_features, train.num_labels)
     model.fit(train, epochs=epochs, progress=False)
@@ -65,7 +64,7 @@ def _classifier(name: str) -> TrainedLayer:
 
 def _language_model(width: int = 256, length: int = 35, batch: int = 20, epochs: int = 2) -> TrainedLayer:
     """An LSTM on wikitext-2."""
-    words = {split: _words(split) for split in ("train", "test")}
+    words = {split: read_words(DATA / "wikitext-2", split) for split in ("train", "test")}
     number = {word: i for i, (word, _) in enumerate(Counter(words["train"]).most_common())}
     train, test = (torch.tensor([number[word] for word in words[split]]) for split in ("train", "test"))
     embedding, lstm = nn.Embedding(len(number), width), nn.LSTM(width, width)
@@ -89,8 +88,3 @@ def _language_model(width: int = 256, length: int = 35, batch: int = 20, epochs:
         logits = F.linear(hidden, head.weight, head.bias)
         print({"wikitext-2": {"perplexity": F.cross_entropy(logits, columns[1:].flatten()).exp().item()}})
     return TrainedLayer(head.weight.data, head.bias.data, hidden)
-
-
-def _words(split: str) -> list[str]:
-    with lzma.open(DATA / "wikitext-2" / f"{split}.txt.xz", "rt", encoding="utf-8") as lines:
-        return [word for line in lines for word in (*line.split(), "<eos>")]

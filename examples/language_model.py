@@ -1,27 +1,68 @@
-"""A word-level language model whose output layer is trained through few of its words.
+"""A word-level LSTM language model that trains a few active words of its output layer per step.
 
     python examples/language_model.py --data wikitext-2                    folder with train|valid|test.txt.xz
-    python examples/language_model.py --data wikitext-2 --body transformer
     python examples/language_model.py --data wikitext-2 --dense            the full softmax, for comparison
 
-The only lines that are not plain PyTorch are those that swap the head and choose the optimizers: Adagrad for the head,
-because a rare word has a gradient in few steps, after which a lazy Adam takes too long ones. Perplexity is that of the
-exact softmax over all words. At the end the model goes on with a text, by exact top-k over the vocabulary.
+Two things differ from plain PyTorch: the head is swapped, and the optimizers are torch_lsh's. The head uses Adagrad: a
+rare word gets gradients in few steps, and a lazy Adam then takes steps that are too long. Perplexity is that of the
+exact softmax over all words. At the end the model continues a text, by exact top-k over the vocabulary.
 """
 
 from __future__ import annotations
 
 import argparse
+import lzma
 import math
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import torch_lsh
-from torch_lsh.benchmarking.language import Corpus, LanguageModel, sequences
+
+
+class Corpus:
+    """Word numbers of the splits, and the vocabulary; every line of the text ends with ``<eos>``."""
+
+    def __init__(self, folder: Path) -> None:
+        texts = {}
+        for split in ("train", "valid", "test"):
+            with lzma.open(folder / f"{split}.txt.xz", "rt", encoding="utf-8") as lines:
+                texts[split] = [word for line in lines for word in (*line.split(), "<eos>")]
+        self.words = [word for word, _ in Counter(word for text in texts.values() for word in text).most_common()]
+        number = {word: i for i, word in enumerate(self.words)}
+        self.train, self.test = (torch.tensor([number[word] for word in texts[split]]) for split in ("train", "test"))
+
+
+def sequences(tokens: Tensor, batch: int, length: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cuts a text into ``batch`` streams; yields words and next words, both ``[batch, length]``."""
+    steps = (len(tokens) - 1) // batch
+    words = tokens[: steps * batch].view(batch, steps)
+    following = tokens[1 : steps * batch + 1].view(batch, steps)
+    for begin in range(0, steps, length):
+        yield words[:, begin : begin + length], following[:, begin : begin + length]
+
+
+class LanguageModel(nn.Module):
+    """Embedding, two LSTM layers, output layer ``head``."""
+
+    def __init__(self, num_words: int, width: int, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_words, width, sparse=True)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.dropout = nn.Dropout(dropout)
+        self.body = nn.LSTM(width, width, num_layers=2, dropout=dropout, batch_first=True)
+        self.head = nn.Linear(width, num_words)
+
+    def forward(self, words: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Any]:
+        """Computes the logits ``[batch, length, words]`` of the next words, and the state after ``words``."""
+        x, state = self.body(self.dropout(self.embedding(words)), state)
+        return self.head(self.dropout(x)), tuple(part.detach() for part in state)
 
 
 @torch.no_grad()
@@ -37,7 +78,7 @@ def perplexity(model: LanguageModel, tokens: Tensor, batch: int, length: int) ->
 
 @torch.no_grad()
 def write(model: LanguageModel, start: Tensor, count: int, length: int) -> Tensor:
-    """Goes on with ``start`` ``[words]``, drawing each word from the 20 most probable ones."""
+    """Continues ``start`` ``[words]``; draws each word from the 20 most probable ones."""
     model.eval()
     text = start
     for _ in range(count):
@@ -51,11 +92,10 @@ def write(model: LanguageModel, start: Tensor, count: int, length: int) -> Tenso
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--body", default="lstm", choices=["lstm", "transformer"])
     parser.add_argument("--dense", action="store_true")
     parser.add_argument("--active", type=int, default=4096, help="active words per step")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--tokens", type=int, help="train and evaluate on the first so many only")
+    parser.add_argument("--tokens", type=int, help="train and evaluate on so many tokens only")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--length", type=int, default=35)
@@ -65,7 +105,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     corpus = Corpus(arguments.data)
-    model = LanguageModel(len(corpus.words), arguments.width, arguments.body, arguments.length)
+    model = LanguageModel(len(corpus.words), arguments.width)
     if not arguments.dense:
         config = torch_lsh.LSHConfig(active=arguments.active, correction="stratified")
         torch_lsh.sparsify_(model, config, lambda module, name: name == "head")

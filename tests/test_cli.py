@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -11,9 +12,11 @@ import time
 
 import pytest
 import torch
+from command_line import assert_one_line, run
 
 import torch_lsh
 from torch_lsh import cli
+from torch_lsh.cli import bench, xmc
 from torch_lsh.data import XMCDataset, synthetic_xmc
 from torch_lsh.data.xmc import write_xmc
 from torch_lsh.models import XMCClassifier
@@ -35,23 +38,6 @@ def files(tmp_path_factory):
 def train_on(folder, model, *options):
     small = ["--epochs", "3", "--batch-size", "40", "--hidden", "16", "--active", "0.5", "--lr", "0.01", "--quiet"]
     return cli.main(["train", str(model), str(folder / "train.txt"), *small, *map(str, options)])
-
-
-def run(capsys, *arguments):
-    """Exit status, standard output and standard error of a command."""
-    capsys.readouterr()
-    status = cli.main([*map(str, arguments)])
-    return status, *capsys.readouterr()
-
-
-def assert_one_line(result, *parts):
-    status, output, errors = result
-    assert status == 2
-    assert errors.startswith("torch_lsh: ")
-    assert errors.count("\n") == 1
-    for part in parts:
-        assert str(part) in errors
-    return output
 
 
 def test_train(files, tmp_path, capsys):
@@ -79,7 +65,7 @@ def test_train_with_options(files, tmp_path, capsys):
 
 def test_train_without_a_file_generates_data(tmp_path, capsys, monkeypatch):
     sizes = []
-    monkeypatch.setattr(cli, "synthetic_xmc", lambda seed: sizes.append(seed) or synthetic_xmc(100, 20, F, N, seed))
+    monkeypatch.setattr(xmc, "synthetic_xmc", lambda seed: sizes.append(seed) or synthetic_xmc(100, 20, F, N, seed))
     model = tmp_path / "model.pt"
     assert cli.main(["train", str(model), "--epochs", "1", "--hidden", "4", "--seed", "7", "--quiet"]) == 0
     assert sizes == [7]
@@ -95,13 +81,13 @@ def test_progress_bar(files, tmp_path, capsys):
 
 def test_without_the_packages_of_the_extra(files, tmp_path, capsys, monkeypatch):
     """A progress bar is a comfort, a plot was asked for."""
-    find_spec = cli.importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     without = {"tqdm", "matplotlib"}
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name in without else find_spec(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in without else find_spec(name))
     assert cli.main(["train", str(tmp_path / "m.pt"), str(files / "train.txt"), "--epochs", "1", "--hidden", "4"]) == 0
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(cli, "overview", lambda **_: pytest.fail("a benchmark"))
-    assert_one_line(run(capsys, "bench", "--plot", tmp_path / "plot.png"), "--plot needs matplotlib")
+    monkeypatch.setattr(bench, "overview", lambda **_: pytest.fail("a benchmark"))
+    assert_one_line(run(capsys, "bench", "--plot", tmp_path / "plot.png"), "drawing needs matplotlib")
 
 
 def test_evaluate(files, capsys):
@@ -141,7 +127,9 @@ def test_bench(tmp_path, capsys):
 
 def test_bench_of_more_active_rows_than_there_are(capsys):
     sizes = {"rows": 30, "width": 4, "batch": 8, "active": 10**12, "rounds": 1}
-    status, output, _ = run(capsys, "bench", *(part for name, size in sizes.items() for part in (f"--{name}", size)))
+    status, output, _ = run(
+        capsys, "--threads", 1, "bench", *(part for name, size in sizes.items() for part in (f"--{name}", size))
+    )
     assert status == 0
     assert " 30 active rows" in output
 
@@ -223,7 +211,7 @@ def test_files_that_are_no_models(files, tmp_path, capsys):
 
 def test_paths_that_cannot_be_written_are_found_before_training(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(XMCClassifier, "loss", lambda *_: pytest.fail("a training step"))
-    monkeypatch.setattr(cli, "overview", lambda **_: pytest.fail("a benchmark"))
+    monkeypatch.setattr(bench, "overview", lambda **_: pytest.fail("a benchmark"))
     missing = tmp_path / "missing" / "file"
     for arguments in (
         ("train", missing, files / "train.txt"),
@@ -309,12 +297,19 @@ def test_other_errors_keep_their_traceback(files, monkeypatch, error):
         cli.main(["evaluate", str(files / "model.pt"), str(files / "test.txt.gz")])
 
 
-# --- as a process -----------------------------------------------------------------------------------------------------
+def test_output_that_nobody_reads_to_its_end(files, monkeypatch):
+    """``| head -1``: no complaint about the closed pipe, neither now nor when Python flushes at exit."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert cli.main(["predict", str(files / "model.pt"), str(files / "test.txt.gz")]) == 141
 
 
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch_lsh", *map(str, arguments)],
+def test_an_interrupted_process(files, tmp_path):
+    options = ["--epochs", 100_000, "--checkpoint", tmp_path / "run.pt", "--checkpoint-every", 1, "--quiet"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch_lsh", "train", *map(str, [tmp_path / "model.pt", files / "train.txt", *options])],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -322,23 +317,6 @@ def start(*arguments):
         # test runners in the background may ignore SIGINT, which children inherit
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-
-
-def test_output_that_nobody_reads_to_its_end(files, tmp_path):
-    """``| head -1``: no complaint about the closed pipe."""
-    rows = tmp_path / "rows.txt"
-    write_xmc(synthetic_xmc(4_000, 0, F, N)[0], rows)  # more output than a pipe holds
-    process = start("predict", files / "model.pt", rows)
-    assert len(process.stdout.readline().split(" ")) == 5
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait() == 141
-    process.stderr.close()
-
-
-def test_an_interrupted_process(files, tmp_path):
-    options = ["--epochs", 100_000, "--checkpoint", tmp_path / "run.pt", "--checkpoint-every", 1, "--quiet"]
-    process = start("train", tmp_path / "model.pt", files / "train.txt", *options)
     while not (tmp_path / "run.pt").exists():
         assert process.poll() is None
         time.sleep(0.05)

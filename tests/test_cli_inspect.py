@@ -10,9 +10,9 @@ from torch import nn
 
 import torch_lsh
 from torch_lsh import HashTableConfig, LSHConfig, cli
-from torch_lsh import io as safetensors
 from torch_lsh.data import synthetic_xmc
 from torch_lsh.data.xmc import write_xmc
+from torch_lsh.io import save_safetensors
 from torch_lsh.models import TextClassifier, XMCClassifier
 
 F, N, D = 300, 5_000, 16
@@ -29,10 +29,10 @@ def folder(tmp_path_factory):
     model.fit(train, epochs=1, batch_size=50, progress=False)
     model.save(folder / "model.pt")
     torch.save(model.hidden(synthetic_csr(40)).detach(), folder / "inputs.pt")
-    safetensors.save_file({"x": torch.randn(30, D)}, folder / "inputs.safetensors")
+    save_safetensors({"x": torch.randn(30, D)}, folder / "inputs.safetensors")
     torch.save({"epoch": 3, "model": model.state_dict()}, folder / "state.pt")
     weights = {"head.weight": torch.randn(N, D), "head.bias": torch.zeros(N), "other.weight": torch.randn(4, 4)}
-    safetensors.save_file(weights, folder / "weights.safetensors")
+    save_safetensors(weights, folder / "weights.safetensors")
     return folder
 
 
@@ -119,7 +119,7 @@ def test_plot(folder, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     for options in (["--data", folder / "test.txt"], []):
         path = tmp_path / f"{len(options)}.png"
-        assert run(capsys, folder / "model.pt", *options, "--plot", path)[0] == 0
+        assert run(capsys, folder / "model.pt", *options, "--queries", 16, "--plot", path)[0] == 0
         assert path.read_bytes().startswith(b"\x89PNG")
 
 

@@ -8,7 +8,7 @@ import struct
 import pytest
 import torch
 
-from torch_lsh.io import load_file, save_file
+from torch_lsh.io import load_safetensors, save_safetensors
 
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3),
@@ -27,8 +27,8 @@ def same(first, second):
 
 
 def test_round_trip(tmp_path):
-    save_file(TENSORS, tmp_path / "a", {"key": "välue"})
-    tensors, metadata = load_file(tmp_path / "a")
+    save_safetensors(TENSORS, tmp_path / "a", {"key": "välue"})
+    tensors, metadata = load_safetensors(tmp_path / "a")
     assert same(tensors, TENSORS)
     assert metadata == {"key": "välue"}
     assert [path.name for path in tmp_path.iterdir()] == ["a"]  # no temporary file is left
@@ -36,10 +36,10 @@ def test_round_trip(tmp_path):
 
 def test_files_are_those_of_the_package(tmp_path):
     package = pytest.importorskip("safetensors.torch")
-    save_file(TENSORS, tmp_path / "ours", {"key": "value"})
+    save_safetensors(TENSORS, tmp_path / "ours", {"key": "value"})
     assert same(package.load_file(tmp_path / "ours"), TENSORS)
     package.save_file({k: v.contiguous() for k, v in TENSORS.items()}, tmp_path / "theirs", {"key": "value"})
-    tensors, metadata = load_file(tmp_path / "theirs")
+    tensors, metadata = load_safetensors(tmp_path / "theirs")
     assert same(tensors, TENSORS)
     assert metadata == {"key": "value"}
 
@@ -61,7 +61,7 @@ def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
         (b"[]", b"", "cut off, damaged"),
         (b"\xff", b"", "cut off, damaged"),
         ({"a": 1}, b"", "cut off, damaged"),
-        ({"a": entry("I3")}, b"1234", "a is of dtype I3"),
+        ({"a": entry("I3")}, b"1234", "a has dtype I3"),
         ({"a": entry(shape=(2,))}, b"1234", r"a has shape \[2\] in 4 bytes"),
         ({"a": entry(shape=(-1,), offsets=(4, 0))}, b"1234", "wanted whole numbers"),
         ({"a": entry(shape=(True,))}, b"1234", "wanted whole numbers"),
@@ -74,18 +74,18 @@ def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
 )
 def test_damaged_files(tmp_path, header, data, words):
     with pytest.raises(ValueError, match=words):
-        load_file(write(tmp_path / "a", header, data))
+        load_safetensors(write(tmp_path / "a", header, data))
 
 
 def test_every_shorter_file_is_refused(tmp_path):
-    save_file({"a": torch.ones(3)}, tmp_path / "a")
+    save_safetensors({"a": torch.ones(3)}, tmp_path / "a")
     content = (tmp_path / "a").read_bytes()
     for size in range(len(content)):
         (tmp_path / "a").write_bytes(content[:size])
         with pytest.raises(ValueError, match="cut off, damaged"):
-            load_file(tmp_path / "a")
+            load_safetensors(tmp_path / "a")
 
 
 def test_a_header_longer_than_the_file(tmp_path):
     with pytest.raises(ValueError, match="cut off, damaged"):
-        load_file(write(tmp_path / "a", {}, length=2**60))
+        load_safetensors(write(tmp_path / "a", {}, length=2**60))

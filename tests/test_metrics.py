@@ -33,7 +33,7 @@ def batches(draw):
     return draw(st.lists(st.lists(rows, max_size=5), max_size=3)), found, width
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(batches())
 def test_equals_a_count_by_hand(drawn):
     some_batches, found, width = drawn

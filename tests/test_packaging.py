@@ -153,6 +153,8 @@ import sys
 sys.modules.update(dict.fromkeys(["matplotlib", "tqdm", "scipy", "sklearn", "pytest"]))  # None: cannot be imported
 import torch_lsh
 print(torch_lsh.ops.simd_level())
+print([name for name in sys.modules if name.startswith(("torch_lsh.text", "torch_lsh.cli", "torch_lsh.benchmarking"))])
+assert torch_lsh.models.TextClassifier.__module__.startswith("torch_lsh.text")
 """
     scalar = run_python(code, TORCH_LSH_SIMD="scalar")
     unknown = run_python(code, TORCH_LSH_SIMD="sse9")
@@ -160,7 +162,8 @@ print(torch_lsh.ops.simd_level())
     output, errors = scalar.communicate()
     assert (scalar.returncode, errors) == (0, "")
     # what only drawing, progress bars and scipy's matrices need is not imported, nor has to be there
-    assert output == "scalar\n"
+    # neither are texts, the command line and benchmarks, until somebody asks for them
+    assert output == "scalar\n[]\n"
 
     _, errors = unknown.communicate()
     assert unknown.returncode == 1

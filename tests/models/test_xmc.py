@@ -50,12 +50,10 @@ def assert_same(model, other):
         assert torch.equal(a, b)
 
 
-def run_python(code, *arguments, **options):
+def run_python(code, *arguments):
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------
@@ -214,29 +212,15 @@ def test_the_seed_decides_the_order(data, seed):
 # --- model files ------------------------------------------------------------------------------------------------------
 
 
-def test_saved_models_predict_the_same_in_a_new_process(data, tmp_path):
+def test_saved_models_predict_the_same(data, tmp_path):
     train, test = data
-    config = LSHConfig(active=0.25, scope="sample", rehash=FixedInterval(9), seed=4, index=HashTableConfig(hash="dwta"))
-    models = [make_model(config=config), make_model(dense=True)]
-    for i, model in enumerate(models):
+    config = LSHConfig(index=HashTableConfig(hash="dwta"), active=0.25, scope="sample", rehash=FixedInterval(9), seed=4)
+    for model in (make_model(config=config), make_model(dense=True)):
         fit(model, train, epochs=1)
-        model.save(tmp_path / f"{i}.pt")
-    torch.save(test.rows._asdict(), tmp_path / "rows.pt")
-    code = """
-        import sys, torch
-        from torch_lsh.data import XMCDataset
-        from torch_lsh.data.xmc import XMCRows
-        from torch_lsh.models import XMCClassifier
-        rows = XMCDataset.from_rows(XMCRows(**torch.load(sys.argv[1] + "/rows.pt")))
-        models = [XMCClassifier.load(f"{sys.argv[1]}/{i}.pt") for i in (0, 1)]
-        torch.save([model.predict(rows) for model in models], sys.argv[1] + "/predictions.pt")
-        print(models[0].output.config, models[1].dense)
-    """
-    output, errors = run_python(code, tmp_path).communicate()
-    assert errors == ""
-    assert output.strip() == f"{config} True"
-    for got, model in zip(torch.load(tmp_path / "predictions.pt"), models, strict=True):
-        for a, b in zip(got, model.predict(test), strict=True):
+        model.save(tmp_path / "model.pt")
+        loaded = XMCClassifier.load(tmp_path / "model.pt")
+        assert loaded.configuration() == model.configuration()
+        for a, b in zip(loaded.predict(test), model.predict(test), strict=True):
             assert torch.equal(a, b)
 
 
@@ -412,20 +396,16 @@ INTERRUPTED_RUN = """
 """
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "SIGINT"])
-def test_a_killed_run_ends_as_one_that_never_stopped(data, tmp_path, uninterrupted, kill):
+def test_a_killed_run_ends_as_one_that_never_stopped(data, tmp_path, uninterrupted):
     train, test = data
     path = tmp_path / "run.pt"
-    # test runners in the background may ignore SIGINT, which children inherit
-    child = run_python(
-        INTERRUPTED_RUN, path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-    )
+    child = run_python(INTERRUPTED_RUN, path)
     for line in child.stdout:
         if line.strip() == "9":
-            child.send_signal(kill)
+            child.kill()
             break
     _, errors = child.communicate()
-    assert child.returncode == -kill, errors
+    assert child.returncode == -signal.SIGKILL, errors
     assert os.listdir(tmp_path) == ["run.pt"]
     model = make_model()
     options = {"eval_dataset": test, "checkpoint": path, "checkpoint_every": EVERY}
@@ -438,7 +418,7 @@ def test_killed_while_a_checkpoint_is_written(data, tmp_path, uninterrupted):
     train, test = data
     options = {"eval_dataset": test, "checkpoint": tmp_path / "run.pt", "checkpoint_every": EVERY}
     fit(make_model(), train, max_steps=4, **options)
-    (tmp_path / ".run.pt.tmp").write_bytes((tmp_path / "run.pt").read_bytes()[:500])
+    (tmp_path / ".run.tmp.pt").write_bytes((tmp_path / "run.pt").read_bytes()[:500])
     model = make_model()
     assert fit(model, train, **options) == uninterrupted[1]
     assert_same(model, uninterrupted[0])
@@ -518,7 +498,7 @@ class Policy:
         ({"eval_dataset": synthetic_xmc(3, 0, F + 1, N)[0]}, ValueError, "the data has 301 features"),
         ({"train_dataset": synthetic_xmc(3, 0, F, N + 1)[0]}, ValueError, "the data has 300 features and 601 labels"),
         ({"train_dataset": synthetic_xmc(0, 0, F, N)[0]}, ValueError, "the training data has no rows"),
-        ({"config": LSHConfig(rehash=Policy()), "checkpoint": "run.pt"}, ValueError, "can be written to a file"),
+        ({"config": LSHConfig(rehash=Policy()), "checkpoint": "run.pt"}, ValueError, "which files can hold"),
     ],
 )
 def test_bad_arguments_are_found_before_training(data, tmp_path, monkeypatch, options, error, message):

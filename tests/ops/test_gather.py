@@ -11,11 +11,11 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (7, 3), (1000, 33), (300, 128), (50, 0)])
-@pytest.mark.parametrize("count", [0, 1, 9, 257])
-def test_gather_rows_equals_reference(simd_level, threads, dtype, shape, count):
+def test_gather_rows_equals_its_twin(simd_level, threads, dtype, shape):
     table = torch.randn(shape).to(dtype)
-    rows = torch.randint(0, shape[0], (count,))
-    assert torch.equal(ops.gather_rows(table, rows), twins.gather_rows(table, rows))
+    for count in (0, 1, 9, 257):
+        rows = torch.randint(0, shape[0], (count,))
+        assert torch.equal(ops.gather_rows(table, rows), twins.gather_rows(table, rows))
 
 
 @pytest.mark.parametrize(("stored", "wanted"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
@@ -31,10 +31,6 @@ def test_gather_rows_converts_as_pytorch_does(simd_level, stored, wanted):
 def test_gather_rows_of_a_vector():
     table, rows = torch.randn(50), torch.tensor([4, 4, 49])
     assert torch.equal(ops.gather_rows(table, rows), table[rows])
-
-
-def test_opcheck():
-    torch.library.opcheck(torch.ops.torch_lsh.gather_rows, (torch.randn(10, 3), torch.tensor([1, 9]), None))
 
 
 @pytest.mark.parametrize(

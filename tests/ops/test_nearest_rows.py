@@ -32,7 +32,7 @@ def index_of(rows, columns):
     return start, column.int(), value, column_start, row[order].int(), value[order]
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 70), (200, 40), (1000, 33), (5000, 300)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 70), (200, 40), (2000, 300)])
 @pytest.mark.parametrize("limits", [(1, 1, 0), (5, 5, 100), (5, 20, 1000), (64, 256, EVERYTHING), (10, 9999, 50)])
 def test_is_its_twin(shape, limits, threads):
     rows, columns = shape
@@ -93,12 +93,6 @@ def test_queries_without_columns_and_without_queries():
     nothing = index_of((torch.tensor([0]), empty, torch.empty(0)), 10)
     one = torch.tensor([0, 1]), torch.tensor([4]), torch.ones(1)
     assert ops.nearest_rows(*one, *nothing, 2, 2, 10)[1].tolist() == [[-1, -1]]
-
-
-def test_opcheck():
-    index = index_of(random_rows(30, 10, 0.1, 0, exact=True), 10)
-    queries = random_rows(3, 10, 0.5, 1, exact=True)
-    torch.library.opcheck(torch.ops.torch_lsh.nearest_rows, (*queries, *index, 3, 5, 10))
 
 
 @pytest.mark.parametrize(

@@ -34,16 +34,15 @@ def matrix(rows: int, columns: int, layout: str, dtype: torch.dtype) -> torch.Te
 @pytest.mark.parametrize(
     "layouts", [("rows", "rows"), ("rows", "columns"), ("columns", "rows"), ("strided", "strided")]
 )
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_product_equals_reference(simd_level, threads, dtype, shape, layouts, with_bias):
+def test_product_equals_its_twin(simd_level, dtype, shape, layouts):
     rows, depth, columns = shape
     a, b = matrix(rows, depth, layouts[0], dtype), matrix(depth, columns, layouts[1], dtype)
-    bias = torch.randn(rows, dtype=dtype) if with_bias else None
-    result = ops.product(a, b, bias)
-    assert result.is_contiguous()
-    expected = twins.product(a.double(), b.double(), None if bias is None else bias.double())
     tolerance = (1e-5 if dtype is torch.float32 else 1e-13) * max(1, depth) ** 0.5
-    torch.testing.assert_close(result, expected.to(dtype), rtol=tolerance, atol=tolerance)
+    for bias in (None, torch.randn(rows, dtype=dtype)):
+        result = ops.product(a, b, bias)
+        assert result.is_contiguous()
+        expected = twins.product(a.double(), b.double(), None if bias is None else bias.double())
+        torch.testing.assert_close(result, expected.to(dtype), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -64,11 +63,10 @@ def test_non_finite_values_spread_as_in_pytorch(simd_level):
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_opcheck_and_gradcheck(with_bias):
+def test_gradcheck(with_bias):
     a = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     b = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(5, dtype=torch.float64, requires_grad=True) if with_bias else None
-    torch.library.opcheck(torch.ops.torch_lsh.product, (a, b.T, bias))
     inputs = (a, b) if bias is None else (a, b, bias)
     torch.autograd.gradcheck(lambda a, b, *bias: ops.product(a, b.T, *bias), inputs)
     torch.autograd.gradgradcheck(lambda a, b, *bias: ops.product(a, b.T, *bias), inputs)

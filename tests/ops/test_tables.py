@@ -53,17 +53,17 @@ def test_an_overfull_bucket_keeps_a_uniform_sample():
 @pytest.mark.parametrize("fifo", [False, True])
 @pytest.mark.parametrize("bucket_size", [1, 3, 64])
 def test_update_and_insert_equal_reference(threads, bucket_size, fifo):
-    row_buckets = random_buckets(700, 4, 3)
+    row_buckets = random_buckets(300, 4, 3)
     ids, counts = ops.build_tables(row_buckets, 3, bucket_size, 7, fifo)
     twin = ids.clone(), counts.clone(), row_buckets.clone()
-    for seed in range(5):
+    for seed in range(3):
         torch.manual_seed(seed)
-        labels, queries = torch.randint(-1, 700, (6, 2)), random_buckets(6, 4, 3)
-        inserted = ops.insert_labels(ids, counts, queries, labels, 700, 7, fifo)
-        assert inserted == twins.insert_labels(*twin[:2], queries, labels, 700, 7, fifo)
+        labels, queries = torch.randint(-1, 300, (6, 2)), random_buckets(6, 4, 3)
+        inserted = ops.insert_labels(ids, counts, queries, labels, 300, 7, fifo)
+        assert inserted == twins.insert_labels(*twin[:2], queries, labels, 300, 7, fifo)
         assert_same_tables((ids, counts), twin[:2])
-        rows = torch.randperm(700)[:300]
-        buckets = random_buckets(300, 4, 3)
+        rows = torch.randperm(300)[:130]
+        buckets = random_buckets(130, 4, 3)
         changed = int((row_buckets[rows] != buckets).sum())
         assert int(ops.update_tables(ids, counts, row_buckets, rows, buckets, 7, fifo)) == changed
         assert int(twins.update_tables(*twin, rows, buckets, 7, fifo)) == changed
@@ -232,19 +232,6 @@ def test_tallies_of_different_sizes_share_a_thread():
         ids, counts = ops.build_tables(row_buckets, 0, bucket_size, 0)
         found = ops.query_tables(ids, counts, None, torch.zeros(2, tables, dtype=torch.int32), bucket_size)
         assert found.sort(1).values.tolist() == [list(range(bucket_size))] * 2
-
-
-def test_opcheck():
-    row_buckets = random_buckets(20, 3, 2)
-    ids, counts = ops.build_tables(row_buckets, 2, 4, 0)
-    torch.library.opcheck(torch.ops.torch_lsh.build_tables, (row_buckets, 2, 4, 0))
-    rows = torch.tensor([3, 5])
-    update = (ids, counts, row_buckets, rows, random_buckets(2, 3, 2), 0)
-    torch.library.opcheck(torch.ops.torch_lsh.update_tables, update)
-    labels = torch.tensor([[3, -1], [5, 7]])
-    torch.library.opcheck(torch.ops.torch_lsh.insert_labels, (ids, counts, random_buckets(2, 3, 2), labels, 20, 0))
-    for codes in (None, row_buckets):
-        torch.library.opcheck(torch.ops.torch_lsh.query_tables, (ids, counts, codes, random_buckets(5, 3, 2), 6))
 
 
 def int32(*values):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_classifier import generate, generate_several, write_csv
-from test_cli import assert_one_line, run
+from command_line import assert_one_line, run
+from generated_texts import generate, generate_several, write_csv
 
 from torch_lsh import cli
 from torch_lsh.models import TextClassifier

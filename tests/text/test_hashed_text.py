@@ -21,7 +21,7 @@ from torch_lsh import ops
 from torch_lsh.data import HashedText
 from torch_lsh.text.hashed_text import pack_texts
 
-UNICODE = Path(__file__).resolve().parents[1] / "csrc" / "unicode"
+UNICODE = Path(__file__).resolve().parents[2] / "csrc" / "unicode"
 TABLES = "14.0.0"  # Unicode version of the C++ tables
 
 # Where Python has another version of Unicode, only code points that both have are compared: those of Unicode 3.2.
@@ -53,7 +53,7 @@ arguments = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(texts, arguments)
 def test_hash_text_is_its_twin(texts, arguments):
     bits, word_ngrams, char_ngrams, *rest = arguments
@@ -73,10 +73,10 @@ def test_word_spans_are_their_twin(texts):
         assert torch.equal(ops.word_spans(packed), twins.word_spans(packed))
 
 
-def test_long_texts_are_sorted_by_digits(threads):
+def test_long_texts_are_sorted_by_digits():
     """More features than the small sort takes, in one to three digits."""
     generator = torch.Generator().manual_seed(0)
-    numbers = torch.randint(3000, (3, 2000), generator=generator).tolist()
+    numbers = torch.randint(3000, (2, 1000), generator=generator).tolist()
     text, offsets = pack_texts([" ".join(map(str, row)) for row in numbers])
     for bits in (3, 11, 12, 22, 23, 31):
         arguments = (text, offsets, bits, 2, 3, 5, True, "log", True, 7)

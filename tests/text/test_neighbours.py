@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from torch_lsh.data import HashedText, XMCRows
-from torch_lsh.io import load_file, save_file
+from torch_lsh.io import load_safetensors, save_safetensors
 from torch_lsh.models import TextClassifier
 from torch_lsh.text.neighbours import TextNeighbours
 from torch_lsh.text.training_data import Texts, TrainingData
@@ -148,9 +148,9 @@ def test_saved_and_copied(model, tmp_path):
 def test_damaged_tensors_are_refused(model, tmp_path, name, damage):
     path = tmp_path / "model"
     model.save(path)
-    tensors, metadata = load_file(path)
+    tensors, metadata = load_safetensors(path)
     tensors[name] = damage(tensors[name])
-    save_file(tensors, path, metadata)
+    save_safetensors(tensors, path, metadata)
     with pytest.raises(ValueError, match="does not hold a model that this version knows"):
         TextClassifier.load(path)
 
@@ -172,22 +172,22 @@ def test_damaged_settings_are_refused(model, tmp_path, change):
 
 
 def test_of_more_texts_than_fit_in_memory_a_choice_is_kept():
-    texts, labels = generate(30_000, 0)
+    texts, labels = generate(15_000, 0)
     features = HashedText(bits=14, word_ngrams=1, norm=None)
-    data = TrainingData(Texts(texts, labels), features, None, 0.1, 500, 1 << 20, seed=0)
+    data = TrainingData(Texts(texts, labels), features, None, 0.1, 500, 1 << 19, seed=0)
     assert data.statistics.cached is None
     kept = data.sample(data.statistics.bytes // 3)
-    assert len(kept.feature_start) == pytest.approx(10_000, rel=0.05)
-    assert len(kept.labels.unique()) > 3500  # of 4,200, from everywhere
-    model = TextClassifier(hidden=8, epochs=1, memory=1 << 20, batch_size=512).fit(texts, labels)
-    assert 10_000 < len(model.network_.neighbours.row_start) < 25_000
-    assert model.score(*generate(300, 1)) > 0.8
+    assert len(kept.feature_start) == pytest.approx(5_000, rel=0.05)
+    assert len(kept.labels.unique()) > 2500  # of 4,200, from everywhere
+    model = TextClassifier(hidden=8, epochs=1, memory=1 << 19, batch_size=512).fit(texts, labels)
+    assert 5_000 < len(model.network_.neighbours.row_start) < 12_500
+    assert model.score(*generate(300, 1)) > 0.6
 
 
 def test_the_same_with_any_number_of_threads():
     results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        some = TextClassifier(hidden=8, epochs=1).fit(*generate(5000, 0))
+        some = TextClassifier(hidden=8, epochs=1, batch_size=512).fit(*generate(4500, 0))
         results.append(some.predict_proba(generate(50, 1)[0]))
     np.testing.assert_array_equal(*results)

@@ -13,7 +13,7 @@ import pytest
 sklearn = pytest.importorskip("sklearn")
 
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks  # noqa: E402
-from sklearn.utils.validation import validate_data  # noqa: E402
+from sklearn.utils.validation import check_is_fitted, validate_data  # noqa: E402
 
 from torch_lsh.data import HashedText  # noqa: E402
 from torch_lsh.models import TextClassifier  # noqa: E402
@@ -30,12 +30,20 @@ class RowsAsTexts(TextClassifier):
         X, y = validate_data(self, X, y, multi_output=True)
         return super().fit(as_texts(X), y)
 
-    def _logits(self, X):
-        self._check_fitted()
-        return super()._logits(as_texts(validate_data(self, X, reset=False)))
+    def predict(self, X):
+        return super().predict(self.texts(X))
+
+    def predict_proba(self, X):
+        return super().predict_proba(self.texts(X))
 
     def evaluate(self, X, y):
-        return super().evaluate(as_texts(validate_data(self, X, reset=False)), y)
+        return super().evaluate(self.texts(X), y)
+
+    def texts(self, X):
+        if isinstance(X, list) and X and isinstance(X[0], str):
+            return X  # of predict, which calls predict_proba
+        check_is_fitted(self)
+        return as_texts(validate_data(self, X, reset=False))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -43,7 +51,7 @@ class RowsAsTexts(TextClassifier):
         return tags
 
 
-@parametrize_with_checks([RowsAsTexts(epochs=20)])
+@parametrize_with_checks([RowsAsTexts(epochs=6)])
 def test_check_of_scikit_learn(estimator, check):
     check(estimator)
 

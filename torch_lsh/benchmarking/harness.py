@@ -1,4 +1,4 @@
-"""What all benchmarks share: systems run in turn, medians with their spread, JSON lines, a table."""
+"""Shared by all benchmarks: systems that take turns, medians with their spread, JSON lines, tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .. import ops
 
 
 def machine(threads: int | None = None) -> dict[str, Any]:
-    """Pins the number of threads and says what the numbers were taken on."""
+    """Pins the number of threads and describes the machine."""
     torch.set_num_threads(threads or os.cpu_count() or 1)
     model = next(
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
@@ -40,10 +40,10 @@ def _lines(path: str) -> list[str]:
 def in_turn(
     systems: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 2, calls: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each call, the systems taking turns (A B C A B C ...), so that drift of the machine meets all.
+    """Times systems that take turns (A B C A B C ...), so that all see the same drift of the machine.
 
-    A turn has ``calls`` calls. More than one for what runs by itself in real use, or every call would start in caches
-    that the other systems filled.
+    A turn has ``calls`` calls. Systems that run alone in real use need more than one: the first call of a turn starts
+    with the caches that the other systems filled.
     """
     for run in systems.values():
         for _ in range(warm_up):
@@ -80,8 +80,9 @@ class MemoryBandwidth:
         return self._array.nbytes / statistics.median(in_turn({"": self._array.sum}, 7)[""])
 
     def around(self, measure: Callable[[], float]) -> tuple[float, float]:
-        """What ``measure`` returns, and the mean bandwidth before and after it; all anew, up to ten times, where these
-        differ by a tenth.
+        """Runs ``measure`` between two measurements of the bandwidth; returns its result and their mean.
+
+        If the two differ by a tenth, all of it is repeated, up to ten times.
         """
         for _ in range(10):
             before, value, after = self.now(), measure(), self.now()
@@ -100,27 +101,8 @@ def resident_kib() -> int:
     return next(int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmRSS"))
 
 
-def draw(path: str, *panels: Callable[[Any], None], columns: int | None = None) -> None:
-    """Writes a figure of one or more panels, ``columns`` (default: all) side by side; each is drawn by a function of
-    its axis.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    columns = columns or len(panels)
-    lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(7 * columns, 4.5 * lines), squeeze=False)
-    for axis, panel in zip(axes.flat, panels):
-        panel(axis)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def parse_options(text: str) -> tuple[str, dict[str, Any]]:
-    """A system as it is named on the command line.
+    """Parses a system of the command line.
 
     >>> parse_options("torch_lsh:random_fraction=0.5,hash=dwta,active=4096")
     ('torch_lsh', {'random_fraction': 0.5, 'hash': 'dwta', 'active': 4096})

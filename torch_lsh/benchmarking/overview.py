@@ -1,4 +1,4 @@
-"""What a user wants to see of his own machine: a training step and the best classes beside PyTorch's."""
+"""A training step and the top-k look-up beside PyTorch's, on the user's machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import plots
 from . import harness, latency, step
 
 _BATCHES = (1, 16, 256)
@@ -29,5 +30,5 @@ def overview(
         )
     )
     if plot:
-        harness.draw(plot, lambda axis: step.draw(axis, steps), lambda axis: latency.draw(axis, best))
+        plots.draw(plot, lambda axis: step.draw(axis, steps), lambda axis: latency.draw(axis, best))
     return steps + best

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import plots
 from . import harness
 from .systems import (
     LSH,
@@ -109,7 +110,7 @@ def compare_steps(
     )
     harness.write_json(records, json)
     if plot:
-        harness.draw(plot, lambda axis: draw(axis, records))
+        plots.draw(plot, lambda axis: draw(axis, records))
     return records
 
 

@@ -1,4 +1,4 @@
-"""The systems that are compared: the same model, its output layer trained in different ways.
+"""The systems to compare: one model whose output layer is trained in different ways.
 
 An output system has ``loss(h, y)`` for hidden activations ``h`` ``[B, d]`` and labels ``y`` ``[B, P]`` padded with
 -100, ``topk(h, k)`` over all classes, and ``step()``. An input system turns a sparse batch into hidden activations.

@@ -14,7 +14,7 @@ __all__ = ["HashedText", "XMCDataset", "XMCRows", "collate_xmc", "synthetic_xmc"
 
 
 def __getattr__(name: str) -> Any:
-    """What is about text is in :mod:`torch_lsh.text`, which nothing imports before somebody asks for it."""
+    """Imports :mod:`torch_lsh.text` on the first access to one of its names."""
     if name == "HashedText":
         from ..text import HashedText
 

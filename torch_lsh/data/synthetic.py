@@ -1,4 +1,4 @@
-"""Generated data of the shape of Amazon-670K, with structure that can be learned."""
+"""Generated data with the sizes of Amazon-670K and learnable structure."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .. import ops
+from ..io import replacing
 
 _BLOCK_BYTES = 1 << 22  # read at a time; every thread gets a piece
 _LONGEST_LINE = 1 << 28
@@ -67,7 +68,7 @@ class XMCRows(NamedTuple):
 
 
 def runs(start: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Offsets of the chosen runs when they stand one behind the other, and where their elements are now."""
+    """Returns the offsets of the chosen runs after concatenation, and the present places of their elements."""
     begin = start[rows]
     counts = start[rows + 1] - begin
     offsets = torch.zeros(len(rows) + 1, dtype=torch.int64)
@@ -79,9 +80,8 @@ class XMCDataset(Dataset[XMCRows]):
     """Rows of sparse features with several labels each, read from a text file (plain, ``.gz`` or ``.xz``).
 
     An item is an :class:`XMCRows` of one row; ``DataLoader(dataset, 256, collate_fn=collate_xmc)`` makes batches. A
-    feature that stands twice in a row is kept twice, and so counts with the sum of its values wherever a batch is
-    multiplied or made dense. The file is read in blocks: the memory needed is that of the CSR arrays and half as much
-    again. The arrays are tensors, which workers of a DataLoader share.
+    feature that occurs twice in a row is kept twice; products and dense tensors see the sum of its values. Reading
+    takes 1.5 times the memory of the CSR arrays. DataLoader workers share the arrays.
 
     Args:
         path: the file.
@@ -224,7 +224,7 @@ def padded_labels(rows: XMCRows) -> Tensor:
 
 
 def join_rows(batch: Sequence[XMCRows]) -> XMCRows:
-    """Rows of one data set, one behind the other."""
+    """Concatenates rows of one data set."""
     if len(batch) == 0:
         raise ValueError("batch is empty; wanted at least one row")
 
@@ -372,7 +372,7 @@ def _parse_header(header: bytes) -> tuple[int, int, int]:
 def write_xmc(dataset: XMCDataset, path: str | os.PathLike[str]) -> None:
     """Writes a dataset in the text format (compressed if ``path`` ends in ``.gz`` or ``.xz``).
 
-    Reading the file gives the same arrays again, bit for bit. It takes the place of an older one only when whole.
+    Reading the file gives the same arrays, bit for bit. The file is written whole or not at all.
 
     >>> import tempfile
     >>> from torch_lsh.data import synthetic_xmc
@@ -382,16 +382,10 @@ def write_xmc(dataset: XMCDataset, path: str | os.PathLike[str]) -> None:
     >>> torch.equal(XMCDataset(path).rows.values, dataset.rows.values)
     True
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp{target.suffix}")
-    try:
-        with _open(temporary, "wb") as file:
-            file.write(f"{len(dataset)} {dataset.num_features} {dataset.num_labels}\n".encode())
-            for some in torch.arange(len(dataset)).split(_ROWS_WRITTEN):
-                file.write("".join(_lines(dataset.rows.take(some))).encode())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, _open(temporary, "wb") as file:
+        file.write(f"{len(dataset)} {dataset.num_features} {dataset.num_labels}\n".encode())
+        for some in torch.arange(len(dataset)).split(_ROWS_WRITTEN):
+            file.write("".join(_lines(dataset.rows.take(some))).encode())
 
 
 def _lines(rows: XMCRows) -> Iterator[str]:

@@ -13,7 +13,7 @@ __all__ = ["TextClassifier", "XMCClassifier"]
 
 
 def __getattr__(name: str) -> Any:
-    """What is about text is in :mod:`torch_lsh.text`, which nothing imports before somebody asks for it."""
+    """Imports :mod:`torch_lsh.text` on the first access to one of its names."""
     if name == "TextClassifier":
         from ..text import TextClassifier
 

@@ -1,35 +1,34 @@
-"""The part of the command line about texts: train-text, serve, and what predict and evaluate do with a text model."""
+"""The commands of text models: ``train-text``, ``serve``, and ``evaluate``, ``predict`` and ``inspect`` on them."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
-from ..models.xmc import check_can_write
+import torch
+from torch import Tensor
+
+from ..cli import inspect as inspection
+from ..cli.arguments import positive
+from ..io import check_can_write, load_safetensors
 from .classifier import TextClassifier
 from .files import TextFile
 from .hashed_text import HashedText
+from .model_file import FORMAT
 
 _PREDICTED_AT_A_TIME = 4096
+_READ_TEXTS = 65_536  # to draw inputs from, because a file may be sorted by label
 
 
-def is_text_model(path: str) -> bool:
-    """Whether the file is a text classifier, not an XMC one: safetensors, not a zip archive."""
-    with open(path, "rb") as file:
-        return file.read(9)[8:] == b"{"
-
-
-def column_options() -> argparse.ArgumentParser:
-    """Options that say where a CSV, TSV, JSONL or Parquet file holds its texts and labels."""
-    options = argparse.ArgumentParser(add_help=False)
-    group = options.add_argument_group("columns of text files (names, or numbers from 0 where there is no header)")
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("columns of text files (names, or numbers from 0 where there is no header)")
     group.add_argument("--text", nargs="+", type=_column, default=["text"], help="column(s) of the text")
     group.add_argument("--label", type=_column, default="label", help="column of the label")
-    group.add_argument("--separator", help="cells hold several labels, separated by this")
-    return options
+    group.add_argument("--separator", help="separator of several labels in one cell")
 
 
 def _column(text: str) -> str | int:
@@ -40,8 +39,29 @@ def _columns(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"text": arguments.text, "label": arguments.label, "label_separator": arguments.separator}
 
 
-def train(arguments: argparse.Namespace) -> int:
-    check_can_write(Path(arguments.model))
+# --- train-text -------------------------------------------------------------------------------------------------------
+
+
+def train_text_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", help=".csv, .tsv, .jsonl (also .gz, .xz, .bz2) or .parquet")
+    parser.add_argument("--model", default="model.safetensors", help="file to write the model to")
+    parser.add_argument("--validation", help="file that decides when to stop; default: texts held out from the data")
+    parser.add_argument("--test", help="file to evaluate the model on")
+    parser.add_argument("--hidden", type=int, help="width of the hidden layer; 0: none; default: by the labels")
+    parser.add_argument("--neighbours", type=int, help="nearest training texts that vote in a prediction; 0: none")
+    parser.add_argument("--epochs", type=positive, help="most passes over the data")
+    parser.add_argument("--batch-size", type=positive, help="texts per step")
+    parser.add_argument("--lr", type=float, help="learning rate of Adam")
+    parser.add_argument("--patience", type=positive, default=2, help="epochs without improvement before training stops")
+    parser.add_argument("--bits", type=positive, help="hash into 2**bits features; default: by the amount of text")
+    parser.add_argument("--char-ngrams", type=positive, nargs=2, metavar=("MIN", "MAX"), help="lengths of n-grams")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order of the texts and split")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar (it needs tqdm anyway)")
+    _add_columns(parser)
+
+
+def train_text(arguments: argparse.Namespace) -> int:
+    check_can_write(arguments.model)
     features = None
     if arguments.bits is not None or arguments.char_ngrams is not None:
         lengths = None if arguments.char_ngrams is None else tuple(arguments.char_ngrams)
@@ -70,14 +90,25 @@ def train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# --- evaluate and predict ---------------------------------------------------------------------------------------------
+
+
+def evaluate_options(parser: argparse.ArgumentParser) -> None:
+    _add_columns(parser)
+
+
 def evaluate(arguments: argparse.Namespace) -> int:
     model = TextClassifier.load(arguments.model)
     print(json.dumps(model.evaluate(arguments.data, **_columns(arguments))))
     return 0
 
 
+def predict_options(parser: argparse.ArgumentParser) -> None:
+    _add_columns(parser)
+
+
 def predict(arguments: argparse.Namespace) -> int:
-    """One JSON object a line: the best labels and their probabilities."""
+    """Prints one JSON object per text: the likeliest labels and their probabilities."""
     model = TextClassifier.load(arguments.model)
     k = min(arguments.k, len(model.classes_))
     texts: list[str] = []
@@ -95,40 +126,53 @@ def predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# --- inspect ----------------------------------------------------------------------------------------------------------
+
+
+def inspect_options(parser: argparse.ArgumentParser) -> None:
+    _add_columns(parser)
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    inspection.check(arguments)
+    tensors, metadata = load_safetensors(arguments.model)
+    if metadata.get("format") != FORMAT:
+        return inspection.show(inspection.layers_of_tensors(tensors, arguments), arguments)
+    model = TextClassifier.load(arguments.model)
+    output = model.network_.output
+    if output is None:
+        raise ValueError(f"{arguments.model} is a linear model; wanted one with an output layer, whose rows are hashed")
+    inputs = None if arguments.data is None else _hidden_texts(model, arguments)
+    return inspection.show([inspection.layer_of_model(output, inputs, arguments)], arguments)
+
+
+@torch.no_grad()
+def _hidden_texts(model: TextClassifier, arguments: argparse.Namespace) -> Tensor:
+    """Hidden activations of a random choice of the first texts of ``--data``."""
+    rows = TextFile(arguments.data, arguments.text, label=None)
+    texts = [row.text for row in itertools.islice(rows, _READ_TEXTS)]
+    if not texts:
+        raise ValueError(f"{arguments.data} has no texts")
+    hashed = model.features_.csr([texts[number] for number in inspection.random_choice(len(texts))])
+    return model.network_.hidden(*model.network_.rows(*hashed))
+
+
+# --- serve ------------------------------------------------------------------------------------------------------------
+
+
+def serve_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="file of the model")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one")
+    parser.add_argument("--max-bytes", type=positive, default=1 << 20, help="most bytes of a request's body")
+    parser.add_argument("--max-texts", type=positive, default=256, help="most texts of a request")
+    parser.add_argument("--max-batch", type=positive, default=64, help="most texts to predict together")
+
+
 def serve(arguments: argparse.Namespace) -> int:
-    from .server import Server  # needs packages that the rest does not
+    from .server import Server  # needs starlette and uvicorn
 
     model = TextClassifier.load(arguments.model)
     server = Server(model, arguments.max_bytes, arguments.max_texts, arguments.max_batch)
     server.run(arguments.host, arguments.port)
     return 0
-
-
-def add_commands(commands: Any, columns: argparse.ArgumentParser, positive: Any) -> None:
-    training = commands.add_parser(
-        "train-text", parents=[columns], help="train a text classifier on a CSV, TSV, ... file"
-    )
-    training.add_argument("data", help=".csv, .tsv, .jsonl (also .gz, .xz, .bz2) or .parquet")
-    training.add_argument("--model", default="model.safetensors", help="file to write the model to")
-    training.add_argument("--validation", help="file to stop by; default: texts held out from the data")
-    training.add_argument("--test", help="file to evaluate the model on")
-    training.add_argument("--hidden", type=int, help="units of the hidden layer; 0: linear; default: by the labels")
-    training.add_argument("--neighbours", type=int, help="training texts that take part in a prediction; 0: none")
-    training.add_argument("--epochs", type=positive)
-    training.add_argument("--batch-size", type=positive)
-    training.add_argument("--lr", type=float)
-    training.add_argument("--patience", type=positive, default=2)
-    training.add_argument("--bits", type=positive, help="2**bits features; default: by the amount of text")
-    training.add_argument("--char-ngrams", type=positive, nargs=2, metavar=("LEAST", "LARGEST"))
-    training.add_argument("--seed", type=int, default=0)
-    training.add_argument("--quiet", action="store_true", help="no progress bar (nor is there one without tqdm)")
-    training.set_defaults(run=train)
-
-    serving = commands.add_parser("serve", help="answer HTTP requests with a text classifier")
-    serving.add_argument("model")
-    serving.add_argument("--host", default="127.0.0.1")
-    serving.add_argument("--port", type=int, default=8000, help="0: any free one")
-    serving.add_argument("--max-bytes", type=positive, default=1 << 20, help="of a request")
-    serving.add_argument("--max-texts", type=positive, default=256, help="of a request")
-    serving.add_argument("--max-batch", type=positive, default=64, help="texts that are predicted together")
-    serving.set_defaults(run=serve)

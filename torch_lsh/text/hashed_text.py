@@ -15,13 +15,13 @@ from .. import ops
 class HashedText:
     """Words, word n-grams and character n-grams of texts, hashed into ``2**bits`` features (feature hashing).
 
-    A word is a maximal run of Unicode letters, marks and numbers, lower-cased code point by code point; whatever else
-    stands in a text separates words, bytes that are not UTF-8 and lone surrogates too. Character n-grams are those of a
-    word between two marks that stand for its beginning and its end, as in fastText. There is no normalisation of
-    Unicode: "é" in one code point and in two are different words.
+    A word is a maximal run of Unicode letters, marks and numbers, lower-cased code point by code point. Anything else
+    separates words, including bytes that are not UTF-8 and lone surrogates. Character n-grams are taken from a word
+    with a mark at its beginning and its end, as in fastText. Unicode is not normalised: "é" as one code point and
+    as two are different words.
 
-    The object holds settings alone: it learns nothing, so it can be made anywhere and gives every text the same row, on
-    every platform, with any number of threads.
+    The object holds settings only and learns nothing. Equal settings give a text the same row on every platform, with
+    any number of threads.
 
     Args:
         bits: the number of features is ``2**bits``; 1 to 31.
@@ -188,7 +188,7 @@ class HashedText:
 
 
 def pack_texts(texts: Sequence[str | bytes]) -> tuple[Tensor, Tensor]:
-    """Texts one behind the other in UTF-8: ``[bytes]`` uint8, and their offsets ``[B + 1]`` int64.
+    """Concatenates texts in UTF-8: ``[bytes]`` uint8, and their offsets ``[B + 1]`` int64.
 
     Lone surrogates, which UTF-8 cannot write, become bytes that are not UTF-8.
     """

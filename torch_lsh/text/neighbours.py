@@ -11,7 +11,7 @@ from .. import ops
 from ..data import XMCRows
 from ..data.xmc import check_rows, runs
 
-_MAX_POSTINGS = 1 << 14  # read per text; more find hardly another neighbour, and would take as long as they are many
+_MAX_POSTINGS = 1 << 14  # read per text; time grows with them, and beyond these they hardly find another neighbour
 _CANDIDATES = 4  # times the neighbours wanted
 _POWERS = (2.0, 3.0, 4.0)
 _SHARES = tuple(i / 10 for i in range(10))
@@ -20,9 +20,9 @@ _SHARES = tuple(i / 10 for i in range(10))
 class TextNeighbours(nn.Module):
     """Training rows of unit length with their labels, and an inverted index to find the nearest by cosine.
 
-    Each of the ``k`` nearest votes for its labels with its cosine to the power of ``power``; votes are brought to the
-    sum 1 and mixed with the probabilities of a network, as language models are with their nearest neighbours. Rare
-    words, which a network of low rank cannot tell apart, the neighbours can; the network smooths where none is near.
+    Each of the ``k`` nearest rows votes for its labels with its cosine to the power of ``power``. The votes are scaled
+    to the sum 1 and mixed with the probabilities of a network, as in kNN language models. Neighbours tell rare words
+    apart, which a network of low rank cannot; the network decides where no row is near.
 
     Khandelwal et al., *Generalization through Memorization: Nearest Neighbor Language Models*, ICLR 2020.
 
@@ -83,12 +83,12 @@ class TextNeighbours(nn.Module):
         return made
 
     def settings(self) -> dict[str, float]:
-        """The arguments to make such a module, but for ``num_features`` and ``num_classes``."""
+        """The arguments that make such a module, except ``num_features`` and ``num_classes``."""
         sizes = {"rows": len(self.row_start) - 1, "entries": len(self.columns), "labels": len(self.labels)}
         return {**sizes, "k": self.k, "power": self.power, "share": self.share}
 
     def index_rows(self) -> None:
-        """Makes the inverted index; to be called when the buffers have changed.
+        """Builds the inverted index. Call it after the buffers have changed.
 
         Raises:
             ValueError: the buffers are not rows with labels.
@@ -113,7 +113,7 @@ class TextNeighbours(nn.Module):
         self._by_column = start, of_entry[order], self.values[order]
 
     def search(self, crow: Tensor, col: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and numbers of the nearest kept rows of each text, both ``[B, k]``, padded with -inf and -1.
+        """Finds the nearest kept rows: cosines and row numbers, both ``[B, k]``, padded with -inf and -1.
 
         Args:
             crow, col, values: rows of unit length.
@@ -124,7 +124,7 @@ class TextNeighbours(nn.Module):
         return ops.nearest_rows(crow, col, values, *by_row, *self._by_column, self.k, candidates, _MAX_POSTINGS)
 
     def votes(self, cosines: Tensor, rows: Tensor, power: float | None = None) -> Tensor:
-        """Votes for each class ``[B, C]``: of the sum 1, or all 0 where no row is near."""
+        """Computes the votes ``[B, C]`` for each class, with the sum 1, or all 0 where no row is near."""
         weights = cosines.clamp(min=0).pow(self.power if power is None else power)
         start, at = runs(self.label_start, rows.clamp(min=0).flatten())
         counts = start.diff()

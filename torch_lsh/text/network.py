@@ -12,16 +12,17 @@ from ..nn import EmbeddingBag, LSHLinear
 from ..nn.logits.targets import as_target
 from .neighbours import TextNeighbours
 
-_MOST_LABELS = 64  # of a row in one step; the rest waits for other steps
+DENSE_CLASSES = 4096  # with at most so many, a dense output layer is the faster one
+_MOST_LABELS = 64  # of a row in one step, drawn at random
 
 
 class TextNetwork(nn.Module):
-    """Sparse features -> logits: a linear model, or one of low rank with a hidden layer under a (very wide) output.
+    """Sparse features -> logits: a linear model, or a hidden layer under a (very wide) output layer.
 
-    Of the hashed columns only those that occur in the training data have weights. Features are weighed by ``idf`` and
-    rows brought to length 1 (:meth:`rows`). The linear model is an embedding bag whose width is the number of classes.
-    The hidden layer is an embedding bag, too, without an activation, as in fastText (Joulin et al. 2017): over many
-    classes, ReLU units lose precision. In a trained network, ``neighbours`` may take part.
+    Only hashed columns that occur in the training data have weights. Features are weighted by ``idf``, and rows are
+    scaled to unit length (:meth:`rows`). The linear model is an embedding bag whose width is the number of classes. The
+    hidden layer is an embedding bag without an activation, as in fastText (Joulin et al. 2017): over many classes, ReLU
+    units lose precision. A trained network may have ``neighbours``.
 
     Args:
         num_columns: of the hashed text.
@@ -63,7 +64,7 @@ class TextNetwork(nn.Module):
             nn.init.zeros_(self.output.bias)
 
     def index_columns(self) -> None:
-        """Makes the table from columns to features; to be called when ``columns`` has changed.
+        """Builds the table from columns to features. Call it after ``columns`` has changed.
 
         Raises:
             ValueError: ``columns`` does not increase within 0 to ``num_columns - 1``.
@@ -76,8 +77,10 @@ class TextNetwork(nn.Module):
         self._feature_of[columns] = torch.arange(len(columns), dtype=torch.int32)
 
     def rows(self, crow: Tensor, col: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of hashed text as the other methods take them: columns without weights left out, the others numbered as
-        features, values times ``idf``, each row brought to length 1 (empty ones stay).
+        """Turns hashed text into the rows that the other methods take.
+
+        Columns without weights are dropped and the others become feature numbers; values are multiplied by ``idf``, and
+        rows are scaled to unit length (empty rows stay empty).
 
         Args:
             crow, col, values: hashed text ``[B, num_columns]`` in CSR form; ``col`` int64 or int32.
@@ -115,8 +118,10 @@ class TextNetwork(nn.Module):
 
 
 def softmax_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Cross entropy with labels ``[B, P]`` padded with -100, which share the target equally; rows without one are left
-    out."""
+    """Computes the cross entropy with labels ``[B, P]`` padded with -100, which share the target equally.
+
+    Rows without a label do not count.
+    """
     if labels.shape[1] == 1:
         return F.cross_entropy(logits, labels[:, 0], label_smoothing=smoothing)
     if labels.shape[1] > _MOST_LABELS:  # a random choice of every row's

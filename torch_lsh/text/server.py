@@ -5,9 +5,9 @@
     GET  /health    200 while it serves, 503 while it stops
     GET  /metrics   counters and latencies in Prometheus' text format
 
-One thread computes. What arrives while it is busy waits and goes into the next batch: alone on the server, a request
-waits for nobody; under load, batches grow. Needs starlette and uvicorn (``pip install torch_lsh[serve]``, which brings
-uvloop and httptools, too: with them, the server answers twice as many requests).
+One thread computes. Requests that arrive while it is busy form the next batch: a single request never waits, and
+batches grow under load. The server needs starlette and uvicorn: ``pip install torch_lsh[serve]``. That also installs
+uvloop and httptools, which double the requests per second.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class RequestError(Exception):
 class Batcher:
     """Gathers texts of concurrent requests and predicts them together.
 
-    Not thread-safe: to be used from one event loop. The model is called from one thread of its own.
+    Not thread-safe: use it from one event loop. One separate thread calls the model.
 
     Args:
         model: fitted.
@@ -73,7 +73,7 @@ class Batcher:
         return await answer
 
     async def run(self) -> None:
-        """Answers requests until :meth:`stop`, and those before it in any case."""
+        """Answers requests until :meth:`stop`, including all that came before it."""
         loop = asyncio.get_running_loop()
         stopped = False
         while not stopped:
@@ -221,13 +221,13 @@ class Server:
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
     def run(self, host: str = "127.0.0.1", port: int = 8000) -> None:
-        """Serves until SIGINT or SIGTERM; then takes no more connections and answers what it has accepted."""
+        """Serves until SIGINT or SIGTERM. Then it closes the listener and answers the requests it has accepted."""
         listener = socket.create_server((host, port), backlog=1024)
         # Inherited by connections: head and body of an answer are two writes, of which the second would wait 40 ms.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         shown = f"[{host}]" if ":" in host else host
         print(f"serving on http://{shown}:{listener.getsockname()[1]}", flush=True)
-        # What the imports made stays; looking through it for garbage would stop the server for 0.1 s now and then.
+        # Objects of the imports live on; scanning them for garbage would stop the server for 0.1 s now and then.
         gc.collect()
         gc.freeze()
         config = uvicorn.Config(self.app, log_level="warning", access_log=False, lifespan="on", loop="auto")

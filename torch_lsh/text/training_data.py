@@ -1,13 +1,12 @@
-"""The rows that a text classifier trains on: one pass for statistics, then as many as there are epochs.
+"""The rows that a text classifier trains on: one pass for statistics, then one per epoch.
 
-Hashed features stay in memory while they fit; otherwise every epoch reads and hashes the texts again, in blocks of
-which each is shuffled in itself.
+Hashed features stay in memory if they fit. Otherwise every epoch reads and hashes the texts again, in blocks, and
+shuffles within each block.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,69 +18,16 @@ from ..data import XMCRows
 from ..data.xmc import join_rows
 from .files import TextFile, TextRow
 from .hashed_text import HashedText
+from .sources import Texts
 
 _CHUNK = 4096  # texts hashed at a time
-_LEAST_TO_HOLD_OUT = 20_000  # of fewer texts, training has more of each than stopping early saves
-WIDE = 4096  # labels from which on wide_features are in use
+_LEAST_TO_HOLD_OUT = 20_000  # with fewer texts, training on all of them is worth more than stopping early
+WIDE = 4096  # with more labels, wide_features are used
 _BLOCK_CHUNKS = 16  # chunks that are shuffled together where features do not fit in memory
 
 
-class Texts:
-    """Texts with labels in memory, as rows like those of a :class:`TextFile`.
-
-    Args:
-        texts: the texts.
-        labels: a label for each, or a collection of labels; None: no labels.
-        several: whether labels are collections.
-    """
-
-    def __init__(self, texts: Iterable[Any], labels: Iterable[Any] | None, several: bool | None = None) -> None:
-        self.texts = _as_list(texts, "X")
-        self.labels = None if labels is None else _as_list(labels, "y")
-        if self.labels is not None and len(self.labels) != len(self.texts):
-            raise ValueError(f"X has {len(self.texts)} texts and y {len(self.labels)} labels; wanted as many")
-        if several is None:
-            several = bool(self.labels) and _is_collection(self.labels[0])  # type: ignore[index]
-        self.several = several
-
-    def __iter__(self) -> Iterator[TextRow]:
-        for i, text in enumerate(self.texts):
-            if not isinstance(text, (str, bytes)):
-                raise TypeError(f"text {i} is {text!r} of type {type(text).__name__}; wanted str")
-            labels: list[Any] | None = None
-            if self.labels is not None:
-                label = self.labels[i]
-                if _is_collection(label) != self.several:
-                    wanted = "a list of labels" if self.several else "one label"
-                    raise ValueError(f"label {i} is {label!r}; wanted {wanted}, as the others are")
-                labels = [_plain(item, i) for item in (label if self.several else [label])]
-            yield TextRow(text, labels, f"row {i}")  # type: ignore[arg-type]  # bytes are hashed as they are
-
-    def bytes(self) -> int:
-        return sum(len(text) for text in self.texts if isinstance(text, (str, bytes)))
-
-
-def _as_list(items: Iterable[Any], name: str) -> list[Any]:
-    if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
-        raise ValueError(f"{name} is {items!r:.50}; wanted several, such as a list")
-    return items.tolist() if isinstance(items, np.ndarray) else list(items)
-
-
-def _is_collection(label: Any) -> bool:
-    return isinstance(label, (list, tuple, set, frozenset, np.ndarray))
-
-
-def _plain(label: Any, row: int) -> Any:
-    label = label.item() if isinstance(label, np.generic) else label
-    if not isinstance(label, (str, int, float)) or (isinstance(label, float) and not math.isfinite(label)):
-        raise ValueError(f"label {row} is {label!r}; wanted text or a number")
-    if isinstance(label, float) and not label.is_integer():
-        raise ValueError(f"label {row} is {label!r}; wanted text or a whole number, not a continuous target")
-    return label
-
-
 class Labels:
-    """Numbers of labels, in sorted order once all are known."""
+    """Numbers the labels: in order of appearance, then in sorted order once all are known."""
 
     def __init__(self, classes: Sequence[Any] | None = None) -> None:
         self.numbers: dict[Any, int] = {} if classes is None else {label: i for i, label in enumerate(classes)}
@@ -96,7 +42,7 @@ class Labels:
         return number
 
     def sort(self) -> tuple[list[Any], Tensor]:
-        """The labels in sorted order, and for each number so far the one it has there."""
+        """Sorts the labels; returns them, and the new number of each old number."""
         try:
             classes = sorted(self.numbers)
         except TypeError:
@@ -111,7 +57,7 @@ class Labels:
 
 
 def hashed(source: Iterable[TextRow], features: HashedText, labels: Labels) -> Iterator[XMCRows]:
-    """The rows of a source in chunks, texts hashed and labels numbered."""
+    """Yields the rows of a source in chunks, texts hashed and labels numbered."""
     rows = iter(source)
     while chunk := list(itertools.islice(rows, _CHUNK)):
         crow, col, values = features.csr([row.text for row in chunk])
@@ -123,7 +69,7 @@ def hashed(source: Iterable[TextRow], features: HashedText, labels: Labels) -> I
 
 
 class Statistics(NamedTuple):
-    """What a pass over the training data tells."""
+    """What the first pass over the training data finds."""
 
     rows: int  # to train on: with a label, and not held out
     several: bool  # whether a row has more than one label
@@ -140,13 +86,13 @@ class TrainingData:
 
     Args:
         source: texts or a file; read once per pass.
-        features: of the texts.
-        wide_features: those where there are more than 4096 labels; None: the same.
+        features: how texts are hashed.
+        wide_features: how they are hashed with more than 4096 labels; None: the same.
         hold_out: share of the rows to hold out.
-        most_held_out: at most so many; and none at all of fewer than 20,000 that fit in memory.
+        most_held_out: most rows to hold out. Fewer than 20,000 rows that fit in memory are all trained on.
         memory: bytes of hashed features to keep.
-        seed: of what is held out.
-        classes: the labels, sorted, where they are known before.
+        seed: seed of the choice of the held-out rows.
+        classes: the labels, sorted, if they are known in advance.
     """
 
     def __init__(
@@ -167,7 +113,7 @@ class TrainingData:
         self.statistics = self._first_pass(memory)
 
     def _split(self, chunks: Iterable[XMCRows]) -> Iterator[tuple[XMCRows, XMCRows]]:
-        """Rows to train on and rows held out; those without a label are neither. The same at every pass."""
+        """Yields rows to train on and held-out rows, the same in every pass; rows without a label are in neither."""
         generator = torch.Generator().manual_seed(self._seed)
         left = self._most_held_out
         for chunk in chunks:
@@ -215,7 +161,7 @@ class TrainingData:
         return Statistics(rows, several, classes, columns.int(), idf, total, joined(held_out), joined(train))
 
     def blocks(self) -> Iterator[XMCRows]:
-        """The training rows of an epoch: all at once, or in blocks."""
+        """Yields the training rows of an epoch: all at once, or in blocks."""
         if self.statistics.cached is not None:
             yield self.statistics.cached
             return
@@ -224,7 +170,7 @@ class TrainingData:
             yield join_rows(some)._replace(num_labels=len(self.statistics.classes))
 
     def sample(self, memory: int) -> XMCRows | None:
-        """The training rows, or a random choice of them that takes about ``memory`` bytes."""
+        """Returns the training rows, or a random choice of them that takes about ``memory`` bytes."""
         if self.statistics.cached is not None:
             return self.statistics.cached
         share = min(1.0, memory / self.statistics.bytes)

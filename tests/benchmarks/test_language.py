@@ -1,4 +1,4 @@
-"""The language model that benchmarks and examples train."""
+"""The language model of the benchmarks and its text."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import lzma
 import pytest
 import torch
 import torch.nn.functional as F
+from corpora import Corpus
+from language import LanguageModel, sequences
 
 import torch_lsh
-from torch_lsh.benchmarking.language import Corpus, LanguageModel, sequences
 
 WORDS, LENGTH = 50, 6
 

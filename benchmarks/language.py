@@ -1,45 +1,15 @@
-"""A word-level language model and its data: a text, a body (LSTM or transformer) and a wide output layer."""
+"""A word-level language model: embedding, body (LSTM or transformer) and a wide output layer."""
 
 from __future__ import annotations
 
-import lzma
-from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-SPLITS = ("train", "valid", "test")
-
-
-class Corpus:
-    """A text in three files ``train|valid|test.txt.xz``; every line ends with ``<eos>``.
-
-    Attributes:
-        words: the vocabulary of all splits, the most frequent word (of the training split) first.
-        train, valid, test: ``[tokens]`` int64 word numbers.
-    """
-
-    train: Tensor
-    valid: Tensor
-    test: Tensor
-
-    def __init__(self, folder: str | Path) -> None:
-        texts: dict[str, list[str]] = {}
-        for split in SPLITS:
-            with lzma.open(Path(folder) / f"{split}.txt.xz", "rt", encoding="utf-8") as lines:
-                texts[split] = [word for line in lines for word in (*line.split(), "<eos>")]
-        counts = Counter(texts["train"])
-        self.words = [word for word, _ in counts.most_common()]
-        self.words += sorted(set(texts["valid"]).union(texts["test"]).difference(counts))
-        number = {word: i for i, word in enumerate(self.words)}
-        for split in SPLITS:
-            setattr(self, split, torch.tensor([number[word] for word in texts[split]]))
-
 
 def sequences(tokens: Tensor, batch: int, length: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cuts a text into ``batch`` streams that are read side by side.
+    """Cuts a text into ``batch`` streams and reads them side by side.
 
     Yields:
         ``(words, next words)``, each ``[batch, length]`` int64; the last ones may be shorter.
@@ -55,11 +25,11 @@ def sequences(tokens: Tensor, batch: int, length: int) -> Iterator[tuple[Tensor,
 
 
 class LanguageModel(nn.Module):
-    """Embedding, body and output layer ``head``; untied, because a head and an embedding want other learning rates.
+    """Embedding, body and output layer ``head``. Embedding and head are untied: they need different learning rates.
 
     Args:
-        num_words: N.
-        width: of embedding and hidden state.
+        num_words: size of the vocabulary.
+        width: width of embedding and hidden state.
         body: ``"lstm"``: two layers; ``"transformer"``: two blocks with 4 heads, causal.
         length: longest sequence.
         dropout: after the embedding, in the body and before the head.

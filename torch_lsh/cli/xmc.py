@@ -1,0 +1,154 @@
+"""The commands ``train``, ``evaluate``, ``predict`` and ``inspect`` on XMC models, and on archives of tensors."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..config import LSHConfig
+from ..data import XMCDataset, collate_xmc, synthetic_xmc
+from ..index.config import INDEX_NAMES
+from ..io import check_can_write, load_archive
+from ..models import XMCClassifier
+from ..models.xmc import FORMAT
+from . import inspect as inspection
+from .arguments import active_rows, positive
+
+
+def _config(arguments: argparse.Namespace) -> LSHConfig:
+    return LSHConfig.from_options(arguments.hash, active=arguments.active, seed=arguments.seed)
+
+
+def _read(arguments: argparse.Namespace) -> XMCDataset:
+    return XMCDataset(arguments.data, normalize=arguments.normalize)
+
+
+def _add_normalize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--normalize", choices=["l2"], help="scale each row to unit length")
+
+
+# --- train ------------------------------------------------------------------------------------------------------------
+
+
+def train_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="file to write the model to")
+    parser.add_argument("data", nargs="?", help="training file (plain, .gz, .xz); default: generated data")
+    _add_normalize(parser)
+    parser.add_argument("--test", help="file to measure precision on after every epoch")
+    parser.add_argument("--epochs", type=positive, default=5, help="passes over the data")
+    parser.add_argument("--batch-size", type=positive, default=256, help="rows per step")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam")
+    parser.add_argument("--hidden", type=positive, default=128, help="width of the hidden layer")
+    parser.add_argument("--active", type=active_rows, help="active rows per step: a number, or a fraction such as 0.01")
+    parser.add_argument("--hash", default="simhash", help=f"hash family or kind of index: {', '.join(INDEX_NAMES)}")
+    parser.add_argument("--dense", action="store_true", help="use an nn.Linear output layer, for comparison")
+    parser.add_argument("--checkpoint", help="file of the run's state; an interrupted run resumes from it")
+    parser.add_argument("--checkpoint-every", type=positive, help="steps between checkpoints; default: one epoch")
+    parser.add_argument("--workers", type=int, default=0, help="worker processes of the data loader")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, row order and hash functions")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar (it needs tqdm anyway)")
+
+
+def train(arguments: argparse.Namespace) -> int:
+    test: XMCDataset | None
+    config = _config(arguments)
+    check_can_write(arguments.model)  # before, not after, hours of training
+    if arguments.data is None:
+        if arguments.test is not None:
+            raise ValueError("--test needs a training file; generated data comes with test rows of its own")
+        train, test = synthetic_xmc(seed=arguments.seed)
+    else:
+        train = _read(arguments)
+        test = None if arguments.test is None else XMCDataset(arguments.test, normalize=arguments.normalize)
+    print(f"training on {train}", flush=True)
+    torch.manual_seed(arguments.seed)
+    model = XMCClassifier(train.num_features, train.num_labels, arguments.hidden, config, arguments.dense)
+    history = model.fit(
+        train,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        lr=arguments.lr,
+        eval_dataset=test,
+        checkpoint=arguments.checkpoint,
+        checkpoint_every=arguments.checkpoint_every,
+        num_workers=arguments.workers,
+        seed=arguments.seed,
+        progress=not arguments.quiet and importlib.util.find_spec("tqdm") is not None,
+    )
+    for entry in history:
+        precision = "  ".join(f"{key} {value:.4f}" for key, value in entry.items() if key.startswith("precision"))
+        speed = f"{entry['samples_per_second']:,.0f} samples/s"
+        print(f"epoch {entry['epoch']:.0f}  loss {entry['loss']:.4f}  {speed}  {precision}", flush=True)
+    model.save(arguments.model)
+    print(f"saved {arguments.model}")
+    return 0
+
+
+# --- evaluate and predict ---------------------------------------------------------------------------------------------
+
+
+def evaluate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="file of the model")
+    parser.add_argument("data", help="file of rows with labels")
+    _add_normalize(parser)
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    precision = XMCClassifier.load(arguments.model).evaluate(_read(arguments))
+    # rows without labels have a precision of NaN, which JSON lacks
+    print(json.dumps({name: None if math.isnan(value) else value for name, value in precision.items()}))
+    return 0
+
+
+def predict_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="file of the model")
+    parser.add_argument("data", help="file of rows; their labels are ignored")
+    parser.add_argument("-k", type=positive, default=5, help="labels per row")
+    _add_normalize(parser)
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    scores, classes = XMCClassifier.load(arguments.model).predict(_read(arguments), arguments.k)
+    for row_scores, row_classes in zip(scores.tolist(), classes.tolist()):
+        print(" ".join(f"{label}:{score:.4f}" for label, score in zip(row_classes, row_scores)))
+    return 0
+
+
+# --- inspect ----------------------------------------------------------------------------------------------------------
+
+
+def inspect_options(parser: argparse.ArgumentParser) -> None:
+    inspection.add_options(parser)
+    _add_normalize(parser)
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    inspection.check(arguments)
+    content = load_archive(arguments.model)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        for key in ("weights", "state_dict", "model"):  # of checkpoints
+            if isinstance(content, dict) and isinstance(content.get(key), Mapping):
+                content = content[key]
+        return inspection.show(inspection.layers_of_tensors(content, arguments), arguments)
+    model = XMCClassifier.load(arguments.model)
+    inputs = None if arguments.data is None else _hidden_rows(model, arguments)
+    return inspection.show([inspection.layer_of_model(model.output, inputs, arguments)], arguments)
+
+
+@torch.no_grad()
+def _hidden_rows(model: XMCClassifier, arguments: argparse.Namespace) -> Tensor:
+    """Hidden activations of a random choice of the rows of ``--data``."""
+    dataset = _read(arguments)
+    if len(dataset) == 0 or dataset.num_features != model.num_features:
+        raise ValueError(
+            f"{arguments.data} has {len(dataset)} rows of {dataset.num_features} features; "
+            f"wanted some of {model.num_features}"
+        )
+    rows = inspection.random_choice(len(dataset))
+    return model.hidden(collate_xmc([dataset[row] for row in rows])[0])

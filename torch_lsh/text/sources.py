@@ -1,0 +1,99 @@
+"""Where a text classifier's texts and labels come from: lists, arrays or a file."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from .files import TextFile, TextRow
+
+
+def source_of(X: Any, y: Any, columns: dict[str, Any]) -> Texts | TextFile:
+    """Makes a source that can be read again and again.
+
+    Args:
+        X: Texts, or the path of a file.
+        y: Labels; None where ``X`` is a path.
+        columns: Arguments of :class:`TextFile`.
+
+    Raises:
+        ValueError: The arguments do not fit.
+    """
+    if isinstance(X, (str, os.PathLike)):
+        if y is not None:
+            raise ValueError(f"X is the path {os.fspath(X)!r}, and y is given; wanted labels in the file alone")
+        return TextFile(X, **columns)
+    if y is None:
+        raise ValueError("y is None; wanted a label for each text, or X as the path of a file")
+    if is_multi_hot(y):
+        return Texts(X, _from_multi_hot(y))
+    return Texts(X, y.reshape(-1) if isinstance(y, np.ndarray) else y)
+
+
+def is_multi_hot(y: Any) -> bool:
+    """Whether ``y`` has a column of zeros and ones per class; a single column holds labels."""
+    return isinstance(y, np.ndarray) and y.ndim != 1 and y.shape[1:] != (1,)
+
+
+def _from_multi_hot(y: np.ndarray) -> list[list[int]]:
+    if y.ndim != 2 or not np.isin(y, (0, 1)).all():
+        raise ValueError(f"y has shape {y.shape}; wanted labels [rows], or zeros and ones [rows, C]")
+    return [np.flatnonzero(row).tolist() for row in y]
+
+
+class Texts:
+    """Texts with labels in memory, as rows like those of a :class:`TextFile`.
+
+    Args:
+        texts: the texts.
+        labels: a label for each, or a collection of labels; None: no labels.
+        several: whether labels are collections.
+    """
+
+    def __init__(self, texts: Iterable[Any], labels: Iterable[Any] | None, several: bool | None = None) -> None:
+        self.texts = _as_list(texts, "X")
+        self.labels = None if labels is None else _as_list(labels, "y")
+        if self.labels is not None and len(self.labels) != len(self.texts):
+            raise ValueError(f"X has {len(self.texts)} texts and y {len(self.labels)} labels; wanted as many")
+        if several is None:
+            several = bool(self.labels) and _is_collection(self.labels[0])  # type: ignore[index]
+        self.several = several
+
+    def __iter__(self) -> Iterator[TextRow]:
+        for i, text in enumerate(self.texts):
+            if not isinstance(text, (str, bytes)):
+                raise TypeError(f"text {i} is {text!r} of type {type(text).__name__}; wanted str")
+            labels: list[Any] | None = None
+            if self.labels is not None:
+                label = self.labels[i]
+                if _is_collection(label) != self.several:
+                    wanted = "a list of labels" if self.several else "one label"
+                    raise ValueError(f"label {i} is {label!r}; wanted {wanted}, as the others are")
+                labels = [_plain(item, i) for item in (label if self.several else [label])]
+            yield TextRow(text, labels, f"row {i}")  # type: ignore[arg-type]  # bytes are hashed as they are
+
+    def bytes(self) -> int:
+        return sum(len(text) for text in self.texts if isinstance(text, (str, bytes)))
+
+
+def _as_list(items: Iterable[Any], name: str) -> list[Any]:
+    if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
+        raise ValueError(f"{name} is {items!r:.50}; wanted several, such as a list")
+    return items.tolist() if isinstance(items, np.ndarray) else list(items)
+
+
+def _is_collection(label: Any) -> bool:
+    return isinstance(label, (list, tuple, set, frozenset, np.ndarray))
+
+
+def _plain(label: Any, row: int) -> Any:
+    label = label.item() if isinstance(label, np.generic) else label
+    if not isinstance(label, (str, int, float)) or (isinstance(label, float) and not math.isfinite(label)):
+        raise ValueError(f"label {row} is {label!r}; wanted text or a number")
+    if isinstance(label, float) and not label.is_integer():
+        raise ValueError(f"label {row} is {label!r}; wanted text or a whole number, not a continuous target")
+    return label
