@@ -12,10 +12,6 @@ from twins.samples import SAMPLES
 from torch_lsh import ops
 from torch_lsh.ops.declaration import NeedsData, declared, operator
 
-#: Of the compiled library, to be deleted with the next build of it.
-REMOVED = {"simhash_codes_csr", "dwta_codes_csr", "minhash_codes_csr"}
-DEFAULT_TO_COME = {("product", "bias"), ("embedding_bag", "values"), ("linear_softmax_loss_backward", "needs_weight")}
-
 SCHEMAS = {
     schema.name.removeprefix("torch_lsh::"): schema
     for schema in torch._C._jit_get_all_schemas()
@@ -39,7 +35,7 @@ def of_schema(annotation) -> str:
 
 
 def test_every_operator_of_the_library_is_declared():
-    assert set(declared) == set(SCHEMAS) - REMOVED
+    assert set(declared) == set(SCHEMAS)
     assert set(declared) <= set(ops.__all__)
 
 
@@ -52,9 +48,8 @@ def test_the_signature_is_that_of_the_schema(name):
         assert parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         assert not argument.kwarg_only
         assert of_schema(types[argument.name]) == str(argument.real_type), argument.name
-        if (name, argument.name) not in DEFAULT_TO_COME:
-            assert argument.has_default_value() == (parameter.default is not parameter.empty), argument.name
-            assert not argument.has_default_value() or argument.default_value == parameter.default, argument.name
+        assert argument.has_default_value() == (parameter.default is not parameter.empty), argument.name
+        assert not argument.has_default_value() or argument.default_value == parameter.default, argument.name
     returned = types["return"]
     results = typing.get_args(returned) if typing.get_origin(returned) is tuple else [returned]
     results = [] if returned is type(None) else results

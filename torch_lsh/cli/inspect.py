@@ -120,9 +120,7 @@ def _with_inputs(name: str, layer: LSHLinear, inputs: Tensor | None) -> Inspecte
         raise ValueError(f"the inputs have shape {list(inputs.shape)}; {name} takes [n, {layer.in_features}]")
     if inputs is not None:
         known = inputs = inputs.to(layer.weight.dtype)
-        if isinstance(
-            layer.config.index, PartitionConfig
-        ):  # recall is measured on other inputs
+        if isinstance(layer.config.index, PartitionConfig):  # recall is measured on other inputs
             known, inputs = inputs[::2], inputs[1::2]
         layer.sampler.keep_queries(known)
     return Inspected(name, layer, inputs)

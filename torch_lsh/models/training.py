@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
+from .. import optim
 from ..data import XMCDataset, collate_xmc
 from ..io import load_archive, save_archive
-from .. import optim
 
 FORMAT = "torch_lsh.XMCClassifier.fit/1"
 

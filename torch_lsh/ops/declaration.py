@@ -15,7 +15,6 @@ is the schema in ``csrc/library.cpp``; ``tests/ops/test_declaration.py`` compare
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
@@ -80,22 +79,8 @@ def _declare(
         torch.library.register_autograd(f"torch_lsh::{name}", backward, setup_context=setup_context)
     if autocast is not None:
         _register_autocast(name, compiled, autocast)
-    declared[name] = functools.wraps(function)(_with_defaults(function, compiled, _caller(compiled)))
+    declared[name] = functools.wraps(function)(_caller(compiled))
     return declared[name]
-
-
-# Until the library is built with the defaults that csrc/library.cpp has now: then delete this function and its call.
-def _with_defaults(function: Any, compiled: torch._ops.OpOverload, call: Callable[..., Any]) -> Callable[..., Any]:
-    places = {
-        argument.name: i for i, argument in enumerate(compiled._schema.arguments) if not argument.has_default_value()
-    }
-    parameters = inspect.signature(function).parameters.values()
-    missing = [(p.name, places[p.name], p.default) for p in parameters if p.default is not p.empty and p.name in places]
-
-    def call_with_defaults(*arguments: Any, **named: Any) -> Any:
-        return call(*arguments, **{name: value for name, i, value in missing if i >= len(arguments)} | named)
-
-    return call_with_defaults if missing else call
 
 
 def _caller(compiled: torch._ops.OpOverload) -> Callable[..., Any]:

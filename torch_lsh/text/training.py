@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .. import optim
 from ..config import LSHConfig
 from ..data import XMCRows
 from ..data.xmc import padded_labels
-from .. import optim
 from ..progress import progress_bar
 from .neighbours import TextNeighbours
 from .network import DENSE_CLASSES, TextNetwork, binary_loss, softmax_loss

@@ -79,3 +79,16 @@ def test_best_values_are_among_the_dense_ones(grad):
         logits = layer(torch.randn(50, 3, 64)).transpose(1, 2)
         assert ((logits == logits.amax(1, keepdim=True)).sum(1) == 1).all()
         assert ((logits == logits.amax(1, keepdim=True)).sum(1) == 1).all()  # of the dense ones
+
+
+def test_logits_given_by_keyword(layer):
+    x = torch.randn(4, D, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(torch.topk(input=layer(x), k=3).indices, dense(layer, x).topk(3).indices)
+        assert torch.equal(torch.argmax(input=layer(x), dim=-1), dense(layer, x).argmax(-1))
+    with pytest.warns(UserWarning, match="topk has no sampled path"):
+        smallest = torch.topk(input=layer(x), k=3, largest=False)
+    assert torch.equal(smallest.indices, dense(layer, x).topk(3, largest=False).indices)
+    with pytest.raises(ValueError, match="k is 98; wanted 0 to 97"):
+        layer(x).topk(98)

@@ -129,3 +129,19 @@ def test_tensors_like_logits_need_no_values(layer):
             assert torch.equal(made, torch.zeros(2, N, 3, dtype=torch.float64))
         assert logits.new_tensor([1, 2]).dtype is torch.float64
         assert torch.ones_like(logits, dtype=torch.bool).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_other_devices_and_bytes_take_the_dense_path(layer):
+    x = torch.randn(4, D, dtype=torch.float64)
+    for moved in (layer(x).to("meta"), layer(x).to(torch.empty(0, device="meta"))):
+        assert moved.device.type == "meta"
+    assert torch.equal(layer(x).view(torch.int64), dense(layer, x).view(torch.int64))
+    assert torch.equal(layer(x).view(torch.Size([2, 2, N])).dense(), dense(layer, x).view(2, 2, N))
+    assert torch.equal(layer(x).to(), dense(layer, x))
+    with pytest.raises(IndexError, match="too many indices"):
+        layer(x)[0, 0, 0]
+    with pytest.raises(RuntimeError):
+        layer(x).permute(0, 0)
+    with pytest.raises(RuntimeError):
+        layer(x).flatten(1, 0)
