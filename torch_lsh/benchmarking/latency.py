@@ -46,10 +46,14 @@ def _next_of(system: System, inputs: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
 def measure(
     systems: dict[str, System], pool: Tensor, batches: Sequence[int], rounds: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """A record per system and batch size; the systems take turns on the same inputs from ``pool`` ``[n, in]``, the
-    approximate one runs once more by itself.
+    """Measures every system at every batch size; returns a record for each.
+
+    The systems take turns on the same inputs. The approximate one runs once more by itself.
 
     Args:
+        systems: by name.
+        pool: ``[n, in]``, the inputs to take from.
+        batches: batch sizes.
         rounds: at most, per batch size, and at least 5.
         seconds: that a batch size may take.
     """

@@ -77,7 +77,7 @@ def runs(start: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class XMCDataset(Dataset[XMCRows]):
-    """Rows of sparse features with several labels each, read from a text file (plain, ``.gz`` or ``.xz``).
+    r"""Rows of sparse features with several labels each, read from a text file (plain, ``.gz`` or ``.xz``).
 
     An item is an :class:`XMCRows` of one row; ``DataLoader(dataset, 256, collate_fn=collate_xmc)`` makes batches. A
     feature that occurs twice in a row is kept twice; products and dense tensors see the sum of its values. Reading
@@ -95,7 +95,7 @@ class XMCDataset(Dataset[XMCRows]):
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "train.txt"
-    >>> _ = path.write_text("2 4 3\\n0,2 1:0.5 3:2\\n 0:1\\n")
+    >>> _ = path.write_text("2 4 3\n0,2 1:0.5 3:2\n 0:1\n")
     >>> dataset = XMCDataset(path)
     >>> len(dataset), dataset.num_features, dataset.num_labels
     (2, 4, 3)
@@ -244,6 +244,7 @@ def join_rows(batch: Sequence[XMCRows]) -> XMCRows:
 
 
 def check_rows(rows: XMCRows) -> None:
+    """Raises a ValueError where starts, ids and values do not fit each other."""
     num_rows = len(rows.feature_start) - 1
     for name, start, ids, bound in (
         ("feature", rows.feature_start, rows.features, rows.num_features),

@@ -45,8 +45,9 @@ class DownProjection(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> DownProjection:
-        """A projection of the very same Parameters. The weight is transposed in place, so ``linear`` itself becomes
-        unusable.
+        """A projection of the very same Parameters.
+
+        The weight is transposed in place, so ``linear`` itself becomes unusable.
         """
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
@@ -145,6 +146,7 @@ def _choose_neurons(up: LSHLinear, down: DownProjection, x: Tensor) -> ActiveSet
 
 
 def is_hooked(module: nn.Module) -> bool:
+    """Whether a forward or backward hook watches the module."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
@@ -233,10 +235,10 @@ class LSHFeedForward(nn.Module):
 
 
 class LSHSequential(nn.Sequential):
-    """An ``nn.Sequential`` that computes :class:`LSHLinear`, element-wise modules, :class:`DownProjection` as one
-    block.
+    """An ``nn.Sequential`` that computes wide feed-forward blocks among its modules as one.
 
-    :func:`torch_lsh.sparsify_` makes it; the block is that of :class:`LSHFeedForward`. Called by itself, each module
+    A block is an :class:`LSHLinear`, element-wise modules and a :class:`DownProjection`, computed as by
+    :class:`LSHFeedForward`. :func:`torch_lsh.sparsify_` makes these containers. Called by itself, each module
     computes what it does in the dense model, so slices and children give exact results.
     """
 

@@ -19,11 +19,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     a, b = ctx.saved_tensors
-    need_a, need_b, need_bias = ctx.needs_input_grad
+    need_a, need_b, *need_bias = ctx.needs_input_grad  # a bias that was left out is not listed
     return (
         product(grad, b.T) if need_a else None,
         product(grad.T, a).T if need_b else None,  # transposed, because the operator packs its right side
-        grad.sum(1) if need_bias else None,
+        grad.sum(1) if any(need_bias) else None,
     )
 
 

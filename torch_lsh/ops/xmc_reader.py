@@ -9,7 +9,7 @@ from .declaration import NeedsData, operator
 
 @operator
 def parse_xmc(text: Tensor, num_features: int, num_labels: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, str]:
-    """Parses lines of the form ``label,label feature:value feature:value ...``.
+    r"""Parses lines of the form ``label,label feature:value feature:value ...``.
 
     Args:
         text: ``[bytes]`` uint8: whole lines, without the header line.
@@ -20,7 +20,7 @@ def parse_xmc(text: Tensor, num_features: int, num_labels: int) -> tuple[Tensor,
         error message. Unless the message is empty, it is about the line after the returned rows.
 
     >>> import torch
-    >>> text = torch.frombuffer(bytearray(b"1,2 0:1.5 3:2\\n\\n"), dtype=torch.uint8)
+    >>> text = torch.frombuffer(bytearray(b"1,2 0:1.5 3:2\n\n"), dtype=torch.uint8)
     >>> parse_xmc(text, 4, 3)[:3]
     (tensor([2, 0]), tensor([0, 3], dtype=torch.int32), tensor([1.5000, 2.0000]))
     """

@@ -82,7 +82,7 @@ class RehashScheduler:
 
     >>> import torch, torch_lsh
     >>> model = torch.nn.Sequential(torch_lsh.LSHLinear(8, 100))
-    >>> scheduler = RehashScheduler(model, FixedInterval(2))
+    >>> scheduler = RehashScheduler(model, torch_lsh.FixedInterval(2))
     >>> [scheduler.step() for _ in range(4)]
     [False, True, False, True]
     """

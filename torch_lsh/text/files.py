@@ -37,7 +37,7 @@ class TextRow(NamedTuple):
 
 
 class TextFile:
-    """A file of texts with labels that can be read again and again, whatever its size.
+    r"""A file of texts with labels that can be read again and again, whatever its size.
 
     The format follows from the name: ``.csv`` (RFC 4180), ``.tsv`` (tab-separated, without quoting, as the media type
     has it), ``.jsonl`` and ``.ndjson`` (one object per line) or ``.parquet`` (needs pyarrow); all but the last may be
@@ -57,7 +57,7 @@ class TextFile:
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "data.csv"
-    >>> _ = path.write_text('text,label\\n"Good, really",pos\\nDull,neg\\n')
+    >>> _ = path.write_text('text,label\n"Good, really",pos\nDull,neg\n')
     >>> for row in TextFile(path):
     ...     print(row.text, row.labels)
     Good, really ['pos']

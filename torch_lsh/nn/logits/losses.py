@@ -13,6 +13,7 @@ from .targets import Target
 
 
 def check_reduction(reduction: str) -> None:
+    """Raises a ValueError unless ``reduction`` is "mean", "sum" or "none"."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{reduction!r} is not a valid value for reduction; wanted 'mean', 'sum' or 'none'")
 
