@@ -21,8 +21,8 @@ class StatsWriter:
     """Writes :meth:`torch_lsh.LSHLinear.stats` of every LSH layer of a model, every so many steps.
 
     Call it after every training step, or give it to ``XMCClassifier.fit(callbacks=[...])``. The layers are watched
-    (:meth:`torch_lsh.LSHLinear.watch`) until :meth:`close`. Recall is measured on the inputs of the last step; times are
-    means since the last write. Training is not affected.
+    (:meth:`torch_lsh.LSHLinear.watch`) until :meth:`close`. Recall is measured on the inputs of the last step; times
+    are means since the last write. Training is not affected.
 
     Args:
         model: a module; all LSH layers in it are watched.
