@@ -1,4 +1,4 @@
-"""StatsWriter: the stats of LSH layers in TensorBoard, while a model trains."""
+"""StatsWriter: writes the stats of LSH layers to TensorBoard while a model trains."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class StatsWriter:
     """Writes :meth:`torch_lsh.LSHLinear.stats` of every LSH layer of a model, every so many steps.
 
     Call it after every training step, or give it to ``XMCClassifier.fit(callbacks=[...])``. The layers are watched
-    (:meth:`torch_lsh.LSHLinear.watch`) until :meth:`close`: recall is measured on the inputs of the last step, and
-    times are means since the last time of writing. Training goes on exactly as without.
+    (:meth:`torch_lsh.LSHLinear.watch`) until :meth:`close`. Recall is measured on the inputs of the last step; times
+    are means since the last write. Training is not affected.
 
     Args:
         model: a module; all LSH layers in it are watched.
-        writer: a ``SummaryWriter`` (or anything with its ``add_scalar``), or the path of a folder for one of its own,
-            which needs tensorboard.
-        every: steps between two times of writing. One costs a pass over the weights of each layer for the exact best
-            rows of ``queries`` inputs, and one over the tables.
+        writer: a ``SummaryWriter``, anything with its ``add_scalar``, or the path of a folder; the latter needs
+            tensorboard.
+        every: steps between two writes. A write costs a pass over the weights of each layer, for the exact best rows of
+            ``queries`` inputs, and one over the index.
         k, queries: as in :meth:`torch_lsh.LSHLinear.stats`.
         prefix: of the tags, ``prefix/layer/number``.
 
@@ -97,7 +97,7 @@ class StatsWriter:
                 self.writer.add_scalar(f"{prefix}/{key}", value, self._steps)
 
     def close(self) -> None:
-        """Ends watching, and closes the writer if it is one of its own."""
+        """Stops watching, and closes a writer that was made from a path."""
         for layer in self._layers.values():
             layer.watch(False)
         if self._owned is not None:
