@@ -81,8 +81,9 @@ def test_recall_in_the_table_is_that_of_the_settings(clustered):
     for trial in [trial for trial in table if trial.stage == "sizes"][:5]:
         index = trial.config.index.make(N, D, trial.config.seed)
         index.build(layer.weight.detach(), layer.bias.detach(), x[:150])
-        found = index.query(x[150:], 600)
-        shares = [share_found(found[:, :count], best).mean() for count in (60, 200, 600)]
+        counts = (3 * N // 1000, N // 100, 3 * N // 100)
+        found = index.query(x[150:], counts[-1])
+        shares = [share_found(found[:, :count], best).mean() for count in counts]
         assert trial.recall.mean == pytest.approx(torch.stack(shares).mean().item())
 
 
