@@ -38,6 +38,9 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def(
       "row_sparse_adagrad_(Tensor(a!) parameter, Tensor(b!) squares, Tensor rows, Tensor gradient, float lr, "
       "float eps, float weight_decay, bool maximize, Tensor? factor=None, int seed=-1) -> ()");
+  m.def(
+      "row_sparse_lion_(Tensor(a!) parameter, Tensor(b!) average, Tensor rows, Tensor gradient, float lr, "
+      "float beta1, float beta2, float weight_decay, bool maximize, Tensor? factor=None, int seed=-1) -> ()");
 
   // active sets
   m.def(

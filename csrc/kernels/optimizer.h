@@ -129,6 +129,27 @@ struct Rule<AdagradStep, Sum> {
   }
 };
 
+template <typename Sum>
+struct Rule<LionStep, Sum> {
+  const Sum lr, keep1, take1, keep2, take2, shrink, sign;
+
+  explicit Rule(const LionStep& s)
+      : lr(s.lr),
+        keep1(s.beta1),
+        take1(1 - s.beta1),
+        keep2(s.beta2),
+        take2(1 - s.beta2),
+        shrink(1 - s.lr * s.weight_decay),
+        sign(s.maximize ? -1 : 1) {}
+  void start_row(int64_t) {}
+  Sum update(Sum weight, Sum gradient, Sum& average, Sum&) const {
+    const Sum slope = sign * gradient;
+    const Sum direction = keep1 * average + take1 * slope;
+    average = keep2 * average + take2 * slope;
+    return shrink * weight - lr * (Sum(direction > 0) - Sum(direction < 0));
+  }
+};
+
 template <typename Step, typename T, typename State>
 void step_rows(T* parameter, State* const* states, const int64_t* rows, const T* gradient, int64_t begin,
                int64_t end, int64_t count, int64_t width, const Step& step) {

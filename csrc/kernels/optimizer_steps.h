@@ -39,6 +39,13 @@ struct AdagradStep {
   int64_t seed;
 };
 
-using OptimizerSteps = Types<AdamStep, SgdStep, MomentumStep, AdagradStep>;
+struct LionStep {
+  static constexpr int kStates = 1;  // average of gradients
+  double lr, beta1, beta2, weight_decay;
+  bool maximize;
+  int64_t seed;
+};
+
+using OptimizerSteps = Types<AdamStep, SgdStep, MomentumStep, AdagradStep, LionStep>;
 
 }  // namespace torch_lsh

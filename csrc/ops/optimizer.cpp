@@ -171,12 +171,20 @@ void row_sparse_adagrad_(const Tensor& parameter, const Tensor& squares, const T
             AdagradStep{lr, eps, weight_decay, maximize, seed});
 }
 
+void row_sparse_lion_(const Tensor& parameter, const Tensor& average, const Tensor& rows,
+                      const Tensor& gradient, double lr, double beta1, double beta2, double weight_decay,
+                      bool maximize, std::optional<Tensor> factor, int64_t seed) {
+  step_rows(parameter, {{"average", average}}, rows, gradient, factor,
+            LionStep{lr, beta1, beta2, weight_decay, maximize, seed});
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
   m.impl("row_sparse_adam_", TORCH_BOX(&row_sparse_adam_));
   m.impl("row_sparse_sgd_", TORCH_BOX(&row_sparse_sgd_));
   m.impl("row_sparse_adagrad_", TORCH_BOX(&row_sparse_adagrad_));
+  m.impl("row_sparse_lion_", TORCH_BOX(&row_sparse_lion_));
 }
 
 }  // namespace torch_lsh

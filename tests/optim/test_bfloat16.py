@@ -25,6 +25,8 @@ def run(module, name, shape, dtypes, seed, widened=False):
         module.row_sparse_adam_(*common, None, 0.1, 0.9, 0.999, 1e-8, 0.2, 0.5, 0.25, True, False, seed=seed)
     elif name == "adagrad":
         module.row_sparse_adagrad_(parameter, first, rows, gradient, 0.1, 1e-8, 0.3, True, seed=seed)
+    elif name == "lion":
+        module.row_sparse_lion_(parameter, first, rows, gradient, 0.1, 0.9, 0.99, 0.3, True, seed=seed)
     else:
         buffer = first if name == "momentum" else None
         module.row_sparse_sgd_(parameter, buffer, rows, gradient, 0.1, 0.9, 0.2, 0.3, True, False, seed=seed)
@@ -34,7 +36,7 @@ def run(module, name, shape, dtypes, seed, widened=False):
 @pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize("shape", [(30, 33), (1, 1), (40,)])
 @pytest.mark.parametrize("seed", [-1, 12345])
-@pytest.mark.parametrize("name", ["adam", "sgd", "momentum", "adagrad"])
+@pytest.mark.parametrize("name", ["adam", "sgd", "momentum", "adagrad", "lion"])
 def test_operators_round_as_the_reference(simd_level, dtypes, shape, seed, name):
     ours, theirs = run(ops, name, shape, dtypes, seed), run(twins, name, shape, dtypes, seed)
     for a, b in zip(ours, theirs):
@@ -79,7 +81,7 @@ def test_special_values_survive(simd_level):
         torch.testing.assert_close(updated, weight, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("cls", [optim.Adam, optim.AdamW, optim.Adagrad, optim.SGD])
+@pytest.mark.parametrize("cls", [optim.Adam, optim.AdamW, optim.Adagrad, optim.SGD, optim.Lion])
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
 @pytest.mark.parametrize("dense", [False, True])
 def test_moments_in_bfloat16_train_as_well(cls, dtype, dense):

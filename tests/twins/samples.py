@@ -92,6 +92,10 @@ def _row_sparse_adagrad() -> list[Sample]:
     return [Sample((*_optimizer_step(torch.ones(9, 4)), 0.1, 1e-8, 0.01, False))]
 
 
+def _row_sparse_lion() -> list[Sample]:
+    return [Sample((*_optimizer_step(torch.ones(9, 4)), 0.1, 0.9, 0.99, 0.01, False))]
+
+
 def _select_rows() -> list[Sample]:
     labels, candidates = torch.tensor([[1], [-1]]), torch.tensor([[4, 2, 7], [1, -1, 8]])
     return [
@@ -292,6 +296,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "residual_codes": _residual_codes,
     "row_sparse_adagrad_": _row_sparse_adagrad,
     "row_sparse_adam_": _row_sparse_adam,
+    "row_sparse_lion_": _row_sparse_lion,
     "row_sparse_sgd_": _row_sparse_sgd,
     "rows_topk": _topk(torch.tensor([[1, -1, 3], [0, 39, 7], [-1, -1, -1]])),
     "sampled_dot": _sampled_dot,

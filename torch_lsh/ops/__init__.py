@@ -16,7 +16,7 @@ from .huge_pages import prefer_huge_pages
 from .largest_rows import largest_rows
 from .linear_softmax import active_rows_loss, linear_softmax_loss, linear_softmax_loss_backward
 from .nearest_rows import nearest_rows
-from .optimizer import row_sparse_adagrad_, row_sparse_adam_, row_sparse_sgd_
+from .optimizer import row_sparse_adagrad_, row_sparse_adam_, row_sparse_lion_, row_sparse_sgd_
 from .partition import query_partition, residual_codes, update_partition
 from .probes import probe_codes
 from .product import gather_matmul, product
@@ -63,6 +63,7 @@ __all__ = [
     "residual_codes",
     "row_sparse_adagrad_",
     "row_sparse_adam_",
+    "row_sparse_lion_",
     "row_sparse_sgd_",
     "rows_topk",
     "sampled_dot",

@@ -124,3 +124,37 @@ def row_sparse_adagrad_(
 
     Duchi et al., *Adaptive Subgradient Methods for Online Learning and Stochastic Optimization*, JMLR 2011.
     """
+
+
+@operator
+def row_sparse_lion_(
+    parameter: Tensor,
+    average: Tensor,
+    rows: Tensor,
+    gradient: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    maximize: bool,
+    factor: Tensor | None = None,
+    seed: int = -1,
+) -> None:
+    """One step of Lion on some rows of a parameter, in place.
+
+    Args:
+        parameter, rows, gradient, factor, seed: as in :func:`row_sparse_adam_`.
+        average: exponential average of the gradients, of the shape of ``parameter``.
+        lr, beta1, beta2, weight_decay, maximize: as in :class:`torch_lsh.optim.Lion`.
+
+    Raises:
+        RuntimeError: an argument does not fit. Nothing was changed then.
+
+    >>> import torch
+    >>> parameter, average, rows, gradient = torch.ones(3), torch.zeros(3), torch.tensor([1]), torch.tensor([5.0])
+    >>> row_sparse_lion_(parameter, average, rows, gradient, 0.1, 0.9, 0.8, 0.0, maximize=False)
+    >>> parameter, average
+    (tensor([1.0000, 0.9000, 1.0000]), tensor([0., 1., 0.]))
+
+    Chen et al., *Symbolic Discovery of Optimization Algorithms*, NeurIPS 2023.
+    """

@@ -5,6 +5,7 @@ arguments and state, so a ``state_dict`` goes either way. An optimizer marks the
 row (:mod:`torch_lsh.row_sparse`). Layers of this library then produce row-sparse gradients for them, and a step reads
 and writes only the rows of the gradient. Dense gradients go to PyTorch's own step, which is fused unless the caller
 chose otherwise. A parameter may switch between the two kinds from step to step. All options below may be set per group.
+:class:`Lion`, which PyTorch lacks, takes both kinds of gradients itself.
 
 **Lazy updates.** A row without a gradient does not move and its moments do not decay, as in
 :class:`torch.optim.SparseAdam`. Bias corrections use the parameter's step count, and weight decay acts on touched rows.
@@ -35,11 +36,12 @@ summed first.
 
 **Unsupported.** ``amsgrad``, ``capturable``, ``differentiable`` and parameters that are not contiguous CPU tensors of
 float32, float64 or bfloat16 have no row-sparse update. Such parameters are not marked, so they get dense gradients and
-train as in PyTorch.
+train as in PyTorch. :class:`Lion` refuses them.
 """
 
 from .adagrad import Adagrad
 from .adam import Adam, AdamW
+from .lion import Lion
 from .sgd import SGD
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion"]

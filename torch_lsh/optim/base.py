@@ -24,7 +24,8 @@ class RowSparseOptimizer(torch.optim.Optimizer):
     """Splits a step: dense gradients go to PyTorch's step, row-sparse ones to :meth:`_step_rows`.
 
     A subclass derives from this class and from the optimizer of :mod:`torch.optim` that it extends, in this order. It
-    implements :meth:`_step_rows` and names its state. Everything that has to survive ``pickle`` and ``state_dict`` is
+    implements :meth:`_step_rows` and names its state. Where PyTorch has no such optimizer, it overrides
+    :meth:`_takes_all_rows` and :meth:`_dense_step` too. Everything that has to survive ``pickle`` and ``state_dict`` is
     in the state and in the parameter groups.
 
     Args:
