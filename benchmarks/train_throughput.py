@@ -42,15 +42,15 @@ class Clock:
 
 
 def timed_rehashes(layer: torch_lsh.LSHLinear, clock: Clock) -> None:
-    synchronise = layer._synchronise
+    rehash = layer.sampler.rehash
 
     def timed(*arguments: Any, **named: Any) -> int:
         start = time.perf_counter()
-        rows = synchronise(*arguments, **named)
+        rows = rehash(*arguments, **named)
         clock.seconds["re-hash"] += time.perf_counter() - start
         return rows
 
-    layer._synchronise = timed  # type: ignore[method-assign]
+    layer.sampler.rehash = timed  # type: ignore[method-assign]
 
 
 def job(

@@ -1,5 +1,5 @@
-// Every operator of the library: its schema. Implementations are in ops/*.cpp; fake kernels, autograd,
-// autocast and documentation in torch_lsh/ops.py; the plain-PyTorch twin of each in torch_lsh/reference.py.
+// The schema of every operator. ops/*.cpp has the implementations; torch_lsh/ops/*.py has documentation, fake
+// kernels, autograd and autocast; tests/twins/*.py has a twin of each in plain PyTorch.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(torch_lsh, m) {

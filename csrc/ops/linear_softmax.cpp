@@ -6,11 +6,11 @@
 // order, and blocks do not depend on the number of threads, so the result is that of one thread. (Maxima are
 // the same in any order.)
 //
-// The rows are gathered a block at a time, in both directions: each time from the table, which costs no more
-// than to keep them side by side would.
+// Forward and backward gather the rows from the table a block at a time. Keeping a copy side by side would
+// cost as much.
 //
-// In bfloat16 are the operands of products: x, the active rows (whatever the weight is stored in) and the
-// gradient of the logits. Logits, what the softmax computes, and all results are float.
+// The operands of products are bfloat16: x, the active rows (whatever the weight is stored in) and the
+// gradient of the logits. Logits, softmax and all results are float.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 

@@ -302,25 +302,7 @@ class LSHLinear(nn.Linear):
     def stats(
         self, inputs: Tensor | None = None, *, k: int = 10, queries: int = 64, batch_size: int = 256, seed: int = 0
     ) -> LayerStats:
-        """What the layer finds and costs now; changes neither tables nor random stream.
-
-        Recall@k is the share of the ``k`` rows with the largest logits that are in the active set of a training step
-        (without labels). The exact rank of an input costs a pass over all rows, so recall is measured on a random
-        sample of the inputs: an unbiased estimate with a standard error. The tables are taken as they are, stale rows
-        included; where there are none yet, they are built for this call.
-
-        Args:
-            inputs: ``[*, in_features]``, some hundreds like those of training, or held out. None: those of the last
-                step while the layer is being watched (:meth:`watch`); otherwise recall is not measured. (Nor is it
-                where rows are drawn from the labels: samplers "in_batch", and "frequency" without counts.)
-            k: 1 to ``out_features``.
-            queries: size of the sample.
-            batch_size: inputs that share an active set, in the order given.
-            seed: of the sample and of random rows.
-
-        Raises:
-            ValueError: an argument does not fit.
-            RuntimeError: there is no sampled path for the layer or the inputs.
+        """What the layer finds and costs now; see :meth:`torch_lsh.sampling.sampler.Sampler.stats` for the arguments.
 
         >>> layer = LSHLinear(16, 5_000)
         >>> stats = layer.stats(torch.randn(100, 16), k=5)

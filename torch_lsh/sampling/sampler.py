@@ -380,7 +380,24 @@ class Sampler:
     ) -> LayerStats:
         """What the sampler finds and costs now; changes neither tables nor random stream.
 
-        See :meth:`torch_lsh.LSHLinear.stats`.
+        Recall@k is the share of the ``k`` rows with the largest logits that are in the active set of a training step
+        (without labels). The exact rank of an input costs a pass over all rows, so recall is measured on a random
+        sample of the inputs: an unbiased estimate with a standard error. The tables are taken as they are, stale rows
+        included; where there are none yet, they are built for this call.
+
+        Args:
+            weight: ``[N, in]``.
+            bias: ``[N]`` or None.
+            inputs: ``[*, in]``, some hundreds like those of training, or held out. None: those of the last
+                step while the sampler is being watched (:meth:`watch`); otherwise recall is not measured. (Nor is it
+                where rows are drawn from the labels: samplers "in_batch", and "frequency" without counts.)
+            k: 1 to N.
+            queries: size of the sample.
+            batch_size: inputs that share an active set, in the order given.
+            seed: of the sample and of random rows.
+
+        Raises:
+            ValueError: an argument does not fit.
         """
         for name, number in (("k", k), ("queries", queries), ("batch_size", batch_size)):
             if number < 1:
