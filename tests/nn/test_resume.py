@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import os
 import pickle
 import signal
@@ -126,15 +128,17 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
         """
     )
 
-    def run(name: str, kill_at: int = 0) -> subprocess.CompletedProcess:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-c", script, str(folder), str(kill_at)]
+    def run(folder: str, kill_at: int) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", script, folder, str(kill_at)]
         return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
-    straight = run("straight").stdout.split()
-    assert run("killed", kill_at=21).returncode == -signal.SIGKILL
-    resumed = run("killed").stdout.split()
+    (tmp_path / "straight").mkdir()
+    with contextlib.redirect_stdout(io.StringIO()) as output, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["script", str(tmp_path / "straight"), "0"])
+        exec(compile(script, "script", "exec"), {})
+    straight = output.getvalue().split()
+    assert run(str(tmp_path), kill_at=21).returncode == -signal.SIGKILL
+    resumed = run(str(tmp_path), kill_at=0).stdout.split()
     assert (straight[0], resumed[0]) == ("0", "15")
     assert straight[1] == resumed[1]
 
