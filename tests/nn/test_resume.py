@@ -246,6 +246,27 @@ def test_the_state_is_a_small_tensor_of_constant_size():
     assert after.nbytes < 4_000 < model[2].weight.nbytes
 
 
+def test_what_the_settings_have_no_room_for_is_left_out_of_the_state():
+    layer = LSHLinear(WIDTH, N, config=CONFIGS["hash tables"])
+    size = layer.get_extra_state().shape
+    layer.set_label_counts(torch.ones(N))  # which this layer does not draw by
+    layer.sampler.keep_queries(torch.randn(5_000, WIDTH))
+    F.cross_entropy(layer(torch.randn(16, WIDTH)), torch.arange(16)).backward()
+    assert layer.get_extra_state().shape == size
+    layer.reconfigure(LSHConfig(active=1.0))  # looks nothing up, so carries nothing
+    resumed = LSHLinear(WIDTH, N, config=LSHConfig(active=1.0))
+    resumed.set_extra_state(layer.get_extra_state())
+    assert resumed.sampler.draws == layer.sampler.draws == 1
+
+
+def test_the_state_of_a_resized_layer_is_that_of_its_weight():
+    layer = LSHLinear(WIDTH, N)
+    layer.sample(torch.randn(4, WIDTH))
+    layer.weight, layer.bias = nn.Parameter(torch.randn(N + 1, WIDTH)), nn.Parameter(torch.zeros(N + 1))
+    layer.out_features = N + 1
+    LSHLinear(WIDTH, N + 1).load_state_dict(layer.state_dict(), strict=True)
+
+
 def test_the_state_of_other_rows_is_refused():
     state = LSHLinear(WIDTH, N).get_extra_state()
     layer = LSHLinear(WIDTH, N + 1)

@@ -141,10 +141,12 @@ class LSHLinear(nn.Linear):
 
     def get_extra_state(self) -> Tensor:
         """The sampler's state, ``[n]`` uint8 of a size that follows from shape and settings."""
+        self.sampler.fit(self.weight)
         return pack(self.sampler.state_dict(), **self.sampler.packed_sizes())
 
     def set_extra_state(self, state: Tensor) -> None:
         """Takes over what :meth:`get_extra_state` returned."""
+        self.sampler.fit(self.weight)
         self.sampler.load_state_dict(unpack(state))
 
     def _load_from_state_dict(

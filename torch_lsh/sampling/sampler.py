@@ -107,7 +107,7 @@ class Sampler:
         self._tables.forget()
         self._sign_codes.forget()
 
-    def _fit(self, weight: Tensor) -> None:
+    def fit(self, weight: Tensor) -> None:
         """Follows a weight that was resized, a vocabulary for example."""
         if weight.shape != (self.num_rows, self.in_features):
             self.num_rows, self.in_features = weight.shape
@@ -159,7 +159,7 @@ class Sampler:
             training: use tables as fresh as ``config.rehash`` wants them, count labels, and insert labels where the
                 index does so. Otherwise the tables are brought in step with the weights first.
         """
-        self._fit(weight)
+        self.fit(weight)
         config = self.config
         if self.stopwatch is not None:
             self._watched = x[-_WATCHED:].detach().clone()
@@ -184,7 +184,7 @@ class Sampler:
     @_outside_inference_mode
     def look_up(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> ActiveSet:
         """The active set of inputs ``[B, in]`` without labels and without chance; the random stream stays."""
-        self._fit(weight)
+        self.fit(weight)
         config = replace(self.config, random_fraction=0.0)
         index = self._exact_tables(weight, bias) if needs_index(config, self.num_rows) else None
         no_labels = torch.empty(len(x), 0, dtype=torch.int64)
@@ -196,7 +196,7 @@ class Sampler:
 
         The codes suit inputs such as those of the latest training steps; before the first one, those of the first call.
         """
-        self._fit(weight)
+        self.fit(weight)
         if not self._sign_codes.is_exact(weight, bias):
             self._sign_codes.synchronise(weight, bias, x if self._queries is None else self._queries)
         assert self._sign_codes.index is not None
@@ -283,7 +283,7 @@ class Sampler:
         """
         if not 1 <= touches <= 255:
             raise ValueError(f"touches is {touches}; wanted 1 to 255")
-        self._fit(weight)
+        self.fit(weight)
         if not self.needs_index:
             return 0
         if weight.device.type != "cpu":
@@ -402,7 +402,7 @@ class Sampler:
         for name, number in (("k", k), ("queries", queries), ("batch_size", batch_size)):
             if number < 1:
                 raise ValueError(f"{name} is {number}; wanted at least 1")
-        self._fit(weight)
+        self.fit(weight)
         if k > self.num_rows:
             raise ValueError(f"k is {k}; wanted 1 to {self.num_rows}")
         if inputs is None and self._watched is not None:

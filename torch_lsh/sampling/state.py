@@ -34,8 +34,15 @@ _FIELDS = (
 def pack(
     state: dict[str, Any], num_rows: int, in_features: int, carried_room: int, queries_room: int, counts_room: int
 ) -> Tensor:
-    """The state of a sampler as ``[n]`` uint8, where ``n`` is a function of the sizes given alone."""
+    """The state of a sampler as ``[n]`` uint8, where ``n`` is a function of the sizes given alone.
+
+    What there is no room for is left out: the least hard of the carried rows, the oldest queries, and label counts that
+    the settings have no use for.
+    """
     carried, queries, counts = state["carried"], state["queries"], state["label_counts"]
+    carried = None if carried is None else carried[:carried_room]
+    queries = None if queries is None else queries[max(0, len(queries) - queries_room) :]
+    counts = counts if counts_room > 0 else None
     header = {
         "version": _VERSION,
         "num_rows": num_rows,
