@@ -1,0 +1,37 @@
+"""skorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from trainers import task
+
+skorch = pytest.importorskip("skorch")
+
+
+def network(epochs):
+    return skorch.NeuralNetClassifier(
+        task.make_model,
+        criterion=nn.CrossEntropyLoss,
+        optimizer=task.torch_lsh.optim.Adam,
+        lr=task.LEARNING_RATE,
+        batch_size=task.BATCH,
+        max_epochs=epochs,
+        train_split=None,
+        verbose=0,
+    )
+
+
+def test_path_result_and_resume(tmp_path):
+    x, y = task.samples().tensors
+    net = network(1).fit(x, y)
+    task.assert_sampled(net.module_)
+    task.assert_same(net.module_, task.trained_by_hand())
+    net.save_params(f_params=tmp_path / "model.pt", f_optimizer=tmp_path / "optimizer.pt")
+
+    resumed = network(1).initialize()
+    resumed.load_params(f_params=tmp_path / "model.pt", f_optimizer=tmp_path / "optimizer.pt")
+    resumed.partial_fit(x, y)
+    task.assert_same(resumed.module_, task.trained_by_hand(epochs=2))
+    assert torch.equal(torch.from_numpy(resumed.predict(x)), resumed.module_.eval()(x).argmax(-1))
