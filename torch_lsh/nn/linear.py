@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from ..sampling.stats import LayerStats
 from ..stopwatch import part
 from .logits.targets import as_target
 from .logits.tensor import SampledLogits
+from .paths import Paths
 from .sampled_path import check_can_sample, is_traced, obstacle
-from .warnings import warn_dense, warn_stale
 
 _CANDIDATES = 512  # rows that an approximate top-k scores exactly
 
@@ -91,7 +92,7 @@ class LSHLinear(nn.Linear):
     def _set_up(self, config: LSHConfig | None) -> None:
         _check_config(config)
         self.sampler = Sampler(self.out_features, self.in_features, config if config is not None else LSHConfig())
-        self._warned_dense = self._warned_stale = False
+        self.paths = Paths(self.out_features)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, config: LSHConfig | None = None) -> LSHLinear:
@@ -178,7 +179,7 @@ class LSHLinear(nn.Linear):
         reason = obstacle(self, input)
         if reason is None:
             return SampledLogits.of(input, self)
-        self.warn_dense(reason)
+        self.paths.dense(reason, "operands")
         return super().forward(input)
 
     @torch.compiler.disable
@@ -312,16 +313,23 @@ class LSHLinear(nn.Linear):
         (True, 64, None)
         """
         check_can_sample(self, self.weight if inputs is None else inputs)
-        return self.sampler.stats(
+        stats = self.sampler.stats(
             self.weight, self.bias, inputs, k=k, queries=queries, batch_size=batch_size, seed=seed
         )
+        return replace(stats, paths=dict(self.paths.counts))
 
     # --- what lazy logits ask of their owner ---
 
-    def largest_logits(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The ``k`` largest logits of ``x`` ``[B, in]`` and their classes, ``[B, k]``; exact, not differentiable."""
+    def largest_logits(self, x: Tensor, k: int, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The ``k`` largest logits of ``x`` ``[B, in]`` and their classes, ``[B, k]``; exact, not differentiable.
+
+        ``offset`` ``[N]`` is added to the logits.
+        """
         with torch.no_grad():
-            return ops.linear_topk(self._as_weight(x), self.weight, self.bias, k)
+            bias = self.bias
+            if offset is not None:
+                bias = (offset if bias is None else bias + offset).to(self.weight.dtype)
+            return ops.linear_topk(self._as_weight(x), self.weight, bias, k)
 
     def active_logits(self, x: Tensor, rows: Tensor) -> Tensor:
         """``[B, A]`` logits of the active rows ``[A]`` or ``[B, A]`` for ``x`` ``[B, in]``; differentiable."""
@@ -336,18 +344,6 @@ class LSHLinear(nn.Linear):
 
     def _as_weight(self, x: Tensor) -> Tensor:
         return x.to(self.weight.dtype).contiguous()
-
-    def warn_dense(self, what: str) -> None:
-        """Says, once per layer, that ``what`` makes it compute all of its outputs."""
-        if not self._warned_dense:
-            self._warned_dense = True
-            warn_dense(what, self.out_features)
-
-    def warn_stale(self) -> None:
-        """Says, once per layer, that logits were ranked after the parameters had changed."""
-        if not self._warned_stale:
-            self._warned_stale = True
-            warn_stale()
 
 
 def _check_config(config: LSHConfig | None, optional: bool = True) -> None:

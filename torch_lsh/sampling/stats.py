@@ -83,6 +83,7 @@ class LayerStats:
         milliseconds: per call of each part while the layer is watched, without the parts within it: "look-up",
             "choosing" the rest of the active set, "loss", "logits" (unless one operator computes both), "re-hash".
         calls: the calls of each part.
+        paths: results of the layer by the way that they were computed; see :class:`torch_lsh.nn.paths.Paths`.
     """
 
     out_features: int
@@ -106,6 +107,7 @@ class LayerStats:
     index_bytes: int | None = None
     milliseconds: dict[str, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
+    paths: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, float]:
         """The numbers measured, by flat names such as ``"recall"``, ``"recall_error"`` and ``"ms/look-up"``."""
@@ -115,8 +117,8 @@ class LayerStats:
             if isinstance(value, Estimate):
                 numbers[item.name] = value.mean
                 numbers[f"{item.name}_error"] = value.error
-            elif item.name in ("milliseconds", "calls"):
-                prefix = "ms" if item.name == "milliseconds" else "calls"
+            elif item.name in ("milliseconds", "calls", "paths"):
+                prefix = "ms" if item.name == "milliseconds" else item.name
                 numbers.update({f"{prefix}/{name}": number for name, number in value.items()})
             elif value is not None:
                 numbers[item.name] = value
@@ -163,6 +165,8 @@ class LayerStats:
             )
         for name, milliseconds in self.milliseconds.items():
             lines.append((name, f"{milliseconds:.3f} ms per call, {self.calls[name]:,} calls"))
+        if self.paths:
+            lines.append(("paths", ", ".join(f"{path} {count:,}" for path, count in self.paths.items())))
         return "\n".join(f"{name:<12}{text}" for name, text in lines)
 
 

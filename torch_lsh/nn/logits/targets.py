@@ -80,6 +80,11 @@ def as_target(
         raise TypeError(f"target has dtype {target.dtype}; wanted torch.int64 class indices")
     if target.shape == batch_shape:
         labels = target.reshape(count, 1).contiguous()
+    elif target.shape == (*batch_shape, num_classes):
+        raise ValueError(
+            f"target has dtype {target.dtype} and shape {tuple(target.shape)}, that of the logits; wanted class indices "
+            f"of shape {tuple(batch_shape)}, or probabilities in floating point"
+        )
     elif target.shape[:-1] == batch_shape:
         labels = target.reshape(count, target.shape[-1]).contiguous()
     else:
