@@ -41,16 +41,10 @@ class Clock:
         self._last = now
 
 
-def timed_rehashes(layer: torch_lsh.LSHLinear, clock: Clock) -> None:
-    rehash = layer.sampler.rehash
-
-    def timed(*arguments: Any, **named: Any) -> int:
-        start = time.perf_counter()
-        rows = rehash(*arguments, **named)
-        clock.seconds["re-hash"] += time.perf_counter() - start
-        return rows
-
-    layer.sampler.rehash = timed  # type: ignore[method-assign]
+def seconds_of_rehashes(layer: torch_lsh.LSHLinear) -> float:
+    stopwatch = layer.sampler.stopwatch
+    assert stopwatch is not None
+    return 1e-3 * stopwatch.milliseconds().get("re-hash", 0.0) * stopwatch.calls().get("re-hash", 0)
 
 
 def job(
@@ -60,7 +54,7 @@ def job(
     model = XMCClassifier(train.num_features, train.num_labels, arguments.hidden, torch_lsh.LSHConfig(active=active))
     optimizer = torch_lsh.optim.Adam(model.parameters(), lr=arguments.lr)
     clock = Clock()
-    timed_rehashes(model.output, clock)
+    model.output.watch()
     samples, active_rows, curve = 0, 0, []
     for epoch in range(arguments.epochs):
         generator = torch.Generator().manual_seed(epoch)
@@ -80,7 +74,7 @@ def job(
             optimizer.zero_grad()
             clock.lap("optimizer")
             samples += len(y)
-        seconds = sum(value for part, value in clock.seconds.items() if part not in ("evaluation", "re-hash"))
+        seconds = sum(value for part, value in clock.seconds.items() if part != "evaluation")
         if test is not None:
             precision = model.evaluate(test)
             curve.append({"epoch": epoch + 1, "seconds": seconds, **precision})
@@ -91,7 +85,8 @@ def job(
             )
             model.train()
     clock.seconds.pop("evaluation")
-    total = sum(value for part, value in clock.seconds.items() if part != "re-hash")
+    total = sum(clock.seconds.values())
+    clock.seconds["re-hash"] = seconds_of_rehashes(model.output)
     clock.seconds["output forward"] -= clock.seconds["re-hash"]
     return {
         "active": active_rows * arguments.batch / samples,
