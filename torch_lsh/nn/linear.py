@@ -93,6 +93,7 @@ class LSHLinear(nn.Linear):
         _check_config(config)
         self.sampler = Sampler(self.out_features, self.in_features, config if config is not None else LSHConfig())
         self.paths = Paths(self.out_features)
+        self.paths.watch(self.weight)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, config: LSHConfig | None = None) -> LSHLinear:
@@ -170,6 +171,7 @@ class LSHLinear(nn.Linear):
         for parameter in self._parameters.values():
             if parameter is not None:
                 note_forward(parameter)
+        self.paths.watch(self.weight)
         reason = obstacle(self, input)
         if reason is None:
             return SampledLogits.of(input, self)

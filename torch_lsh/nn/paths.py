@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..row_sparse.parameters import report_to
 from ..sampling.active_set import ActiveSet
 from .warnings import REASONS, warn
 
@@ -37,6 +39,13 @@ class Paths:
         self.last: str | None = None
         self.why: dict[str, str] = {}
         self._active: tuple[weakref.ref[Tensor], ActiveSet] | None = None
+        self._weight: Callable[[], Tensor | None] = _none
+
+    def watch(self, weight: Tensor) -> None:
+        """Has optimizers report why they update all rows of ``weight``, the present weight of the layer."""
+        if self._weight() is not weight:
+            self._weight = weakref.ref(weight)
+            report_to(weight, self)
 
     def took(self, path: str) -> None:
         """Counts a result."""
@@ -67,5 +76,18 @@ class Paths:
             self.why[reason] = REASONS[reason].format(out_features=self.out_features, **facts)
             warn(self.why[reason])
 
+    def updated_densely(self, reason: str, **facts: str) -> None:
+        """Called by optimizers that update all rows; see :data:`~torch_lsh.nn.warnings.REASONS`.
+
+        "weight" stands for a gradient of all rows that no result of the layer led to.
+        """
+        if reason == "weight" and self.counts[DENSE] + self.counts[EXACT] > 0:
+            return  # dense results have dense gradients, and were announced
+        self.say("tied" if reason == "weight" and self.counts[SAMPLED] > 0 else reason, **facts)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_active": None}
+        return {**self.__dict__, "_active": None, "_weight": _none}
+
+
+def _none() -> None:
+    """Stands for a weak reference to nothing; can be pickled."""

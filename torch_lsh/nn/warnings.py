@@ -27,8 +27,11 @@ REASONS = {
         "the loss is estimated from sampled rows although gradients are disabled; call model.eval() to evaluate exactly"
     ),
     "optimizer": (
-        "{what} updates all {out_features} rows of the layer in every step, as those of nn.Linear; take "
-        "torch_lsh.optim.{ours}"
+        "{what} updates all {out_features} rows of the layer in every step, as those of nn.Linear; take {ours}"
+    ),
+    "options": (
+        "{what} has no row-sparse update, so all {out_features} rows of the layer are updated in every step, as those "
+        "of nn.Linear; leave the option off"
     ),
     "data_parallel": (
         "DistributedDataParallel exchanges all {out_features} rows of the gradient, as those of nn.Linear; wrap the "
@@ -48,6 +51,26 @@ REASONS = {
 def warn(text: str) -> None:
     """Warns at the line of the caller; the text of a reason appears once per layer."""
     warnings.warn(f"torch_lsh: {text}; this warning appears once per layer", stacklevel=_callers_level())
+
+
+def warn_nothing_swapped(left: list[tuple[str, str]]) -> None:
+    """Warns that ``sparsify_`` left all layers dense, given as names and reasons."""
+    reasons = "; ".join(f"{name or 'the model'} {why}" for name, why in left[-3:]) or (
+        "it has no nn.Linear; for a weight that is used as h @ weight.T, call torch_lsh.linear_cross_entropy"
+    )
+    warnings.warn(
+        f"torch_lsh: sparsify_ swapped no layer of the model: {reasons}; pass filter_fn to choose yourself",
+        stacklevel=_callers_level(),
+    )
+
+
+def warn_replaced(name: str, out_features: int, new: str) -> None:
+    """Warns that a layer trained by samples was replaced by a dense one."""
+    warnings.warn(
+        f"torch_lsh: {name}, an LSHLinear with {out_features} outputs, was replaced by {new}, which is dense; call "
+        "torch_lsh.sparsify_(model) again, and make the optimizer anew",
+        stacklevel=_callers_level(),
+    )
 
 
 def _callers_level() -> int:

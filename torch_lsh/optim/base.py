@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..row_sparse.parameters import mark, record_update
+from ..row_sparse.parameters import Reporter, in_data_parallel, mark, record_update, reporters
 from .gradients import as_matrix, rows_and_values, sum_repeated_rows
 from .state import check_moment_dtype, has_bfloat16, state_dtype, untouched_zeros
 
@@ -184,9 +184,21 @@ class RowSparseOptimizer(torch.optim.Optimizer):
                     row_sparse.append((group, parameter, torch.arange(len(parameter)), parameter.grad.contiguous()))
                 else:
                     members.append(parameter)
+                    for reporter in reporters(parameter):
+                        self._report(reporter, group, parameter)
             if members:
                 dense.append((group, members))
         return dense, row_sparse
+
+    def _report(self, reporter: Reporter, group: dict[str, Any], parameter: Tensor) -> None:
+        """Tells why the gradient of a layer that is trained by samples is dense."""
+        chosen = [option for option in self._unsupported if group.get(option)]
+        if chosen:
+            reporter.updated_densely("options", what=f"{type(self).__name__}({chosen[0]}=True)")
+        elif in_data_parallel(parameter):
+            reporter.updated_densely("data_parallel")
+        else:
+            reporter.updated_densely("weight")
 
     def _takes_all_rows(self, group: dict[str, Any], parameter: Tensor) -> bool:
         """Whether :meth:`_step_rows` takes dense gradients: PyTorch's steps want state of the parameter's dtype."""
