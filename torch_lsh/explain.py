@@ -131,4 +131,6 @@ def _about_gradients(weight: Tensor) -> Iterator[str]:
 def _about_embeddings(model: nn.Module, weight: Tensor) -> Iterator[str]:
     for name, embedding in tied_embeddings(model, weight):
         row_sparse = embedding.sparse or follows_optimizer(embedding)
-        yield f"tied with {name}" + ("" if row_sparse else ", whose gradients are dense; call torch_lsh.sparsify_(model)")
+        yield f"tied with {name}" + (
+            "" if row_sparse else ", whose gradients are dense; call torch_lsh.sparsify_(model)"
+        )

@@ -98,9 +98,7 @@ def why_left_dense(module: nn.Module) -> str | None:
 _left_dense: WeakIdKeyDictionary = WeakIdKeyDictionary()  # module -> the reason
 
 
-def _why_left(
-    linear: nn.Linear, name: str, config: LSHConfig | None, filter_fn: FilterFn | None
-) -> str | None:
+def _why_left(linear: nn.Linear, name: str, config: LSHConfig | None, filter_fn: FilterFn | None) -> str | None:
     """Why ``linear`` stays dense; None: it is swapped."""
     if not _is_plain(linear):
         if type(linear) is not nn.Linear:

@@ -255,7 +255,7 @@ class LSHLinear(nn.Linear):
         """
         check_can_sample(self, x)
         flat = x.detach().reshape(-1, self.in_features)
-        labels = torch.empty(len(flat), 0, dtype=torch.int64)
+        labels = torch.empty(len(flat), 0, dtype=torch.int64, device="cpu")
         if target is not None:
             parsed = as_target(target, x.shape[:-1], self.out_features, -100, torch.float32)
             if parsed is None:

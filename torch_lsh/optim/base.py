@@ -37,6 +37,10 @@ class RowSparseOptimizer(torch.optim.Optimizer):
     _moments: tuple[str, ...]  # names of state of the parameter's shape
     _counters: tuple[str, ...] = ()  # names of state with an int32 per row
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = _joined_signature(cls)  # type: ignore[attr-defined]
+
     def __init__(
         self,
         params: Any,
@@ -127,7 +131,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         """Counts a step of ``parameter``; the first is 1."""
         state = self.state[parameter]
         if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
         step = int(state["step"]) + 1
         state["step"].fill_(step)
         return step
@@ -181,7 +185,9 @@ class RowSparseOptimizer(torch.optim.Optimizer):
                     known, values = rows_and_values(parameter.grad, known)
                     row_sparse.append((group, parameter, known, values))
                 elif self._takes_all_rows(group, parameter):
-                    row_sparse.append((group, parameter, torch.arange(len(parameter)), parameter.grad.contiguous()))
+                    row_sparse.append(
+                        (group, parameter, torch.arange(len(parameter), device="cpu"), parameter.grad.contiguous())
+                    )
                 else:
                     members.append(parameter)
                     for reporter in reporters(parameter):
@@ -347,3 +353,18 @@ class RowSparseOptimizer(torch.optim.Optimizer):
                 "rows were updated with the first one; with in_backward=True call step() after every backward(), or "
                 "leave in_backward off"
             )
+
+
+def _joined_signature(cls: type) -> inspect.Signature:
+    """The arguments of all constructors of a class, each of which hands those that it does not know to the next."""
+    found: dict[str, inspect.Parameter] = {}
+    for owner in cls.__mro__:
+        if "__init__" not in vars(owner) or owner in (torch.optim.Optimizer, object):
+            continue
+        _, *parameters = inspect.signature(vars(owner)["__init__"]).parameters.values()
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                found.setdefault(parameter.name, parameter)
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return inspect.Signature(sorted(found.values(), key=lambda parameter: parameter.kind))

@@ -57,7 +57,9 @@ def give_dense_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: An
             name = type(optimizer).__name__
             ours = f"torch_lsh.optim.{name}" if name in _OURS else "an optimizer of torch_lsh.optim"
             for reporter in told:
-                reporter.updated_densely("optimizer", what=f"{type(optimizer).__module__.split('.')[0]}'s {name}", ours=ours)
+                reporter.updated_densely(
+                    "optimizer", what=f"{type(optimizer).__module__.split('.')[0]}'s {name}", ours=ours
+                )
 
 
 def _wraps_ours(optimizer: torch.optim.Optimizer) -> bool:

@@ -173,7 +173,7 @@ class Sampler:
         self.fit(weight)
         config = replace(self.config, random_fraction=0.0)
         index = self._tables.exact(weight, bias, self._inputs.tensor) if needs_index(config, self.num_rows) else None
-        no_labels = torch.empty(len(x), 0, dtype=torch.int64)
+        no_labels = torch.empty(len(x), 0, dtype=torch.int64, device="cpu")
         return choose_active_rows(index, x.detach(), no_labels, self.num_rows, config, seed=0)
 
     @outside_inference_mode

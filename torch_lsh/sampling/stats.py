@@ -51,7 +51,7 @@ def share_found(rows: Tensor, best: Tensor) -> Tensor:
     if rows.dim() == 1:
         return torch.isin(best, rows).float().mean(1)
     if rows.shape[1] == 0:
-        return torch.zeros(len(best), dtype=torch.float32)
+        return torch.zeros(len(best), dtype=torch.float32, device="cpu")
     rows = rows.sort(1).values.contiguous()
     at = torch.searchsorted(rows, best.contiguous()).clamp_(max=rows.shape[1] - 1)
     return (rows.gather(1, at) == best).float().mean(1)
@@ -285,7 +285,7 @@ def measure_recall(
         seed: of the sample and of random rows.
     """
     generator = torch.Generator().manual_seed(seed)
-    sampled = torch.randperm(len(x), generator=generator)[:queries].sort().values
+    sampled = torch.randperm(len(x), generator=generator, device="cpu")[:queries].sort().values
     best = ops.linear_topk(x[sampled].to(weight.dtype).contiguous(), weight, bias, k)[1]
     shares = []
     for number, begin in enumerate(range(0, len(x), batch_size)):
@@ -293,7 +293,7 @@ def measure_recall(
         if not inside.any():
             continue
         batch = x[begin : begin + batch_size]
-        none = torch.empty(len(batch), 0, dtype=torch.int64)
+        none = torch.empty(len(batch), 0, dtype=torch.int64, device="cpu")
         step_seed = (seed * 1_000_003 + number) % 2**63
         active = choose_active_rows(index, batch, none, len(weight), config, step_seed, carried, counts)
         rows = active.rows if not active.per_sample else active.rows[sampled[inside] - begin]

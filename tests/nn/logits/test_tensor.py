@@ -57,7 +57,7 @@ EXACT = {
     "mask of elements": lambda z: z.masked_fill(torch.eye(3, N, dtype=torch.bool), 0.5),
     "wider": lambda z: z + torch.ones(4, 1, 1, 1, dtype=torch.float64),
     "complex": lambda z: (z * 1j).imag,
-    "another dtype": lambda z: (z.float() * torch.ones(N, dtype=torch.float64)),
+    "another dtype": lambda z: z.float() * torch.ones(N, dtype=torch.float64),
     "einsum": lambda z: torch.einsum("btn,btn->b", z, z),
     "multi margin": lambda z: F.multi_margin_loss(z.flatten(0, 1), torch.arange(6)),
     "dense probabilities": lambda z: F.cross_entropy(z.flatten(0, 1), torch.full((6, N), 1 / N, dtype=torch.float64)),
@@ -184,7 +184,12 @@ def test_values_from_before_an_update(layer):
     update()
     torch.testing.assert_close(known.softmax(-1), values.softmax(-1))
     assert torch.equal(known.argmax(-1), values.argmax(-1))
-    for use in (lambda z: z.softmax(-1).sum(), lambda z: F.cross_entropy(z, y), lambda z: z[1:].dense(), torch.special.expit):
+    for use in (
+        lambda z: z.softmax(-1).sum(),
+        lambda z: F.cross_entropy(z, y),
+        lambda z: z[1:].dense(),
+        torch.special.expit,
+    ):
         with pytest.raises(RuntimeError, match=r"parameters of the layer were changed.*logits.dense\(\)"):
             use(unknown)
     # a usual loop counts what is right after the step

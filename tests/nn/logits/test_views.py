@@ -16,6 +16,7 @@ N, D = 97, 6  # of the fixture "layer"
 def dense(layer, x):
     return F.linear(x, layer.weight, layer.bias)
 
+
 PRIOR = torch.linspace(-1, 1, N, dtype=torch.float64)
 
 LAZY = {

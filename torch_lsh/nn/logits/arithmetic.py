@@ -174,7 +174,11 @@ def _set_classes(logits: SampledLogits, index: Any, value: Any) -> Any:
     ellipses = sum(1 for item in before if item is Ellipsis)
     if not recipe.classes_last or ellipses > 1 or whole + ellipses != len(before) or isinstance(classes, bool):
         return NotImplemented
-    if (whole != recipe.rank - 1 if not ellipses else whole > recipe.rank - 1) or classes is Ellipsis or classes is None:
+    if (
+        (whole != recipe.rank - 1 if not ellipses else whole > recipe.rank - 1)
+        or classes is Ellipsis
+        or classes is None
+    ):
         return NotImplemented
     if isinstance(classes, Tensor) and classes.dim() > 1:
         return NotImplemented

@@ -156,7 +156,7 @@ def _is_fusible(recipe: Recipe, active: ActiveSet, correction: str, options: Opt
 def _of_all_rows(recipe: Recipe, target: Target, options: Options) -> Tensor:
     """Exact and differentiable."""
     owner = recipe.owner
-    every_row = torch.arange(owner.out_features)
+    every_row = torch.arange(owner.out_features, device="cpu")
     none_random = torch.zeros_like(every_row, dtype=torch.bool)
     active = ActiveSet(every_row, none_random, target.labels, owner.out_features)
     with recipe.autocast():

@@ -100,7 +100,9 @@ def _values(logits: SampledLogits, best: _Best) -> Tensor:
             values = recipe.owner.active_logits(recipe.flat_input(), classes)
     with grad_mode(recipe):
         if recipe.log_softmax:
-            values = transformed_best(recipe.steps, values.to(torch.promote_types(recipe.dtype, torch.float32)), classes)
+            values = transformed_best(
+                recipe.steps, values.to(torch.promote_types(recipe.dtype, torch.float32)), classes
+            )
             values = values - _log_partition(logits).unsqueeze(1)
             values = values.exp() if recipe.exponential else values
         else:

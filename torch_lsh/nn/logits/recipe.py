@@ -111,7 +111,9 @@ class Recipe:
     def with_step_tensors(self, tensors: list[Tensor]) -> Recipe:
         """The recipe with other tensors in the place of :attr:`step_tensors`."""
         others = iter(tensors)
-        return replace(self, steps=tuple([step if step.tensor is None else step.with_tensor(next(others)) for step in self.steps]))
+        return replace(
+            self, steps=tuple([step if step.tensor is None else step.with_tensor(next(others)) for step in self.steps])
+        )
 
     def versions(self) -> tuple[int, tuple[int, ...]]:
         """Returns the version counter of the input, and those of the other tensors that go into the logits."""

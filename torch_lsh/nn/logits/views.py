@@ -279,7 +279,7 @@ def _like(function: Any) -> Handler:
 
     def handler(logits: SampledLogits, *args: Any, **kwargs: Any) -> Any:
         recipe = logits.recipe
-        return function(torch.empty((), dtype=recipe.dtype).expand(recipe.shape), *args, **kwargs)
+        return function(torch.empty((), dtype=recipe.dtype, device="cpu").expand(recipe.shape), *args, **kwargs)
 
     return handler
 
