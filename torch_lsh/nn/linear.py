@@ -17,9 +17,10 @@ from ..sampling.sampler import Sampler
 from ..sampling.state import pack, unpack
 from ..sampling.stats import LayerStats
 from ..stopwatch import part
+from .compiled import Loss, compiled_cross_entropy, handle_of, shares_memory
 from .logits.targets import as_target
 from .logits.tensor import SampledLogits
-from .sampled_path import check_can_sample, is_traced, obstacle
+from .sampled_path import check_can_sample, is_compiled, is_traced, obstacle
 from .warnings import warn_dense, warn_stale
 
 _CANDIDATES = 512  # rows that an approximate top-k scores exactly
@@ -92,6 +93,7 @@ class LSHLinear(nn.Linear):
         _check_config(config)
         self.sampler = Sampler(self.out_features, self.in_features, config if config is not None else LSHConfig())
         self._warned_dense = self._warned_stale = False
+        self._handle = handle_of(self)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, config: LSHConfig | None = None) -> LSHLinear:
@@ -137,7 +139,13 @@ class LSHLinear(nn.Linear):
     # --- copies and checkpoints ---
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "sampler": copy.copy(self.sampler)}
+        state = {**self.__dict__, "sampler": copy.copy(self.sampler)}
+        del state["_handle"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._handle = handle_of(self)
 
     def get_extra_state(self) -> Tensor:
         """The sampler's state, ``[n]`` uint8 of a size that follows from shape and settings."""
@@ -162,7 +170,7 @@ class LSHLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Lazy logits of ``input`` ``[*, in_features]``: they behave as the ``[*, out_features]`` tensor."""
         if is_traced():
-            return super().forward(input)
+            return self._lazy(input) if self.training and is_compiled() else super().forward(input)
         if isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as the layers of torch.nn are
             path = input.tracer.path_of_module(self)
             return input.tracer.create_proxy("call_module", path, (input,), {})
@@ -175,7 +183,12 @@ class LSHLinear(nn.Linear):
         self.warn_dense(reason)
         return super().forward(input)
 
-    @torch.compiler.disable
+    _lazy = torch.compiler.disable(
+        forward,
+        reason="lazy logits, whose loss computes the active rows only, cannot be part of a graph; "
+        "layer.cross_entropy(x, target) can",
+    )
+
     def cross_entropy(
         self,
         x: Tensor,
@@ -197,7 +210,20 @@ class LSHLinear(nn.Linear):
             The loss, a scalar, or ``[*]`` for ``reduction="none"``.
         """
         how: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+        if torch.compiler.is_compiling() and is_compiled():
+            return compiled_cross_entropy(x, self.weight, self.bias, self._handle, target, weight, Loss(**how))
         return F.cross_entropy(self(x), target, weight, **how)
+
+    def eager_loss(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None, loss: Loss
+    ) -> Tensor:
+        """:meth:`cross_entropy` inside of a compiled graph, which was made with these parameters."""
+        if not (shares_memory(weight, self.weight) and (bias is None) == (self.bias is None)):
+            raise RuntimeError(
+                "a compiled loss was called with other parameters than the layer's; "
+                "wanted a graph without torch.func.functional_call"
+            )
+        return self.cross_entropy(x, target, class_weight, **loss._asdict())
 
     @torch.compiler.disable
     def topk(self, x: Tensor, k: int, exact: bool = True, candidates: int | None = None) -> torch.return_types.topk:

@@ -18,6 +18,11 @@ def is_traced() -> bool:
     return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.PROXY, keys.FAKE))
 
 
+def is_compiled() -> bool:
+    """Whether ``torch.compile`` traces the present computation, rather than ``torch.export`` or another tracer."""
+    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+
+
 def _is_transformed() -> bool:
     """Whether torch.func or forward-mode differentiation sees the present computation."""
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
