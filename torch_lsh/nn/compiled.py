@@ -13,14 +13,18 @@ moves once per call, and gradients arrive although the graph has no use for them
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._library.effects import EffectType
+
+from .sampled_path import is_compiled, is_traced
 
 _library = torch.library.Library("torch_lsh_nn", "DEF")  # operators go when this object does
 
@@ -56,10 +60,7 @@ class _Step(bytearray):
 _numbers = itertools.count()
 _steps: weakref.WeakValueDictionary[int, _Step] = weakref.WeakValueDictionary()
 
-EagerLoss = Callable[[Tensor, Tensor, "Tensor | None", Tensor, "Tensor | None", Loss], Tensor]
-
-#: The eager losses, by the number in their handle.
-_losses: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+_owners: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
 def handle_of(owner: Any) -> Tensor:
@@ -69,8 +70,15 @@ def handle_of(owner: Any) -> Tensor:
         owner: has a method ``eager_loss(x, weight, bias, target, class_weight, loss)``, which takes an eager step.
     """
     number = next(_numbers)
-    _losses[number] = owner
+    _owners[number] = owner
     return torch.tensor(number, device="cpu")
+
+
+def _owner(handle: Tensor) -> Any:
+    owner = _owners.get(int(handle))
+    if owner is None:
+        raise RuntimeError("the layer of a compiled graph does not exist any more; wanted a living one")
+    return owner
 
 
 def shares_memory(one: Tensor, other: Tensor) -> bool:
@@ -96,14 +104,11 @@ def _cross_entropy(
     wants_grad: bool,
     wants_grad_of_x: bool,
 ) -> tuple[Tensor, Tensor]:
-    owner = _losses.get(int(handle))
-    if owner is None:
-        raise RuntimeError("the layer of a compiled loss does not exist any more")
     loss_of = Loss(ignore_index, reduction, label_smoothing)
     with torch._C._ForceDispatchKeyGuard(*_KEYS), torch.set_grad_enabled(wants_grad):
         x = x.detach().requires_grad_(wants_grad_of_x)
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
-            loss = owner.eager_loss(x, weight, bias, target, class_weight, loss_of)
+            loss = _owner(handle).eager_loss(x, weight, bias, target, class_weight, loss_of)
         step = _Step.of(x, loss) if wants_grad else torch.zeros(1, dtype=torch.int64)
         return loss.detach(), step
 
@@ -149,6 +154,16 @@ def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     return (grad_x if ctx.wants_grad_of_x else None, *(None,) * 11)
 
 
+def _topk(x: Tensor, handle: Tensor, k: int, candidates: int | None) -> tuple[Tensor, Tensor]:
+    with torch._C._ForceDispatchKeyGuard(*_KEYS), torch.no_grad():
+        values, classes = _owner(handle).topk(x, k, exact=False, candidates=candidates)
+    return values, classes
+
+
+def _fake_topk(x: Tensor, handle: Tensor, k: int, candidates: int | None) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], k), handle.new_empty(x.shape[0], k)
+
+
 def _define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> str:
     name = "torch_lsh_nn::" + schema.partition("(")[0]
     _library.define(schema)
@@ -170,34 +185,101 @@ _define(
     _cross_entropy_backward,
     _fake_cross_entropy_backward,
 )
+_define("approximate_topk(Tensor x, Tensor handle, int k, int? candidates) -> (Tensor, Tensor)", _topk, _fake_topk)
 torch.library.register_autograd(_CROSS_ENTROPY, _backward, setup_context=_save, lib=_library)
 
 
-def compiled_cross_entropy(
+# --- methods of layers while a graph is made --------------------------------------------------------------------------
+
+Method = Callable[..., Any]
+
+
+def in_graphs(replacement: Method) -> Callable[[Method], Method]:
+    """Has a method of a layer replaced while a graph is made of it.
+
+    Args:
+        replacement: takes the layer, the method outside of the graph (``torch.compile`` ends the graph before it) and
+            the method's arguments.
+    """
+
+    def decorate(method: Method) -> Method:
+        outside = torch.compiler.disable(method)
+
+        @functools.wraps(method)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return replacement(self, outside, *args, **kwargs) if is_traced() else method(self, *args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def cross_entropy_in_graph(
+    layer: Any,
+    outside: Method,
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """``LSHLinear.cross_entropy``: one operator of ``torch.compile``; dense for any other tracer."""
+    loss = Loss(ignore_index, reduction, label_smoothing)
+    if not is_compiled():
+        return F.cross_entropy(F.linear(x, layer.weight, layer.bias), target, weight, **loss._asdict())
+    return call_loss(layer.handle, x, layer.weight, layer.bias, target, weight, loss)
+
+
+def call_loss(
+    handle: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    handle: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
     loss: Loss,
 ) -> Tensor:
-    """The loss of ``handle``'s owner, for use while ``torch.compile`` traces.
+    """Puts the loss of a handle's owner into the graph that ``torch.compile`` makes.
 
     Args:
+        handle: see :func:`handle_of`.
         x: ``[*, in_features]``.
         weight, bias: the owner's. The graph never reads them; autograd learns from them that there is a gradient.
-        handle: of the owner, see :func:`handle_of`.
         target, class_weight, loss: as in :func:`torch.nn.functional.cross_entropy`.
 
     Returns:
         A scalar, or ``[*]`` for ``reduction="none"``.
     """
-    grad = torch.is_grad_enabled()
-    of_x = grad and x.requires_grad
-    wants = of_x or (grad and (weight.requires_grad or (bias is not None and bias.requires_grad)))
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    wants_grad_of_x, wants_grad = _wants_grad(x), _wants_grad(x, weight, bias)
     result, _ = torch.ops.torch_lsh_nn.cross_entropy(
-        x, weight, bias, handle, target, class_weight, *loss, autocast, wants, of_x
+        x, weight, bias, handle, target, class_weight, *loss, autocast, wants_grad, wants_grad_of_x
     )
     return result
+
+
+def topk_in_graph(
+    layer: Any, outside: Method, x: Tensor, k: int, exact: bool = True, candidates: int | None = None
+) -> torch.return_types.topk:
+    """``LSHLinear.topk``: operators of ``torch.compile``, or outside of its graph where the values have gradients.
+
+    For any other tracer it is exact and consists of PyTorch's own operators, so that an exported graph runs anywhere.
+    """
+    if not is_compiled():
+        return torch.topk(F.linear(x, layer.weight, layer.bias), k)
+    if _wants_grad(x, layer.weight, layer.bias):
+        return outside(layer, x, k, exact, candidates)
+    if not 1 <= k <= layer.out_features:
+        raise ValueError(f"k is {k}; wanted 1 to {layer.out_features}")
+    flat = x.reshape(-1, layer.in_features)
+    if exact:
+        values, classes = layer.largest_logits(flat, k)
+    else:
+        values, classes = torch.ops.torch_lsh_nn.approximate_topk(flat, layer.handle, k, candidates)
+    shape = (*x.shape[:-1], k)
+    return torch.return_types.topk((values.to(x.dtype).reshape(shape), classes.reshape(shape)))
+
+
+def _wants_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

@@ -17,7 +17,7 @@ from ..sampling.sampler import Sampler
 from ..sampling.state import pack, unpack
 from ..sampling.stats import LayerStats
 from ..stopwatch import part
-from .compiled import Loss, compiled_cross_entropy, handle_of, shares_memory
+from .compiled import Loss, cross_entropy_in_graph, handle_of, in_graphs, shares_memory, topk_in_graph
 from .logits.targets import as_target
 from .logits.tensor import SampledLogits
 from .sampled_path import check_can_sample, is_compiled, is_traced, obstacle
@@ -70,6 +70,9 @@ class LSHLinear(nn.Linear):
     """
 
     sampler: Sampler
+    # For torch.jit.script, which compiles a layer as the nn.Linear that it is.
+    __jit_ignored_attributes__ = ["sampler"]  # noqa: RUF012  (PyTorch reads a list)
+    __jit_unused_properties__ = ["config", "scheduled"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -93,7 +96,7 @@ class LSHLinear(nn.Linear):
         _check_config(config)
         self.sampler = Sampler(self.out_features, self.in_features, config if config is not None else LSHConfig())
         self._warned_dense = self._warned_stale = False
-        self._handle = handle_of(self)
+        self.handle = handle_of(self)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, config: LSHConfig | None = None) -> LSHLinear:
@@ -118,9 +121,6 @@ class LSHLinear(nn.Linear):
         _share_parameters(self, linear)
         return linear.train(self.training)
 
-    def __prepare_scriptable__(self) -> nn.Linear:
-        return self.to_linear()  # for torch.jit.script
-
     @property
     def config(self) -> LSHConfig:
         """The settings; :meth:`reconfigure` changes them."""
@@ -140,12 +140,12 @@ class LSHLinear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "sampler": copy.copy(self.sampler)}
-        del state["_handle"]
+        del state["handle"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._handle = handle_of(self)
+        self.handle = handle_of(self)
 
     def get_extra_state(self) -> Tensor:
         """The sampler's state, ``[n]`` uint8 of a size that follows from shape and settings."""
@@ -169,8 +169,14 @@ class LSHLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Lazy logits of ``input`` ``[*, in_features]``: they behave as the ``[*, out_features]`` tensor."""
+        if torch.jit.is_scripting():
+            return F.linear(input, self.weight, self.bias)
         if is_traced():
-            return self._lazy(input) if self.training and is_compiled() else super().forward(input)
+            return self._outside_of_graph(input) if self.training and is_compiled() else super().forward(input)
+        return self._lazy_logits(input)
+
+    @torch.jit.unused
+    def _lazy_logits(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as the layers of torch.nn are
             path = input.tracer.path_of_module(self)
             return input.tracer.create_proxy("call_module", path, (input,), {})
@@ -183,12 +189,15 @@ class LSHLinear(nn.Linear):
         self.warn_dense(reason)
         return super().forward(input)
 
-    _lazy = torch.compiler.disable(
-        forward,
-        reason="lazy logits, whose loss computes the active rows only, cannot be part of a graph; "
-        "layer.cross_entropy(x, target) can",
+    @torch.jit.unused
+    @torch.compiler.disable(
+        reason="lazy logits cannot be part of a graph; compile without fullgraph=True, "
+        "or take the loss with layer.cross_entropy(x, target)"
     )
+    def _outside_of_graph(self, input: Tensor) -> Tensor:
+        return self._lazy_logits(input)
 
+    @in_graphs(cross_entropy_in_graph)
     def cross_entropy(
         self,
         x: Tensor,
@@ -210,8 +219,6 @@ class LSHLinear(nn.Linear):
             The loss, a scalar, or ``[*]`` for ``reduction="none"``.
         """
         how: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-        if torch.compiler.is_compiling() and is_compiled():
-            return compiled_cross_entropy(x, self.weight, self.bias, self._handle, target, weight, Loss(**how))
         return F.cross_entropy(self(x), target, weight, **how)
 
     def eager_loss(
@@ -225,7 +232,7 @@ class LSHLinear(nn.Linear):
             )
         return self.cross_entropy(x, target, class_weight, **loss._asdict())
 
-    @torch.compiler.disable
+    @in_graphs(topk_in_graph)
     def topk(self, x: Tensor, k: int, exact: bool = True, candidates: int | None = None) -> torch.return_types.topk:
         """The ``k`` highest scoring classes of each sample, without a ``[B, out_features]`` tensor.
 
