@@ -15,9 +15,11 @@ Importing this package changes the following for the whole process, and nothing 
 from . import data, distributed, metrics, models, nn, ops, optim, rehash
 from .callbacks import StatsWriter
 from .config import LSHConfig
+from .fused_heads import patch
 from .index.config import HashTableConfig, IndexConfig, PartitionConfig, SignCodeConfig
 from .nn import EmbeddingBag, LSHFeedForward, LSHLinear, QuantizedLinear, SampledLogits
 from .nn.convert import densify_, quantize_, sparsify_
+from .nn.functional import SamplerState, linear_cross_entropy, linear_topk, sampler_of
 from .optim import global_hooks as _global_hooks  # noqa: F401
 from .optim.clip import clip_grad_norm_, clip_grad_value_
 from .rehash import Drift, ExponentialBackoff, FixedInterval
@@ -45,6 +47,7 @@ __all__ = [
     "QuantizedLinear",
     "RehashScheduler",
     "SampledLogits",
+    "SamplerState",
     "SignCodeConfig",
     "StatsWriter",
     "autotune",
@@ -53,12 +56,16 @@ __all__ = [
     "data",
     "densify_",
     "distributed",
+    "linear_cross_entropy",
+    "linear_topk",
     "metrics",
     "models",
     "nn",
     "ops",
     "optim",
+    "patch",
     "quantize_",
     "rehash",
+    "sampler_of",
     "sparsify_",
 ]
