@@ -19,10 +19,12 @@ from . import data, distributed, metrics, models, nn, ops, optim, rehash
 from .callbacks import StatsWriter
 from .config import LSHConfig
 from .explain import explain
+from .fused_heads import patch
 from .index.config import HashTableConfig, IndexConfig, PartitionConfig, SignCodeConfig
 from .nn import EmbeddingBag, LSHFeedForward, LSHLinear, QuantizedLinear, SampledLogits
 from .nn import replaced as _replaced  # noqa: F401
 from .nn.convert import densify_, quantize_, sparsify_
+from .nn.functional import SamplerState, linear_cross_entropy, linear_topk, sampler_of
 from .optim import global_hooks as _global_hooks  # noqa: F401
 from .optim.clip import clip_grad_norm_, clip_grad_value_
 from .rehash import Drift, ExponentialBackoff, FixedInterval
@@ -50,6 +52,7 @@ __all__ = [
     "QuantizedLinear",
     "RehashScheduler",
     "SampledLogits",
+    "SamplerState",
     "SignCodeConfig",
     "StatsWriter",
     "autotune",
@@ -57,14 +60,18 @@ __all__ = [
     "clip_grad_value_",
     "data",
     "densify_",
-    "explain",
     "distributed",
+    "explain",
+    "linear_cross_entropy",
+    "linear_topk",
     "metrics",
     "models",
     "nn",
     "ops",
     "optim",
+    "patch",
     "quantize_",
     "rehash",
+    "sampler_of",
     "sparsify_",
 ]

@@ -15,7 +15,7 @@ from .feedforward import DownProjection, LSHFeedForward, LSHSequential, block_en
 from .linear import LSHLinear
 from .quantized import QuantizedLinear
 from .speedup import block_pays, why_dense
-from .tied import follow_optimizer, stop_following, tied_embeddings
+from .tied import follow_tied_embeddings, stop_following
 from .warnings import warn_nothing_swapped
 
 FilterFn = Callable[[nn.Module, str], bool]
@@ -83,7 +83,7 @@ def sparsify_(
         else:
             dense_blocks.add(up)
     model = _swap_modules(model, swap)
-    _follow_tied_embeddings(model)
+    follow_tied_embeddings(model)
     if not any(isinstance(module, (LSHLinear, QuantizedLinear)) for module in model.modules()):
         warn_nothing_swapped([(name, why) for name, module in model.named_modules() if (why := why_left_dense(module))])
     return model
@@ -107,13 +107,6 @@ def _why_left(linear: nn.Linear, name: str, config: LSHConfig | None, filter_fn:
     if filter_fn is not None:
         return None if filter_fn(linear, name) else "was not chosen by filter_fn"
     return why_dense(linear, config)
-
-
-def _follow_tied_embeddings(model: nn.Module) -> None:
-    for layer in model.modules():
-        if isinstance(layer, LSHLinear):
-            for _, embedding in tied_embeddings(model, layer.weight):
-                follow_optimizer(embedding)
 
 
 def _wide_blocks(model: nn.Module) -> Iterator[tuple[nn.Sequential, slice, str]]:

@@ -18,10 +18,11 @@ from ..sampling.sampler import Sampler
 from ..sampling.state import pack, unpack
 from ..sampling.stats import LayerStats
 from ..stopwatch import part
+from .compiled import Loss, cross_entropy_in_graph, handle_of, in_graphs, shares_memory, topk_in_graph
 from .logits.targets import as_target
 from .logits.tensor import SampledLogits
 from .paths import Paths
-from .sampled_path import check_can_sample, is_traced, obstacle
+from .sampled_path import check_can_sample, is_compiled, is_traced, obstacle
 
 _CANDIDATES = 512  # rows that an approximate top-k scores exactly
 
@@ -70,6 +71,9 @@ class LSHLinear(nn.Linear):
     """
 
     sampler: Sampler
+    # For torch.jit.script, which compiles a layer as the nn.Linear that it is.
+    __jit_ignored_attributes__ = ["sampler", "paths"]  # noqa: RUF012  (PyTorch reads a list)
+    __jit_unused_properties__ = ["config", "scheduled"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -94,6 +98,7 @@ class LSHLinear(nn.Linear):
         self.sampler = Sampler(self.out_features, self.in_features, config if config is not None else LSHConfig())
         self.paths = Paths(self.out_features)
         self.paths.watch(self.weight)
+        self.handle = handle_of(self)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, config: LSHConfig | None = None) -> LSHLinear:
@@ -118,9 +123,6 @@ class LSHLinear(nn.Linear):
         _share_parameters(self, linear)
         return linear.train(self.training)
 
-    def __prepare_scriptable__(self) -> nn.Linear:
-        return self.to_linear()  # for torch.jit.script
-
     @property
     def config(self) -> LSHConfig:
         """The settings; :meth:`reconfigure` changes them."""
@@ -139,7 +141,14 @@ class LSHLinear(nn.Linear):
     # --- copies and checkpoints ---
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "sampler": copy.copy(self.sampler)}
+        state = {**self.__dict__, "sampler": copy.copy(self.sampler)}
+        del state["handle"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.paths.watch(self.weight)
+        self.handle = handle_of(self)
 
     def get_extra_state(self) -> Tensor:
         """The sampler's state, ``[n]`` uint8 of a size that follows from shape and settings."""
@@ -163,8 +172,14 @@ class LSHLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Lazy logits of ``input`` ``[*, in_features]``: they behave as the ``[*, out_features]`` tensor."""
+        if torch.jit.is_scripting():
+            return F.linear(input, self.weight, self.bias)
         if is_traced():
-            return super().forward(input)
+            return self._outside_of_graph(input) if self.training and is_compiled() else super().forward(input)
+        return self._lazy_logits(input)
+
+    @torch.jit.unused
+    def _lazy_logits(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as the layers of torch.nn are
             path = input.tracer.path_of_module(self)
             return input.tracer.create_proxy("call_module", path, (input,), {})
@@ -178,7 +193,15 @@ class LSHLinear(nn.Linear):
         self.paths.dense(reason, "operands")
         return super().forward(input)
 
-    @torch.compiler.disable
+    @torch.jit.unused
+    @torch.compiler.disable(
+        reason="lazy logits cannot be part of a graph; compile without fullgraph=True, "
+        "or take the loss with layer.cross_entropy(x, target)"
+    )
+    def _outside_of_graph(self, input: Tensor) -> Tensor:
+        return self._lazy_logits(input)
+
+    @in_graphs(cross_entropy_in_graph)
     def cross_entropy(
         self,
         x: Tensor,
@@ -202,7 +225,18 @@ class LSHLinear(nn.Linear):
         how: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
         return F.cross_entropy(self(x), target, weight, **how)
 
-    @torch.compiler.disable
+    def eager_loss(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None, loss: Loss
+    ) -> Tensor:
+        """:meth:`cross_entropy` inside of a compiled graph, which was made with these parameters."""
+        if not (shares_memory(weight, self.weight) and (bias is None) == (self.bias is None)):
+            raise RuntimeError(
+                "a compiled loss was called with other parameters than the layer's; "
+                "wanted a graph without torch.func.functional_call"
+            )
+        return self.cross_entropy(x, target, class_weight, **loss._asdict())
+
+    @in_graphs(topk_in_graph)
     def topk(self, x: Tensor, k: int, exact: bool = True, candidates: int | None = None) -> torch.return_types.topk:
         """The ``k`` highest scoring classes of each sample, without a ``[B, out_features]`` tensor.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..row_sparse.parameters import wants_row_sparse
+from .linear import LSHLinear
 
 
 def tied_embeddings(model: nn.Module, weight: Tensor) -> list[tuple[str, nn.Embedding]]:
@@ -17,6 +18,14 @@ def tied_embeddings(model: nn.Module, weight: Tensor) -> list[tuple[str, nn.Embe
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding) and module._parameters.get("weight") is weight
     ]
+
+
+def follow_tied_embeddings(model: nn.Module) -> None:
+    """Calls :func:`follow_optimizer` for every embedding that shares its weight with an :class:`LSHLinear`."""
+    for layer in model.modules():
+        if isinstance(layer, LSHLinear):
+            for _, embedding in tied_embeddings(model, layer.weight):
+                follow_optimizer(embedding)
 
 
 def follow_optimizer(embedding: nn.Embedding) -> None:

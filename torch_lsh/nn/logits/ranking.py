@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ... import ops
 from ...sampling.active_set import ActiveSet
 from ..paths import RANKED, RANKED_ACTIVE, SAMPLED
 from .losses import grad_mode, sampler_in_training

@@ -268,6 +268,7 @@ class SampledLogits(Tensor):
         return f"SampledLogits(shape={tuple(recipe.shape)}, dtype={recipe.dtype}, layer={recipe.owner})"
 
     @classmethod
+    @torch.compiler.disable(reason="lazy logits cannot be part of a graph")
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         handler = HANDLERS.get(func)
