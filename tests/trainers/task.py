@@ -11,17 +11,21 @@ import torch_lsh
 
 CLASSES, WIDTH, BATCH, STEPS = 2_000, 8, 8, 3  # STEPS per epoch
 LEARNING_RATE = 0.05
-CONFIG = torch_lsh.LSHConfig(active=100, rehash=torch_lsh.FixedInterval(2, touches=1))
+# As trainers take them. The step of Adam does not shrink with the gradient; SGD compares runs that round differently.
+ADAM = (torch_lsh.optim.Adam, {"lr": LEARNING_RATE})
+SGD = (torch_lsh.optim.SGD, {"lr": 1.0})
 
 
-def make_model() -> nn.Sequential:
+def make_model(active: int = 100) -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, CLASSES))
-    return torch_lsh.sparsify_(model, CONFIG, filter_fn=lambda module, name: name == "2")
+    config = torch_lsh.LSHConfig(active=active, rehash=torch_lsh.FixedInterval(2, touches=1))
+    return torch_lsh.sparsify_(model, config, filter_fn=lambda module, name: name == "2")
 
 
-def make_optimizer(model: nn.Module) -> torch_lsh.optim.Adam:
-    return torch_lsh.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    kind, options = ADAM
+    return kind(model.parameters(), **options)
 
 
 def samples() -> TensorDataset:
@@ -56,6 +60,11 @@ def trained_by_hand(epochs: int = 1) -> nn.Sequential:
 def assert_same(model: nn.Module, wanted: nn.Module) -> None:
     for (name, parameter), other in zip(wanted.named_parameters(), model.parameters(), strict=True):
         assert torch.equal(parameter, other), name
+
+
+def assert_close(model: nn.Module, wanted: nn.Module) -> None:
+    for (name, parameter), other in zip(wanted.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(other, parameter, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def assert_sampled(model: nn.Module, draws: int = STEPS) -> None:

@@ -14,7 +14,7 @@ def network(epochs):
     return skorch.NeuralNetClassifier(
         task.make_model,
         criterion=nn.CrossEntropyLoss,
-        optimizer=task.torch_lsh.optim.Adam,
+        optimizer=task.ADAM[0],
         lr=task.LEARNING_RATE,
         batch_size=task.BATCH,
         max_epochs=epochs,
