@@ -25,6 +25,16 @@ def warn_stale() -> None:
     )
 
 
+def warn_gathered(out_features: int) -> None:
+    """Warns that FSDP gathers a layer's weights in every step."""
+    warnings.warn(
+        f"torch_lsh: FSDP gathers all {out_features} rows of the layer in every step, and its gradient is dense; leave "
+        "the layer out, fully_shard(model, ignored_params=torch_lsh.distributed.row_parameters(model)), and call "
+        "torch_lsh.distributed.exchange_rows_(model); this warning appears once per layer",
+        stacklevel=_callers_level(),
+    )
+
+
 def _callers_level() -> int:
     """Returns the ``stacklevel`` of the innermost frame outside of torch and torch_lsh."""
     level, frame = 1, sys._getframe(1)

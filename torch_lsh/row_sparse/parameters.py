@@ -4,11 +4,14 @@ They are kept outside of the parameter, so that copies and checkpoints carry not
 
 * which living optimizers update it row by row (:func:`mark`). While there is one, layers produce row-sparse gradients:
   sparse COO tensors with one sparse dimension. Optimizers of :mod:`torch.optim` mark nothing and get dense gradients;
+* which rows of a larger tensor it is, where processes share its rows out (:func:`place_rows`);
 * who wants to know which rows an optimizer updated (:func:`listen`, :func:`record_update`).
 """
 
 from __future__ import annotations
 
+import sys
+import warnings
 import weakref
 from typing import Protocol
 
@@ -33,6 +36,14 @@ class Listener(Protocol):
     def record(self, parameter: Tensor, rows: Tensor, version_before: int, version_after: int) -> None: ...
 
 
+class Placement(Protocol):
+    """Says which rows of a larger tensor a process has."""
+
+    def place(self, local: Tensor) -> Tensor: ...
+
+    def local(self, tensor: Tensor) -> Tensor: ...
+
+
 class _Facts:
     """What is known of one parameter."""
 
@@ -40,10 +51,14 @@ class _Facts:
         self.optimizers: list[weakref.ref[Updater]] = []
         self.listeners: list[weakref.ref[Listener]] = []
         self.in_data_parallel = False
+        self.placement: Placement | None = None
 
 
 _facts: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> _Facts
 _NOTHING = _Facts()
+_in_data_parallel: weakref.WeakSet[_Facts] = weakref.WeakSet()  # those of parameters that a wrapper reduces
+_reduced: weakref.WeakKeyDictionary[torch.nn.Module, frozenset[int]] = weakref.WeakKeyDictionary()  # by wrapper
+_warned: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()  # wrappers
 
 
 def _facts_to_change(parameter: Tensor) -> _Facts:
@@ -87,13 +102,65 @@ def wants_row_sparse_and_updater(parameter: Tensor) -> tuple[bool, Updater | Non
 
 
 def note_forward(parameter: Tensor) -> None:
-    """Layers call this in ``forward``; a parameter seen inside ``DistributedDataParallel`` gets dense gradients.
+    """Layers call this in ``forward``; a parameter that ``DistributedDataParallel`` reduces gets dense gradients.
 
     ``DistributedDataParallel`` reduces row-sparse gradients of ``nn.Embedding`` only, and an update during the backward
-    pass would come before the gradients of the other processes.
+    pass would come before the gradients of the other processes. A forward pass outside of it ends that.
     """
-    if torch.nn.parallel.DistributedDataParallel._active_ddp_module is not None:
-        _facts_to_change(parameter).in_data_parallel = True
+    wrapper = torch.nn.parallel.DistributedDataParallel._active_ddp_module
+    if wrapper is None and not _in_data_parallel:
+        return
+    facts = _facts_to_change(parameter)
+    facts.in_data_parallel = is_reduced(parameter)
+    if not facts.in_data_parallel:
+        _in_data_parallel.discard(facts)
+    elif wrapper is not None and facts not in _in_data_parallel:
+        _in_data_parallel.add(facts)
+        if facts.optimizers and wrapper not in _warned:
+            _warned.add(wrapper)
+            _warn_dense_exchange()
+
+
+def is_reduced(parameter: Tensor) -> bool:
+    """Whether the forward pass is inside a ``DistributedDataParallel`` that reduces the gradient of ``parameter``."""
+    wrapper = torch.nn.parallel.DistributedDataParallel._active_ddp_module
+    return wrapper is not None and id(parameter) in _reduced_by(wrapper)
+
+
+def _reduced_by(wrapper: torch.nn.parallel.DistributedDataParallel) -> frozenset[int]:
+    """The ids of the parameters whose gradients ``wrapper`` reduces."""
+    if wrapper not in _reduced:
+        named = wrapper.module.named_parameters(remove_duplicate=False)
+        ignored = wrapper.parameters_to_ignore
+        _reduced[wrapper] = frozenset(id(parameter) for name, parameter in named if name not in ignored)
+    return _reduced[wrapper]
+
+
+def _warn_dense_exchange() -> None:
+    warnings.warn(
+        "torch_lsh: DistributedDataParallel exchanges all rows of wide layers in every step, and their gradients are "
+        "dense; to exchange the rows that a step touches, call torch_lsh.distributed.exchange_rows_(model) before the "
+        "model is wrapped",
+        stacklevel=_level_of_caller(),
+    )
+
+
+def _level_of_caller() -> int:
+    """The ``stacklevel`` of the innermost frame outside of torch and torch_lsh."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "torch_lsh"):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def place_rows(parameter: Tensor, placement: Placement) -> None:
+    """Says which rows of a larger tensor ``parameter`` is; optimizers save their state so."""
+    _facts_to_change(parameter).placement = placement
+
+
+def placement_of(parameter: Tensor) -> Placement | None:
+    """What :func:`place_rows` was told; None: ``parameter`` is a whole tensor."""
+    return _known(parameter).placement
 
 
 def listen(parameter: Tensor, listener: Listener) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from .owner import LogitsOwner
 
@@ -27,6 +30,8 @@ class Recipe:
         weight: the layer's weight when it was called, which ``torch.func.functional_call`` replaces for the call alone;
             None: the weight that the layer has when the logits are computed.
         bias: the layer's bias when it was called.
+        data_parallel: the ``DistributedDataParallel`` inside which the layer was called.
+        before_backward: what runs at the start of the backward pass; takes a gradient.
     """
 
     input: Tensor
@@ -39,6 +44,8 @@ class Recipe:
     detached: bool = False
     weight: Tensor | None = None
     bias: Tensor | None = None
+    data_parallel: DistributedDataParallel | None = None
+    before_backward: list[Callable[[Tensor], Any]] = field(default_factory=list)
 
     @property
     def lead(self) -> torch.Size:
@@ -104,6 +111,16 @@ class Recipe:
     def flat_input(self) -> Tensor:
         """The input as ``[B, in_features]``."""
         return self.input if self.input.dim() == 2 else self.input.reshape(-1, self.owner.in_features)
+
+
+def run_before_backward(result: Tensor, recipe: Recipe) -> None:
+    """Runs what waits in ``recipe.before_backward`` when the gradient of ``result`` arrives."""
+
+    def run(gradient: Tensor) -> None:
+        for hook in recipe.before_backward:
+            hook(gradient)
+
+    result.register_hook(run)
 
 
 def dim_from_front(dim: int, rank: int) -> int:
