@@ -40,11 +40,24 @@ def test_the_updater_is_the_optimizer_that_updates_in_backward():
     assert updater(weight) is second
 
 
-def test_data_parallel_takes_dense_gradients(monkeypatch: pytest.MonkeyPatch):
+def test_what_data_parallel_reduces_has_dense_gradients(monkeypatch: pytest.MonkeyPatch):
     weight = nn.Parameter(torch.zeros(4, 2))
     optimizer = optim.SGD([weight], lr=0.1, in_backward=True)
     note_forward(weight)
     assert updater(weight) is optimizer
-    monkeypatch.setattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", object())
-    note_forward(weight)
+    wrapper = nn.Module()
+    wrapper.module = nn.Linear(1, 1)
+    wrapper.module.weight = weight
+    wrapper.parameters_to_ignore = set()
+    monkeypatch.setattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", wrapper)
+    with pytest.warns(UserWarning, match=r"call torch_lsh.distributed.exchange_rows_\(model\)"):
+        note_forward(weight)
     assert wants_row_sparse_and_updater(weight) == (False, None)
+    monkeypatch.setattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+    note_forward(weight)  # outside of it
+    assert updater(weight) is optimizer
+    ignoring = nn.Module()
+    ignoring.module, ignoring.parameters_to_ignore = wrapper.module, {"weight"}
+    monkeypatch.setattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", ignoring)
+    note_forward(weight)
+    assert updater(weight) is optimizer

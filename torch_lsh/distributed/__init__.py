@@ -1,5 +1,16 @@
 """Training by several processes."""
 
-from .gradients import average_gradients
+from .data_parallel import RowExchange, exchange_rows_, row_parameters
+from .gradients import average_gradients, broadcast_parameters
+from .sharded import ShardedLogits, ShardedLSHLinear, ShardedRows
 
-__all__ = ["average_gradients"]
+__all__ = [
+    "RowExchange",
+    "ShardedLSHLinear",
+    "ShardedLogits",
+    "ShardedRows",
+    "average_gradients",
+    "broadcast_parameters",
+    "exchange_rows_",
+    "row_parameters",
+]

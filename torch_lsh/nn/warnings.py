@@ -34,8 +34,13 @@ REASONS = {
         "of nn.Linear; leave the option off"
     ),
     "data_parallel": (
-        "DistributedDataParallel exchanges all {out_features} rows of the gradient, as those of nn.Linear; wrap the "
-        "model without it and call torch_lsh.distributed.average_gradients"
+        "DistributedDataParallel exchanges all {out_features} rows of the layer in every step, and its gradient is "
+        "dense; call torch_lsh.distributed.exchange_rows_(model) before the model is wrapped"
+    ),
+    "gathered": (
+        "FSDP gathers all {out_features} rows of the layer in every step, and its gradient is dense; leave the layer "
+        "out, fully_shard(model, ignored_params=torch_lsh.distributed.row_parameters(model)), and call "
+        "torch_lsh.distributed.exchange_rows_(model)"
     ),
     "tied": (
         "another use of the weight gives all {out_features} rows a gradient; call torch_lsh.sparsify_(model), which "

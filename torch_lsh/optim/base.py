@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..row_sparse.parameters import Reporter, in_data_parallel, mark, record_update, reporters
+from ..row_sparse.parameters import (
+    Placement,
+    Reporter,
+    in_data_parallel,
+    mark,
+    placement_of,
+    record_update,
+    reporters,
+)
 from .gradients import as_matrix, rows_and_values, sum_repeated_rows
 from .state import check_moment_dtype, has_bfloat16, state_dtype, untouched_zeros
 
@@ -93,8 +101,29 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             self._mark(group)
 
+    def state_dict(self) -> dict[str, Any]:
+        """As in PyTorch; a ``DTensor`` for each state of a parameter of which every process has some rows."""
+        state_dict = super().state_dict()
+        return {**state_dict, "state": self._placed(state_dict, lambda placement, value: placement.place(value))}
+
+    def _placed(
+        self, state_dict: dict[str, Any], convert: Callable[[Placement, Tensor], Tensor]
+    ) -> dict[Any, dict[str, Any]]:
+        """The ``"state"`` of a state_dict with all state of rows converted, where processes share the rows out."""
+        states = dict(state_dict["state"])
+        for group, saved in zip(self.param_groups, state_dict["param_groups"]):
+            for parameter, number in zip(group["params"], saved["params"]):
+                placement = placement_of(parameter)
+                if placement is not None and number in states:
+                    states[number] = {
+                        name: convert(placement, value) if isinstance(value, Tensor) and value.dim() > 0 else value
+                        for name, value in states[number].items()
+                    }
+        return states
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in PyTorch; also takes the state of the :mod:`torch.optim` optimizer of the same name."""
+        state_dict = {**state_dict, "state": self._placed(state_dict, lambda rows, value: rows.local(value))}
         loaded: dict[str, Any] = {}
         options = [dict(group) for group in self.param_groups]
         # This hook runs after the caller's, so it sees what is really loaded.

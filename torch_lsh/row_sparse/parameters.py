@@ -5,6 +5,7 @@ They are kept outside of the parameter, so that copies and checkpoints carry not
 * which living optimizers update it row by row (:func:`mark`). While there is one, layers produce row-sparse gradients:
   sparse COO tensors with one sparse dimension. Optimizers of :mod:`torch.optim` mark nothing and get dense gradients;
 * which other optimizer stepped last (:func:`yield_to`): it gets dense gradients;
+* which rows of a larger tensor it is, where processes share its rows out (:func:`place_rows`);
 * who wants to know which rows an optimizer updated (:func:`listen`, :func:`record_update`);
 * who tells the user why all rows are updated (:func:`report_to`, :func:`reporters`).
 """
@@ -42,6 +43,14 @@ class Reporter(Protocol):
     def updated_densely(self, reason: str, **facts: str) -> None: ...
 
 
+class Placement(Protocol):
+    """Says which rows of a larger tensor a process has."""
+
+    def place(self, local: Tensor) -> Tensor: ...
+
+    def local(self, tensor: Tensor) -> Tensor: ...
+
+
 class _Facts:
     """What is known of one parameter."""
 
@@ -51,12 +60,15 @@ class _Facts:
         self.reporters: list[weakref.ref[Reporter]] = []
         self.dense_optimizer: weakref.ref[Any] | None = None
         self.in_data_parallel = False
+        self.placement: Placement | None = None
 
 
 _facts: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> _Facts
 _NOTHING = _Facts()
 _reported: set[int] = set()  # ids of the living parameters with reporters: a look-up that takes no time
 _yielding: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters with a dense_optimizer
+_in_data_parallel: weakref.WeakSet[_Facts] = weakref.WeakSet()  # those of parameters that a wrapper reduces
+_reduced: weakref.WeakKeyDictionary[torch.nn.Module, frozenset[int]] = weakref.WeakKeyDictionary()  # by wrapper
 
 
 def _facts_to_change(parameter: Tensor) -> _Facts:
@@ -134,13 +146,48 @@ def in_data_parallel(parameter: Tensor) -> bool:
 
 
 def note_forward(parameter: Tensor) -> None:
-    """Layers call this in ``forward``; a parameter seen inside ``DistributedDataParallel`` gets dense gradients.
+    """Layers call this in ``forward``; a parameter that ``DistributedDataParallel`` reduces gets dense gradients.
 
     ``DistributedDataParallel`` reduces row-sparse gradients of ``nn.Embedding`` only, and an update during the backward
-    pass would come before the gradients of the other processes.
+    pass would come before the gradients of the other processes. A forward pass outside of it ends that.
     """
-    if torch.nn.parallel.DistributedDataParallel._active_ddp_module is not None:
-        _facts_to_change(parameter).in_data_parallel = True
+    wrapper = torch.nn.parallel.DistributedDataParallel._active_ddp_module
+    if wrapper is None and not _in_data_parallel:
+        return
+    facts = _facts_to_change(parameter)
+    facts.in_data_parallel = is_reduced(parameter)
+    if not facts.in_data_parallel:
+        _in_data_parallel.discard(facts)
+    elif wrapper is not None and facts not in _in_data_parallel:
+        _in_data_parallel.add(facts)
+        if facts.optimizers:
+            for reporter in reporters(parameter):
+                reporter.updated_densely("data_parallel")
+
+
+def is_reduced(parameter: Tensor) -> bool:
+    """Whether the forward pass is inside a ``DistributedDataParallel`` that reduces the gradient of ``parameter``."""
+    wrapper = torch.nn.parallel.DistributedDataParallel._active_ddp_module
+    return wrapper is not None and id(parameter) in _reduced_by(wrapper)
+
+
+def _reduced_by(wrapper: torch.nn.parallel.DistributedDataParallel) -> frozenset[int]:
+    """The ids of the parameters whose gradients ``wrapper`` reduces."""
+    if wrapper not in _reduced:
+        named = wrapper.module.named_parameters(remove_duplicate=False)
+        ignored = wrapper.parameters_to_ignore
+        _reduced[wrapper] = frozenset(id(parameter) for name, parameter in named if name not in ignored)
+    return _reduced[wrapper]
+
+
+def place_rows(parameter: Tensor, placement: Placement) -> None:
+    """Says which rows of a larger tensor ``parameter`` is; optimizers save their state so."""
+    _facts_to_change(parameter).placement = placement
+
+
+def placement_of(parameter: Tensor) -> Placement | None:
+    """What :func:`place_rows` was told; None: ``parameter`` is a whole tensor."""
+    return _known(parameter).placement
 
 
 def report_to(parameter: Tensor, reporter: Reporter) -> None:

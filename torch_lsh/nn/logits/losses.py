@@ -8,7 +8,7 @@ from torch import Tensor
 from ... import ops
 from ...sampling.active_set import ActiveSet
 from ...sampling.sampler import Sampler
-from .recipe import Recipe
+from .recipe import Recipe, run_before_backward
 from .targets import Target
 
 
@@ -43,7 +43,10 @@ def finish(loss: Tensor, recipe: Recipe, reduction: str) -> Tensor:
     """Gives a loss the shape and dtype that PyTorch gives it."""
     if reduction == "none":
         loss = loss.reshape(recipe.lead)
-    return loss.to(result_dtype(recipe))
+    loss = loss.to(result_dtype(recipe))
+    if recipe.before_backward and loss.requires_grad:
+        run_before_backward(loss, recipe)
+    return loss
 
 
 def sampler_in_training(recipe: Recipe) -> Sampler | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from .owner import LogitsOwner
 from .steps import Operand, Rows, Step
@@ -35,6 +36,8 @@ class Recipe:
         weight: the layer's weight when it was called, which ``torch.func.functional_call`` replaces for the call alone;
             None: the weight that the layer has when the logits are computed.
         bias: the layer's bias when it was called.
+        data_parallel: the ``DistributedDataParallel`` inside which the layer was called.
+        before_backward: what runs at the start of the backward pass; takes a gradient.
     """
 
     input: Tensor
@@ -49,6 +52,8 @@ class Recipe:
     detached: bool = False
     weight: Tensor | None = None
     bias: Tensor | None = None
+    data_parallel: DistributedDataParallel | None = None
+    before_backward: list[Callable[[Tensor], Any]] = field(default_factory=list)
 
     @property
     def lead(self) -> torch.Size:
@@ -170,6 +175,16 @@ class Recipe:
         """Computes all logits."""
         weight, bias = (self.owner.weight, self.owner.bias) if self.weight is None else (self.weight, self.bias)
         return self.compute(self.input, weight, bias)
+
+
+def run_before_backward(result: Tensor, recipe: Recipe) -> None:
+    """Runs what waits in ``recipe.before_backward`` when the gradient of ``result`` arrives."""
+
+    def run(gradient: Tensor) -> None:
+        for hook in recipe.before_backward:
+            hook(gradient)
+
+    result.register_hook(run)
 
 
 def dim_from_front(dim: int, rank: int) -> int:

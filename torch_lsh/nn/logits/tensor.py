@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
 from .owner import LogitsOwner
-from .recipe import Recipe
+from .recipe import Recipe, run_before_backward
 from .steps import Step, followed_by
 
 Handler = Callable[..., Any]
@@ -153,7 +154,10 @@ class SampledLogits(Tensor):
         dtype = weight.dtype
         if torch.is_autocast_enabled("cpu") and dtype is not torch.float64:
             dtype = torch.get_autocast_dtype("cpu")
-        return cls.from_recipe(Recipe(input, owner, dtype, dtype, input.dim() - 1, weight=weight, bias=owner.bias))
+        wrapper = DistributedDataParallel._active_ddp_module
+        return cls.from_recipe(
+            Recipe(input, owner, dtype, dtype, input.dim() - 1, weight=weight, bias=owner.bias, data_parallel=wrapper)
+        )
 
     def remade(self, **changes: Any) -> Tensor:
         """Makes logits with some fields of the recipe changed."""
@@ -187,6 +191,8 @@ class SampledLogits(Tensor):
             # The context is that in which the layer was called: with or without gradients, and with a version counter.
             with torch.inference_mode(False), torch.set_grad_enabled(not self.recipe.detached):
                 self._dense = self._through_function() if self._is_of_function() else self._computed()
+                if self.recipe.before_backward and self._dense.requires_grad:
+                    run_before_backward(self._dense, self.recipe)
             self._dense_version = self._dense._version
         return self._dense
 
@@ -232,6 +238,16 @@ class SampledLogits(Tensor):
     def _through_function(self) -> Tensor:
         with torch._C.DisableTorchFunctionSubclass(), torch.enable_grad():
             return torch.clone(self)  # __torch_dispatch__ computes the values
+
+    def before_backward(self, hook: Callable[[Tensor], Any]) -> None:
+        """Runs ``hook`` with some gradient when the backward pass of what is computed from the logits begins."""
+        self.recipe.before_backward.append(hook)
+        if self._dense is not None and len(self.recipe.before_backward) == 1 and self._dense.requires_grad:
+            run_before_backward(self._dense, self.recipe)
+
+    def note_versions(self) -> None:
+        """Takes parameters and input as they are now for those with which the layer was called."""
+        self._versions = self.recipe.versions()
 
     def is_stale(self) -> bool:
         """Whether the parameters changed after the layer was called.
@@ -289,6 +305,12 @@ class SampledLogits(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if func in _HOOKS:
+            if args and isinstance(args[0], SampledLogits) and not args[0].recipe.has_parameters_of_owner():
+                raise RuntimeError(
+                    "the weights of the layer were freed after its forward pass (by FSDP?), before the loss could use "
+                    "them; wanted fully_shard(layer, reshard_after_forward=False), or the layer left out: "
+                    "fully_shard(model, ignored_params=torch_lsh.distributed.row_parameters(model))"
+                )
             raise RuntimeError(
                 f"{func.__name__} needs computed logits; call it on logits.dense(), and use that tensor from then on"
             )

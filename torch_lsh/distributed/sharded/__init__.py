@@ -1,0 +1,7 @@
+"""A wide layer whose rows are spread over processes: each owns some rows, with their tables and optimizer state."""
+
+from .layer import ShardedLSHLinear
+from .logits import ShardedLogits
+from .style import ShardedRows
+
+__all__ = ["ShardedLSHLinear", "ShardedLogits", "ShardedRows"]
