@@ -68,6 +68,15 @@ def test_the_quick_start_is_one_page():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 90
 
 
+def test_what_works_has_tests():
+    """The cells of "Works with" are names of tests in the files that they lead to."""
+    table = (ROOT / "README.md").read_text().split("## Works with")[1].split("##")[0]
+    cells = re.findall(r"\[([^]]+)\]\((tests/[^)]+)\)", table)
+    assert cells
+    for name, path in cells:
+        assert f"def test_{name.replace(' ', '_')}(" in (ROOT / path).read_text(), name
+
+
 @pytest.mark.parametrize("name", ["LSHConfig", "HashTableConfig", "PartitionConfig", "SignCodeConfig"])
 def test_the_configuration_page_lists_every_field_with_its_default(name):
     """Rows of its tables begin with the field and its default, ``| `active` | `None` |``."""

@@ -62,13 +62,32 @@ def test_resume(tmp_path):
     task.assert_same(resumed.model, task.trained_by_hand(epochs=2))
 
 
-def test_fabric():
+def fabric_parts():
     runner = fabric.Fabric(accelerator="cpu", devices=1)
     model = task.make_model()
-    model, optimizer = runner.setup(model, task.make_optimizer(model))
+    return runner, *runner.setup(model, task.make_optimizer(model))
+
+
+def train_in_fabric(runner, model, optimizer):
     for x, y in runner.setup_dataloaders(task.batches()):
         runner.backward(F.cross_entropy(model(x), y))
         optimizer.step()
         optimizer.zero_grad()
+
+
+def test_fabric():
+    runner, model, optimizer = fabric_parts()
+    train_in_fabric(runner, model, optimizer)
     task.assert_sampled(model)
     task.assert_same(model, task.trained_by_hand())
+
+
+def test_fabric_resumes(tmp_path):
+    runner, model, optimizer = fabric_parts()
+    train_in_fabric(runner, model, optimizer)
+    runner.save(tmp_path / "run.ckpt", {"model": model, "optimizer": optimizer})
+
+    runner, model, optimizer = fabric_parts()
+    runner.load(tmp_path / "run.ckpt", {"model": model, "optimizer": optimizer})
+    train_in_fabric(runner, model, optimizer)
+    task.assert_same(model, task.trained_by_hand(epochs=2))

@@ -23,15 +23,19 @@ def network(epochs):
     )
 
 
-def test_path_result_and_resume(tmp_path):
+def test_path_and_result():
     x, y = task.samples().tensors
     net = network(1).fit(x, y)
     task.assert_sampled(net.module_)
     task.assert_same(net.module_, task.trained_by_hand())
-    net.save_params(f_params=tmp_path / "model.pt", f_optimizer=tmp_path / "optimizer.pt")
+    assert torch.equal(torch.from_numpy(net.predict(x)), net.module_.eval()(x).argmax(-1))
 
+
+def test_resume(tmp_path):
+    x, y = task.samples().tensors
+    files = {"f_params": tmp_path / "model.pt", "f_optimizer": tmp_path / "optimizer.pt"}
+    network(1).fit(x, y).save_params(**files)
     resumed = network(1).initialize()
-    resumed.load_params(f_params=tmp_path / "model.pt", f_optimizer=tmp_path / "optimizer.pt")
+    resumed.load_params(**files)
     resumed.partial_fit(x, y)
     task.assert_same(resumed.module_, task.trained_by_hand(epochs=2))
-    assert torch.equal(torch.from_numpy(resumed.predict(x)), resumed.module_.eval()(x).argmax(-1))
