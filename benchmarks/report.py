@@ -97,7 +97,7 @@ def main() -> None:
 _HEAD = """\
 # Benchmark report
 
-Made by `benchmarks/report.py` from what the benchmarks wrote; `benchmarks/README.md` lists all of them. The systems of a
+Made by `benchmarks/report.py` from what the benchmarks wrote; `benchmarks/README.md` lists them all. The systems of a
 section were measured in turn, in one process. Times are medians, with the shortest and the longest run.
 """
 
