@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import tempfile
 import time
@@ -187,22 +188,26 @@ def functional(setting: Setting) -> None:
         setting.path = "sampled" if torch_lsh.sampler_of(model.head.weight).draws == setting.steps else "dense"
 
 
+class TiedModel(nn.Module):
+    """Scores items by the embedding of the same items; the mean embedding of some items is the input."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(rows, width)
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        self.body = Model(width, nn.Linear(width, rows))
+        self.body.head.weight = self.embedding.weight
+
+    def forward(self, items: Tensor) -> Tensor:
+        return self.body(self.embedding(items).mean(1))
+
+
 def tied(setting: Setting) -> None:
-    """The mean embedding of eight items is the input; the embedding's weight is the head's."""
     torch.manual_seed(0)
-    embedding = nn.Embedding(setting.rows, setting.width)
-    nn.init.normal_(embedding.weight, std=setting.width**-0.5)
-    head = nn.Linear(setting.width, setting.rows)
-    head.weight = embedding.weight
-    model = setting.sparsify(nn.ModuleDict({"items": embedding, "body": Model(setting.width, head)}))
+    model = setting.sparsify(TiedModel(setting.rows, setting.width))
     setting.watch(model.body)
-    items = torch.randint(setting.rows, (20, setting.batch, 8))
-    numbers = iter(range(setting.steps))
-    loop(
-        lambda x, y: F.cross_entropy(model.body(model["items"](items[next(numbers) % 20]).mean(1)), y),
-        setting.optimizer(model),
-        setting.batches,
-    )
+    items = itertools.cycle(torch.randint(setting.rows, (20, setting.batch, 8)))
+    loop(lambda x, y: F.cross_entropy(model(next(items)), y), setting.optimizer(model), setting.batches)
 
 
 def autocast(setting: Setting) -> None:
@@ -294,9 +299,8 @@ def language_model(setting: Setting) -> nn.Module:
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        setting.rows, n_positions=9, n_embd=setting.width, n_layer=1, n_head=4, bos_token_id=0, eos_token_id=0
-    )
+    size = {"vocab_size": setting.rows, "n_positions": 9, "n_embd": setting.width, "n_layer": 1, "n_head": 4}
+    config = transformers.GPT2Config(**size, bos_token_id=0, eos_token_id=0)
     model = transformers.GPT2LMHeadModel(config)
     if setting.lsh:
         torch_lsh.patch(model, setting.config)
