@@ -13,6 +13,14 @@ Importing this package changes the following for the whole process, and nothing 
 * Whenever a module becomes part of a module a hook looks whether an ``nn.Linear`` replaces an :class:`LSHLinear`.
 * Sparse CPU tensors get ``aten::linalg_vector_norm``, ``aten::clamp_``, ``aten::clamp_min_`` and ``aten::clamp_max_``,
   where PyTorch has none, so that :mod:`torch.nn.utils` can clip row-sparse gradients.
+* Sparse CPU tensors get what loggers of gradients ask for, where PyTorch has none: ``aten::max``, ``aten::min``,
+  ``aten::amax``, ``aten::amin``, ``aten::aminmax``, ``aten::mean.dim``, ``aten::var.correction``,
+  ``aten::std.correction``, ``aten::var_mean.correction``, ``aten::std_mean.correction``, ``aten::histc``,
+  ``aten::histogram.bin_ct``, ``aten::view``, and the comparisons ``aten::eq.Scalar``, ``aten::ne.Scalar``,
+  ``aten::lt.Scalar``, ``aten::le.Scalar``, ``aten::gt.Scalar``, ``aten::ge.Scalar``, ``aten::eq.Tensor``,
+  ``aten::ne.Tensor``, ``aten::lt.Tensor``, ``aten::le.Tensor``, ``aten::gt.Tensor``, ``aten::ge.Tensor``.
+* ``aten::add.Tensor`` and ``aten::sub.Tensor`` of a sparse and a dense CPU tensor, in this order, give a dense tensor
+  instead of an error. All else goes to PyTorch's kernels.
 """
 
 from . import data, distributed, metrics, models, nn, ops, optim, rehash

@@ -45,7 +45,7 @@ def patch(model: nn.Module, config: LSHConfig | None = None) -> nn.Module:
     References:
         Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM Training", 2024, patches models for GPUs this way.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     if not isinstance(head, nn.Linear):
         raise TypeError(f"the output layer of {type(model).__name__} is a {type(head).__name__}; wanted an nn.Linear")
     if not isinstance(head, LSHLinear):

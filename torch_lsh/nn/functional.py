@@ -197,7 +197,8 @@ def _kept(weight: Tensor) -> LSHLinear:
             raise ValueError(f"linear_weight has shape {tuple(weight.shape)}; wanted (classes, features)")
         layer = LSHLinear(1, 1, bias=False, device="cpu")
         layer.register_parameter("weight", None)
-        layer.sampler, layer.paths = Sampler(*weight.shape, LSHConfig()), Paths(len(weight))
+        rows, width = weight.shape
+        layer.sampler, layer.paths = Sampler(rows, width, LSHConfig()), Paths(rows)
         _layers[weight] = layer
     return layer
 

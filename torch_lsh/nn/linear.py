@@ -223,7 +223,8 @@ class LSHLinear(nn.Linear):
             The loss, a scalar, or ``[*]`` for ``reduction="none"``.
         """
         how: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-        return F.cross_entropy(self(x), target, weight, **how)
+        logits = self(x) if x.dim() <= 2 else self(x).movedim(-1, 1)
+        return F.cross_entropy(logits, target, weight, **how)
 
     def eager_loss(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None, loss: Loss
@@ -350,7 +351,7 @@ class LSHLinear(nn.Linear):
         ``offset`` ``[N]`` is added to the logits.
         """
         with torch.no_grad():
-            bias = self.bias
+            bias: Tensor | None = self.bias
             if offset is not None:
                 bias = (offset if bias is None else bias + offset).to(self.weight.dtype)
             return ops.linear_topk(self._as_weight(x), self.weight, bias, k)

@@ -116,7 +116,7 @@ def marked_optimizers(parameter: Tensor) -> list[Updater]:
 
 
 def yield_to(parameter: Tensor, optimizer: Any) -> None:
-    """Says that ``optimizer``, which takes dense gradients, steps on ``parameter`` from now on, for as long as it lives.
+    """Says that ``optimizer``, which takes dense gradients, steps on ``parameter`` from now on, while it lives.
 
     Layers produce dense gradients then, also while an optimizer that takes row-sparse ones is still referenced.
     """

@@ -73,6 +73,8 @@ def _cross_entropy(
     if parsed is None:
         return NotImplemented
     options = Options(check_class_weight(weight, "weight", num_classes, dtype), label_smoothing, reduction)
+    if weight is not None and weight.dtype is not recipe.dtype and not torch.is_autocast_enabled("cpu"):
+        raise TypeError(f"weight has dtype {weight.dtype}; wanted {recipe.dtype}, the dtype of the logits")
     sampler = sampler_in_training(recipe)
     if sampler is not None:
         loss = _of_active_rows(recipe, sampler, parsed, options)

@@ -192,7 +192,8 @@ def _max(logits: SampledLogits, *args: Any, dim: int | None = None, keepdim: boo
     best = _best(logits, 1, "max")
     if best is None:
         return NotImplemented
-    return torch.return_types.max([_without_k(logits, part, keepdim) for part in best if part is not None])
+    values, classes = (_without_k(logits, part, keepdim) for part in best if part is not None)
+    return torch.return_types.max((values, classes))
 
 
 @handles(torch.amax, Tensor.amax)

@@ -1,7 +1,7 @@
 """log_softmax with gather, sum and mean: losses, and label smoothing, written by hand.
 
-In training these are estimates over active rows, as in the losses of PyTorch; the sum takes the active rows of a loss on
-the same logits, if there was one. Single logits are exact.
+In training these are estimates over active rows, as in the losses of PyTorch; the sum takes the active rows of a loss
+on the same logits, if there was one. Single logits are exact.
 """
 
 from __future__ import annotations

@@ -200,8 +200,8 @@ def transformed_best(steps: tuple[Step, ...], logits: Tensor, classes: Tensor) -
     """
     for step in steps:
         by = None if step.by is None else step.by.at(classes)
-        if isinstance(step, Fill) and step.fill > -math.inf and step.by is not None and step.by.per == "class":
-            if not bool(((logits >= step.fill) | by).all()):
-                raise Unranked
+        hides = isinstance(step, Fill) and step.by is not None and step.by.per == "class"
+        if hides and step.fill > -math.inf and not bool(((logits >= step.fill) | by).all()):  # type: ignore[attr-defined]
+            raise Unranked
         logits = step.apply(logits, by)
     return logits

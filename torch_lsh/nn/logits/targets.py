@@ -82,8 +82,8 @@ def as_target(
         labels = target.reshape(count, 1).contiguous()
     elif target.shape == (*batch_shape, num_classes):
         raise ValueError(
-            f"target has dtype {target.dtype} and shape {tuple(target.shape)}, that of the logits; wanted class indices "
-            f"of shape {tuple(batch_shape)}, or probabilities in floating point"
+            f"target has dtype {target.dtype} and shape {tuple(target.shape)}, that of the logits; wanted class "
+            f"indices of shape {tuple(batch_shape)}, or probabilities in floating point"
         )
     elif target.shape[:-1] == batch_shape:
         labels = target.reshape(count, target.shape[-1]).contiguous()

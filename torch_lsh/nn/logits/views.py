@@ -240,9 +240,8 @@ def _cat(tensors: Any, dim: int = 0, **kwargs: Any) -> Any:
     if lead_dim is None:
         return NotImplemented
     input = torch.cat([part.recipe.input for part in tensors], lead_dim)
-    return SampledLogits.from_recipe(
-        replace(tensors[0].recipe, input=input), any([part.is_stale() for part in tensors])
-    )
+    stale = any(part.is_stale() for part in tensors)
+    return SampledLogits.from_recipe(replace(tensors[0].recipe, input=input), stale)
 
 
 @handles_others(torch.stack)

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .tensor import SampledLogits, handles
 
+
 @handles(getattr(Tensor, "grad_fn").__get__)  # noqa: B009  # a descriptor, which mypy takes for its value
 def _grad_fn(logits: SampledLogits) -> Any:
     """None where ``DistributedDataParallel`` asks: it then returns these very logits rather than a copy of its own.
