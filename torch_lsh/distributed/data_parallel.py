@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..nn import EmbeddingBag, LSHLinear
 from ..nn.feedforward import DownProjection
+from ..sampling.sampler import Sampler
 from .channel import Channel
 from .gradients import average, check_same, refuse_updated
 from .sharded import ShardedLSHLinear
@@ -237,6 +238,30 @@ class RowExchange:
         refuse_updated(parameters)
         assert self._channel is not None
         average(parameters, self._channel, of_all=self._of_all)
+        self._agree_on_carried_rows()
+
+    @torch.no_grad()
+    def _agree_on_carried_rows(self) -> None:
+        """Lets all processes carry over the same rows: the hardest of each in turn.
+
+        They then choose more rows in common, and the state of one process resumes all of them.
+        """
+        assert self._channel is not None
+        for sampler in self._samplers():
+            room = sampler.packed_sizes()["carried_room"]
+            if room == 0:
+                continue
+            own = torch.full((room,), -1)
+            if sampler.carried is not None:
+                own[: len(sampler.carried)] = sampler.carried
+            in_turn = torch.stack(self._channel.gather(own)).T.flatten()
+            in_turn = _first_of_each(in_turn[in_turn >= 0])
+            if len(in_turn) > 0:
+                sampler.carry(in_turn)
+
+    def _samplers(self) -> list[Sampler]:
+        module = None if self._module is None else self._module()
+        return [] if module is None else [layer.sampler for layer in module.modules() if isinstance(layer, LSHLinear)]
 
     # --- processes that ran out of inputs ---
 
@@ -251,12 +276,21 @@ class RowExchange:
         """Takes part in the exchange of the others, without gradients."""
         assert self._channel is not None
         average(self._parameters(), self._channel, takes_part=False, of_all=self._of_all)
+        self._agree_on_carried_rows()
 
     def end_join(self, is_last: bool) -> None:
         """Copies the parameters of a process that had inputs to the end to all processes."""
         assert self._channel is not None
         ranks = self._channel.gather(torch.tensor([self._channel.rank if is_last else -1]))
         self._copy_parameters(int(torch.cat(ranks).max()))
+
+
+def _first_of_each(rows: Tensor) -> Tensor:
+    """``rows`` without those that came before."""
+    ordered, places = rows.sort(stable=True)
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    return rows[places[is_first].sort().values]
 
 
 def _join_both(exchange: RowExchange, **options: Any) -> JoinHook:
