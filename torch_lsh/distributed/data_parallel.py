@@ -221,8 +221,9 @@ class RowExchange:
         if not torch.is_grad_enabled():
             return
         if isinstance(wrapper, FSDPModule):
-            groups = wrapper._get_fsdp_state()._fsdp_param_groups
-            self._due = all(group.reduce_grads for group in groups)
+            state: Any = wrapper._get_fsdp_state()
+            groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]  # PyTorch 2.13 has several
+            self._due = all(group.reduce_grads for group in groups if group)
         elif wrapper is not None and wrapper is DistributedDataParallel._active_ddp_module:
             self._due = cast(DistributedDataParallel, wrapper).require_backward_grad_sync
 

@@ -50,14 +50,23 @@ def _clone(logits: SampledLogits, *, memory_format: Any = torch.preserve_format)
 @handles(Tensor.register_hook)
 def _register_hook(logits: SampledLogits, hook: Any) -> Any:
     """Takes the hook of FSDP, which begins to gather parameters and looks at no gradient."""
-    if not type(getattr(hook, "__self__", None)).__module__.startswith("torch.distributed.fsdp."):
+    state = getattr(hook, "__self__", None)
+    if not type(state).__module__.startswith("torch.distributed.fsdp."):
         return NotImplemented
     recipe = logits.recipe
-    if recipe.owner not in _warned:
-        _warned.add(recipe.owner)
-        warn_gathered(recipe.owner.out_features)
-    # FSDP gathers the weights anew for each step and hides that from the version counter, which hash tables rely on.
-    torch.autograd.graph.increment_version([tensor for tensor in (recipe.weight, recipe.bias) if tensor is not None])
-    logits.note_versions()
+    if _gathers(state, recipe.weight):
+        # FSDP hides new weights from the version counter, which hash tables rely on.
+        parameters = [tensor for tensor in (recipe.weight, recipe.bias) if tensor is not None]
+        torch.autograd.graph.increment_version(parameters)
+        logits.note_versions()
+        if recipe.owner not in _warned:
+            _warned.add(recipe.owner)
+            warn_gathered(recipe.owner.out_features)
     logits.before_backward(hook)
     return None
+
+
+def _gathers(state: Any, weight: Tensor | None) -> bool:
+    """Whether FSDP, of which ``state`` is that of one module, made ``weight`` from the shards of all processes."""
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]  # PyTorch 2.13 has several
+    return any(parameter._unsharded_param is weight for group in groups if group for parameter in group.fsdp_params)
