@@ -132,10 +132,8 @@ def evaluate(model: nn.Module, held_out: Any, count: int) -> float:
 
 def head_bytes(head: Any, optimizer: torch.optim.Optimizer) -> int:
     """Parameters, optimizer state and tables of this process."""
-    tensors = [
-        value for p in head.parameters() for value in (p, *optimizer.state[p].values()) if isinstance(value, Tensor)
-    ]
-    return sum(tensor.nbytes for tensor in tensors) + head.sampler.tables.nbytes
+    values = [value for parameter in head.parameters() for value in (parameter, *optimizer.state[parameter].values())]
+    return sum(value.nbytes for value in values if isinstance(value, Tensor)) + head.sampler.tables.nbytes
 
 
 if __name__ == "__main__":

@@ -414,8 +414,10 @@ def assert_equal_states(one, other):
 def test_two_processes_load_what_four_saved(results, of_four):
     for result in results:
         loaded, saved = dict(result["loaded"][0]["model"]), dict(of_four[0][0]["model"])
-        # The hardest rows of one shard stand in one order, those of two in two orders.
-        assert torch.equal(loaded.pop("head.sampler_carried") > 0, saved.pop("head.sampler_carried") > 0)
+        # Of the hardest rows of four shards, two have room for some fewer.
+        rows, all_rows = (state.pop("head.sampler_carried").nonzero() for state in (loaded, saved))
+        assert len(rows) >= len(all_rows) - 2
+        assert torch.isin(rows, all_rows).all()
         assert_equal_states(loaded, saved)
         assert_equal_states(result["loaded"][0]["optimizer"]["state"], of_four[0][0]["optimizer"]["state"])
     state = of_four[0][0]["optimizer"]["state"]["head.weight"]
