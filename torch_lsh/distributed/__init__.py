@@ -1,7 +1,8 @@
 """Training by several processes."""
 
-from .data_parallel import RowExchange, exchange_rows_, row_parameters
+from .data_parallel import exchange_rows_, row_parameters
 from .gradients import average_gradients, broadcast_parameters
+from .row_exchange import RowExchange
 from .sharded import ShardedLogits, ShardedLSHLinear, ShardedRows
 
 __all__ = [
