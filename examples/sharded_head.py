@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 import torch_lsh
 from torch_lsh.distributed import ShardedLSHLinear, exchange_rows_
 
-CLASSES, FEATURES, WIDTH = 200_000, 64, 128
+FEATURES, WIDTH = 64, 128
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -33,6 +33,7 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, default=200_000)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=128, help="samples per process and step")
     parser.add_argument("--checkpoint", help="folder to resume from, if it is there, and to save to")
@@ -41,7 +42,7 @@ def main() -> None:
     rank, count = dist.get_rank(), dist.get_world_size()
 
     torch.manual_seed(0)
-    head = ShardedLSHLinear(WIDTH, CLASSES)
+    head = ShardedLSHLinear(WIDTH, arguments.classes)
     model = nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.ReLU(), head)
     exchange_rows_(model)  # so that DistributedDataParallel leaves the rows alone
     wrapped = DistributedDataParallel(model)
@@ -68,7 +69,7 @@ def main() -> None:
         dcp.save(state_of(model, optimizer), checkpoint_id=arguments.checkpoint)
     if rank == 0:
         print(f"{count} processes, {milliseconds:.1f} ms per step, precision@1 of the last batch {precision:.2f}")
-        print(f"each holds {len(head.weight):,} of {CLASSES:,} rows")
+        print(f"each holds {len(head.weight):,} of {arguments.classes:,} rows")
     dist.destroy_process_group()
 
 

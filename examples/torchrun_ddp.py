@@ -20,18 +20,19 @@ from torch.nn.parallel import DistributedDataParallel
 import torch_lsh
 from torch_lsh.distributed import exchange_rows_
 
-CLASSES, FEATURES, WIDTH = 100_000, 64, 128
+FEATURES, WIDTH = 64, 128
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, default=100_000)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=128, help="samples per process and step")
     arguments = parser.parse_args()
     dist.init_process_group("gloo")
     rank, count = dist.get_rank(), dist.get_world_size()
 
-    model = nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES))
+    model = nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.ReLU(), nn.Linear(WIDTH, arguments.classes))
     model = torch_lsh.sparsify_(model, filter_fn=lambda module, name: name == "2")
     exchange = exchange_rows_(model)
     wrapped = DistributedDataParallel(model)

@@ -20,37 +20,38 @@ from torch import Tensor
 
 import torch_lsh
 
-WORDS, LENGTH, WIDTH = 50_000, 32, 128
+LENGTH, WIDTH = 32, 128
 
 
-def make_model() -> transformers.GPT2LMHeadModel:
+def make_model(words: int) -> transformers.GPT2LMHeadModel:
     torch.manual_seed(0)
     return transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=WORDS, n_positions=LENGTH, n_embd=WIDTH, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
+            vocab_size=words, n_positions=LENGTH, n_embd=WIDTH, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
         )
     )
 
 
-def make_text(sequences: int, followers: int = 2, used: int = 500) -> Tensor:
+def make_text(words: int, sequences: int, followers: int = 2, used: int = 500) -> Tensor:
     """Token numbers ``[sequences, LENGTH]``: each token is one of the ``followers`` of the one before."""
     generator = torch.Generator().manual_seed(0)
-    words = torch.randperm(WORDS, generator=generator)[:used]
+    used_words = torch.randperm(words, generator=generator)[:used]
     following = torch.randint(used, (used, followers), generator=generator)
     text = torch.randint(used, (sequences, LENGTH), generator=generator)
     choices = torch.randint(followers, (sequences, LENGTH), generator=generator)
     for place in range(1, LENGTH):
         text[:, place] = following[text[:, place - 1], choices[:, place]]
-    return words[text]
+    return used_words[text]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dense", action="store_true", help="the model as it was, with AdamW of PyTorch")
+    parser.add_argument("--words", type=int, default=50_000, help="size of the vocabulary")
     parser.add_argument("--sequences", type=int, default=800)
     parser.add_argument("--epochs", type=int, default=3)
     arguments = parser.parse_args()
-    model, text = make_model(), make_text(arguments.sequences + 64)
+    model, text = make_model(arguments.words), make_text(arguments.words, arguments.sequences + 64)
     optimizer = torch.optim.AdamW if arguments.dense else torch_lsh.optim.AdamW
     if not arguments.dense:
         torch_lsh.patch(model)  # 1

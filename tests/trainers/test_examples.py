@@ -37,21 +37,21 @@ def one_process(monkeypatch):
 @pytest.mark.filterwarnings("ignore")  # of Lightning, about workers and logging
 def test_lightning(run):
     pytest.importorskip("lightning")
-    assert "precision@1" in run("lightning_head.py", "--samples", 1_000, "--epochs", 2)
+    assert "precision@1" in run("lightning_head.py", "--classes", 20_000, "--samples", 1_000, "--epochs", 2)
 
 
 def test_trainer(run):
     pytest.importorskip("transformers", minversion="5.0")
-    output = run("trainer_gpt2.py", "--sequences", 32, "--epochs", 1)
-    assert "lm_head: LSHLinear(128 -> 50,000)\n    last result" in output
+    output = run("trainer_gpt2.py", "--words", 20_000, "--sequences", 32, "--epochs", 1)
+    assert "lm_head: LSHLinear(128 -> 20,000)\n    last result" in output
     assert "tied with transformer.wte\n" in output
 
 
 def test_data_parallel(run, one_process):
-    assert "MB sent per step and process" in run("torchrun_ddp.py", "--steps", 3)
+    assert "MB sent per step and process" in run("torchrun_ddp.py", "--classes", 20_000, "--steps", 3)
 
 
 def test_sharded_head(run, one_process, tmp_path):
     for _ in range(2):  # the second run resumes
-        output = run("sharded_head.py", "--steps", 3, "--checkpoint", tmp_path / "run")
-        assert "each holds 200,000 of 200,000 rows" in output
+        output = run("sharded_head.py", "--classes", 20_000, "--steps", 3, "--checkpoint", tmp_path / "run")
+        assert "each holds 20,000 of 20,000 rows" in output
