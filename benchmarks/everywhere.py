@@ -75,9 +75,9 @@ def main() -> None:
         if arguments.ways is None or any(word.lower() in name.lower() for word in arguments.ways):
             found = compare(way, size, arguments.steps, arguments.dense_steps)
             records.append({"benchmark": "everywhere", "way": name, **size, **found, "machine": info})
+            harness.write_json(records[-1:], arguments.json)
             print(f"{name}: {found.get('skipped', 'measured')}", flush=True)
     print(table(records))
-    harness.write_json(records, arguments.json)
     if arguments.plot:
         plots.draw(arguments.plot, lambda axis: draw(axis, records))
 
