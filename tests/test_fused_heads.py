@@ -90,5 +90,5 @@ def test_other_models_keep_the_fused_head_of_trl():
 
 
 def test_a_model_without_linear_output_layer():
-    with pytest.raises(TypeError, match="wanted an nn.Linear"):
+    with pytest.raises(TypeError, match="wanted an nn"):
         torch_lsh.patch(nn.Linear(2, 2))
