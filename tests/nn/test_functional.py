@@ -149,7 +149,7 @@ def train(model, steps, state=None):
     optimizer = torch_lsh.optim.Adam(model.parameters(), lr=0.01)
     if state is not None:
         model.load_state_dict(state[0])
-        optimizer.load_state_dict(state[1])
+        optimizer.load_state_dict(copy.deepcopy(state[1]))
     losses = []
     for step in steps:
         optimizer.zero_grad()
