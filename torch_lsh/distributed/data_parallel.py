@@ -63,7 +63,9 @@ def exchange_rows_(module: nn.Module, group: dist.ProcessGroup | None = None) ->
     if isinstance(module, FSDPModule):
         _start_beside_fsdp(exchange, module, group)
         return exchange
-    ignored = {*getattr(inner, "_ddp_params_and_buffers_to_ignore", ()), *exchange.names, *sharded}
+    ids = {id(parameter) for parameter in exchange.parameters}
+    tied = [name for name, parameter in inner.named_parameters(remove_duplicate=False) if id(parameter) in ids]
+    ignored = {*getattr(inner, "_ddp_params_and_buffers_to_ignore", ()), *tied, *sharded}
     # PyTorch looks for parameters of the wrapped module itself under names that begin with a dot.
     ignored |= {f".{name}" for name in ignored if "." not in name}
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(inner, ignored)
