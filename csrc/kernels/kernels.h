@@ -47,7 +47,11 @@ struct OptimizerKernels {
                     int64_t end, int64_t count, int64_t width, const Step& step);
 };
 
-// product.h
+// Rows of a right operand that are packed at a time, and of the left one that a task takes: multiples of
+// every level's tile.
+constexpr int64_t kPackRows = 256, kTaskRows = 48;
+
+// product.h, or tile_product.h
 template <typename T>
 struct ProductKernels {
   // out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n], for the columns of `panels`,
@@ -56,11 +60,13 @@ struct ProductKernels {
   void (*product)(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
                   const SumOf<T>* panels, int64_t columns, const SumOf<T>* bias, bool add, SumOf<T>* out,
                   int64_t stride);
-  // Packs the rows `begin` (even) to `end` - 1 of panel `number` of b[k * b_row + n * b_col]. Panels are
-  // depth * panel_width sums apart.
+  // Packs the rows `begin` (a multiple of kPackRows) to `end` - 1 of panel `number` of b[k * b_row + n *
+  // b_col]; if not to the last row, then kPackRows of them. Panels are panel_size(depth) sums apart.
   void (*pack_panel)(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns, int64_t number,
                      int64_t begin, int64_t end, SumOf<T>* panels);
+  int64_t (*panel_size)(int64_t depth);
   int64_t panel_width;
+  int64_t task_rows;  // that a product is fastest with, where rows are gathered for it
 };
 
 // Rows that simhash takes at a time, a multiple of every level's tile; and bits of a code, used or not.
@@ -155,8 +161,9 @@ template <typename T>
 struct TopkKernels {
   using Sum = SumOf<T>;
 
-  int64_t largest_group, vector;  // vector: lanes of a vector of sums
-  bool expands;                   // groups of at least `vector` lanes multiply converted rows
+  int64_t largest_group, block_rows;  // of a block that multiply takes, at most
+  int64_t vector;                     // lanes of a vector of sums
+  bool expands;                       // groups of at least `vector` lanes multiply converted rows
   int64_t (*lanes)(int64_t samples);
   // Numbers that pack writes.
   int64_t (*packed_size)(int64_t samples, int64_t width);
@@ -209,13 +216,19 @@ using KernelTables =
              HadamardKernels, TablesOf<SoftmaxKernels, SumTypes>, TablesOf<SlopeKernels, FloatingTypes>,
              TablesOf<TopkKernels, WeightTypes>, SketchKernels>;
 
+// Those that instructions for tiles have a form of their own of.
+using TileTables = TableSet<ProductKernels<BFloat16>, TopkKernels<BFloat16>, TopkKernels<int8_t>>;
+
 // The kernels of an instruction set.
 struct Kernels : KernelTables {
   const char* name;
+  // Whether products of bfloat16 numbers are faster than those of the same numbers as floats; else operators
+  // take floats.
+  bool multiplies_bfloat16;
 };
 
 // The kernels for this CPU, or those that the environment variable TORCH_LSH_SIMD names (scalar, avx2,
-// avx512, avx512_bf16 or neon). Throws std::runtime_error if these cannot run here.
+// avx512, avx512_bf16, amx_bf16 or neon). Throws std::runtime_error if these cannot run here.
 const Kernels& kernels();
 
 // One table of them, such as kernels<DotKernels<float>>().

@@ -227,7 +227,11 @@ void pack_panel(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t
 
 template <typename T>
 constexpr void fill(ProductKernels<T>& table) {
-  table = {.product = product<T>, .pack_panel = pack_panel<T>, .panel_width = kPanelWidth<T>};
+  table = {.product = product<T>,
+           .pack_panel = pack_panel<T>,
+           .panel_size = [](int64_t depth) { return depth * kPanelWidth<T>; },
+           .panel_width = kPanelWidth<T>,
+           .task_rows = kTaskRows};
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

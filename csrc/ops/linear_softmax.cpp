@@ -109,20 +109,21 @@ class LinearSoftmaxLoss {
     const auto join = [&](const std::vector<Sum>& others, std::vector<Sum>& all) {
       for (int64_t b = 0; b < batch_; ++b) all[b] = std::max(all[b], others[b]);
     };
-    share_tasks((count_ + kTaskRows - 1) / kTaskRows, [&](const auto& next) {
-      Workspace gathered(sizeof(T) * kTaskRows * width_);
+    const int64_t of_task = kernels<ProductKernels<T>>().task_rows;
+    share_tasks((count_ + of_task - 1) / of_task, [&](const auto& next) {
+      Workspace gathered(sizeof(T) * of_task * width_);
       T* const active = static_cast<T*>(gathered.data());
       std::vector<Sum> of_block(batch_), of_thread(batch_, -std::numeric_limits<Sum>::infinity());
-      Sum offset[kTaskRows];
+      std::vector<Sum> offset(of_task);
       for (int64_t block; (block = next()) >= 0;) {
-        const int64_t first = block * kTaskRows, rows = std::min(kTaskRows, count_ - first);
+        const int64_t first = block * of_task, rows = std::min(of_task, count_ - first);
         Sum* const logits = slopes + first * batch_;
         if (bias_ != nullptr)  // a line for each of them, which come while the rows are gathered
           for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(bias_ + row_[first + i]);
         gather_rows(weight_, row_ + first, rows, width_, active);
-        if (bias_ != nullptr) gather_bias(bias_, row_ + first, rows, 1, offset);
-        right_.multiply(active, width_, 1, rows, 0, right_.panels(), bias_ == nullptr ? nullptr : offset,
-                        logits, batch_);
+        if (bias_ != nullptr) gather_bias(bias_, row_ + first, rows, 1, offset.data());
+        right_.multiply(active, width_, 1, rows, 0, right_.panels(),
+                        bias_ == nullptr ? nullptr : offset.data(), logits, batch_);
         k.column_maxima(logits, weights_from(first), rows, batch_, of_block.data());
         join(of_block, of_thread);
       }

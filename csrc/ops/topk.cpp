@@ -18,13 +18,13 @@
 #include "checks.h"
 #include "kernels/kernels.h"
 #include "ops/dtypes.h"
+#include "ops/memory_pool.h"
 #include "ops/rank.h"
 
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kBlockRows = 32;  // their logits for a group of samples stay in the first-level cache
-constexpr int64_t kAhead = 8;       // candidates that are asked for before they are multiplied
+constexpr int64_t kAhead = 8;  // candidates that are asked for before they are multiplied
 
 // The k best of each of some samples, as heaps with the worst on top. One per thread.
 template <typename Value>
@@ -132,21 +132,22 @@ void search(const Layer<T>& layer, const SampleOf<T>* x, int64_t batch, int64_t 
     panels |= lanes >= kernel.vector;
     first = end;
   }
-  std::vector<Value> packed(packed_size);
+  const Workspace storage(sizeof(Value) * packed_size);
+  auto* const packed = static_cast<Value*>(storage.data());
   torch::stable::parallel_for(0, static_cast<int64_t>(groups.size()), 4, [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g)
-      kernel.pack(x + groups[g].first * width, groups[g].samples, width, packed.data() + groups[g].packed);
+      kernel.pack(x + groups[g].first * width, groups[g].samples, width, packed + groups[g].packed);
   });
 
-  const int64_t blocks = (layer.num_rows + kBlockRows - 1) / kBlockRows;
+  const int64_t block_rows = kernel.block_rows, blocks = (layer.num_rows + block_rows - 1) / block_rows;
   const int64_t num_parts = std::min<int64_t>(blocks, torch::stable::get_num_threads());
   std::vector<Best<Value>> parts(num_parts, Best<Value>(batch, k));
   torch::stable::parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
     thread_local std::vector<Value> thresholds, expanded, biases, logits;
     thread_local std::vector<int32_t> hits;
-    expanded.resize(kernel.expands && panels ? kBlockRows * width : 0);
-    biases.resize(kBlockRows);
-    logits.resize(kBlockRows * kernel.largest_group);
+    expanded.resize(kernel.expands && panels ? block_rows * width : 0);
+    biases.resize(block_rows);
+    logits.resize(block_rows * kernel.largest_group);
     hits.resize(logits.size() + 1);
     for (int64_t part = begin; part < end; ++part) {
       Best<Value>& best = parts[part];
@@ -159,12 +160,12 @@ void search(const Layer<T>& layer, const SampleOf<T>* x, int64_t batch, int64_t 
       for (const Group& group : groups)
         for (int64_t s = 0; s < group.samples; ++s) update_threshold(group, s);
       for (int64_t block = blocks * part / num_parts; block < blocks * (part + 1) / num_parts; ++block) {
-        const int64_t row = block * kBlockRows, count = std::min(kBlockRows, layer.num_rows - row);
+        const int64_t row = block * block_rows, count = std::min(block_rows, layer.num_rows - row);
         layer.biases(row, count, biases.data());
         if (!expanded.empty()) kernel.expand(layer.weight + row * width, count * width, expanded.data());
         for (const Group& group : groups) {
-          layer.logits(row, count, packed.data() + group.packed, group.samples, expanded.data(),
-                       biases.data(), logits.data());
+          layer.logits(row, count, packed + group.packed, group.samples, expanded.data(), biases.data(),
+                       logits.data());
           const int64_t found = kernel.scan(logits.data(), count * group.lanes,
                                             thresholds.data() + group.thresholds, group.period, hits.data());
           for (int64_t i = 0; i < found; ++i) {
