@@ -9,8 +9,9 @@
 // Forward and backward gather the rows from the table a block at a time. Keeping a copy side by side would
 // cost as much.
 //
-// The operands of products are bfloat16: x, the active rows (whatever the weight is stored in) and the
-// gradient of the logits. Logits, softmax and all results are float.
+// For a bfloat16 x the operands of products are bfloat16, too: the active rows (whatever the weight is stored
+// in) and the gradient of the logits. Where the CPU is no faster with them, they are floats that nothing
+// rounds. Logits, softmax and all results are float.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -151,9 +152,24 @@ class LinearSoftmaxLoss {
   int64_t batch_, count_, width_, labels_;
 };
 
-// Types of x and of the weight beside it: the same, or that of the sums.
-using OperandTypes =
-    Types<Pair<float, float>, Pair<double, double>, Pair<BFloat16, BFloat16>, Pair<BFloat16, float>>;
+// Types of the operands of products and of the weight.
+using OperandTypes = Types<Pair<float, float>, Pair<double, double>, Pair<BFloat16, BFloat16>,
+                           Pair<BFloat16, float>, Pair<float, BFloat16>>;
+
+// bfloat16 operands are multiplied as floats where the CPU is no slower with them: the rows are then not
+// rounded.
+ScalarType operand_dtype(ScalarType dtype) {
+  return dtype == ScalarType::BFloat16 && !kernels().multiplies_bfloat16 ? ScalarType::Float : dtype;
+}
+
+Tensor as_operand(const Tensor& x) {
+  if (operand_dtype(x.scalar_type()) == x.scalar_type()) return x;
+  Tensor wide = torch::stable::empty({x.size(0), x.size(1)}, ScalarType::Float);
+  const int64_t row = 0;  // all of x at once
+  kernels<GatherKernels<BFloat16, float>>().gather(data<BFloat16>(x), &row, 1, x.numel(),
+                                                   mutable_data<float>(wide));
+  return wide;
+}
 
 ScalarType stored_dtype(const Tensor& weight, ScalarType dtype) {
   return weight.scalar_type() == sum_dtype(dtype) ? sum_dtype(dtype) : dtype;
@@ -206,9 +222,9 @@ std::tuple<Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, const Te
 
   Tensor loss = torch::stable::empty({batch}, sums), slopes = pooled_tensor({count, batch}, sums),
          scale = torch::stable::empty({batch}, sums);
-  by_dtypes(OperandTypes{}, dtype, stored, [&]<typename T, typename Stored>() {
+  by_dtypes(OperandTypes{}, operand_dtype(dtype), stored, [&]<typename T, typename Stored>() {
     using Sum = SumOf<T>;
-    LinearSoftmaxLoss<T, Stored>(x, weight, bias, rows, log_weights, positions, shares)
+    LinearSoftmaxLoss<T, Stored>(as_operand(x), weight, bias, rows, log_weights, positions, shares)
         .run(mutable_data<Sum>(loss), mutable_data<Sum>(slopes), mutable_data<Sum>(scale));
     if (divisor.has_value()) loss = reduced<Sum>(loss, mutable_data<Sum>(scale), static_cast<Sum>(*divisor));
   });
@@ -328,7 +344,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
   Tensor grad_x = torch::stable::empty({batch, width}, sums),
          grad_weight = pooled_tensor({needs_weight ? count : 0, width}, sums),
          grad_bias = torch::stable::empty({count}, sums), positive = torch::stable::empty({count}, sums);
-  by_dtypes(OperandTypes{}, dtype, stored, [&]<typename T, typename Stored>() {
+  by_dtypes(OperandTypes{}, operand_dtype(dtype), stored, [&]<typename T, typename Stored>() {
     using Sum = SumOf<T>;
     using Backward = LinearSoftmaxBackward<T, Stored>;
     const auto scale_rows = [&](const Sum* from, Sum* to) {
@@ -338,8 +354,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
     };
     Tensor scaled = x;
     if constexpr (!Backward::kRounds) {
-      scaled = torch::stable::empty({batch, width}, dtype);
-      scale_rows(data<T>(x), mutable_data<T>(scaled));
+      scaled = torch::stable::empty({batch, width}, dtype_of<T>);
+      scale_rows(data<T>(as_operand(x)), mutable_data<T>(scaled));
     }
     const Backward gradients(slopes, factors, weight, rows,
                              needs_weight ? mutable_data<Sum>(grad_weight) : nullptr,
@@ -347,10 +363,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
     if (batch * width <= kLargestSum) {
       gradients.in_one_pass(scaled, mutable_data<Sum>(grad_x));
     } else {
-      Tensor left = Backward::kRounds ? pooled_tensor({count, batch}, dtype) : slopes;
+      Tensor left = Backward::kRounds ? pooled_tensor({count, batch}, dtype_of<T>) : slopes;
       gradients.all_rows(Backward::kRounds ? mutable_data<T>(left) : nullptr);
       if (needs_weight) grad_weight = multiply<T>(left, scaled);
-      grad_x = multiply<T>(torch::stable::transpose(left, 0, 1), gather_rows(weight, rows, dtype));
+      grad_x = multiply<T>(torch::stable::transpose(left, 0, 1), gather_rows(weight, rows, dtype_of<T>));
       if constexpr (!Backward::kRounds) scale_rows(data<Sum>(grad_x), mutable_data<Sum>(grad_x));
     }
   });
