@@ -1,4 +1,4 @@
-// simd_level, use_simd_level, multiplies_bfloat16: which instruction set the kernels run on.
+// simd_level, use_simd_level, multiplies_bfloat16: the instruction set of the kernels.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
