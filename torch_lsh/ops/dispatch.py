@@ -7,7 +7,9 @@ from .declaration import NeedsData, operator
 
 @operator
 def simd_level() -> str:
-    """The instruction set in use: ``"amx_bf16"``, ``"avx512_bf16"``, ``"avx512"``, ``"avx2"``, ``"neon"`` or ``"scalar"``.
+    """The instruction set in use.
+
+    One of ``"amx_bf16"``, ``"avx512_bf16"``, ``"avx512"``, ``"avx2"``, ``"neon"`` and ``"scalar"``.
 
     >>> simd_level() in {"amx_bf16", "avx512_bf16", "avx512", "avx2", "neon", "scalar"}
     True
