@@ -29,7 +29,7 @@ def matrix(rows: int, columns: int, layout: str, dtype: torch.dtype) -> torch.Te
     return torch.randn(2 * rows, 3 * columns, dtype=dtype)[::2, ::3]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     "layouts", [("rows", "rows"), ("rows", "columns"), ("columns", "rows"), ("strided", "strided")]
@@ -37,7 +37,7 @@ def matrix(rows: int, columns: int, layout: str, dtype: torch.dtype) -> torch.Te
 def test_product_equals_its_twin(simd_level, dtype, shape, layouts):
     rows, depth, columns = shape
     a, b = matrix(rows, depth, layouts[0], dtype), matrix(depth, columns, layouts[1], dtype)
-    tolerance = (1e-5 if dtype is torch.float32 else 1e-13) * max(1, depth) ** 0.5
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 2**-8}[dtype] * max(1, depth) ** 0.5
     for bias in (None, torch.randn(rows, dtype=dtype)):
         result = ops.product(a, b, bias)
         assert result.is_contiguous()
@@ -45,7 +45,7 @@ def test_product_equals_its_twin(simd_level, dtype, shape, layouts):
         torch.testing.assert_close(result, expected.to(dtype), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_an_element_does_not_depend_on_threads_or_its_neighbours(simd_level, dtype):
     a, b = torch.randn(150, 600, dtype=dtype), torch.randn(600, 150, dtype=dtype)
     torch.set_num_threads(1)
@@ -75,7 +75,7 @@ def test_gradcheck(with_bias):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((torch.randn(2, 3).bfloat16(), torch.randn(3, 2), None), "a has dtype BFloat16; wanted Float or Double"),
+        ((torch.randn(2, 3).half(), torch.randn(3, 2), None), "a has dtype Half; wanted Float, Double or BFloat16"),
         ((torch.randn(2, 3), torch.randn(3, 2).double(), None), "b has dtype Double; wanted Float"),
         ((torch.randn(3), torch.randn(3, 2), None), "a has shape"),
         ((torch.randn(2, 3), torch.randn(2, 2), None), "b has shape"),

@@ -154,6 +154,20 @@ def test_linear_softmax_loss_of_several_tasks_and_blocks(simd_level, dtypes):
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("batch", [40, 300])
+def test_the_number_of_threads_changes_no_bit(simd_level, dtypes, batch):
+    """With more threads than partial gradients of x, several share one; with a large batch there are none."""
+    x, weight, bias, rows, log_weights, positions, shares = layer_arguments(dtypes, batch, 450, 72 * (batch // 40), 2)
+    results = []
+    for threads in (1, 3, 40):
+        torch.set_num_threads(threads)
+        loss, slopes, scale = ops.linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares)
+        results.append([loss, slopes, scale, *ops.linear_softmax_loss_backward(slopes, scale, x, weight, rows)])
+    for other in results[1:]:
+        assert all(torch.equal(result, first) for result, first in zip(other, results[0], strict=True))
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
 def test_linear_softmax_loss_of_several_blocks_in_one_thread(dtypes):
     assert_layer_equals_twin(dtypes, (301, 701, 260, 1), bias=True, divisor=None)
 

@@ -311,5 +311,6 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "update_partition": _update_partition,
     "update_tables": _update_tables,
     "use_simd_level": lambda: [Sample((ops.simd_level(),), has_twin=False)],
+    "zero_rows_": lambda: [Sample((torch.randn(5, 3),)), Sample((torch.randn(0, 3),)), Sample((torch.randn(7),))],
     "word_spans": lambda: [Sample((_words(b"to be!"),))],
 }

@@ -12,6 +12,7 @@ from .gather import gather_rows
 from .hadamard import cross_polytope_codes, hadamard_codes, hadamard_products
 from .hash import dwta_codes, simhash_codes, simhash_products
 from .hash_text import hash_text, word_spans
+from .first_touch import prepare_memory, zero_rows_
 from .huge_pages import prefer_huge_pages
 from .largest_rows import largest_rows
 from .linear_softmax import active_rows_loss, linear_softmax_loss, linear_softmax_loss_backward
@@ -57,6 +58,7 @@ __all__ = [
     "parse_xmc",
     "positive_sums",
     "prefer_huge_pages",
+    "prepare_memory",
     "probe_codes",
     "product",
     "query_partition",
@@ -79,4 +81,5 @@ __all__ = [
     "update_tables",
     "use_simd_level",
     "word_spans",
+    "zero_rows_",
 ]
