@@ -5,6 +5,7 @@
 STABLE_TORCH_LIBRARY(torch_lsh, m) {
   // dispatch
   m.def("simd_level() -> str");
+  m.def("cpu_tuning() -> str");
   m.def("multiplies_bfloat16() -> bool");
   m.def("use_simd_level(str level) -> ()");
 

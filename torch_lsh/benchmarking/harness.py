@@ -29,6 +29,7 @@ def machine(threads: int | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "simd": ops.simd_level(),
         "bfloat16_products": bfloat16_products(),
+        "tuning": ops.cpu_tuning(),
         "torch": torch.__version__,
         "load": round(os.getloadavg()[0], 2),
     }

@@ -6,13 +6,13 @@ again in plain PyTorch.
 """
 
 from .count_touches import count_touches_
-from .dispatch import multiplies_bfloat16, simd_level, use_simd_level
+from .dispatch import cpu_tuning, multiplies_bfloat16, simd_level, use_simd_level
 from .embedding_bag import coalesce_rows, embedding_bag, embedding_bag_backward, embedding_bag_values_backward
+from .first_touch import prepare_memory, zero_rows_
 from .gather import gather_rows
 from .hadamard import cross_polytope_codes, hadamard_codes, hadamard_products
 from .hash import dwta_codes, simhash_codes, simhash_products
 from .hash_text import hash_text, word_spans
-from .first_touch import prepare_memory, zero_rows_
 from .huge_pages import prefer_huge_pages
 from .largest_rows import largest_rows
 from .linear_softmax import active_rows_loss, linear_softmax_loss, linear_softmax_loss_backward
@@ -35,6 +35,7 @@ __all__ = [
     "build_tables",
     "coalesce_rows",
     "count_touches_",
+    "cpu_tuning",
     "cross_polytope_codes",
     "draw_rows",
     "dwta_codes",
