@@ -62,18 +62,18 @@ def test_the_level_equals_its_emulation(batch):
         torch.testing.assert_close(real, emulated, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e-44])
-def test_samples_that_have_no_digits_of_8_bits(value):
-    """int8 rows are multiplied with such samples in float."""
-    x, weight, _ = problem(9, 300, 40)
-    quantized, scale = (weight * 40).to(torch.int8), torch.rand(300)
-    x[3] = torch.where(torch.arange(40) == 7, value, x[3] * (value if value < 1 else 1))
+@pytest.mark.parametrize(("value", "width"), [(float("nan"), 40), (float("inf"), 40), (1e-44, 40), (1, 70_000)])
+def test_samples_that_have_no_digits_of_8_bits(value, width):
+    """int8 rows are multiplied with such samples in float, as are very wide ones."""
+    x, weight, _ = problem(9, 30, width)
+    quantized, scale = (weight * 40).to(torch.int8), torch.rand(30) / width**0.5
+    x[3] = torch.where(torch.arange(width) == 7, value, x[3] * (value if value < 1 else 1))
     results = []
     before = ops.simd_level()
     for level in ("scalar", "amx_emulated"):
         ops.use_simd_level(level)
-        results.append(ops.linear_topk(x, quantized, None, 300, scale))
+        results.append(ops.linear_topk(x, quantized, None, 30, scale))
     ops.use_simd_level(before)
     (expected, _), (values, classes) = results
-    torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
-    assert all(row.unique().numel() == 300 for row in classes)
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+    assert all(row.unique().numel() == 30 for row in classes)
