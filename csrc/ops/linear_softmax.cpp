@@ -163,7 +163,7 @@ ScalarType operand_dtype(ScalarType dtype) {
 
 Tensor as_operand(const Tensor& x) {
   if (operand_dtype(x.scalar_type()) == x.scalar_type()) return x;
-  Tensor wide = torch::stable::empty({x.size(0), x.size(1)}, ScalarType::Float);
+  Tensor wide = pooled_tensor({x.size(0), x.size(1)}, ScalarType::Float);
   const int64_t row = 0;  // all of x at once
   kernels<GatherKernels<BFloat16, float>>().gather(data<BFloat16>(x), &row, 1, x.numel(),
                                                    mutable_data<float>(wide));
