@@ -135,23 +135,25 @@ def test_instructions_that_not_every_cpu_has_are_in_the_kernels_for_those_that_d
         if line.endswith(">:"):
             function = line
         elif "\t" in line:
-            # AVX and later begin with a v; the others are BMI2's
-            instruction = line.split("\t")[-1]
-            if re.match(r"v[a-z]|(mulx|rorx|sarx|shlx|shrx|pdep|pext|bzhi) ", instruction):
+            # AVX and later begin with a v; AMX's with t or in tilecfg; the others are BMI2's
+            instruction = line.split("\t")[-1].split("#")[0]
+            if re.match(r"(tile|tdp|ldtile|sttile)", instruction):
+                levels.setdefault(function, set()).add("amx_bf16")
+            elif re.match(r"v[a-z]|(mulx|rorx|sarx|shlx|shrx|pdep|pext|bzhi) ", instruction):
                 wide = "zmm" in instruction or "%k" in instruction
                 level = "avx512_bf16" if "bf16" in instruction else "avx512" if wide else "avx2"
                 levels.setdefault(function, set()).add(level)
     if not any("torch_lsh::" in function for function in levels):
         pytest.skip("the library was stripped of its function names")
-    in_bf16 = {function for function in levels if "torch_lsh::avx512_bf16::" in function}
-    in_avx512 = {function for function in levels if "torch_lsh::avx512::" in function}
-    in_avx2 = {function for function in levels if "torch_lsh::avx2::" in function}
-    assert in_bf16
-    assert in_avx512
-    assert in_avx2
-    assert levels.keys() - in_bf16 - in_avx512 - in_avx2 == set()
-    assert [function for function in in_avx512 if "avx512_bf16" in levels[function]] == []
-    assert [function for function in in_avx2 if levels[function] != {"avx2"}] == []
+    allowed: set[str] = set()
+    for level in ("avx2", "avx512", "avx512_bf16", "amx_bf16"):
+        allowed.add(level)
+        of_level = {function for function in levels if f"torch_lsh::{level}::" in function}
+        assert any(level in levels[function] for function in of_level), level
+        assert [function for function in of_level if not levels.pop(function) <= allowed] == []
+    assert levels == {}
+    for instruction in ("ldtilecfg", "tilerelease", "tileloadd", "tilestored", "tdpbf16ps", "tdpbssd"):
+        assert f"\t{instruction}" in listing
 
 
 # --- importing --------------------------------------------------------------------------------------------------------
@@ -203,6 +205,12 @@ assert torch_lsh.models.TextClassifier.__module__.startswith("torch_lsh.text")
     message = errors.strip().splitlines()[-1]
     assert "instruction set (TORCH_LSH_SIMD) is 'sse9'; wanted one that this CPU supports: " in message
     assert all(level in message for level in ("scalar", ops.simd_level()))
+
+
+@pytest.mark.skipif("amx_bf16" in Path("/proc/cpuinfo").read_text(), reason="this CPU has AMX")
+def test_amx_that_this_cpu_lacks_is_refused_with_the_reason():
+    with pytest.raises(RuntimeError, match=r"is 'amx_bf16'; wanted .* \((this CPU has no AMX|AMX )"):
+        ops.use_simd_level("amx_bf16")
 
 
 @pytest.mark.parametrize("level", ["sse9", "AVX2", " scalar", "scalar2"])

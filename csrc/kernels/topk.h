@@ -217,25 +217,28 @@ void topk_expand(const T* rows, int64_t count, Sum* out) {
 }
 
 template <typename T, typename Sum>
+void topk_multiply_few(const T* rows, int64_t count, int64_t width, const Sum* packed, int64_t samples,
+                       const Sum* scale, const Sum* bias, Sum* out) {
+  const Affine<Sum, __is_same(T, int8_t)> affine{scale, bias};
+  const auto* x = reinterpret_cast<const typename Operand<T, Sum>::type*>(packed);
+  const int64_t lanes = topk_lanes<Sum>(samples);
+  if (lanes == 1) multiply_few<1>(rows, count, width, x, affine, out);
+  if (lanes == 2) multiply_few<2>(rows, count, width, x, affine, out);
+  if (lanes == 4) multiply_few<4>(rows, count, width, x, affine, out);
+}
+
+template <typename T, typename Sum>
 void topk_multiply(const T* rows, int64_t count, int64_t width, const Sum* packed, int64_t samples,
                    const Sum* scale, const Sum* bias, const Sum* expanded, Sum* out) {
-  using Packed = typename Operand<T, Sum>::type;
+  if (samples <= kFewSamples) return topk_multiply_few(rows, count, width, packed, samples, scale, bias, out);
   const Affine<Sum, __is_same(T, int8_t)> affine{scale, bias};
-  const auto* x = reinterpret_cast<const Packed*>(packed);
-  const int64_t lanes = topk_lanes<Sum>(samples);
-  if (lanes <= kFewSamples) {
-    if (lanes == 1) multiply_few<1>(rows, count, width, x, affine, out);
-    if (lanes == 2) multiply_few<2>(rows, count, width, x, affine, out);
-    if (lanes == 4) multiply_few<4>(rows, count, width, x, affine, out);
-    return;
-  }
   const auto panel = [&](const auto* operand) {
-    const int64_t vectors = lanes / kLanes<Sum>;
+    const int64_t vectors = topk_lanes<Sum>(samples) / kLanes<Sum>;
     if (vectors == 1) multiply_panel<1>(operand, count, width, packed, affine, out);
     if (vectors == 2) multiply_panel<2>(operand, count, width, packed, affine, out);
     if (vectors == 3) multiply_panel<3>(operand, count, width, packed, affine, out);
   };
-  if constexpr (__is_same(T, Packed)) {
+  if constexpr (__is_same(T, typename Operand<T, Sum>::type)) {
     panel(rows);
   } else {
     panel(expanded);
@@ -268,6 +271,7 @@ constexpr void fill(TopkKernels<T>& table) {
   using Sum = SumOf<T>;
   table = {
       .largest_group = kTopkVectors * kLanes<Sum>,
+      .block_rows = 32,  // their logits stay in the first-level cache
       .vector = kLanes<Sum>,
       .lanes = topk_lanes<Sum>,
       .packed_size = topk_packed_size<T, Sum>,

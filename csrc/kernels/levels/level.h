@@ -30,6 +30,9 @@ constexpr Kernels make_kernels() {
   Kernels kernels{};
   fill(static_cast<KernelTables&>(kernels));
   kernels.name = TORCH_LSH_STRING(TORCH_LSH_LEVEL);
+#ifdef TORCH_LSH_BF16_DOT
+  kernels.multiplies_bfloat16 = true;
+#endif
   return kernels;
 }
 
