@@ -14,6 +14,11 @@
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic pop
 #endif
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#ifdef TORCH_LSH_SVE256
+#include <arm_sve.h>
+#endif
 #endif
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
@@ -71,8 +76,10 @@ template <typename Sum>
 inline Vector<float> load_as(const BFloat16* from) {
 #if TORCH_LSH_VECTOR_BYTES == 64
   const auto bits = (Vector<uint32_t>)_mm512_cvtepu16_epi32(load_vector<__m256i>(from));
-#elif TORCH_LSH_VECTOR_BYTES == 32
+#elif TORCH_LSH_VECTOR_BYTES == 32 && defined(__x86_64__)
   const auto bits = (Vector<uint32_t>)_mm256_cvtepu16_epi32(load_vector<__m128i>(from));
+#elif TORCH_LSH_VECTOR_BYTES == 32
+  const Vector<uint32_t> bits = svld1uh_u32(svptrue_b32(), &from->bits);
 #else
   uint64_t word;
   __builtin_memcpy(&word, from, sizeof(word));
@@ -84,8 +91,11 @@ template <typename Sum>
 inline Vector<float> load_as(const int8_t* from) {
 #if TORCH_LSH_VECTOR_BYTES == 64
   return (Vector<float>)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_vector<__m128i>(from)));
-#elif TORCH_LSH_VECTOR_BYTES == 32
+#elif TORCH_LSH_VECTOR_BYTES == 32 && defined(__x86_64__)
   return (Vector<float>)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadu_si64(from)));
+#elif TORCH_LSH_VECTOR_BYTES == 32
+  const Vector<int32_t> wide = svld1sb_s32(svptrue_b32(), from);
+  return __builtin_convertvector(wide, Vector<float>);
 #else
   uint32_t word;
   __builtin_memcpy(&word, from, sizeof(word));
