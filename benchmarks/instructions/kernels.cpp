@@ -8,8 +8,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -39,6 +41,11 @@ std::vector<T> numbers(int64_t count, unsigned seed) {
       value = number;
   }
   return result;
+}
+
+// The first multiple of 64 bytes, as operators allocate packed operands.
+float* aligned(std::vector<float>& numbers) {
+  return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(numbers.data()) + 63) / 64 * 64);
 }
 
 // What is run, and the results that it leaves behind.
@@ -75,4 +82,105 @@ Case product_case(const char* name, int64_t rows, int64_t depth, int64_t columns
             };
             return Kernel{run, [=] { return *out; }};
           }};
+}
+
+// Logits of rows for samples, as an operator computes them: samples packed in groups, rows in blocks.
+template <typename T>
+Case topk_case(const char* name, int64_t rows, int64_t width, int64_t samples) {
+  return {name, rows * width * samples, [=] {
+            const auto& k = kernels<TopkKernels<T>>();
+            const auto weight = numbers<T>(rows * width, 1);
+            const auto x = numbers<SampleOf<T>>(samples * width, 2);
+            const auto bias = numbers<float>(rows, 3), scale = numbers<float>(rows, 4);
+            const int64_t groups = (samples + k.largest_group - 1) / k.largest_group;
+            const auto of_group = [=](int64_t g) { return std::min(k.largest_group, samples - g * k.largest_group); };
+            auto packed = std::make_shared<std::vector<std::vector<float>>>(groups);
+            auto logits = std::make_shared<std::vector<std::vector<float>>>(groups);
+            for (int64_t g = 0; g < groups; ++g) {
+              (*packed)[g].resize(k.packed_size(of_group(g), width) + 16);
+              k.pack(x.data() + g * k.largest_group * width, of_group(g), width, aligned((*packed)[g]));
+              (*logits)[g].resize(rows * k.lanes(of_group(g)));
+            }
+            std::vector<float> expanded(k.block_rows * width);
+            const auto run = [=]() mutable {
+              for (int64_t r = 0; r < rows; r += k.block_rows) {
+                const int64_t count = std::min(k.block_rows, rows - r);
+                if (k.expands && samples > 4) k.expand(weight.data() + r * width, count * width, expanded.data());
+                for (int64_t g = 0; g < groups; ++g)
+                  k.multiply(weight.data() + r * width, count, width, aligned((*packed)[g]), of_group(g),
+                             scale.data() + r, bias.data() + r, expanded.data(),
+                             (*logits)[g].data() + r * k.lanes(of_group(g)));
+              }
+            };
+            const auto result = [=] {
+              std::vector<float> out;
+              for (int64_t r = 0; r < rows; ++r)
+                for (int64_t s = 0; s < samples; ++s) {
+                  const int64_t g = s / k.largest_group;
+                  out.push_back((*logits)[g][r * k.lanes(of_group(g)) + s % k.largest_group]);
+                }
+              return out;
+            };
+            return Kernel{run, result};
+          }};
+}
+
+const std::vector<Case>& cases() {
+  static const std::vector<Case> all = {
+      product_case<float>("product_float32", 192, 128, 256, false, true),
+      product_case<BFloat16>("product_bfloat16", 192, 128, 256, false, true),
+      product_case<float>("transposed_float32", 256, 256, 128, true, false),
+      product_case<BFloat16>("transposed_bfloat16", 256, 256, 128, true, false),
+      product_case<float>("odd_float32", 61, 301, 37, false, true),
+      product_case<BFloat16>("odd_bfloat16", 61, 301, 37, false, true),
+      product_case<BFloat16>("odd_transposed_bfloat16", 61, 301, 37, true, false),
+      topk_case<float>("topk_256_float32", 256, 128, 256),
+      topk_case<BFloat16>("topk_256_bfloat16", 256, 128, 256),
+      topk_case<int8_t>("topk_256_int8", 256, 128, 256),
+      topk_case<float>("topk_1_float32", 256, 128, 1),
+      topk_case<BFloat16>("topk_1_bfloat16", 256, 128, 1),
+      topk_case<int8_t>("topk_1_int8", 256, 128, 1),
+      topk_case<float>("topk_4_float32", 256, 128, 4),
+      topk_case<BFloat16>("topk_4_bfloat16", 256, 128, 4),
+      topk_case<int8_t>("topk_4_int8", 256, 128, 4),
+  };
+  return all;
+}
+
+// Whether both levels agree but for the rounding of sums.
+bool agree(const Case& which, const char* level) {
+  use_level("scalar");
+  Kernel kernel = which.prepare();
+  kernel.run();
+  const std::vector<float> expected = kernel.result();
+  use_level(level);
+  kernel = which.prepare();
+  kernel.run();
+  const std::vector<float> result = kernel.result();
+  double largest = 0, difference = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    largest = std::max<double>(largest, std::fabs(expected[i]));
+    difference = std::max<double>(difference, std::fabs(expected[i] - result[i]));
+  }
+  std::printf("%-26s %.1e of %.1e\n", which.name.c_str(), difference, largest);
+  return difference <= 2e-6 * largest;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count == 1)
+    for (const Case& each : cases()) std::printf("%s %lld\n", each.name.c_str(), static_cast<long long>(each.products));
+  bool fine = true;
+  if (count == 2)
+    for (const Case& each : cases()) fine &= agree(each, arguments[1]);
+  if (count == 4) {
+    use_level(arguments[1]);
+    for (const Case& each : cases())
+      if (each.name == arguments[2]) {
+        Kernel kernel = each.prepare();
+        for (int times = std::atoi(arguments[3]); times > 0; --times) kernel.run();
+      }
+  }
+  return fine ? 0 : 1;
 }

@@ -72,9 +72,13 @@ inline void tiles_to_rows(Sums (&vectors)[2]) {
   }(std::make_integer_sequence<int, kLanes<double>>{});
 }
 
-// 24 of the 32 registers hold the sums of a block.
+// The sums of a block take 24 of the 32 registers. A panel of int8 numbers is a multiple of 3 wide, which is how
+// many of them the top-k makes of a sample's number.
 template <typename T>
-struct ArmTiles : TileShape<2, 8 / sizeof(T), kVectorBytes / 8, 8 / sizeof(T), 6, 4, false> {
+constexpr int64_t kArmDown = __is_same(T, int8_t) ? 4 : 6;
+
+template <typename T>
+struct ArmTiles : TileShape<2, 8 / sizeof(T), kVectorBytes / 8, 8 / sizeof(T), kArmDown<T>, 24 / kArmDown<T>, false> {
   using Type = T;
   using Sum = typename TileSum<T>::type;
   using Sums = typename ArmVectors<T>::Sums;
@@ -90,11 +94,11 @@ struct ArmTiles : TileShape<2, 8 / sizeof(T), kVectorBytes / 8, 8 / sizeof(T), 6
   template <int64_t Down, int64_t Across>
   static void add_step(const T* left, const T* right, Sums (&sums)[Down][Across / 2][2]) {
     Numbers numbers[Across];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int64_t j = 0; j < Across; ++j)
       numbers[j] = load_vector<Numbers>(right + j * kVectorBytes / sizeof(T));
     const auto add_tile = [&](int64_t i, Numbers tile) {
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int64_t j = 0; j < Across; ++j)
         sums[i][j / 2][j % 2] = ArmVectors<T>::add_product(sums[i][j / 2][j % 2], tile, numbers[j]);
     };
@@ -113,7 +117,7 @@ struct ArmTiles : TileShape<2, 8 / sizeof(T), kVectorBytes / 8, 8 / sizeof(T), 6
   static void store(Sums (&sums)[Down][Across / 2][2], Sum* out, int64_t stride) {
 #pragma GCC unroll 6
     for (int64_t i = 0; i < Down; ++i, out += 2 * stride)
-#pragma GCC unroll 2
+#pragma GCC unroll 3
       for (int64_t j = 0; j < Across / 2; ++j) {
         tiles_to_rows(sums[i][j]);
 #pragma GCC unroll 2

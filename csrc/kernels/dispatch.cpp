@@ -32,6 +32,14 @@ extern const TileTables tables;
 namespace neon {
 extern const Kernels table;
 }
+namespace neon_bf16 {
+extern const Kernels table;
+}
+#ifdef TORCH_LSH_SVE256
+namespace sve256 {
+extern const Kernels table;
+}
+#endif
 #endif
 
 namespace {
@@ -78,6 +86,14 @@ class Choice {
     runnable_ += (runnable_.empty() ? "" : ", ") + std::string(name);
   }
 
+  void offer_unless(const std::string& reason, const char* name, const Kernels* table) {
+    if (reason.empty()) {
+      offer(name, table);
+    } else {
+      refuse(name, reason);
+    }
+  }
+
   void refuse(const char* name, const std::string& reason) {
     if (is(name)) reason_ = " (" + reason + ")";
   }
@@ -118,6 +134,12 @@ const Kernels* choose(const char* wanted) {
   if (has_avx512) choice.offer("avx512", &avx512::table);
   if (has_avx2) choice.offer("avx2", &avx2::table);
 #elif defined(__aarch64__)
+#ifdef TORCH_LSH_SVE256
+  choice.offer_unless(why_no_sve256(), "sve256", &sve256::table);
+#else
+  choice.refuse("sve256", "torch_lsh was compiled without it");
+#endif
+  choice.offer_unless(why_no_neon_bf16(), "neon_bf16", &neon_bf16::table);
   choice.offer("neon", &neon::table);
 #endif
   choice.offer("scalar", &scalar::table);

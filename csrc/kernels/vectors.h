@@ -58,6 +58,39 @@ inline float to_float(int8_t value) {
   return value;
 }
 
+#ifdef TORCH_LSH_BF16_DOT
+// Pairs of bfloat16 numbers. The products of both are added to a sum.
+using Pairs = Vector<int32_t>;
+
+inline Vector<float> add_pairs(Vector<float> sum, Pairs a, Pairs b) {
+#if TORCH_LSH_VECTOR_BYTES == 64
+  return (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#elif TORCH_LSH_VECTOR_BYTES == 32
+  typedef svbfloat16_t Numbers __attribute__((arm_sve_vector_bits(256)));
+  return svbfdot_f32(sum, (Numbers)a, (Numbers)b);
+#else
+  return (Vector<float>)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)a, (bfloat16x8_t)b);
+#endif
+}
+
+// The first `count` numbers of a vector of pairs, zeros after them.
+inline Pairs load_first_pairs(const BFloat16* from, int64_t count) {
+#if TORCH_LSH_VECTOR_BYTES == 64
+  return (Pairs)_mm512_maskz_loadu_epi16((uint32_t{1} << count) - 1, from);
+#else
+  Pairs pairs{};
+  __builtin_memcpy(&pairs, from, static_cast<size_t>(count) * sizeof(BFloat16));
+  return pairs;
+#endif
+}
+
+inline Pairs same_pairs(const BFloat16* from) {
+  int32_t pair;
+  __builtin_memcpy(&pair, from, sizeof(pair));
+  return pair - Pairs{};
+}
+#endif
+
 // The first numbers of a vector, as many as fit when each is twice as wide. Compilers widen the numbers of
 // whole registers only; of the half that is dropped nothing is left in the code.
 template <typename Wide, typename V>

@@ -9,6 +9,8 @@
 #pragma GCC optimize("no-schedule-insns")
 #endif
 #define TORCH_LSH_LEVEL sve256
+#define TORCH_LSH_BF16_DOT
+#define TORCH_LSH_ARM_TILES
 #define TORCH_LSH_VECTOR_BYTES 32
 #define TORCH_LSH_TILE_ROWS 12
 #include "kernels/levels/level.h"
