@@ -127,8 +127,8 @@ Case topk_case(const char* name, int64_t rows, int64_t width, int64_t samples) {
 
 const std::vector<Case>& cases() {
   static const std::vector<Case> all = {
-      product_case<float>("product_float32", 192, 128, 256, false, true),
-      product_case<BFloat16>("product_bfloat16", 192, 128, 256, false, true),
+      product_case<float>("product_float32", 576, 128, 256, false, true),
+      product_case<BFloat16>("product_bfloat16", 576, 128, 256, false, true),
       product_case<float>("transposed_float32", 256, 256, 128, true, false),
       product_case<BFloat16>("transposed_bfloat16", 256, 256, 128, true, false),
       product_case<float>("odd_float32", 61, 301, 37, false, true),
