@@ -2,6 +2,8 @@
 //   kernels LEVEL KERNEL TIMES    runs it TIMES times
 //   kernels LEVEL                 compares all kernels with those of the scalar level
 //   kernels                       prints the names of the kernels and their multiply-adds
+#include "kernels/kernels.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -13,8 +15,6 @@
 #include <string>
 #include <type_traits>
 #include <vector>
-
-#include "kernels/kernels.h"
 
 using namespace torch_lsh;
 
@@ -60,7 +60,8 @@ struct Case {
   std::function<Kernel()> prepare;  // for the level in use
 };
 
-// a [rows, depth] · b [depth, columns], as an operator multiplies them: b packed, then tasks of some rows of a.
+// a [rows, depth] · b [depth, columns], as an operator multiplies them: b packed, then tasks of some rows of
+// a.
 template <typename T>
 Case product_case(const char* name, int64_t rows, int64_t depth, int64_t columns, bool a_transposed,
                   bool b_transposed) {
@@ -73,12 +74,12 @@ Case product_case(const char* name, int64_t rows, int64_t depth, int64_t columns
             auto out = std::make_shared<std::vector<float>>(rows * columns);
             const auto run = [=]() mutable {
               for (int64_t panel = 0; panel < panels; ++panel)
-                k.pack_panel(b.data(), b_transposed ? 1 : columns, b_transposed ? depth : 1, depth, columns, panel,
-                             0, depth, packed.data());
+                k.pack_panel(b.data(), b_transposed ? 1 : columns, b_transposed ? depth : 1, depth, columns,
+                             panel, 0, depth, packed.data());
               const int64_t a_row = a_transposed ? 1 : depth, a_col = a_transposed ? rows : 1;
               for (int64_t r = 0; r < rows; r += k.task_rows)
-                k.product(a.data() + r * a_row, a_row, a_col, std::min(k.task_rows, rows - r), depth, packed.data(),
-                          columns, bias.data() + r, false, out->data() + r * columns, columns);
+                k.product(a.data() + r * a_row, a_row, a_col, std::min(k.task_rows, rows - r), depth,
+                          packed.data(), columns, bias.data() + r, false, out->data() + r * columns, columns);
             };
             return Kernel{run, [=] { return *out; }};
           }};
@@ -93,7 +94,9 @@ Case topk_case(const char* name, int64_t rows, int64_t width, int64_t samples) {
             const auto x = numbers<SampleOf<T>>(samples * width, 2);
             const auto bias = numbers<float>(rows, 3), scale = numbers<float>(rows, 4);
             const int64_t groups = (samples + k.largest_group - 1) / k.largest_group;
-            const auto of_group = [=](int64_t g) { return std::min(k.largest_group, samples - g * k.largest_group); };
+            const auto of_group = [=](int64_t g) {
+              return std::min(k.largest_group, samples - g * k.largest_group);
+            };
             auto packed = std::make_shared<std::vector<std::vector<float>>>(groups);
             auto logits = std::make_shared<std::vector<std::vector<float>>>(groups);
             for (int64_t g = 0; g < groups; ++g) {
@@ -105,7 +108,8 @@ Case topk_case(const char* name, int64_t rows, int64_t width, int64_t samples) {
             const auto run = [=]() mutable {
               for (int64_t r = 0; r < rows; r += k.block_rows) {
                 const int64_t count = std::min(k.block_rows, rows - r);
-                if (k.expands && samples > 4) k.expand(weight.data() + r * width, count * width, expanded.data());
+                if (k.expands && samples > 4)
+                  k.expand(weight.data() + r * width, count * width, expanded.data());
                 for (int64_t g = 0; g < groups; ++g)
                   k.multiply(weight.data() + r * width, count, width, aligned((*packed)[g]), of_group(g),
                              scale.data() + r, bias.data() + r, expanded.data(),
@@ -143,6 +147,12 @@ const std::vector<Case>& cases() {
       topk_case<float>("topk_4_float32", 256, 128, 4),
       topk_case<BFloat16>("topk_4_bfloat16", 256, 128, 4),
       topk_case<int8_t>("topk_4_int8", 256, 128, 4),
+      topk_case<float>("topk_2_float32", 256, 128, 2),
+      topk_case<BFloat16>("topk_2_bfloat16", 256, 128, 2),
+      topk_case<int8_t>("topk_2_int8", 256, 128, 2),
+      topk_case<int8_t>("topk_odd_int8", 259, 101, 70),
+      topk_case<BFloat16>("topk_odd_bfloat16", 259, 101, 70),
+      topk_case<int8_t>("topk_odd_1_int8", 259, 101, 1),
   };
   return all;
 }
@@ -170,7 +180,8 @@ bool agree(const Case& which, const char* level) {
 
 int main(int count, char** arguments) {
   if (count == 1)
-    for (const Case& each : cases()) std::printf("%s %lld\n", each.name.c_str(), static_cast<long long>(each.products));
+    for (const Case& each : cases())
+      std::printf("%s %lld\n", each.name.c_str(), static_cast<long long>(each.products));
   bool fine = true;
   if (count == 2)
     for (const Case& each : cases()) fine &= agree(each, arguments[1]);

@@ -1,7 +1,7 @@
-// Tiles of Arm's matrix instructions (FEAT_BF16, FEAT_I8MM). BFMMLA multiplies 2 x 4 numbers by 4 x 2, SMMLA 2 x 8
-// by 8 x 2, in vectors of 16 bytes. SVE does so in each 16 bytes of its longer vectors: a left tile is in all of
-// them, and a right tile has two columns for each. Compiled once per instruction set: include only from
-// kernels/levels/*.cpp.
+// Tiles of Arm's matrix instructions (FEAT_BF16, FEAT_I8MM). BFMMLA multiplies 2 x 4 numbers by 4 x 2, SMMLA
+// 2 x 8 by 8 x 2, in vectors of 16 bytes. SVE does so in each 16 bytes of its longer vectors: a left tile is
+// in all of them, and a right tile has two columns for each. Compiled once per instruction set: include only
+// from kernels/levels/*.cpp.
 #pragma once
 
 #include <arm_neon.h>
@@ -16,7 +16,8 @@
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-// Vectors of sums and of numbers, and the instructions. load_left reads 16 bytes, once for each 16 of a vector.
+// Vectors of sums and of numbers, and the instructions. load_left reads 16 bytes, once for each 16 of a
+// vector.
 template <typename T>
 struct ArmVectors;
 
@@ -60,8 +61,8 @@ struct ArmVectors<int8_t> {
 };
 #endif
 
-// The instructions keep a tile's two rows side by side, two columns at a time: {row 0, row 1, row 0, row 1, ...}.
-// Makes two rows of two such tiles.
+// The instructions keep a tile's two rows side by side, two columns at a time: {row 0, row 1, row 0, row 1,
+// ...}. Makes two rows of two such tiles.
 template <typename Sums>
 inline void tiles_to_rows(Sums (&vectors)[2]) {
   using ColumnPairs = Vector<double>;
@@ -72,13 +73,14 @@ inline void tiles_to_rows(Sums (&vectors)[2]) {
   }(std::make_integer_sequence<int, kLanes<double>>{});
 }
 
-// The sums of a block take 24 of the 32 registers. A panel of int8 numbers is a multiple of 3 wide, which is how
-// many of them the top-k makes of a sample's number.
+// The sums of a block take 24 of the 32 registers. A panel of int8 numbers is a multiple of 3 wide, which is
+// how many of them the top-k makes of a sample's number.
 template <typename T>
 constexpr int64_t kArmDown = __is_same(T, int8_t) ? 4 : 6;
 
 template <typename T>
-struct ArmTiles : TileShape<2, 8 / sizeof(T), kVectorBytes / 8, 8 / sizeof(T), kArmDown<T>, 24 / kArmDown<T>, false> {
+struct ArmTiles
+    : TileShape<2, 8 / sizeof(T), kVectorBytes / 8, 8 / sizeof(T), kArmDown<T>, 24 / kArmDown<T>, false> {
   using Type = T;
   using Sum = typename TileSum<T>::type;
   using Sums = typename ArmVectors<T>::Sums;

@@ -74,8 +74,9 @@ bool prefers_bfloat16_pairs() {
 namespace {
 
 // Bits of the auxiliary vector that older kernel headers do not name.
-constexpr unsigned long kSve = 1ul << 22;                                                // AT_HWCAP
-constexpr unsigned long kSveInt8 = 1ul << 9, kSveBFloat16 = 1ul << 12, kInt8 = 1ul << 13, kBFloat16 = 1ul << 14;
+constexpr unsigned long kSve = 1ul << 22;  // AT_HWCAP
+constexpr unsigned long kSveInt8 = 1ul << 9, kSveBFloat16 = 1ul << 12, kInt8 = 1ul << 13,
+                        kBFloat16 = 1ul << 14;
 
 bool has(unsigned long type, unsigned long features) {
   return (getauxval(type) & features) == features;

@@ -49,8 +49,8 @@ struct TileProduct {
   // What is a word when numbers that are multiplied together stay together: 16 x 16 of them make a tile.
   static constexpr bool kTransposes =
       kTogether * sizeof(T) == 4 && kRows == 16 && Tiles::kColumns == 16 && kDepth == 16 * kTogether;
-  // Whether all of a tile's depth is together. Then left and right tiles look alike, and those of a block that
-  // are next to each other are packed at once.
+  // Whether all of a tile's depth is together. Then left and right tiles look alike, and those of a block
+  // that are next to each other are packed at once.
   static constexpr bool kStrips = kTogether == kDepth;
   static_assert(kBlockDepth % kDepth == 0 && kPackRows % kDepth == 0);
 

@@ -105,7 +105,8 @@ inline void dot_few(const BFloat16* __restrict row, int64_t width, const BFloat1
   Vector<float> sum[Samples] = {};
   const auto add = [&](Pairs w, int64_t i) {
 #pragma GCC unroll 4
-    for (int64_t s = 0; s < Samples; ++s) sum[s] = add_pairs(sum[s], w, load_vector<Pairs>(x + s * stride + i));
+    for (int64_t s = 0; s < Samples; ++s)
+      sum[s] = add_pairs(sum[s], w, load_vector<Pairs>(x + s * stride + i));
   };
   int64_t i = 0;
   for (; i + lanes <= width; i += lanes) add(load_vector<Pairs>(row + i), i);

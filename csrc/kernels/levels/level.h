@@ -16,9 +16,8 @@
 #include "kernels/softmax.h"
 #include "kernels/topk.h"
 #ifdef TORCH_LSH_ARM_TILES
-#include "kernels/arm_tiles.h"
+#include "kernels/arm_topk.h"
 #include "kernels/tile_product.h"
-#include "kernels/tile_topk.h"
 #endif
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
@@ -36,8 +35,8 @@ constexpr Kernels make_kernels() {
   fill(static_cast<KernelTables&>(kernels));
 #ifdef TORCH_LSH_ARM_TILES
   fill_product<ArmTiles<BFloat16>>(kernels);
-  fill_topk<BFloat16TileTopk<ArmTiles<BFloat16>>>(static_cast<TopkKernels<BFloat16>&>(kernels));
-  fill_topk<Int8TileTopk<ArmTiles<int8_t>>>(static_cast<TopkKernels<int8_t>&>(kernels));
+  fill_topk<ArmTopk<BFloat16>>(static_cast<TopkKernels<BFloat16>&>(kernels));
+  fill_topk<ArmTopk<int8_t>>(static_cast<TopkKernels<int8_t>&>(kernels));
 #endif
   kernels.name = TORCH_LSH_STRING(TORCH_LSH_LEVEL);
 #ifdef TORCH_LSH_BF16_DOT

@@ -1,5 +1,5 @@
-// AArch64 with SVE whose vectors have 256 bits, and its products of tiles (Graviton3). The length is a constant
-// of this file: the build passes -msve-vector-bits=256 along with TORCH_LSH_SVE256.
+// AArch64 with SVE whose vectors have 256 bits, and its products of tiles (Graviton3). The length is a
+// constant of this file: the build passes -msve-vector-bits=256 along with TORCH_LSH_SVE256.
 #if defined(__aarch64__) && defined(TORCH_LSH_SVE256)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("sve,bf16,i8mm,dotprod"))), apply_to = function)
