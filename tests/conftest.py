@@ -16,7 +16,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def _runnable_levels() -> list[str]:
     levels = []
-    for level in ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16", "amx_emulated", "neon"):
+    for level in ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16", "amx_emulated", "neon", "neon_bf16", "sve256"):
         try:
             ops.use_simd_level(level)
             levels.append(level)
