@@ -26,6 +26,23 @@ BFloat16 rounded(float value) {
   return {static_cast<uint16_t>((bits + 0x8000) >> 16)};
 }
 
+float as_float(float value) {
+  return value;
+}
+float as_float(BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+template <typename T>
+std::vector<float> as_floats(const std::vector<T>& values) {
+  std::vector<float> result;
+  for (const T value : values) result.push_back(as_float(value));
+  return result;
+}
+
 // Numbers from -1 to 1, or all of int8.
 template <typename T>
 std::vector<T> numbers(int64_t count, unsigned seed) {
@@ -129,6 +146,36 @@ Case topk_case(const char* name, int64_t rows, int64_t width, int64_t samples) {
           }};
 }
 
+// Copies of rows in another type. A number that is copied counts as a product.
+template <typename From, typename To>
+Case gather_case(const char* name, int64_t rows, int64_t width) {
+  return {name, rows * width, [=] {
+            const auto table = numbers<From>(rows * width, 1);
+            std::vector<int64_t> order(rows);
+            for (int64_t r = 0; r < rows; ++r) order[r] = rows - 1 - r;
+            auto out = std::make_shared<std::vector<To>>(rows * width);
+            const auto run = [=] {
+              kernels<GatherKernels<From, To>>().gather(table.data(), order.data(), rows, width, out->data());
+            };
+            return Kernel{run, [=] { return as_floats(*out); }};
+          }};
+}
+
+// Products of a sample with rows.
+template <typename T>
+Case dot_case(const char* name, int64_t rows, int64_t width) {
+  return {name, rows * width, [=] {
+            const auto table = numbers<T>(rows * width, 1), x = numbers<T>(width, 2);
+            std::vector<int64_t> order(rows);
+            for (int64_t r = 0; r < rows; ++r) order[r] = rows - 1 - r;
+            auto out = std::make_shared<std::vector<T>>(rows);
+            const auto run = [=] {
+              kernels<DotKernels<T>>().dot_rows(x.data(), table.data(), order.data(), rows, width, out->data());
+            };
+            return Kernel{run, [=] { return as_floats(*out); }};
+          }};
+}
+
 const std::vector<Case>& cases() {
   static const std::vector<Case> all = {
       product_case<float>("product_float32", 576, 128, 256, false, true),
@@ -153,6 +200,12 @@ const std::vector<Case>& cases() {
       topk_case<int8_t>("topk_odd_int8", 259, 101, 70),
       topk_case<BFloat16>("topk_odd_bfloat16", 259, 101, 70),
       topk_case<int8_t>("topk_odd_1_int8", 259, 101, 1),
+      dot_case<float>("dot_float32", 256, 131),
+      dot_case<BFloat16>("dot_bfloat16", 256, 131),
+      gather_case<float, float>("gather_float32", 256, 131),
+      gather_case<float, BFloat16>("gather_float32_bfloat16", 256, 131),
+      gather_case<BFloat16, BFloat16>("gather_bfloat16", 256, 131),
+      gather_case<BFloat16, float>("gather_bfloat16_float32", 256, 131),
   };
   return all;
 }
