@@ -170,7 +170,8 @@ Case dot_case(const char* name, int64_t rows, int64_t width) {
             for (int64_t r = 0; r < rows; ++r) order[r] = rows - 1 - r;
             auto out = std::make_shared<std::vector<T>>(rows);
             const auto run = [=] {
-              kernels<DotKernels<T>>().dot_rows(x.data(), table.data(), order.data(), rows, width, out->data());
+              kernels<DotKernels<T>>().dot_rows(x.data(), table.data(), order.data(), rows, width,
+                                                out->data());
             };
             return Kernel{run, [=] { return as_floats(*out); }};
           }};

@@ -61,6 +61,15 @@ struct ArmVectors<int8_t> {
 };
 #endif
 
+// The first, or last, halves of two vectors, their elements in turns.
+template <bool Last, typename V>
+inline V zip(V a, V b) {
+  constexpr int kElements = sizeof(V) / sizeof(a[0]);
+  return [&]<int... I>(std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, ((Last * kElements + I) / 2 + I % 2 * kElements)...);
+  }(std::make_integer_sequence<int, kElements>{});
+}
+
 // The instructions keep a tile's two rows side by side, two columns at a time: {row 0, row 1, row 0, row 1,
 // ...}. Makes two rows of two such tiles.
 template <typename Sums>
@@ -91,6 +100,30 @@ struct ArmTiles
     Session() {}
     ~Session() {}
   };
+
+  // to[Width, 4] of from[i + k * along].
+  template <int64_t Width>
+  static void transpose(const T* from, int64_t along, T* to)
+    requires(sizeof(T) == 2)
+  {
+    using Halves = Vector<uint16_t>;
+    using Words = Vector<uint32_t>;
+    constexpr int64_t kLanes = sizeof(Halves) / sizeof(T);
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < Width; i += kLanes) {
+      const int64_t count = Width - i < kLanes ? Width - i : kLanes;
+      Halves rows[4];
+#pragma GCC unroll 4
+      for (int64_t k = 0; k < 4; ++k)
+        rows[k] = count < kLanes ? load_first<Halves>(from + i + k * along, count)
+                                 : load_vector<Halves>(from + i + k * along);
+      const auto first = (Words)zip<false>(rows[0], rows[1]), third = (Words)zip<false>(rows[2], rows[3]);
+      const auto second = (Words)zip<true>(rows[0], rows[1]), fourth = (Words)zip<true>(rows[2], rows[3]);
+      const Words columns[4] = {zip<false>(first, third), zip<true>(first, third), zip<false>(second, fourth),
+                                zip<true>(second, fourth)};
+      __builtin_memcpy(to + 4 * i, columns, static_cast<size_t>(4 * count) * sizeof(T));
+    }
+  }
 
   // sums[i][j / 2][j % 2] += left tile i · right tile j
   template <int64_t Down, int64_t Across>

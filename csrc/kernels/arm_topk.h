@@ -71,12 +71,7 @@ struct OneInt8Topk {
     };
     int64_t i = 0;
     for (; i + kVectorBytes <= width; i += kVectorBytes) add(i, load_vector<Bytes, int8_t>);
-    if (i < width)
-      add(i, [&](const int8_t* from) {
-        Bytes bytes{};
-        __builtin_memcpy(&bytes, from, static_cast<size_t>(width - i));
-        return bytes;
-      });
+    if (i < width) add(i, [&](const int8_t* from) { return load_first<Bytes>(from, width - i); });
 #pragma GCC unroll 4
     for (int64_t r = 0; r < Rows; ++r) {
       const float joined = static_cast<float>(add_lanes(sums[r][0])) * 65536.0f +

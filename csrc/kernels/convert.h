@@ -78,7 +78,8 @@ inline int64_t round_vectors(const float* from, int64_t count, BFloat16* to) {
     const auto rounded = svcvt_bf16_f32_x(svptrue_b32(), svld1_f32(svptrue_b32(), from + i));
     svst1h_u32(svptrue_b32(), &to[i].bits, svreinterpret_u32_bf16(rounded));  // the low half of each word
 #else
-    const auto rounded = vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(vld1q_f32(from + i)), vld1q_f32(from + i + 4));
+    const auto rounded =
+        vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(vld1q_f32(from + i)), vld1q_f32(from + i + 4));
     __builtin_memcpy(to + i, &rounded, sizeof(rounded));
 #endif
   }

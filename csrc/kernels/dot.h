@@ -45,7 +45,8 @@ inline float dot(const BFloat16* a, const BFloat16* b, int64_t width) {
   for (; i + kSums * kVector <= width; i += kSums * kVector)
 #pragma GCC unroll 4
     for (int64_t v = 0; v < kSums; ++v)
-      sum[v] = add_pairs(sum[v], load_vector<Pairs>(a + i + v * kVector), load_vector<Pairs>(b + i + v * kVector));
+      sum[v] =
+          add_pairs(sum[v], load_vector<Pairs>(a + i + v * kVector), load_vector<Pairs>(b + i + v * kVector));
   for (; i + kVector <= width; i += kVector)
     sum[0] = add_pairs(sum[0], load_vector<Pairs>(a + i), load_vector<Pairs>(b + i));
   if (i < width)

@@ -83,14 +83,13 @@ struct TileProduct {
 #pragma GCC unroll 24
       for (int64_t i = 0; i < Width; ++i)
         __builtin_memcpy(to + i * kDepth, from + i * across, kDepth * sizeof(T));
-    } else if (whole && across == 1) {
-      for (int64_t i = 0; i < Width; ++i)
-        for (int64_t k = 0; k < kDepth; ++k) to[i * kDepth + k] = from[i + k * along];
-    } else {
-      for (int64_t i = 0; i < Width; ++i)
-        for (int64_t k = 0; k < kDepth; ++k)
-          to[i * kDepth + k] = i < count && k < depth ? from[i * across + k * along] : T{};
+      return;
     }
+    if constexpr (requires { Tiles::template transpose<Width>(from, along, to); })
+      if (whole && across == 1) return Tiles::template transpose<Width>(from, along, to);
+    for (int64_t i = 0; i < Width; ++i)
+      for (int64_t k = 0; k < kDepth; ++k)
+        to[i * kDepth + k] = i < count && k < depth ? from[i * across + k * along] : T{};
   }
 
   // A left tile to[kRows, kDepth] of a[r * a_row + k * a_col] for r < rows and k < depth, zeros beyond.
@@ -191,9 +190,15 @@ struct TileProduct {
   // What the products are added to: what is there, or the bias of each row (null: zeros).
   static void start(const Sum* bias, bool first, int64_t rows, int64_t columns, const Sum* out,
                     int64_t stride, Sum* sums, int64_t sums_stride) {
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < columns; ++c)
-        sums[r * sums_stride + c] = !first ? out[r * stride + c] : bias == nullptr ? Sum(0) : bias[r];
+    for (int64_t r = 0; r < rows; ++r) {
+      Sum* const row = sums + r * sums_stride;
+      if (first) {
+        const Sum value = bias == nullptr ? Sum(0) : bias[r];
+        for (int64_t c = 0; c < columns; ++c) row[c] = value;
+      } else {
+        __builtin_memcpy(row, out + r * stride, static_cast<size_t>(columns) * sizeof(Sum));
+      }
+    }
   }
 
   // A block of the result, of up to kBlockRows rows and kPanelWidth columns.
@@ -202,7 +207,7 @@ struct TileProduct {
     const int64_t down = (rows + kRows - 1) / kRows;
     if (rows == down * kRows && columns == kPanelWidth) {
       const bool biased = first && bias != nullptr;
-      if (biased) start(bias, first, rows, columns, out, stride, out, stride);
+      if (biased) start(bias, first, rows, kPanelWidth, out, stride, out, stride);
       multiply(down, left, panel, steps, biased || !first, out, stride);
       return;
     }

@@ -42,6 +42,31 @@ inline V load_vector(const T* from) {
   return vector;
 }
 
+#ifdef TORCH_LSH_ARM_TILES
+// A vector of the first `count` numbers, fewer than it has, and zeros.
+template <typename V, typename T>
+inline V load_first(const T* from, int64_t count) {
+#if TORCH_LSH_VECTOR_BYTES == 32
+  typedef svuint8_t Bytes __attribute__((arm_sve_vector_bits(256)));
+  const auto wanted = svwhilelt_b8_s64(0, count * static_cast<int64_t>(sizeof(T)));
+  return (V)(Bytes)svld1_u8(wanted, reinterpret_cast<const uint8_t*>(from));
+#else
+  // In pieces of constant sizes, which are a load and a store each.
+  uint8_t bytes[16] = {}, *to = bytes;
+  const auto copy = [&](int64_t size) {
+    if ((count * static_cast<int64_t>(sizeof(T)) & size) == 0) return;
+    __builtin_memcpy(to, from, static_cast<size_t>(size));
+    to += size, from += size / static_cast<int64_t>(sizeof(T));
+  };
+  copy(8);
+  copy(4);
+  copy(2);
+  if constexpr (sizeof(T) == 1) copy(1);
+  return load_vector<V>(bytes);
+#endif
+}
+#endif
+
 // What numbers of type T are multiplied as, and packed as before.
 template <typename T, typename Sum>
 struct Operand {
@@ -73,14 +98,11 @@ inline Vector<float> add_pairs(Vector<float> sum, Pairs a, Pairs b) {
 #endif
 }
 
-// The first `count` numbers of a vector of pairs, zeros after them.
 inline Pairs load_first_pairs(const BFloat16* from, int64_t count) {
 #if TORCH_LSH_VECTOR_BYTES == 64
   return (Pairs)_mm512_maskz_loadu_epi16((uint32_t{1} << count) - 1, from);
 #else
-  Pairs pairs{};
-  __builtin_memcpy(&pairs, from, static_cast<size_t>(count) * sizeof(BFloat16));
-  return pairs;
+  return load_first<Pairs>(from, count);
 #endif
 }
 
