@@ -1,6 +1,6 @@
+// Chooses the instruction set at run time.
 #include <atomic>
 #include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -100,8 +100,8 @@ class Choice {
 
   const Kernels* found() const {
     if (found_ != nullptr) return found_;
-    throw std::runtime_error("torch_lsh: instruction set '" + wanted_ +
-                             "' was asked for (TORCH_LSH_SIMD); this CPU runs " + runnable_ + reason_);
+    throw std::runtime_error("torch_lsh: instruction set (TORCH_LSH_SIMD) is '" + wanted_ +
+                             "'; wanted one that this CPU supports: " + runnable_ + reason_);
   }
 
  private:
@@ -109,10 +109,10 @@ class Choice {
   const Kernels* found_ = nullptr;
 };
 
-// The level called `wanted`, or the best one when `wanted` is null or empty.
+// The level named `wanted`, or the best supported one if null or empty.
 const Kernels* choose(const char* wanted) {
   Choice choice(wanted);
-  // Best first; the last one always runs.
+  // Best first; the last one runs on every CPU.
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&

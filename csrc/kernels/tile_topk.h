@@ -222,7 +222,6 @@ constexpr void fill_topk(TopkKernels<T>& table) {
   table = {.largest_group = kTileTopkGroup,
            .block_rows = kTileTopkRows,
            .vector = kLanes<float>,
-           .expands = false,
            .lanes = Topk::lanes,
            .packed_size = Topk::packed_size,
            .pack = Topk::pack,

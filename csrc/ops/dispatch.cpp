@@ -1,4 +1,4 @@
-// simd_level, use_simd_level: which instruction set the kernels run on.
+// simd_level, use_simd_level, multiplies_bfloat16: the instruction set of the kernels.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -11,6 +11,9 @@ namespace {
 std::string simd_level() {
   return kernels().name;
 }
+bool multiplies_bfloat16() {
+  return kernels().multiplies_bfloat16;
+}
 void use_simd_level(const std::string& level) {
   use_level(level.c_str());
 }
@@ -19,6 +22,7 @@ void use_simd_level(const std::string& level) {
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CompositeExplicitAutograd, m) {
   m.impl("simd_level", TORCH_BOX(&simd_level));
+  m.impl("multiplies_bfloat16", TORCH_BOX(&multiplies_bfloat16));
   m.impl("use_simd_level", TORCH_BOX(&use_simd_level));
 }
 

@@ -303,6 +303,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "sampled_softmax_loss": _sampled_softmax_loss,
     "sampled_softmax_loss_backward": _sampled_softmax_loss_backward,
     "select_rows": _select_rows,
+    "multiplies_bfloat16": lambda: [Sample((), has_fake=False, has_twin=False)],
     "simd_level": lambda: [Sample((), has_fake=False, has_twin=False)],
     "simhash_codes": _simhash_codes,
     "simhash_products": _simhash_products,

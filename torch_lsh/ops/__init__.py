@@ -6,7 +6,7 @@ again in plain PyTorch.
 """
 
 from .count_touches import count_touches_
-from .dispatch import simd_level, use_simd_level
+from .dispatch import multiplies_bfloat16, simd_level, use_simd_level
 from .embedding_bag import coalesce_rows, embedding_bag, embedding_bag_backward, embedding_bag_values_backward
 from .gather import gather_rows
 from .hadamard import cross_polytope_codes, hadamard_codes, hadamard_products
@@ -52,6 +52,7 @@ __all__ = [
     "linear_softmax_loss",
     "linear_softmax_loss_backward",
     "linear_topk",
+    "multiplies_bfloat16",
     "nearest_rows",
     "parse_xmc",
     "positive_sums",

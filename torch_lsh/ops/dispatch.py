@@ -7,9 +7,21 @@ from .declaration import NeedsData, operator
 
 @operator
 def simd_level() -> str:
-    """The instruction set in use: ``"avx512_bf16"``, ``"avx512"``, ``"avx2"``, ``"neon"`` or ``"scalar"``.
+    """The instruction set in use: ``"amx_bf16"``, ``"avx512_bf16"``, ``"avx512"``, ``"avx2"``, ``"neon"`` or ``"scalar"``.
 
-    >>> simd_level() in {"avx512_bf16", "avx512", "avx2", "neon", "scalar"}
+    >>> simd_level() in {"amx_bf16", "avx512_bf16", "avx512", "avx2", "neon", "scalar"}
+    True
+    """
+    raise NeedsData
+
+
+@operator
+def multiplies_bfloat16() -> bool:
+    """Whether operators multiply bfloat16 numbers as such, which rounds the other operand to bfloat16.
+
+    Else this CPU multiplies float32 numbers as fast, and operators take bfloat16 numbers as float32.
+
+    >>> multiplies_bfloat16() in {True, False}
     True
     """
     raise NeedsData
@@ -20,7 +32,8 @@ def use_simd_level(level: str) -> None:
     """Switches all kernels to another instruction set, for tests and benchmarks.
 
     Args:
-        level: one of those of :func:`simd_level`; ``""``: the best one of this CPU.
+        level: one of those of :func:`simd_level`; ``""``: the best one of this CPU; ``"amx_emulated"``: the kernels of
+            ``"amx_bf16"`` on any CPU, slowly, for tests.
 
     Raises:
         RuntimeError: this CPU does not run ``level``.

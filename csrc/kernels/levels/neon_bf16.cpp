@@ -10,7 +10,7 @@
 #endif
 #define TORCH_LSH_LEVEL neon_bf16
 #define TORCH_LSH_BF16_DOT
-#define TORCH_LSH_ARM_TILES
+#define TORCH_LSH_ARM_BF16
 #define TORCH_LSH_VECTOR_BYTES 16
 #define TORCH_LSH_TILE_ROWS 12
 #include "kernels/levels/level.h"
