@@ -7,9 +7,13 @@ from .declaration import NeedsData, operator
 
 @operator
 def simd_level() -> str:
-    """The instruction set in use: ``"amx_bf16"``, ``"avx512_bf16"``, ``"avx512"``, ``"avx2"``, ``"neon"`` or ``"scalar"``.
+    """The instruction set in use.
 
-    >>> simd_level() in {"amx_bf16", "avx512_bf16", "avx512", "avx2", "neon", "scalar"}
+    ``"amx_bf16"``, ``"avx512_bf16"``, ``"avx512"`` or ``"avx2"`` on x86, ``"sve256"``, ``"neon_bf16"`` or ``"neon"`` on
+    AArch64, or ``"scalar"``.
+
+    >>> x86, aarch64 = {"amx_bf16", "avx512_bf16", "avx512", "avx2"}, {"sve256", "neon_bf16", "neon"}
+    >>> simd_level() in x86 | aarch64 | {"scalar"}
     True
     """
     raise NeedsData

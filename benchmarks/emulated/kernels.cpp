@@ -125,7 +125,7 @@ Case topk_case(const char* name, int64_t rows, int64_t width, int64_t samples) {
             const auto run = [=]() mutable {
               for (int64_t r = 0; r < rows; r += k.block_rows) {
                 const int64_t count = std::min(k.block_rows, rows - r);
-                if (k.expands && samples > 4)
+                if (k.expand != nullptr && samples > 4)
                   k.expand(weight.data() + r * width, count * width, expanded.data());
                 for (int64_t g = 0; g < groups; ++g)
                   k.multiply(weight.data() + r * width, count, width, aligned((*packed)[g]), of_group(g),
