@@ -140,6 +140,12 @@ template <typename Sum>
 inline Vector<Sum> load_as(const Sum* from) {
   return load_vector<Vector<Sum>>(from);
 }
+#if TORCH_LSH_VECTOR_BYTES == 16 && !defined(__clang__)
+template <typename Sum>
+inline Vector<float> load_as(const BFloat16* from) {
+  return (Vector<float>)vshll_n_u16(load_vector<uint16x4_t>(from), 16);
+}
+#else
 template <typename Sum>
 inline Vector<float> load_as(const BFloat16* from) {
 #if TORCH_LSH_VECTOR_BYTES == 64
@@ -155,6 +161,7 @@ inline Vector<float> load_as(const BFloat16* from) {
 #endif
   return (Vector<float>)(bits << 16);
 }
+#endif
 template <typename Sum>
 inline Vector<float> load_as(const int8_t* from) {
 #if TORCH_LSH_VECTOR_BYTES == 64
