@@ -177,6 +177,91 @@ Case dot_case(const char* name, int64_t rows, int64_t width) {
           }};
 }
 
+// Sums of 20 rows each.
+template <typename T>
+Case bag_case(const char* name, int64_t rows, int64_t width) {
+  return {name, rows * width, [=] {
+            const auto table = numbers<T>(rows * width, 1), weights = numbers<T>(rows, 2);
+            std::vector<int64_t> order(rows), start;
+            for (int64_t r = 0; r < rows; ++r) order[r] = rows - 1 - r;
+            for (int64_t r = 0; r <= rows; r += 20) start.push_back(r);
+            const int64_t runs = static_cast<int64_t>(start.size()) - 1;
+            auto out = std::make_shared<std::vector<T>>(runs * width);
+            const auto run = [=] {
+              kernels<EmbeddingBagKernels<T>>().weighted_sums(table.data(), start.data(), runs, order.data(),
+                                                              weights.data(), width, out->data());
+            };
+            return Kernel{run, [=] { return as_floats(*out); }};
+          }};
+}
+
+// Exponentials of logits, which are summed up by sample.
+Case exponentials_case(const char* name, int64_t rows, int64_t batch) {
+  return {name, rows * batch, [=] {
+            const auto logits = numbers<float>(rows * batch, 1), weights = numbers<float>(rows, 2);
+            const std::vector<float> reference(batch, 3), mass(batch, 1);
+            auto out = std::make_shared<std::vector<float>>(rows * batch);
+            auto sums = std::make_shared<std::vector<float>>(batch);
+            const auto run = [=] {
+              *out = logits;
+              kernels<SoftmaxKernels<float>>().column_exponentials(
+                  out->data(), weights.data(), rows, batch, reference.data(), mass.data(), sums->data());
+            };
+            return Kernel{run, [=] { return *out; }};
+          }};
+}
+
+// Sums of the gradient of a row's logits, and of its positive terms; terms as T for the products.
+template <typename T>
+Case slopes_case(const char* name, int64_t rows, int64_t batch) {
+  return {name, rows * batch, [=] {
+            const auto values = numbers<float>(rows * batch, 1), factors = numbers<float>(batch, 2);
+            auto products = std::make_shared<std::vector<T>>(rows * batch);
+            auto sums = std::make_shared<std::vector<float>>(2 * rows);
+            const auto run = [=] {
+              for (int64_t r = 0; r < rows; ++r)
+                kernels<SlopeKernels<T>>().weighted_row(values.data() + r * batch, factors.data(), batch,
+                                                        products->data() + r * batch, sums->data() + 2 * r,
+                                                        sums->data() + 2 * r + 1);
+            };
+            return Kernel{run, [=] {
+                            std::vector<float> result = as_floats(*products);
+                            result.insert(result.end(), sums->begin(), sums->end());
+                            return result;
+                          }};
+          }};
+}
+
+// Scores of rows by sign codes. A dimension of a row counts as a product.
+Case sketch_case(const char* name, int64_t blocks, int64_t width) {
+  return {name, blocks * kSketchRows * width, [=] {
+            std::vector<uint8_t> codes, tables;
+            for (const int8_t code : numbers<int8_t>(blocks * kSketchRows * width / 8, 1))
+              codes.push_back(static_cast<uint8_t>(code));
+            for (const int8_t entry : numbers<int8_t>(width / 4 * 16, 2))
+              tables.push_back(static_cast<uint8_t>(entry & 127));
+            const auto factors = numbers<BFloat16>(blocks * 2 * kSketchRows, 3);
+            auto out = std::make_shared<std::vector<float>>(blocks * kSketchRows);
+            const auto run = [=] {
+              kernels<SketchKernels>().scores(codes.data(), factors.data(), blocks, 1, width / 8,
+                                              tables.data(), 0.01f, -1, out->data());
+            };
+            return Kernel{run, [=] { return *out; }};
+          }};
+}
+
+// Products whose signs are SimHash codes.
+Case project_case(const char* name, int64_t rows, int64_t width, int64_t columns) {
+  return {name, rows * width * columns, [=] {
+            const auto x = numbers<float>(rows * width, 1), projections = numbers<float>(width * columns, 2);
+            auto out = std::make_shared<std::vector<float>>(rows * columns);
+            const auto run = [=] {
+              kernels<HashKernels>().project(x.data(), rows, width, projections.data(), columns, out->data());
+            };
+            return Kernel{run, [=] { return *out; }};
+          }};
+}
+
 const std::vector<Case>& cases() {
   static const std::vector<Case> all = {
       product_case<float>("product_float32", 576, 128, 256, false, true),
@@ -207,6 +292,13 @@ const std::vector<Case>& cases() {
       gather_case<float, BFloat16>("gather_float32_bfloat16", 256, 131),
       gather_case<BFloat16, BFloat16>("gather_bfloat16", 256, 131),
       gather_case<BFloat16, float>("gather_bfloat16_float32", 256, 131),
+      bag_case<float>("bag_float32", 260, 131),
+      bag_case<BFloat16>("bag_bfloat16", 260, 131),
+      exponentials_case("exponentials_float32", 192, 250),
+      slopes_case<float>("slopes_float32", 64, 301),
+      slopes_case<BFloat16>("slopes_bfloat16", 64, 301),
+      sketch_case("sketch", 8, 128),
+      project_case("project_float32", 250, 128, 164),
   };
   return all;
 }

@@ -5,7 +5,7 @@
 #pragma once
 
 #include <arm_neon.h>
-#ifdef TORCH_LSH_SVE256
+#if TORCH_LSH_VECTOR_BYTES == 32
 #include <arm_sve.h>
 #endif
 

@@ -32,10 +32,12 @@ extern const TileTables tables;
 namespace neon {
 extern const Kernels table;
 }
+#if defined(__linux__)
 namespace neon_bf16 {
 extern const Kernels table;
 }
-#ifdef TORCH_LSH_SVE256
+#endif
+#if defined(TORCH_LSH_SVE256) && !defined(__clang__)
 namespace sve256 {
 extern const Kernels table;
 }
@@ -134,12 +136,16 @@ const Kernels* choose(const char* wanted) {
   if (has_avx512) choice.offer("avx512", &avx512::table);
   if (has_avx2) choice.offer("avx2", &avx2::table);
 #elif defined(__aarch64__)
-#ifdef TORCH_LSH_SVE256
+#if defined(TORCH_LSH_SVE256) && !defined(__clang__)
   choice.offer_unless(why_no_sve256(), "sve256", &sve256::table);
 #else
   choice.refuse("sve256", "torch_lsh was compiled without it");
 #endif
+#if defined(__linux__)
   choice.offer_unless(why_no_neon_bf16(), "neon_bf16", &neon_bf16::table);
+#else
+  choice.refuse("neon_bf16", "it needs Linux");
+#endif
   choice.offer("neon", &neon::table);
 #endif
   choice.offer("scalar", &scalar::table);

@@ -16,7 +16,7 @@
 #endif
 #elif defined(__aarch64__)
 #include <arm_neon.h>
-#ifdef TORCH_LSH_SVE256
+#if TORCH_LSH_VECTOR_BYTES == 32
 #include <arm_sve.h>
 #endif
 #endif

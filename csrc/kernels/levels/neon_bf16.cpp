@@ -1,6 +1,6 @@
 // The neon level with products of bfloat16 and int8 numbers: FEAT_BF16 and FEAT_I8MM (Neoverse V1, N2 and
 // later).
-#if defined(__aarch64__)
+#if defined(__aarch64__) && defined(__linux__)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("bf16,i8mm,dotprod"))), apply_to = function)
 #else
