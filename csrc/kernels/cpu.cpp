@@ -11,7 +11,7 @@
 #include <sys/auxv.h>
 #include <sys/prctl.h>
 #endif
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -21,6 +21,12 @@ namespace torch_lsh {
 #if defined(__x86_64__)
 
 namespace {
+
+bool is_intel() {
+  uint32_t eax, ebx, ecx, edx;
+  return __get_cpuid(0, &eax, &ebx, &ecx, &edx) != 0 && ebx == signature_INTEL_ebx &&
+         edx == signature_INTEL_edx && ecx == signature_INTEL_ecx;
+}
 
 // The state components that the system saves for a process (XCR0), 0 if it does not say.
 uint64_t saved_state() {
@@ -52,20 +58,16 @@ std::string why_no_amx() {
 #endif
 }
 
-bool prefers_bfloat16_pairs() {
-  uint32_t eax, ebx, ecx, edx;
-  return __get_cpuid(0, &eax, &ebx, &ecx, &edx) == 0 || ebx != signature_INTEL_ebx ||
-         edx != signature_INTEL_edx || ecx != signature_INTEL_ecx;
-}
-
 #else
 
 std::string why_no_amx() {
   return "AMX needs an x86 CPU";
 }
-bool prefers_bfloat16_pairs() {
-  return true;
+namespace {
+bool is_intel() {
+  return false;
 }
+}  // namespace
 
 #endif
 
@@ -106,5 +108,19 @@ std::string why_no_sve256() {
 }
 
 #endif
+
+bool prefers_bfloat16_pairs() {
+  return !is_intel();
+}
+
+Tuning tuning_of_cpu() {
+  Tuning result;
+  result.prefetches_to_l2 = is_intel();
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  const long bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);  // 0 or -1 where it is unknown
+  if (bytes > 0) result.l1_bytes = bytes;
+#endif
+  return result;
+}
 
 }  // namespace torch_lsh

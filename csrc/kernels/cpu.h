@@ -3,6 +3,8 @@
 
 #include <string>
 
+#include "kernels/tuning.h"
+
 namespace torch_lsh {
 
 // An empty string if this process may use AMX tiles of bfloat16 and int8 numbers, else the reason why not.
@@ -17,5 +19,7 @@ bool prefers_bfloat16_pairs();
 // for vectors of 128 bits, and for SVE's of 256.
 std::string why_no_neon_bf16();
 std::string why_no_sve256();
+
+Tuning tuning_of_cpu();
 
 }  // namespace torch_lsh

@@ -9,6 +9,8 @@
 
 namespace torch_lsh {
 
+Tuning tuning;
+
 namespace scalar {
 extern const Kernels table;
 }
@@ -113,6 +115,8 @@ class Choice {
 
 // The level named `wanted`, or the best supported one if null or empty.
 const Kernels* choose(const char* wanted) {
+  static const bool tuned = (tuning = tuning_of_cpu(), true);  // once, whichever thread is first
+  (void)tuned;
   Choice choice(wanted);
   // Best first; the last one runs on every CPU.
 #if defined(__x86_64__)

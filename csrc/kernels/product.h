@@ -13,6 +13,7 @@
 
 #include "kernels/convert.h"
 #include "kernels/kernels.h"
+#include "kernels/tuning.h"
 #include "kernels/vectors.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
@@ -182,15 +183,26 @@ void product(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t dep
       const T* const from = a + group * a_row + begin * a_col;
       if (!in_place) pack_left(from, a_row, a_col, of_group, block, packed);
       const P* const left = in_place ? reinterpret_cast<const P*>(from) : packed;
-      for_tiles(of_group, [&]<int64_t Rows>(int64_t r) {
-        const int64_t row = group + r;
-        product_rows<Rows>(left + r * (in_place ? a_row : steps * kTogether<P>),
-                           in_place ? a_row : kTogether<P>, (in_place ? 1 : Rows) * kTogether<P>, steps,
-                           reinterpret_cast<const P*>(panels) + begin * kPanelWidth<T>,
-                           depth * kPanelWidth<T> * kTogether<P>, columns,
-                           bias == nullptr ? nullptr : bias + row, begin == 0 && !add, out + row * stride,
-                           stride);
-      });
+      // The columns `first` to `last` - 1, whole panels.
+      const auto multiply = [&](int64_t first, int64_t last) {
+        for_tiles(of_group, [&]<int64_t Rows>(int64_t r) {
+          const int64_t row = group + r;
+          product_rows<Rows>(left + r * (in_place ? a_row : steps * kTogether<P>),
+                             in_place ? a_row : kTogether<P>, (in_place ? 1 : Rows) * kTogether<P>, steps,
+                             reinterpret_cast<const P*>(panels + first * depth) + begin * kPanelWidth<T>,
+                             depth * kPanelWidth<T> * kTogether<P>, last - first,
+                             bias == nullptr ? nullptr : bias + row, begin == 0 && !add,
+                             out + row * stride + first, stride);
+        });
+      };
+      // A panel stays in L1 while all rows of the group are multiplied with it, if they fit beside it.
+      const int64_t bytes = (of_group + kPanelWidth<T>)*steps * static_cast<int64_t>(sizeof(SumOf<T>));
+      if (bytes <= tuning.l1_bytes) {
+        for (int64_t c = 0; c < columns; c += kPanelWidth<T>)
+          multiply(c, columns - c < kPanelWidth<T> ? columns : c + kPanelWidth<T>);
+      } else {
+        multiply(0, columns);
+      }
     }
   }
 }

@@ -37,6 +37,8 @@ constexpr int64_t kSumRows = 4 * kTaskRows;  // rows per partial sum of exponent
 constexpr int64_t kBlockRows = 256;          // rows per block of the backward: their slopes stay in cache
 constexpr int64_t kBlocksPerSum = 2;         // most blocks per partial gradient of x
 constexpr int64_t kSums = 8;                 // fewest partial gradients of x, given enough rows, for threads
+constexpr int64_t kPartSamples = 16;         // samples, or rows, of which a part of a block is made
+constexpr int64_t kGrainSamples = 4;         // samples whose partial gradients a task joins
 constexpr int64_t kLargestSum = 1 << 16;     // largest partial gradient of x that stays in cache, in numbers
 
 // The forward. x is stored as T, weight and bias as Stored.
@@ -252,36 +254,30 @@ class LinearSoftmaxBackward {
         width_(weight.size(1)) {}
 
   // All gradients in one pass over the slopes, for a small gradient of x. scaled: x * factors; x if kRounds.
+  //
+  // A partial gradient of x is summed over `step` rows. Where that leaves threads without work, several share
+  // one: each takes a part of the samples, and for the weight's gradient a part of the rows. How many does
+  // not change results.
   void in_one_pass(const Tensor& scaled, Sum* grad_x) const {
-    const auto& k = kernels<ProductKernels<T>>();
-    const auto gather_rows = kernels<GatherKernels<Stored, T>>().gather;
     const PackedMatrix<T> right(scaled);
     const int64_t tasks = std::max<int64_t>(1, (count_ + kSums * kTaskRows - 1) / (kSums * kTaskRows)),
                   step = std::min(kBlocksPerSum * kBlockRows, tasks * kTaskRows),
                   sums = (count_ + step - 1) / step, size = batch_ * width_;
+    const int64_t parts =
+        std::clamp<int64_t>((torch::stable::get_num_threads() + sums - 1) / std::max<int64_t>(sums, 1), 1,
+                            std::max<int64_t>(1, batch_ / kPartSamples));
     Workspace workspace(sizeof(Sum) * sums * size);
     Sum* const partial = static_cast<Sum*>(workspace.data());
-    share_tasks(sums, [&](const auto& next) {
-      Workspace right_panels(sizeof(Sum) * packed_size<T>(kBlockRows, width_)),
-          gathered(sizeof(T) * kBlockRows * width_), rounded(kRounds ? sizeof(T) * kBlockRows * batch_ : 0);
-      Sum* const packed = static_cast<Sum*>(right_panels.data());
-      T* const active = static_cast<T*>(gathered.data());
-      const int64_t panels = count_panels<T>(width_);
-      for (int64_t sum; (sum = next()) >= 0;)
-        for (int64_t first = sum * step; first < std::min((sum + 1) * step, count_); first += kBlockRows) {
-          const int64_t rows = std::min(kBlockRows, std::min((sum + 1) * step, count_) - first);
-          const T* const block = left(first, rows, static_cast<T*>(rounded.data()));
-          if (grad_weight_ != nullptr)
-            right.multiply(block, batch_, 1, rows, 0, right.panels(), nullptr, grad_weight_ + first * width_,
-                           width_);
-          gather_rows(weight_, row_ + first, rows, width_, active);
-          for (int64_t panel = 0; panel < panels; ++panel)
-            k.pack_panel(active, width_, 1, rows, width_, panel, 0, rows, packed);
-          k.product(block, 1, batch_, batch_, rows, packed, width_, nullptr, first > sum * step,
-                    partial + sum * size, width_);
-        }
+    share_tasks(sums * parts, [&](const auto& next) {
+      Scratch scratch(batch_, width_);
+      for (int64_t task; (task = next()) >= 0;) {
+        const int64_t sum = task / parts, end = std::min((sum + 1) * step, count_);
+        for (int64_t first = sum * step; first < end; first += kBlockRows)
+          gradients_of_block(right, first, std::min(kBlockRows, end - first), task % parts, parts,
+                             first > sum * step, scratch, partial + sum * size);
+      }
     });
-    torch::stable::parallel_for(0, batch_, 16, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, batch_, kGrainSamples, [&](int64_t begin, int64_t end) {
       std::fill(grad_x + begin * width_, grad_x + end * width_, Sum(0));
       for (int64_t sum = 0; sum < sums; ++sum)
         for (int64_t i = begin * width_; i < end * width_; ++i) grad_x[i] += partial[sum * size + i];
@@ -299,6 +295,60 @@ class LinearSoftmaxBackward {
   }
 
  private:
+  // Of a thread, for a block of rows.
+  struct Scratch {
+    Scratch(int64_t batch, int64_t width)
+        : panels(sizeof(Sum) * packed_size<T>(kBlockRows, width)),
+          active(sizeof(T) * kBlockRows * width),
+          rounded(kRounds ? sizeof(T) * kBlockRows * batch : 0) {}
+
+    Workspace panels, active, rounded;
+  };
+
+  // Part `part` of `parts` of the gradients of a block of rows. Writes those of the weight, and writes or
+  // adds that of x.
+  void gradients_of_block(const PackedMatrix<T>& right, int64_t first, int64_t rows, int64_t part,
+                          int64_t parts, bool add, const Scratch& scratch, Sum* grad_x) const {
+    const auto& k = kernels<ProductKernels<T>>();
+    T* const rounded = static_cast<T*>(scratch.rounded.data());
+    const int64_t row = begin_of_part(rows, part, parts), end = begin_of_part(rows, part + 1, parts);
+    const T* const mine = left(first + row, end - row, rounded);
+    if (grad_weight_ != nullptr)
+      right.multiply(mine, batch_, 1, end - row, 0, right.panels(), nullptr,
+                     grad_weight_ + (first + row) * width_, width_);
+
+    const int64_t sample = begin_of_part(batch_, part, parts),
+                  samples = begin_of_part(batch_, part + 1, parts) - sample;
+    const T* block = mine;
+    if (parts > 1) block = left_of_samples(first, rows, sample, samples, rounded);
+    T* const active = static_cast<T*>(scratch.active.data());
+    Sum* const packed = static_cast<Sum*>(scratch.panels.data());
+    kernels<GatherKernels<Stored, T>>().gather(weight_, row_ + first, rows, width_, active);
+    for (int64_t panel = 0; panel < count_panels<T>(width_); ++panel)
+      k.pack_panel(active, width_, 1, rows, width_, panel, 0, rows, packed);
+    k.product(block, 1, kRounds && parts > 1 ? samples : batch_, samples, rows, packed, width_, nullptr, add,
+              grad_x + sample * width_, width_);
+  }
+
+  // Where part `part` of `parts` of some rows or samples begins: whole tiles, as far as there are.
+  static int64_t begin_of_part(int64_t count, int64_t part, int64_t parts) {
+    return part == parts ? count : count * part / parts / kPartSamples * kPartSamples;
+  }
+
+  // As left(), for some of the samples; the rows of what it rounds are `samples` apart.
+  const T* left_of_samples(int64_t first, int64_t rows, int64_t sample, int64_t samples, T* rounded) const {
+    const Sum* const slopes = slopes_ + first * batch_ + sample;
+    if constexpr (kRounds) {
+      const auto weighted_row = kernels<SlopeKernels<T>>().weighted_row;
+      Sum sum, positive;  // of a part of a row: not needed
+      for (int64_t i = 0; i < rows; ++i)
+        weighted_row(slopes + i * batch_, factors_ + sample, samples, rounded + i * samples, &sum, &positive);
+      return rounded;
+    } else {
+      return slopes;
+    }
+  }
+
   // Returns the left operand of products for some rows, in `rounded` if kRounds. Also writes the rows' sums.
   const T* left(int64_t first, int64_t rows, T* rounded) const {
     const auto weighted_row = kernels<SlopeKernels<T>>().weighted_row;

@@ -84,8 +84,8 @@ class LSHLinear(nn.Linear):
         self._set_up(config)
 
     def reset_parameters(self) -> None:
-        """As in ``nn.Linear``; asks for huge pages first, before the memory is written."""
-        ops.prefer_huge_pages(self.weight)
+        """As in ``nn.Linear``; prepares the memory of a large layer first."""
+        ops.prepare_memory(self.weight)
         super().reset_parameters()
 
     def _set_up(self, config: LSHConfig | None) -> None:

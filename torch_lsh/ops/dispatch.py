@@ -20,6 +20,16 @@ def simd_level() -> str:
 
 
 @operator
+def cpu_tuning() -> str:
+    """What kernels choose by the caches of this CPU. None of it changes results.
+
+    >>> "L1 of" in cpu_tuning()
+    True
+    """
+    raise NeedsData
+
+
+@operator
 def multiplies_bfloat16() -> bool:
     """Whether operators multiply bfloat16 numbers as such, which rounds the other operand to bfloat16.
 

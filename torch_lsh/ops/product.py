@@ -29,10 +29,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
 
 @operator(setup_context=_setup_context, backward=_backward)
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Computes ``a @ b + bias.unsqueeze(1)`` in float32 or float64, for operands of any strides.
+    """Computes ``a @ b + bias.unsqueeze(1)`` in float32, float64 or bfloat16, for operands of any strides.
 
     Made for active sets: thousands of rows on the left, a batch on the right. An element is summed in the same order
-    for any number of threads. Differentiable.
+    for any number of threads; in bfloat16 it is summed in float32 and rounded once. Differentiable.
 
     Args:
         a: ``[M, K]``.
