@@ -39,9 +39,9 @@ def simd_level(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from _use(request.param)
 
 
-@pytest.fixture(params=[*_runnable_levels(), "amx_emulated"])
+@pytest.fixture(params=[*_runnable_levels(), "amx_emulated", "arm_emulated"])
 def product_level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The same, and the emulation of AMX, for operators that may take products of tiles."""
+    """The same, and the emulations of AMX and Arm, for operators that may take products of tiles."""
     yield from _use(request.param)
 
 

@@ -11,7 +11,7 @@
 
 #include <utility>  // types only: a function of the STL would be compiled with this level's instructions
 
-#include "kernels/tiles.h"
+#include "kernels/arm_shape.h"
 #include "kernels/vectors.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
@@ -82,14 +82,8 @@ inline void tiles_to_rows(Sums (&vectors)[2]) {
   }(std::make_integer_sequence<int, kLanes<double>>{});
 }
 
-// The sums of a block take 24 of the 32 registers. A panel of int8 numbers is a multiple of 3 wide, which is
-// how many of them the top-k makes of a sample's number.
 template <typename T>
-constexpr int64_t kArmDown = __is_same(T, int8_t) ? 4 : 6;
-
-template <typename T>
-struct ArmTiles
-    : TileShape<2, 8 / sizeof(T), kVectorBytes / 8, 8 / sizeof(T), kArmDown<T>, 24 / kArmDown<T>, false> {
+struct ArmTiles : ArmShape<T> {
   using Type = T;
   using Sum = typename TileSum<T>::type;
   using Sums = typename ArmVectors<T>::Sums;

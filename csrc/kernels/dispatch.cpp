@@ -17,6 +17,9 @@ extern const Kernels table;
 namespace amx_emulated {
 extern const TileTables tables;
 }
+namespace arm_emulated {
+extern const TileTables tables;
+}
 #if defined(__x86_64__)
 namespace avx2 {
 extern const Kernels table;
@@ -60,6 +63,10 @@ Kernels with_tiles(Kernels kernels, const TileTables& tables, const char* name) 
 // Levels that are put together when they are first asked for: what suits a CPU is not known before.
 const Kernels* amx_emulated_table() {
   static const Kernels kernels = with_tiles(scalar::table, amx_emulated::tables, "amx_emulated");
+  return &kernels;
+}
+const Kernels* arm_emulated_table() {
+  static const Kernels kernels = with_tiles(scalar::table, arm_emulated::tables, "arm_emulated");
   return &kernels;
 }
 #if defined(__x86_64__)
@@ -153,7 +160,9 @@ const Kernels* choose(const char* wanted) {
   choice.offer("neon", &neon::table);
 #endif
   choice.offer("scalar", &scalar::table);
-  if (choice.is("amx_emulated")) choice.offer("amx_emulated", amx_emulated_table());  // for tests
+  // For tests.
+  if (choice.is("amx_emulated")) choice.offer("amx_emulated", amx_emulated_table());
+  if (choice.is("arm_emulated")) choice.offer("arm_emulated", arm_emulated_table());
   return choice.found();
 }
 

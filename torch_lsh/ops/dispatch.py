@@ -46,8 +46,8 @@ def use_simd_level(level: str) -> None:
     """Switches all kernels to another instruction set, for tests and benchmarks.
 
     Args:
-        level: one of those of :func:`simd_level`; ``""``: the best one of this CPU; ``"amx_emulated"``: the kernels of
-            ``"amx_bf16"`` on any CPU, slowly, for tests.
+        level: one of those of :func:`simd_level`; ``""``: the best one of this CPU; ``"amx_emulated"``,
+            ``"arm_emulated"``: products of tiles of these shapes on any CPU, slowly, for tests.
 
     Raises:
         RuntimeError: this CPU does not run ``level``.
