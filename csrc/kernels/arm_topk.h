@@ -95,17 +95,7 @@ struct OneInt8Topk {
   }
 };
 
-template <typename T>
-struct ArmTopkOf;
-template <>
-struct ArmTopkOf<BFloat16> {
-  using type = BFloat16TileTopk<ArmTiles<BFloat16>>;
-};
-template <>
-struct ArmTopkOf<int8_t> {
-  using type = Int8TileTopk<ArmTiles<int8_t>, OneInt8Topk>;
-};
-template <typename T>
-using ArmTopk = typename ArmTopkOf<T>::type;
+using ArmBFloat16Topk = BFloat16TileTopk<ArmTiles<BFloat16>>;
+using ArmInt8Topk = Int8TileTopk<ArmTiles<int8_t>, OneInt8Topk>;
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL
