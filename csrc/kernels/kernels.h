@@ -51,7 +51,8 @@ struct OptimizerKernels {
 // every level's tile.
 constexpr int64_t kPackRows = 256, kTaskRows = 48;
 
-// product.h, or tile_product.h
+// product.h, or tile_product.h. Null for bfloat16 on levels that do not multiply it
+// (Kernels::multiplies_bfloat16).
 template <typename T>
 struct ProductKernels {
   // out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n]. `panels` is b packed by
@@ -222,8 +223,8 @@ using TileTables = TableSet<ProductKernels<BFloat16>, TopkKernels<BFloat16>, Top
 // All kernels of an instruction set.
 struct Kernels : KernelTables {
   const char* name;
-  // Whether products of bfloat16 numbers are faster than those of the same numbers as floats; else operators
-  // take floats.
+  // Whether products of bfloat16 numbers are faster than those of the same numbers as floats. If not,
+  // operators convert to float.
   bool multiplies_bfloat16;
 };
 
