@@ -77,28 +77,41 @@ struct Case {
   std::function<Kernel()> prepare;  // for the level in use
 };
 
+struct Shape {
+  int64_t rows, depth, columns;
+  bool a_transposed, b_transposed;  // in memory
+};
+
 // a [rows, depth] · b [depth, columns], as an operator multiplies them: b packed, then tasks of some rows of
 // a.
 template <typename T>
-Case product_case(const char* name, int64_t rows, int64_t depth, int64_t columns, bool a_transposed,
-                  bool b_transposed) {
-  return {name, rows * depth * columns, [=] {
-            const auto& k = kernels<ProductKernels<T>>();
-            const auto a = numbers<T>(rows * depth, 1), b = numbers<T>(depth * columns, 2);
-            const auto bias = numbers<float>(rows, 3);
-            const int64_t panels = (columns + k.panel_width - 1) / k.panel_width;
-            std::vector<float> packed(panels * k.panel_size(depth));
-            auto out = std::make_shared<std::vector<float>>(rows * columns);
-            const auto run = [=]() mutable {
-              for (int64_t panel = 0; panel < panels; ++panel)
-                k.pack_panel(b.data(), b_transposed ? 1 : columns, b_transposed ? depth : 1, depth, columns,
-                             panel, 0, depth, packed.data());
-              const int64_t a_row = a_transposed ? 1 : depth, a_col = a_transposed ? rows : 1;
-              for (int64_t r = 0; r < rows; r += k.task_rows)
-                k.product(a.data() + r * a_row, a_row, a_col, std::min(k.task_rows, rows - r), depth,
-                          packed.data(), columns, bias.data() + r, false, out->data() + r * columns, columns);
-            };
-            return Kernel{run, [=] { return *out; }};
+Kernel product_kernel(const std::vector<T>& a, const std::vector<T>& b, const Shape& shape) {
+  const auto& k = kernels<ProductKernels<T>>();
+  const auto [rows, depth, columns, a_transposed, b_transposed] = shape;
+  const int64_t panels = (columns + k.panel_width - 1) / k.panel_width;
+  const int64_t a_row = a_transposed ? 1 : depth, a_col = a_transposed ? rows : 1;
+  const int64_t b_row = b_transposed ? 1 : columns, b_col = b_transposed ? depth : 1;
+  const auto bias = numbers<float>(rows, 3);
+  std::vector<float> packed(panels * k.panel_size(depth));
+  auto out = std::make_shared<std::vector<float>>(rows * columns);
+  const auto run = [=]() mutable {
+    for (int64_t panel = 0; panel < panels; ++panel)
+      k.pack_panel(b.data(), b_row, b_col, depth, columns, panel, 0, depth, packed.data());
+    for (int64_t r = 0; r < rows; r += k.task_rows)
+      k.product(a.data() + r * a_row, a_row, a_col, std::min(k.task_rows, rows - r), depth, packed.data(),
+                columns, bias.data() + r, false, out->data() + r * columns, columns);
+  };
+  return {run, [=] { return *out; }};
+}
+
+template <typename T>
+Case product_case(const char* name, const Shape& shape) {
+  return {name, shape.rows * shape.depth * shape.columns, [=] {
+            const auto a = numbers<T>(shape.rows * shape.depth, 1),
+                       b = numbers<T>(shape.depth * shape.columns, 2);
+            if constexpr (std::is_same_v<T, BFloat16>)
+              if (!kernels().multiplies_bfloat16) return product_kernel(as_floats(a), as_floats(b), shape);
+            return product_kernel(a, b, shape);
           }};
 }
 
@@ -264,13 +277,13 @@ Case project_case(const char* name, int64_t rows, int64_t width, int64_t columns
 
 const std::vector<Case>& cases() {
   static const std::vector<Case> all = {
-      product_case<float>("product_float32", 576, 128, 256, false, true),
-      product_case<BFloat16>("product_bfloat16", 576, 128, 256, false, true),
-      product_case<float>("transposed_float32", 256, 256, 128, true, false),
-      product_case<BFloat16>("transposed_bfloat16", 256, 256, 128, true, false),
-      product_case<float>("odd_float32", 61, 301, 37, false, true),
-      product_case<BFloat16>("odd_bfloat16", 61, 301, 37, false, true),
-      product_case<BFloat16>("odd_transposed_bfloat16", 61, 301, 37, true, false),
+      product_case<float>("product_float32", {576, 128, 256, false, true}),
+      product_case<BFloat16>("product_bfloat16", {576, 128, 256, false, true}),
+      product_case<float>("transposed_float32", {256, 256, 128, true, false}),
+      product_case<BFloat16>("transposed_bfloat16", {256, 256, 128, true, false}),
+      product_case<float>("odd_float32", {61, 301, 37, false, true}),
+      product_case<BFloat16>("odd_bfloat16", {61, 301, 37, false, true}),
+      product_case<BFloat16>("odd_transposed_bfloat16", {61, 301, 37, true, false}),
       topk_case<float>("topk_256_float32", 256, 128, 256),
       topk_case<BFloat16>("topk_256_bfloat16", 256, 128, 256),
       topk_case<int8_t>("topk_256_int8", 256, 128, 256),
