@@ -16,7 +16,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def _runnable_levels() -> list[str]:
     levels = []
-    for level in ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16", "neon"):
+    for level in ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16", "neon", "neon_bf16", "sve256"):
         try:
             ops.use_simd_level(level)
             levels.append(level)
@@ -39,9 +39,9 @@ def simd_level(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from _use(request.param)
 
 
-@pytest.fixture(params=[*_runnable_levels(), "amx_emulated"])
+@pytest.fixture(params=[*_runnable_levels(), "amx_emulated", "arm_emulated"])
 def product_level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The same, and the emulation of AMX, for operators that may take products of tiles."""
+    """The same, and the emulations of AMX and Arm, for operators that may take products of tiles."""
     yield from _use(request.param)
 
 

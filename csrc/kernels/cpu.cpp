@@ -7,6 +7,10 @@
 #include <cstdint>
 #include <cstring>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#include <sys/prctl.h>
+#endif
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -64,6 +68,44 @@ bool is_intel() {
   return false;
 }
 }  // namespace
+
+#endif
+
+#if defined(__aarch64__) && defined(__linux__)
+
+namespace {
+
+// Bits of the auxiliary vector that older kernel headers do not name.
+constexpr unsigned long kSve = 1ul << 22;  // AT_HWCAP
+constexpr unsigned long kSveInt8 = 1ul << 9, kSveBFloat16 = 1ul << 12, kInt8 = 1ul << 13,
+                        kBFloat16 = 1ul << 14;
+
+bool has(unsigned long type, unsigned long features) {
+  return (getauxval(type) & features) == features;
+}
+
+}  // namespace
+
+std::string why_no_neon_bf16() {
+  return has(AT_HWCAP2, kBFloat16 | kInt8) ? "" : "this CPU has no BF16 and I8MM";
+}
+
+std::string why_no_sve256() {
+  if (!has(AT_HWCAP, kSve) || !has(AT_HWCAP2, kSveBFloat16 | kSveInt8 | kBFloat16 | kInt8))
+    return "this CPU has no SVE with BF16 and I8MM";
+  constexpr int kGetVectorLength = 51, kLengthMask = 0xffff;  // PR_SVE_GET_VL
+  const int bytes = prctl(kGetVectorLength) & kLengthMask;
+  return bytes == 32 ? "" : "vectors of SVE have " + std::to_string(8 * bytes) + " bits here";
+}
+
+#else
+
+std::string why_no_neon_bf16() {
+  return "it needs Linux on AArch64";
+}
+std::string why_no_sve256() {
+  return "it needs Linux on AArch64";
+}
 
 #endif
 

@@ -15,6 +15,11 @@ std::string why_no_amx();
 // numbers as floats: AMD's do twice as many per cycle, Intel's as many.
 bool prefers_bfloat16_pairs();
 
+// An empty string if this CPU has Arm's instructions for bfloat16 and int8 numbers, else the reason why not:
+// for vectors of 128 bits, and for SVE's of 256.
+std::string why_no_neon_bf16();
+std::string why_no_sve256();
+
 Tuning tuning_of_cpu();
 
 }  // namespace torch_lsh

@@ -17,6 +17,9 @@ extern const Kernels table;
 namespace amx_emulated {
 extern const TileTables tables;
 }
+namespace arm_emulated {
+extern const TileTables tables;
+}
 #if defined(__x86_64__)
 namespace avx2 {
 extern const Kernels table;
@@ -34,6 +37,16 @@ extern const TileTables tables;
 namespace neon {
 extern const Kernels table;
 }
+#if defined(__linux__)
+namespace neon_bf16 {
+extern const Kernels table;
+}
+#endif
+#if defined(TORCH_LSH_SVE256) && !defined(__clang__)
+namespace sve256 {
+extern const Kernels table;
+}
+#endif
 #endif
 
 namespace {
@@ -50,6 +63,10 @@ Kernels with_tiles(Kernels kernels, const TileTables& tables, const char* name) 
 // Levels that are put together when they are first asked for: what suits a CPU is not known before.
 const Kernels* amx_emulated_table() {
   static const Kernels kernels = with_tiles(scalar::table, amx_emulated::tables, "amx_emulated");
+  return &kernels;
+}
+const Kernels* arm_emulated_table() {
+  static const Kernels kernels = with_tiles(scalar::table, arm_emulated::tables, "arm_emulated");
   return &kernels;
 }
 #if defined(__x86_64__)
@@ -78,6 +95,14 @@ class Choice {
   void offer(const char* name, const Kernels* table) {
     if (found_ == nullptr && (any() || is(name))) found_ = table;
     runnable_ += (runnable_.empty() ? "" : ", ") + std::string(name);
+  }
+
+  void offer_unless(const std::string& reason, const char* name, const Kernels* table) {
+    if (reason.empty()) {
+      offer(name, table);
+    } else {
+      refuse(name, reason);
+    }
   }
 
   void refuse(const char* name, const std::string& reason) {
@@ -122,10 +147,22 @@ const Kernels* choose(const char* wanted) {
   if (has_avx512) choice.offer("avx512", &avx512::table);
   if (has_avx2) choice.offer("avx2", &avx2::table);
 #elif defined(__aarch64__)
+#if defined(TORCH_LSH_SVE256) && !defined(__clang__)
+  choice.offer_unless(why_no_sve256(), "sve256", &sve256::table);
+#else
+  choice.refuse("sve256", "torch_lsh was compiled without it");
+#endif
+#if defined(__linux__)
+  choice.offer_unless(why_no_neon_bf16(), "neon_bf16", &neon_bf16::table);
+#else
+  choice.refuse("neon_bf16", "it needs Linux");
+#endif
   choice.offer("neon", &neon::table);
 #endif
   choice.offer("scalar", &scalar::table);
-  if (choice.is("amx_emulated")) choice.offer("amx_emulated", amx_emulated_table());  // for tests
+  // For tests.
+  if (choice.is("amx_emulated")) choice.offer("amx_emulated", amx_emulated_table());
+  if (choice.is("arm_emulated")) choice.offer("arm_emulated", arm_emulated_table());
   return choice.found();
 }
 

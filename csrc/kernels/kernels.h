@@ -229,8 +229,8 @@ struct Kernels : KernelTables {
 };
 
 // The best kernels for this CPU, or those named by the environment variable TORCH_LSH_SIMD (scalar, avx2,
-// avx512, avx512_bf16, amx_bf16 or neon). Throws std::runtime_error if the CPU does not support them.
-// Thread-safe.
+// avx512, avx512_bf16, amx_bf16, neon, neon_bf16 or sve256). Throws std::runtime_error if the CPU does not
+// support them. Thread-safe.
 const Kernels& kernels();
 
 // One table, such as kernels<DotKernels<float>>().

@@ -59,17 +59,14 @@ inline void add_products(const P* a, int64_t a_row, const P* panel,
 template <int64_t Rows>
 inline void add_products(const BFloat16* a, int64_t a_row, const BFloat16* panel,
                          Simd<float>::Vector (&sum)[Rows][kPanelVectors]) {
-  __m512bh b[kPanelVectors];
+  Pairs b[kPanelVectors];
 #pragma GCC unroll 4
-  for (int64_t v = 0; v < kPanelVectors; ++v) b[v] = (__m512bh)_mm512_loadu_si512(panel + v * 32);
+  for (int64_t v = 0; v < kPanelVectors; ++v) b[v] = load_vector<Pairs>(panel + v * kLanes<BFloat16>);
 #pragma GCC unroll 16
   for (int64_t r = 0; r < Rows; ++r) {
-    int32_t pair;
-    __builtin_memcpy(&pair, a + r * a_row, sizeof(pair));
-    const auto scalars = (__m512bh)_mm512_set1_epi32(pair);
+    const Pairs scalars = same_pairs(a + r * a_row);
 #pragma GCC unroll 4
-    for (int64_t v = 0; v < kPanelVectors; ++v)
-      sum[r][v] = (Simd<float>::Vector)_mm512_dpbf16_ps((__m512)sum[r][v], scalars, b[v]);
+    for (int64_t v = 0; v < kPanelVectors; ++v) sum[r][v] = add_pairs(sum[r][v], scalars, b[v]);
   }
 }
 #endif

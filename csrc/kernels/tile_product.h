@@ -49,6 +49,9 @@ struct TileProduct {
   // What is a word when numbers that are multiplied together stay together: 16 x 16 of them make a tile.
   static constexpr bool kTransposes =
       kTogether * sizeof(T) == 4 && kRows == 16 && Tiles::kColumns == 16 && kDepth == 16 * kTogether;
+  // Whether all of a tile's depth is together. Then left and right tiles look alike, and those of a block
+  // that are next to each other are packed at once.
+  static constexpr bool kStrips = kTogether == kDepth;
   static_assert(kBlockDepth % kDepth == 0 && kPackRows % kDepth == 0);
 
   static constexpr int64_t steps_of(int64_t depth) { return (depth + kDepth - 1) / kDepth; }
@@ -69,6 +72,24 @@ struct TileProduct {
     __builtin_memcpy(&low, first, sizeof(low));
     __builtin_memcpy(&high, second, sizeof(high));
     pairs = __builtin_convertvector(low, Words16) | __builtin_convertvector(high, Words16) << 16;
+  }
+
+  // Tiles to[Width, kDepth] of from[i * across + k * along] for i < count and k < depth, zeros beyond.
+  template <int64_t Width>
+  static void pack_strip(const T* __restrict from, int64_t across, int64_t along, int64_t count,
+                         int64_t depth, T* __restrict to) {
+    const bool whole = count >= Width && depth >= kDepth;
+    if (whole && along == 1) {
+#pragma GCC unroll 24
+      for (int64_t i = 0; i < Width; ++i)
+        __builtin_memcpy(to + i * kDepth, from + i * across, kDepth * sizeof(T));
+      return;
+    }
+    if constexpr (requires { Tiles::template transpose<Width>(from, along, to); })
+      if (whole && across == 1) return Tiles::template transpose<Width>(from, along, to);
+    for (int64_t i = 0; i < Width; ++i)
+      for (int64_t k = 0; k < kDepth; ++k)
+        to[i * kDepth + k] = i < count && k < depth ? from[i * across + k * along] : T{};
   }
 
   // A left tile to[kRows, kDepth] of a[r * a_row + k * a_col] for r < rows and k < depth, zeros beyond.
@@ -129,6 +150,11 @@ struct TileProduct {
                          int64_t number, int64_t begin, int64_t end, Sum* panels) {
     T* to = reinterpret_cast<T*>(panels) + number * panel_numbers(depth) + begin * kPanelWidth;
     const int64_t first = number * kPanelWidth;
+    if constexpr (kStrips) {
+      for (int64_t k = begin; k < end; k += kDepth, to += kPanelWidth * kDepth)
+        pack_strip<kPanelWidth>(b + k * b_row + first * b_col, b_col, b_row, columns - first, depth - k, to);
+      return;
+    }
     for (int64_t k = begin; k < end; k += kDepth)
       for (int64_t n = first; n < first + kPanelWidth; n += Tiles::kColumns, to += kDepth * Tiles::kColumns)
         pack_right_tile(b + k * b_row + n * b_col, b_row, b_col, depth - k, columns - n, to);
@@ -138,6 +164,12 @@ struct TileProduct {
   static void pack_left(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth, T* to) {
     for (int64_t block = 0; block < rows; block += kBlockRows) {
       const int64_t end = rows - block < kBlockRows ? rows : block + kBlockRows;
+      if constexpr (kStrips)
+        if (end - block == kBlockRows) {
+          for (int64_t k = 0; k < depth; k += kDepth, to += kBlockRows * kDepth)
+            pack_strip<kBlockRows>(a + block * a_row + k * a_col, a_row, a_col, kBlockRows, depth - k, to);
+          continue;
+        }
       for (int64_t k = 0; k < depth; k += kDepth)
         for (int64_t r = block; r < end; r += kRows, to += kRows * kDepth)
           pack_left_tile(a + r * a_row + k * a_col, a_row, a_col, rows - r, depth - k, to);
@@ -158,9 +190,15 @@ struct TileProduct {
   // What the products are added to: what is there, or the bias of each row (null: zeros).
   static void start(const Sum* bias, bool first, int64_t rows, int64_t columns, const Sum* out,
                     int64_t stride, Sum* sums, int64_t sums_stride) {
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < columns; ++c)
-        sums[r * sums_stride + c] = !first ? out[r * stride + c] : bias == nullptr ? Sum(0) : bias[r];
+    for (int64_t r = 0; r < rows; ++r) {
+      Sum* const row = sums + r * sums_stride;
+      if (first) {
+        const Sum value = bias == nullptr ? Sum(0) : bias[r];
+        for (int64_t c = 0; c < columns; ++c) row[c] = value;
+      } else {
+        __builtin_memcpy(row, out + r * stride, static_cast<size_t>(columns) * sizeof(Sum));
+      }
+    }
   }
 
   // A block of the result, of up to kBlockRows rows and kPanelWidth columns.
@@ -169,7 +207,7 @@ struct TileProduct {
     const int64_t down = (rows + kRows - 1) / kRows;
     if (rows == down * kRows && columns == kPanelWidth) {
       const bool biased = first && bias != nullptr;
-      if (biased) start(bias, first, rows, columns, out, stride, out, stride);
+      if (biased) start(bias, first, rows, kPanelWidth, out, stride, out, stride);
       multiply(down, left, panel, steps, biased || !first, out, stride);
       return;
     }

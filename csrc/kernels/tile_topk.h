@@ -8,7 +8,8 @@
 // float. Samples that no such digits describe (infinities, NaN, numbers near the smallest ones) are
 // multiplied in float, as are rows so long that the integers could overflow.
 //
-// A few samples are multiplied as topk.h does it: reading the rows is what takes the time.
+// A few samples, up to Few::kSamples, are multiplied in a form of their own: reading the rows is what takes
+// the time.
 #pragma once
 
 #include "kernels/tile_product.h"
@@ -18,21 +19,38 @@ namespace torch_lsh::TORCH_LSH_LEVEL {
 
 constexpr int64_t kTileTopkRows = 128, kTileTopkGroup = 64;
 
-template <typename Tiles>
+// A few samples as in topk.h.
+template <typename T>
+struct FewTopk {
+  static constexpr int64_t kSamples = kFewSamples;
+
+  static int64_t packed_size(int64_t samples, int64_t width) {
+    return topk_packed_size<T, float>(samples, width);
+  }
+  static void pack(const SampleOf<T>* x, int64_t samples, int64_t width, float* packed) {
+    topk_pack<T, SampleOf<T>, float>(x, samples, width, packed);
+  }
+  static void multiply(const T* rows, int64_t count, int64_t width, const float* packed, int64_t samples,
+                       const float* scale, const float* bias, float* logits) {
+    topk_multiply_few(rows, count, width, packed, samples, scale, bias, logits);
+  }
+};
+
+template <typename Tiles, typename Few = FewTopk<BFloat16>>
 struct BFloat16TileTopk {
   using Product = TileProduct<Tiles>;
 
   static int64_t lanes(int64_t samples) {
-    return samples <= kFewSamples ? topk_lanes<float>(samples) : round_up(samples, Product::kPanelWidth);
+    return samples <= Few::kSamples ? topk_lanes<float>(samples) : round_up(samples, Product::kPanelWidth);
   }
 
   static int64_t packed_size(int64_t samples, int64_t width) {
-    if (samples <= kFewSamples) return round_up(topk_packed_size<BFloat16, float>(samples, width), 16);
+    if (samples <= Few::kSamples) return round_up(Few::packed_size(samples, width), 16);
     return lanes(samples) / Product::kPanelWidth * Product::panel_size(width);
   }
 
   static void pack(const BFloat16* x, int64_t samples, int64_t width, float* packed) {
-    if (samples <= kFewSamples) return topk_pack<BFloat16, BFloat16, float>(x, samples, width, packed);
+    if (samples <= Few::kSamples) return Few::pack(x, samples, width, packed);
     for (int64_t panel = 0; panel * Product::kPanelWidth < samples; ++panel)
       Product::pack_panel(x, 1, width, width, samples, panel, 0, width, packed);
   }
@@ -40,8 +58,8 @@ struct BFloat16TileTopk {
   static void multiply(const BFloat16* rows, int64_t count, int64_t width, const float* packed,
                        int64_t samples, const float* scale, const float* bias, const float* expanded,
                        float* logits) {
-    if (samples <= kFewSamples) {
-      topk_multiply_few(rows, count, width, packed, samples, scale, bias, logits);
+    if (samples <= Few::kSamples) {
+      Few::multiply(rows, count, width, packed, samples, scale, bias, logits);
     } else {
       Product::product(rows, width, 1, count, width, packed, lanes(samples), bias, false, logits,
                        lanes(samples));
@@ -49,14 +67,16 @@ struct BFloat16TileTopk {
   }
 };
 
-template <typename Tiles>
+template <typename Tiles, typename Few = FewTopk<int8_t>>
 struct Int8TileTopk {
   using Product = TileProduct<Tiles>;
   static constexpr int64_t kDigits = 3;
   static constexpr int64_t kSamples = Product::kPanelWidth / kDigits;  // of a panel: digits of the same place
   static_assert(Product::kPanelWidth % kDigits == 0);                  // are next to each other
-  static constexpr int64_t kLargestWidth = 1 << 16;                    // 2^16 products of 2^14
-  static constexpr float kLargest = 127 * 65536;                       // in steps: leaves room to round
+  // Panels that are multiplied at a time. Where rows have to be packed, this is done once for all of them.
+  static constexpr int64_t kPanels = Tiles::kInPlace ? 1 : 8;
+  static constexpr int64_t kLargestWidth = 1 << 16;  // 2^16 products of 2^14
+  static constexpr float kLargest = 127 * 65536;     // in steps: leaves room to round
 
   // Of a group: `exact`, the steps of its samples, their digits, and the samples themselves.
   struct Packed {
@@ -72,12 +92,12 @@ struct Int8TileTopk {
   };
 
   static int64_t lanes(int64_t samples) {
-    return samples <= kFewSamples ? topk_lanes<float>(samples)
-                                  : round_up(round_up(samples, kSamples), kLanes<float>);
+    return samples <= Few::kSamples ? topk_lanes<float>(samples)
+                                    : round_up(round_up(samples, kSamples), kLanes<float>);
   }
 
   static int64_t packed_size(int64_t samples, int64_t width) {
-    if (samples <= kFewSamples) return round_up(topk_packed_size<int8_t, float>(samples, width), 16);
+    if (samples <= Few::kSamples) return round_up(Few::packed_size(samples, width), 16);
     return Packed{samples, width}.size();
   }
 
@@ -128,7 +148,7 @@ struct Int8TileTopk {
   }
 
   static void pack(const float* x, int64_t samples, int64_t width, float* packed) {
-    if (samples <= kFewSamples) return topk_pack<int8_t, float, float>(x, samples, width, packed);
+    if (samples <= Few::kSamples) return Few::pack(x, samples, width, packed);
     const Packed layout{samples, width};
     __builtin_memset(packed, 0, static_cast<size_t>(layout.size()) * sizeof(float));
     float* const steps = packed + layout.steps();
@@ -144,39 +164,49 @@ struct Int8TileTopk {
       pack_samples(x, samples, width, steps, panel, reinterpret_cast<int32_t*>(packed + layout.digits()));
   }
 
+  // The logits of a row for a panel's samples, those included that pad it.
+  static void join_digits(const int32_t* __restrict sums, const float* __restrict steps, int64_t row,
+                          Affine<float, true> affine, float* __restrict logits) {
+#pragma omp simd
+    for (int64_t i = 0; i < kSamples; ++i) {
+      const float joined = static_cast<float>(sums[i]) * 65536.0f +
+                           static_cast<float>(sums[kSamples + i]) * 256.0f +
+                           static_cast<float>(sums[2 * kSamples + i]);
+      logits[i] = affine(joined * steps[i], row);
+    }
+  }
+
+  // count: at most a group of rows.
   static void multiply_exactly(const int8_t* rows, int64_t count, int64_t width, const float* packed,
                                int64_t samples, Affine<float, true> affine, float* logits) {
     const Packed layout{samples, width};
     const float* const steps = packed + layout.steps();
     const auto* digits = reinterpret_cast<const int32_t*>(packed + layout.digits());
-    alignas(64) int32_t sums[kTileTopkRows * Product::kPanelWidth];
-    const typename Tiles::Session session;
-    for (int64_t panel = 0; panel < layout.panels(); ++panel, digits += Product::panel_size(width)) {
-      Product::run(rows, width, 1, count, width, digits, Product::kPanelWidth, nullptr, false, sums,
-                   Product::kPanelWidth);
-      const int64_t first = panel * kSamples,
-                    of_panel = samples - first < kSamples ? samples - first : kSamples;
-      for (int64_t r = 0; r < count; ++r) {
-        const int32_t* const of_row = sums + r * Product::kPanelWidth;
-        float* const out = logits + r * lanes(samples) + first;
-        for (int64_t i = 0; i < of_panel; ++i) {
-          const float joined = static_cast<float>(of_row[i]) * 65536.0f +
-                               static_cast<float>(of_row[kSamples + i]) * 256.0f +
-                               static_cast<float>(of_row[2 * kSamples + i]);
-          out[i] = affine(joined * steps[first + i], r);
-        }
-      }
+    constexpr int64_t stride = kPanels * Product::kPanelWidth;
+    alignas(64) int32_t sums[Product::kGroupRows * stride];
+    for (int64_t panel = 0; panel < layout.panels(); panel += kPanels) {
+      const int64_t panels = layout.panels() - panel < kPanels ? layout.panels() - panel : kPanels;
+      Product::run(rows, width, 1, count, width, digits + panel * Product::panel_size(width),
+                   panels * Product::kPanelWidth, nullptr, false, sums, stride);
+      for (int64_t r = 0; r < count; ++r)
+        for (int64_t p = 0; p < panels; ++p)
+          join_digits(sums + r * stride + p * Product::kPanelWidth, steps + (panel + p) * kSamples, r, affine,
+                      logits + r * lanes(samples) + (panel + p) * kSamples);
     }
   }
 
-  // count: at most kTileTopkRows.
   static void multiply(const int8_t* rows, int64_t count, int64_t width, const float* packed, int64_t samples,
                        const float* scale, const float* bias, const float* expanded, float* logits) {
     const Affine<float, true> affine{scale, bias};
-    if (samples <= kFewSamples)
-      return topk_multiply_few(rows, count, width, packed, samples, scale, bias, logits);
-    if (packed[Packed::exact()] != 0)
-      return multiply_exactly(rows, count, width, packed, samples, affine, logits);
+    if (samples <= Few::kSamples)
+      return Few::multiply(rows, count, width, packed, samples, scale, bias, logits);
+    if (packed[Packed::exact()] != 0) {
+      const typename Tiles::Session session;
+      for (int64_t r = 0; r < count; r += Product::kGroupRows)
+        multiply_exactly(rows + r * width, count - r < Product::kGroupRows ? count - r : Product::kGroupRows,
+                         width, packed, samples, {scale + r, bias + r}, logits + r * lanes(samples));
+      return;
+    }
     const Packed layout{samples, width};
     for (int64_t r = 0; r < count; ++r)
       for (int64_t s = 0; s < samples; ++s) {

@@ -118,6 +118,16 @@ def test_a_sample_of_nan_leaves_the_others_alone(product_level):
     assert torch.equal(classes[others], expected[1][others])
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e-44])
+def test_int8_rows_and_one_sample_that_has_no_digits_of_8_bits(simd_level, value):
+    x, weight, _, scale = problem(1, 30, 40, torch.int8)
+    x[0] *= value if value < 1 else 1
+    x[0, 7] = value
+    values, _ = ops.linear_topk(x, weight, None, 30, scale)
+    expected = (x * weight * scale.unsqueeze(1)).sum(1).sort(descending=True).values
+    torch.testing.assert_close(values[0], expected, rtol=1e-4, atol=1e-43, equal_nan=True)
+
+
 @pytest.mark.parametrize("order", ["ascending", "descending"])
 def test_rows_in_order_of_their_logits(threads, order):
     weight = torch.arange(2000.0).unsqueeze(1)

@@ -44,7 +44,7 @@ def simd_levels() -> list[str]:
     """The instruction sets that this CPU runs, the simplest first."""
     levels = []
     before = ops.simd_level()
-    for level in ("scalar", "neon", "avx2", "avx512", "avx512_bf16", "amx_bf16"):
+    for level in ("scalar", "neon", "neon_bf16", "sve256", "avx2", "avx512", "avx512_bf16", "amx_bf16"):
         try:
             ops.use_simd_level(level)
         except RuntimeError:

@@ -9,9 +9,11 @@ from .declaration import NeedsData, operator
 def simd_level() -> str:
     """The instruction set in use.
 
-    One of ``"amx_bf16"``, ``"avx512_bf16"``, ``"avx512"``, ``"avx2"``, ``"neon"`` and ``"scalar"``.
+    ``"amx_bf16"``, ``"avx512_bf16"``, ``"avx512"`` or ``"avx2"`` on x86, ``"sve256"``, ``"neon_bf16"`` or ``"neon"`` on
+    AArch64, or ``"scalar"``.
 
-    >>> simd_level() in {"amx_bf16", "avx512_bf16", "avx512", "avx2", "neon", "scalar"}
+    >>> x86, aarch64 = {"amx_bf16", "avx512_bf16", "avx512", "avx2"}, {"sve256", "neon_bf16", "neon"}
+    >>> simd_level() in x86 | aarch64 | {"scalar"}
     True
     """
     raise NeedsData
@@ -44,8 +46,8 @@ def use_simd_level(level: str) -> None:
     """Switches all kernels to another instruction set, for tests and benchmarks.
 
     Args:
-        level: one of those of :func:`simd_level`; ``""``: the best one of this CPU; ``"amx_emulated"``: the kernels of
-            ``"amx_bf16"`` on any CPU, slowly, for tests.
+        level: one of those of :func:`simd_level`; ``""``: the best one of this CPU; ``"amx_emulated"``,
+            ``"arm_emulated"``: products of tiles of these shapes on any CPU, slowly, for tests.
 
     Raises:
         RuntimeError: this CPU does not run ``level``.
