@@ -23,9 +23,9 @@ from .processes import in_processes
 D, N, B, FEATURES = 8, 500, 12, 40
 
 
-def make_model(active: float = 60, seed: int = 0) -> nn.Sequential:
+def make_model(active: float = 60, seed: int = 0, carry: float = 0.0) -> nn.Sequential:
     torch.manual_seed(seed)
-    head = LSHLinear(D, N, config=LSHConfig(active=active, rehash=torch_lsh.FixedInterval(3)))
+    head = LSHLinear(D, N, config=LSHConfig(active=active, carry=carry, rehash=torch_lsh.FixedInterval(3)))
     return nn.Sequential(EmbeddingBag(FEATURES, D, mode="sum"), nn.Linear(D, D), nn.ReLU(), head)
 
 
@@ -107,6 +107,13 @@ def all_active(rank: int):
     model = make_model(active=1.0)
     exchange_rows_(model)
     return train(DistributedDataParallel(model), half(make_batches(4), rank))[0]
+
+
+def carrying(rank: int):
+    model = make_model(carry=0.5)
+    exchange_rows_(model)
+    train(DistributedDataParallel(model), half(make_batches(4), rank))
+    return model[3].sampler.carried
 
 
 def skipping(rank: int):
@@ -201,6 +208,7 @@ def work(rank: int):
         "accumulated by hand": by_hand(rank, accumulate=2),
         "accumulated": train(wrapped(rank)[0], half(make_batches(6), rank), accumulate=2),
         "all active": all_active(rank),
+        "carrying": carrying(rank),
         "skipping": skipping(rank),
         "uneven": [uneven(rank, of_all) for of_all in (True, False)],
         "untold": untold(rank),
@@ -250,6 +258,12 @@ def test_two_processes_equal_one_with_both_halves(results):
     for one, other in zip(results[0]["all active"], alone):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert_equal(results[0]["all active"], results[1]["all active"])
+
+
+def test_processes_carry_over_the_same_rows(results):
+    first, second = (result["carrying"] for result in results)
+    assert torch.equal(first, second)
+    assert len(first.unique()) == len(first) == 30
 
 
 def test_a_process_need_not_use_the_head(results):

@@ -123,6 +123,10 @@ class Sampler:
         """The hardest rows of the last step ``[n]`` int64, which are candidates for the next; None: none yet."""
         return self._carried
 
+    def carry(self, rows: Tensor) -> None:
+        """Takes ``rows`` ``[n]`` int64, hardest first, for the hardest of the last step."""
+        self._carried = rows[: self._carried_count()]
+
     @property
     def watched_inputs(self) -> Tensor | None:
         """Inputs ``[n, in]`` of the last step, while the sampler is being watched."""

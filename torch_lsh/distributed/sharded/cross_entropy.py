@@ -71,12 +71,17 @@ def _gathered(layer: ShardOwner, x: Tensor, labels: Tensor, shares: Tensor) -> t
 
 
 def _joined(samples: Samples, log_z: Tensor, at_labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The log partition function and the weighted logits of the labels over all shards, ``[all samples]`` each.
+    """The log partition functions and the weighted logits of the labels over all shards, ``[own samples]`` each.
 
     A process sends the logarithm of its partial sum, which stands for the maximum and the sum of exponentials.
     """
-    parts = torch.stack(samples.channel.gather(torch.stack([log_z, at_labels])))
-    return parts[:, 0].logsumexp(0), parts[:, 1].sum(0)
+    parts = torch.stack([log_z, at_labels], 1)
+    if samples.same:
+        arrived = torch.stack(samples.channel.gather(parts))
+    else:
+        own = samples.counts[samples.channel.rank]
+        arrived = torch.stack(samples.channel.exchange(list(parts.split(samples.counts)), [own] * samples.channel.size))
+    return arrived[..., 0].logsumexp(0), arrived[..., 1].sum(0)
 
 
 class _Losses(torch.autograd.Function):
@@ -87,15 +92,14 @@ class _Losses(torch.autograd.Function):
         ctx: Any, logits: Tensor, log_weights: Tensor | None, positions: Tensor, shares: Tensor, samples: Samples
     ) -> Tensor:
         here = shares.masked_fill(positions < 0, 0)
-        # At its own labels the operator adds no weight, so the weights of the other form are 0 there.
         if log_weights is not None and log_weights.dim() == 2:
             logits = logits.contiguous()
         partial, log_z = ops.sampled_softmax_loss(logits, log_weights, positions, here)
         log_z, at_labels = _joined(samples, log_z, here.sum(1) * log_z - partial)
         mass = shares.sum(1)
         ctx.samples = samples
-        ctx.save_for_backward(logits, log_weights, positions, here, mass, log_z)
-        return (mass * log_z - at_labels)[samples.own]
+        ctx.save_for_backward(logits, log_weights, positions, here, mass, samples.gather(log_z))
+        return mass[samples.own] * log_z - at_labels
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -122,4 +126,4 @@ def _exact(layer: ShardOwner, samples: Samples, x: Tensor, labels: Tensor, share
         at = at + layer.bias[labels.clamp(min=0)]
     here = (shares * at).masked_fill(labels < 0, 0).sum(1)
     log_z, at_labels = _joined(samples, log_z, here)
-    return (shares.sum(1) * log_z - at_labels)[samples.own]
+    return shares.sum(1)[samples.own] * log_z - at_labels

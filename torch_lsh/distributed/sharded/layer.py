@@ -20,9 +20,10 @@ from ..channel import Channel
 from .logits import ShardedLogits
 from .ranking import topk
 from .shards import Shards
-from .state import ShardState
+from .state import BY_ROWS, empty_state, read_state, write_state
 
 _CANDIDATES = 512  # rows per shard that an approximate top-k scores exactly
+_PREFIX = "sampler_"  # of buffers
 _BLOCK = 4096  # rows that are initialised from one seed
 
 
@@ -62,8 +63,6 @@ class ShardedLSHLinear(nn.Module):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
-    # Keys of the state_dict, which torch.distributed.checkpoint looks for among the attributes.
-    sampler_position = sampler_queries = sampler_carried = sampler_label_counts = None
 
     def __init__(
         self,
@@ -95,11 +94,14 @@ class ShardedLSHLinear(nn.Module):
         self.weight = nn.Parameter(weight)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         self._place_rows()
-        share = config if not isinstance(config.active, int) else replace(config, active=self._share(config.active))
-        if config.active is None:
-            share = replace(config, active=self._share(config.active_rows(self.out_features)))
-        share = replace(share, seed=config.seed + self.channel.rank)  # shards draw different random rows
-        self.sampler = Sampler(self.own_rows, self.in_features, share)
+        active = config.active
+        if not isinstance(active, float):  # rows of the whole layer, not a fraction
+            active = -(-config.active_rows(self.out_features) // self.channel.size)
+        # With seeds of their own, shards draw different random rows.
+        own = replace(config, active=active, seed=config.seed + self.channel.rank)
+        self.sampler = Sampler(self.own_rows, self.in_features, own)
+        for name, tensor in empty_state(self.sampler).items():
+            self.register_buffer(_PREFIX + name, tensor)
         self._warned_dense = False
 
     def _place_rows(self) -> None:
@@ -109,9 +111,6 @@ class ShardedLSHLinear(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._place_rows()
-
-    def _share(self, active: int) -> int:
-        return -(-active // self.channel.size)
 
     @classmethod
     def shard_(
@@ -211,6 +210,15 @@ class ShardedLSHLinear(nn.Module):
         shape = (*x.shape[:-1], k)
         return torch.return_types.topk((values.reshape(shape), classes.reshape(shape)))
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether a :class:`torch_lsh.RehashScheduler` decides when to re-hash."""
+        return self.sampler.scheduled
+
+    @scheduled.setter
+    def scheduled(self, scheduled: bool) -> None:
+        self.sampler.scheduled = scheduled
+
     def rehash(self, full: bool = False, touches: int = 1) -> int:
         """Brings this shard's hash tables in step with its weights; see :meth:`torch_lsh.LSHLinear.rehash`."""
         return self.sampler.rehash(self.weight, self.bias, full, touches)
@@ -248,12 +256,21 @@ class ShardedLSHLinear(nn.Module):
 
     # --- state ---
 
+    def _sampler_buffers(self) -> dict[str, Tensor]:
+        """The buffers that hold the sampler's state in a checkpoint, and nothing at other times."""
+        return {name.removeprefix(_PREFIX): tensor for name, tensor in self.named_buffers(recurse=False)}
+
+    def _names_by_rows(self) -> list[str]:
+        """The names of parameters and buffers with an element per row."""
+        by_rows = [f"{_PREFIX}{name}" for name in BY_ROWS]
+        return [*self._parameters, *(name for name in by_rows if name in self._buffers)]
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        write_state(self.sampler, self._sampler_buffers())
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name, parameter in self.named_parameters(recurse=False):
-            destination[prefix + name] = self.shards.place(parameter if keep_vars else parameter.detach())
-        for name, tensor in ShardState(self.sampler, self.shards).tensors().items():
-            destination[f"{prefix}sampler_{name}"] = tensor
+        for name in self._names_by_rows():
+            if prefix + name in destination:
+                destination[prefix + name] = self.shards.place(destination[prefix + name])
 
     def _load_from_state_dict(
         self,
@@ -266,16 +283,16 @@ class ShardedLSHLinear(nn.Module):
         error_msgs: list[str],
     ) -> None:
         own = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
-        for name, _ in self.named_parameters(recurse=False):
+        for name in self._names_by_rows():
             if prefix + name in own:
                 own[prefix + name] = self.shards.local(own[prefix + name])
-        of_sampler = {key: own.pop(key) for key in list(own) if key.startswith(f"{prefix}sampler_")}
         own.pop(f"{prefix}_extra_state", None)  # an LSHLinear's, which knows other rows
         super()._load_from_state_dict(own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         self.sampler.forget()
-        if of_sampler:
-            state = {key.removeprefix(f"{prefix}sampler_"): value for key, value in of_sampler.items()}
-            ShardState(self.sampler, self.shards).load(state)
+        if f"{prefix}{_PREFIX}position" in own:
+            read_state(self.sampler, self._sampler_buffers())
+        else:  # the state_dict of a whole layer, which is complete without
+            missing_keys[:] = [key for key in missing_keys if not key.startswith(prefix + _PREFIX)]
 
 
 def _all_processes() -> DeviceMesh:

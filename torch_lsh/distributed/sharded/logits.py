@@ -65,12 +65,14 @@ class ShardedLogits:
         return self.input.ndim
 
     def dim(self) -> int:
+        """The number of dimensions."""
         return self.input.ndim
 
     def __len__(self) -> int:
         return len(self.input)
 
     def size(self, dim: int | None = None) -> Any:
+        """The shape, or the size of one dimension."""
         return self.shape if dim is None else self.shape[dim]
 
     def view(self, *shape: Any) -> Any:

@@ -1,6 +1,6 @@
-"""What DistributedDataParallel and FSDP do to the output of a module, done to lazy logits.
+"""What DistributedDataParallel, FSDP and Fabric do to the output of a module, done to lazy logits.
 
-Both run code of theirs when the backward pass begins, and attach it to the output. The sampled losses do not pass
+They run code of theirs when the backward pass begins, and attach it to the output. The sampled losses do not pass
 through the output's autograd node, so they run it themselves: it waits in ``Recipe.before_backward``.
 """
 
@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from .tensor import SampledLogits, handles
+
+# Modules whose hooks are known to look at no gradient.
+_FSDP, _FABRIC = "torch.distributed.fsdp.", ("lightning.fabric.", "lightning_fabric.")
 
 
 @handles(getattr(Tensor, "grad_fn").__get__)  # noqa: B009  # a descriptor, which mypy takes for its value
@@ -44,13 +47,23 @@ def _clone(logits: SampledLogits, *, memory_format: Any = torch.preserve_format)
 
 @handles(Tensor.register_hook)
 def _register_hook(logits: SampledLogits, hook: Any) -> Any:
-    """Takes the hook of FSDP, which begins to gather parameters and looks at no gradient."""
-    if not type(getattr(hook, "__self__", None)).__module__.startswith("torch.distributed.fsdp."):
+    """Takes the hooks of FSDP and of Lightning's Fabric, which look at no gradient: they mark that the pass begins."""
+    function = getattr(hook, "func", hook)  # of a functools.partial
+    module = getattr(function, "__module__", None) or ""
+    if not module.startswith((_FSDP, *_FABRIC)):
         return NotImplemented
     recipe = logits.recipe
-    recipe.owner.paths.say("gathered")
-    # FSDP gathers the weights anew for each step and hides that from the version counter, which hash tables rely on.
-    torch.autograd.graph.increment_version([tensor for tensor in (recipe.weight, recipe.bias) if tensor is not None])
-    logits.note_versions()
+    if module.startswith(_FSDP) and _gathers(hook.__self__, recipe.weight):
+        recipe.owner.paths.say("gathered")
+        # FSDP hides new weights from the version counter, which hash tables rely on.
+        parameters = [tensor for tensor in (recipe.weight, recipe.bias) if tensor is not None]
+        torch.autograd.graph.increment_version(parameters)
+        logits.note_versions()
     logits.before_backward(hook)
     return None
+
+
+def _gathers(state: Any, weight: Tensor | None) -> bool:
+    """Whether FSDP, of which ``state`` is that of one module, made ``weight`` from the shards of all processes."""
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]  # PyTorch 2.13 has several
+    return any(parameter._unsharded_param is weight for group in groups if group for parameter in group.fsdp_params)
