@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from ..sampling.sampler import Sampler
 from ..sampling.state import pack, unpack
 from ..sampling.stats import LayerStats
 from ..stopwatch import part
+from .compiled import Loss, cross_entropy_in_graph, handle_of, in_graphs, topk_in_graph
 from .logits.targets import as_target
 from .logits.tensor import SampledLogits
-from .sampled_path import check_can_sample, is_traced, obstacle
-from .warnings import warn_dense, warn_stale
+from .paths import Paths
+from .sampled_path import check_can_sample, is_compiled, is_traced, obstacle
 
 _CANDIDATES = 512  # rows that an approximate top-k scores exactly
 
@@ -69,6 +71,9 @@ class LSHLinear(nn.Linear):
     """
 
     sampler: Sampler
+    # For torch.jit.script, which compiles a layer as the nn.Linear that it is.
+    __jit_ignored_attributes__ = ["sampler", "paths"]  # noqa: RUF012  (PyTorch reads a list)
+    __jit_unused_properties__ = ["config", "scheduled"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -84,14 +89,16 @@ class LSHLinear(nn.Linear):
         self._set_up(config)
 
     def reset_parameters(self) -> None:
-        """As in ``nn.Linear``; asks for huge pages first, before the memory is written."""
-        ops.prefer_huge_pages(self.weight)
+        """As in ``nn.Linear``; prepares the memory of a large layer first."""
+        ops.prepare_memory(self.weight)
         super().reset_parameters()
 
     def _set_up(self, config: LSHConfig | None) -> None:
         _check_config(config)
         self.sampler = Sampler(self.out_features, self.in_features, config if config is not None else LSHConfig())
-        self._warned_dense = self._warned_stale = False
+        self.paths = Paths(self.out_features)
+        self.paths.watch(self.weight)
+        self.handle = handle_of(self)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, config: LSHConfig | None = None) -> LSHLinear:
@@ -116,9 +123,6 @@ class LSHLinear(nn.Linear):
         _share_parameters(self, linear)
         return linear.train(self.training)
 
-    def __prepare_scriptable__(self) -> nn.Linear:
-        return self.to_linear()  # for torch.jit.script
-
     @property
     def config(self) -> LSHConfig:
         """The settings; :meth:`reconfigure` changes them."""
@@ -137,7 +141,14 @@ class LSHLinear(nn.Linear):
     # --- copies and checkpoints ---
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "sampler": copy.copy(self.sampler)}
+        state = {**self.__dict__, "sampler": copy.copy(self.sampler)}
+        del state["handle"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.paths.watch(self.weight)
+        self.handle = handle_of(self)
 
     def get_extra_state(self) -> Tensor:
         """The sampler's state, ``[n]`` uint8 of a size that follows from shape and settings."""
@@ -161,21 +172,36 @@ class LSHLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Lazy logits of ``input`` ``[*, in_features]``: they behave as the ``[*, out_features]`` tensor."""
+        if torch.jit.is_scripting():
+            return F.linear(input, self.weight, self.bias)
         if is_traced():
-            return super().forward(input)
+            return self._outside_of_graph(input) if self.training and is_compiled() else super().forward(input)
+        return self._lazy_logits(input)
+
+    @torch.jit.unused
+    def _lazy_logits(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as the layers of torch.nn are
             path = input.tracer.path_of_module(self)
             return input.tracer.create_proxy("call_module", path, (input,), {})
+        self.paths.watch(self.weight)
         for parameter in self._parameters.values():
             if parameter is not None:
                 note_forward(parameter)
         reason = obstacle(self, input)
         if reason is None:
             return SampledLogits.of(input, self)
-        self.warn_dense(reason)
+        self.paths.dense(reason, "operands")
         return super().forward(input)
 
-    @torch.compiler.disable
+    @torch.jit.unused
+    @torch.compiler.disable(
+        reason="lazy logits cannot be part of a graph; compile without fullgraph=True, "
+        "or take the loss with layer.cross_entropy(x, target)"
+    )
+    def _outside_of_graph(self, input: Tensor) -> Tensor:
+        return self._lazy_logits(input)
+
+    @in_graphs(cross_entropy_in_graph)
     def cross_entropy(
         self,
         x: Tensor,
@@ -197,9 +223,16 @@ class LSHLinear(nn.Linear):
             The loss, a scalar, or ``[*]`` for ``reduction="none"``.
         """
         how: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-        return F.cross_entropy(self(x), target, weight, **how)
+        logits = self(x) if x.dim() <= 2 else self(x).movedim(-1, 1)
+        return F.cross_entropy(logits, target, weight, **how)
 
-    @torch.compiler.disable
+    def eager_loss(
+        self, x: Tensor, weight: None, bias: None, target: Tensor, class_weight: Tensor | None, loss: Loss
+    ) -> Tensor:
+        """:meth:`cross_entropy`, called by the operator that stands for it in a compiled graph."""
+        return self.cross_entropy(x, target, class_weight, **loss._asdict())
+
+    @in_graphs(topk_in_graph)
     def topk(self, x: Tensor, k: int, exact: bool = True, candidates: int | None = None) -> torch.return_types.topk:
         """The ``k`` highest scoring classes of each sample, without a ``[B, out_features]`` tensor.
 
@@ -252,7 +285,7 @@ class LSHLinear(nn.Linear):
         """
         check_can_sample(self, x)
         flat = x.detach().reshape(-1, self.in_features)
-        labels = torch.empty(len(flat), 0, dtype=torch.int64)
+        labels = torch.empty(len(flat), 0, dtype=torch.int64, device="cpu")
         if target is not None:
             parsed = as_target(target, x.shape[:-1], self.out_features, -100, torch.float32)
             if parsed is None:
@@ -300,16 +333,23 @@ class LSHLinear(nn.Linear):
         (True, 64, None)
         """
         check_can_sample(self, self.weight if inputs is None else inputs)
-        return self.sampler.stats(
+        stats = self.sampler.stats(
             self.weight, self.bias, inputs, k=k, queries=queries, batch_size=batch_size, seed=seed
         )
+        return replace(stats, paths=dict(self.paths.counts))
 
     # --- what lazy logits ask of their owner ---
 
-    def largest_logits(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The ``k`` largest logits of ``x`` ``[B, in]`` and their classes, ``[B, k]``; exact, not differentiable."""
+    def largest_logits(self, x: Tensor, k: int, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The ``k`` largest logits of ``x`` ``[B, in]`` and their classes, ``[B, k]``; exact, not differentiable.
+
+        ``offset`` ``[N]`` is added to the logits.
+        """
         with torch.no_grad():
-            return ops.linear_topk(self._as_weight(x), self.weight, self.bias, k)
+            bias: Tensor | None = self.bias
+            if offset is not None:
+                bias = (offset if bias is None else bias + offset).to(self.weight.dtype)
+            return ops.linear_topk(self._as_weight(x), self.weight, bias, k)
 
     def active_logits(self, x: Tensor, rows: Tensor) -> Tensor:
         """``[B, A]`` logits of the active rows ``[A]`` or ``[B, A]`` for ``x`` ``[B, in]``; differentiable."""
@@ -324,18 +364,6 @@ class LSHLinear(nn.Linear):
 
     def _as_weight(self, x: Tensor) -> Tensor:
         return x.to(self.weight.dtype).contiguous()
-
-    def warn_dense(self, what: str) -> None:
-        """Says, once per layer, that ``what`` makes it compute all of its outputs."""
-        if not self._warned_dense:
-            self._warned_dense = True
-            warn_dense(what, self.out_features)
-
-    def warn_stale(self) -> None:
-        """Says, once per layer, that logits were ranked after the parameters had changed."""
-        if not self._warned_stale:
-            self._warned_stale = True
-            warn_stale()
 
 
 def _check_config(config: LSHConfig | None, optional: bool = True) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
 from .logits.recipe import Recipe
 from .logits.tensor import SampledLogits
-from .warnings import warn_dense, warn_stale
+from .paths import Paths
+from .sampled_path import is_compiled, is_traced, is_transformed
 
 _BLOCK_ROWS = 16384  # rows quantised at a time
 _LARGEST = 127  # the largest magnitude of a quantised weight; -128 has no counterpart
@@ -54,7 +56,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("weight_int8", torch.zeros(out_features, in_features, dtype=torch.int8, device="cpu"))
         self.register_buffer("scale", torch.zeros(out_features, dtype=torch.float32, device="cpu"))
         self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device="cpu") if bias else None)
-        self._warned_dense = self._warned_stale = False
+        self.paths = Paths(out_features)
 
     @classmethod
     @torch.no_grad()
@@ -110,6 +112,9 @@ class QuantizedLinear(nn.Module):
             raise RuntimeError(
                 "a quantised layer cannot be trained; call model.eval(), or train the float model and quantise it again"
             )
+        if isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as the layers of torch.nn are
+            path = input.tracer.path_of_module(self)
+            return input.tracer.create_proxy("call_module", path, (input,), {})
         if not isinstance(input, Tensor):
             raise TypeError(f"input is a {type(input).__name__}; wanted a tensor")
         if input.dtype not in (torch.float32, torch.bfloat16) or input.device.type != "cpu":
@@ -118,15 +123,24 @@ class QuantizedLinear(nn.Module):
             raise ValueError(
                 f"input has shape {tuple(input.shape)}; wanted {self.in_features} features in the last dimension"
             )
+        if is_traced() or is_transformed():
+            return self._all_logits(input.detach())
         recipe = Recipe(input.detach(), self, input.dtype, input.dtype, input.dim() - 1, detached=True)
         return SampledLogits.from_recipe(recipe)
 
-    def topk(self, x: Tensor, k: int) -> torch.return_types.topk:
+    def _all_logits(self, input: Tensor) -> Tensor:
+        """The logits ``[*, out_features]``, computed by operators of PyTorch alone."""
+        logits = F.linear(input.float(), self.weight_int8.float()) * self.scale
+        return (logits if self.bias is None else logits + self.bias).to(input.dtype)
+
+    def topk(self, x: Tensor, k: int, exact: bool = True) -> torch.return_types.topk:
         """Returns ``torch.topk(self(x), k)``, exact for the quantised weights.
 
         Args:
             x: ``[*, in_features]``.
             k: 1 to ``out_features``.
+            exact: as in :meth:`LSHLinear.topk`, so that serving code takes either layer. A quantised layer has no
+                approximate ranking: its exact one is taken, which misses nothing.
 
         Returns:
             ``(values, indices)`` of shape ``[*, k]``, values in descending order.
@@ -136,13 +150,23 @@ class QuantizedLinear(nn.Module):
         """
         if not 1 <= k <= self.out_features:
             raise ValueError(f"k is {k}; wanted 1 to {self.out_features}")
-        return torch.topk(self(x), k)
+        if not is_compiled():
+            return torch.topk(self(x), k)
+        values, classes = self.largest_logits(x.reshape(-1, self.in_features), k)
+        shape = (*x.shape[:-1], k)
+        return torch.return_types.topk((values.to(x.dtype).reshape(shape), classes.reshape(shape)))
 
     # --- what lazy logits ask for ---
 
-    def largest_logits(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Returns the ``k`` largest logits of ``x`` ``[B, in_features]`` and their classes, ``[B, k]`` each."""
-        return ops.linear_topk(x.float().contiguous(), self.weight_int8, self.bias, k, self.scale)
+    def largest_logits(self, x: Tensor, k: int, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the ``k`` largest logits of ``x`` ``[B, in_features]`` and their classes, ``[B, k]`` each.
+
+        ``offset`` ``[N]`` is added to the logits.
+        """
+        bias = self.bias
+        if offset is not None:
+            bias = offset.float() if bias is None else bias + offset.float()
+        return ops.linear_topk(x.float().contiguous(), self.weight_int8, bias, k, self.scale)
 
     def active_logits(self, x: Tensor, rows: Tensor) -> Tensor:
         """Returns the logits ``[B, A]`` of rows ``[A]``, or of rows ``[B, A]`` padded with -1, whose logits are 0."""
@@ -152,18 +176,6 @@ class QuantizedLinear(nn.Module):
         if self.bias is not None:
             logits = logits + self.bias[present]
         return logits * (rows >= 0)
-
-    def warn_dense(self, what: str) -> None:
-        """Warns, once per layer, that ``what`` computes all outputs."""
-        if not self._warned_dense:
-            self._warned_dense = True
-            warn_dense(what, self.out_features)
-
-    def warn_stale(self) -> None:
-        """Warns, once per layer, that logits are ranked after an operand of theirs changed."""
-        if not self._warned_stale:
-            self._warned_stale = True
-            warn_stale()
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
         # Scales and biases stay float32 when the model is cast.

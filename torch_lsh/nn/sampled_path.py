@@ -18,13 +18,18 @@ def is_traced() -> bool:
     return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.PROXY, keys.FAKE))
 
 
-def _is_transformed() -> bool:
+def is_compiled() -> bool:
+    """Whether ``torch.compile`` traces the present computation, rather than ``torch.export`` or another tracer."""
+    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+
+
+def is_transformed() -> bool:
     """Whether torch.func or forward-mode differentiation sees the present computation."""
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 # For compiled code only: the decorated function takes longer to call than to run.
-_is_transformed_when_run = torch.compiler.disable(_is_transformed)
+_is_transformed_when_run = torch.compiler.disable(is_transformed)
 
 
 def obstacle(layer: nn.Linear, input: Tensor) -> str | None:
@@ -45,7 +50,7 @@ def obstacle(layer: nn.Linear, input: Tensor) -> str | None:
         raise ValueError(
             f"input has shape {tuple(input.shape)}; wanted {layer.in_features} features in the last dimension"
         )
-    if _is_transformed_when_run() if torch.compiler.is_compiling() else _is_transformed():
+    if _is_transformed_when_run() if torch.compiler.is_compiling() else is_transformed():
         return "a function transform or forward-mode differentiation"
     dtypes = {input.dtype, weight.dtype}
     if torch.is_autocast_enabled("cpu"):

@@ -4,16 +4,17 @@ They are kept outside of the parameter, so that copies and checkpoints carry not
 
 * which living optimizers update it row by row (:func:`mark`). While there is one, layers produce row-sparse gradients:
   sparse COO tensors with one sparse dimension. Optimizers of :mod:`torch.optim` mark nothing and get dense gradients;
+* which other optimizer stepped last (:func:`yield_to`): it gets dense gradients;
 * which rows of a larger tensor it is, where processes share its rows out (:func:`place_rows`);
-* who wants to know which rows an optimizer updated (:func:`listen`, :func:`record_update`).
+* who wants to know which rows an optimizer updated (:func:`listen`, :func:`record_update`);
+* who tells the user why all rows are updated (:func:`report_to`, :func:`reporters`).
 """
 
 from __future__ import annotations
 
-import sys
-import warnings
 import weakref
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +37,12 @@ class Listener(Protocol):
     def record(self, parameter: Tensor, rows: Tensor, version_before: int, version_after: int) -> None: ...
 
 
+class Reporter(Protocol):
+    """Tells the user why all rows of a layer are updated."""
+
+    def updated_densely(self, reason: str, **facts: str) -> None: ...
+
+
 class Placement(Protocol):
     """Says which rows of a larger tensor a process has."""
 
@@ -50,15 +57,18 @@ class _Facts:
     def __init__(self) -> None:
         self.optimizers: list[weakref.ref[Updater]] = []
         self.listeners: list[weakref.ref[Listener]] = []
+        self.reporters: list[weakref.ref[Reporter]] = []
+        self.dense_optimizer: weakref.ref[Any] | None = None
         self.in_data_parallel = False
         self.placement: Placement | None = None
 
 
 _facts: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> _Facts
 _NOTHING = _Facts()
+_reported: set[int] = set()  # ids of the living parameters with reporters: a look-up that takes no time
+_yielding: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters with a dense_optimizer
 _in_data_parallel: weakref.WeakSet[_Facts] = weakref.WeakSet()  # those of parameters that a wrapper reduces
 _reduced: weakref.WeakKeyDictionary[torch.nn.Module, frozenset[int]] = weakref.WeakKeyDictionary()  # by wrapper
-_warned: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()  # wrappers
 
 
 def _facts_to_change(parameter: Tensor) -> _Facts:
@@ -80,8 +90,7 @@ def mark(parameter: Tensor, optimizer: Updater) -> None:
 
 def wants_row_sparse(parameter: Tensor) -> bool:
     """Whether layers should produce a row-sparse gradient for ``parameter``."""
-    facts = _known(parameter)
-    return len(facts.optimizers) > 0 and not facts.in_data_parallel
+    return wants_row_sparse_and_updater(parameter)[0]
 
 
 def updater(parameter: Tensor) -> Updater | None:
@@ -92,13 +101,48 @@ def updater(parameter: Tensor) -> Updater | None:
 def wants_row_sparse_and_updater(parameter: Tensor) -> tuple[bool, Updater | None]:
     """:func:`wants_row_sparse` and :func:`updater` in one look-up."""
     facts = _known(parameter)
-    if facts.in_data_parallel or not facts.optimizers:
+    if facts.in_data_parallel or facts.dense_optimizer is not None or not facts.optimizers:
         return False, None
     for reference in tuple(facts.optimizers):  # a copy: optimizers may die meanwhile
         optimizer = reference()
         if optimizer is not None and optimizer.updates_in_backward(parameter):
             return True, optimizer
     return True, None
+
+
+def marked_optimizers(parameter: Tensor) -> list[Updater]:
+    """The living optimizers that update ``parameter`` row by row."""
+    return [optimizer for reference in _known(parameter).optimizers if (optimizer := reference()) is not None]
+
+
+def yield_to(parameter: Tensor, optimizer: Any) -> None:
+    """Says that ``optimizer``, which takes dense gradients, steps on ``parameter`` from now on, while it lives.
+
+    Layers produce dense gradients then, also while an optimizer that takes row-sparse ones is still referenced.
+    """
+    facts = _facts_to_change(parameter)
+    if facts.dense_optimizer is None or facts.dense_optimizer() is not optimizer:
+        facts.dense_optimizer = weakref.ref(optimizer, lambda gone: _end_yield(facts, gone))
+        _yielding[parameter] = True
+
+
+def _end_yield(facts: _Facts, gone: Any) -> None:
+    if facts.dense_optimizer is gone:
+        facts.dense_optimizer = None
+
+
+def take_back(parameters: Iterable[Tensor]) -> None:
+    """Says that a row-sparse optimizer steps on ``parameters``: ends :func:`yield_to`."""
+    if len(_yielding) == 0:
+        return
+    for parameter in parameters:
+        if _yielding.pop(parameter, False):
+            _facts_to_change(parameter).dense_optimizer = None
+
+
+def in_data_parallel(parameter: Tensor) -> bool:
+    """Whether ``parameter`` was seen inside ``DistributedDataParallel``."""
+    return _known(parameter).in_data_parallel
 
 
 def note_forward(parameter: Tensor) -> None:
@@ -116,9 +160,9 @@ def note_forward(parameter: Tensor) -> None:
         _in_data_parallel.discard(facts)
     elif wrapper is not None and facts not in _in_data_parallel:
         _in_data_parallel.add(facts)
-        if facts.optimizers and wrapper not in _warned:
-            _warned.add(wrapper)
-            _warn_dense_exchange()
+        if facts.optimizers:
+            for reporter in reporters(parameter):
+                reporter.updated_densely("data_parallel")
 
 
 def is_reduced(parameter: Tensor) -> bool:
@@ -136,23 +180,6 @@ def _reduced_by(wrapper: torch.nn.parallel.DistributedDataParallel) -> frozenset
     return _reduced[wrapper]
 
 
-def _warn_dense_exchange() -> None:
-    warnings.warn(
-        "torch_lsh: DistributedDataParallel exchanges all rows of wide layers in every step, and their gradients are "
-        "dense; to exchange the rows that a step touches, call torch_lsh.distributed.exchange_rows_(model) before the "
-        "model is wrapped",
-        stacklevel=_level_of_caller(),
-    )
-
-
-def _level_of_caller() -> int:
-    """The ``stacklevel`` of the innermost frame outside of torch and torch_lsh."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "torch_lsh"):
-        level, frame = level + 1, frame.f_back
-    return level
-
-
 def place_rows(parameter: Tensor, placement: Placement) -> None:
     """Says which rows of a larger tensor ``parameter`` is; optimizers save their state so."""
     _facts_to_change(parameter).placement = placement
@@ -161,6 +188,24 @@ def place_rows(parameter: Tensor, placement: Placement) -> None:
 def placement_of(parameter: Tensor) -> Placement | None:
     """What :func:`place_rows` was told; None: ``parameter`` is a whole tensor."""
     return _known(parameter).placement
+
+
+def report_to(parameter: Tensor, reporter: Reporter) -> None:
+    """Has ``reporter`` told why all rows of ``parameter`` are updated, for as long as both live."""
+    reporters = _facts_to_change(parameter).reporters
+    if any(reference() is reporter for reference in reporters):
+        return
+    reporters.append(weakref.ref(reporter, reporters.remove))
+    if id(parameter) not in _reported:
+        _reported.add(id(parameter))
+        weakref.finalize(parameter, _reported.discard, id(parameter)).atexit = False
+
+
+def reporters(parameter: Tensor) -> list[Reporter]:
+    """Who is told why all rows of ``parameter`` are updated."""
+    if id(parameter) not in _reported:
+        return []
+    return [reporter for reference in _known(parameter).reporters if (reporter := reference()) is not None]
 
 
 def listen(parameter: Tensor, listener: Listener) -> None:

@@ -20,6 +20,7 @@ from .active_set import ActiveSet, choose_active_rows, hardest_rows, labels_leav
 from .inference_mode import outside_inference_mode
 from .label_counts import LabelCounts
 from .recent_inputs import RecentInputs
+from .recomputation import RecomputedDraws
 from .scheduled_index import ScheduledIndex
 from .state import TakenStates
 from .stats import WATCHED, LayerStats, measure
@@ -60,6 +61,7 @@ class Sampler:
         self._watched: Tensor | None = None
         self._inputs = RecentInputs()
         self._draws = 0
+        self._recomputed = RecomputedDraws()
         self._carried: Tensor | None = None
         self._label_counts: LabelCounts | None = None
         self._states_taken = TakenStates()
@@ -137,6 +139,8 @@ class Sampler:
     def draw(self, weight: Tensor, bias: Tensor | None, x: Tensor, labels: Tensor, training: bool = True) -> ActiveSet:
         """Draws the active set of a batch; every call moves the random stream on.
 
+        In a forward pass that ``torch.utils.checkpoint`` computes again, the first draw is repeated instead.
+
         Args:
             weight: ``[N, in]``.
             bias: ``[N]`` or None.
@@ -146,6 +150,9 @@ class Sampler:
                 index does so. Otherwise the tables are brought in step with the weights first.
         """
         self.fit(weight)
+        repeated = self._recomputed.find(x, labels)
+        if repeated is not None:
+            return repeated
         config = self.config
         if self.stopwatch is not None:
             self._watched = x[-WATCHED:].detach().clone()
@@ -169,6 +176,7 @@ class Sampler:
             insert_labels=config.index.insert_labels and training,
         )
         self._draws += 1
+        self._recomputed.keep(x, labels, active)
         return active
 
     @outside_inference_mode
@@ -177,7 +185,7 @@ class Sampler:
         self.fit(weight)
         config = replace(self.config, random_fraction=0.0)
         index = self._tables.exact(weight, bias, self._inputs.tensor) if needs_index(config, self.num_rows) else None
-        no_labels = torch.empty(len(x), 0, dtype=torch.int64)
+        no_labels = torch.empty(len(x), 0, dtype=torch.int64, device="cpu")
         return choose_active_rows(index, x.detach(), no_labels, self.num_rows, config, seed=0)
 
     @outside_inference_mode

@@ -54,6 +54,11 @@ def sampler_in_training(recipe: Recipe) -> Sampler | None:
     return recipe.owner.sampler if recipe.owner.training else None
 
 
+def is_log_softmax(recipe: Recipe) -> bool:
+    """Whether the result is a multiple of the logarithm of the softmax."""
+    return recipe.log_softmax and not recipe.exponential
+
+
 def grad_mode(recipe: Recipe) -> torch.set_grad_enabled:
     """Disables gradients for detached logits."""
     return torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached)
@@ -76,8 +81,8 @@ def sampled_logits(recipe: Recipe, sampler: Sampler, x: Tensor, active: ActiveSe
     with recipe.autocast():
         logits = recipe.owner.active_logits(x, active.rows)
     logits = logits.to(accurate_dtype(recipe.dtype))
-    if recipe.is_scaled:
-        logits = logits * recipe.scale
+    if recipe.steps:
+        logits = recipe.transform(logits, active.rows)
     keep = sampler.keeper_of_hardest_rows(active, corrected)
     if keep is not None and logits.requires_grad:
         logits.register_hook(lambda gradient: keep(ops.positive_sums(gradient)))

@@ -1,24 +1,22 @@
-"""What DistributedDataParallel and FSDP do to the output of a module, done to lazy logits.
+"""What DistributedDataParallel, FSDP and Fabric do to the output of a module, done to lazy logits.
 
-Both run code of theirs when the backward pass begins, and attach it to the output. The sampled losses do not pass
+They run code of theirs when the backward pass begins, and attach it to the output. The sampled losses do not pass
 through the output's autograd node, so they run it themselves: it waits in ``Recipe.before_backward``.
 """
 
 from __future__ import annotations
 
 import functools
-import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..warnings import warn_gathered
-from .owner import LogitsOwner
 from .tensor import SampledLogits, handles
 
-_warned: weakref.WeakSet[LogitsOwner] = weakref.WeakSet()
+# Modules whose hooks are known to look at no gradient.
+_FSDP, _FABRIC = "torch.distributed.fsdp.", ("lightning.fabric.", "lightning_fabric.")
 
 
 @handles(getattr(Tensor, "grad_fn").__get__)  # noqa: B009  # a descriptor, which mypy takes for its value
@@ -49,19 +47,18 @@ def _clone(logits: SampledLogits, *, memory_format: Any = torch.preserve_format)
 
 @handles(Tensor.register_hook)
 def _register_hook(logits: SampledLogits, hook: Any) -> Any:
-    """Takes the hook of FSDP, which begins to gather parameters and looks at no gradient."""
-    state = getattr(hook, "__self__", None)
-    if not type(state).__module__.startswith("torch.distributed.fsdp."):
+    """Takes the hooks of FSDP and of Lightning's Fabric, which look at no gradient: they mark that the pass begins."""
+    function = getattr(hook, "func", hook)  # of a functools.partial
+    module = getattr(function, "__module__", None) or ""
+    if not module.startswith((_FSDP, *_FABRIC)):
         return NotImplemented
     recipe = logits.recipe
-    if _gathers(state, recipe.weight):
+    if module.startswith(_FSDP) and _gathers(hook.__self__, recipe.weight):
+        recipe.owner.paths.say("gathered")
         # FSDP hides new weights from the version counter, which hash tables rely on.
         parameters = [tensor for tensor in (recipe.weight, recipe.bias) if tensor is not None]
         torch.autograd.graph.increment_version(parameters)
         logits.note_versions()
-        if recipe.owner not in _warned:
-            _warned.add(recipe.owner)
-            warn_gathered(recipe.owner.out_features)
     logits.before_backward(hook)
     return None
 

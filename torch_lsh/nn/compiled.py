@@ -1,0 +1,297 @@
+"""The loss of a wide layer as one operator of a compiled graph.
+
+A training step of a wide layer draws rows, follows the weights with its tables and delivers row-sparse gradients; no
+graph of tensors can hold that. In a graph of ``torch.compile`` one operator stands for layer and loss. When it runs,
+it takes the eager step on a leaf that shares the memory of the input, and keeps the autograd graph of that step. Its
+backward operator runs that graph: the gradients of weight and bias reach the Parameters as they do in an eager step
+(row-sparse, through hooks, through optimizers with ``in_backward=True``), and the gradient of the input goes back into
+the compiled graph. The Parameters of a layer are no inputs of the graph, which would give them a second gradient, None:
+the operator finds them through a handle.
+
+Both operators have an ordered effect, so that no compiler drops, repeats, merges or exchanges them: the random stream
+moves once per call, and gradients arrive although the graph has no use for them.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._library.effects import EffectType
+
+from .sampled_path import is_compiled, is_traced
+
+_library = torch.library.Library("torch_lsh_nn", "DEF")  # operators go when this object does
+
+
+class Loss(NamedTuple):
+    """The arguments of a cross entropy beside operands and target."""
+
+    ignore_index: int
+    reduction: str
+    label_smoothing: float
+
+
+class _Step(bytearray):
+    """A number, and the autograd graph of an eager step.
+
+    The graph must live as long as a compiled backward pass may ask for it. A compiled graph passes nothing but tensors
+    from its forward to its backward pass, so the number becomes one: its memory *is* this object.
+    """
+
+    input: Tensor
+    loss: Tensor
+
+    @classmethod
+    def of(cls, input: Tensor, loss: Tensor) -> Tensor:
+        """Keeps a graph; returns the ``[1]`` int64 tensor that keeps it alive."""
+        number = next(_numbers)
+        step = cls(number.to_bytes(8, "little"))
+        step.input, step.loss = input, loss
+        _steps[number] = step
+        return torch.frombuffer(step, dtype=torch.int64)
+
+
+_numbers = itertools.count()
+_steps: weakref.WeakValueDictionary[int, _Step] = weakref.WeakValueDictionary()
+
+_owners: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def handle_of(owner: Any) -> Tensor:
+    """Returns a handle ``[]`` int64 by which a graph refers to ``owner``, without keeping it alive.
+
+    Args:
+        owner: has a method ``eager_loss(x, weight, bias, target, class_weight, loss)``, which takes an eager step.
+            Weight and bias are None for an owner that has them.
+    """
+    number = next(_numbers)
+    _owners[number] = owner
+    return torch.tensor(number, device="cpu")
+
+
+def _owner(handle: Tensor) -> Any:
+    owner = _owners.get(int(handle))
+    if owner is None:
+        raise RuntimeError("the layer of a compiled graph does not exist any more; wanted a living one")
+    return owner
+
+
+def shares_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same one, or one is the other's alias, as compilers make them."""
+    return one is other or (one.data_ptr() == other.data_ptr() and one.shape == other.shape)
+
+
+# Has no gradient of its own. It says that a loss has one where the input has none.
+_ANCHOR = torch.zeros((), device="cpu", requires_grad=True)
+# The dispatch keys of a program that is in no operator: the eager step inside of ours is recorded by autograd.
+_KEYS = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+
+
+def _cross_entropy(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    handle: Tensor,
+    anchor: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    autocast: torch.dtype | None,
+    wants_grad: bool,
+    wants_grad_of_x: bool,
+) -> tuple[Tensor, Tensor]:
+    loss_of = Loss(ignore_index, reduction, label_smoothing)
+    with torch._C._ForceDispatchKeyGuard(*_KEYS), torch.set_grad_enabled(wants_grad):
+        x = x.detach().requires_grad_(wants_grad_of_x)
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            loss = _owner(handle).eager_loss(x, weight, bias, target, class_weight, loss_of)
+        step = _Step.of(x, loss) if wants_grad else torch.zeros(1, dtype=torch.int64)
+        return loss.detach(), step
+
+
+def _cross_entropy_backward(step: Tensor, grad: Tensor, x: Tensor, wants_grad_of_x: bool) -> Tensor:
+    kept = _steps[int(step)]
+    with torch._C._ForceDispatchKeyGuard(*_KEYS):
+        # The caller decides whether the graph may run twice; ours goes with the step.
+        torch.autograd.backward(kept.loss, grad, retain_graph=True)
+        grad_x, kept.input.grad = kept.input.grad, None
+    return x.new_empty(0) if grad_x is None else grad_x
+
+
+def _fake_cross_entropy(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    handle: Tensor,
+    anchor: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    autocast: torch.dtype | None,
+    *wants: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = x.dtype if autocast is None or x.dtype is torch.float64 else torch.float32
+    return x.new_empty(x.shape[:-1] if reduction == "none" else (), dtype=dtype), handle.new_empty(1)
+
+
+def _fake_cross_entropy_backward(step: Tensor, grad: Tensor, x: Tensor, wants_grad_of_x: bool) -> Tensor:
+    return x.new_empty(x.shape if wants_grad_of_x else 0)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1], inputs[0])
+    ctx.wants_grad_of_x = inputs[-1]
+
+
+def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    step, x = ctx.saved_tensors
+    grad_x = torch.ops.torch_lsh_nn.cross_entropy_backward(step, grad, x, ctx.wants_grad_of_x)
+    return (grad_x if ctx.wants_grad_of_x else None, *(None,) * 12)
+
+
+def _topk(x: Tensor, handle: Tensor, k: int, candidates: int | None) -> tuple[Tensor, Tensor]:
+    with torch._C._ForceDispatchKeyGuard(*_KEYS), torch.no_grad():
+        values, classes = _owner(handle).topk(x, k, exact=False, candidates=candidates)
+    return values, classes
+
+
+def _fake_topk(x: Tensor, handle: Tensor, k: int, candidates: int | None) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], k), handle.new_empty(x.shape[0], k)
+
+
+def _define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> str:
+    name = "torch_lsh_nn::" + schema.partition("(")[0]
+    _library.define(schema)
+    _library.impl(name, run, "CPU")
+    torch.library.register_fake(name, fake, lib=_library)
+    torch.library._register_effectful_op(name, EffectType.ORDERED)
+    return name
+
+
+_CROSS_ENTROPY = _define(
+    "cross_entropy(Tensor x, Tensor? weight, Tensor? bias, Tensor handle, Tensor anchor, Tensor target, "
+    "Tensor? class_weight, int ignore_index, str reduction, float label_smoothing, ScalarType? autocast, "
+    "bool wants_grad, bool wants_grad_of_x) -> (Tensor, Tensor)",
+    _cross_entropy,
+    _fake_cross_entropy,
+)
+_define(
+    "cross_entropy_backward(Tensor step, Tensor grad, Tensor x, bool wants_grad_of_x) -> Tensor",
+    _cross_entropy_backward,
+    _fake_cross_entropy_backward,
+)
+_define("approximate_topk(Tensor x, Tensor handle, int k, int? candidates) -> (Tensor, Tensor)", _topk, _fake_topk)
+torch.library.register_autograd(_CROSS_ENTROPY, _backward, setup_context=_save, lib=_library)
+
+
+# --- methods of layers while a graph is made --------------------------------------------------------------------------
+
+Method = Callable[..., Any]
+
+
+def in_graphs(replacement: Method) -> Callable[[Method], Method]:
+    """Has a method of a layer replaced while a graph is made of it.
+
+    Args:
+        replacement: takes the layer, the method outside of the graph (``torch.compile`` ends the graph before it) and
+            the method's arguments.
+    """
+
+    def decorate(method: Method) -> Method:
+        outside = torch.compiler.disable(method)
+
+        @functools.wraps(method)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return replacement(self, outside, *args, **kwargs) if is_traced() else method(self, *args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def cross_entropy_in_graph(
+    layer: Any,
+    outside: Method,
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """``LSHLinear.cross_entropy``: one operator of ``torch.compile``; dense for any other tracer."""
+    loss = Loss(ignore_index, reduction, label_smoothing)
+    # torch.func.functional_call replaces Parameters by other tensors, of which the layer's tables know nothing.
+    if not is_compiled() or not isinstance(layer.weight, nn.Parameter):
+        return F.cross_entropy(F.linear(x, layer.weight, layer.bias), target, weight, **loss._asdict())
+    wants_grad = wants_gradient(x, layer.weight, layer.bias)
+    return call_loss(layer.handle, x, None, None, target, weight, loss, wants_grad)
+
+
+def call_loss(
+    handle: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    loss: Loss,
+    wants_grad: bool,
+) -> Tensor:
+    """Puts the loss of a handle's owner into the graph that ``torch.compile`` makes.
+
+    Args:
+        handle: see :func:`handle_of`.
+        x: ``[*, in_features]``.
+        weight, bias: passed on to the owner, which may know them itself.
+        target, class_weight, loss: as in :func:`torch.nn.functional.cross_entropy`.
+        wants_grad: whether anything has a gradient.
+
+    Returns:
+        A scalar, or ``[*]`` for ``reduction="none"``.
+    """
+    autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    wants_grad_of_x = wants_gradient(x)
+    anchor = _ANCHOR if wants_grad else handle
+    result, _ = torch.ops.torch_lsh_nn.cross_entropy(
+        x, weight, bias, handle, anchor, target, class_weight, *loss, autocast, wants_grad, wants_grad_of_x
+    )
+    return result
+
+
+def topk_in_graph(
+    layer: Any, outside: Method, x: Tensor, k: int, exact: bool = True, candidates: int | None = None
+) -> torch.return_types.topk:
+    """``LSHLinear.topk``: operators of ``torch.compile``, or outside of its graph where the values have gradients.
+
+    For any other tracer it is exact and consists of PyTorch's own operators, so that an exported graph runs anywhere.
+    """
+    if not is_compiled():
+        return torch.topk(F.linear(x, layer.weight, layer.bias), k)
+    if wants_gradient(x, layer.weight, layer.bias):
+        return outside(layer, x, k, exact, candidates)
+    if not 1 <= k <= layer.out_features:
+        raise ValueError(f"k is {k}; wanted 1 to {layer.out_features}")
+    flat = x.reshape(-1, layer.in_features)
+    if exact:
+        values, classes = layer.largest_logits(flat, k)
+    else:
+        values, classes = torch.ops.torch_lsh_nn.approximate_topk(flat, layer.handle, k, candidates)
+    shape = (*x.shape[:-1], k)
+    return torch.return_types.topk((values.to(x.dtype).reshape(shape), classes.reshape(shape)))
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a result of these tensors has a gradient."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
