@@ -8,12 +8,14 @@
 #
 #   make test VENV=.venv-oldest PYTHON=python3.10 TORCH='torch==2.11.*'
 #
+# EXTRAS=test leaves out Lightning, transformers and the other trainers (350 MB), whose tests are then skipped.
 # On Linux x86, plain `torch` from PyPI brings CUDA. TORCH_INDEX=https://download.pytorch.org/whl/cpu avoids that.
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+EXTRAS ?= test,trainers
 BIN := $(VENV)/bin
 DOCS := sphinx furo myst-parser sphinx-copybutton sphinxcontrib-mermaid
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
@@ -45,7 +47,7 @@ $(VENV)/.torch:
 
 $(VENV)/.ready: $(VENV)/.torch setup.py pyproject.toml $(SOURCES)
 	$(BIN)/python -m pip install -q --disable-pip-version-check ninja 'setuptools>=77' wheel
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[test]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation -e '.[$(EXTRAS)]'
 	touch $@
 
 clean:

@@ -1,11 +1,11 @@
-"""Samples per second of a whole training job of the shape of Amazon-670K, the share of its parts, and its quality.
+"""Samples per second of a whole training job of the shape of Amazon-670K, its parts and its quality.
 
     python benchmarks/train_throughput.py --active 2300 8192
     python benchmarks/train_throughput.py --train train.txt --test test.txt --lr 5e-3 --epochs 6
 
-The job is that of a user: text file -> XMCDataset -> DataLoader with collate_xmc -> XMCClassifier ->
-torch_lsh.optim.Adam, re-hashing when it falls due. Without files, generated data is written to a temporary one first.
-Evaluation is exact and not part of the time.
+The job: text file -> XMCDataset -> DataLoader with collate_xmc -> XMCClassifier -> torch_lsh.optim.Adam, with the
+re-hashes that fall due. Without files, synthetic data is written to a temporary file first. Evaluation is exact and
+does not count.
 """
 
 from __future__ import annotations
@@ -116,18 +116,20 @@ def generated(rows: int) -> tuple[XMCDataset, XMCDataset]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train")
-    parser.add_argument("--test")
-    parser.add_argument("--rows", type=int, default=50_000, help="of generated data")
-    parser.add_argument("--take", type=int, help="train on the first rows of the file only")
-    parser.add_argument("--normalize", choices=["l2"])
-    parser.add_argument("--active", type=int, nargs="+", default=[None])
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json")
+    parser.add_argument("--train", help="training file in the XMC format; default: synthetic data")
+    parser.add_argument("--test", help="test file in the XMC format")
+    parser.add_argument("--rows", type=int, default=50_000, help="rows of synthetic data")
+    parser.add_argument("--take", type=int, help="train on the first rows only")
+    parser.add_argument("--normalize", choices=["l2"], help="scale rows to unit length")
+    parser.add_argument(
+        "--active", type=int, nargs="+", default=[None], help="active rows per step; default: LSHConfig's"
+    )
+    parser.add_argument("--epochs", type=int, default=2, help="passes over the training data")
+    parser.add_argument("--batch", type=int, default=256, help="samples per step")
+    parser.add_argument("--hidden", type=int, default=128, help="width of the hidden layer")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: all cores")
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
     arguments = parser.parse_args()
     info = harness.machine(arguments.threads)
     print(info)

@@ -1,16 +1,19 @@
-// The schema of every operator. ops/*.cpp has the implementations; torch_lsh/ops/*.py has documentation, fake
-// kernels, autograd and autocast; tests/twins/*.py has a twin of each in plain PyTorch.
+// The schema of every operator. Implementations: ops/*.cpp. Documentation, fake kernels, autograd and
+// autocast: torch_lsh/ops/*.py. Twins in plain PyTorch: tests/twins/*.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(torch_lsh, m) {
   // dispatch
   m.def("simd_level() -> str");
+  m.def("cpu_tuning() -> str");
+  m.def("multiplies_bfloat16() -> bool");
   m.def("use_simd_level(str level) -> ()");
 
   // rows
   m.def("gather_rows(Tensor table, Tensor rows, ScalarType? dtype=None) -> Tensor");
   m.def("sampled_dot(Tensor x, Tensor table, Tensor rows) -> Tensor");
 
+  m.def("zero_rows_(Tensor(a!) table) -> ()");
   m.def("prefer_huge_pages(Tensor tensor, bool move=False) -> bool");
 
   m.def("product(Tensor a, Tensor b, Tensor? bias=None) -> Tensor");

@@ -90,5 +90,5 @@ def test_other_models_keep_the_fused_head_of_trl():
 
 
 def test_a_model_without_linear_output_layer():
-    with pytest.raises(TypeError, match="wanted an nn"):
+    with pytest.raises(TypeError, match=r"wanted an nn\.Linear"):
         torch_lsh.patch(nn.Linear(2, 2))

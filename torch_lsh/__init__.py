@@ -8,16 +8,29 @@ Importing this package changes the following for the whole process, and nothing 
   :class:`LSHFeedForward` transposed into their new shape. It does nothing while no parameter was transposed.
 * After every ``step()`` of every PyTorch optimizer with ``fused=True`` a hook raises the versions of the parameters
   (``tensor._version``), which PyTorch's fused steps on CPUs leave as they were. Hash tables rely on versions.
+* Before every ``step()`` of every other optimizer a hook looks for parameters of the layers here. It turns row-sparse
+  gradients dense, and tells once per layer that the optimizer updates all of its rows.
+* Whenever a module becomes part of a module a hook looks whether an ``nn.Linear`` replaces an :class:`LSHLinear`.
 * Sparse CPU tensors get ``aten::linalg_vector_norm``, ``aten::clamp_``, ``aten::clamp_min_`` and ``aten::clamp_max_``,
   where PyTorch has none, so that :mod:`torch.nn.utils` can clip row-sparse gradients.
+* Sparse CPU tensors get what loggers of gradients ask for, where PyTorch has none: ``aten::max``, ``aten::min``,
+  ``aten::amax``, ``aten::amin``, ``aten::aminmax``, ``aten::mean.dim``, ``aten::var.correction``,
+  ``aten::std.correction``, ``aten::var_mean.correction``, ``aten::std_mean.correction``, ``aten::histc``,
+  ``aten::histogram.bin_ct``, ``aten::view``, and the comparisons ``aten::eq.Scalar``, ``aten::ne.Scalar``,
+  ``aten::lt.Scalar``, ``aten::le.Scalar``, ``aten::gt.Scalar``, ``aten::ge.Scalar``, ``aten::eq.Tensor``,
+  ``aten::ne.Tensor``, ``aten::lt.Tensor``, ``aten::le.Tensor``, ``aten::gt.Tensor``, ``aten::ge.Tensor``.
+* ``aten::add.Tensor`` and ``aten::sub.Tensor`` of a sparse and a dense CPU tensor, in this order, give a dense tensor
+  instead of an error. All else goes to PyTorch's kernels.
 """
 
 from . import data, distributed, metrics, models, nn, ops, optim, rehash
 from .callbacks import StatsWriter
 from .config import LSHConfig
+from .explain import explain
 from .fused_heads import patch
 from .index.config import HashTableConfig, IndexConfig, PartitionConfig, SignCodeConfig
 from .nn import EmbeddingBag, LSHFeedForward, LSHLinear, QuantizedLinear, SampledLogits
+from .nn import replaced as _replaced  # noqa: F401
 from .nn.convert import densify_, quantize_, sparsify_
 from .nn.functional import SamplerState, linear_cross_entropy, linear_topk, sampler_of
 from .optim import global_hooks as _global_hooks  # noqa: F401
@@ -56,6 +69,7 @@ __all__ = [
     "data",
     "densify_",
     "distributed",
+    "explain",
     "linear_cross_entropy",
     "linear_topk",
     "metrics",

@@ -11,6 +11,7 @@ from .index.config import HashTableConfig, IndexConfig, named_index_config
 from .rehash import ExponentialBackoff, RehashPolicy
 
 SCOPES = ("batch", "sample")
+RANKINGS = ("exact", "active")
 CORRECTIONS = ("auto", "stratified", "even", "none")
 SAMPLERS = ("lsh", "uniform", "log_uniform", "frequency", "in_batch")
 
@@ -45,6 +46,8 @@ class LSHConfig:
             labels keep being learned until they beat that many rivals, and the labels of one sample hardly compete
             with each other. ``"none"`` leaves the softmax as it is. ``"auto"``: "even" for cross entropy with several
             labels per sample (ranking), else "stratified" (probabilities, binary cross entropy).
+        ranking: what ``topk``, ``argmax`` and ``max`` rank while training: ``"exact"``: all rows; ``"active"``: the
+            active rows of the loss on the same logits, or those that a look-up finds. In ``eval()`` mode all rows.
         rehash: when the index follows the weights in training: :class:`torch_lsh.rehash.FixedInterval`,
             :class:`torch_lsh.rehash.ExponentialBackoff`, :class:`torch_lsh.rehash.Drift` (measures how many codes
             changed) or any object with ``interval(rehashes) -> steps``.
@@ -67,6 +70,7 @@ class LSHConfig:
     carry: float = 0.5
     sampler: str = "lsh"
     correction: str = "auto"
+    ranking: str = "exact"
     rehash: RehashPolicy = field(default_factory=ExponentialBackoff)
     seed: int = 0
     index: IndexConfig = field(default_factory=HashTableConfig)
@@ -75,6 +79,7 @@ class LSHConfig:
         check_choice("scope", self.scope, SCOPES)
         check_choice("correction", self.correction, CORRECTIONS)
         check_choice("sampler", self.sampler, SAMPLERS)
+        check_choice("ranking", self.ranking, RANKINGS)
         if not isinstance(self.index, IndexConfig):
             raise TypeError(f"index is {self.index!r}; wanted a HashTableConfig, PartitionConfig or SignCodeConfig")
         if self.sampler == "in_batch" and self.scope != "batch":

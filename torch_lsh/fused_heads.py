@@ -15,6 +15,7 @@ from . import ops
 from .config import LSHConfig
 from .nn.linear import LSHLinear
 from .nn.logits.losses import log_weights_of_logits
+from .nn.tied import follow_tied_embeddings
 from .row_sparse.parameters import note_forward
 
 _heads: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> weak reference to its LSHLinear
@@ -44,7 +45,7 @@ def patch(model: Any, config: LSHConfig | None = None) -> Any:
     References:
         Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM Training", 2024, patches models for GPUs this way.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     if not isinstance(head, nn.Linear):
         raise TypeError(f"the output layer of {type(model).__name__} is a {type(head).__name__}; wanted an nn.Linear")
     if not isinstance(head, LSHLinear):
@@ -52,6 +53,7 @@ def patch(model: Any, config: LSHConfig | None = None) -> Any:
         model.set_output_embeddings(head)
     elif config is not None:
         head.reconfigure(config)
+    follow_tied_embeddings(model)
     _heads[head.weight] = weakref.ref(head)
     _patch_trl()
     return model
@@ -110,6 +112,7 @@ def _statistics(head: LSHLinear, hidden: Tensor, targets: Tensor, transform: Any
         note_forward(parameter)
     sampler = head.sampler
     active = sampler.draw(head.weight, head.bias, hidden.detach(), targets.reshape(-1, 1))
+    head.paths.sampled(hidden, active)
     logits = head.active_logits(hidden, active.rows).float()
     keep = sampler.keeper_of_hardest_rows(active, corrected=True)
     if keep is not None and logits.requires_grad:

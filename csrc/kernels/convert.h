@@ -1,8 +1,11 @@
-// Conversions between storage types. Compiled once per instruction set: include only from
+// Conversions between storage and accumulator types. Compiled once per instruction set: include only from
 // kernels/levels/*.cpp.
 #pragma once
 
 #include "kernels/kernels.h"
+#ifdef TORCH_LSH_ARM_BF16
+#include "kernels/vectors.h"
+#endif
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
@@ -20,7 +23,7 @@ inline float to_float(BFloat16 value) {
   return result;
 }
 
-// Rounds to nearest even, as PyTorch does; NaN stays NaN.
+// Round to nearest even, as in PyTorch; NaN stays NaN.
 inline BFloat16 to_bfloat16(float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof(bits));
@@ -28,9 +31,8 @@ inline BFloat16 to_bfloat16(float value) {
   return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
 }
 
-// Rounds up or down with probabilities that make the result right on average, by 16 random bits; so a sum of
-// many steps that are each smaller than the spacing of bfloat16 numbers still arrives. NaN and infinities
-// stay.
+// Stochastic rounding with 16 random bits: unbiased, so steps smaller than the bfloat16 spacing add up. NaN
+// and infinities are kept.
 inline BFloat16 to_bfloat16(float value, uint32_t random) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof(bits));
@@ -39,7 +41,7 @@ inline BFloat16 to_bfloat16(float value, uint32_t random) {
   return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
 }
 
-// 32 random bits as a function of key and counter (the hash "lowbias32" of Wellons, 2018). Vectorises.
+// 32 random bits from key and counter (lowbias32; Wellons 2018). Vectorises.
 inline uint32_t random_word(uint32_t key, uint32_t counter) {
   uint32_t x = key ^ (counter * 0x9e3779b1u);
   x ^= x >> 16;
@@ -66,13 +68,35 @@ inline void store(float value, BFloat16* out) {
   *out = to_bfloat16(value);
 }
 
+#ifdef TORCH_LSH_ARM_BF16
+// Rounds whole vectors, by one instruction each; returns how many numbers these are.
+inline int64_t round_vectors(const float* from, int64_t count, BFloat16* to) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+#if TORCH_LSH_VECTOR_BYTES == 32
+    const auto rounded = svcvt_bf16_f32_x(svptrue_b32(), svld1_f32(svptrue_b32(), from + i));
+    svst1h_u32(svptrue_b32(), &to[i].bits, svreinterpret_u32_bf16(rounded));  // the low half of each word
+#else
+    const auto rounded =
+        vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(vld1q_f32(from + i)), vld1q_f32(from + i + 4));
+    __builtin_memcpy(to + i, &rounded, sizeof(rounded));
+#endif
+  }
+  return i;
+}
+#endif
+
 template <typename From, typename To>
 inline void convert(const From* from, int64_t count, To* to) {
   if constexpr (__is_same(From, To)) {
-    if (count > 0)  // or they may be null
+    if (count > 0)  // pointers of empty arrays may be null
       __builtin_memcpy(to, from, static_cast<size_t>(count) * sizeof(To));
   } else {
-    for (int64_t i = 0; i < count; ++i) store(to_float(from[i]), to + i);
+    int64_t i = 0;
+#ifdef TORCH_LSH_ARM_BF16
+    if constexpr (__is_same(From, float) && __is_same(To, BFloat16)) i = round_vectors(from, count, to);
+#endif
+    for (; i < count; ++i) store(to_float(from[i]), to + i);
   }
 }
 

@@ -1,19 +1,19 @@
-// Dense matrix products of the shapes of an active set: one side thousands of rows, the other a batch, the
-// third the width of the layer. Compiled once per instruction set: include only from kernels/levels/*.cpp.
+// Dense matrix products of an active set's shapes: thousands of rows, a batch, and the width of the layer.
+// Compiled once per instruction set: include only from kernels/levels/*.cpp.
 //
-// The textbook design (Goto & van de Geijn 2008): a tile of the result stays in registers while its products
-// are summed, the right operand is read from panels of two vectors' width that stay in the first-level cache,
-// and sums are split into blocks of kBlockDepth so that a block of panels stays in the second. The left
-// operand is read in place, an element at a time, whatever its strides: both a matrix and its transpose go
-// without a copy. An element of the result is summed in the same order whatever the tile that it falls into,
-// so results do not depend on how rows and panels are split over threads.
+// GotoBLAS design (Goto & van de Geijn 2008): a tile of the result stays in registers; the right operand is
+// packed into panels two vectors wide, which stay in L1; depth is split into blocks of kBlockDepth, so that a
+// block of panels stays in L2. Row-major left operands are read in place, others are packed in groups of
+// rows. Every element is summed in the same order in any tile, so results do not depend on how rows and
+// panels are split over threads.
 //
-// bfloat16 operands are multiplied in pairs that are neighbours along the depth; where the CPU has no such
-// instruction both are packed as floats.
+// bfloat16 operands are multiplied in pairs adjacent along the depth. Without such an instruction there are
+// no kernels for them: operators convert to float.
 #pragma once
 
 #include "kernels/convert.h"
 #include "kernels/kernels.h"
+#include "kernels/tuning.h"
 #include "kernels/vectors.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
@@ -28,13 +28,13 @@ struct Simd {
 
 constexpr int64_t kPanelVectors = 2;
 constexpr int64_t kBlockDepth = 256;
-constexpr int64_t kGroupRows = 4 * TORCH_LSH_TILE_ROWS;  // rows of a transposed operand packed at a time
-constexpr int64_t kPackAhead = 16;                       // and asked for so many steps ahead
+constexpr int64_t kGroupRows = 4 * TORCH_LSH_TILE_ROWS;  // left rows packed at a time
+constexpr int64_t kPackAhead = 16;                       // their prefetch distance, in depth
 
 template <typename T>
 constexpr int64_t kPanelWidth = kPanelVectors * Simd<SumOf<T>>::kWidth;
 
-// How many numbers of type P that follow each other along the depth are multiplied together: a step.
+// Numbers of type P, adjacent along the depth, that one multiplication takes: a step.
 template <typename P>
 constexpr int64_t kTogether = sizeof(SumOf<P>) / sizeof(P);
 
@@ -59,23 +59,20 @@ inline void add_products(const P* a, int64_t a_row, const P* panel,
 template <int64_t Rows>
 inline void add_products(const BFloat16* a, int64_t a_row, const BFloat16* panel,
                          Simd<float>::Vector (&sum)[Rows][kPanelVectors]) {
-  __m512bh b[kPanelVectors];
+  Pairs b[kPanelVectors];
 #pragma GCC unroll 4
-  for (int64_t v = 0; v < kPanelVectors; ++v) b[v] = (__m512bh)_mm512_loadu_si512(panel + v * 32);
+  for (int64_t v = 0; v < kPanelVectors; ++v) b[v] = load_vector<Pairs>(panel + v * kLanes<BFloat16>);
 #pragma GCC unroll 16
   for (int64_t r = 0; r < Rows; ++r) {
-    int32_t pair;
-    __builtin_memcpy(&pair, a + r * a_row, sizeof(pair));
-    const auto scalars = (__m512bh)_mm512_set1_epi32(pair);
+    const Pairs scalars = same_pairs(a + r * a_row);
 #pragma GCC unroll 4
-    for (int64_t v = 0; v < kPanelVectors; ++v)
-      sum[r][v] = (Simd<float>::Vector)_mm512_dpbf16_ps((__m512)sum[r][v], scalars, b[v]);
+    for (int64_t v = 0; v < kPanelVectors; ++v) sum[r][v] = add_pairs(sum[r][v], scalars, b[v]);
   }
 }
 #endif
 
-// out[r, :] of Rows rows and a panel's width: bias (null: zeros) plus the products of some steps along the
-// depth, or what is there plus them. Steps of the left operand are a_step apart.
+// A tile of Rows rows and a panel's width: out = (first ? bias : out) + products of `steps` steps. Null bias:
+// zeros. Steps of the left operand are a_step apart.
 template <int64_t Rows, typename P>
 inline void product_tile(const P* a, int64_t a_row, int64_t a_step, int64_t steps, const P* panel,
                          const SumOf<P>* bias, bool first, SumOf<P>* out, int64_t stride) {
@@ -98,7 +95,7 @@ inline void product_tile(const P* a, int64_t a_row, int64_t a_step, int64_t step
       *reinterpret_cast<Unaligned*>(out + r * stride + v * kWidth) = sum[r][v];
 }
 
-// The same where fewer columns are wanted than a panel has.
+// product_tile for a last panel with fewer than kPanelWidth columns.
 template <int64_t Rows, typename P>
 inline void product_edge(const P* a, int64_t a_row, int64_t a_step, int64_t steps, const P* panel,
                          const SumOf<P>* bias, bool first, SumOf<P>* out, int64_t stride, int64_t columns) {
@@ -125,8 +122,8 @@ inline void product_rows(const P* a, int64_t a_row, int64_t a_step, int64_t step
   }
 }
 
-// Calls run(first row, constant number of rows) for the tiles that `rows` rows are made of. Four rows are
-// enough to hide the latency of the sums.
+// Splits `rows` rows into tiles and calls run.operator()<rows of the tile>(first row). Four rows suffice to
+// hide the latency of the sums.
 template <typename Run>
 inline void for_tiles(int64_t rows, const Run& run) {
   int64_t r = 0;
@@ -136,14 +133,13 @@ inline void for_tiles(int64_t rows, const Run& run) {
   for (; r < rows; ++r) run.template operator()<1>(r);
 }
 
-// One step of `count` rows or columns as numbers that are multiplied together: to[i, j] = from[i * across + j
-// * along], zero for j >= present.
-template <typename T, typename P>
+// Packs one step of `count` rows or columns: to[i, j] = from[i * across + j * along], zero for j >= present.
+template <typename T>
 inline void pack_step(const T* __restrict from, int64_t across, int64_t along, int64_t present, int64_t count,
-                      P* __restrict to) {
+                      T* __restrict to) {
   for (int64_t i = 0; i < count; ++i) {
-    if constexpr (kTogether<P> == 1) {
-      to[i] = to_float(from[i * across]);
+    if constexpr (kTogether<T> == 1) {
+      to[i] = from[i * across];
     } else {
       const uint32_t high = present > 1 ? from[i * across + along].bits : 0;
       const uint32_t pair = from[i * across].bits | high << 16;
@@ -152,20 +148,20 @@ inline void pack_step(const T* __restrict from, int64_t across, int64_t along, i
   }
 }
 
-// A group of rows of an operand that is transposed, whose elements would else be far apart and often in the
-// same cache set, or not stored as P: the tile that begins at row r is [steps, rows of the tile, kTogether].
-template <typename T, typename P>
-inline void pack_left(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t block, P* packed) {
-  const int64_t steps = (block + kTogether<P> - 1) / kTogether<P>;
+// Packs a group of left rows that are transposed (elements far apart, often in one cache set). The tile that
+// begins at row r is [steps, rows of the tile, kTogether].
+template <typename T>
+inline void pack_left(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t block, T* packed) {
+  const int64_t steps = (block + kTogether<T> - 1) / kTogether<T>;
   for (int64_t step = 0; step < steps; ++step) {
-    const int64_t k = step * kTogether<P>;
+    const int64_t k = step * kTogether<T>;
     const T* const from = a + k * a_col;
-    for (int64_t ahead = kPackAhead; ahead < kPackAhead + kTogether<P>; ++ahead)
+    for (int64_t ahead = kPackAhead; ahead < kPackAhead + kTogether<T>; ++ahead)
       for (int64_t r = 0; r < rows; r += 64 / sizeof(T)) __builtin_prefetch(from + ahead * a_col + r * a_row);
     for_tiles(rows, [&]<int64_t Rows>(int64_t r) {
-      P* const to = packed + (r * steps + step * Rows) * kTogether<P>;
-      if (a_row == 1 && k + kTogether<P> <= block) {
-        pack_step(from + r, 1, a_col, kTogether<P>, Rows, to);
+      T* const to = packed + (r * steps + step * Rows) * kTogether<T>;
+      if (a_row == 1 && k + kTogether<T> <= block) {
+        pack_step(from + r, 1, a_col, kTogether<T>, Rows, to);
       } else {
         pack_step(from + r * a_row, a_row, a_col, block - k, Rows, to);
       }
@@ -173,61 +169,70 @@ inline void pack_left(const T* a, int64_t a_row, int64_t a_col, int64_t rows, in
   }
 }
 
-// out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n] for `rows` rows and the columns of
-// `panels`, which pack_panel made of b; out has the given stride between rows. bias may be null. If `add`,
-// the sums go on top of what is there, without a bias.
 template <typename T>
 void product(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth, const SumOf<T>* panels,
              int64_t columns, const SumOf<T>* bias, bool add, SumOf<T>* out, int64_t stride) {
-  using P = typename Operand<T, SumOf<T>>::type;
-  P packed[kGroupRows * kBlockDepth];
+  T packed[kGroupRows * kBlockDepth];
   for (int64_t begin = 0; begin == 0 || begin < depth; begin += kBlockDepth) {
     const int64_t block = depth - begin < kBlockDepth ? depth - begin : kBlockDepth;
-    const int64_t steps = (block + kTogether<P> - 1) / kTogether<P>;
-    const bool in_place = __is_same(T, P) && a_col == 1 && block % kTogether<P> == 0;
+    const int64_t steps = (block + kTogether<T> - 1) / kTogether<T>;
+    const bool in_place = a_col == 1 && block % kTogether<T> == 0;
     for (int64_t group = 0; group < rows; group += kGroupRows) {
       const int64_t of_group = rows - group < kGroupRows ? rows - group : kGroupRows;
       const T* const from = a + group * a_row + begin * a_col;
       if (!in_place) pack_left(from, a_row, a_col, of_group, block, packed);
-      const P* const left = in_place ? reinterpret_cast<const P*>(from) : packed;
-      for_tiles(of_group, [&]<int64_t Rows>(int64_t r) {
-        const int64_t row = group + r;
-        product_rows<Rows>(left + r * (in_place ? a_row : steps * kTogether<P>),
-                           in_place ? a_row : kTogether<P>, (in_place ? 1 : Rows) * kTogether<P>, steps,
-                           reinterpret_cast<const P*>(panels) + begin * kPanelWidth<T>,
-                           depth * kPanelWidth<T> * kTogether<P>, columns,
-                           bias == nullptr ? nullptr : bias + row, begin == 0 && !add, out + row * stride,
-                           stride);
-      });
+      const T* const left = in_place ? from : packed;
+      // The columns `first` to `last` - 1, whole panels.
+      const auto multiply = [&](int64_t first, int64_t last) {
+        for_tiles(of_group, [&]<int64_t Rows>(int64_t r) {
+          const int64_t row = group + r;
+          product_rows<Rows>(left + r * (in_place ? a_row : steps * kTogether<T>),
+                             in_place ? a_row : kTogether<T>, (in_place ? 1 : Rows) * kTogether<T>, steps,
+                             reinterpret_cast<const T*>(panels + first * depth) + begin * kPanelWidth<T>,
+                             depth * kPanelWidth<T> * kTogether<T>, last - first,
+                             bias == nullptr ? nullptr : bias + row, begin == 0 && !add,
+                             out + row * stride + first, stride);
+        });
+      };
+      // A panel stays in L1 while all rows of the group are multiplied with it, if they fit beside it.
+      const int64_t bytes = (of_group + kPanelWidth<T>)*steps * static_cast<int64_t>(sizeof(SumOf<T>));
+      if (bytes <= tuning.l1_bytes) {
+        for (int64_t c = 0; c < columns; c += kPanelWidth<T>)
+          multiply(c, columns - c < kPanelWidth<T> ? columns : c + kPanelWidth<T>);
+      } else {
+        multiply(0, columns);
+      }
     }
   }
 }
 
-// Rows `begin` (even) to `end` - 1 of one panel of b[k, n] = b[k * b_row + n * b_col], with zeros beyond the
-// last column and the last step's last row. The panels, each [steps, panel width, kTogether], are depth *
-// panel width sums apart, whatever the steps.
+// A panel is [steps, panel width, kTogether], zero-padded to whole panels and steps.
 template <typename T>
 void pack_panel(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns, int64_t number,
                 int64_t begin, int64_t end, SumOf<T>* panels) {
-  using P = typename Operand<T, SumOf<T>>::type;
-  P* const panel = reinterpret_cast<P*>(panels + number * depth * kPanelWidth<T>);
+  T* const panel = reinterpret_cast<T*>(panels + number * depth * kPanelWidth<T>);
   const int64_t first = number * kPanelWidth<T>;
   const int64_t width = columns - first < kPanelWidth<T> ? columns - first : kPanelWidth<T>;
-  for (int64_t k = begin; k < end; k += kTogether<P>) {
+  for (int64_t k = begin; k < end; k += kTogether<T>) {
     const T* const from = b + k * b_row + first * b_col;
-    P* const to = panel + k * kPanelWidth<T>;
-    if (width == kPanelWidth<T> && b_col == 1 && k + kTogether<P> <= depth) {
-      pack_step(from, 1, b_row, kTogether<P>, kPanelWidth<T>, to);
+    T* const to = panel + k * kPanelWidth<T>;
+    if (width == kPanelWidth<T> && b_col == 1 && k + kTogether<T> <= depth) {
+      pack_step(from, 1, b_row, kTogether<T>, kPanelWidth<T>, to);
     } else {
       pack_step(from, b_col, b_row, depth - k, width, to);
-      for (int64_t i = width * kTogether<P>; i < kPanelWidth<T> * kTogether<P>; ++i) to[i] = P{};
+      for (int64_t i = width * kTogether<T>; i < kPanelWidth<T> * kTogether<T>; ++i) to[i] = T{};
     }
   }
 }
 
 template <typename T>
 constexpr void fill(ProductKernels<T>& table) {
-  table = {.product = product<T>, .pack_panel = pack_panel<T>, .panel_width = kPanelWidth<T>};
+  if constexpr (__is_same(T, typename Operand<T, SumOf<T>>::type))
+    table = {.product = product<T>,
+             .pack_panel = pack_panel<T>,
+             .panel_size = [](int64_t depth) { return depth * kPanelWidth<T>; },
+             .panel_width = kPanelWidth<T>,
+             .task_rows = kTaskRows};
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

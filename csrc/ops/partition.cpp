@@ -1,13 +1,14 @@
-// residual_codes, update_partition, query_partition: codes of rows, kept bucket by bucket.
+// residual_codes, update_partition, query_partition: an inverted file of row codes.
 //
-// Every row is in one of C buckets. The rows of a bucket fill blocks of kSketchRows, laid out as in
-// kernels/sketch.h, with their numbers in ids [blocks, kSketchRows] (-1: no row). The blocks of a bucket are
-// a chain: heads [C + 1, 2] has the first block of each (-1: none) and how many rows are in that, next
-// [blocks] the block after it; all but the first are full. The last of the heads is the chain of free blocks.
-// Of N / kSketchRows + C blocks there is always one free for a row that comes in. places [N] is block *
-// kSketchRows + position of each row (-1: not in yet), row_buckets [N] its bucket.
+// Layout: each of N rows belongs to one of C buckets. A bucket is a chain of blocks of kSketchRows rows
+// (kernels/sketch.h), all full but the first.
+//   ids [blocks, kSketchRows]: rows of each block; -1: none.
+//   heads [C + 1, 2]: first block of each bucket (-1: none) and its number of rows; last, the free blocks.
+//   next [blocks]: following block; -1: none.
+//   places [N]: block * kSketchRows + position of each row (-1: not inserted); row_buckets [N]: its bucket.
+// N / kSketchRows + C blocks suffice for any assignment.
 //
-// One thread changes a partition, and one thread answers a query.
+// Threads: one thread updates a partition; a query belongs to one thread.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -32,11 +33,11 @@ constexpr int64_t kGrainRows = 256;
 constexpr float kRounding = 1e-6f;
 constexpr BFloat16 kZero{0}, kMinusInfinity{0xff80};
 
-// The distance of equidistant levels that rounds normally distributed numbers with the least squared error,
-// in standard deviations, for 1 to 4 bits: Max, "Quantizing for Minimum Distortion", 1960.
+// Step, in standard deviations, of the uniform quantizer with least squared error for normally distributed
+// numbers, for 1 to 4 bits (Max, "Quantizing for Minimum Distortion", 1960).
 constexpr float kLevelSteps[] = {1.5958f, 0.9957f, 0.5860f, 0.3352f};
 
-// The lowest bits of eight bytes as one byte.
+// Packs the lowest bits of eight bytes into one byte.
 uint8_t gather_bits(uint64_t bytes) {
   return ((bytes & 0x0101010101010101) * 0x0102040810204080) >> 56;
 }
@@ -46,6 +47,51 @@ float sum_of(const float (&parts)[8]) {
   for (const float part : parts) sum += part;
   return sum;
 }
+
+// Encodes row - center at `bits` bits per dimension.
+class Encoder {
+ public:
+  Encoder(int64_t width, int64_t bits)
+      : width_(width), bits_(bits), top_((1 << bits) - 1), difference_(width), level_(width) {}
+
+  // Writes code [bits, width / 8]; returns the factor that scales its products.
+  float encode(const float* row, const float* center, uint8_t* code) {
+    const float highest = static_cast<float>(top_), half = (highest + 1) / 2;
+    float squares[8] = {}, products[8] = {};
+    for (int64_t j = 0; j < width_; j += 8)
+      for (int64_t k = 0; k < 8; ++k) {
+        difference_[j + k] = row[j + k] - center[j + k];
+        squares[k] += difference_[j + k] * difference_[j + k];
+      }
+    const float square = sum_of(squares);
+    const float scale = 1 / (kLevelSteps[bits_ - 1] * std::sqrt(square / static_cast<float>(width_)));
+    for (int64_t j = 0; j < width_; j += 8)
+      for (int64_t k = 0; k < 8; ++k) {
+        // NaN, such as 0 * inf of a zero difference, gives the highest level.
+        const float place = std::max(0.0f, std::min(highest, difference_[j + k] * scale + half));
+        level_[j + k] = static_cast<uint8_t>(place);
+        products[k] += difference_[j + k] * static_cast<float>(2 * level_[j + k] - top_);
+      }
+    write_planes(code);
+    return square / std::max(sum_of(products), 1e-30f);
+  }
+
+ private:
+  void write_planes(uint8_t* code) const {
+    const int64_t bytes = width_ / 8;
+    for (int64_t j = 0; j < bytes; ++j) {
+      uint64_t eight;
+      __builtin_memcpy(&eight, level_.data() + 8 * j, sizeof(eight));
+      for (int64_t plane = 0; plane < bits_; ++plane)
+        code[plane * bytes + j] = gather_bits(eight >> (bits_ - 1 - plane));
+    }
+  }
+
+  const int64_t width_, bits_;
+  const int32_t top_;
+  std::vector<float> difference_;
+  std::vector<uint8_t> level_;
+};
 
 std::tuple<Tensor, Tensor> residual_codes(const Tensor& x, const Tensor& centers, const Tensor& buckets,
                                           int64_t bits) {
@@ -67,37 +113,10 @@ std::tuple<Tensor, Tensor> residual_codes(const Tensor& x, const Tensor& centers
   const auto* center = centers.const_data_ptr<float>();
   auto* code = codes.mutable_data_ptr<uint8_t>();
   auto* factor = factors.mutable_data_ptr<float>();
-  const int32_t top = (1 << bits) - 1;
-  const float highest = static_cast<float>(top), half = (highest + 1) / 2;
   torch::stable::parallel_for(0, rows, kGrainRows, [&](int64_t begin, int64_t end) {
-    std::vector<float> difference(width);
-    std::vector<uint8_t> level(width);
-    for (int64_t i = begin; i < end; ++i) {
-      const float* const row = from + i * width;
-      const float* const around = center + bucket[i] * width;
-      float squares[8] = {}, products[8] = {};
-      for (int64_t j = 0; j < width; j += 8)
-        for (int64_t k = 0; k < 8; ++k) {
-          difference[j + k] = row[j + k] - around[j + k];
-          squares[k] += difference[j + k] * difference[j + k];
-        }
-      const float square = sum_of(squares);
-      const float scale = 1 / (kLevelSteps[bits - 1] * std::sqrt(square / static_cast<float>(width)));
-      for (int64_t j = 0; j < width; j += 8)
-        for (int64_t k = 0; k < 8; ++k) {
-          // NaN, as where there is no difference, becomes the highest.
-          const float place = std::max(0.0f, std::min(highest, difference[j + k] * scale + half));
-          level[j + k] = static_cast<uint8_t>(place);
-          products[k] += difference[j + k] * static_cast<float>(2 * level[j + k] - top);
-        }
-      for (int64_t j = 0; j < bytes; ++j) {
-        uint64_t eight;
-        __builtin_memcpy(&eight, level.data() + 8 * j, sizeof(eight));
-        for (int64_t plane = 0; plane < bits; ++plane)
-          code[(i * bits + plane) * bytes + j] = gather_bits(eight >> (bits - 1 - plane));
-      }
-      factor[i] = square / std::max(sum_of(products), 1e-30f);
-    }
+    Encoder encoder(width, bits);
+    for (int64_t i = begin; i < end; ++i)
+      factor[i] = encoder.encode(from + i * width, center + bucket[i] * width, code + i * bits * bytes);
   });
   return {codes, factors};
 }
@@ -135,6 +154,7 @@ struct Head {
   int32_t block, rows;
 };
 
+// A partition under change. Not thread-safe.
 class Partition {
  public:
   Partition(Tensor& codes, Tensor& factors, Tensor& ids, Tensor& next, Tensor& heads, Tensor& places,
@@ -149,7 +169,7 @@ class Partition {
         places_(places.mutable_data_ptr<int32_t>()),
         row_buckets_(row_buckets.mutable_data_ptr<int32_t>()) {}
 
-  // Whether the row moved.
+  // Writes a row's code, moving the row to `bucket`; returns whether it moved.
   bool put(int64_t row, int32_t bucket, const uint8_t* code, const BFloat16* factors) {
     const bool moves = places_[row] < 0 || row_buckets_[row] != bucket;
     if (moves) {
@@ -174,7 +194,8 @@ class Partition {
   void insert(int64_t row, int32_t bucket) {
     Head& head = heads_[bucket];
     if (head.block < 0 || head.rows == kSketchRows) {
-      TORCH_LSH_CHECK(free_ >= 0, "no block is free; wanted num_rows / 64 + buckets of them");
+      TORCH_LSH_CHECK(free_ >= 0, "heads has no free block; wanted num_rows / ", kSketchRows,
+                      " + buckets blocks in all");
       const int32_t block = free_;
       free_ = next_[block];
       next_[block] = head.block;
@@ -186,11 +207,11 @@ class Partition {
     row_buckets_[row] = bucket;
   }
 
-  // The last row of the first block takes the place of the one that leaves.
+  // The last row of the first block fills the gap.
   void remove(int64_t row) {
     Head& head = heads_[row_buckets_[row]];
-    TORCH_LSH_CHECK(head.block >= 0 && head.rows > 0 && ids_[places_[row]] == row, "places says that row ",
-                    row, " is at ", places_[row], ", where it is not");
+    TORCH_LSH_CHECK(head.block >= 0 && head.rows > 0 && ids_[places_[row]] == row, "places[", row, "] is ",
+                    places_[row], "; wanted the place of row ", row, " in ids");
     const int64_t place = places_[row], block = place / kSketchRows, position = place % kSketchRows;
     const int64_t last = --head.rows, from = head.block;
     if (from * kSketchRows + last != place) {
@@ -249,7 +270,7 @@ Tensor update_partition(Tensor codes, Tensor factors, Tensor ids, Tensor next, T
     TORCH_LSH_CHECK(place[row[i]] < blocks * kSketchRows &&
                         (place[row[i]] < 0 || (current[row[i]] >= 0 && current[row[i]] < num_buckets)),
                     "row ", row[i], " is at place ", place[row[i]], " of bucket ", current[row[i]],
-                    "; there are ", blocks, " blocks and ", num_buckets, " buckets");
+                    "; wanted places in ", blocks, " blocks and buckets 0 to ", num_buckets - 1);
   }
   const auto* code = row_codes.const_data_ptr<uint8_t>();
   const auto* factor = static_cast<const BFloat16*>(row_factors.const_data_ptr());
@@ -262,8 +283,8 @@ Tensor update_partition(Tensor codes, Tensor factors, Tensor ids, Tensor next, T
   return total;
 }
 
-// Buckets with rows in the order of their scores, largest first and NaN before all. Few of many are wanted,
-// so those below an estimate of the highest quarter wait outside of the heap until all others were taken.
+// Iterates over non-empty buckets by score, largest first, NaN before all. Few of many are visited, so the
+// heap starts with an estimate of the top quarter; the rest enter when that is exhausted.
 class BucketOrder {
  public:
   void start(const float* scores, const Head* heads, int64_t count) {
@@ -285,7 +306,7 @@ class BucketOrder {
     fill([this](float score) { return !(score <= border_); });
   }
 
-  // -1: there are no more.
+  // The next bucket; -1 after the last.
   int64_t next() {
     if (heap_.empty() && waiting_) {
       waiting_ = false;
@@ -298,7 +319,7 @@ class BucketOrder {
     return bucket;
   }
 
-  // The bucket that will probably be next, or -1.
+  // The likely next bucket; -1 if unknown.
   int64_t peek() const { return heap_.empty() ? -1 : index_of(heap_.front()); }
 
  private:
@@ -308,7 +329,7 @@ class BucketOrder {
   void fill(const Wanted& wanted) {
     heap_.resize(count_);
     int64_t filled = 0;
-    for (int64_t c = 0; c < count_; ++c) {  // without branches, which nobody could predict
+    for (int64_t c = 0; c < count_; ++c) {  // branch-free: the outcome is unpredictable
       heap_[filled] = key_of(scores_[c], c);
       filled += wanted(scores_[c]) & (heads_[c].block >= 0);
     }
@@ -325,9 +346,99 @@ class BucketOrder {
   std::vector<uint64_t> heap_;
 };
 
-Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& centers, const Tensor& codes,
-                       const Tensor& factors, const Tensor& ids, const Tensor& next, const Tensor& heads,
-                       int64_t max_candidates, int64_t examined) {
+// The checked arguments of query_partition.
+struct Lookup {
+  const float *x, *scores, *centers;  // [batch, width], [batch, num_buckets], [num_buckets, width]
+  const uint8_t* codes;
+  const BFloat16* factors;
+  const int32_t *ids, *next;
+  const Head* heads;
+  int64_t width, bits, bytes, blocks, num_buckets;
+  int64_t max_candidates, examined;
+};
+
+// Answers queries one by one. Not thread-safe: one per thread.
+class Search {
+ public:
+  explicit Search(const Lookup& in)
+      : in_(in),
+        sketch_scores_(kernels<SketchKernels>().scores),
+        dot_(kernels<DotKernels<float>>().dot_rows),
+        scan_(kernels<TopkKernels<float>>().scan),
+        vector_(kernels<TopkKernels<float>>().vector) {}
+
+  // Writes the max_candidates best rows of a query, padded with -1. Visits buckets in the order of their
+  // scores until `examined` rows have been scored.
+  void run(int64_t query, int64_t* out) {
+    const float* const x = in_.x + query * in_.width;
+    const SignTables tables(x, in_.width, in_.bits);
+    Shortlist shortlist(in_.max_candidates);
+    order_.start(in_.scores + query * in_.num_buckets, in_.heads, in_.num_buckets);
+    visited_ = 0;
+    for (int64_t seen = 0; seen < in_.examined;) {
+      const int64_t bucket = order_.next();
+      if (bucket < 0) break;
+      if (order_.peek() >= 0) prefetch(in_.heads[order_.peek()].block);
+      float base;
+      dot_(x, in_.centers, &bucket, 1, in_.width, &base);
+      seen += score_bucket(in_.heads[bucket], tables, base, shortlist);
+    }
+    write(shortlist, out);
+  }
+
+ private:
+  // Offers the rows of a bucket to the shortlist; returns their number. base: x · center.
+  int64_t score_bucket(const Head& head, const SignTables& tables, float base, Shortlist& shortlist) {
+    int64_t seen = 0;
+    for (int64_t block = head.block; block >= 0; block = in_.next[block]) {
+      if (++visited_ > in_.blocks) break;  // invalid input: the chain is a ring
+      if (in_.next[block] >= 0) prefetch(in_.next[block]);
+      const int64_t rows = block == head.block ? head.rows : kSketchRows;
+      sketch_scores_(in_.codes + block * in_.bytes * kSketchRows, in_.factors + block * 2 * kSketchRows, 1,
+                     in_.bits, in_.width / 8, tables.entries.data(), tables.step, tables.base, estimates_);
+      // Lowered by the rounding error, so that the scan drops no row of the shortlist.
+      const float threshold = shortlist.threshold();
+      std::fill_n(thresholds_, vector_,
+                  threshold - base - kRounding * (std::abs(threshold) + std::abs(base)));
+      const int64_t found = scan_(estimates_, rows, thresholds_, vector_, hits_);
+      for (int64_t i = 0; i < found; ++i) {
+        const int32_t row = in_.ids[block * kSketchRows + hits_[i]];
+        if (row >= 0) shortlist.offer(base + estimates_[hits_[i]], row);
+      }
+      seen += rows;
+    }
+    return seen;
+  }
+
+  void prefetch(int64_t block) const {
+    for (int64_t j = 0; j < in_.bytes; ++j) __builtin_prefetch(in_.codes + (block * in_.bytes + j) * kLine);
+    for (int64_t j = 0; j < 4; ++j) __builtin_prefetch(in_.factors + block * 2 * kSketchRows + j * kLine / 2);
+  }
+
+  void write(const Shortlist& shortlist, int64_t* out) const {
+    std::vector<uint64_t> best = shortlist.keys();
+    const auto count = std::min<int64_t>(in_.max_candidates, static_cast<int64_t>(best.size()));
+    if (count < static_cast<int64_t>(best.size()))
+      std::nth_element(best.begin(), best.begin() + count, best.end(), std::greater<>());
+    std::sort(best.begin(), best.begin() + count, std::greater<>());
+    for (int64_t i = 0; i < count; ++i) out[i] = index_of(best[i]);
+    std::fill_n(out + count, in_.max_candidates - count, -1);
+  }
+
+  const Lookup& in_;
+  decltype(SketchKernels::scores) const sketch_scores_;
+  decltype(DotKernels<float>::dot_rows) const dot_;
+  decltype(TopkKernels<float>::scan) const scan_;
+  const int64_t vector_;
+  BucketOrder order_;
+  int64_t visited_ = 0;  // blocks of the query
+  float estimates_[kSketchRows], thresholds_[64];
+  int32_t hits_[kSketchRows + 1];
+};
+
+Lookup checked_lookup(const Tensor& x, const Tensor& scores, const Tensor& centers, const Tensor& codes,
+                      const Tensor& factors, const Tensor& ids, const Tensor& next, const Tensor& heads,
+                      int64_t max_candidates, int64_t examined) {
   check_partition(codes, factors, ids, next, heads);
   check_operand(x, "x", 2, ScalarType::Float);
   check_operand(scores, "scores", 2, ScalarType::Float);
@@ -335,7 +446,8 @@ Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& cent
   const int64_t batch = x.size(0), width = x.size(1), bytes = codes.size(1), blocks = codes.size(0);
   const int64_t num_buckets = heads.size(0) - 1;
   TORCH_LSH_CHECK(width > 0 && width % 8 == 0 && bytes > 0 && 8 * bytes % width == 0 && 2 * bytes <= width,
-                  "x has shape ", shape_of(x), "; wanted 1 to 4 bits for each column in ", bytes, " bytes");
+                  "x has shape ", shape_of(x), "; wanted 1 to 4 bits per column in the ", bytes,
+                  " bytes of a code");
   const int64_t bits = 8 * bytes / width, widest = UINT16_MAX / ((1 << bits) - 1) * 4;
   TORCH_LSH_CHECK(width <= widest, "x has ", width, " columns; wanted at most ", widest, " with ", bits,
                   " bits");
@@ -345,65 +457,33 @@ Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& cent
   check_size(centers, "centers", 1, width);
   TORCH_LSH_CHECK(max_candidates >= 1, "max_candidates is ", max_candidates, "; wanted at least 1");
   TORCH_LSH_CHECK(examined >= 1, "examined is ", examined, "; wanted at least 1");
-  Tensor candidates = torch::stable::empty({batch, max_candidates}, ScalarType::Long);
-  auto* out = candidates.mutable_data_ptr<int64_t>();
-  const auto* query = x.const_data_ptr<float>();
-  const auto* score = scores.const_data_ptr<float>();
-  const auto* center = centers.const_data_ptr<float>();
-  const auto* code = codes.const_data_ptr<uint8_t>();
-  const auto* factor = static_cast<const BFloat16*>(factors.const_data_ptr());
-  const auto* id = ids.const_data_ptr<int32_t>();
-  const auto* follower = next.const_data_ptr<int32_t>();
-  const auto* head = reinterpret_cast<const Head*>(heads.const_data_ptr<int32_t>());
-  const auto sketch_scores = kernels<SketchKernels>().scores;
-  const auto dot = kernels<DotKernels<float>>().dot_rows;
-  const auto scan = kernels<TopkKernels<float>>().scan;
-  const int64_t vector = kernels<TopkKernels<float>>().vector;
+  return {x.const_data_ptr<float>(),
+          scores.const_data_ptr<float>(),
+          centers.const_data_ptr<float>(),
+          codes.const_data_ptr<uint8_t>(),
+          static_cast<const BFloat16*>(factors.const_data_ptr()),
+          ids.const_data_ptr<int32_t>(),
+          next.const_data_ptr<int32_t>(),
+          reinterpret_cast<const Head*>(heads.const_data_ptr<int32_t>()),
+          width,
+          bits,
+          bytes,
+          blocks,
+          num_buckets,
+          max_candidates,
+          examined};
+}
 
-  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-    BucketOrder order;
-    float estimates[kSketchRows], thresholds[64];
-    int32_t hits[kSketchRows + 1];
-    const auto prefetch = [&](int64_t block) {
-      for (int64_t j = 0; j < bytes; ++j) __builtin_prefetch(code + (block * bytes + j) * kLine);
-      for (int64_t j = 0; j < 4; ++j) __builtin_prefetch(factor + block * 2 * kSketchRows + j * kLine / 2);
-    };
-    for (int64_t b = begin; b < end; ++b) {
-      const SignTables tables(query + b * width, width, bits);
-      Shortlist shortlist(max_candidates);
-      order.start(score + b * num_buckets, head, num_buckets);
-      for (int64_t seen = 0, visited = 0; seen < examined;) {
-        const int64_t bucket = order.next();
-        if (bucket < 0) break;
-        if (order.peek() >= 0) prefetch(head[order.peek()].block);
-        float base;
-        dot(query + b * width, center, &bucket, 1, width, &base);
-        for (int64_t block = head[bucket].block; block >= 0; block = follower[block]) {
-          if (++visited > blocks) break;  // a chain that somebody closed to a ring
-          if (follower[block] >= 0) prefetch(follower[block]);
-          const int64_t rows = block == head[bucket].block ? head[bucket].rows : kSketchRows;
-          sketch_scores(code + block * bytes * kSketchRows, factor + block * 2 * kSketchRows, 1, bits,
-                        width / 8, tables.entries.data(), tables.step, tables.base, estimates);
-          // A little less, so that rounding rules nothing out that belongs into the shortlist.
-          const float threshold = shortlist.threshold();
-          std::fill_n(thresholds, vector,
-                      threshold - base - kRounding * (std::abs(threshold) + std::abs(base)));
-          const int64_t found = scan(estimates, rows, thresholds, vector, hits);
-          for (int64_t i = 0; i < found; ++i) {
-            const int32_t row = id[block * kSketchRows + hits[i]];
-            if (row >= 0) shortlist.offer(base + estimates[hits[i]], row);
-          }
-          seen += rows;
-        }
-      }
-      std::vector<uint64_t> best = shortlist.keys();
-      const auto count = std::min<int64_t>(max_candidates, static_cast<int64_t>(best.size()));
-      if (count < static_cast<int64_t>(best.size()))
-        std::nth_element(best.begin(), best.begin() + count, best.end(), std::greater<>());
-      std::sort(best.begin(), best.begin() + count, std::greater<>());
-      for (int64_t i = 0; i < count; ++i) out[b * max_candidates + i] = index_of(best[i]);
-      std::fill_n(out + b * max_candidates + count, max_candidates - count, -1);
-    }
+Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& centers, const Tensor& codes,
+                       const Tensor& factors, const Tensor& ids, const Tensor& next, const Tensor& heads,
+                       int64_t max_candidates, int64_t examined) {
+  const Lookup lookup =
+      checked_lookup(x, scores, centers, codes, factors, ids, next, heads, max_candidates, examined);
+  Tensor candidates = torch::stable::empty({x.size(0), max_candidates}, ScalarType::Long);
+  auto* out = candidates.mutable_data_ptr<int64_t>();
+  torch::stable::parallel_for(0, x.size(0), 1, [&](int64_t begin, int64_t end) {
+    Search search(lookup);
+    for (int64_t b = begin; b < end; ++b) search.run(b, out + b * max_candidates);
   });
   return candidates;
 }

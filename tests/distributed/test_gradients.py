@@ -13,6 +13,8 @@ from torch_lsh import LSHConfig, LSHLinear
 from torch_lsh.distributed import average_gradients
 from torch_lsh.distributed.gradients import broadcast_parameters
 
+from .processes import in_processes
+
 D, N, B = 8, 500, 12
 
 
@@ -37,18 +39,6 @@ def train(model, batches, average, optimizer=torch_lsh.optim.Adam):
         average(model.parameters())
         optimizer.step()
         optimizer.zero_grad()
-
-
-def in_two_processes(work, folder):
-    torch.multiprocessing.spawn(_process, (work, str(folder)), nprocs=2)
-    return [torch.load(f"{folder}/{rank}.pt") for rank in range(2)]
-
-
-def _process(rank, work, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(work(rank), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def _work(rank):
@@ -109,7 +99,7 @@ def _kinds(rank):
 
 
 def test_two_processes(tmp_path):
-    first, second = in_two_processes(_work, tmp_path)
+    first, second = in_processes(_work, 2, tmp_path)
     for optimizer in ("ours", "torch"):
         alone = make_model()
         train(alone, make_batches(4), lambda parameters: None, (torch_lsh if optimizer == "ours" else torch).optim.Adam)

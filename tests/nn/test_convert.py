@@ -335,11 +335,11 @@ def test_backward_hooks_move_along_and_see_the_gradient_of_the_whole_output():
 def test_by_default_what_pays_is_swapped(monkeypatch):
     asked = []
 
-    def pays(linear, config):
+    def why_dense(linear, config):
         asked.append((linear.out_features, config))
-        return linear.out_features > 50
+        return None if linear.out_features > 50 else "is narrow"
 
-    monkeypatch.setattr(convert, "pays", pays)
+    monkeypatch.setattr(convert, "why_dense", why_dense)
     model = sparsify_(nn.Sequential(nn.Linear(D, 30), nn.Linear(30, 70)), CONFIG)
     assert asked == [(30, CONFIG), (70, CONFIG)]
     assert [type(module) for module in model] == [nn.Linear, LSHLinear]

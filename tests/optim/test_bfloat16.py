@@ -34,10 +34,19 @@ def run(module, name, shape, dtypes, seed, widened=False):
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
-@pytest.mark.parametrize("shape", [(30, 33), (1, 1), (40,)])
 @pytest.mark.parametrize("seed", [-1, 12345])
 @pytest.mark.parametrize("name", ["adam", "sgd", "momentum", "adagrad", "lion"])
-def test_operators_round_as_the_reference(simd_level, dtypes, shape, seed, name):
+def test_operators_round_as_the_reference(simd_level, dtypes, seed, name):
+    check_rounding(name, (30, 33), dtypes, seed)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (40,)])
+@pytest.mark.parametrize("name", ["adam", "sgd", "momentum", "adagrad", "lion"])
+def test_operators_round_parameters_of_any_shape(shape, name):
+    check_rounding(name, shape, (BFLOAT16, BFLOAT16), 12345)
+
+
+def check_rounding(name, shape, dtypes, seed):
     ours, theirs = run(ops, name, shape, dtypes, seed), run(twins, name, shape, dtypes, seed)
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(a, b, rtol=2**-7 if a.dtype is BFLOAT16 else 1e-5, atol=1e-6)
@@ -48,7 +57,7 @@ def test_operators_round_as_the_reference(simd_level, dtypes, shape, seed, name)
 
 def test_rounding_is_right_on_average(simd_level):
     dtypes = (BFLOAT16, BFLOAT16)
-    draws = [run(ops, "adam", (4, 8), dtypes, seed) for seed in range(1_000)]
+    draws = [run(ops, "adam", (4, 8), dtypes, seed) for seed in range(300)]
     # The same step from the same bfloat16 numbers, stored in float32.
     wanted = run(twins, "adam", (4, 8), dtypes, -1, widened=True)
     for number in range(3):  # parameter and both moments
@@ -92,7 +101,7 @@ def test_moments_in_bfloat16_train_as_well(cls, dtype, dense):
         target = torch.randn(20, 8)
         weight = nn.Parameter(torch.zeros(20, 8, dtype=dtype))
         optimizer = cls([weight], lr=0.02, moment_dtype=moment_dtype, **options)
-        for _ in range(400):
+        for _ in range(200):
             gradient = (weight.detach().float() - target).to(dtype)
             rows = torch.arange(0, 20)
             weight.grad = gradient if dense else torch.sparse_coo_tensor(rows.view(1, -1), gradient, weight.shape)

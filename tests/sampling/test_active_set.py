@@ -89,7 +89,10 @@ def test_random_rows_are_uniform():
         ((torch.tensor([[1]]), torch.tensor([[1], [2]]), 10, 2, 1, 0, True), "candidates has shape"),
         ((torch.tensor([[1]]), torch.tensor([[1]]), 10, 2, 1, 0, False, torch.tensor([10])), "carried holds row 10"),
         ((torch.tensor([[1]]), torch.tensor([[1]]), 10, 2, 1, 0, False, torch.tensor([[1]])), "carried has shape"),
-        ((torch.tensor([[1]]), torch.tensor([[1]]), 10, 2, 1, 0, True, torch.tensor([1])), "carried came with"),
+        (
+            (torch.tensor([[1]]), torch.tensor([[1]]), 10, 2, 1, 0, True, torch.tensor([1])),
+            "carried is given with per_sample",
+        ),
     ],
 )
 def test_select_rows_names_the_bad_argument(arguments, message):
@@ -189,7 +192,7 @@ def test_loss_of_a_layer_estimates_the_partition_function_without_bias(scope, ca
     assert not torch.equal(sets[0].rows, sets[1].rows)
     logits = F.linear(x, layer.weight, layer.bias).detach()
     losses = []
-    for _ in range(2000):
+    for _ in range(1000):
         with torch.set_grad_enabled(carry > 0):
             loss = F.cross_entropy(layer(x), y, reduction="none")
         if carry > 0:
@@ -311,11 +314,9 @@ def test_largest_rows_equals_reference(size, count):
         values[2], values[3], values[4], values[5] = torch.inf, -torch.inf, -0.0, torch.nan
     result = ops.largest_rows(values, rows, count)
     assert torch.equal(result, twins.largest_rows(values, rows, count))
-    torch.library.opcheck(torch.ops.torch_lsh.largest_rows, (values, rows, count))
     log_weights = torch.tensor([0.0, 1.0, 2.0])[torch.randint(3, (size,))]
     result = ops.largest_rows(values, rows, count, log_weights)
     assert torch.equal(result, twins.largest_rows(values, rows, count, log_weights))
-    torch.library.opcheck(torch.ops.torch_lsh.largest_rows, (values, rows, count, log_weights))
 
 
 def test_largest_rows_names_the_bad_argument():

@@ -125,7 +125,7 @@ def test_loss_of_a_layer_estimates_the_partition_function_without_bias(sampler, 
     x, y = 3 * torch.randn(B, D, dtype=torch.float64), torch.randint(0, N, (B,))
     logits = F.linear(x, layer.weight, layer.bias).detach()
     with torch.no_grad():
-        losses = torch.stack([F.cross_entropy(layer(x), y, reduction="none") for _ in range(2000)])
+        losses = torch.stack([F.cross_entropy(layer(x), y, reduction="none") for _ in range(1000)])
     estimates = (losses + logits.gather(1, y[:, None])[:, 0]).exp()
     standard_error = estimates.std(0) / math.sqrt(len(estimates))
     assert (standard_error > 0).all()
@@ -238,7 +238,7 @@ def test_names_the_bad_argument(call, message):
         ((NONE, None, torch.zeros(1).double(), 1, 0, False), "wanted at least 2 entries"),
         ((NONE, None, torch.zeros(4).double(), 1, 0, False), "cumulative runs from 0 to 0"),
         ((NONE, torch.arange(8), log_uniform(9), 2, 0, False), "order has shape"),
-        ((NONE, torch.arange(9) + 9, log_uniform(9), 2, 0, False), "order holds a row that does not exist"),
+        ((NONE, torch.arange(9) + 9, log_uniform(9), 2, 0, False), "order holds a row out of range"),
     ],
 )
 def test_draw_rows_names_the_bad_argument(arguments, message):

@@ -1,5 +1,18 @@
 """Training by several processes."""
 
-from .gradients import average_gradients
+from .data_parallel import exchange_rows_, row_parameters
+from .gradients import average_gradients, broadcast_parameters
+from .row_exchange import RowExchange
+from .sharded import ShardedLogits, ShardedLSHLinear, ShardedRows, clip_grad_norm_
 
-__all__ = ["average_gradients"]
+__all__ = [
+    "RowExchange",
+    "ShardedLSHLinear",
+    "ShardedLogits",
+    "ShardedRows",
+    "average_gradients",
+    "broadcast_parameters",
+    "clip_grad_norm_",
+    "exchange_rows_",
+    "row_parameters",
+]

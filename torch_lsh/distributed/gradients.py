@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ..optim.gradients import row_sparse, rows_and_values, sum_repeated_rows
 from ..row_sparse.parameters import updater
+from .channel import Channel
 
 _ROW_SPARSE, _DENSE = 1, 2  # 0: no gradient. The mean is of the greatest kind among the processes.
 
@@ -39,7 +40,6 @@ def broadcast_parameters(module: nn.Module, source: int = 0, group: dist.Process
     torch.autograd.graph.increment_version(tensors)  # the broadcast does not, and hash tables rely on it
 
 
-@torch.no_grad()
 def average_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup | None = None) -> None:
     """Replaces gradients by their means over the processes; call it between ``backward()`` and ``step()``.
 
@@ -54,65 +54,131 @@ def average_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup | N
         RuntimeError: an optimizer with ``in_backward=True`` has updated the rows already; or the parameters differ
             between processes. All processes raise it, before any gradient changes.
     """
-    parameters = list(parameters)
+    parameters, channel = list(parameters), Channel(group)
+    refuse_updated(parameters)
+    check_same(parameters, channel)
+    average(parameters, channel)
+
+
+def refuse_updated(parameters: list[Tensor]) -> None:
+    """Raises a RuntimeError if an optimizer updates one of the parameters before the exchange."""
     for parameter in parameters:
         if updater(parameter) is not None:
             raise RuntimeError(
                 f"a parameter of shape {tuple(parameter.shape)} is updated in the backward pass, before the "
                 "gradients of other processes arrive; leave in_backward off"
             )
-    kinds, counts = _announced(parameters, group)
-    for parameter, kind, count in zip(parameters, kinds, counts):
-        if kind == _DENSE:
-            parameter.grad = _mean_of_dense(parameter, group)
-        elif kind == _ROW_SPARSE:
-            parameter.grad = _mean_of_rows(parameter, count, group)
 
 
-def _announced(parameters: list[Tensor], group: dist.ProcessGroup | None) -> tuple[list[int], list[list[int]]]:
-    """The kind of each mean, and the number of rows ``[parameters][processes]`` that the processes bring."""
-    lengths = torch.cat(_gathered(torch.tensor([len(parameters)]), group)).tolist()
+def check_same(parameters: list[Tensor], channel: Channel) -> None:
+    """Raises a RuntimeError, in all processes, if number, shapes or dtypes of the parameters differ between them."""
+    lengths = torch.cat(channel.gather(torch.tensor([len(parameters)]))).tolist()
     if len(set(lengths)) > 1:
         raise RuntimeError(f"parameters holds {lengths} tensors in the processes; wanted the same in all")
     forms = [f"{tuple(parameter.shape)} {parameter.dtype}" for parameter in parameters]
-    own = torch.zeros(len(parameters), 3, dtype=torch.int64)
-    for number, parameter in enumerate(parameters):
-        gradient = parameter.grad
-        own[number, 2] = zlib.crc32(forms[number].encode())
-        if gradient is not None and gradient.layout is torch.strided:
-            own[number, 0] = _DENSE
-        elif gradient is not None:
-            rows, values = rows_and_values(gradient)
-            parameter.grad = row_sparse(rows, values, parameter.shape)
-            own[number, 0], own[number, 1] = _ROW_SPARSE, len(rows)
-    all_kinds, all_counts, all_forms = torch.stack(_gathered(own, group)).unbind(2)
+    all_forms = torch.stack(channel.gather(torch.tensor([zlib.crc32(form.encode()) for form in forms])))
     differs = (all_forms != all_forms[0]).any(0)
     if differs.any():
         number = int(differs.nonzero()[0])
         raise RuntimeError(f"parameters[{number}] is {forms[number]} here and not in all processes; wanted the same")
-    return all_kinds.amax(0).tolist(), all_counts.T.tolist()
 
 
-def _gathered(tensor: Tensor, group: dist.ProcessGroup | None) -> list[Tensor]:
-    """``tensor`` of every process; its shape is the same in all."""
-    tensors = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(tensors, tensor, group)
-    return tensors
+@torch.no_grad()
+def average(parameters: list[Tensor], channel: Channel, takes_part: bool = True, of_all: bool = True) -> None:
+    """:func:`average_gradients` of parameters that are known to be the same in all processes.
+
+    Args:
+        parameters, channel: see there.
+        takes_part: False: this process has no gradients, and gets none; the others need it to communicate.
+        of_all: divide by the number of processes; otherwise by the number of those that take part.
+    """
+    own = torch.zeros(len(parameters) + 1, 2, dtype=torch.int64)  # kind and number of rows, and who takes part
+    own[-1, 0] = takes_part
+    parts: list[tuple[Tensor, Tensor] | None] = [None] * len(parameters)
+    for number, parameter in enumerate(parameters):
+        gradient = parameter.grad
+        if gradient is None or not takes_part:
+            continue
+        if gradient.layout is torch.strided:
+            own[number, 0] = _DENSE
+        else:
+            rows, values = parts[number] = rows_and_values(gradient)
+            own[number] = torch.tensor([_ROW_SPARSE, len(rows)])
+    kinds, counts = torch.stack(channel.gather(own)).unbind(2)
+    divisor = channel.size if of_all else int(kinds[:, -1].sum())
+    means: dict[int, Tensor] = {}
+    by_rows = []
+    for number, kind in enumerate(kinds[:, :-1].amax(0).tolist()):
+        if kind == _DENSE:
+            means[number] = _dense_mean(parameters[number], channel, takes_part, divisor)
+        elif kind == _ROW_SPARSE:
+            by_rows.append(number)
+    sums = _sums_of_rows(
+        [parameters[number] for number in by_rows],
+        [parts[number] for number in by_rows],
+        counts[:, by_rows].tolist(),
+        channel,
+        takes_part,
+    )
+    for number, (rows, values) in zip(by_rows, sums):
+        means[number] = row_sparse(rows, values.div_(divisor), parameters[number].shape)
+    for number, mean in means.items() if takes_part else ():
+        parameters[number].grad = mean
 
 
-def _mean_of_dense(parameter: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.to_dense().contiguous()
-    dist.all_reduce(gradient, group=group)
-    return gradient.div_(dist.get_world_size(group))
+def _dense_mean(parameter: Tensor, channel: Channel, takes_part: bool, divisor: int) -> Tensor:
+    gradient = parameter.grad if takes_part else None
+    dense = torch.zeros_like(parameter) if gradient is None else gradient.to_dense().contiguous()
+    return channel.sum_(dense).div_(divisor)
 
 
-def _mean_of_rows(parameter: Tensor, counts: list[int], group: dist.ProcessGroup | None) -> Tensor:
-    own_rows = torch.zeros(max(counts), dtype=torch.int64)  # padded to the longest
-    own_values = torch.zeros(max(counts), *parameter.shape[1:], dtype=parameter.dtype)
-    if parameter.grad is not None:
-        rows, values = rows_and_values(parameter.grad)
-        own_rows[: len(rows)], own_values[: len(rows)] = rows, values
-    rows = torch.cat([part[:count] for part, count in zip(_gathered(own_rows, group), counts)])
-    values = torch.cat([part[:count] for part, count in zip(_gathered(own_values, group), counts)])
-    rows, sums = sum_repeated_rows(rows, values, len(parameter))
-    return row_sparse(rows, sums.div_(len(counts)), parameter.shape)
+def _sums_of_rows(
+    parameters: list[Tensor],
+    parts: list[tuple[Tensor, Tensor] | None],
+    counts: list[list[int]],
+    channel: Channel,
+    wanted: bool,
+) -> list[tuple[Tensor, Tensor]]:
+    """The rows that the processes bring and the sums of their values, for each parameter.
+
+    Args:
+        parameters: they give shapes and dtypes.
+        parts: rows and values of this process.
+        counts: ``[processes][parameters]``: how many rows each process brings.
+        channel: the processes.
+        wanted: whether this process needs the result; an empty list otherwise.
+    """
+    if not parameters:
+        return []
+    bytes_per_row = [parameter.dtype.itemsize * parameter.shape[1:].numel() for parameter in parameters]
+    lengths = [sum(_room(8 * n) + _room(size * n) for n, size in zip(brought, bytes_per_row)) for brought in counts]
+    packed = torch.zeros(lengths[channel.rank], dtype=torch.uint8)
+    offset = 0
+    for tensor in (tensor for part in parts if part is not None for tensor in part):
+        packed[offset : offset + tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
+        offset += _room(tensor.nbytes)
+    gathered = channel.gather_lengths(packed, lengths)
+    if not wanted:
+        return []
+    offsets = [0] * channel.size
+
+    def taken(process: int, dtype: torch.dtype, *shape: int) -> Tensor:
+        """The next tensor of a process's message."""
+        start, size = offsets[process], dtype.itemsize * torch.Size(shape).numel()
+        offsets[process] += _room(size)
+        return gathered[process][start : start + size].view(dtype).view(shape)
+
+    sums = []
+    for number, parameter in enumerate(parameters):
+        brought = [
+            (taken(process, torch.int64, n), taken(process, parameter.dtype, n, *parameter.shape[1:]))
+            for process, n in enumerate(counts_of[number] for counts_of in counts)
+        ]
+        rows, values = (torch.cat(tensors) for tensors in zip(*brought))
+        sums.append(sum_repeated_rows(rows, values, len(parameter)))
+    return sums
+
+
+def _room(size: int) -> int:
+    """Bytes for ``size`` bytes in a message: parts start at multiples of 8, as views of other dtypes want."""
+    return -(-size // 8) * 8

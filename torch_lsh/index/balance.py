@@ -53,8 +53,8 @@ class Balance(NamedTuple):
 def _regularised(moment: Tensor) -> Tensor:
     mean = moment.diagonal().mean()
     if not bool(mean > 0) or not bool(moment.isfinite().all()):
-        return torch.eye(len(moment), dtype=moment.dtype)
-    return moment / mean + _RIDGE * torch.eye(len(moment), dtype=moment.dtype)
+        return torch.eye(len(moment), dtype=moment.dtype, device="cpu")
+    return moment / mean + _RIDGE * torch.eye(len(moment), dtype=moment.dtype, device="cpu")
 
 
 def _power(moment: Tensor, exponent: float) -> Tensor:

@@ -313,7 +313,7 @@ def row_blocks(weight: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Ten
 
 def mean_row(weight: Tensor) -> Tensor:
     """``[in]`` float32; a NaN or an infinity counts as 0."""
-    total = torch.zeros(weight.shape[1], dtype=torch.float64)
+    total = torch.zeros(weight.shape[1], dtype=torch.float64, device="cpu")
     for _, rows, _ in row_blocks(weight, None):
         total += rows.float().nan_to_num(0, 0, 0).sum(0, dtype=torch.float64)
     return (total / len(weight)).float()

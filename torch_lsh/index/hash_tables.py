@@ -143,7 +143,7 @@ class HashTableIndex(Index):
         self._clear()
 
     def _clear(self) -> None:
-        self._center = torch.zeros(self.in_features + 1, dtype=torch.float32)
+        self._center = torch.zeros(self.in_features + 1, dtype=torch.float32, device="cpu")
         self._norm = 0.0
         self._maps: Balance | None = None
         self._tables: HashTables | None = None
@@ -181,11 +181,11 @@ class HashTableIndex(Index):
     def _build(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> None:
         self._center, self._norm, self._maps = torch.zeros_like(self._center), 0.0, None
         self._fit(weight, bias, queries if self.balance and queries is not None and len(queries) > 0 else None)
-        row_buckets = torch.empty(self.num_rows, self.num_tables, dtype=torch.int32)
+        row_buckets = torch.empty(self.num_rows, self.num_tables, dtype=torch.int32, device="cpu")
         ops.prefer_huge_pages(row_buckets)
         sketches = None
         if self.sketcher is not None:
-            sketches = torch.empty(self.num_rows, self.sketcher.num_tables, dtype=torch.int32)
+            sketches = torch.empty(self.num_rows, self.sketcher.num_tables, dtype=torch.int32, device="cpu")
             ops.prefer_huge_pages(sketches)
         for some, rows, biases in row_blocks(weight, bias):
             vectors = self._row_vectors(rows, biases)
@@ -199,15 +199,15 @@ class HashTableIndex(Index):
         """Chooses the coordinates: ``c`` and ``M``, and the maps of a balanced index."""
         if not self.mips:
             return
-        total = torch.zeros(self.in_features + 1, dtype=torch.float64)
+        total = torch.zeros(self.in_features + 1, dtype=torch.float64, device="cpu")
         for _, rows, biases in row_blocks(weight, bias):
             total += self._centered(rows, biases).nan_to_num_(0, 0, 0).sum(0, dtype=torch.float64)
         self._center = ((_CENTERING if queries is None else _BALANCED_CENTERING) * total / self.num_rows).float()
         if queries is not None:
-            sampled = torch.arange(0, self.num_rows, -(-self.num_rows // _MOMENT_ROWS))
+            sampled = torch.arange(0, self.num_rows, -(-self.num_rows // _MOMENT_ROWS), device="cpu")
             sample = self._centered(_take(weight, sampled), None if bias is None else _take(bias, sampled))
             self._maps = Balance.fit(_second_moment(sample), _second_moment(self._with_one(queries)))
-        norms = torch.empty(self.num_rows, dtype=torch.float32)
+        norms = torch.empty(self.num_rows, dtype=torch.float32, device="cpu")
         for some, rows, biases in row_blocks(weight, bias):
             norms[some] = self._centered(rows, biases).norm(dim=1)
         quantile = _NORM_QUANTILE if queries is None else _BALANCED_NORM_QUANTILE
@@ -266,7 +266,7 @@ class HashTableIndex(Index):
 
     def _centered(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``[w, b] - c`` in float32, in the coordinates that are hashed."""
-        rows = torch.empty(len(weight), self.in_features + 1, dtype=torch.float32)
+        rows = torch.empty(len(weight), self.in_features + 1, dtype=torch.float32, device="cpu")
         rows[:, :-1] = weight
         rows[:, -1] = 0 if bias is None else bias
         rows.sub_(self._center)

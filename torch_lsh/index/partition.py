@@ -42,20 +42,20 @@ class Partition(NamedTuple):
     @classmethod
     def empty(cls, num_rows: int, num_buckets: int, width: int, bits: int = _CODE_BITS) -> Partition:
         blocks = num_rows // _CODE_ROWS + num_buckets
-        factors = torch.zeros(blocks, 2, _CODE_ROWS, dtype=torch.bfloat16)
+        factors = torch.zeros(blocks, 2, _CODE_ROWS, dtype=torch.bfloat16, device="cpu")
         factors[:, 1] = -torch.inf
-        heads = torch.tensor([-1, 0], dtype=torch.int32).repeat(num_buckets + 1, 1)
+        heads = torch.tensor([-1, 0], dtype=torch.int32, device="cpu").repeat(num_buckets + 1, 1)
         heads[-1, 0] = 0
-        next = torch.arange(1, blocks + 1, dtype=torch.int32)
+        next = torch.arange(1, blocks + 1, dtype=torch.int32, device="cpu")
         next[-1] = -1
         return cls(
-            codes=torch.zeros(blocks, bits * width // 8, _CODE_ROWS, dtype=torch.uint8),
+            codes=torch.zeros(blocks, bits * width // 8, _CODE_ROWS, dtype=torch.uint8, device="cpu"),
             factors=factors,
-            ids=torch.full((blocks, _CODE_ROWS), -1, dtype=torch.int32),
+            ids=torch.full((blocks, _CODE_ROWS), -1, dtype=torch.int32, device="cpu"),
             next=next,
             heads=heads,
-            places=torch.full((num_rows,), -1, dtype=torch.int32),
-            row_buckets=torch.full((num_rows,), -1, dtype=torch.int32),
+            places=torch.full((num_rows,), -1, dtype=torch.int32, device="cpu"),
+            row_buckets=torch.full((num_rows,), -1, dtype=torch.int32, device="cpu"),
         )
 
 
@@ -126,12 +126,12 @@ class PartitionIndex(Index):
         examined = num_rows // 16 + 4096 if probes is None else math.ceil(probes * average)
         self.examined = min(num_rows, examined)
         generator = torch.Generator().manual_seed(seed + 1)
-        gaussian = torch.randn(self._width, self._width, generator=generator, dtype=torch.float64)
+        gaussian = torch.randn(self._width, self._width, generator=generator, dtype=torch.float64, device="cpu")
         self._rotation = torch.linalg.qr(gaussian).Q[:in_features].float().contiguous()
         self._clear()
 
     def _clear(self) -> None:
-        self._center = torch.zeros(self.in_features, dtype=torch.float32)
+        self._center = torch.zeros(self.in_features, dtype=torch.float32, device="cpu")
         self._row_map = self._query_map = self._rotation
         self._store: Partition | None = None
         self.learned_from = 0  # queries
@@ -162,7 +162,7 @@ class PartitionIndex(Index):
         self._row_map = self._query_map = self._rotation
         if len(taught) > 0:
             moment = ops.product(taught.T.double(), taught.double()) / len(taught)
-            balance = Balance.fit(torch.eye(self.in_features, dtype=torch.float64), moment)
+            balance = Balance.fit(torch.eye(self.in_features, dtype=torch.float64, device="cpu"), moment)
             self._row_map = ops.product(balance.rows, self._rotation)
             self._query_map = ops.product(balance.queries, self._rotation)
         self.family.fit(self._mapped_rows(weight[self._fitted_rows(weight)]))
@@ -176,11 +176,11 @@ class PartitionIndex(Index):
     def _fitted_rows(self, weight: Tensor) -> Tensor:
         """The rows that k-means sees: all, or every n-th and the longest, which are top rows of most queries."""
         if self.num_rows <= _FITTED_ROWS:
-            return torch.arange(self.num_rows)
+            return torch.arange(self.num_rows, device="cpu")
         lengths = torch.cat([(rows.float() - self._center).norm(dim=1) for _, rows, _ in row_blocks(weight, None)])
         half = _FITTED_ROWS // 2
         longest = lengths.nan_to_num_(0, 0, 0).topk(half).indices
-        return torch.cat([torch.arange(0, self.num_rows, -(-self.num_rows // half)), longest])
+        return torch.cat([torch.arange(0, self.num_rows, -(-self.num_rows // half), device="cpu"), longest])
 
     def _rehash(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> None:
         store = Partition.empty(self.num_rows, self.family.num_buckets, self._width)
@@ -194,7 +194,7 @@ class PartitionIndex(Index):
         store = self._built()
         row_buckets = store.row_buckets.long()
         scale, added = store.factors.movedim(1, 0).flatten(1)[:, store.places].double().nan_to_num_(0, 0, 0)
-        sums = torch.zeros(2, self.family.num_buckets, dtype=torch.float64)
+        sums = torch.zeros(2, self.family.num_buckets, dtype=torch.float64, device="cpu")
         sums.index_add_(1, row_buckets, torch.stack([scale, added]))
         mean_scale, mean_added = sums / row_buckets.bincount(minlength=self.family.num_buckets).clamp(min=1)
         queries = self._mapped_queries(queries)
@@ -327,7 +327,9 @@ class PartitionIndex(Index):
 
     def _divided(self, queries: Tensor | None) -> tuple[Tensor, Tensor]:
         """The finite queries to learn from, and the latest ones, which recall is measured with."""
-        queries = torch.zeros(0, self.in_features, dtype=torch.float32) if queries is None else _finite(queries)
+        queries = (
+            torch.zeros(0, self.in_features, dtype=torch.float32, device="cpu") if queries is None else _finite(queries)
+        )
         judges = min(_JUDGES, len(queries) // 4)
         return queries[: len(queries) - judges], queries[len(queries) - judges :]
 

@@ -66,13 +66,15 @@ class SignCodeIndex(Index):
     def __init__(self, num_rows: int, in_features: int, *, seed: int = 0) -> None:
         super().__init__(num_rows, in_features, seed)
         width = -(-in_features // 8) * 8
-        gaussian = torch.randn(width, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        gaussian = torch.randn(
+            width, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu"
+        )
         self._rotation = torch.linalg.qr(gaussian).Q[:in_features].float().contiguous()
         self._clear()
 
     def _clear(self) -> None:
-        self._center = torch.zeros(self.in_features, dtype=torch.float32)
-        self._mean_query = torch.zeros(self.in_features, dtype=torch.float32)
+        self._center = torch.zeros(self.in_features, dtype=torch.float32, device="cpu")
+        self._mean_query = torch.zeros(self.in_features, dtype=torch.float32, device="cpu")
         self._store: SignCodes | None = None
 
     @property
@@ -86,21 +88,21 @@ class SignCodeIndex(Index):
 
     def _build(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> None:
         """Beside the queries one of zeros is counted: the fewer are known, the less is taken for granted."""
-        mean_query = torch.zeros(self.in_features, dtype=torch.float32)
+        mean_query = torch.zeros(self.in_features, dtype=torch.float32, device="cpu")
         if queries is not None:
             finite = queries.float()[queries.isfinite().all(1)]
             mean_query = finite.sum(0) / (len(finite) + 1)
         self._mean_query, self._center = mean_query, mean_row(weight)
         store = self._empty() if self._store is None else self._store
         for some, rows, biases in row_blocks(weight, bias):
-            self._write(store, torch.arange(self.num_rows)[some], rows, biases)
+            self._write(store, torch.arange(self.num_rows, device="cpu")[some], rows, biases)
         self._store = store
 
     def _empty(self) -> SignCodes:
         blocks, width = -(-self.num_rows // _LAYOUT_ROWS), self._rotation.shape[1]
         return SignCodes(
-            codes=torch.zeros(blocks, width // 8, _LAYOUT_ROWS, dtype=torch.uint8),
-            factors=torch.zeros(blocks, 2, _LAYOUT_ROWS, dtype=torch.bfloat16),
+            codes=torch.zeros(blocks, width // 8, _LAYOUT_ROWS, dtype=torch.uint8, device="cpu"),
+            factors=torch.zeros(blocks, 2, _LAYOUT_ROWS, dtype=torch.bfloat16, device="cpu"),
         )
 
     def _write(self, store: SignCodes, rows: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -160,7 +162,7 @@ class SignCodeIndex(Index):
 
 def _signs(rotated: Tensor) -> Tensor:
     """Codes ``[n, width / 8]`` uint8: the signs of ``[n, width]``, eight to a byte."""
-    return ((rotated > 0).unflatten(1, (-1, 8)) << torch.arange(8)).sum(2).to(torch.uint8)
+    return ((rotated > 0).unflatten(1, (-1, 8)) << torch.arange(8, device="cpu")).sum(2).to(torch.uint8)
 
 
 def _code_place(place: Tensor) -> Tensor:

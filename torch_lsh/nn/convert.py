@@ -8,12 +8,15 @@ from typing import TypeGuard
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..config import LSHConfig
 from .feedforward import DownProjection, LSHFeedForward, LSHSequential, block_end, is_hooked
 from .linear import LSHLinear
 from .quantized import QuantizedLinear
-from .speedup import block_pays, pays
+from .speedup import block_pays, why_dense
+from .tied import follow_tied_embeddings, stop_following
+from .warnings import warn_nothing_swapped
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -47,6 +50,10 @@ def sparsify_(
     Raises:
         TypeError: an argument has a wrong type; nothing is swapped.
 
+    Where an embedding shares its weight with a wide layer, its gradients become row-sparse too while an optimizer of
+    :mod:`torch_lsh.optim` updates the weight. A call that swaps nothing warns and says why;
+    :func:`torch_lsh.explain` lists it per layer.
+
     >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 20_000))
     >>> model = sparsify_(model, filter_fn=lambda module, name: name == "2")
     >>> type(model[0]).__name__, type(model[2]).__name__
@@ -55,10 +62,15 @@ def sparsify_(
     _check_arguments(model, config, filter_fn)
 
     def swap(module: nn.Module, name: str) -> nn.Module | None:
-        if not _is_plain(module) or (filter_fn is None and module in dense_blocks):
+        if not isinstance(module, nn.Linear) or isinstance(module, LSHLinear):
             return None
-        wanted = filter_fn(module, name) if filter_fn is not None else pays(module, config)
-        return LSHLinear.from_linear(module, config) if wanted else None
+        reason = _why_left(module, name, config, filter_fn)
+        if reason is None and filter_fn is None and module in dense_blocks:
+            reason = "belongs to a block that trains no faster by samples"
+        if reason is None:
+            return LSHLinear.from_linear(module, config)
+        _left_dense[module] = reason
+        return None
 
     # The first layer of a block that stays dense stays dense, too: its outputs are not logits.
     dense_blocks = set()
@@ -70,7 +82,31 @@ def sparsify_(
             _swap_block(sequential, span, config)
         else:
             dense_blocks.add(up)
-    return _swap_modules(model, swap)
+    model = _swap_modules(model, swap)
+    follow_tied_embeddings(model)
+    if not any(isinstance(module, (LSHLinear, QuantizedLinear)) for module in model.modules()):
+        warn_nothing_swapped([(name, why) for name, module in model.named_modules() if (why := why_left_dense(module))])
+    return model
+
+
+def why_left_dense(module: nn.Module) -> str | None:
+    """Why the last :func:`sparsify_` left ``module`` dense; None: it is no ``nn.Linear`` that was looked at."""
+    reason: str | None = _left_dense.get(module)
+    return reason
+
+
+_left_dense: WeakIdKeyDictionary = WeakIdKeyDictionary()  # module -> the reason
+
+
+def _why_left(linear: nn.Linear, name: str, config: LSHConfig | None, filter_fn: FilterFn | None) -> str | None:
+    """Why ``linear`` stays dense; None: it is swapped."""
+    if not _is_plain(linear):
+        if type(linear) is not nn.Linear:
+            return f"is a {type(linear).__name__}, a subclass of nn.Linear"
+        return "has other parameters, buffers or a forward of its own"
+    if filter_fn is not None:
+        return None if filter_fn(linear, name) else "was not chosen by filter_fn"
+    return why_dense(linear, config)
 
 
 def _wide_blocks(model: nn.Module) -> Iterator[tuple[nn.Sequential, slice, str]]:
@@ -129,6 +165,8 @@ def densify_(model: nn.Module) -> nn.Module:
         return module.to_linear() if isinstance(module, (LSHLinear, DownProjection)) else None
 
     for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            stop_following(module)
         if isinstance(module, (LSHFeedForward, LSHSequential)):
             vars(module).pop("sample_in_eval", None)
             module.__class__ = nn.Sequential  # type: ignore[assignment]

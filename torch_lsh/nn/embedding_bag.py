@@ -38,7 +38,7 @@ class EmbeddingBag(nn.EmbeddingBag):
 
     def reset_parameters(self) -> None:
         """Draws new weights, as in PyTorch."""
-        ops.prefer_huge_pages(self.weight)
+        ops.prepare_memory(self.weight)
         super().reset_parameters()
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
@@ -67,7 +67,7 @@ class EmbeddingBag(nn.EmbeddingBag):
             return super().forward(input, offsets, per_sample_weights)
         if offsets is None:
             samples, length = input.shape
-            crow = torch.arange(samples + 1) * length
+            crow = torch.arange(samples + 1, device="cpu") * length
         else:
             crow = self._bounds(offsets.long(), input.numel())
         weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)

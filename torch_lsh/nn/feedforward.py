@@ -140,7 +140,7 @@ def _choose_neurons(up: LSHLinear, down: DownProjection, x: Tensor) -> ActiveSet
     if up.config.sampler in ("frequency", "in_batch"):
         raise ValueError(f"sampler is {up.config.sampler!r}, which needs labels; hidden neurons have none")
     if up.training:
-        no_labels = torch.empty(len(x), 0, dtype=torch.int64)
+        no_labels = torch.empty(len(x), 0, dtype=torch.int64, device="cpu")
         return up.sampler.draw(up.weight, up.bias, x.detach(), no_labels)
     return up.sampler.look_up(up.weight, up.bias, x)
 

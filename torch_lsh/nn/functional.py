@@ -21,6 +21,7 @@ from ..sampling.sampler import Sampler
 from ..sampling.state import pack, unpack
 from .compiled import Loss, call_loss, handle_of, in_graphs, shares_memory, wants_gradient
 from .linear import LSHLinear
+from .paths import Paths
 from .sampled_path import is_compiled
 
 _layers: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> an LSHLinear without parameters
@@ -30,6 +31,7 @@ def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
     target: Tensor,
+    bias: Tensor | None = None,
     *,
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
@@ -51,7 +53,7 @@ def linear_cross_entropy(
         linear_weight: ``[N, in_features]``, a Parameter or another leaf of the autograd graph.
         target: class indices ``[*]``; or ``[*, P]`` padded with ``ignore_index``, where the labels of a sample share
             the target distribution equally; or a sparse CSR tensor ``[B, N]`` of probabilities.
-        linear_bias: ``[N]`` or None.
+        bias, linear_bias: ``[N]`` or None; two names of one argument, the second is PyTorch's.
         weight: ``[N]``, a weight per class, or None.
         reduction: "mean", "sum" or "none".
         ignore_index: the class index that stands for no label; None: -100.
@@ -71,6 +73,7 @@ def linear_cross_entropy(
     >>> loss = linear_cross_entropy(hidden, embedding.weight, torch.tensor([2, 3, 4]))
     >>> loss.backward()
     """
+    linear_bias = _one_bias(bias, linear_bias)
     loss = Loss(-100 if ignore_index is None else ignore_index, reduction, label_smoothing)
     if is_compiled():
         _check_leaf(linear_weight)
@@ -84,17 +87,17 @@ def _topk_in_graph(
     outside: Callable[..., torch.return_types.topk],
     linear_weight: Tensor,
     k: int,
+    bias: Tensor | None = None,
     *,
-    linear_bias: Tensor | None = None,
     exact: bool = True,
     candidates: int | None = None,
 ) -> torch.return_types.topk:
     if not is_compiled():
-        return torch.topk(F.linear(input, linear_weight, linear_bias), k)
-    if not exact or wants_gradient(input, linear_weight, linear_bias):
-        return outside(input, linear_weight, k, linear_bias=linear_bias, exact=exact, candidates=candidates)
+        return torch.topk(F.linear(input, linear_weight, bias), k)
+    if not exact or wants_gradient(input, linear_weight, bias):
+        return outside(input, linear_weight, k, bias, exact=exact, candidates=candidates)
     flat = input.reshape(-1, input.shape[-1]).to(linear_weight.dtype)
-    values, classes = ops.linear_topk(flat, linear_weight, linear_bias, k)
+    values, classes = ops.linear_topk(flat, linear_weight, bias, k)
     shape = (*input.shape[:-1], k)
     return torch.return_types.topk((values.to(input.dtype).reshape(shape), classes.reshape(shape)))
 
@@ -104,8 +107,8 @@ def linear_topk(
     input: Tensor,
     linear_weight: Tensor,
     k: int,
+    bias: Tensor | None = None,
     *,
-    linear_bias: Tensor | None = None,
     exact: bool = True,
     candidates: int | None = None,
 ) -> torch.return_types.topk:
@@ -115,7 +118,7 @@ def linear_topk(
         input: ``[*, in_features]``.
         linear_weight: ``[N, in_features]``, a Parameter or another leaf of the autograd graph.
         k: 1 to N.
-        linear_bias: ``[N]`` or None.
+        bias: ``[N]`` or None.
         exact, candidates: as in :meth:`LSHLinear.topk`.
 
     Returns:
@@ -125,7 +128,7 @@ def linear_topk(
     >>> linear_topk(torch.randn(2, 16), embedding.weight, k=5).indices.shape
     torch.Size([2, 5])
     """
-    return _layer(linear_weight, linear_bias, training=False).topk(input, k, exact, candidates)
+    return _layer(linear_weight, bias, training=False).topk(input, k, exact, candidates)
 
 
 def sampler_of(weight: Tensor, config: LSHConfig | None = None) -> Sampler:
@@ -204,7 +207,7 @@ def _kept(weight: Tensor) -> LSHLinear:
         layer = LSHLinear(1, 1, bias=False, device="cpu")
         layer.register_parameter("weight", None)
         num_rows, width = weight.shape
-        layer.sampler = Sampler(num_rows, width, LSHConfig())
+        layer.sampler, layer.paths = Sampler(num_rows, width, LSHConfig()), Paths(num_rows)
         _layers[weight] = layer
     return layer
 
@@ -217,6 +220,12 @@ def _layer(weight: Tensor, bias: Tensor | None, training: bool) -> LSHLinear:
     layer.__dict__.update(_parameters={"weight": weight, "bias": bias}, training=training)
     layer.out_features, layer.in_features = weight.shape
     return layer
+
+
+def _one_bias(bias: Tensor | None, linear_bias: Tensor | None) -> Tensor | None:
+    if bias is not None and linear_bias is not None:
+        raise TypeError("bias and linear_bias are given; wanted one of them, they name the same argument")
+    return bias if linear_bias is None else linear_bias
 
 
 def _check_leaf(weight: Tensor) -> None:

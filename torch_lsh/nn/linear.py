@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from ..stopwatch import part
 from .compiled import Loss, cross_entropy_in_graph, handle_of, in_graphs, topk_in_graph
 from .logits.targets import as_target
 from .logits.tensor import SampledLogits
+from .paths import Paths
 from .sampled_path import check_can_sample, is_compiled, is_traced, obstacle
-from .warnings import warn_dense, warn_stale
 
 _CANDIDATES = 512  # rows that an approximate top-k scores exactly
 
@@ -71,7 +72,7 @@ class LSHLinear(nn.Linear):
 
     sampler: Sampler
     # For torch.jit.script, which compiles a layer as the nn.Linear that it is.
-    __jit_ignored_attributes__ = ["sampler"]  # noqa: RUF012  (PyTorch reads a list)
+    __jit_ignored_attributes__ = ["sampler", "paths"]  # noqa: RUF012  (PyTorch reads a list)
     __jit_unused_properties__ = ["config", "scheduled"]  # noqa: RUF012
 
     def __init__(
@@ -88,14 +89,15 @@ class LSHLinear(nn.Linear):
         self._set_up(config)
 
     def reset_parameters(self) -> None:
-        """As in ``nn.Linear``; asks for huge pages first, before the memory is written."""
-        ops.prefer_huge_pages(self.weight)
+        """As in ``nn.Linear``; prepares the memory of a large layer first."""
+        ops.prepare_memory(self.weight)
         super().reset_parameters()
 
     def _set_up(self, config: LSHConfig | None) -> None:
         _check_config(config)
         self.sampler = Sampler(self.out_features, self.in_features, config if config is not None else LSHConfig())
-        self._warned_dense = self._warned_stale = False
+        self.paths = Paths(self.out_features)
+        self.paths.watch(self.weight)
         self.handle = handle_of(self)
 
     @classmethod
@@ -145,6 +147,7 @@ class LSHLinear(nn.Linear):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.paths.watch(self.weight)
         self.handle = handle_of(self)
 
     def get_extra_state(self) -> Tensor:
@@ -180,13 +183,14 @@ class LSHLinear(nn.Linear):
         if isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as the layers of torch.nn are
             path = input.tracer.path_of_module(self)
             return input.tracer.create_proxy("call_module", path, (input,), {})
+        self.paths.watch(self.weight)
         for parameter in self._parameters.values():
             if parameter is not None:
                 note_forward(parameter)
         reason = obstacle(self, input)
         if reason is None:
             return SampledLogits.of(input, self)
-        self.warn_dense(reason)
+        self.paths.dense(reason, "operands")
         return super().forward(input)
 
     @torch.jit.unused
@@ -219,7 +223,8 @@ class LSHLinear(nn.Linear):
             The loss, a scalar, or ``[*]`` for ``reduction="none"``.
         """
         how: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-        return F.cross_entropy(self(x), target, weight, **how)
+        logits = self(x) if x.dim() <= 2 else self(x).movedim(-1, 1)
+        return F.cross_entropy(logits, target, weight, **how)
 
     def eager_loss(
         self, x: Tensor, weight: None, bias: None, target: Tensor, class_weight: Tensor | None, loss: Loss
@@ -280,7 +285,7 @@ class LSHLinear(nn.Linear):
         """
         check_can_sample(self, x)
         flat = x.detach().reshape(-1, self.in_features)
-        labels = torch.empty(len(flat), 0, dtype=torch.int64)
+        labels = torch.empty(len(flat), 0, dtype=torch.int64, device="cpu")
         if target is not None:
             parsed = as_target(target, x.shape[:-1], self.out_features, -100, torch.float32)
             if parsed is None:
@@ -328,16 +333,23 @@ class LSHLinear(nn.Linear):
         (True, 64, None)
         """
         check_can_sample(self, self.weight if inputs is None else inputs)
-        return self.sampler.stats(
+        stats = self.sampler.stats(
             self.weight, self.bias, inputs, k=k, queries=queries, batch_size=batch_size, seed=seed
         )
+        return replace(stats, paths=dict(self.paths.counts))
 
     # --- what lazy logits ask of their owner ---
 
-    def largest_logits(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The ``k`` largest logits of ``x`` ``[B, in]`` and their classes, ``[B, k]``; exact, not differentiable."""
+    def largest_logits(self, x: Tensor, k: int, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The ``k`` largest logits of ``x`` ``[B, in]`` and their classes, ``[B, k]``; exact, not differentiable.
+
+        ``offset`` ``[N]`` is added to the logits.
+        """
         with torch.no_grad():
-            return ops.linear_topk(self._as_weight(x), self.weight, self.bias, k)
+            bias: Tensor | None = self.bias
+            if offset is not None:
+                bias = (offset if bias is None else bias + offset).to(self.weight.dtype)
+            return ops.linear_topk(self._as_weight(x), self.weight, bias, k)
 
     def active_logits(self, x: Tensor, rows: Tensor) -> Tensor:
         """``[B, A]`` logits of the active rows ``[A]`` or ``[B, A]`` for ``x`` ``[B, in]``; differentiable."""
@@ -352,18 +364,6 @@ class LSHLinear(nn.Linear):
 
     def _as_weight(self, x: Tensor) -> Tensor:
         return x.to(self.weight.dtype).contiguous()
-
-    def warn_dense(self, what: str) -> None:
-        """Says, once per layer, that ``what`` makes it compute all of its outputs."""
-        if not self._warned_dense:
-            self._warned_dense = True
-            warn_dense(what, self.out_features)
-
-    def warn_stale(self) -> None:
-        """Says, once per layer, that logits were ranked after the parameters had changed."""
-        if not self._warned_stale:
-            self._warned_stale = True
-            warn_stale()
 
 
 def _check_config(config: LSHConfig | None, optional: bool = True) -> None:

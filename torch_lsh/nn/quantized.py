@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from .. import ops
 from .logits.recipe import Recipe
 from .logits.tensor import SampledLogits
+from .paths import Paths
 from .sampled_path import is_compiled, is_traced, is_transformed
-from .warnings import warn_dense, warn_stale
 
 _BLOCK_ROWS = 16384  # rows quantised at a time
 _LARGEST = 127  # the largest magnitude of a quantised weight; -128 has no counterpart
@@ -56,7 +56,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("weight_int8", torch.zeros(out_features, in_features, dtype=torch.int8, device="cpu"))
         self.register_buffer("scale", torch.zeros(out_features, dtype=torch.float32, device="cpu"))
         self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device="cpu") if bias else None)
-        self._warned_dense = self._warned_stale = False
+        self.paths = Paths(out_features)
 
     @classmethod
     @torch.no_grad()
@@ -158,9 +158,15 @@ class QuantizedLinear(nn.Module):
 
     # --- what lazy logits ask for ---
 
-    def largest_logits(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Returns the ``k`` largest logits of ``x`` ``[B, in_features]`` and their classes, ``[B, k]`` each."""
-        return ops.linear_topk(x.float().contiguous(), self.weight_int8, self.bias, k, self.scale)
+    def largest_logits(self, x: Tensor, k: int, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the ``k`` largest logits of ``x`` ``[B, in_features]`` and their classes, ``[B, k]`` each.
+
+        ``offset`` ``[N]`` is added to the logits.
+        """
+        bias = self.bias
+        if offset is not None:
+            bias = offset.float() if bias is None else bias + offset.float()
+        return ops.linear_topk(x.float().contiguous(), self.weight_int8, bias, k, self.scale)
 
     def active_logits(self, x: Tensor, rows: Tensor) -> Tensor:
         """Returns the logits ``[B, A]`` of rows ``[A]``, or of rows ``[B, A]`` padded with -1, whose logits are 0."""
@@ -170,18 +176,6 @@ class QuantizedLinear(nn.Module):
         if self.bias is not None:
             logits = logits + self.bias[present]
         return logits * (rows >= 0)
-
-    def warn_dense(self, what: str) -> None:
-        """Warns, once per layer, that ``what`` computes all outputs."""
-        if not self._warned_dense:
-            self._warned_dense = True
-            warn_dense(what, self.out_features)
-
-    def warn_stale(self) -> None:
-        """Warns, once per layer, that logits are ranked after an operand of theirs changed."""
-        if not self._warned_stale:
-            self._warned_stale = True
-            warn_stale()
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
         # Scales and biases stay float32 when the model is cast.

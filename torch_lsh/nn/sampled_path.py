@@ -41,6 +41,8 @@ def obstacle(layer: nn.Linear, input: Tensor) -> str | None:
     if not isinstance(input, Tensor):
         raise TypeError(f"input is a {type(input).__name__}; wanted a tensor")
     weight, bias = layer.weight, layer.bias
+    if type(weight) is not nn.Parameter and hasattr(weight, "placements"):
+        return "a DTensor weight (torch_lsh.distributed.ShardedRows has one in the place of ColwiseParallel)"
     for tensor in (input, weight):
         if tensor.device.type != "cpu":
             return f"a tensor on {tensor.device}"

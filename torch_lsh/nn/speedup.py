@@ -21,7 +21,7 @@ from .feedforward import DownProjection, LSHSequential
 from .linear import LSHLinear
 
 # Narrower layers stay dense without a measurement: their dense step takes less time than the look-ups of a sampled one.
-_NARROW = 4096
+NARROW = 4096
 # The dense step is measured on at most this many rows, and its time is scaled: it is proportional to the rows.
 _MEASURED_ROWS = 32_768
 _BATCH = 128
@@ -39,9 +39,19 @@ def pays(linear: nn.Linear, config: LSHConfig | None = None) -> bool:
     >>> pays(nn.Linear(128, 100))
     False
     """
+    return why_dense(linear, config) is None
+
+
+def why_dense(linear: nn.Linear, config: LSHConfig | None = None) -> str | None:
+    """Returns why a training step of ``linear`` is no faster as an :class:`LSHLinear`; None: it is faster.
+
+    >>> why_dense(nn.Linear(128, 100))
+    'has 100 outputs; wanted at least 4,096'
+    """
     config = config if config is not None else LSHConfig()
-    if not _is_wide(linear, config):
-        return False
+    reason = _why_narrow(linear, config)
+    if reason is not None:
+        return reason
     measured = linear_speedup(
         linear.in_features,
         linear.out_features,
@@ -49,7 +59,9 @@ def pays(linear: nn.Linear, config: LSHConfig | None = None) -> bool:
         _without_policy(config),
         torch.get_num_threads(),
     )
-    return _decide(f"nn.Linear({linear.in_features}, {linear.out_features})", measured)
+    if _decide(f"nn.Linear({linear.in_features}, {linear.out_features})", measured):
+        return None
+    return f"trains no faster by samples: {measured:.2f} times as fast on this machine"
 
 
 def block_pays(up: nn.Linear, down: nn.Linear, config: LSHConfig | None = None) -> bool:
@@ -61,7 +73,7 @@ def block_pays(up: nn.Linear, down: nn.Linear, config: LSHConfig | None = None) 
     False
     """
     config = config if config is not None else LSHConfig()
-    if not _is_wide(up, config) or down.weight.device.type != "cpu":
+    if _why_narrow(up, config) is not None or down.weight.device.type != "cpu":
         return False
     measured = block_speedup(
         up.in_features, up.out_features, down.out_features, _without_policy(config), torch.get_num_threads()
@@ -104,10 +116,14 @@ def block_speedup(in_features: int, hidden: int, out_features: int, config: LSHC
         return dense_seconds / seconds(sampled)
 
 
-def _is_wide(linear: nn.Linear, config: LSHConfig) -> bool:
-    """Whether sampling can pay at all."""
+def _why_narrow(linear: nn.Linear, config: LSHConfig) -> str | None:
+    """Why sampling cannot pay; None: it can."""
     rows = linear.out_features
-    return rows >= _NARROW and linear.weight.device.type == "cpu" and config.active_rows(rows) < rows
+    if rows < NARROW:
+        return f"has {rows:,} outputs; wanted at least {NARROW:,}"
+    if linear.weight.device.type != "cpu":
+        return f"is on {linear.weight.device}; wanted cpu"
+    return "has as many active rows as outputs; set LSHConfig(active=...)" if config.active_rows(rows) >= rows else None
 
 
 def _without_policy(config: LSHConfig) -> LSHConfig:

@@ -50,7 +50,7 @@ class RowGradient:
             return None
         if self.row_sparse:
             return torch.sparse_coo_tensor(
-                rows.unsqueeze(0), values, self.shape, is_coalesced=unique, check_invariants=False
+                rows.unsqueeze(0), values, self.shape, is_coalesced=unique, check_invariants=False, device=values.device
             )
         return values.new_zeros(self.shape).index_add_(0, rows, values)
 

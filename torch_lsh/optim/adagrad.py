@@ -50,7 +50,7 @@ class Adagrad(RowSparseOptimizer, torch.optim.Adagrad):
         super()._dense_step(dense, hidden)
 
     def _allocate(self, group: dict[str, Any], parameter: Tensor) -> None:
-        self.state[parameter].setdefault("step", torch.zeros((), dtype=torch.float32))
+        self.state[parameter].setdefault("step", torch.zeros((), dtype=torch.float32, device="cpu"))
         self._sum(group, parameter)
 
     def _sum(self, group: dict[str, Any], parameter: Tensor) -> Tensor:

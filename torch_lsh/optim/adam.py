@@ -73,7 +73,7 @@ class _AdamRows(RowSparseOptimizer):
         decays = None
         if group.get("catch_up"):
             if "last_step" not in state:
-                state["last_step"] = torch.full((len(parameter),), step - 1, dtype=torch.int32)
+                state["last_step"] = torch.full((len(parameter),), step - 1, dtype=torch.int32, device="cpu")
             decays = self._decays(group, state["last_step"], rows, step - 1)
         ops.row_sparse_adam_(
             as_matrix(parameter),

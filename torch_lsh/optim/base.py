@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..row_sparse.parameters import mark, record_update
+from ..row_sparse.parameters import (
+    Placement,
+    Reporter,
+    in_data_parallel,
+    mark,
+    placement_of,
+    record_update,
+    reporters,
+)
 from .gradients import as_matrix, rows_and_values, sum_repeated_rows
 from .state import check_moment_dtype, has_bfloat16, state_dtype, untouched_zeros
 
@@ -36,6 +44,10 @@ class RowSparseOptimizer(torch.optim.Optimizer):
     _unsupported: tuple[str, ...] = ("differentiable",)  # options that need dense gradients
     _moments: tuple[str, ...]  # names of state of the parameter's shape
     _counters: tuple[str, ...] = ()  # names of state with an int32 per row
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = _joined_signature(cls)  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -89,8 +101,29 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             self._mark(group)
 
+    def state_dict(self) -> dict[str, Any]:
+        """As in PyTorch; a ``DTensor`` for each state of a parameter of which every process has some rows."""
+        state_dict = super().state_dict()
+        return {**state_dict, "state": self._placed(state_dict, lambda placement, value: placement.place(value))}
+
+    def _placed(
+        self, state_dict: dict[str, Any], convert: Callable[[Placement, Tensor], Tensor]
+    ) -> dict[Any, dict[str, Any]]:
+        """The ``"state"`` of a state_dict with all state of rows converted, where processes share the rows out."""
+        states = dict(state_dict["state"])
+        for group, saved in zip(self.param_groups, state_dict["param_groups"]):
+            for parameter, number in zip(group["params"], saved["params"]):
+                placement = placement_of(parameter)
+                if placement is not None and number in states:
+                    states[number] = {
+                        name: convert(placement, value) if isinstance(value, Tensor) and value.dim() > 0 else value
+                        for name, value in states[number].items()
+                    }
+        return states
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in PyTorch; also takes the state of the :mod:`torch.optim` optimizer of the same name."""
+        state_dict = {**state_dict, "state": self._placed(state_dict, lambda rows, value: rows.local(value))}
         loaded: dict[str, Any] = {}
         options = [dict(group) for group in self.param_groups]
         # This hook runs after the caller's, so it sees what is really loaded.
@@ -127,7 +160,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         """Counts a step of ``parameter``; the first is 1."""
         state = self.state[parameter]
         if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
         step = int(state["step"]) + 1
         state["step"].fill_(step)
         return step
@@ -181,12 +214,26 @@ class RowSparseOptimizer(torch.optim.Optimizer):
                     known, values = rows_and_values(parameter.grad, known)
                     row_sparse.append((group, parameter, known, values))
                 elif self._takes_all_rows(group, parameter):
-                    row_sparse.append((group, parameter, torch.arange(len(parameter)), parameter.grad.contiguous()))
+                    row_sparse.append(
+                        (group, parameter, torch.arange(len(parameter), device="cpu"), parameter.grad.contiguous())
+                    )
                 else:
                     members.append(parameter)
+                    for reporter in reporters(parameter):
+                        self._report(reporter, group, parameter)
             if members:
                 dense.append((group, members))
         return dense, row_sparse
+
+    def _report(self, reporter: Reporter, group: dict[str, Any], parameter: Tensor) -> None:
+        """Tells why the gradient of a layer that is trained by samples is dense."""
+        chosen = [option for option in self._unsupported if group.get(option)]
+        if chosen:
+            reporter.updated_densely("options", what=f"{type(self).__name__}({chosen[0]}=True)")
+        elif in_data_parallel(parameter):
+            reporter.updated_densely("data_parallel")
+        else:
+            reporter.updated_densely("weight")
 
     def _takes_all_rows(self, group: dict[str, Any], parameter: Tensor) -> bool:
         """Whether :meth:`_step_rows` takes dense gradients: PyTorch's steps want state of the parameter's dtype."""
@@ -335,3 +382,18 @@ class RowSparseOptimizer(torch.optim.Optimizer):
                 "rows were updated with the first one; with in_backward=True call step() after every backward(), or "
                 "leave in_backward off"
             )
+
+
+def _joined_signature(cls: type) -> inspect.Signature:
+    """The arguments of all constructors of a class, each of which hands those that it does not know to the next."""
+    found: dict[str, inspect.Parameter] = {}
+    for owner in cls.__mro__:
+        if "__init__" not in vars(owner) or owner in (torch.optim.Optimizer, object):
+            continue
+        _, *parameters = inspect.signature(vars(owner)["__init__"]).parameters.values()
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                found.setdefault(parameter.name, parameter)
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return inspect.Signature(sorted(found.values(), key=lambda parameter: parameter.kind))

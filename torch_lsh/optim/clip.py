@@ -28,7 +28,7 @@ def vector_norm(
         raise NotImplementedError("torch.linalg.vector_norm of a sparse tensor along some dimensions")
     values = rows_and_values(tensor)[1] if tensor.sparse_dim() == 1 else tensor.coalesce()._values()
     if values.numel() == 0 or (ord < 0 and values.numel() < tensor.numel()):  # all entries are 0, or the smallest is
-        return torch.zeros((), dtype=dtype or values.dtype)
+        return torch.zeros((), dtype=dtype or values.dtype, device="cpu")
     return torch.linalg.vector_norm(values, ord, dtype=dtype)
 
 

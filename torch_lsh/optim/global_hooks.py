@@ -2,19 +2,24 @@
 
 * A hook before every step of every optimizer brings state of transposed parameters into shape.
 * A hook after every step of every optimizer raises the versions of parameters that a fused step changed.
+* A hook before every step of every optimizer that is not of this library gives it dense gradients of parameters that
+  one of this library updates row by row, and tells the user that it updates all rows of a wide layer.
 * Sparse CPU tensors get the kernels that gradient clipping needs, where PyTorch has none.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from ..row_sparse.parameters import marked_optimizers, reporters, take_back, yield_to
 from ..row_sparse.transposed import transpose_state
 from .base import RowSparseOptimizer
 from .clip import clamp_, clamp_max_, vector_norm
+from .sparse_kernels import KERNELS, with_dense
 
 
 def raise_versions(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -30,15 +35,60 @@ def raise_versions(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> 
             torch.autograd.graph.increment_version(changed)
 
 
+def give_dense_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Turns row-sparse gradients dense before the step of an optimizer that does not take them.
+
+    Such gradients are there where an optimizer of this library on the same parameters is still referenced. The
+    optimizer that stepped last decides which gradients come next.
+    """
+    if isinstance(optimizer, RowSparseOptimizer):
+        take_back(parameter for group in optimizer.param_groups for parameter in group["params"])
+        return
+    if isinstance(optimizer, torch.optim.SparseAdam) or _wraps_ours(optimizer):
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            told = reporters(parameter)
+            if parameter.grad is None or not (told or marked_optimizers(parameter)):
+                continue
+            yield_to(parameter, optimizer)
+            if parameter.grad.layout is torch.sparse_coo:
+                parameter.grad = parameter.grad.to_dense()
+            name = type(optimizer).__name__
+            ours = f"torch_lsh.optim.{name}" if name in _OURS else "an optimizer of torch_lsh.optim"
+            for reporter in told:
+                reporter.updated_densely(
+                    "optimizer", what=f"{type(optimizer).__module__.split('.')[0]}'s {name}", ours=ours
+                )
+
+
+def _wraps_ours(optimizer: torch.optim.Optimizer) -> bool:
+    return any(isinstance(value, RowSparseOptimizer) for value in vars(optimizer).values())
+
+
+_OURS = ("SGD", "Adagrad", "Adam", "AdamW", "Lion")
+
 register_optimizer_step_pre_hook(transpose_state)
+register_optimizer_step_pre_hook(give_dense_gradients)
 register_optimizer_step_post_hook(raise_versions)
 
 _sparse_kernels = torch.library.Library("aten", "IMPL", "SparseCPU")  # kernels go when this object does
+_present = set(torch._C._dispatch_get_registrations_for_dispatch_key("SparseCPU"))
 for _name, _kernel in {
     "linalg_vector_norm": vector_norm,
     "clamp_": clamp_,
     "clamp_min_": clamp_,
     "clamp_max_": clamp_max_,
+    **KERNELS,
 }.items():
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{_name}", "SparseCPU"):
+    if f"aten::{_name}" not in _present:
         _sparse_kernels.impl(_name, _kernel)
+if hasattr(torch.library, "get_kernel"):  # in older PyTorch, sparse + dense stays an error
+    _kernels_with_dense = {
+        f"{_name}.Tensor": with_dense(torch.library.get_kernel(f"aten::{_name}.Tensor", "SparseCPU"), _sign)
+        for _name, _sign in (("add", 1), ("sub", -1))
+    }
+    with warnings.catch_warnings():  # of the override, which calls PyTorch's kernel
+        warnings.simplefilter("ignore")
+        for _name, _kernel in _kernels_with_dense.items():
+            _sparse_kernels.impl(_name, _kernel, with_keyset=True, allow_override=True)

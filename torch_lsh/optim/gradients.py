@@ -62,7 +62,9 @@ def sum_repeated_rows(rows: Tensor, values: Tensor, num_rows: int) -> tuple[Tens
 
 def row_sparse(rows: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     """The row-sparse gradient of strictly increasing ``rows`` and their ``values``."""
-    return torch.sparse_coo_tensor(rows.unsqueeze(0), values, shape, is_coalesced=True, check_invariants=False)
+    return torch.sparse_coo_tensor(
+        rows.unsqueeze(0), values, shape, is_coalesced=True, check_invariants=False, device=values.device
+    )
 
 
 def as_matrix(tensor: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class ChangedRows:
     def __init__(self, *parameters: Tensor) -> None:
         self._parameters = [weakref.ref(parameter) for parameter in parameters]
         # [rows]: how often each changed, up to 255. One byte per row costs less than a list of the touched rows.
-        self._touches = torch.zeros(parameters[0].shape[0], dtype=torch.uint8)
+        self._touches = torch.zeros(parameters[0].shape[0], dtype=torch.uint8, device="cpu")
         self._reset()
         for parameter in parameters:
             listen(parameter, self)
@@ -132,10 +132,10 @@ class ChangedRows:
         generator = torch.Generator().manual_seed(seed)
         draws = 4 * count
         while draws < len(self._touches) // 8:
-            rows = torch.randint(len(self._touches), (draws,), generator=generator)
+            rows = torch.randint(len(self._touches), (draws,), generator=generator, device="cpu")
             rows = rows[self._touches[rows] >= touches]
             if len(rows) >= count:
                 return rows[:count]
             draws *= 4
         rows = (self._touches >= touches).nonzero()[:, 0]
-        return rows[torch.randperm(len(rows), generator=generator)[:count]]
+        return rows[torch.randperm(len(rows), generator=generator, device="cpu")[:count]]

@@ -4,13 +4,17 @@ They are kept outside of the parameter, so that copies and checkpoints carry not
 
 * which living optimizers update it row by row (:func:`mark`). While there is one, layers produce row-sparse gradients:
   sparse COO tensors with one sparse dimension. Optimizers of :mod:`torch.optim` mark nothing and get dense gradients;
-* who wants to know which rows an optimizer updated (:func:`listen`, :func:`record_update`).
+* which other optimizer stepped last (:func:`yield_to`): it gets dense gradients;
+* which rows of a larger tensor it is, where processes share its rows out (:func:`place_rows`);
+* who wants to know which rows an optimizer updated (:func:`listen`, :func:`record_update`);
+* who tells the user why all rows are updated (:func:`report_to`, :func:`reporters`).
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,17 +37,38 @@ class Listener(Protocol):
     def record(self, parameter: Tensor, rows: Tensor, version_before: int, version_after: int) -> None: ...
 
 
+class Reporter(Protocol):
+    """Tells the user why all rows of a layer are updated."""
+
+    def updated_densely(self, reason: str, **facts: str) -> None: ...
+
+
+class Placement(Protocol):
+    """Says which rows of a larger tensor a process has."""
+
+    def place(self, local: Tensor) -> Tensor: ...
+
+    def local(self, tensor: Tensor) -> Tensor: ...
+
+
 class _Facts:
     """What is known of one parameter."""
 
     def __init__(self) -> None:
         self.optimizers: list[weakref.ref[Updater]] = []
         self.listeners: list[weakref.ref[Listener]] = []
+        self.reporters: list[weakref.ref[Reporter]] = []
+        self.dense_optimizer: weakref.ref[Any] | None = None
         self.in_data_parallel = False
+        self.placement: Placement | None = None
 
 
 _facts: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> _Facts
 _NOTHING = _Facts()
+_reported: set[int] = set()  # ids of the living parameters with reporters: a look-up that takes no time
+_yielding: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters with a dense_optimizer
+_in_data_parallel: weakref.WeakSet[_Facts] = weakref.WeakSet()  # those of parameters that a wrapper reduces
+_reduced: weakref.WeakKeyDictionary[torch.nn.Module, frozenset[int]] = weakref.WeakKeyDictionary()  # by wrapper
 
 
 def _facts_to_change(parameter: Tensor) -> _Facts:
@@ -65,8 +90,7 @@ def mark(parameter: Tensor, optimizer: Updater) -> None:
 
 def wants_row_sparse(parameter: Tensor) -> bool:
     """Whether layers should produce a row-sparse gradient for ``parameter``."""
-    facts = _known(parameter)
-    return len(facts.optimizers) > 0 and not facts.in_data_parallel
+    return wants_row_sparse_and_updater(parameter)[0]
 
 
 def updater(parameter: Tensor) -> Updater | None:
@@ -77,7 +101,7 @@ def updater(parameter: Tensor) -> Updater | None:
 def wants_row_sparse_and_updater(parameter: Tensor) -> tuple[bool, Updater | None]:
     """:func:`wants_row_sparse` and :func:`updater` in one look-up."""
     facts = _known(parameter)
-    if facts.in_data_parallel or not facts.optimizers:
+    if facts.in_data_parallel or facts.dense_optimizer is not None or not facts.optimizers:
         return False, None
     for reference in tuple(facts.optimizers):  # a copy: optimizers may die meanwhile
         optimizer = reference()
@@ -86,14 +110,102 @@ def wants_row_sparse_and_updater(parameter: Tensor) -> tuple[bool, Updater | Non
     return True, None
 
 
+def marked_optimizers(parameter: Tensor) -> list[Updater]:
+    """The living optimizers that update ``parameter`` row by row."""
+    return [optimizer for reference in _known(parameter).optimizers if (optimizer := reference()) is not None]
+
+
+def yield_to(parameter: Tensor, optimizer: Any) -> None:
+    """Says that ``optimizer``, which takes dense gradients, steps on ``parameter`` from now on, while it lives.
+
+    Layers produce dense gradients then, also while an optimizer that takes row-sparse ones is still referenced.
+    """
+    facts = _facts_to_change(parameter)
+    if facts.dense_optimizer is None or facts.dense_optimizer() is not optimizer:
+        facts.dense_optimizer = weakref.ref(optimizer, lambda gone: _end_yield(facts, gone))
+        _yielding[parameter] = True
+
+
+def _end_yield(facts: _Facts, gone: Any) -> None:
+    if facts.dense_optimizer is gone:
+        facts.dense_optimizer = None
+
+
+def take_back(parameters: Iterable[Tensor]) -> None:
+    """Says that a row-sparse optimizer steps on ``parameters``: ends :func:`yield_to`."""
+    if len(_yielding) == 0:
+        return
+    for parameter in parameters:
+        if _yielding.pop(parameter, False):
+            _facts_to_change(parameter).dense_optimizer = None
+
+
+def in_data_parallel(parameter: Tensor) -> bool:
+    """Whether ``parameter`` was seen inside ``DistributedDataParallel``."""
+    return _known(parameter).in_data_parallel
+
+
 def note_forward(parameter: Tensor) -> None:
-    """Layers call this in ``forward``; a parameter seen inside ``DistributedDataParallel`` gets dense gradients.
+    """Layers call this in ``forward``; a parameter that ``DistributedDataParallel`` reduces gets dense gradients.
 
     ``DistributedDataParallel`` reduces row-sparse gradients of ``nn.Embedding`` only, and an update during the backward
-    pass would come before the gradients of the other processes.
+    pass would come before the gradients of the other processes. A forward pass outside of it ends that.
     """
-    if torch.nn.parallel.DistributedDataParallel._active_ddp_module is not None:
-        _facts_to_change(parameter).in_data_parallel = True
+    wrapper = torch.nn.parallel.DistributedDataParallel._active_ddp_module
+    if wrapper is None and not _in_data_parallel:
+        return
+    facts = _facts_to_change(parameter)
+    facts.in_data_parallel = is_reduced(parameter)
+    if not facts.in_data_parallel:
+        _in_data_parallel.discard(facts)
+    elif wrapper is not None and facts not in _in_data_parallel:
+        _in_data_parallel.add(facts)
+        if facts.optimizers:
+            for reporter in reporters(parameter):
+                reporter.updated_densely("data_parallel")
+
+
+def is_reduced(parameter: Tensor) -> bool:
+    """Whether the forward pass is inside a ``DistributedDataParallel`` that reduces the gradient of ``parameter``."""
+    wrapper = torch.nn.parallel.DistributedDataParallel._active_ddp_module
+    return wrapper is not None and id(parameter) in _reduced_by(wrapper)
+
+
+def _reduced_by(wrapper: torch.nn.parallel.DistributedDataParallel) -> frozenset[int]:
+    """The ids of the parameters whose gradients ``wrapper`` reduces."""
+    if wrapper not in _reduced:
+        named = wrapper.module.named_parameters(remove_duplicate=False)
+        ignored = wrapper.parameters_to_ignore
+        _reduced[wrapper] = frozenset(id(parameter) for name, parameter in named if name not in ignored)
+    return _reduced[wrapper]
+
+
+def place_rows(parameter: Tensor, placement: Placement) -> None:
+    """Says which rows of a larger tensor ``parameter`` is; optimizers save their state so."""
+    _facts_to_change(parameter).placement = placement
+
+
+def placement_of(parameter: Tensor) -> Placement | None:
+    """What :func:`place_rows` was told; None: ``parameter`` is a whole tensor."""
+    return _known(parameter).placement
+
+
+def report_to(parameter: Tensor, reporter: Reporter) -> None:
+    """Has ``reporter`` told why all rows of ``parameter`` are updated, for as long as both live."""
+    reporters = _facts_to_change(parameter).reporters
+    if any(reference() is reporter for reference in reporters):
+        return
+    reporters.append(weakref.ref(reporter, reporters.remove))
+    if id(parameter) not in _reported:
+        _reported.add(id(parameter))
+        weakref.finalize(parameter, _reported.discard, id(parameter)).atexit = False
+
+
+def reporters(parameter: Tensor) -> list[Reporter]:
+    """Who is told why all rows of ``parameter`` are updated."""
+    if id(parameter) not in _reported:
+        return []
+    return [reporter for reference in _known(parameter).reporters if (reporter := reference()) is not None]
 
 
 def listen(parameter: Tensor, listener: Listener) -> None:

@@ -72,7 +72,9 @@ class ActiveSet:
         float32, of the shape of ``rows``; 0 for padding.
         """
         if not self.per_sample:
-            return torch.full(self.rows.shape, math.log(self.num_rows / max(1, len(self.rows))), dtype=torch.float32)
+            return torch.full(
+                self.rows.shape, math.log(self.num_rows / max(1, len(self.rows))), dtype=torch.float32, device="cpu"
+            )
         present = self.present
         return (present * (self.num_rows / present.sum(-1, keepdim=True).clamp(min=1))).log()
 
@@ -161,8 +163,8 @@ def _look_up(index: Index, x: Tensor, count: int, labels: Tensor | None, seed: i
     # In order of row numbers, the first ones would always be those with small numbers: each list starts elsewhere.
     generator = torch.Generator().manual_seed(seed)
     width = candidates.shape[1]
-    starts = torch.randint(width, (len(candidates), 1), generator=generator)
-    return candidates.gather(1, (starts + torch.arange(width)) % width)
+    starts = torch.randint(width, (len(candidates), 1), generator=generator, device="cpu")
+    return candidates.gather(1, (starts + torch.arange(width, device="cpu")) % width)
 
 
 def _needed(counts: LabelCounts | None) -> LabelCounts:

@@ -20,7 +20,7 @@ def log_uniform(num_rows: int) -> Tensor:
     >>> log_uniform(2)
     tensor([0.0000, 0.6931, 1.0986], dtype=torch.float64)
     """
-    return torch.arange(1, num_rows + 2, dtype=torch.float64).log_()
+    return torch.arange(1, num_rows + 2, dtype=torch.float64, device="cpu").log_()
 
 
 class LabelCounts:
@@ -43,7 +43,7 @@ class LabelCounts:
     def __init__(self, num_rows: int, counts: Tensor | None = None, samples: int | None = None) -> None:
         self.given = counts is not None
         if counts is None:
-            counts = torch.zeros(num_rows, dtype=torch.int64)
+            counts = torch.zeros(num_rows, dtype=torch.int64, device="cpu")
         if counts.shape != (num_rows,) or counts.is_complex():
             raise ValueError(f"counts has shape {list(counts.shape)} and dtype {counts.dtype}; wanted [{num_rows}]")
         self.counts = counts.detach().to("cpu", torch.float64)
@@ -61,7 +61,7 @@ class LabelCounts:
         if self.given:
             return
         present = labels[labels >= 0]
-        self.counts.index_add_(0, present, torch.ones(len(present), dtype=torch.float64))
+        self.counts.index_add_(0, present, torch.ones(len(present), dtype=torch.float64, device="cpu"))
         self.samples += len(labels)
 
     def share(self, rows: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class LabelCounts:
         """
         if self._tables is None or (not self.given and self.samples > _GROWTH * self._sorted_at):
             weights, order = (self.counts + 1).sort(descending=True, stable=True)
-            cumulative = torch.zeros(len(weights) + 1, dtype=torch.float64)
+            cumulative = torch.zeros(len(weights) + 1, dtype=torch.float64, device="cpu")
             torch.cumsum(weights, 0, out=cumulative[1:])
             self._tables, self._sorted_at = (order, cumulative), self.samples
         return self._tables

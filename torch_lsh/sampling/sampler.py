@@ -123,6 +123,10 @@ class Sampler:
         """The hardest rows of the last step ``[n]`` int64, which are candidates for the next; None: none yet."""
         return self._carried
 
+    def carry(self, rows: Tensor) -> None:
+        """Takes ``rows`` ``[n]`` int64, hardest first, for the hardest of the last step."""
+        self._carried = rows[: self._carried_count()]
+
     @property
     def watched_inputs(self) -> Tensor | None:
         """Inputs ``[n, in]`` of the last step, while the sampler is being watched."""
@@ -181,7 +185,7 @@ class Sampler:
         self.fit(weight)
         config = replace(self.config, random_fraction=0.0)
         index = self._tables.exact(weight, bias, self._inputs.tensor) if needs_index(config, self.num_rows) else None
-        no_labels = torch.empty(len(x), 0, dtype=torch.int64)
+        no_labels = torch.empty(len(x), 0, dtype=torch.int64, device="cpu")
         return choose_active_rows(index, x.detach(), no_labels, self.num_rows, config, seed=0)
 
     @outside_inference_mode

@@ -81,7 +81,7 @@ def pack(
         "counts_room": counts_room,
         "samples": 0 if counts is None else struct.unpack("<q", struct.pack("<d", counts["samples"]))[0],
     }
-    numbers = torch.tensor([header[name] for name in _FIELDS], dtype=torch.int64)
+    numbers = torch.tensor([header[name] for name in _FIELDS], dtype=torch.int64, device="cpu")
     return torch.cat(
         [
             _bytes(numbers, numbers.nbytes),

@@ -51,7 +51,7 @@ def share_found(rows: Tensor, best: Tensor) -> Tensor:
     if rows.dim() == 1:
         return torch.isin(best, rows).float().mean(1)
     if rows.shape[1] == 0:
-        return torch.zeros(len(best), dtype=torch.float32)
+        return torch.zeros(len(best), dtype=torch.float32, device="cpu")
     rows = rows.sort(1).values.contiguous()
     at = torch.searchsorted(rows, best.contiguous()).clamp_(max=rows.shape[1] - 1)
     return (rows.gather(1, at) == best).float().mean(1)
@@ -86,6 +86,7 @@ class LayerStats:
         milliseconds: per call of each part while the layer is watched, without the parts within it: "look-up",
             "choosing" the rest of the active set, "loss", "logits" (unless one operator computes both), "re-hash".
         calls: the calls of each part.
+        paths: results of the layer by the way that they were computed; see :class:`torch_lsh.nn.paths.Paths`.
     """
 
     out_features: int
@@ -109,6 +110,7 @@ class LayerStats:
     index_bytes: int | None = None
     milliseconds: dict[str, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
+    paths: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, float]:
         """The numbers measured, by flat names such as ``"recall"``, ``"recall_error"`` and ``"ms/look-up"``."""
@@ -118,8 +120,8 @@ class LayerStats:
             if isinstance(value, Estimate):
                 numbers[item.name] = value.mean
                 numbers[f"{item.name}_error"] = value.error
-            elif item.name in ("milliseconds", "calls"):
-                prefix = "ms" if item.name == "milliseconds" else "calls"
+            elif item.name in ("milliseconds", "calls", "paths"):
+                prefix = "ms" if item.name == "milliseconds" else item.name
                 numbers.update({f"{prefix}/{name}": number for name, number in value.items()})
             elif value is not None:
                 numbers[item.name] = value
@@ -166,6 +168,8 @@ class LayerStats:
             )
         for name, milliseconds in self.milliseconds.items():
             lines.append((name, f"{milliseconds:.3f} ms per call, {self.calls[name]:,} calls"))
+        if self.paths:
+            lines.append(("paths", ", ".join(f"{path} {count:,}" for path, count in self.paths.items())))
         return "\n".join(f"{name:<12}{text}" for name, text in lines)
 
 
@@ -281,7 +285,7 @@ def measure_recall(
         seed: of the sample and of random rows.
     """
     generator = torch.Generator().manual_seed(seed)
-    sampled = torch.randperm(len(x), generator=generator)[:queries].sort().values
+    sampled = torch.randperm(len(x), generator=generator, device="cpu")[:queries].sort().values
     best = ops.linear_topk(x[sampled].to(weight.dtype).contiguous(), weight, bias, k)[1]
     shares = []
     for number, begin in enumerate(range(0, len(x), batch_size)):
@@ -289,7 +293,7 @@ def measure_recall(
         if not inside.any():
             continue
         batch = x[begin : begin + batch_size]
-        none = torch.empty(len(batch), 0, dtype=torch.int64)
+        none = torch.empty(len(batch), 0, dtype=torch.int64, device="cpu")
         step_seed = (seed * 1_000_003 + number) % 2**63
         active = choose_active_rows(index, batch, none, len(weight), config, step_seed, carried, counts)
         rows = active.rows if not active.per_sample else active.rows[sampled[inside] - begin]

@@ -153,7 +153,7 @@ class SynchronisedIndex:
         changed = self._changes(weight, bias)
         rows = None if changed is None else changed.sample(sample, touches, seed)
         if rows is None:
-            rows = torch.randint(len(weight), (sample,), generator=torch.Generator().manual_seed(seed))
+            rows = torch.randint(len(weight), (sample,), generator=torch.Generator().manual_seed(seed), device="cpu")
         return self.index.drift(weight.detach(), _detached(bias), rows.unique())
 
 

@@ -68,7 +68,7 @@ class TextClassifier:
         network_: the :class:`torch_lsh.text.network.TextNetwork`.
 
     >>> texts = ["a fine film", "good fun", "dull and long", "a bad film"] * 10
-    >>> model = TextClassifier().fit(texts, ["pos", "pos", "neg", "neg"] * 10)
+    >>> model = TextClassifier(epochs=5).fit(texts, ["pos", "pos", "neg", "neg"] * 10)
     >>> model.predict(["good film", "long, bad"]).tolist()
     ['pos', 'neg']
     >>> [word for word, _ in model.explain("what a fine day")][:1]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch_lsh import LSHConfig, LSHLinear
-from torch_lsh.nn.logits import cross_entropy
+from torch_lsh.nn.logits import recipe
 
 N, D = 97, 6  # of the fixture "layer"
 
@@ -21,7 +21,7 @@ def dense(layer, x):
 def test_exact_loss_in_several_blocks_is_the_same(monkeypatch, label_smoothing):
     layer = LSHLinear(D, 2500).eval()
     x, y = torch.randn(3, D), torch.tensor([0, 1024, 2499])
-    monkeypatch.setattr(cross_entropy, "BLOCK_ELEMENTS", 1)  # blocks have at least 1,024 rows
+    monkeypatch.setattr(recipe, "BLOCK_ELEMENTS", 1)  # blocks have at least 1,024 rows
     with torch.no_grad():
         for weight in (None, torch.rand(2500)):
             options = {"weight": weight, "label_smoothing": label_smoothing}

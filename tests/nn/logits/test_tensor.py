@@ -21,7 +21,9 @@ def dense(layer, x):
 
 
 EXACT = {
-    "softmax": lambda z: z.softmax(-1),
+    "softmax over samples": lambda z: z.softmax(0),
+    "softmax of log_softmax": lambda z: z.log_softmax(-1).softmax(-1),
+    "softmax cut": lambda z: z.softmax(-1).clamp(min=0.01),
     "sum": lambda z: z.sum(),
     "reshape that does not fit": lambda z: z.reshape(N, -1).sum(),
     "reshape before transposed classes": lambda z: z.transpose(1, 2).reshape(2, -1).sum(),
@@ -43,12 +45,19 @@ EXACT = {
     "nll of logits": lambda z: F.nll_loss(z.flatten(0, 1), torch.arange(6)),
     "cross entropy of log_softmax": lambda z: F.cross_entropy(z[0].log_softmax(-1), torch.arange(3)),
     "class": lambda z: z[..., 3],
-    "add": lambda z: z + 1,
+    "add": lambda z: z + torch.ones(2, 1, N, dtype=torch.float64),
     "sigmoid": torch.sigmoid,
     "view that splits classes": lambda z: z.reshape(-1),
     "max of all": lambda z: z.max(),
     "smallest": lambda z: z.topk(2, largest=False).values,
-    "cat": lambda z: torch.cat([z, z]),
+    "cat of classes": lambda z: torch.cat([z, z], -1),
+    "cat with another": lambda z: torch.cat([z, torch.zeros(2, 3, N, dtype=torch.float64)]),
+    "split of classes": lambda z: z.split(50, -1)[1],
+    "iteration over classes": lambda z: next(iter(z[0, 0])),
+    "mask of elements": lambda z: z.masked_fill(torch.eye(3, N, dtype=torch.bool), 0.5),
+    "wider": lambda z: z + torch.ones(4, 1, 1, 1, dtype=torch.float64),
+    "complex": lambda z: (z * 1j).imag,
+    "another dtype": lambda z: z.float() * torch.ones(N, dtype=torch.float64),
     "einsum": lambda z: torch.einsum("btn,btn->b", z, z),
     "multi margin": lambda z: F.multi_margin_loss(z.flatten(0, 1), torch.arange(6)),
     "dense probabilities": lambda z: F.cross_entropy(z.flatten(0, 1), torch.full((6, N), 1 / N, dtype=torch.float64)),
@@ -175,7 +184,12 @@ def test_values_from_before_an_update(layer):
     update()
     torch.testing.assert_close(known.softmax(-1), values.softmax(-1))
     assert torch.equal(known.argmax(-1), values.argmax(-1))
-    for use in (lambda z: z.softmax(-1), lambda z: F.cross_entropy(z, y), lambda z: z[1:].dense(), torch.special.expit):
+    for use in (
+        lambda z: z.softmax(-1).sum(),
+        lambda z: F.cross_entropy(z, y),
+        lambda z: z[1:].dense(),
+        torch.special.expit,
+    ):
         with pytest.raises(RuntimeError, match=r"parameters of the layer were changed.*logits.dense\(\)"):
             use(unknown)
     # a usual loop counts what is right after the step

@@ -138,7 +138,7 @@ def costs_of_runners_up(scores: Tensor, numbers: Tensor, codes: Tensor, bits: in
         codes: ``[n, L]`` int32.
         bits: of one hash.
     """
-    shifts = bits * torch.arange(scores.shape[2])
+    shifts = bits * torch.arange(scores.shape[2], device="cpu")
     hashes = (codes.unsqueeze(2) >> shifts & (1 << bits) - 1).unsqueeze(3)
     count = min(_RUNNERS_UP + 1, scores.shape[3])
     best, at = scores.topk(count, dim=3)

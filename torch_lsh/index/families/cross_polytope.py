@@ -40,7 +40,7 @@ class CrossPolytope(HashFamily):
         products = ops.hadamard_products(x, *self.projections)
         products = products.view(len(x), self.num_tables, self.hashes_per_table, self.dimension)
         # Of the two vertices of an axis only the one on the side of the vector can be second best.
-        numbers = 2 * torch.arange(self.dimension) + (products < 0)
+        numbers = 2 * torch.arange(self.dimension, device="cpu") + (products < 0)
         return costs_of_runners_up(products.abs(), numbers, codes, self.bits_per_hash)
 
     @property

@@ -37,7 +37,7 @@ class DWTA(HashFamily):
         bins_per_permutation = max(in_features // self.bin_width, 1)
         bins = []
         for _ in range(math.ceil(num_hashes / bins_per_permutation)):
-            permutation = torch.randperm(in_features, generator=generator)
+            permutation = torch.randperm(in_features, generator=generator, device="cpu")
             if in_features < self.bin_width:  # a repeated coordinate never wins over its first occurrence
                 permutation = permutation.repeat(math.ceil(self.bin_width / in_features))
             bins.append(permutation[: bins_per_permutation * self.bin_width].view(-1, self.bin_width))
@@ -51,7 +51,10 @@ class DWTA(HashFamily):
         # A hash borrowed from another bin has no runner-up.
         present = (values != 0) & ~values.isnan()
         return costs_of_runners_up(
-            values.masked_fill(~present, -math.inf), torch.arange(self.bin_width), codes, self.bits_per_hash
+            values.masked_fill(~present, -math.inf),
+            torch.arange(self.bin_width, device="cpu"),
+            codes,
+            self.bits_per_hash,
         )
 
     @property

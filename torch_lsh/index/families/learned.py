@@ -53,10 +53,10 @@ class LearnedPartition:
             raise ValueError(f"hashes_per_table is {hashes_per_table}; wanted 1 to {_MAX_BITS}")
         self.in_features, self.hashes_per_table, self.seed = in_features, hashes_per_table, seed
         buckets, groups = self.num_buckets, 1 << hashes_per_table // 2
-        self.coarse = torch.zeros(groups, in_features, dtype=torch.float32)
-        self.first = torch.arange(groups + 1) * (buckets // groups)
-        self.centers = torch.zeros(buckets, in_features, dtype=torch.float32)
-        self.directions, self.offsets = self.centers, torch.zeros(buckets, dtype=torch.float32)
+        self.coarse = torch.zeros(groups, in_features, dtype=torch.float32, device="cpu")
+        self.first = torch.arange(groups + 1, device="cpu") * (buckets // groups)
+        self.centers = torch.zeros(buckets, in_features, dtype=torch.float32, device="cpu")
+        self.directions, self.offsets = self.centers, torch.zeros(buckets, dtype=torch.float32, device="cpu")
 
     @property
     def num_buckets(self) -> int:
@@ -68,7 +68,7 @@ class LearnedPartition:
         self._check(rows)
         rows = rows[rows.isfinite().all(1)]
         if len(rows) == 0:
-            rows = torch.zeros(1, self.in_features, dtype=torch.float32)
+            rows = torch.zeros(1, self.in_features, dtype=torch.float32, device="cpu")
         generator = torch.Generator().manual_seed(self.seed)
         groups, buckets = len(self.coarse), self.num_buckets
         self.coarse = _k_means(rows, groups, _COARSE_STEPS, generator)
@@ -86,7 +86,7 @@ class LearnedPartition:
             of_group = rows[some] if len(some) > 0 else self.coarse[number : number + 1]
             parts.append(_k_means(of_group, wanted, _FINE_STEPS, generator))
         self.centers = torch.cat(parts)
-        self.directions, self.offsets = self.centers, torch.zeros(buckets, dtype=torch.float32)
+        self.directions, self.offsets = self.centers, torch.zeros(buckets, dtype=torch.float32, device="cpu")
 
     @torch.no_grad()
     def fit_queries(self, queries: Tensor, buckets: Tensor, offsets: Tensor | None = None) -> None:
@@ -100,12 +100,14 @@ class LearnedPartition:
         self._check(queries)
         if buckets.dim() != 2 or len(buckets) != len(queries) or buckets.shape[1] < 1:
             raise ValueError(f"buckets has shape {list(buckets.shape)}; wanted [{len(queries)}, k]")
-        start = torch.zeros(self.num_buckets, dtype=torch.float32) if offsets is None else offsets
+        start = torch.zeros(self.num_buckets, dtype=torch.float32, device="cpu") if offsets is None else offsets
         # One matrix: directions, and the offset as the product with a constant 1.
         weights = torch.cat([self.centers, start.unsqueeze(1)], 1)
         queries = torch.cat([queries, queries.new_ones(len(queries), 1)], 1)
-        target = torch.zeros(len(queries), self.num_buckets, dtype=torch.float32)
-        target.scatter_add_(1, buckets, torch.full(buckets.shape, 1 / buckets.shape[1], dtype=torch.float32))
+        target = torch.zeros(len(queries), self.num_buckets, dtype=torch.float32, device="cpu")
+        target.scatter_add_(
+            1, buckets, torch.full(buckets.shape, 1 / buckets.shape[1], dtype=torch.float32, device="cpu")
+        )
         scores = ops.product(queries, weights.T)
         sharpness = _SHARPNESS / scores.std().clamp(min=1e-6)
         step = _LEARNING_RATE * self.centers.square().mean().sqrt()
@@ -144,7 +146,7 @@ class LearnedPartition:
         """The bucket of each row: ``[n]`` int32 for ``[n, in_features]`` float32."""
         self._check(rows)
         group = _nearest(rows, self.coarse)
-        found = torch.empty(len(rows), dtype=torch.int32)
+        found = torch.empty(len(rows), dtype=torch.int32, device="cpu")
         members = group.argsort(stable=True).split(group.bincount(minlength=len(self.coarse)).tolist())
         for number, some in enumerate(members):
             if len(some) > 0:
@@ -170,8 +172,8 @@ def _nearest(x: Tensor, centers: Tensor) -> Tensor:
 
 def _k_means(x: Tensor, count: int, steps: int, generator: torch.Generator) -> Tensor:
     """``[count, d]`` centers by Lloyd's iterations from a sample of the rows; one that is nobody's nearest stays."""
-    order = torch.randperm(len(x), generator=generator)
-    centers = x[order[torch.arange(count) % len(x)]]
+    order = torch.randperm(len(x), generator=generator, device="cpu")
+    centers = x[order[torch.arange(count, device="cpu") % len(x)]]
     for _ in range(steps if count > 1 else 1):
         nearest = _nearest(x, centers)
         used, sums = ops.coalesce_rows(nearest, x)

@@ -34,8 +34,11 @@ class StructuredProjections(NamedTuple):
         size = 1 << (in_features.bit_length() - 1)
         if in_features > size + size // 8:
             size *= 2
-        signs = 2 * torch.randint(2, (-(-count // size), 3, size), generator=generator).float() - 1
-        return cls(signs, torch.randn(max(0, in_features - size), count, generator=generator, dtype=torch.float32))
+        signs = 2 * torch.randint(2, (-(-count // size), 3, size), generator=generator, device="cpu").float() - 1
+        return cls(
+            signs,
+            torch.randn(max(0, in_features - size), count, generator=generator, dtype=torch.float32, device="cpu"),
+        )
 
     @property
     def nbytes(self) -> int:

@@ -30,7 +30,7 @@ class SimHash(HashFamily):
         super().__init__(in_features, hashes_per_table, num_tables, seed)
         generator = torch.Generator().manual_seed(seed)
         self.projections = torch.randn(
-            in_features, num_tables * hashes_per_table, generator=generator, dtype=torch.float32
+            in_features, num_tables * hashes_per_table, generator=generator, dtype=torch.float32, device="cpu"
         )
 
     def _codes(self, x: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class SimHash(HashFamily):
 
     def _changes(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         costs = self._products(x).square().view(len(x), self.num_tables, self.hashes_per_table, 1)
-        flips = (1 << torch.arange(self.hashes_per_table, dtype=torch.int32)).view(-1, 1)
+        flips = (1 << torch.arange(self.hashes_per_table, dtype=torch.int32, device="cpu")).view(-1, 1)
         return flips.expand(costs.shape), costs
 
     @property

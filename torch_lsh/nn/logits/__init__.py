@@ -3,7 +3,15 @@
 Importing this package registers the handlers of all functions that lazy logits compute themselves.
 """
 
-from . import binary_cross_entropy, cross_entropy, ranking, views  # noqa: F401  # for their handlers
+from . import (  # noqa: F401  # for their handlers
+    arithmetic,
+    binary_cross_entropy,
+    cross_entropy,
+    ranking,
+    smoothing,
+    views,
+    wrapped,
+)
 from .owner import LogitsOwner
 from .recipe import Recipe
 from .tensor import SampledLogits

@@ -64,6 +64,7 @@ def _binary_cross_entropy(
     pos_weight = check_class_weight(pos_weight, "pos_weight", num_classes, dtype)
     x, owner = recipe.flat_input(), recipe.owner
     active = sampler.draw(owner.weight, owner.bias, x.detach(), parsed.labels)
+    owner.paths.sampled(recipe.input, active)
     with part(sampler.stopwatch, "loss"), grad_mode(recipe):
         correction = correction_of(sampler, several_labels=False)
         loss = sampled_binary_cross_entropy(

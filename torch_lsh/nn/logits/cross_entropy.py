@@ -15,6 +15,7 @@ from ... import ops
 from ...sampling.active_set import ActiveSet
 from ...sampling.sampler import Sampler
 from ...stopwatch import part
+from ..paths import EXACT
 from .losses import (
     accurate_dtype,
     check_class_weight,
@@ -23,6 +24,7 @@ from .losses import (
     correction_of,
     finish,
     grad_mode,
+    is_log_softmax,
     log_weights,
     log_weights_of_logits,
     result_dtype,
@@ -32,9 +34,6 @@ from .losses import (
 from .recipe import Recipe
 from .targets import Target, as_target
 from .tensor import SampledLogits, handles
-
-# The largest block of logits in exact evaluation: 16 MiB in float32.
-BLOCK_ELEMENTS = 1 << 22
 
 
 class Options(NamedTuple):
@@ -74,13 +73,14 @@ def _cross_entropy(
     if parsed is None:
         return NotImplemented
     options = Options(check_class_weight(weight, "weight", num_classes, dtype), label_smoothing, reduction)
+    if weight is not None and weight.dtype is not recipe.dtype and not torch.is_autocast_enabled("cpu"):
+        raise TypeError(f"weight has dtype {weight.dtype}; wanted {recipe.dtype}, the dtype of the logits")
     sampler = sampler_in_training(recipe)
     if sampler is not None:
         loss = _of_active_rows(recipe, sampler, parsed, options)
-    elif logits.wants_grad():
-        loss = _of_all_rows(recipe, parsed, options)
     else:
-        loss = _in_blocks(recipe, parsed, options)
+        recipe.owner.paths.took(EXACT)
+        loss = (_of_all_rows if logits.wants_grad() else _in_blocks)(recipe, parsed, options)
     return finish(loss, recipe, reduction)
 
 
@@ -94,6 +94,22 @@ def _log_softmax(
     return logits.remade(log_softmax=True, dtype=dtype or result_dtype(recipe))
 
 
+@handles(F.softmax, torch.softmax, Tensor.softmax)
+def _softmax(
+    logits: SampledLogits, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Any:
+    recipe = logits.recipe
+    if dim is None or recipe.log_softmax or not recipe.is_class_dim(dim):
+        return NotImplemented
+    return logits.remade(log_softmax=True, exponential=True, dtype=dtype or result_dtype(recipe))
+
+
+@handles(Tensor.log, torch.log)
+def _log_of_softmax(logits: SampledLogits) -> Any:
+    recipe = logits.recipe
+    return logits.remade(exponential=False) if recipe.exponential and recipe.factor == 1.0 else NotImplemented
+
+
 @handles(F.nll_loss)
 def _nll_loss(
     logits: SampledLogits,
@@ -105,7 +121,9 @@ def _nll_loss(
     reduction: str = "mean",
 ) -> Any:
     recipe = logits.recipe
-    if not recipe.log_softmax or not isinstance(target, Tensor) or target.shape != recipe.lead:
+    if not is_log_softmax(recipe) or recipe.factor != 1.0:
+        return NotImplemented
+    if not isinstance(target, Tensor) or target.shape != recipe.lead:
         return NotImplemented
     unnormalised = SampledLogits.unattached(replace(recipe, log_softmax=False), logits.is_stale())
     return _cross_entropy(unnormalised, target, weight, size_average, ignore_index, reduce, reduction)
@@ -114,6 +132,7 @@ def _nll_loss(
 def _of_active_rows(recipe: Recipe, sampler: Sampler, target: Target, options: Options) -> Tensor:
     x, owner = recipe.flat_input(), recipe.owner
     active = sampler.draw(owner.weight, owner.bias, x.detach(), target.labels)
+    owner.paths.sampled(recipe.input, active)
     with part(sampler.stopwatch, "loss"), grad_mode(recipe):
         correction = correction_of(sampler, target.several)
         corrected = correction == "stratified"
@@ -131,7 +150,7 @@ def _is_fusible(recipe: Recipe, active: ActiveSet, correction: str, options: Opt
         options.label_smoothing == 0
         and not active.per_sample
         and (correction != "stratified" or active.inclusion is None or active.inclusion.dim() == 1)
-        and not recipe.is_scaled
+        and not recipe.steps
         and accurate_dtype(recipe.product_dtype) is accurate_dtype(recipe.dtype)
     )
 
@@ -139,20 +158,19 @@ def _is_fusible(recipe: Recipe, active: ActiveSet, correction: str, options: Opt
 def _of_all_rows(recipe: Recipe, target: Target, options: Options) -> Tensor:
     """Exact and differentiable."""
     owner = recipe.owner
-    every_row = torch.arange(owner.out_features)
+    every_row = torch.arange(owner.out_features, device="cpu")
     none_random = torch.zeros_like(every_row, dtype=torch.bool)
     active = ActiveSet(every_row, none_random, target.labels, owner.out_features)
     with recipe.autocast():
         product = F.linear(recipe.flat_input(), owner.weight, owner.bias)
-    logits = product.to(accurate_dtype(recipe.dtype)) * recipe.scale
+    logits = recipe.transform(product.to(accurate_dtype(recipe.dtype)))
     return sampled_cross_entropy(logits, active, target, "none", options)
 
 
 def _in_blocks(recipe: Recipe, target: Target, options: Options) -> Tensor:
     """Exact, without gradients."""
-    owner = recipe.owner
-    with torch.no_grad(), recipe.autocast():
-        return exact_cross_entropy(recipe.flat_input(), owner.weight, owner.bias, recipe.scale, target, options)
+    with torch.no_grad():
+        return exact_cross_entropy(recipe.blocks(), recipe.owner.out_features, target, options)
 
 
 # --- functions of tensors ---------------------------------------------------------------------------------------------
@@ -225,48 +243,36 @@ def sampled_cross_entropy(
 
 
 def exact_cross_entropy(
-    x: Tensor, weight: Tensor, bias: Tensor | None, scale: float | Tensor, target: Target, options: Options
+    blocks: Iterator[tuple[slice, Tensor]], num_classes: int, target: Target, options: Options
 ) -> Tensor:
     """Computes cross entropy over all classes without a ``[B, N]`` tensor; not differentiable.
 
     Args:
-        x: ``[B, in_features]``.
-        weight: ``[N, in_features]``.
-        bias: ``[N]`` or None.
-        scale: factor of the logits.
+        blocks: the logits ``[B, block]`` of each slice of classes.
+        num_classes: N.
         target: see :func:`as_target`.
         options: see :class:`Options`.
     """
     class_weight, label_smoothing, reduction = options
     dtype = target.shares.dtype
-    log_z = x.new_full((len(x),), -math.inf, dtype=dtype)
-    total = x.new_zeros(len(x), dtype=dtype)
-    at_labels = x.new_zeros(target.labels.shape, dtype=dtype)
-    for start, block in _logit_blocks(x, weight, bias):
-        logits = block.to(dtype) * scale
+    log_z = target.shares.new_full((len(target.shares),), -math.inf)
+    total = torch.zeros_like(log_z)
+    at_labels = torch.zeros_like(target.shares)
+    for classes, logits in blocks:
         log_z = torch.logaddexp(log_z, logits.logsumexp(1))
-        position = target.labels - start
+        position = target.labels - classes.start
         inside = (position >= 0) & (position < logits.shape[1])
         at_labels = torch.where(inside, logits.gather(1, position.clamp(0, logits.shape[1] - 1)), at_labels)
         if label_smoothing > 0:
-            stop = start + logits.shape[1]
-            total += logits.sum(1) if class_weight is None else logits @ class_weight[start:stop].to(dtype)
+            total += logits.sum(1) if class_weight is None else logits @ class_weight[classes].to(dtype)
     log_z = log_z.masked_fill(log_z == math.inf, math.nan)  # as in PyTorch
     shares = class_weighted(target, class_weight)
     # masked_fill: the share 0 of padding would not remove the NaN of an ignored sample.
     loss = (shares * (log_z.unsqueeze(1) - at_labels)).masked_fill(target.labels < 0, 0).sum(1)
     if label_smoothing > 0:
-        mass = len(weight) if class_weight is None else class_weight.sum()
-        loss = _smoothed(loss, (log_z * mass - total) / len(weight), target, label_smoothing)
+        mass = num_classes if class_weight is None else class_weight.sum()
+        loss = _smoothed(loss, (log_z * mass - total) / num_classes, target, label_smoothing)
     return _reduce(loss, shares, target, reduction)
-
-
-def _logit_blocks(x: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[int, Tensor]]:
-    """Yields the exact logits in blocks of classes: the first class, and ``[B, block]``."""
-    block = max(1024, BLOCK_ELEMENTS // max(1, len(x)))
-    for start in range(0, len(weight), block):
-        stop = min(start + block, len(weight))
-        yield start, F.linear(x, weight[start:stop], None if bias is None else bias[start:stop])
 
 
 def _divides_by_batch(shares: Tensor, target: Target) -> bool:

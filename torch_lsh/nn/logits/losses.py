@@ -8,7 +8,7 @@ from torch import Tensor
 from ... import ops
 from ...sampling.active_set import ActiveSet
 from ...sampling.sampler import Sampler
-from .recipe import Recipe
+from .recipe import Recipe, run_before_backward
 from .targets import Target
 
 
@@ -43,12 +43,20 @@ def finish(loss: Tensor, recipe: Recipe, reduction: str) -> Tensor:
     """Gives a loss the shape and dtype that PyTorch gives it."""
     if reduction == "none":
         loss = loss.reshape(recipe.lead)
-    return loss.to(result_dtype(recipe))
+    loss = loss.to(result_dtype(recipe))
+    if recipe.before_backward and loss.requires_grad:
+        run_before_backward(loss, recipe)
+    return loss
 
 
 def sampler_in_training(recipe: Recipe) -> Sampler | None:
     """Returns the layer's sampler; None if the loss is exact."""
     return recipe.owner.sampler if recipe.owner.training else None
+
+
+def is_log_softmax(recipe: Recipe) -> bool:
+    """Whether the result is a multiple of the logarithm of the softmax."""
+    return recipe.log_softmax and not recipe.exponential
 
 
 def grad_mode(recipe: Recipe) -> torch.set_grad_enabled:
@@ -73,8 +81,8 @@ def sampled_logits(recipe: Recipe, sampler: Sampler, x: Tensor, active: ActiveSe
     with recipe.autocast():
         logits = recipe.owner.active_logits(x, active.rows)
     logits = logits.to(accurate_dtype(recipe.dtype))
-    if recipe.is_scaled:
-        logits = logits * recipe.scale
+    if recipe.steps:
+        logits = recipe.transform(logits, active.rows)
     keep = sampler.keeper_of_hardest_rows(active, corrected)
     if keep is not None and logits.requires_grad:
         logits.register_hook(lambda gradient: keep(ops.positive_sums(gradient)))

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ...sampling.sampler import Sampler
+from ..paths import Paths
 
 
 class LogitsOwner(Protocol):
@@ -31,17 +32,15 @@ class LogitsOwner(Protocol):
     def sampler(self) -> Sampler | None:
         """What draws the active rows of a training step; None: losses are exact, also in training mode."""
 
-    def largest_logits(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    @property
+    def paths(self) -> Paths:
+        """Which way results were computed, and why."""
+
+    def largest_logits(self, x: Tensor, k: int, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns the ``k`` largest logits of ``x`` ``[B, in_features]`` and their classes; exact, without gradients.
 
-        Both are ``[B, k]``, largest first.
+        Both are ``[B, k]``, largest first. ``offset`` ``[N]`` is added to the logits.
         """
 
     def active_logits(self, x: Tensor, rows: Tensor) -> Tensor:
         """Returns the logits ``[B, A]`` of rows ``[A]``, or of rows ``[B, A]`` padded with -1."""
-
-    def warn_dense(self, what: str) -> None:
-        """Warns, once per layer, that ``what`` computes all logits."""
-
-    def warn_stale(self) -> None:
-        """Warns, once per layer, that logits are ranked by parameters that changed after the layer was called."""

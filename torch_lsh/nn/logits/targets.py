@@ -80,6 +80,11 @@ def as_target(
         raise TypeError(f"target has dtype {target.dtype}; wanted torch.int64 class indices")
     if target.shape == batch_shape:
         labels = target.reshape(count, 1).contiguous()
+    elif target.shape == (*batch_shape, num_classes) and _is_one_hot(target):
+        raise ValueError(
+            f"target has dtype {target.dtype} and shape {tuple(target.shape)}, that of the logits, and holds "
+            f"nothing but 0 and 1; wanted class indices of shape {tuple(batch_shape)}, or floating-point probabilities"
+        )
     elif target.shape[:-1] == batch_shape:
         labels = target.reshape(count, target.shape[-1]).contiguous()
     else:
@@ -90,10 +95,15 @@ def as_target(
     return _from_indices(labels, num_classes, ignore_index, dtype)
 
 
+def _is_one_hot(target: Tensor) -> bool:
+    """Whether indices of the logits' shape are none: a sample with as many labels as classes has one above 1."""
+    return target.numel() > 0 and bool(((target == 0) | (target == 1)).all())
+
+
 def multi_hot(target: Target, num_classes: int) -> Tensor:
     """Returns the dense ``[B, num_classes]`` target that is 1 at the labels."""
     values = target.as_multi_hot().shares
-    dense = torch.zeros(len(values), num_classes, dtype=values.dtype)
+    dense = torch.zeros(len(values), num_classes, dtype=values.dtype, device="cpu")
     return dense.scatter_reduce_(1, target.labels.clamp(min=0), values, "amax")
 
 
@@ -120,9 +130,9 @@ def _from_csr(target: Tensor, dtype: torch.dtype) -> Target:
     per_row = crow.diff()
     width = int(per_row.max()) if len(per_row) else 0
     row = torch.repeat_interleave(per_row)
-    offset = torch.arange(len(col)) - crow[:-1][row]
+    offset = torch.arange(len(col), device="cpu") - crow[:-1][row]
     labels = col.new_full((len(per_row), width), -1)
-    shares = torch.zeros(len(per_row), width, dtype=dtype)
+    shares = torch.zeros(len(per_row), width, dtype=dtype, device="cpu")
     labels[row, offset] = col
     shares[row, offset] = target.values().to(dtype)
     return Target(labels, shares, probabilities=True)

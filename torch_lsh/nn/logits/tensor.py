@@ -14,15 +14,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
 from .owner import LogitsOwner
-from .recipe import Recipe
+from .recipe import Recipe, run_before_backward
+from .steps import Step, followed_by
 
 Handler = Callable[..., Any]
 
 # What computes a function of lazy logits without the dense tensor; NotImplemented stands for "take the dense tensor".
 HANDLERS: dict[Any, Handler] = {}
+
+
+# The same where the lazy logits are not the first argument; these check themselves that they are lazy.
+HANDLERS_OF_OTHERS: dict[Any, Handler] = {}
 
 
 def handles(*functions: Any) -> Callable[[Handler], Handler]:
@@ -35,15 +41,25 @@ def handles(*functions: Any) -> Callable[[Handler], Handler]:
     return register
 
 
+def handles_others(*functions: Any) -> Callable[[Handler], Handler]:
+    """Registers a handler of torch functions whose first argument is not the lazy logits."""
+
+    def register(handler: Handler) -> Handler:
+        HANDLERS_OF_OTHERS.update(dict.fromkeys(functions, handler))
+        return handler
+
+    return register
+
+
 class _Attach(torch.autograd.Function):
     """Puts lazy logits into the autograd graph; the backward pass is that of the dense layer."""
 
     @staticmethod
     def forward(
-        ctx: Any, recipe: Recipe, input: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
+        ctx: Any, recipe: Recipe, input: Tensor, weight: Tensor, bias: Tensor | None, *step_tensors: Tensor
     ) -> Tensor:
         ctx.recipe = recipe
-        ctx.save_for_backward(input, weight, bias, scale)
+        ctx.save_for_backward(input, weight, bias, *step_tensors)
         ctx.set_materialize_grads(False)
         return SampledLogits.unattached(recipe)
 
@@ -51,17 +67,34 @@ class _Attach(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         if grad is None:
-            return (None,) * 5
-        recipe = ctx.recipe
+            return (None,) * (1 + len(ctx.saved_tensors))
         with torch.enable_grad():
-            input, weight, bias, scale = (
+            operands = [
                 None if tensor is None else tensor.detach().requires_grad_(needed)
                 for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:])
-            )
-            logits = recipe.compute(input, weight, bias, recipe.scale if scale is None else scale)
-        wanted = [tensor for tensor in (input, weight, bias, scale) if tensor is not None and tensor.requires_grad]
+            ]
+            input, weight, bias, *step_tensors = operands
+            logits = ctx.recipe.with_step_tensors(step_tensors).compute(input, weight, bias)
+        wanted = [tensor for tensor in operands if tensor is not None and tensor.requires_grad]
         gradients = iter(torch.autograd.grad(logits, wanted, grad))
         return (None, *(next(gradients) if needed else None for needed in ctx.needs_input_grad[1:]))
+
+
+class _InPlace(torch.autograd.Function):
+    """Puts a step on lazy logits themselves, and into their autograd graph."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: SampledLogits, step: Step) -> Tensor:
+        ctx.mark_dirty(logits)
+        ctx.step, ctx.recipe = step, logits.recipe
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        recipe, by = ctx.recipe, ctx.step.by
+        flat = grads[0].movedim(recipe.class_dim, -1).reshape(-1, recipe.owner.out_features)
+        flat = ctx.step.slope(None if by is None else by.at(None), flat)
+        return flat.view(*recipe.lead, recipe.owner.out_features).movedim(-1, recipe.class_dim), None
 
 
 class SampledLogits(Tensor):
@@ -92,7 +125,11 @@ class SampledLogits(Tensor):
     def unattached(recipe: Recipe, stale: bool = False) -> SampledLogits:
         """Makes logits outside of the autograd graph."""
         logits = Tensor._make_wrapper_subclass(
-            SampledLogits, recipe.shape, dtype=recipe.dtype, device=recipe.input.device
+            SampledLogits,
+            recipe.shape,
+            strides=None if recipe.classes_last else recipe.strides,
+            dtype=recipe.dtype,
+            device=recipe.input.device,
         )
         logits.recipe = recipe
         logits._versions = recipe.versions()
@@ -105,8 +142,8 @@ class SampledLogits(Tensor):
         """Makes logits inside of the autograd graph if gradients are enabled."""
         if recipe.detached or not torch.is_grad_enabled():
             return cls.unattached(replace(recipe, detached=True), stale)
-        scale = recipe.scale if isinstance(recipe.scale, Tensor) else None
-        logits = _Attach.apply(recipe, recipe.input, recipe.weight, recipe.bias, scale)
+        step_tensors = recipe.step_tensors if recipe.steps else ()
+        logits = _Attach.apply(recipe, recipe.input, recipe.weight, recipe.bias, *step_tensors)
         logits._made_stale = stale
         return logits
 
@@ -117,11 +154,31 @@ class SampledLogits(Tensor):
         dtype = weight.dtype
         if torch.is_autocast_enabled("cpu") and dtype is not torch.float64:
             dtype = torch.get_autocast_dtype("cpu")
-        return cls.from_recipe(Recipe(input, owner, dtype, dtype, input.dim() - 1, weight=weight, bias=owner.bias))
+        wrapper = DistributedDataParallel._active_ddp_module
+        return cls.from_recipe(
+            Recipe(input, owner, dtype, dtype, input.dim() - 1, weight=weight, bias=owner.bias, data_parallel=wrapper)
+        )
 
     def remade(self, **changes: Any) -> Tensor:
         """Makes logits with some fields of the recipe changed."""
         return SampledLogits.from_recipe(replace(self.recipe, **changes), self.is_stale())
+
+    def mapped(self, function: Callable[[Tensor], Tensor], **changes: Any) -> Tensor:
+        """Makes a view; ``function`` maps tensors ``[*lead, width]`` and leaves the width alone."""
+        return SampledLogits.from_recipe(self.recipe.mapped(function, **changes), self.is_stale())
+
+    def stepped(self, step: Step) -> Tensor:
+        """Makes logits after one more step."""
+        return self.remade(steps=followed_by(self.recipe.steps, step))
+
+    def step_in_place(self, step: Step) -> Tensor:
+        """Puts a step on these logits themselves."""
+        self.refuse_stale()
+        with torch._C.DisableTorchFunctionSubclass():
+            _InPlace.apply(self, step)
+        self.recipe = replace(self.recipe, steps=followed_by(self.recipe.steps, step))
+        self._versions, self._best = self.recipe.versions(), None
+        return self
 
     def dense(self) -> Tensor:
         """Returns the dense tensor, exactly what ``nn.Linear`` computes.
@@ -134,13 +191,15 @@ class SampledLogits(Tensor):
             # The context is that in which the layer was called: with or without gradients, and with a version counter.
             with torch.inference_mode(False), torch.set_grad_enabled(not self.recipe.detached):
                 self._dense = self._through_function() if self._is_of_function() else self._computed()
+                if self.recipe.before_backward and self._dense.requires_grad:
+                    run_before_backward(self._dense, self.recipe)
             self._dense_version = self._dense._version
         return self._dense
 
     def announced_dense(self, name: str) -> Tensor:
         """Returns the dense tensor for the function ``name``, with the layer's warning if it is computed now."""
         if self._dense is None:
-            self.recipe.owner.warn_dense(name)
+            self.recipe.owner.paths.dense(name)
         return self.dense()
 
     @property
@@ -163,7 +222,7 @@ class SampledLogits(Tensor):
                 logits.scatter_(self.recipe.class_dim, classes, values)
         return logits
 
-    def _is_lazy(self) -> bool:
+    def is_lazy(self) -> bool:
         """Whether the recipe, computed by the layer, still gives the logits; otherwise :meth:`dense` does."""
         if self._dense is not None and (self._dense._version != self._dense_version or self.is_stale()):
             return False
@@ -179,6 +238,16 @@ class SampledLogits(Tensor):
     def _through_function(self) -> Tensor:
         with torch._C.DisableTorchFunctionSubclass(), torch.enable_grad():
             return torch.clone(self)  # __torch_dispatch__ computes the values
+
+    def before_backward(self, hook: Callable[[Tensor], Any]) -> None:
+        """Runs ``hook`` with some gradient when the backward pass of what is computed from the logits begins."""
+        self.recipe.before_backward.append(hook)
+        if self._dense is not None and len(self.recipe.before_backward) == 1 and self._dense.requires_grad:
+            run_before_backward(self._dense, self.recipe)
+
+    def note_versions(self) -> None:
+        """Takes parameters and input as they are now for those with which the layer was called."""
+        self._versions = self.recipe.versions()
 
     def is_stale(self) -> bool:
         """Whether the parameters changed after the layer was called.
@@ -207,7 +276,7 @@ class SampledLogits(Tensor):
         recipe = self.recipe
         if recipe.detached or not torch.is_grad_enabled():
             return False
-        tensors = (recipe.input, recipe.weight, recipe.bias, recipe.scale)
+        tensors = (recipe.input, recipe.weight, recipe.bias, *recipe.step_tensors)
         return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch.Tensor's has no type
@@ -220,18 +289,28 @@ class SampledLogits(Tensor):
         kwargs = kwargs or {}
         handler = HANDLERS.get(func)
         if handler is not None and args and isinstance(args[0], SampledLogits):
-            result = handler(*args, **kwargs) if args[0]._is_lazy() else NotImplemented
+            result = handler(*args, **kwargs) if args[0].is_lazy() else NotImplemented
             if result is not NotImplemented:
                 return result
         elif handler is not None and isinstance(kwargs.get("input"), SampledLogits):
             others = {key: kwargs[key] for key in kwargs if key != "input"}
-            result = handler(kwargs["input"], *args, **others) if kwargs["input"]._is_lazy() else NotImplemented
+            result = handler(kwargs["input"], *args, **others) if kwargs["input"].is_lazy() else NotImplemented
+            if result is not NotImplemented:
+                return result
+        elif func in HANDLERS_OF_OTHERS:
+            result = HANDLERS_OF_OTHERS[func](*args, **kwargs)
             if result is not NotImplemented:
                 return result
         if func in _METADATA or (getattr(func, "__name__", "") == "__get__" and func not in _DATA_ATTRIBUTES):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if func in _HOOKS:
+            if args and isinstance(args[0], SampledLogits) and not args[0].recipe.has_parameters_of_owner():
+                raise RuntimeError(
+                    "the weights of the layer were freed after its forward pass (by FSDP?), before the loss could use "
+                    "them; wanted fully_shard(layer, reshard_after_forward=False), or the layer left out: "
+                    "fully_shard(model, ignored_params=torch_lsh.distributed.row_parameters(model))"
+                )
             raise RuntimeError(
                 f"{func.__name__} needs computed logits; call it on logits.dense(), and use that tensor from then on"
             )
@@ -274,6 +353,15 @@ _METADATA = {
     Tensor.numel,
     Tensor.nelement,
     Tensor.element_size,
+    Tensor.stride,
+    Tensor.storage_offset,
+    Tensor.is_contiguous,
+    Tensor.dim_order,
+    Tensor.is_same_size,
+    Tensor.is_signed,
+    Tensor.is_inference,
+    Tensor.is_conj,
+    Tensor.is_neg,
     Tensor.is_floating_point,
     Tensor.is_complex,
     Tensor.get_device,
@@ -281,6 +369,11 @@ _METADATA = {
     Tensor.__hash__,
     torch.is_floating_point,
     torch.is_complex,
+    torch.is_inference,
+    torch.is_conj,
+    torch.is_neg,
+    torch.is_same_size,
+    torch.result_type,
     torch.numel,
     Tensor.grad.__set__,  # type: ignore[union-attr]
 }

@@ -1,15 +1,18 @@
-"""Views, casts and scaling: operations that leave the class dimension alone, so that logits stay lazy."""
+"""Views and casts: operations that leave the class dimension alone, so that logits stay lazy."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .recipe import dim_from_front
-from .tensor import Handler, SampledLogits, handles
+from .recipe import Recipe, dim_from_front
+from .tensor import Handler, SampledLogits, handles, handles_others
 
 
 def _sizes(shape: tuple[Any, ...]) -> list[int]:
@@ -37,7 +40,7 @@ def _reshape(logits: SampledLogits, *shape: Any, **kwargs: Any) -> Any:
         return remade if remade is NotImplemented else _unsqueeze(remade, -1)
     if not sizes or sizes[-1] != num_classes or math.prod(sizes[:-1]) != math.prod(recipe.lead):
         return NotImplemented
-    return logits.remade(input=recipe.input.reshape(*sizes[:-1], recipe.owner.in_features), class_dim=len(sizes) - 1)
+    return logits.mapped(lambda tensor: tensor.reshape(*sizes[:-1], tensor.shape[-1]), class_dim=len(sizes) - 1)
 
 
 @handles(Tensor.view_as, Tensor.reshape_as)
@@ -59,8 +62,8 @@ def _unsqueeze(logits: SampledLogits, dim: int) -> Any:
     recipe = logits.recipe
     dim = dim_from_front(dim, recipe.rank + 1)
     if dim > recipe.class_dim:
-        return logits.remade(input=recipe.input.unsqueeze(dim - 1))
-    return logits.remade(input=recipe.input.unsqueeze(dim), class_dim=recipe.class_dim + 1)
+        return logits.mapped(lambda tensor: tensor.unsqueeze(dim - 1))
+    return logits.mapped(lambda tensor: tensor.unsqueeze(dim), class_dim=recipe.class_dim + 1)
 
 
 @handles(Tensor.squeeze, torch.squeeze)
@@ -75,7 +78,7 @@ def _squeeze(logits: SampledLogits, dim: Any = None) -> Any:
     lead_dim = dim if before else dim - 1
     if recipe.lead[lead_dim] != 1:
         return logits
-    return logits.remade(input=recipe.input.squeeze(lead_dim), class_dim=recipe.class_dim - before)
+    return logits.mapped(lambda tensor: tensor.squeeze(lead_dim), class_dim=recipe.class_dim - before)
 
 
 @handles(Tensor.permute, torch.permute)
@@ -87,7 +90,7 @@ def _permute(logits: SampledLogits, *dims: Any) -> Any:
         return NotImplemented
     class_dim = order.index(recipe.class_dim)
     lead_order = [dim - (dim > recipe.class_dim) for dim in order if dim != recipe.class_dim]
-    return logits.remade(input=recipe.input.permute(*lead_order, rank - 1), class_dim=class_dim)
+    return logits.mapped(lambda tensor: tensor.permute(*lead_order, rank - 1), class_dim=class_dim)
 
 
 @handles(Tensor.transpose, torch.transpose, Tensor.swapaxes, torch.swapaxes)
@@ -124,7 +127,7 @@ def _dims_consumed(index: Any) -> int:
 def _getitem(logits: SampledLogits, index: Any) -> Any:
     recipe = logits.recipe
     rank = recipe.rank
-    items = list(index) if isinstance(index, tuple) else [index]
+    items = [_as_tensor(item) for item in (index if isinstance(index, tuple) else (index,))]
     if not recipe.classes_last or any(isinstance(item, (list, bool)) for item in items):
         return NotImplemented
     free = rank - sum(_dims_consumed(item) for item in items if item is not Ellipsis)
@@ -137,8 +140,119 @@ def _getitem(logits: SampledLogits, index: Any) -> Any:
         items += [slice(None)] * free
     if not items or not isinstance(items[-1], slice) or items[-1] != slice(None):
         return NotImplemented
-    input = recipe.input[tuple(items)]
-    return logits.remade(input=input, class_dim=input.dim() - 1)
+    rank = recipe.input[tuple(items)].dim()
+    return logits.mapped(lambda tensor: tensor[tuple(items)], class_dim=rank - 1)
+
+
+def _as_tensor(item: Any) -> Any:
+    """A list of numbers in an index, as the tensor that it stands for."""
+    if isinstance(item, list) and item and all(isinstance(number, (int, bool)) for number in item):
+        return torch.tensor(item, device="cpu")
+    return item
+
+
+# --- parts of the samples ---
+
+
+def _lead_dim(logits: SampledLogits, dim: int) -> int | None:
+    """The dimension of the recipe's tensors ``[*lead, width]`` that is ``dim`` of the logits; None for the classes."""
+    recipe = logits.recipe
+    dim = dim_from_front(dim, recipe.rank)
+    return None if dim == recipe.class_dim else dim - (dim > recipe.class_dim)
+
+
+def _part(logits: SampledLogits, dim: int, function: Callable[[Tensor, int], Tensor], gone: bool = False) -> Any:
+    """A view by ``function`` of a tensor and one of its dimensions, which may be ``gone`` afterwards."""
+    lead_dim = _lead_dim(logits, dim)
+    if lead_dim is None:
+        return NotImplemented
+    class_dim = logits.recipe.class_dim
+    class_dim -= gone and lead_dim < class_dim
+    return logits.mapped(lambda tensor: function(tensor, lead_dim), class_dim=class_dim)
+
+
+@handles(Tensor.narrow, torch.narrow)
+def _narrow(logits: SampledLogits, dim: int, start: Any, length: int) -> Any:
+    return _part(logits, dim, lambda tensor, at: tensor.narrow(at, start, length))
+
+
+@handles(Tensor.select, torch.select)
+def _select(logits: SampledLogits, dim: int, index: int) -> Any:
+    return _part(logits, dim, lambda tensor, at: tensor.select(at, index), gone=True)
+
+
+@handles(Tensor.index_select, torch.index_select)
+def _index_select(logits: SampledLogits, dim: int, index: Tensor) -> Any:
+    return _part(logits, dim, lambda tensor, at: tensor.index_select(at, index))
+
+
+@handles(Tensor.unbind, torch.unbind)
+def _unbind(logits: SampledLogits, dim: int = 0) -> Any:
+    if _lead_dim(logits, dim) is None:
+        return NotImplemented
+    return tuple(_select(logits, dim, index) for index in range(logits.recipe.shape[dim]))
+
+
+@handles(Tensor.__iter__)
+def _iter(logits: SampledLogits) -> Any:
+    parts = NotImplemented if logits.recipe.rank == 1 else _unbind(logits)
+    return parts if parts is NotImplemented else iter(parts)
+
+
+def _pieces(function: Callable[..., Any]) -> Handler:
+    """Makes the handler of a function that cuts a tensor along ``dim``."""
+
+    def handler(logits: SampledLogits, sizes: Any, dim: int = 0) -> Any:
+        if _lead_dim(logits, dim) is None:
+            return NotImplemented
+        like = torch.empty((), device="cpu").expand(logits.recipe.shape[dim])
+        stops = list(itertools.accumulate(len(piece) for piece in function(like, sizes)))
+        return tuple(_narrow(logits, dim, start, stop - start) for start, stop in zip([0, *stops], stops))
+
+    return handler
+
+
+handles(Tensor.split, torch.split)(_pieces(torch.split))
+handles(Tensor.chunk, torch.chunk)(_pieces(torch.chunk))
+handles(Tensor.tensor_split, torch.tensor_split)(_pieces(torch.tensor_split))
+
+
+def _are_alike(parts: Any) -> bool:
+    """Whether these are lazy logits of one layer that differ by their inputs alone."""
+    if not isinstance(parts, (list, tuple)) or not parts:
+        return False
+    if not all(isinstance(part, SampledLogits) and part.is_lazy() for part in parts):
+        return False
+
+    def facts(recipe: Recipe) -> list[Any]:
+        form = [recipe.dtype, recipe.product_dtype, recipe.class_dim, recipe.rank, recipe.detached]
+        softmax = [recipe.log_softmax, recipe.exponential, recipe.factor]
+        steps = [step.key for step in recipe.steps]
+        return [form, softmax, steps, id(recipe.owner), id(recipe.weight), id(recipe.bias)]
+
+    per_sample = any(step.by is not None and step.by.per == "sample" for step in parts[0].recipe.steps)
+    return not per_sample and all(facts(part.recipe) == facts(parts[0].recipe) for part in parts)
+
+
+@handles_others(torch.cat, torch.concat, torch.concatenate)
+def _cat(tensors: Any, dim: int = 0, **kwargs: Any) -> Any:
+    lead_dim = _lead_dim(tensors[0], dim) if not kwargs and _are_alike(tensors) else None
+    if lead_dim is None:
+        return NotImplemented
+    input = torch.cat([part.recipe.input for part in tensors], lead_dim)
+    stale = any(part.is_stale() for part in tensors)
+    return SampledLogits.from_recipe(replace(tensors[0].recipe, input=input), stale)
+
+
+@handles_others(torch.stack)
+def _stack(tensors: Any, dim: int = 0, **kwargs: Any) -> Any:
+    if kwargs or not _are_alike(tensors) or any(part.shape != tensors[0].shape for part in tensors):
+        return NotImplemented
+    dim = dim_from_front(dim, tensors[0].dim() + 1)
+    return _cat([_unsqueeze(part, dim) for part in tensors], dim)
+
+
+# --- the same values ---
 
 
 @handles(Tensor.contiguous, Tensor.cpu)
@@ -154,8 +268,9 @@ def _clone(logits: SampledLogits, **_: Any) -> Any:
 @handles(Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
 def _detach(logits: SampledLogits, *_: Any) -> Any:
     recipe = logits.recipe
-    scale = recipe.scale.detach() if isinstance(recipe.scale, Tensor) else recipe.scale
-    return logits.remade(input=recipe.input.detach(), scale=scale, detached=True)
+    if recipe.steps:
+        recipe = recipe.with_step_tensors([tensor.detach() for tensor in recipe.step_tensors])
+    return logits.remade(input=recipe.input.detach(), steps=recipe.steps, detached=True)
 
 
 def _like(function: Any) -> Handler:
@@ -163,7 +278,7 @@ def _like(function: Any) -> Handler:
 
     def handler(logits: SampledLogits, *args: Any, **kwargs: Any) -> Any:
         recipe = logits.recipe
-        return function(torch.empty((), dtype=recipe.dtype).expand(recipe.shape), *args, **kwargs)
+        return function(torch.empty((), dtype=recipe.dtype, device="cpu").expand(recipe.shape), *args, **kwargs)
 
     return handler
 
@@ -211,23 +326,3 @@ def _to(logits: SampledLogits, *args: Any, **kwargs: Any) -> Any:
             return NotImplemented
     result = logits if dtype is None else _cast(logits, dtype)
     return _clone(logits) if copy and result is logits else result
-
-
-def _is_scalar(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.dim() == 0 and value.is_floating_point() and value.device.type == "cpu"
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-@handles(Tensor.mul, torch.mul, torch.multiply, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__)
-def _mul(logits: SampledLogits, other: Any, **kwargs: Any) -> Any:
-    if kwargs or not _is_scalar(other) or logits.recipe.log_softmax:
-        return NotImplemented
-    return logits.remade(scale=logits.recipe.scale * other)
-
-
-@handles(Tensor.div, torch.div, torch.true_divide, Tensor.true_divide, torch.divide, Tensor.divide, Tensor.__truediv__)
-def _div(logits: SampledLogits, other: Any, **kwargs: Any) -> Any:
-    if kwargs or not _is_scalar(other) or logits.recipe.log_softmax or (not isinstance(other, Tensor) and other == 0):
-        return NotImplemented
-    return logits.remade(scale=logits.recipe.scale / other)

@@ -1,0 +1,140 @@
+"""Makes docs/benchmarks.md and its plots from what benchmarks wrote with --json.
+
+    for name in step scaling latency everywhere; do python benchmarks/$name.py --json results.jsonl; done
+    python benchmarks/report.py results.jsonl
+
+The page has a section per benchmark in the file. Of several runs of the same system the last one counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import everywhere
+import scaling
+
+from torch_lsh import plots
+from torch_lsh.benchmarking import latency, step
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+Record = dict[str, Any]
+
+
+class Section(NamedTuple):
+    """What the page says about a benchmark. ``columns`` maps headings to keys of its records."""
+
+    title: str
+    text: str
+    draw: Callable[[Any, list[Record]], None]
+    key: tuple[str, ...]
+    columns: dict[str, str]
+
+
+MILLISECONDS = {"median ms": "median_ms", "min": "min_ms", "max": "max_ms"}
+SECTIONS = {
+    "step": Section(
+        "A training step",
+        "Forward, loss, backward and Adam at 670,091 x 128, batch 256, 8,192 active rows where rows are sampled.",
+        step.draw,
+        ("system",),
+        {"output layer": "system", **MILLISECONDS, "times torch_lsh": "times_ours"},
+    ),
+    "scaling": Section(
+        "Width of the layer",
+        "The same step at other numbers of rows, 8,192 of them active. The mean includes re-hashes.",
+        scaling.draw,
+        ("rows",),
+        {"rows": "rows", **MILLISECONDS, "mean": "mean_ms", "tables, MB": "index_mb", "to build, s": "build_s"},
+    ),
+    "latency": Section(
+        "The five best classes",
+        "Of 670,091, for batches of 1 to 1,024 inputs.",
+        latency.draw,
+        ("system", "batch"),
+        {"call": "system", "batch": "batch", **MILLISECONDS, "p99": "p99_ms", "speed-up": "speedup"},
+    ),
+    "everywhere": Section(
+        "Ways to train",
+        "The same step at 200,000 x 128 in loops, compilers, trainers and several processes that share the cores and "
+        "the batch, beside `nn.Linear` in the same way and beside the eager loop, which ran before and after. MB: sent "
+        "by a process per step.",
+        everywhere.draw,
+        ("way",),
+        {
+            "way": "way",
+            "`nn.Linear` ms": "dense_ms",
+            **MILLISECONDS,
+            "eager ms": "eager_ms",
+            "times eager": "times_eager",
+            "path": "path",
+            "gradient": "gradient",
+            "MB": "sent_mb",
+            "MB of `nn.Linear`": "dense_sent_mb",
+        },
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", help="JSON lines of benchmarks")
+    arguments = parser.parse_args()
+    records = [json.loads(line) for name in arguments.files for line in Path(name).read_text().splitlines()]
+    parts = [_HEAD]
+    for name, section in SECTIONS.items():
+        mine = latest([record for record in records if record.get("benchmark") == name], section.key)
+        if mine:
+            plots.draw(DOCS / "pictures" / f"benchmark_{name}.svg", lambda axis: section.draw(axis, mine))  # noqa: B023
+            parts.append(page_of(name, section, mine))
+    (DOCS / "benchmarks.md").write_text("\n".join(parts))
+
+
+_HEAD = """\
+# Benchmark report
+
+Made by `benchmarks/report.py` from what the benchmarks wrote; `benchmarks/README.md` lists them all. The systems of a
+section were measured in turn, in one process. Times are medians, with the shortest and the longest run.
+"""
+
+
+def latest(records: list[Record], key: tuple[str, ...]) -> list[Record]:
+    """The last record of each system, in the order of the first ones; what was skipped is left out."""
+    found = {tuple(record[name] for name in key): record for record in records if "skipped" not in record}
+    return list(found.values())
+
+
+def page_of(name: str, section: Section, records: list[Record]) -> str:
+    machine = records[-1]["machine"]
+    rows = [[cell(record.get(column)) for column in section.columns.values()] for record in records]
+    lines = [
+        f"## {section.title}\n",
+        f"{section.text} {machine['cpu']} ({machine['simd']}), {machine['threads']} threads, PyTorch "
+        f"{machine['torch']}: `python benchmarks/{name}.py`.\n",
+        f"![{section.title}](pictures/benchmark_{name}.svg)\n",
+        f"| {' | '.join(section.columns)} |",
+        "|---" * len(section.columns) + "|",
+        *(f"| {' | '.join(cells)} |" for cells in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def cell(value: Any) -> str:
+    """A number with three digits, a word as it is.
+
+    >>> cell(1234.5), cell(0.01234), cell(None)
+    ('1,234', '0.0123', '–')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    main()

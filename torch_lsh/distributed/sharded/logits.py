@@ -1,0 +1,216 @@
+"""ShardedLogits: the output of a layer whose rows are spread over processes, computed when its use is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import register_pytree_node, tree_map
+
+from ...nn.logits.losses import check_class_weight, check_reduction
+from ...nn.logits.targets import as_target
+from .cross_entropy import losses
+from .owner import ShardOwner
+from .ranking import topk
+from .samples import Samples
+
+_HANDLERS: dict[Any, Callable[..., Any]] = {}
+
+
+def _handles(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(handler: Callable[..., Any]) -> Callable[..., Any]:
+        _HANDLERS.update(dict.fromkeys(functions, handler))
+        return handler
+
+    return register
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedLogits:
+    """Logits ``[*, out_features]`` of this process's samples, of which no process holds all columns.
+
+    ``F.cross_entropy`` is sampled while the layer trains, exact in ``eval()`` mode; ``topk``, ``argmax`` and ``max``
+    are exact. Views that join or split leading dimensions stay lazy. Any other function of PyTorch gets
+    :meth:`dense`, with one warning per layer. All of them communicate: every process has to call the same.
+
+    To wrappers of modules the logits are a container of the layer's input, which is the one tensor that they hold.
+
+    Attributes:
+        input: ``[*, in_features]``.
+        owner: the layer.
+    """
+
+    input: Tensor
+    owner: ShardOwner
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self.input.shape[:-1], self.owner.out_features))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.input.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.input.device
+
+    @property
+    def ndim(self) -> int:
+        return self.input.ndim
+
+    def dim(self) -> int:
+        """The number of dimensions."""
+        return self.input.ndim
+
+    def __len__(self) -> int:
+        return len(self.input)
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or the size of one dimension."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def view(self, *shape: Any) -> Any:
+        """A view that leaves the last dimension alone; the dense tensor's otherwise."""
+        sizes = list(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else list(shape)
+        classes = self.owner.out_features
+        lead = math.prod(self.shape[:-1])
+        if len(sizes) < 2 or sizes[-1] not in (classes, -1) or (sizes[-1] == -1 and math.prod(sizes[:-1]) != lead):
+            return self._announced_dense("view").view(*shape)
+        return ShardedLogits(self.input.reshape(*sizes[:-1], self.owner.in_features), self.owner)
+
+    reshape = view
+
+    def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+        """``torch.topk``: exact, without gradients."""
+        if not largest or dim % self.ndim != self.ndim - 1:
+            return self._announced_dense("topk").topk(k, dim, largest, sorted)
+        if not 1 <= k <= self.owner.out_features:
+            raise ValueError(f"k is {k}; wanted 1 to {self.owner.out_features}")
+        values, classes = topk(self.owner, self.flat_input(), k)
+        shape = (*self.input.shape[:-1], k)
+        return torch.return_types.topk((values.reshape(shape), classes.reshape(shape)))
+
+    def argmax(self, dim: int | None = None, keepdim: bool = False) -> Any:
+        """``torch.argmax``: exact."""
+        if dim is None or dim % self.ndim != self.ndim - 1:
+            return self._announced_dense("argmax").argmax(dim, keepdim)
+        classes = self.topk(1).indices
+        return classes if keepdim else classes.squeeze(-1)
+
+    def dense(self) -> Tensor:
+        """The ``[*, out_features]`` tensor, differentiable. Costs what the whole layer costs."""
+        owner, flat = self.owner, self.flat_input()
+        samples = Samples.of(owner.channel, len(flat), owner.same_inputs)
+        local = F.linear(samples.gather_inputs(flat), owner.weight, owner.bias)
+        return samples.to_owners(local, owner.shards.sizes).reshape(self.shape)
+
+    def flat_input(self) -> Tensor:
+        """The input as ``[B, in_features]``."""
+        return self.input.reshape(-1, self.owner.in_features)
+
+    def _announced_dense(self, name: str) -> Tensor:
+        self.owner.warn_dense(name)
+        return self.dense()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(Tensor, name):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self._announced_dense(name), name)
+
+    def __repr__(self) -> str:
+        return f"ShardedLogits(shape={tuple(self.shape)}, dtype={self.dtype}, layer={self.owner})"
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        handler = _HANDLERS.get(func)
+        if handler is not None:
+            result = handler(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        name = getattr(func, "__name__", str(func))
+        args, kwargs = tree_map(
+            lambda leaf: leaf._announced_dense(name) if isinstance(leaf, ShardedLogits) else leaf,
+            (args, kwargs),
+            is_leaf=lambda node: isinstance(node, ShardedLogits),
+        )
+        return func(*args, **kwargs)
+
+
+def _dense_operator(name: str) -> Callable[..., Any]:
+    return lambda logits, *others: getattr(logits._announced_dense(name), name)(*others)
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "neg", "matmul", "getitem"):
+    setattr(ShardedLogits, f"__{_name}__", _dense_operator(f"__{_name}__"))
+
+register_pytree_node(
+    ShardedLogits,
+    lambda logits: ([logits.input], logits.owner),
+    lambda leaves, owner: ShardedLogits(next(iter(leaves)), owner),
+)
+
+
+@_handles(F.cross_entropy)
+def _cross_entropy(
+    input: Any,
+    target: Any,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Any:
+    logits = input
+    if not isinstance(logits, ShardedLogits) or logits.ndim > 2 or size_average is not None or reduce is not None:
+        return NotImplemented
+    check_reduction(reduction)
+    if label_smoothing != 0.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}; wanted 0 with a sharded layer")
+    classes = logits.owner.out_features
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    parsed = as_target(target, logits.shape[:-1], classes, ignore_index, dtype)
+    if parsed is None:
+        return NotImplemented
+    weight = check_class_weight(weight, "weight", classes, dtype)
+    shares = parsed.shares if weight is None else parsed.shares * weight[parsed.labels.clamp(min=0)]
+    loss = losses(logits.owner, logits.flat_input(), parsed.labels, shares, parsed.several)
+    if reduction == "mean":
+        loss = loss.mean() if parsed.probabilities else _mean(loss, shares.sum())
+    elif reduction == "sum":
+        loss = loss.sum()
+    else:
+        loss = loss.reshape(logits.shape[:-1])
+    return loss.to(logits.dtype)
+
+
+def _mean(loss: Tensor, divisor: Tensor) -> Tensor:
+    """As in PyTorch, the mean of nothing is NaN and its gradient 0."""
+    nothing = divisor == 0
+    return (loss.sum() / divisor.masked_fill(nothing, 1)).masked_fill(nothing, math.nan)
+
+
+@_handles(torch.topk)
+def _topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    return input.topk(k, dim, largest, sorted)
+
+
+@_handles(torch.argmax)
+def _argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+    return input.argmax(dim, keepdim)
+
+
+@_handles(torch.max)
+def _max(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+    if dim is None or dim % input.ndim != input.ndim - 1:
+        return NotImplemented
+    best = input.topk(1)
+    values, classes = (best.values, best.indices) if keepdim else (best.values.squeeze(-1), best.indices.squeeze(-1))
+    return torch.return_types.max((values, classes))

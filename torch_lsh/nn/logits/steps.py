@@ -1,0 +1,207 @@
+"""Steps: what was done to every logit since the layer, kept until the logits are computed.
+
+Temperatures, priors, masks of classes and soft-caps are steps. A step treats each logit on its own, so it can be
+applied to the logits of some rows: to active ones in a loss, to blocks in an exact one, to the best ones in a ranking.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Rows = slice | Tensor | None  # of flat logits [B, A]: a block, [A] of the batch, [B, A] of each sample, or all
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What a step combines with the logits.
+
+    Attributes:
+        value: a number or ``[]`` for all logits, ``[N]`` per class, ``[*lead, 1]`` per sample.
+        per: what it differs by.
+    """
+
+    value: float | Tensor
+    per: Literal["all", "class", "sample"] = "all"
+
+    @classmethod
+    def of(cls, value: Any, shape: torch.Size, class_dim: int) -> Operand | None:
+        """The operand ``value`` of logits of ``shape``; None if it differs by both class and sample."""
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return cls(value)
+        if type(value) not in (Tensor, torch.nn.Parameter) or value.device.type != "cpu" or value.dim() > len(shape):
+            return None
+        if value.layout is not torch.strided:
+            return None
+        sizes = (1,) * (len(shape) - value.dim()) + tuple(value.shape)
+        if any(size not in (1, whole) for size, whole in zip(sizes, shape)):
+            return None
+        if value.numel() == 1:
+            return cls(value.reshape(()))
+        if sizes[class_dim] == value.numel():
+            return cls(value.reshape(-1), "class")
+        if sizes[class_dim] != 1:
+            return None
+        lead = [*shape[:class_dim], 1, *shape[class_dim + 1 :]]
+        return cls(value.reshape(sizes).expand(lead).movedim(class_dim, -1), "sample")
+
+    def at(self, rows: Rows) -> float | Tensor:
+        """What broadcasts with flat logits ``[B, A]`` of ``rows``."""
+        if not isinstance(self.value, Tensor) or self.per == "all":
+            return self.value
+        if self.per == "sample":
+            return self.value.reshape(-1, 1)
+        if rows is None or isinstance(rows, slice):
+            return self.value if rows is None else self.value[rows]
+        return self.value[rows.clamp(min=0)]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One elementwise function of the logits.
+
+    Attributes:
+        by: its operand; None: it has none.
+    """
+
+    by: Operand | None = None
+
+    def apply(self, logits: Tensor, by: Any) -> Tensor:
+        """The function of ``logits``; ``by`` is the operand in a shape that broadcasts."""
+        raise NotImplementedError
+
+    def slope(self, by: Any, gradient: Tensor) -> Tensor:
+        """The gradient before the step from that after it; steps in place have one."""
+        raise NotImplementedError
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The operand, if it is a tensor."""
+        return self.by.value if self.by is not None and isinstance(self.by.value, Tensor) else None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal keys: equal steps. Tensors are told by identity."""
+        by = None if self.by is None else (self.by.per, self.by.value if self.tensor is None else id(self.tensor))
+        return type(self), by
+
+    def with_tensor(self, tensor: Tensor) -> Step:
+        """The step with another tensor in the place of its operand."""
+        assert self.by is not None
+        return replace(self, by=replace(self.by, value=tensor))
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Step:
+        """The step after a view: ``function`` maps tensors ``[*lead, width]``."""
+        if self.by is None or self.by.per != "sample" or not isinstance(self.by.value, Tensor):
+            return self
+        return self.with_tensor(function(self.by.value))
+
+
+class Scale(Step):
+    """Multiplies."""
+
+    def apply(self, logits: Tensor, by: Any) -> Tensor:
+        return logits * by
+
+    def slope(self, by: Any, gradient: Tensor) -> Tensor:
+        return gradient * by
+
+
+class Shift(Step):
+    """Adds."""
+
+    def apply(self, logits: Tensor, by: Any) -> Tensor:
+        return logits + by
+
+    def slope(self, by: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+@dataclass(frozen=True)
+class Fill(Step):
+    """Replaces where a mask is set.
+
+    Attributes:
+        fill: the new value.
+    """
+
+    fill: float = -math.inf
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return (*super().key, self.fill)
+
+    def apply(self, logits: Tensor, by: Any) -> Tensor:
+        return logits.masked_fill(by, self.fill)
+
+    def slope(self, by: Any, gradient: Tensor) -> Tensor:
+        return gradient.masked_fill(by, 0)
+
+
+class Tanh(Step):
+    """The hyperbolic tangent: soft-caps are ``cap * tanh(logits / cap)``."""
+
+    def apply(self, logits: Tensor, by: Any) -> Tensor:
+        return logits.tanh()
+
+
+def followed_by(steps: tuple[Step, ...], step: Step) -> tuple[Step, ...]:
+    """``steps`` and ``step``; two factors of all logits become one."""
+    if steps and isinstance(step, Scale) and isinstance(steps[-1], Scale):
+        last, by = steps[-1].by, step.by
+        if last is not None and by is not None and last.per == by.per == "all":
+            return (*steps[:-1], Scale(Operand(last.value * by.value)))
+    return (*steps, step)
+
+
+class Unranked(Exception):
+    """Larger logits of the layer need not be larger after the steps."""
+
+
+def ranking_offset(steps: tuple[Step, ...]) -> Tensor | None:
+    """What to add to the logits of the layer, ``[N]``, so that they rank as after ``steps``; None: nothing.
+
+    Raises:
+        Unranked: no such offset exists.
+    """
+    offset: Tensor | None = None
+    slope: float | None = 1.0  # of the steps so far, which are affine and the same for all samples; None: they are not
+    for step in steps:
+        by = step.by
+        if by is None:
+            slope = None
+        elif isinstance(step, Scale):
+            if by.per == "class" or not bool(torch.as_tensor(by.value, device="cpu").gt(0).all()):
+                raise Unranked
+            slope = slope * float(by.value) if slope is not None and by.per == "all" else None
+        elif by.per == "class":
+            assert isinstance(by.value, Tensor)
+            if isinstance(step, Fill):
+                offset = torch.zeros(len(by.value), device="cpu") if offset is None else offset
+                offset = offset.masked_fill(by.value, -math.inf)
+            elif slope is None:
+                raise Unranked
+            else:
+                added = by.value.detach() / slope
+                offset = added if offset is None else offset + added
+    return offset
+
+
+def transformed_best(steps: tuple[Step, ...], logits: Tensor, classes: Tensor) -> Tensor:
+    """The steps applied to the best logits ``[B, k]`` of ``classes`` ``[B, k]``.
+
+    Raises:
+        Unranked: a logit is below the value that others were filled with, so that these may be better.
+    """
+    for step in steps:
+        by = None if step.by is None else step.by.at(classes)
+        hides = isinstance(step, Fill) and step.by is not None and step.by.per == "class"
+        if hides and step.fill > -math.inf and not bool(((logits >= step.fill) | by).all()):  # type: ignore[attr-defined]
+            raise Unranked
+        logits = step.apply(logits, by)
+    return logits
