@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -40,6 +41,9 @@ compile_args = [
     # Only the stable ABI of this release: the library built here loads in every later torch.
     f"-DTORCH_TARGET_VERSION=0x{MAJOR:02x}{MINOR:02x}000000000000",
 ]
+if sysconfig.get_platform() == "linux-aarch64":
+    # The length of SVE's vectors, for csrc/kernels/levels/sve256.cpp: no other file has any.
+    compile_args += ["-msve-vector-bits=256", "-DTORCH_LSH_SVE256"]
 
 setup(
     ext_modules=[

@@ -40,6 +40,7 @@ from torch_lsh.optim.gradients import sum_repeated_rows
 
 SYSTEMS = ("one process", "dense DDP", "row exchange", "row-sharded")
 PORT = 29_417
+_WARM_UP = 3  # steps
 
 
 def main() -> None:
@@ -168,7 +169,7 @@ def train(system: str, arguments: argparse.Namespace) -> dict[str, Any]:
     optimizer = torch_lsh.optim.Adam(model.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(arguments.rank)
     seconds, sent, loss = [], 0, torch.zeros(())
-    for _ in range(2 + arguments.steps):
+    for _ in range(_WARM_UP + arguments.steps):
         x = torch.randn(arguments.batch, width, generator=generator)
         y = torch.randint(0, arguments.rows, (arguments.batch,), generator=generator)
         dist.barrier()
@@ -181,7 +182,7 @@ def train(system: str, arguments: argparse.Namespace) -> dict[str, Any]:
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
         sent = sent_bytes() - before if has_own_link() else own_count(exchange, head) - counted
-    return {**harness.summary(seconds[2:]), "sent_mb": sent / 1e6, "loss": loss.item()}
+    return {**harness.summary(seconds[_WARM_UP:]), "sent_mb": sent / 1e6, "loss": loss.item()}
 
 
 def own_count(exchange: Any, head: nn.Module) -> int:
@@ -208,48 +209,74 @@ def constants(arguments: argparse.Namespace) -> dict[str, float]:
 # --- model ------------------------------------------------------------------------------------------------------------
 
 
-def print_model(records: list[dict[str, Any]]) -> None:
-    """Bytes that a machine sends per step, and the time of a step, by machines and rate.
+class Model:
+    """Bytes that a machine sends per step, and the time of a step.
 
-    A machine sends its part of a collective to all others in turn, over a link of which gloo uses the measured share.
-    Network and computation do not overlap. A process of a row-sharded layer computes for the samples of all, 1 / n of
-    the rows: as much as one process alone.
+    A machine sends its part of a collective to all others in turn. The rate is that of the link, or what gloo reached
+    through TCP with one core of this machine, if that is less. Network and computation do not overlap. A process of a
+    row-sharded layer computes for the samples of all, 1 / n of the rows: as much as one process alone.
+
+    Args:
+        records: of ``measure``, with and without ``--gbit``.
     """
-    by_system = {record["system"]: record for record in records if record["gbit"] is None}
-    limited = [record for record in records if record["gbit"] is not None and record["system"] == "constants"]
-    one, dense, known = by_system["one process"], by_system.get("dense DDP"), by_system["constants"]
-    share = statistics.median([record["goodput_gbit"] / record["gbit"] for record in limited]) if limited else 1.0
-    rows, width, batch, active = (one[name] for name in ("rows", "width", "batch", "active"))
-    latency = known["latency_us"] * 1e-3
-    print(f"{rows} rows x {width}, {batch} samples per machine, {active} active rows; one machine: ")
-    print(f"{one['median_ms']:.1f} ms; gloo: {latency:.2f} ms per collective, {share:.0%} of the rate of a link")
+
+    def __init__(self, records: list[dict[str, Any]]) -> None:
+        constants = [record for record in records if record["system"] == "constants"]
+        self.fastest = max(record["goodput_gbit"] for record in constants)
+        self.latency = statistics.median(record["latency_us"] for record in constants) * 1e-3
+        self.merge = statistics.median(record["merge_ns_per_row"] for record in constants) * 1e-6
+        slow = [record for record in constants if record["gbit"] is not None and record["gbit"] <= self.fastest / 2]
+        self.share = statistics.median([record["goodput_gbit"] / record["gbit"] for record in slow] or [1.0])
+        free = {record["system"]: record for record in records if record["gbit"] is None}
+        self.one = free["one process"]
+        dense = free.get("dense DDP", self.one)
+        self.dense = dense["median_ms"] - 8 * dense["sent_mb"] / self.fastest  # without the exchange
+
+    def step(self, system: str, machines: int, gbit: float | None, gloo: bool = True) -> tuple[float, float, float]:
+        """MB sent, milliseconds of network and of computation; without ``gloo`` at the rate of the link."""
+        rows, width, batch, active = (self.one[name] for name in ("rows", "width", "batch", "active"))
+        others, alone = machines - 1, self.one["median_ms"]
+        sent, rounds, computation = {
+            "dense DDP": (2 * others / machines * rows * (width + 1) * 4, 2, self.dense),
+            "row exchange": (
+                others * active * (4 * width + 4 + 2 * 8),
+                3,
+                alone + self.merge * machines * active,
+            ),
+            "row-sharded": (others * batch * (8 * width + 40), 7, alone),
+        }[system]
+        link = float("inf") if gbit is None else gbit * self.share
+        sent += 2 * others / machines * width * (width + 1) * 4  # the layer before, which is dense
+        rate = min(link, self.fastest) if gloo else link
+        return sent / 1e6, sent * 8e-6 / rate + rounds * others * self.latency, computation
+
+
+def print_model(records: list[dict[str, Any]]) -> None:
+    model = Model(records)
+    print(f"one machine: {model.one['median_ms']:.1f} ms; gloo: {model.latency:.2f} ms per message, {model.share:.0%} ")
+    print(f"of the rate of a slow link, {model.fastest:.1f} Gbit/s at most; merge: {model.merge * 1e6:.0f} ns per row")
+    print("\nmeasured beside predicted")
+    table: list[list[Any]] = []
+    for record in records:
+        if record["system"] in SYSTEMS[1:]:
+            sent, network, computation = model.step(record["system"], record["processes"], record["gbit"])
+            place = (record["gbit"] or "none", record["processes"], record["system"])
+            table.append([*place, record["sent_mb"], sent, record["median_ms"], network + computation])
+    columns = ("limit Gbit/s", "processes", "system", "MB sent", "predicted", "step ms", "predicted")
+    print(harness.table(table, columns))
+    print("\npredicted, at the rate of the link and at that of gloo here")
     table = []
     for gbit in (10, 100):
-        per_mb = 8 / (gbit * share)  # milliseconds
         for machines in (8, 16, 32, 64):
-            others = machines - 1
-            row_bytes = 4 * width + 4 + 2 * 8
-            plans = {
-                # (MB sent, collectives, computation in ms)
-                "dense DDP": (
-                    2 * others / machines * rows * (width + 1) * 4 / 1e6,
-                    2 * others,
-                    dense["median_ms"] if dense else one["median_ms"],
-                ),
-                "row exchange": (
-                    others * active * row_bytes / 1e6,
-                    3 * others,
-                    one["median_ms"] + known["merge_ns_per_row"] * 1e-6 * machines * active,
-                ),
-                "row-sharded": (others * batch * (8 * width + 40) / 1e6, 7 * others, one["median_ms"]),
-            }
-            for name, (sent, messages, computation) in plans.items():
-                network = sent * per_mb + messages * latency
-                total = network + computation
-                speed = machines * one["median_ms"] / total
-                table.append([gbit, machines, name, sent, network, computation, total, speed])
+            for system in SYSTEMS[1:]:
+                sent, network, computation = model.step(system, machines, gbit, gloo=False)
+                _, by_gloo, _ = model.step(system, machines, gbit)
+                row = [gbit, machines, system, sent, network, computation]
+                for step in (network + computation, by_gloo + computation):
+                    row += [step, machines * model.one["median_ms"] / step]
+                table.append(row)
     columns = ("Gbit/s", "machines", "system", "MB sent", "network ms", "compute ms", "step ms", "times one machine")
-    print(harness.table(table, columns))
+    print(harness.table(table, (*columns, "gloo: step ms", "times one machine")))
 
 
 if __name__ == "__main__":

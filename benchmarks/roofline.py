@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import itertools
 import statistics
 from collections.abc import Callable
@@ -148,6 +149,48 @@ def fused_loss(report: Report, suffix: str, x: Tensor, table: Tensor, target: tu
     )
 
 
+def levels(report: Report, x: Tensor, table: Tensor) -> list[dict[str, Any]]:
+    """The loss and its backward in float32 and bfloat16, in turn, on every instruction set that this CPU runs."""
+    active, (batch, width) = len(report.draws[0]), x.shape
+    target = (None, torch.randint(active, (batch, 1)), torch.ones(batch, 1))
+    work = {"loss": 2 * batch * active * width, "backward": 4 * batch * active * width}
+    records = []
+    for level in harness.simd_levels():
+        ops.use_simd_level(level)
+        runs: dict[str, Callable[[], Any]] = {}
+        for dtype in (torch.float32, torch.bfloat16):
+            inputs = x.to(dtype)
+            _, slopes, scale = ops.linear_softmax_loss(inputs, table, None, report.draws[0], *target)
+            runs[f"loss {dtype}"] = functools.partial(_loss, report, inputs, table, target)
+            runs[f"backward {dtype}"] = functools.partial(_backward, report, slopes, scale, inputs, table)
+        seconds = harness.in_turn(runs, 5 if level == "scalar" else ROUNDS, warm_up=1)
+        record: dict[str, Any] = {"level": level, "bfloat16_products": harness.bfloat16_products()}
+        for part in work:
+            single, half = (statistics.median(seconds[f"{part} {d}"]) for d in (torch.float32, torch.bfloat16))
+            record[part] = single * 1e3
+            record[f"{part}_share"] = work[part] / report.flops[torch.float32] / single
+            record[f"{part}_bfloat16"] = half * 1e3
+            record[f"{part}_bfloat16_to_float32"] = half / single
+        records.append(record)
+    ops.use_simd_level("")
+    return records
+
+
+def _loss(report: Report, x: Tensor, table: Tensor, target: tuple[Any, ...]) -> None:
+    ops.linear_softmax_loss(x, table, None, report.next_rows(), *target)
+
+
+def _backward(report: Report, slopes: Tensor, scale: Tensor, x: Tensor, table: Tensor) -> None:
+    ops.linear_softmax_loss_backward(slopes, scale, x, table, report.next_rows())
+
+
+def table_of_levels(records: list[dict[str, Any]]) -> str:
+    header = ("level", "bfloat16 products in")
+    for part in ("loss", "backward"):
+        header += (f"{part}, ms", "share of float32 peak", "bfloat16, ms", "of float32's time")
+    return harness.table([list(record.values()) for record in records], header)
+
+
 def rows_and_optimizer(report: Report, table: Tensor, moments: list[Tensor]) -> None:
     active, width = len(report.draws[0]), table.shape[1]
     report.by_bytes("gather_rows", lambda: ops.gather_rows(table, report.next_rows()), 2 * active * width * 4)
@@ -222,6 +265,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256, help="samples per step")
     parser.add_argument("--active", type=int, default=8192, help="active rows per step")
     parser.add_argument("--features", type=int, default=135_909, help="rows of the embedding bag")
+    parser.add_argument("--levels-only", action="store_true", help="only the loss, by instruction set")
     parser.add_argument("--threads", type=int, help="of PyTorch; default: all cores")
     parser.add_argument("--json", help="append the results as JSON lines to this file")
     arguments = parser.parse_args()
@@ -233,15 +277,22 @@ def main() -> None:
     for tensor in (table, *moments):
         ops.prefer_huge_pages(tensor)  # as layers and optimizers do
         tensor.normal_().abs_()
-    products(report, torch.randn(batch, width), table)
+    x = torch.randn(batch, width)
+    products(report, x, table)
+    of_levels = levels(report, x, table)
+    if arguments.levels_only:
+        print(table_of_levels(of_levels))
+        return
     rows_and_optimizer(report, table, moments)
     embedding_bag(report, arguments.features, width, batch)
     look_ups(report, table, batch)
     print(report)
+    print(table_of_levels(of_levels))
     of_blas = next(record["of_blas"] for record in report.records if "of_blas" in record)
     print(f"gather_matmul runs at {of_blas:.0%} of the speed of the product of near rows")
     harness.write_json(
-        [{"benchmark": "roofline", "machine": info, **record} for record in report.records], arguments.json
+        [{"benchmark": "roofline", "machine": info, **record} for record in report.records + of_levels],
+        arguments.json,
     )
 
 

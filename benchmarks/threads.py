@@ -36,6 +36,7 @@ from torch_lsh.benchmarking.systems import LSH
 from torch_lsh.index.hash_tables import HashTableIndex
 
 CORES = (1, 2, 8, 32, 64)
+LARGEST_CACHE = 32 << 20  # what is smaller goes from one operator to the next without memory
 LOOKED_UP = 4  # samples, where rows are carried over
 
 
@@ -47,6 +48,12 @@ class Part:
     run: Callable[[], Any]
     tasks: int
     bytes: float
+
+
+def gradient_tasks(batch: int, active: int, width: int) -> int:
+    """What the backward splits into, at most: parts of 16 samples, of each partial gradient that fits in the cache."""
+    partial_gradients = -(-active // 512) if batch * width <= 1 << 16 else 1
+    return partial_gradients * max(1, batch // 16)
 
 
 def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
@@ -81,6 +88,7 @@ def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
     pushed, touches = torch.rand(count), torch.zeros(rows, dtype=torch.uint8)
     log_weights = torch.where(torch.rand(count) < 0.1, 6.0, 0.0)  # a tenth of the rows are random
     row_bytes = 4.0 * width * active
+    logit_bytes = 4.0 * batch * active if 4 * batch * active > LARGEST_CACHE else 0.0
     lines = index.num_tables * (1 + index.bucket_size / 16) * 64
     step = (1e-3, 0.9, 0.999, 1e-8, 0.0, 1.0, 1.0, False, False)
     return [
@@ -100,13 +108,13 @@ def parts_of(rows: int, width: int, batch: int, active: int) -> list[Part]:
             "loss",
             lambda: ops.linear_softmax_loss(x, table, bias, next_rows(), log_weights, positions, shares, batch),
             -(-active // 48),
-            row_bytes,
+            row_bytes + 3 * logit_bytes,
         ),
         Part(
             "gradients",
             lambda: ops.linear_softmax_loss_backward(slopes, scale, x, table, next_rows()),
-            -(-active // 512),
-            2 * row_bytes,
+            gradient_tasks(batch, active, width),
+            2 * row_bytes + 2 * logit_bytes,
         ),
         Part("rows to carry over", lambda: ops.largest_rows(pushed, draws[0], count // 2, log_weights), 1, 0),
         Part(
@@ -199,6 +207,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256, help="samples per step")
     parser.add_argument("--active", type=int, default=8192, help="active rows per step")
     parser.add_argument("--memory-bandwidth", type=float, default=300, help="GB/s of the modelled machine")
+    parser.add_argument("--turns", type=int, default=6, help="that each number of threads takes")
+    parser.add_argument("--calls", type=int, default=10, help="of a turn")
     parser.add_argument("--json", help="append the results as JSON lines to this file")
     arguments = parser.parse_args()
     info = harness.machine()
@@ -207,9 +217,10 @@ def main() -> None:
     one_core = harness.MemoryBandwidth().now()
     print(info, f"bandwidth of one core {one_core / 1e9:.1f} GB/s", sep="\n")
     sizes = (arguments.rows, arguments.width, arguments.batch, arguments.active)
-    whole = seconds_by_threads(make_training_step(*sizes), {1, here}, turns=15)
+    turns, calls = arguments.turns, arguments.calls
+    whole = seconds_by_threads(make_training_step(*sizes), {1, here}, 5 * turns // 2, calls)
     parts = parts_of(*sizes)
-    alone = {part.name: seconds_by_threads(part.run, {1, here}) for part in parts}
+    alone = {part.name: seconds_by_threads(part.run, {1, here}, turns, calls) for part in parts}
     beyond = {threads: max(0.0, whole[threads] - sum(part[threads] for part in alone.values())) for threads in whole}
     serial = min(beyond[1], max(0.0, 2 * beyond[here] - beyond[1]))
     shared = beyond[1] - serial
@@ -232,7 +243,7 @@ def main() -> None:
     for cores in CORES[1:]:
         largest = max(records[:-1], key=lambda record: record["model"][str(cores)])
         print(f"{cores} cores: {total['1'] / total[str(cores)]:.2f} times one core; most of it: {largest['part']}")
-    speedups = {"the step": whole[1] / whole[here], "two processes": speedup_of_two_processes(sizes)}
+    speedups = {"the step": whole[1] / whole[here], "two processes": speedup_of_two_processes(sizes, 2 * turns)}
     for name, run in without_serial_part().items():
         seconds = seconds_by_threads(run, {1, here}, calls=2)
         speedups[name] = seconds[1] / seconds[here]

@@ -5,12 +5,15 @@
 STABLE_TORCH_LIBRARY(torch_lsh, m) {
   // dispatch
   m.def("simd_level() -> str");
+  m.def("cpu_tuning() -> str");
+  m.def("multiplies_bfloat16() -> bool");
   m.def("use_simd_level(str level) -> ()");
 
   // rows
   m.def("gather_rows(Tensor table, Tensor rows, ScalarType? dtype=None) -> Tensor");
   m.def("sampled_dot(Tensor x, Tensor table, Tensor rows) -> Tensor");
 
+  m.def("zero_rows_(Tensor(a!) table) -> ()");
   m.def("prefer_huge_pages(Tensor tensor, bool move=False) -> bool");
 
   m.def("product(Tensor a, Tensor b, Tensor? bias=None) -> Tensor");

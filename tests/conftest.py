@@ -16,7 +16,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def _runnable_levels() -> list[str]:
     levels = []
-    for level in ("scalar", "avx2", "avx512", "avx512_bf16", "neon"):
+    for level in ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16", "neon", "neon_bf16", "sve256"):
         try:
             ops.use_simd_level(level)
             levels.append(level)
@@ -26,13 +26,23 @@ def _runnable_levels() -> list[str]:
     return levels
 
 
+def _use(level: str) -> Iterator[str]:
+    before = ops.simd_level()
+    ops.use_simd_level(level)
+    yield level
+    ops.use_simd_level(before)
+
+
 @pytest.fixture(params=_runnable_levels())
 def simd_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per instruction set that this CPU has."""
-    before = ops.simd_level()
-    ops.use_simd_level(request.param)
-    yield request.param
-    ops.use_simd_level(before)
+    yield from _use(request.param)
+
+
+@pytest.fixture(params=[*_runnable_levels(), "amx_emulated", "arm_emulated"])
+def product_level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same, and the emulations of AMX and Arm, for operators that may take products of tiles."""
+    yield from _use(request.param)
 
 
 @pytest.fixture(params=[1, 2], ids=["1thread", "2threads"])

@@ -121,7 +121,7 @@ def test_bench(tmp_path, capsys):
     status, output, _ = run(capsys, "--threads", 1, "bench", *options, "--plot", tmp_path / "plot.png")
     assert status == 0
     assert "'threads': 1" in output
-    assert [line.split()[0] for line in output.splitlines()[3:6]] == ["dense", "uniform", "torch_lsh"]
+    assert [line.split()[0] for line in output.splitlines()[4:7]] == ["dense", "uniform", "torch_lsh"]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 

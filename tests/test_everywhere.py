@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import nn
 
 import torch_lsh
 from torch_lsh import LSHConfig, LSHLinear
+from torch_lsh.nn.warnings import REASONS
 
 N, D = 500, 8
 
@@ -526,3 +529,10 @@ def test_the_loss_of_the_layer_takes_sequences():
     layer, x, y = layer_of(), torch.randn(2, 3, D), torch.randint(N, (2, 3))
     wanted = F.cross_entropy(F.linear(x, layer.weight, layer.bias).movedim(-1, 1), y, reduction="none")
     torch.testing.assert_close(layer.cross_entropy(x, y, reduction="none"), wanted)
+
+
+def test_the_page_lists_every_reason():
+    page = Path(__file__).resolve().parents[1] / "docs" / "never_dense.md"
+    if not page.is_file():
+        pytest.skip("the sources are not here")
+    assert set(re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)) >= set(REASONS)

@@ -123,10 +123,37 @@ def test_the_library_needs_no_python():
     assert [name for name in undefined if "2at" in name or "3c10" in name or "5torch" in name] == []
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for x86 instructions")
+def level_of_x86(instruction: str) -> str | None:
+    """The first level that has an instruction of objdump's; None: every CPU has it."""
+    if re.match(r"(tile|tdp|ldtile|sttile)", instruction):
+        return "amx_bf16"
+    # AVX and later begin with a v; the others are BMI2's
+    if re.match(r"v[a-z]|(mulx|rorx|sarx|shlx|shrx|pdep|pext|bzhi) ", instruction):
+        wide = "zmm" in instruction or "%k" in instruction
+        return "avx512_bf16" if "bf16" in instruction else "avx512" if wide else "avx2"
+    return None
+
+
+def level_of_aarch64(instruction: str) -> str | None:
+    if re.search(r"\b[zp]\d+[./]|^(rdvl|cnt[bhwd]|inc[bhwd]|ptrue|while)", instruction):
+        return "sve256"
+    return "neon_bf16" if re.match(r"bf(mmla|dot|cvt|mlal)|[us]+mmla|[us]dot", instruction) else None
+
+
+X86_LEVELS = ("avx2", "avx512", "avx512_bf16", "amx_bf16")
+X86_TILES = ("ldtilecfg", "tilerelease", "tileloadd", "tilestored", "tdpbf16ps", "tdpbssd")
+INSTRUCTIONS = {
+    "x86_64": (level_of_x86, X86_LEVELS, X86_TILES),
+    "AMD64": (level_of_x86, X86_LEVELS, X86_TILES),
+    "aarch64": (level_of_aarch64, ("neon_bf16", "sve256"), ("bfmmla", "smmla", "bfdot", "sdot")),
+}
+
+
+@pytest.mark.skipif(platform.machine() not in INSTRUCTIONS, reason="knows the instructions of x86 and AArch64")
 @needs_tool("objdump")
 def test_instructions_that_not_every_cpu_has_are_in_the_kernels_for_those_that_do():
     """They would crash an older CPU. A build with -march=native has them everywhere."""
+    level_of, names, wanted = INSTRUCTIONS[platform.machine()]
     listing = subprocess.run(
         ["objdump", "-d", "-C", "--no-show-raw-insn", LIBRARY], capture_output=True, text=True, check=True
     ).stdout
@@ -134,24 +161,19 @@ def test_instructions_that_not_every_cpu_has_are_in_the_kernels_for_those_that_d
     for line in listing.splitlines():
         if line.endswith(">:"):
             function = line
-        elif "\t" in line:
-            # AVX and later begin with a v; the others are BMI2's
-            instruction = line.split("\t")[-1]
-            if re.match(r"v[a-z]|(mulx|rorx|sarx|shlx|shrx|pdep|pext|bzhi) ", instruction):
-                wide = "zmm" in instruction or "%k" in instruction
-                level = "avx512_bf16" if "bf16" in instruction else "avx512" if wide else "avx2"
-                levels.setdefault(function, set()).add(level)
+        elif "\t" in line and (level := level_of(line.split("\t", 1)[-1].split("#")[0])):
+            levels.setdefault(function, set()).add(level)
     if not any("torch_lsh::" in function for function in levels):
         pytest.skip("the library was stripped of its function names")
-    in_bf16 = {function for function in levels if "torch_lsh::avx512_bf16::" in function}
-    in_avx512 = {function for function in levels if "torch_lsh::avx512::" in function}
-    in_avx2 = {function for function in levels if "torch_lsh::avx2::" in function}
-    assert in_bf16
-    assert in_avx512
-    assert in_avx2
-    assert levels.keys() - in_bf16 - in_avx512 - in_avx2 == set()
-    assert [function for function in in_avx512 if "avx512_bf16" in levels[function]] == []
-    assert [function for function in in_avx2 if levels[function] != {"avx2"}] == []
+    allowed: set[str] = set()
+    for level in names:
+        allowed.add(level)
+        of_level = {function for function in levels if f"torch_lsh::{level}::" in function}
+        assert any(level in levels[function] for function in of_level), level
+        assert [function for function in of_level if not levels.pop(function) <= allowed] == []
+    assert levels == {}
+    for instruction in wanted:
+        assert f"\t{instruction}" in listing
 
 
 # --- importing --------------------------------------------------------------------------------------------------------
@@ -203,6 +225,12 @@ assert torch_lsh.models.TextClassifier.__module__.startswith("torch_lsh.text")
     message = errors.strip().splitlines()[-1]
     assert "instruction set (TORCH_LSH_SIMD) is 'sse9'; wanted one that this CPU supports: " in message
     assert all(level in message for level in ("scalar", ops.simd_level()))
+
+
+@pytest.mark.skipif("amx_bf16" in Path("/proc/cpuinfo").read_text(), reason="this CPU has AMX")
+def test_amx_that_this_cpu_lacks_is_refused_with_the_reason():
+    with pytest.raises(RuntimeError, match=r"is 'amx_bf16'; wanted .* \((this CPU has no AMX|AMX )"):
+        ops.use_simd_level("amx_bf16")
 
 
 @pytest.mark.parametrize("level", ["sse9", "AVX2", " scalar", "scalar2"])

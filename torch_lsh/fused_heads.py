@@ -21,7 +21,7 @@ from .row_sparse.parameters import note_forward
 _heads: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> weak reference to its LSHLinear
 
 
-def patch(model: nn.Module, config: LSHConfig | None = None) -> nn.Module:
+def patch(model: Any, config: LSHConfig | None = None) -> Any:
     """Has every way in which a causal language model computes its loss use the sampled path.
 
     The model's output layer becomes an :class:`torch_lsh.LSHLinear` with the very same Parameters, tied or not, which
@@ -50,7 +50,7 @@ def patch(model: nn.Module, config: LSHConfig | None = None) -> nn.Module:
         raise TypeError(f"the output layer of {type(model).__name__} is a {type(head).__name__}; wanted an nn.Linear")
     if not isinstance(head, LSHLinear):
         head = LSHLinear.from_linear(head, config)
-        model.set_output_embeddings(head)  # type: ignore[operator]
+        model.set_output_embeddings(head)
     elif config is not None:
         head.reconfigure(config)
     follow_tied_embeddings(model)

@@ -3,6 +3,9 @@
 #pragma once
 
 #include "kernels/kernels.h"
+#ifdef TORCH_LSH_ARM_BF16
+#include "kernels/vectors.h"
+#endif
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
@@ -65,13 +68,35 @@ inline void store(float value, BFloat16* out) {
   *out = to_bfloat16(value);
 }
 
+#ifdef TORCH_LSH_ARM_BF16
+// Rounds whole vectors, by one instruction each; returns how many numbers these are.
+inline int64_t round_vectors(const float* from, int64_t count, BFloat16* to) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+#if TORCH_LSH_VECTOR_BYTES == 32
+    const auto rounded = svcvt_bf16_f32_x(svptrue_b32(), svld1_f32(svptrue_b32(), from + i));
+    svst1h_u32(svptrue_b32(), &to[i].bits, svreinterpret_u32_bf16(rounded));  // the low half of each word
+#else
+    const auto rounded =
+        vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(vld1q_f32(from + i)), vld1q_f32(from + i + 4));
+    __builtin_memcpy(to + i, &rounded, sizeof(rounded));
+#endif
+  }
+  return i;
+}
+#endif
+
 template <typename From, typename To>
 inline void convert(const From* from, int64_t count, To* to) {
   if constexpr (__is_same(From, To)) {
     if (count > 0)  // pointers of empty arrays may be null
       __builtin_memcpy(to, from, static_cast<size_t>(count) * sizeof(To));
   } else {
-    for (int64_t i = 0; i < count; ++i) store(to_float(from[i]), to + i);
+    int64_t i = 0;
+#ifdef TORCH_LSH_ARM_BF16
+    if constexpr (__is_same(From, float) && __is_same(To, BFloat16)) i = round_vectors(from, count, to);
+#endif
+    for (; i < count; ++i) store(to_float(from[i]), to + i);
   }
 }
 

@@ -26,6 +26,24 @@ inline Sum dot(const T* a, const T* b, int64_t width) {
   return total;
 }
 
+#ifdef TORCH_LSH_ARM_BF16
+inline float dot(const BFloat16* a, const BFloat16* b, int64_t width) {
+  constexpr int64_t kSums = 4, kVector = kLanes<BFloat16>;
+  Vector<float> sum[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums * kVector <= width; i += kSums * kVector)
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kSums; ++v)
+      sum[v] =
+          add_pairs(sum[v], load_vector<Pairs>(a + i + v * kVector), load_vector<Pairs>(b + i + v * kVector));
+  for (; i + kVector <= width; i += kVector)
+    sum[0] = add_pairs(sum[0], load_vector<Pairs>(a + i), load_vector<Pairs>(b + i));
+  if (i < width)
+    sum[1] = add_pairs(sum[1], load_first_pairs(a + i, width - i), load_first_pairs(b + i, width - i));
+  return sum_lanes(sum[0] + sum[1] + (sum[2] + sum[3]));
+}
+#endif
+
 // out[i] = x · table[rows[i], :], 0 where rows[i] is negative.
 template <typename T>
 void dot_rows(const T* x, const T* table, const int64_t* rows, int64_t count, int64_t width, T* out) {

@@ -3,6 +3,7 @@
 
 #include "kernels/convert.h"
 #include "kernels/kernels.h"
+#include "kernels/tuning.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
@@ -26,10 +27,20 @@ inline void prefetch_row(const T* row, int64_t width) {
   for (int64_t offset = 0; offset < size; offset += 64) __builtin_prefetch(bytes + offset, 0, Locality);
 }
 
+// For a row that is read once, soon.
+template <typename T>
+inline void prefetch_once(const T* row, int64_t width) {
+  if (tuning.prefetches_to_l2) {
+    prefetch_row<2>(row, width);
+  } else {
+    prefetch_row<0>(row, width);
+  }
+}
+
 template <typename From, typename To>
 void gather(const From* table, const int64_t* rows, int64_t count, int64_t width, To* out) {
   for (int64_t i = 0; i < count; ++i) {
-    if (i + kPrefetchRows < count) prefetch_row<0>(table + rows[i + kPrefetchRows] * width, width);
+    if (i + kPrefetchRows < count) prefetch_once(table + rows[i + kPrefetchRows] * width, width);
     convert(table + rows[i] * width, width, out + i * width);
   }
 }

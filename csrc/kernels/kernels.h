@@ -47,7 +47,12 @@ struct OptimizerKernels {
                     int64_t end, int64_t count, int64_t width, const Step& step);
 };
 
-// product.h
+// Rows of a right operand that are packed at a time, and of the left one that a task takes: multiples of
+// every level's tile.
+constexpr int64_t kPackRows = 256, kTaskRows = 48;
+
+// product.h, or tile_product.h. Null for bfloat16 on levels that do not multiply it
+// (Kernels::multiplies_bfloat16).
 template <typename T>
 struct ProductKernels {
   // out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n]. `panels` is b packed by
@@ -56,11 +61,13 @@ struct ProductKernels {
   void (*product)(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
                   const SumOf<T>* panels, int64_t columns, const SumOf<T>* bias, bool add, SumOf<T>* out,
                   int64_t stride);
-  // Packs rows `begin` (even) to `end` - 1 of panel `number` of b[k * b_row + n * b_col]. Panels are depth *
-  // panel_width sums apart.
+  // Packs rows `begin` (a multiple of kPackRows) to `end` - 1 of panel `number` of b[k * b_row + n * b_col];
+  // `end` is the depth or begin + kPackRows. Panels are panel_size(depth) sums apart.
   void (*pack_panel)(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns, int64_t number,
                      int64_t begin, int64_t end, SumOf<T>* panels);
+  int64_t (*panel_size)(int64_t depth);
   int64_t panel_width;
+  int64_t task_rows;  // that a product is fastest with, where rows are gathered for it
 };
 
 // Rows per simhash block, a multiple of every level's tile; bits of a code, used or not.
@@ -155,7 +162,8 @@ template <typename T>
 struct TopkKernels {
   using Sum = SumOf<T>;
 
-  int64_t largest_group, vector;  // vector: sums per vector register
+  int64_t largest_group, block_rows;  // block_rows: rows per call of multiply, at most
+  int64_t vector;                     // sums per vector register
   int64_t (*lanes)(int64_t samples);
   // Sums written by pack.
   int64_t (*packed_size)(int64_t samples, int64_t width);
@@ -209,13 +217,20 @@ using KernelTables =
              HadamardKernels, TablesOf<SoftmaxKernels, SumTypes>, TablesOf<SlopeKernels, FloatingTypes>,
              TablesOf<TopkKernels, WeightTypes>, SketchKernels>;
 
+// Those that levels with tile instructions replace.
+using TileTables = TableSet<ProductKernels<BFloat16>, TopkKernels<BFloat16>, TopkKernels<int8_t>>;
+
 // All kernels of an instruction set.
 struct Kernels : KernelTables {
   const char* name;
+  // Whether products of bfloat16 numbers are faster than those of the same numbers as floats. If not,
+  // operators convert to float.
+  bool multiplies_bfloat16;
 };
 
 // The best kernels for this CPU, or those named by the environment variable TORCH_LSH_SIMD (scalar, avx2,
-// avx512, avx512_bf16 or neon). Throws std::runtime_error if the CPU does not support them. Thread-safe.
+// avx512, avx512_bf16, amx_bf16, neon, neon_bf16 or sve256). Throws std::runtime_error if the CPU does not
+// support them. Thread-safe.
 const Kernels& kernels();
 
 // One table, such as kernels<DotKernels<float>>().

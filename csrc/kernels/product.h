@@ -7,12 +7,13 @@
 // rows. Every element is summed in the same order in any tile, so results do not depend on how rows and
 // panels are split over threads.
 //
-// bfloat16 operands are multiplied in pairs adjacent along the depth; without such an instruction, both are
-// packed as floats.
+// bfloat16 operands are multiplied in pairs adjacent along the depth. Without such an instruction there are
+// no kernels for them: operators convert to float.
 #pragma once
 
 #include "kernels/convert.h"
 #include "kernels/kernels.h"
+#include "kernels/tuning.h"
 #include "kernels/vectors.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
@@ -58,17 +59,14 @@ inline void add_products(const P* a, int64_t a_row, const P* panel,
 template <int64_t Rows>
 inline void add_products(const BFloat16* a, int64_t a_row, const BFloat16* panel,
                          Simd<float>::Vector (&sum)[Rows][kPanelVectors]) {
-  __m512bh b[kPanelVectors];
+  Pairs b[kPanelVectors];
 #pragma GCC unroll 4
-  for (int64_t v = 0; v < kPanelVectors; ++v) b[v] = (__m512bh)_mm512_loadu_si512(panel + v * 32);
+  for (int64_t v = 0; v < kPanelVectors; ++v) b[v] = load_vector<Pairs>(panel + v * kLanes<BFloat16>);
 #pragma GCC unroll 16
   for (int64_t r = 0; r < Rows; ++r) {
-    int32_t pair;
-    __builtin_memcpy(&pair, a + r * a_row, sizeof(pair));
-    const auto scalars = (__m512bh)_mm512_set1_epi32(pair);
+    const Pairs scalars = same_pairs(a + r * a_row);
 #pragma GCC unroll 4
-    for (int64_t v = 0; v < kPanelVectors; ++v)
-      sum[r][v] = (Simd<float>::Vector)_mm512_dpbf16_ps((__m512)sum[r][v], scalars, b[v]);
+    for (int64_t v = 0; v < kPanelVectors; ++v) sum[r][v] = add_pairs(sum[r][v], scalars, b[v]);
   }
 }
 #endif
@@ -136,12 +134,12 @@ inline void for_tiles(int64_t rows, const Run& run) {
 }
 
 // Packs one step of `count` rows or columns: to[i, j] = from[i * across + j * along], zero for j >= present.
-template <typename T, typename P>
+template <typename T>
 inline void pack_step(const T* __restrict from, int64_t across, int64_t along, int64_t present, int64_t count,
-                      P* __restrict to) {
+                      T* __restrict to) {
   for (int64_t i = 0; i < count; ++i) {
-    if constexpr (kTogether<P> == 1) {
-      to[i] = to_float(from[i * across]);
+    if constexpr (kTogether<T> == 1) {
+      to[i] = from[i * across];
     } else {
       const uint32_t high = present > 1 ? from[i * across + along].bits : 0;
       const uint32_t pair = from[i * across].bits | high << 16;
@@ -150,20 +148,20 @@ inline void pack_step(const T* __restrict from, int64_t across, int64_t along, i
   }
 }
 
-// Packs a group of left rows that are transposed (elements far apart, often in one cache set) or not stored
-// as P. The tile that begins at row r is [steps, rows of the tile, kTogether].
-template <typename T, typename P>
-inline void pack_left(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t block, P* packed) {
-  const int64_t steps = (block + kTogether<P> - 1) / kTogether<P>;
+// Packs a group of left rows that are transposed (elements far apart, often in one cache set). The tile that
+// begins at row r is [steps, rows of the tile, kTogether].
+template <typename T>
+inline void pack_left(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t block, T* packed) {
+  const int64_t steps = (block + kTogether<T> - 1) / kTogether<T>;
   for (int64_t step = 0; step < steps; ++step) {
-    const int64_t k = step * kTogether<P>;
+    const int64_t k = step * kTogether<T>;
     const T* const from = a + k * a_col;
-    for (int64_t ahead = kPackAhead; ahead < kPackAhead + kTogether<P>; ++ahead)
+    for (int64_t ahead = kPackAhead; ahead < kPackAhead + kTogether<T>; ++ahead)
       for (int64_t r = 0; r < rows; r += 64 / sizeof(T)) __builtin_prefetch(from + ahead * a_col + r * a_row);
     for_tiles(rows, [&]<int64_t Rows>(int64_t r) {
-      P* const to = packed + (r * steps + step * Rows) * kTogether<P>;
-      if (a_row == 1 && k + kTogether<P> <= block) {
-        pack_step(from + r, 1, a_col, kTogether<P>, Rows, to);
+      T* const to = packed + (r * steps + step * Rows) * kTogether<T>;
+      if (a_row == 1 && k + kTogether<T> <= block) {
+        pack_step(from + r, 1, a_col, kTogether<T>, Rows, to);
       } else {
         pack_step(from + r * a_row, a_row, a_col, block - k, Rows, to);
       }
@@ -174,26 +172,36 @@ inline void pack_left(const T* a, int64_t a_row, int64_t a_col, int64_t rows, in
 template <typename T>
 void product(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth, const SumOf<T>* panels,
              int64_t columns, const SumOf<T>* bias, bool add, SumOf<T>* out, int64_t stride) {
-  using P = typename Operand<T, SumOf<T>>::type;
-  P packed[kGroupRows * kBlockDepth];
+  T packed[kGroupRows * kBlockDepth];
   for (int64_t begin = 0; begin == 0 || begin < depth; begin += kBlockDepth) {
     const int64_t block = depth - begin < kBlockDepth ? depth - begin : kBlockDepth;
-    const int64_t steps = (block + kTogether<P> - 1) / kTogether<P>;
-    const bool in_place = __is_same(T, P) && a_col == 1 && block % kTogether<P> == 0;
+    const int64_t steps = (block + kTogether<T> - 1) / kTogether<T>;
+    const bool in_place = a_col == 1 && block % kTogether<T> == 0;
     for (int64_t group = 0; group < rows; group += kGroupRows) {
       const int64_t of_group = rows - group < kGroupRows ? rows - group : kGroupRows;
       const T* const from = a + group * a_row + begin * a_col;
       if (!in_place) pack_left(from, a_row, a_col, of_group, block, packed);
-      const P* const left = in_place ? reinterpret_cast<const P*>(from) : packed;
-      for_tiles(of_group, [&]<int64_t Rows>(int64_t r) {
-        const int64_t row = group + r;
-        product_rows<Rows>(left + r * (in_place ? a_row : steps * kTogether<P>),
-                           in_place ? a_row : kTogether<P>, (in_place ? 1 : Rows) * kTogether<P>, steps,
-                           reinterpret_cast<const P*>(panels) + begin * kPanelWidth<T>,
-                           depth * kPanelWidth<T> * kTogether<P>, columns,
-                           bias == nullptr ? nullptr : bias + row, begin == 0 && !add, out + row * stride,
-                           stride);
-      });
+      const T* const left = in_place ? from : packed;
+      // The columns `first` to `last` - 1, whole panels.
+      const auto multiply = [&](int64_t first, int64_t last) {
+        for_tiles(of_group, [&]<int64_t Rows>(int64_t r) {
+          const int64_t row = group + r;
+          product_rows<Rows>(left + r * (in_place ? a_row : steps * kTogether<T>),
+                             in_place ? a_row : kTogether<T>, (in_place ? 1 : Rows) * kTogether<T>, steps,
+                             reinterpret_cast<const T*>(panels + first * depth) + begin * kPanelWidth<T>,
+                             depth * kPanelWidth<T> * kTogether<T>, last - first,
+                             bias == nullptr ? nullptr : bias + row, begin == 0 && !add,
+                             out + row * stride + first, stride);
+        });
+      };
+      // A panel stays in L1 while all rows of the group are multiplied with it, if they fit beside it.
+      const int64_t bytes = (of_group + kPanelWidth<T>)*steps * static_cast<int64_t>(sizeof(SumOf<T>));
+      if (bytes <= tuning.l1_bytes) {
+        for (int64_t c = 0; c < columns; c += kPanelWidth<T>)
+          multiply(c, columns - c < kPanelWidth<T> ? columns : c + kPanelWidth<T>);
+      } else {
+        multiply(0, columns);
+      }
     }
   }
 }
@@ -202,25 +210,29 @@ void product(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t dep
 template <typename T>
 void pack_panel(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns, int64_t number,
                 int64_t begin, int64_t end, SumOf<T>* panels) {
-  using P = typename Operand<T, SumOf<T>>::type;
-  P* const panel = reinterpret_cast<P*>(panels + number * depth * kPanelWidth<T>);
+  T* const panel = reinterpret_cast<T*>(panels + number * depth * kPanelWidth<T>);
   const int64_t first = number * kPanelWidth<T>;
   const int64_t width = columns - first < kPanelWidth<T> ? columns - first : kPanelWidth<T>;
-  for (int64_t k = begin; k < end; k += kTogether<P>) {
+  for (int64_t k = begin; k < end; k += kTogether<T>) {
     const T* const from = b + k * b_row + first * b_col;
-    P* const to = panel + k * kPanelWidth<T>;
-    if (width == kPanelWidth<T> && b_col == 1 && k + kTogether<P> <= depth) {
-      pack_step(from, 1, b_row, kTogether<P>, kPanelWidth<T>, to);
+    T* const to = panel + k * kPanelWidth<T>;
+    if (width == kPanelWidth<T> && b_col == 1 && k + kTogether<T> <= depth) {
+      pack_step(from, 1, b_row, kTogether<T>, kPanelWidth<T>, to);
     } else {
       pack_step(from, b_col, b_row, depth - k, width, to);
-      for (int64_t i = width * kTogether<P>; i < kPanelWidth<T> * kTogether<P>; ++i) to[i] = P{};
+      for (int64_t i = width * kTogether<T>; i < kPanelWidth<T> * kTogether<T>; ++i) to[i] = T{};
     }
   }
 }
 
 template <typename T>
 constexpr void fill(ProductKernels<T>& table) {
-  table = {.product = product<T>, .pack_panel = pack_panel<T>, .panel_width = kPanelWidth<T>};
+  if constexpr (__is_same(T, typename Operand<T, SumOf<T>>::type))
+    table = {.product = product<T>,
+             .pack_panel = pack_panel<T>,
+             .panel_size = [](int64_t depth) { return depth * kPanelWidth<T>; },
+             .panel_width = kPanelWidth<T>,
+             .task_rows = kTaskRows};
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

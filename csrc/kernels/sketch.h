@@ -42,7 +42,7 @@ inline void sketch_sums(const uint8_t* codes, int64_t bits, int64_t bytes, const
   _mm512_storeu_si512(sums + kSketchRows / 2, odd);
 }
 
-#elif TORCH_LSH_VECTOR_BYTES == 32
+#elif TORCH_LSH_VECTOR_BYTES == 32 && defined(__x86_64__)
 
 inline void sketch_sums(const uint8_t* codes, int64_t bits, int64_t bytes, const uint8_t* tables,
                         uint16_t* sums) {
@@ -70,7 +70,7 @@ inline void sketch_sums(const uint8_t* codes, int64_t bits, int64_t bytes, const
   }
 }
 
-#elif TORCH_LSH_VECTOR_BYTES == 16 && !defined(__clang__)
+#elif TORCH_LSH_VECTOR_BYTES >= 16 && !defined(__clang__)
 
 inline void sketch_sums(const uint8_t* codes, int64_t bits, int64_t bytes, const uint8_t* tables,
                         uint16_t* sums) {
@@ -85,12 +85,19 @@ inline void sketch_sums(const uint8_t* codes, int64_t bits, int64_t bytes, const
       odd[v] += odd[v];
     }
     for (int64_t j = 0; j < bytes; ++j, codes += kSketchRows) {
-      const auto table = [&](int64_t i) { return load_vector<Bytes>(tables + (2 * j + i) * 16); };
+      const auto look_up = [&](int64_t i, Bytes code) {
+        const uint8_t* const table = tables + (2 * j + i) * 16;
+#if TORCH_LSH_VECTOR_BYTES == 32
+        return (Bytes)svtbl_u8(svld1rq_u8(svptrue_b8(), table), code & 15);
+#else
+        // A 16-byte shuffle ignores all but the low 4 bits of each index.
+        return __builtin_shuffle(load_vector<Bytes>(table), code);
+#endif
+      };
 #pragma GCC unroll 4
       for (int64_t v = 0; v < kVectors; ++v) {
         const auto code = load_vector<Bytes>(codes + v * kVectorBytes);
-        // A 16-byte shuffle ignores all but the low 4 bits of each index.
-        const auto sum = (Words)(__builtin_shuffle(table(0), code) + __builtin_shuffle(table(1), code >> 4));
+        const auto sum = (Words)(look_up(0, code) + look_up(1, code >> 4));
         even[v] += sum & 255;
         odd[v] += sum >> 8;
       }

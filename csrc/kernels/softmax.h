@@ -146,6 +146,32 @@ void weighted_row(const SumOf<T>* __restrict values, const SumOf<T>* __restrict 
   *positive = above;
 }
 
+#ifdef TORCH_LSH_ARM_BF16
+// Rounds the products by the block: in loops over numbers of two sizes, GCC 12 mixes up the sums of SVE's
+// vectors.
+template <>
+void weighted_row<BFloat16>(const float* __restrict values, const float* __restrict factors, int64_t count,
+                            BFloat16* __restrict products, float* __restrict sum,
+                            float* __restrict positive) {
+  constexpr int64_t kBlock = 256;
+  float terms[kBlock];
+  *sum = *positive = 0;
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t of_block = count - begin < kBlock ? count - begin : kBlock;
+    float all = 0, above = 0;
+#pragma omp simd reduction(+ : all, above)
+    for (int64_t i = 0; i < of_block; ++i) {
+      terms[i] = values[begin + i] * factors[begin + i];
+      all += terms[i];
+      above += terms[i] > 0 ? terms[i] : 0.0f;
+    }
+    *sum += all;
+    *positive += above;
+    convert(terms, of_block, products + begin);
+  }
+}
+#endif
+
 template <typename T>
 void column_softmax(const T* __restrict logits, T log_weight, int64_t batch, const T* __restrict log_z,
                     const T* __restrict factor, T* __restrict out) {

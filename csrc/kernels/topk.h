@@ -84,49 +84,43 @@ inline void multiply_tile(const Sum* __restrict rows, int64_t width, const Sum* 
 template <int64_t Samples>
 inline void dot_few(const BFloat16* __restrict row, int64_t width, const BFloat16* __restrict x,
                     float* __restrict out) {
-  constexpr int64_t lanes = 32;
+  constexpr int64_t lanes = kLanes<BFloat16>;
   const int64_t stride = round_up(width, lanes);
-  __m512 sum[Samples];
-#pragma GCC unroll 4
-  for (int64_t s = 0; s < Samples; ++s) sum[s] = _mm512_setzero_ps();
-  const auto add = [&](__m512i w, int64_t i) {
+  Vector<float> sum[Samples] = {};
+  const auto add = [&](Pairs w, int64_t i) {
 #pragma GCC unroll 4
     for (int64_t s = 0; s < Samples; ++s)
-      sum[s] = _mm512_dpbf16_ps(sum[s], (__m512bh)w, (__m512bh)_mm512_loadu_si512(x + s * stride + i));
+      sum[s] = add_pairs(sum[s], w, load_vector<Pairs>(x + s * stride + i));
   };
   int64_t i = 0;
-  for (; i + lanes <= width; i += lanes) add(_mm512_loadu_si512(row + i), i);
-  if (i < width) add(_mm512_maskz_loadu_epi16((uint32_t{1} << (width - i)) - 1, row + i), i);
+  for (; i + lanes <= width; i += lanes) add(load_vector<Pairs>(row + i), i);
+  if (i < width) add(load_first_pairs(row + i, width - i), i);
 #pragma GCC unroll 4
-  for (int64_t s = 0; s < Samples; ++s) out[s] = sum_lanes((Vector<float>)sum[s]);
+  for (int64_t s = 0; s < Samples; ++s) out[s] = sum_lanes(sum[s]);
 }
 
 template <int64_t Rows, int64_t Vectors>
 inline void multiply_tile(const BFloat16* __restrict rows, int64_t width, const float* __restrict packed,
                           Vector<float> (&sum)[Rows][Vectors]) {
   const auto add = [&](const float* pairs, const auto& pair_of_row) {
-    __m512bh x[Vectors];
+    Pairs x[Vectors];
 #pragma GCC unroll 3
-    for (int64_t v = 0; v < Vectors; ++v) x[v] = (__m512bh)_mm512_loadu_ps(pairs + v * kLanes<float>);
+    for (int64_t v = 0; v < Vectors; ++v) x[v] = load_vector<Pairs>(pairs + v * kLanes<float>);
 #pragma GCC unroll 8
     for (int64_t r = 0; r < Rows; ++r) {
-      const auto w = (__m512bh)_mm512_set1_epi32(pair_of_row(r));
+      const Pairs w = pair_of_row(r);
 #pragma GCC unroll 3
-      for (int64_t v = 0; v < Vectors; ++v)
-        sum[r][v] = (Vector<float>)_mm512_dpbf16_ps((__m512)sum[r][v], w, x[v]);
+      for (int64_t v = 0; v < Vectors; ++v) sum[r][v] = add_pairs(sum[r][v], w, x[v]);
     }
   };
   for (int64_t i = 0; i + 1 < width; i += 2) {
     __builtin_prefetch(rows + Rows * (width + i));
-    add(packed + i / 2 * Vectors * kLanes<float>, [&](int64_t r) {
-      int32_t pair;
-      __builtin_memcpy(&pair, rows + r * width + i, sizeof(pair));
-      return pair;
-    });
+    add(packed + i / 2 * Vectors * kLanes<float>,
+        [&](int64_t r) { return same_pairs(rows + r * width + i); });
   }
   if (width % 2 != 0)
     add(packed + width / 2 * Vectors * kLanes<float>,
-        [&](int64_t r) { return static_cast<int32_t>(rows[r * width + width - 1].bits); });
+        [&](int64_t r) { return static_cast<int32_t>(rows[r * width + width - 1].bits) - Pairs{}; });
 }
 #endif
 
@@ -217,25 +211,28 @@ void topk_expand(const T* rows, int64_t count, Sum* out) {
 }
 
 template <typename T, typename Sum>
+void topk_multiply_few(const T* rows, int64_t count, int64_t width, const Sum* packed, int64_t samples,
+                       const Sum* scale, const Sum* bias, Sum* out) {
+  const Affine<Sum, __is_same(T, int8_t)> affine{scale, bias};
+  const auto* x = reinterpret_cast<const typename Operand<T, Sum>::type*>(packed);
+  const int64_t lanes = topk_lanes<Sum>(samples);
+  if (lanes == 1) multiply_few<1>(rows, count, width, x, affine, out);
+  if (lanes == 2) multiply_few<2>(rows, count, width, x, affine, out);
+  if (lanes == 4) multiply_few<4>(rows, count, width, x, affine, out);
+}
+
+template <typename T, typename Sum>
 void topk_multiply(const T* rows, int64_t count, int64_t width, const Sum* packed, int64_t samples,
                    const Sum* scale, const Sum* bias, const Sum* expanded, Sum* out) {
-  using Packed = typename Operand<T, Sum>::type;
+  if (samples <= kFewSamples) return topk_multiply_few(rows, count, width, packed, samples, scale, bias, out);
   const Affine<Sum, __is_same(T, int8_t)> affine{scale, bias};
-  const auto* x = reinterpret_cast<const Packed*>(packed);
-  const int64_t lanes = topk_lanes<Sum>(samples);
-  if (lanes <= kFewSamples) {
-    if (lanes == 1) multiply_few<1>(rows, count, width, x, affine, out);
-    if (lanes == 2) multiply_few<2>(rows, count, width, x, affine, out);
-    if (lanes == 4) multiply_few<4>(rows, count, width, x, affine, out);
-    return;
-  }
   const auto panel = [&](const auto* operand) {
-    const int64_t vectors = lanes / kLanes<Sum>;
+    const int64_t vectors = topk_lanes<Sum>(samples) / kLanes<Sum>;
     if (vectors == 1) multiply_panel<1>(operand, count, width, packed, affine, out);
     if (vectors == 2) multiply_panel<2>(operand, count, width, packed, affine, out);
     if (vectors == 3) multiply_panel<3>(operand, count, width, packed, affine, out);
   };
-  if constexpr (__is_same(T, Packed)) {
+  if constexpr (__is_same(T, typename Operand<T, Sum>::type)) {
     panel(rows);
   } else {
     panel(expanded);
@@ -268,6 +265,7 @@ constexpr void fill(TopkKernels<T>& table) {
   using Sum = SumOf<T>;
   table = {
       .largest_group = kTopkVectors * kLanes<Sum>,
+      .block_rows = 32,  // their logits stay in the first-level cache
       .vector = kLanes<Sum>,
       .lanes = topk_lanes<Sum>,
       .packed_size = topk_packed_size<T, Sum>,

@@ -9,8 +9,8 @@
 // Forward and backward gather the active rows from the table block by block; keeping the copy in between
 // would cost as much.
 //
-// bfloat16: the operands of products are bfloat16 (x, the active rows, the gradient of the logits). Logits,
-// softmax and all results are float.
+// bfloat16: the operands of products are bfloat16 (x, the active rows, the gradient of the logits), or float
+// where the CPU multiplies those as fast. Logits, softmax and all results are float.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -37,6 +37,8 @@ constexpr int64_t kSumRows = 4 * kTaskRows;  // rows per partial sum of exponent
 constexpr int64_t kBlockRows = 256;          // rows per block of the backward: their slopes stay in cache
 constexpr int64_t kBlocksPerSum = 2;         // most blocks per partial gradient of x
 constexpr int64_t kSums = 8;                 // fewest partial gradients of x, given enough rows, for threads
+constexpr int64_t kPartSamples = 16;         // samples, or rows, of which a part of a block is made
+constexpr int64_t kGrainSamples = 4;         // samples whose partial gradients a task joins
 constexpr int64_t kLargestSum = 1 << 16;     // largest partial gradient of x that stays in cache, in numbers
 
 // The forward. x is stored as T, weight and bias as Stored.
@@ -109,20 +111,21 @@ class LinearSoftmaxLoss {
     const auto join = [&](const std::vector<Sum>& others, std::vector<Sum>& all) {
       for (int64_t b = 0; b < batch_; ++b) all[b] = std::max(all[b], others[b]);
     };
-    share_tasks((count_ + kTaskRows - 1) / kTaskRows, [&](const auto& next) {
-      Workspace gathered(sizeof(T) * kTaskRows * width_);
+    const int64_t of_task = kernels<ProductKernels<T>>().task_rows;
+    share_tasks((count_ + of_task - 1) / of_task, [&](const auto& next) {
+      Workspace gathered(sizeof(T) * of_task * width_);
       T* const active = static_cast<T*>(gathered.data());
       std::vector<Sum> of_block(batch_), of_thread(batch_, -std::numeric_limits<Sum>::infinity());
-      Sum offset[kTaskRows];
+      std::vector<Sum> offset(of_task);
       for (int64_t block; (block = next()) >= 0;) {
-        const int64_t first = block * kTaskRows, rows = std::min(kTaskRows, count_ - first);
+        const int64_t first = block * of_task, rows = std::min(of_task, count_ - first);
         Sum* const logits = slopes + first * batch_;
         if (bias_ != nullptr)  // scattered, so prefetched while the rows are gathered
           for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(bias_ + row_[first + i]);
         gather_rows(weight_, row_ + first, rows, width_, active);
-        if (bias_ != nullptr) gather_bias(bias_, row_ + first, rows, 1, offset);
-        right_.multiply(active, width_, 1, rows, 0, right_.panels(), bias_ == nullptr ? nullptr : offset,
-                        logits, batch_);
+        if (bias_ != nullptr) gather_bias(bias_, row_ + first, rows, 1, offset.data());
+        right_.multiply(active, width_, 1, rows, 0, right_.panels(),
+                        bias_ == nullptr ? nullptr : offset.data(), logits, batch_);
         k.column_maxima(logits, weights_from(first), rows, batch_, of_block.data());
         join(of_block, of_thread);
       }
@@ -150,9 +153,22 @@ class LinearSoftmaxLoss {
   int64_t batch_, count_, width_, labels_;
 };
 
-// (x, weight): the same type, or the accumulator type for the weight.
-using OperandTypes =
-    Types<Pair<float, float>, Pair<double, double>, Pair<BFloat16, BFloat16>, Pair<BFloat16, float>>;
+// (operands of products, weight)
+using OperandTypes = Types<Pair<float, float>, Pair<double, double>, Pair<BFloat16, BFloat16>,
+                           Pair<BFloat16, float>, Pair<float, BFloat16>>;
+
+ScalarType operand_dtype(ScalarType dtype) {
+  return dtype == ScalarType::BFloat16 && !kernels().multiplies_bfloat16 ? ScalarType::Float : dtype;
+}
+
+Tensor as_operand(const Tensor& x) {
+  if (operand_dtype(x.scalar_type()) == x.scalar_type()) return x;
+  Tensor wide = pooled_tensor({x.size(0), x.size(1)}, ScalarType::Float);
+  const int64_t row = 0;  // all of x at once
+  kernels<GatherKernels<BFloat16, float>>().gather(data<BFloat16>(x), &row, 1, x.numel(),
+                                                   mutable_data<float>(wide));
+  return wide;
+}
 
 ScalarType stored_dtype(const Tensor& weight, ScalarType dtype) {
   return weight.scalar_type() == sum_dtype(dtype) ? sum_dtype(dtype) : dtype;
@@ -205,9 +221,9 @@ std::tuple<Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, const Te
 
   Tensor loss = torch::stable::empty({batch}, sums), slopes = pooled_tensor({count, batch}, sums),
          scale = torch::stable::empty({batch}, sums);
-  by_dtypes(OperandTypes{}, dtype, stored, [&]<typename T, typename Stored>() {
+  by_dtypes(OperandTypes{}, operand_dtype(dtype), stored, [&]<typename T, typename Stored>() {
     using Sum = SumOf<T>;
-    LinearSoftmaxLoss<T, Stored>(x, weight, bias, rows, log_weights, positions, shares)
+    LinearSoftmaxLoss<T, Stored>(as_operand(x), weight, bias, rows, log_weights, positions, shares)
         .run(mutable_data<Sum>(loss), mutable_data<Sum>(slopes), mutable_data<Sum>(scale));
     if (divisor.has_value()) loss = reduced<Sum>(loss, mutable_data<Sum>(scale), static_cast<Sum>(*divisor));
   });
@@ -238,36 +254,30 @@ class LinearSoftmaxBackward {
         width_(weight.size(1)) {}
 
   // All gradients in one pass over the slopes, for a small gradient of x. scaled: x * factors; x if kRounds.
+  //
+  // A partial gradient of x is summed over `step` rows. Where that leaves threads without work, several share
+  // one: each takes a part of the samples, and for the weight's gradient a part of the rows. How many does
+  // not change results.
   void in_one_pass(const Tensor& scaled, Sum* grad_x) const {
-    const auto& k = kernels<ProductKernels<T>>();
-    const auto gather_rows = kernels<GatherKernels<Stored, T>>().gather;
     const PackedMatrix<T> right(scaled);
     const int64_t tasks = std::max<int64_t>(1, (count_ + kSums * kTaskRows - 1) / (kSums * kTaskRows)),
                   step = std::min(kBlocksPerSum * kBlockRows, tasks * kTaskRows),
                   sums = (count_ + step - 1) / step, size = batch_ * width_;
+    const int64_t parts =
+        std::clamp<int64_t>((torch::stable::get_num_threads() + sums - 1) / std::max<int64_t>(sums, 1), 1,
+                            std::max<int64_t>(1, batch_ / kPartSamples));
     Workspace workspace(sizeof(Sum) * sums * size);
     Sum* const partial = static_cast<Sum*>(workspace.data());
-    share_tasks(sums, [&](const auto& next) {
-      Workspace right_panels(sizeof(Sum) * packed_size<T>(kBlockRows, width_)),
-          gathered(sizeof(T) * kBlockRows * width_), rounded(kRounds ? sizeof(T) * kBlockRows * batch_ : 0);
-      Sum* const packed = static_cast<Sum*>(right_panels.data());
-      T* const active = static_cast<T*>(gathered.data());
-      const int64_t panels = count_panels<T>(width_);
-      for (int64_t sum; (sum = next()) >= 0;)
-        for (int64_t first = sum * step; first < std::min((sum + 1) * step, count_); first += kBlockRows) {
-          const int64_t rows = std::min(kBlockRows, std::min((sum + 1) * step, count_) - first);
-          const T* const block = left(first, rows, static_cast<T*>(rounded.data()));
-          if (grad_weight_ != nullptr)
-            right.multiply(block, batch_, 1, rows, 0, right.panels(), nullptr, grad_weight_ + first * width_,
-                           width_);
-          gather_rows(weight_, row_ + first, rows, width_, active);
-          for (int64_t panel = 0; panel < panels; ++panel)
-            k.pack_panel(active, width_, 1, rows, width_, panel, 0, rows, packed);
-          k.product(block, 1, batch_, batch_, rows, packed, width_, nullptr, first > sum * step,
-                    partial + sum * size, width_);
-        }
+    share_tasks(sums * parts, [&](const auto& next) {
+      Scratch scratch(batch_, width_);
+      for (int64_t task; (task = next()) >= 0;) {
+        const int64_t sum = task / parts, end = std::min((sum + 1) * step, count_);
+        for (int64_t first = sum * step; first < end; first += kBlockRows)
+          gradients_of_block(right, first, std::min(kBlockRows, end - first), task % parts, parts,
+                             first > sum * step, scratch, partial + sum * size);
+      }
     });
-    torch::stable::parallel_for(0, batch_, 16, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, batch_, kGrainSamples, [&](int64_t begin, int64_t end) {
       std::fill(grad_x + begin * width_, grad_x + end * width_, Sum(0));
       for (int64_t sum = 0; sum < sums; ++sum)
         for (int64_t i = begin * width_; i < end * width_; ++i) grad_x[i] += partial[sum * size + i];
@@ -285,6 +295,60 @@ class LinearSoftmaxBackward {
   }
 
  private:
+  // Of a thread, for a block of rows.
+  struct Scratch {
+    Scratch(int64_t batch, int64_t width)
+        : panels(sizeof(Sum) * packed_size<T>(kBlockRows, width)),
+          active(sizeof(T) * kBlockRows * width),
+          rounded(kRounds ? sizeof(T) * kBlockRows * batch : 0) {}
+
+    Workspace panels, active, rounded;
+  };
+
+  // Part `part` of `parts` of the gradients of a block of rows. Writes those of the weight, and writes or
+  // adds that of x.
+  void gradients_of_block(const PackedMatrix<T>& right, int64_t first, int64_t rows, int64_t part,
+                          int64_t parts, bool add, const Scratch& scratch, Sum* grad_x) const {
+    const auto& k = kernels<ProductKernels<T>>();
+    T* const rounded = static_cast<T*>(scratch.rounded.data());
+    const int64_t row = begin_of_part(rows, part, parts), end = begin_of_part(rows, part + 1, parts);
+    const T* const mine = left(first + row, end - row, rounded);
+    if (grad_weight_ != nullptr)
+      right.multiply(mine, batch_, 1, end - row, 0, right.panels(), nullptr,
+                     grad_weight_ + (first + row) * width_, width_);
+
+    const int64_t sample = begin_of_part(batch_, part, parts),
+                  samples = begin_of_part(batch_, part + 1, parts) - sample;
+    const T* block = mine;
+    if (parts > 1) block = left_of_samples(first, rows, sample, samples, rounded);
+    T* const active = static_cast<T*>(scratch.active.data());
+    Sum* const packed = static_cast<Sum*>(scratch.panels.data());
+    kernels<GatherKernels<Stored, T>>().gather(weight_, row_ + first, rows, width_, active);
+    for (int64_t panel = 0; panel < count_panels<T>(width_); ++panel)
+      k.pack_panel(active, width_, 1, rows, width_, panel, 0, rows, packed);
+    k.product(block, 1, kRounds && parts > 1 ? samples : batch_, samples, rows, packed, width_, nullptr, add,
+              grad_x + sample * width_, width_);
+  }
+
+  // Where part `part` of `parts` of some rows or samples begins: whole tiles, as far as there are.
+  static int64_t begin_of_part(int64_t count, int64_t part, int64_t parts) {
+    return part == parts ? count : count * part / parts / kPartSamples * kPartSamples;
+  }
+
+  // As left(), for some of the samples; the rows of what it rounds are `samples` apart.
+  const T* left_of_samples(int64_t first, int64_t rows, int64_t sample, int64_t samples, T* rounded) const {
+    const Sum* const slopes = slopes_ + first * batch_ + sample;
+    if constexpr (kRounds) {
+      const auto weighted_row = kernels<SlopeKernels<T>>().weighted_row;
+      Sum sum, positive;  // of a part of a row: not needed
+      for (int64_t i = 0; i < rows; ++i)
+        weighted_row(slopes + i * batch_, factors_ + sample, samples, rounded + i * samples, &sum, &positive);
+      return rounded;
+    } else {
+      return slopes;
+    }
+  }
+
   // Returns the left operand of products for some rows, in `rounded` if kRounds. Also writes the rows' sums.
   const T* left(int64_t first, int64_t rows, T* rounded) const {
     const auto weighted_row = kernels<SlopeKernels<T>>().weighted_row;
@@ -327,7 +391,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
   Tensor grad_x = torch::stable::empty({batch, width}, sums),
          grad_weight = pooled_tensor({needs_weight ? count : 0, width}, sums),
          grad_bias = torch::stable::empty({count}, sums), positive = torch::stable::empty({count}, sums);
-  by_dtypes(OperandTypes{}, dtype, stored, [&]<typename T, typename Stored>() {
+  by_dtypes(OperandTypes{}, operand_dtype(dtype), stored, [&]<typename T, typename Stored>() {
     using Sum = SumOf<T>;
     using Backward = LinearSoftmaxBackward<T, Stored>;
     const auto scale_rows = [&](const Sum* from, Sum* to) {
@@ -337,8 +401,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
     };
     Tensor scaled = x;
     if constexpr (!Backward::kRounds) {
-      scaled = torch::stable::empty({batch, width}, dtype);
-      scale_rows(data<T>(x), mutable_data<T>(scaled));
+      scaled = torch::stable::empty({batch, width}, dtype_of<T>);
+      scale_rows(data<T>(as_operand(x)), mutable_data<T>(scaled));
     }
     const Backward gradients(slopes, factors, weight, rows,
                              needs_weight ? mutable_data<Sum>(grad_weight) : nullptr,
@@ -346,10 +410,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
     if (batch * width <= kLargestSum) {
       gradients.in_one_pass(scaled, mutable_data<Sum>(grad_x));
     } else {
-      Tensor left = Backward::kRounds ? pooled_tensor({count, batch}, dtype) : slopes;
+      Tensor left = Backward::kRounds ? pooled_tensor({count, batch}, dtype_of<T>) : slopes;
       gradients.all_rows(Backward::kRounds ? mutable_data<T>(left) : nullptr);
       if (needs_weight) grad_weight = multiply<T>(left, scaled);
-      grad_x = multiply<T>(torch::stable::transpose(left, 0, 1), gather_rows(weight, rows, dtype));
+      grad_x = multiply<T>(torch::stable::transpose(left, 0, 1), gather_rows(weight, rows, dtype_of<T>));
       if constexpr (!Backward::kRounds) scale_rows(data<Sum>(grad_x), mutable_data<Sum>(grad_x));
     }
   });

@@ -16,7 +16,7 @@ namespace torch_lsh {
 namespace {
 
 constexpr size_t kLine = 64, kHugePage = size_t{2} << 20;
-constexpr size_t kMostKept = size_t{128} << 20;
+constexpr size_t kAlwaysKept = size_t{128} << 20;
 constexpr int64_t kSmallestPooled = int64_t{256} << 10;  // bytes; malloc recycles smaller blocks itself
 
 int64_t size_of(ScalarType dtype) {
@@ -48,8 +48,10 @@ class Pool {
         void* const memory = found->memory;
         kept_ -= size;
         free_.erase(std::next(found).base());
+        note_use(size);
         return memory;
       }
+      note_use(size);
     }
     void* const memory = ::operator new(size, alignment_of(size));
     prefer_huge_pages(memory, static_cast<int64_t>(size), false);
@@ -62,7 +64,9 @@ class Pool {
       const std::lock_guard<std::mutex> lock(mutex_);
       free_.push_back({memory, size});
       kept_ += size;
-      while (kept_ > kMostKept) {
+      in_use_ -= size;
+      peak_ = std::max(in_use_, peak_ - std::min(peak_, size / kForgetting));
+      while (kept_ > most_kept()) {
         excess.push_back(free_.front());
         kept_ -= free_.front().size;
         free_.pop_front();
@@ -76,9 +80,23 @@ class Pool {
     void* memory;
     size_t size;
   };
+  static constexpr size_t kForgetting = 16;  // bytes given back for each byte by which a peak is forgotten
+
+  void note_use(size_t size) {
+    in_use_ += size;
+    peak_ = std::max(peak_, in_use_);
+  }
+
+  // As much as was in use at once in the last steps, with some room, so that a large step finds its memory
+  // again.
+  size_t most_kept() const {
+    const size_t with_room = peak_ + peak_ / 4;
+    return std::max(kAlwaysKept, with_room > in_use_ ? with_room - in_use_ : 0);
+  }
+
   std::mutex mutex_;
-  std::list<Block> free_;  // oldest first
-  size_t kept_ = 0;
+  std::list<Block> free_;                    // oldest first
+  size_t kept_ = 0, in_use_ = 0, peak_ = 0;  // bytes
 };
 
 Pool& pool() {

@@ -12,8 +12,8 @@
 namespace torch_lsh {
 
 // Thread-safe; any thread may return a block. Blocks are aligned to cache lines, large ones to huge pages,
-// and rounded up in size. The pool keeps a bounded number of bytes; beyond that it frees the blocks unused
-// for longest.
+// and rounded up in size. The pool keeps some more bytes than were in use at once in the last steps, 128 MiB
+// at least; beyond that it frees the blocks unused for longest.
 void* take_memory(size_t bytes);
 void give_memory_back(void* memory, size_t bytes);  // bytes: as passed to take_memory
 

@@ -12,8 +12,6 @@
 
 namespace torch_lsh {
 
-constexpr int64_t kTaskRows = 48;  // left rows per task: a multiple of every level's tile
-
 // Panels of a right operand; sums of the packed operand.
 template <typename T>
 int64_t count_panels(int64_t columns) {
@@ -22,7 +20,7 @@ int64_t count_panels(int64_t columns) {
 }
 template <typename T>
 int64_t packed_size(int64_t depth, int64_t columns) {
-  return count_panels<T>(columns) * kernels<ProductKernels<T>>().panel_width * depth;
+  return count_panels<T>(columns) * kernels<ProductKernels<T>>().panel_size(depth);
 }
 
 template <typename T>
@@ -56,14 +54,12 @@ class PackedMatrix {
   void multiply(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t first_panel,
                 int64_t num_panels, const SumOf<T>* bias, SumOf<T>* out, int64_t stride) const {
     const int64_t column = first_panel * kernels_.panel_width;
-    kernels_.product(a, a_row, a_col, rows, depth_, packed_ + column * depth_,
+    kernels_.product(a, a_row, a_col, rows, depth_, packed_ + first_panel * kernels_.panel_size(depth_),
                      std::min(num_panels * kernels_.panel_width, columns_ - column), bias, false,
                      out + column, stride);
   }
 
  private:
-  static constexpr int64_t kPackRows = 256;  // even
-
   const ProductKernels<T>& kernels_;
   const int64_t depth_, columns_;
   Workspace storage_;

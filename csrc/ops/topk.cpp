@@ -17,13 +17,13 @@
 #include "checks.h"
 #include "kernels/kernels.h"
 #include "ops/dtypes.h"
+#include "ops/memory_pool.h"
 #include "ops/rank.h"
 
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kBlockRows = 32;  // the logits of a block and a group of samples fit in L1
-constexpr int64_t kAhead = 8;       // prefetch distance, in candidates
+constexpr int64_t kAhead = 8;  // prefetch distance, in candidates
 
 // The k best of each sample, as heaps with the worst on top. Not thread-safe: one per thread.
 template <typename Value>
@@ -140,13 +140,13 @@ void search_blocks(const Layer<T>& layer, const Groups& groups, const SumOf<T>* 
                    int64_t last_block, Best<SumOf<T>>& best) {
   using Value = SumOf<T>;
   const auto& kernel = layer.kernel;
-  const int64_t width = layer.width;
+  const int64_t width = layer.width, block_rows = kernel.block_rows;
   thread_local std::vector<Value> thresholds, expanded, biases, logits;
   thread_local std::vector<int32_t> hits;
   thresholds.assign(groups.lanes, std::numeric_limits<Value>::infinity());
-  expanded.resize(kernel.expand != nullptr && groups.panels ? kBlockRows * width : 0);
-  biases.resize(kBlockRows);
-  logits.resize(kBlockRows * kernel.largest_group);
+  expanded.resize(kernel.expand != nullptr && groups.panels ? block_rows * width : 0);
+  biases.resize(block_rows);
+  logits.resize(block_rows * kernel.largest_group);
   hits.resize(logits.size() + 1);
   const auto update_threshold = [&](const Group& group, int64_t s) {
     const Value threshold = best.threshold(group.first + s);
@@ -156,7 +156,7 @@ void search_blocks(const Layer<T>& layer, const Groups& groups, const SumOf<T>* 
   for (const Group& group : groups.list)
     for (int64_t s = 0; s < group.samples; ++s) update_threshold(group, s);
   for (int64_t block = first_block; block < last_block; ++block) {
-    const int64_t row = block * kBlockRows, count = std::min(kBlockRows, layer.num_rows - row);
+    const int64_t row = block * block_rows, count = std::min(block_rows, layer.num_rows - row);
     layer.biases(row, count, biases.data());
     if (!expanded.empty()) kernel.expand(layer.weight + row * width, count * width, expanded.data());
     for (const Group& group : groups.list) {
@@ -181,20 +181,21 @@ void search(const Layer<T>& layer, const SampleOf<T>* x, int64_t batch, int64_t 
   const auto& kernel = layer.kernel;
   const int64_t width = layer.width;
   const Groups groups = make_groups(kernel, batch, width);
-  std::vector<Value> packed(groups.packed_size);
+  const Workspace workspace(sizeof(Value) * groups.packed_size);
+  auto* const packed = static_cast<Value*>(workspace.data());
   torch::stable::parallel_for(
       0, static_cast<int64_t>(groups.list.size()), 4, [&](int64_t begin, int64_t end) {
         for (int64_t g = begin; g < end; ++g) {
           const Group& group = groups.list[g];
-          kernel.pack(x + group.first * width, group.samples, width, packed.data() + group.packed);
+          kernel.pack(x + group.first * width, group.samples, width, packed + group.packed);
         }
       });
-  const int64_t blocks = (layer.num_rows + kBlockRows - 1) / kBlockRows;
+  const int64_t blocks = (layer.num_rows + kernel.block_rows - 1) / kernel.block_rows;
   const int64_t num_parts = std::min<int64_t>(blocks, torch::stable::get_num_threads());
   std::vector<Best<Value>> parts(num_parts, Best<Value>(batch, k));
   torch::stable::parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part)
-      search_blocks(layer, groups, packed.data(), blocks * part / num_parts, blocks * (part + 1) / num_parts,
+      search_blocks(layer, groups, packed, blocks * part / num_parts, blocks * (part + 1) / num_parts,
                     parts[part]);
   });
   torch::stable::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {

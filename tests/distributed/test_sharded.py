@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import torch_lsh
 from torch_lsh import LSHConfig, LSHLinear
-from torch_lsh.distributed import ShardedLogits, ShardedLSHLinear, ShardedRows, exchange_rows_
+from torch_lsh.distributed import ShardedLogits, ShardedLSHLinear, ShardedRows, clip_grad_norm_, exchange_rows_
 
 from .processes import in_processes
 
@@ -152,11 +152,12 @@ class Model(nn.Module):
         return self.head(self.trunk(x).relu())
 
 
-def train(model: nn.Module, parts: slice, seeds=range(4), optimizer=None, **options):
-    optimizer = optimizer or torch_lsh.optim.Adam(model.parameters(), lr=0.05, **options)
+def train(model: nn.Module, parts: slice, seeds=range(4), optimizer=None, clip=lambda parameters: None):
+    optimizer = optimizer or torch_lsh.optim.Adam(model.parameters(), lr=0.05)
     for seed in seeds:
         x, y = make_batch(seed)
         F.cross_entropy(model(x[parts]), y[parts]).backward()
+        clip(model.parameters())
         optimizer.step()
         optimizer.zero_grad()
     return optimizer
@@ -180,6 +181,22 @@ def data_parallel(rank: int, in_backward: bool):
         (model.head.weight, alone.head.weight[own]),
         (model.head.bias, alone.head.bias[own]),
     )
+
+
+def clipped(rank: int, norm: float):
+    """SGD, because Adam does not see by what its gradients are scaled."""
+    model, alone = Model(make_sharded()), Model(make_whole())
+    exchange_rows_(model)
+    norms = [[], []]
+    ways = (
+        (DistributedDataParallel(model), halves(rank), clip_grad_norm_),
+        (alone, slice(0, B), torch_lsh.clip_grad_norm_),
+    )
+    for found, (one, part, clip) in zip(norms, ways):
+        optimizer = torch_lsh.optim.SGD(one.parameters(), lr=0.5)
+        train(one, part, optimizer=optimizer, clip=lambda p, clip=clip, found=found: found.append(clip(p, 0.1, norm)))
+    own = model.head.shards.own
+    return apart(*zip(*norms), (model.trunk.weight, alone.trunk.weight), (model.head.weight, alone.head.weight[own]))
 
 
 def without_samples(rank: int):
@@ -316,6 +333,7 @@ class Work:
             "rankings": [rankings(rank, same) for same in (False, True)],
             "dense": [dense_values(rank, same) for same in (False, True)],
             "data parallel": [data_parallel(rank, in_backward) for in_backward in (False, True)],
+            "clipped": [clipped(rank, norm) for norm in (2.0, math.inf)],
             "without samples": without_samples(rank),
             "estimates": {scope: estimates(rank, scope) for scope in ("batch", "sample")},
             "errors": errors(rank),
@@ -372,6 +390,10 @@ def test_other_functions_get_dense_values_with_one_warning(results, same_inputs)
 @pytest.mark.parametrize("in_backward", [False, True])
 def test_training_with_data_parallel_equals_one_process(results, in_backward):
     assert all(result["data parallel"][in_backward] < 1e-4 for result in results)
+
+
+def test_gradients_are_clipped_by_the_norm_of_the_whole_model(results):
+    assert all(max(result["clipped"]) < 1e-5 for result in results)
 
 
 def test_a_process_may_have_no_samples(results):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from torch_lsh import ops
+from torch_lsh.benchmarking import harness
 
 
 def large(seed: int) -> torch.Tensor:
@@ -32,6 +33,20 @@ def test_memory_is_used_again_only_when_its_tensor_is_gone():
     again = [ops.gather_rows(large(seed), ROWS) for seed in range(5)]
     assert {tensor.data_ptr() for tensor in again} & addresses
     assert all(torch.equal(tensor, large(seed)[ROWS]) for seed, tensor in enumerate(again))
+
+
+def test_a_large_step_finds_its_memory_again_and_gives_it_back_later():
+    rows, table = torch.zeros(40_000, dtype=torch.int64), torch.ones(1, 1024)
+
+    def step() -> set[int]:
+        results = [ops.gather_rows(table, rows) for _ in range(2)]  # 156 MiB each
+        return {result.data_ptr() for result in results}
+
+    assert step() == step()
+    before = harness.resident_kib()
+    for _ in range(1200):
+        ops.gather_rows(table, rows[:1024])  # 4 MiB
+    assert harness.resident_kib() < before - 150 * 1024
 
 
 def test_views_keep_their_memory():

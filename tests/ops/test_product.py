@@ -29,15 +29,15 @@ def matrix(rows: int, columns: int, layout: str, dtype: torch.dtype) -> torch.Te
     return torch.randn(2 * rows, 3 * columns, dtype=dtype)[::2, ::3]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     "layouts", [("rows", "rows"), ("rows", "columns"), ("columns", "rows"), ("strided", "strided")]
 )
-def test_product_equals_its_twin(simd_level, dtype, shape, layouts):
+def test_product_equals_its_twin(product_level, dtype, shape, layouts):
     rows, depth, columns = shape
     a, b = matrix(rows, depth, layouts[0], dtype), matrix(depth, columns, layouts[1], dtype)
-    tolerance = (1e-5 if dtype is torch.float32 else 1e-13) * max(1, depth) ** 0.5
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 2**-8}[dtype] * max(1, depth) ** 0.5
     for bias in (None, torch.randn(rows, dtype=dtype)):
         result = ops.product(a, b, bias)
         assert result.is_contiguous()
@@ -45,8 +45,8 @@ def test_product_equals_its_twin(simd_level, dtype, shape, layouts):
         torch.testing.assert_close(result, expected.to(dtype), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_element_does_not_depend_on_threads_or_its_neighbours(simd_level, dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_an_element_does_not_depend_on_threads_or_its_neighbours(product_level, dtype):
     a, b = torch.randn(150, 600, dtype=dtype), torch.randn(600, 150, dtype=dtype)
     torch.set_num_threads(1)
     whole = ops.product(a, b)
@@ -56,7 +56,7 @@ def test_an_element_does_not_depend_on_threads_or_its_neighbours(simd_level, dty
     assert torch.equal(ops.product(a[7:51], b[:, 3:40]), whole[7:51, 3:40])
 
 
-def test_non_finite_values_spread_as_in_pytorch(simd_level):
+def test_non_finite_values_spread_as_in_pytorch(product_level):
     a, b = torch.randn(20, 9), torch.randn(9, 40)
     a[3, 2], b[4, 5] = torch.nan, torch.inf
     torch.testing.assert_close(ops.product(a, b), a @ b, equal_nan=True)
@@ -75,7 +75,7 @@ def test_gradcheck(with_bias):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((torch.randn(2, 3).bfloat16(), torch.randn(3, 2), None), "a has dtype BFloat16; wanted Float or Double"),
+        ((torch.randn(2, 3).half(), torch.randn(3, 2), None), "a has dtype Half; wanted Float, Double or BFloat16"),
         ((torch.randn(2, 3), torch.randn(3, 2).double(), None), "b has dtype Double; wanted Float"),
         ((torch.randn(3), torch.randn(3, 2), None), "a has shape"),
         ((torch.randn(2, 3), torch.randn(2, 2), None), "b has shape"),

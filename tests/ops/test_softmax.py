@@ -142,15 +142,29 @@ def assert_all_close(results, expected, rtol, atol):
 
 @pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize(("bias", "divisor"), [(True, None), (False, 3.0)])
-def test_linear_softmax_loss_and_its_backward(simd_level, dtypes, bias, divisor):
+def test_linear_softmax_loss_and_its_backward(product_level, dtypes, bias, divisor):
     for shape in SHAPES:
         assert_layer_equals_twin(dtypes, shape, bias, divisor)
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
-def test_linear_softmax_loss_of_several_tasks_and_blocks(simd_level, dtypes):
+def test_linear_softmax_loss_of_several_tasks_and_blocks(product_level, dtypes):
     torch.set_num_threads(2)
     assert_layer_equals_twin(dtypes, (301, 701, 260, 1), bias=False, divisor=3.0)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize(("batch", "width"), [(40, 72), (300, 224)])
+def test_the_number_of_threads_changes_no_bit(product_level, dtypes, batch, width):
+    """With more threads than partial gradients of x, several share one; with a large batch there are none."""
+    x, weight, bias, rows, log_weights, positions, shares = layer_arguments(dtypes, batch, 420, width, 2)
+    results = []
+    for threads in (1, 3, 40):
+        torch.set_num_threads(threads)
+        loss, slopes, scale = ops.linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares)
+        results.append([loss, slopes, scale, *ops.linear_softmax_loss_backward(slopes, scale, x, weight, rows)])
+    for other in results[1:]:
+        assert all(torch.equal(result, first) for result, first in zip(other, results[0], strict=True))
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
@@ -222,7 +236,7 @@ def test_active_rows_loss_is_the_loss_of_the_gathered_logits(bias, weights):
 
 
 @pytest.mark.parametrize("dtypes", DTYPES[2:])
-def test_active_rows_loss_in_bfloat16_is_that_of_float64_up_to_rounding(simd_level, dtypes):
+def test_active_rows_loss_in_bfloat16_is_that_of_float64_up_to_rounding(product_level, dtypes):
     x, weight, offset, rows, *rest = layer_arguments(dtypes, 40, 300, 24, 3)
     loss = ops.active_rows_loss(x, weight, offset, rows, *rest)
     gradients = torch.autograd.grad(loss.sum(), [x, weight, offset])
@@ -253,7 +267,7 @@ def test_a_weight_that_changed_before_the_backward_pass_is_an_error():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("everywhere", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_fused_loss_of_non_finite_logits_is_as_in_pytorch(simd_level, value, everywhere, dtype):
+def test_the_fused_loss_of_non_finite_logits_is_as_in_pytorch(product_level, value, everywhere, dtype):
     weight = torch.full((60, 1), value) if everywhere else torch.randn(60, 1)
     weight[7] = value
     weight = weight.to(dtype)

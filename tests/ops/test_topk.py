@@ -46,7 +46,7 @@ def assert_is_topk(result, logits, k, tolerance):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [1, 33, 128])
-def test_equals_the_dense_product_with_topk(simd_level, dtype, width):
+def test_equals_the_dense_product_with_topk(product_level, dtype, width):
     for rows in (1, 9, 515):
         for batch in BATCHES:
             arguments = problem(batch, rows, width, dtype, bias=batch % 2 == 0)
@@ -69,7 +69,7 @@ def test_equals_its_twin(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [1, 4, 40])
-def test_the_number_of_threads_changes_nothing(simd_level, dtype, batch):
+def test_the_number_of_threads_changes_nothing(product_level, dtype, batch):
     x, weight, bias, scale = problem(batch, 1000, 20, dtype)
     rows = torch.randint(-1, 1000, (batch, 200))
     results = []
@@ -81,7 +81,7 @@ def test_the_number_of_threads_changes_nothing(simd_level, dtype, batch):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 40])
-def test_the_lower_class_comes_first_among_equals(simd_level, batch):
+def test_the_lower_class_comes_first_among_equals(product_level, batch):
     weight = torch.arange(400).remainder(4).float().unsqueeze(1)  # the logits 0 1 2 3 0 1 2 3 ...
     values, classes = ops.linear_topk(torch.ones(batch, 1), weight, None, 150)
     expected = [*range(3, 400, 4), *range(2, 200, 4)]
@@ -93,7 +93,7 @@ def test_the_lower_class_comes_first_among_equals(simd_level, batch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("batch", [1, 3, 40])
-def test_nan_is_the_largest_and_infinities_have_their_place(simd_level, dtype, batch):
+def test_nan_is_the_largest_and_infinities_have_their_place(product_level, dtype, batch):
     weight = torch.linspace(-1, 1, 500).to(dtype).unsqueeze(1)
     for row, value in ((3, math.nan), (450, math.nan), (7, math.inf), (400, -math.inf), (401, -math.inf)):
         weight[row] = value
@@ -106,7 +106,7 @@ def test_nan_is_the_largest_and_infinities_have_their_place(simd_level, dtype, b
         assert torch.equal(ops.linear_topk(x, weight, None, k)[1], classes[:, :k])
 
 
-def test_a_sample_of_nan_leaves_the_others_alone(simd_level):
+def test_a_sample_of_nan_leaves_the_others_alone(product_level):
     x, weight, bias, _ = problem(20, 300, 8, torch.float32)
     expected = ops.linear_topk(x, weight, bias, 4)
     x[5] = math.nan
@@ -118,6 +118,16 @@ def test_a_sample_of_nan_leaves_the_others_alone(simd_level):
     assert torch.equal(classes[others], expected[1][others])
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e-44])
+def test_int8_rows_and_one_sample_that_has_no_digits_of_8_bits(simd_level, value):
+    x, weight, _, scale = problem(1, 30, 40, torch.int8)
+    x[0] *= value if value < 1 else 1
+    x[0, 7] = value
+    values, _ = ops.linear_topk(x, weight, None, 30, scale)
+    expected = (x * weight * scale.unsqueeze(1)).sum(1).sort(descending=True).values
+    torch.testing.assert_close(values[0], expected, rtol=1e-4, atol=1e-43, equal_nan=True)
+
+
 @pytest.mark.parametrize("order", ["ascending", "descending"])
 def test_rows_in_order_of_their_logits(threads, order):
     weight = torch.arange(2000.0).unsqueeze(1)
@@ -127,7 +137,7 @@ def test_rows_in_order_of_their_logits(threads, order):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_candidates(simd_level, dtype):
+def test_candidates(product_level, dtype):
     for batch in (0, 1, 6):
         x, weight, bias, scale = problem(batch, 200, 37, dtype)
         rows = torch.stack([torch.randperm(200)[:60] for _ in range(batch)]) if batch else torch.empty(0, 60).long()

@@ -9,7 +9,7 @@ from twins.samples import SAMPLES
 
 from torch_lsh.ops.declaration import declared
 
-WITHOUT_TWIN = {"simd_level", "use_simd_level", "prefer_huge_pages"}
+WITHOUT_TWIN = {"cpu_tuning", "multiplies_bfloat16", "simd_level", "use_simd_level", "prefer_huge_pages"}
 
 
 def copies(arguments):

@@ -5,6 +5,7 @@ Names and arguments are those of :mod:`torch_lsh.ops`. Clarity goes before speed
 
 from .count_touches import count_touches_
 from .embedding_bag import coalesce_rows, embedding_bag, embedding_bag_backward, embedding_bag_values_backward
+from .first_touch import zero_rows_
 from .gather import gather_rows
 from .hadamard import cross_polytope_codes, hadamard_codes, hadamard_products
 from .hash import dwta_codes, simhash_codes, simhash_products
@@ -71,4 +72,5 @@ __all__ = [
     "update_partition",
     "update_tables",
     "word_spans",
+    "zero_rows_",
 ]

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from torch_lsh import ops
 
 from .softmax import sampled_softmax_loss
 
@@ -10,6 +13,11 @@ def labels_weigh_one(log_weights: Tensor, positions: Tensor) -> Tensor:
     for weights, own in zip(log_weights, positions):
         weights[own[own >= 0]] = 0
     return log_weights
+
+
+def rounded(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """What products with numbers of ``dtype`` take."""
+    return numbers if dtype is torch.bfloat16 and not ops.multiplies_bfloat16() else numbers.to(dtype)
 
 
 def linear_softmax_loss(
@@ -22,7 +30,7 @@ def linear_softmax_loss(
     shares: Tensor,
     divisor: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    active, dtype = weight[rows].to(x.dtype), shares.dtype
+    active, dtype = rounded(weight[rows], x.dtype), shares.dtype
     logits = x.to(dtype) @ active.to(dtype).T
     if bias is not None:
         logits = logits + bias[rows].to(dtype)
@@ -45,6 +53,6 @@ def linear_softmax_loss_backward(
     slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, rows: Tensor, needs_weight: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gradient, dtype = slopes * factors, slopes.dtype
-    rounded, active, x = gradient.to(x.dtype).to(dtype), weight[rows].to(x.dtype).to(dtype), x.to(dtype)
-    of_weight = rounded @ x if needs_weight else active[:0]
-    return rounded.T @ active, of_weight, gradient.sum(1), gradient.clamp(min=0).sum(1)
+    left, active, x = rounded(gradient, x.dtype).to(dtype), rounded(weight[rows], x.dtype).to(dtype), x.to(dtype)
+    of_weight = left @ x if needs_weight else active[:0]
+    return left.T @ active, of_weight, gradient.sum(1), gradient.clamp(min=0).sum(1)

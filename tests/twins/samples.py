@@ -303,6 +303,8 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "sampled_softmax_loss": _sampled_softmax_loss,
     "sampled_softmax_loss_backward": _sampled_softmax_loss_backward,
     "select_rows": _select_rows,
+    "cpu_tuning": lambda: [Sample((), has_fake=False, has_twin=False)],
+    "multiplies_bfloat16": lambda: [Sample((), has_fake=False, has_twin=False)],
     "simd_level": lambda: [Sample((), has_fake=False, has_twin=False)],
     "simhash_codes": _simhash_codes,
     "simhash_products": _simhash_products,
@@ -310,5 +312,6 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "update_partition": _update_partition,
     "update_tables": _update_tables,
     "use_simd_level": lambda: [Sample((ops.simd_level(),), has_twin=False)],
+    "zero_rows_": lambda: [Sample((torch.randn(5, 3),)), Sample((torch.randn(0, 3),)), Sample((torch.randn(7),))],
     "word_spans": lambda: [Sample((_words(b"to be!"),))],
 }

@@ -28,9 +28,30 @@ def machine(threads: int | None = None) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "simd": ops.simd_level(),
+        "bfloat16_products": bfloat16_products(),
+        "tuning": ops.cpu_tuning(),
         "torch": torch.__version__,
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def bfloat16_products() -> str:
+    """What operators multiply bfloat16 numbers as, on the instruction set in use."""
+    return "bfloat16" if ops.multiplies_bfloat16() else "float32"
+
+
+def simd_levels() -> list[str]:
+    """The instruction sets that this CPU runs, the simplest first."""
+    levels = []
+    before = ops.simd_level()
+    for level in ("scalar", "neon", "neon_bf16", "sve256", "avx2", "avx512", "avx512_bf16", "amx_bf16"):
+        try:
+            ops.use_simd_level(level)
+        except RuntimeError:
+            continue
+        levels.append(level)
+    ops.use_simd_level(before)
+    return levels
 
 
 def _lines(path: str) -> list[str]:

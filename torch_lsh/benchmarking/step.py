@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from .systems import (
     LSH,
     AdaptiveLogSoftmax,
     Dense,
+    DenseBFloat16,
     LinearCrossEntropy,
     LSHBFloat16,
     LSHBFloat16Weights,
@@ -25,6 +27,7 @@ from .systems import (
 
 ALL_SYSTEMS = (
     Dense,
+    DenseBFloat16,
     LinearCrossEntropy,
     AdaptiveLogSoftmax,
     Uniform,
@@ -88,26 +91,22 @@ def compare_steps(
     seconds = harness.in_turn(steps, rounds)
     sampled = {system.name: steps[system.name] for system in systems if issubclass(system, (Uniform, LSH))}
     seconds.update(harness.in_turn(sampled, _SAMPLED_TURNS, calls=_STEPS_OF_A_TURN))
-    ours = statistics.median(seconds[LSH.name]) if LSH.name in seconds else float("nan")
+    ours = {name: statistics.median(seconds.get(name, [math.nan])) for name in (LSH.name, LSHBFloat16.name)}
     records: list[dict[str, Any]] = [
         {
             "benchmark": "step",
             "system": name,
             **harness.summary(measured),
-            "times_ours": statistics.median(measured) / ours,
+            "times_ours": statistics.median(measured) / ours[LSH.name],
+            "times_ours_bfloat16": statistics.median(measured) / ours[LSHBFloat16.name],
             "machine": info,
         }
         for name, measured in seconds.items()
     ]
-    print(
-        harness.table(
-            [
-                [r["system"], *(r[key] for key in ("median_ms", "mean_ms", "min_ms", "max_ms", "runs", "times_ours"))]
-                for r in records
-            ],
-            ("system", "median ms", "mean", "min", "max", "runs", "times torch_lsh"),
-        )
-    )
+    keys = ("system", "median_ms", "mean_ms", "min_ms", "max_ms", "runs", "times_ours", "times_ours_bfloat16")
+    header = ("system", "median ms", "mean", "min", "max", "runs", "times torch_lsh", "times torch_lsh bfloat16")
+    print(f"{info['cpu']}, {info['threads']} threads, {info['simd']}, bfloat16 products in {info['bfloat16_products']}")
+    print(harness.table([[record[key] for key in keys] for record in records], header))
     harness.write_json(records, json)
     if plot:
         plots.draw(plot, lambda axis: draw(axis, records))

@@ -51,6 +51,16 @@ class Dense:
         self.optimizer.zero_grad()
 
 
+class DenseBFloat16(Dense):
+    """The same under CPU autocast: products in bfloat16, parameters in float32."""
+
+    name = "dense bfloat16"
+
+    def loss(self, h: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().loss(h, y)
+
+
 class LinearCrossEntropy(Dense):
     """F.linear_cross_entropy: the dense loss in chunks, one label per sample."""
 

@@ -3,7 +3,7 @@
 from .data_parallel import exchange_rows_, row_parameters
 from .gradients import average_gradients, broadcast_parameters
 from .row_exchange import RowExchange
-from .sharded import ShardedLogits, ShardedLSHLinear, ShardedRows
+from .sharded import ShardedLogits, ShardedLSHLinear, ShardedRows, clip_grad_norm_
 
 __all__ = [
     "RowExchange",
@@ -12,6 +12,7 @@ __all__ = [
     "ShardedRows",
     "average_gradients",
     "broadcast_parameters",
+    "clip_grad_norm_",
     "exchange_rows_",
     "row_parameters",
 ]

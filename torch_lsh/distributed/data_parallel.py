@@ -44,7 +44,8 @@ def exchange_rows_(module: nn.Module, group: dist.ProcessGroup | None = None) ->
     Raises:
         ValueError: ``module`` has no layer with row-sparse gradients, or FSDP shards the parameters of one.
 
-    >>> model = nn.Sequential(nn.Linear(4, 8), LSHLinear(8, 1_000))
+    >>> import torch_lsh
+    >>> model = nn.Sequential(nn.Linear(4, 8), torch_lsh.LSHLinear(8, 1_000))
     >>> exchange = exchange_rows_(model)
     >>> exchange.names
     ['1.weight', '1.bias']
@@ -63,7 +64,9 @@ def exchange_rows_(module: nn.Module, group: dist.ProcessGroup | None = None) ->
     if isinstance(module, FSDPModule):
         _start_beside_fsdp(exchange, module, group)
         return exchange
-    ignored = {*getattr(inner, "_ddp_params_and_buffers_to_ignore", ()), *exchange.names, *sharded}
+    ids = {id(parameter) for parameter in exchange.parameters}
+    tied = [name for name, parameter in inner.named_parameters(remove_duplicate=False) if id(parameter) in ids]
+    ignored = {*getattr(inner, "_ddp_params_and_buffers_to_ignore", ()), *tied, *sharded}
     # PyTorch looks for parameters of the wrapped module itself under names that begin with a dot.
     ignored |= {f".{name}" for name in ignored if "." not in name}
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(inner, ignored)
@@ -79,7 +82,8 @@ def exchange_rows_(module: nn.Module, group: dist.ProcessGroup | None = None) ->
 def row_parameters(module: nn.Module) -> set[nn.Parameter]:
     """The parameters of wide layers in ``module``, which ``fully_shard`` should leave alone: its ``ignored_params``.
 
-    >>> model = nn.Sequential(nn.Linear(4, 8), LSHLinear(8, 1_000))
+    >>> import torch_lsh
+    >>> model = nn.Sequential(nn.Linear(4, 8), torch_lsh.LSHLinear(8, 1_000))
     >>> row_parameters(model) == set(model[1].parameters())
     True
     """

@@ -5,7 +5,8 @@ graph of tensors can hold that. In a graph of ``torch.compile`` one operator sta
 it takes the eager step on a leaf that shares the memory of the input, and keeps the autograd graph of that step. Its
 backward operator runs that graph: the gradients of weight and bias reach the Parameters as they do in an eager step
 (row-sparse, through hooks, through optimizers with ``in_backward=True``), and the gradient of the input goes back into
-the compiled graph.
+the compiled graph. The Parameters of a layer are no inputs of the graph, which would give them a second gradient, None:
+the operator finds them through a handle.
 
 Both operators have an ordered effect, so that no compiler drops, repeats, merges or exchanges them: the random stream
 moves once per call, and gradients arrive although the graph has no use for them.
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._library.effects import EffectType
 
 from .sampled_path import is_compiled, is_traced
@@ -68,6 +69,7 @@ def handle_of(owner: Any) -> Tensor:
 
     Args:
         owner: has a method ``eager_loss(x, weight, bias, target, class_weight, loss)``, which takes an eager step.
+            Weight and bias are None for an owner that has them.
     """
     number = next(_numbers)
     _owners[number] = owner
@@ -86,15 +88,18 @@ def shares_memory(one: Tensor, other: Tensor) -> bool:
     return one is other or (one.data_ptr() == other.data_ptr() and one.shape == other.shape)
 
 
+# Has no gradient of its own. It says that a loss has one where the input has none.
+_ANCHOR = torch.zeros((), device="cpu", requires_grad=True)
 # The dispatch keys of a program that is in no operator: the eager step inside of ours is recorded by autograd.
 _KEYS = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
 
 
 def _cross_entropy(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     handle: Tensor,
+    anchor: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
     ignore_index: int,
@@ -124,9 +129,10 @@ def _cross_entropy_backward(step: Tensor, grad: Tensor, x: Tensor, wants_grad_of
 
 def _fake_cross_entropy(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     handle: Tensor,
+    anchor: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
     ignore_index: int,
@@ -151,7 +157,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     step, x = ctx.saved_tensors
     grad_x = torch.ops.torch_lsh_nn.cross_entropy_backward(step, grad, x, ctx.wants_grad_of_x)
-    return (grad_x if ctx.wants_grad_of_x else None, *(None,) * 11)
+    return (grad_x if ctx.wants_grad_of_x else None, *(None,) * 12)
 
 
 def _topk(x: Tensor, handle: Tensor, k: int, candidates: int | None) -> tuple[Tensor, Tensor]:
@@ -174,9 +180,9 @@ def _define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> s
 
 
 _CROSS_ENTROPY = _define(
-    "cross_entropy(Tensor x, Tensor weight, Tensor? bias, Tensor handle, Tensor target, Tensor? class_weight, "
-    "int ignore_index, str reduction, float label_smoothing, ScalarType? autocast, bool wants_grad, "
-    "bool wants_grad_of_x) -> (Tensor, Tensor)",
+    "cross_entropy(Tensor x, Tensor? weight, Tensor? bias, Tensor handle, Tensor anchor, Tensor target, "
+    "Tensor? class_weight, int ignore_index, str reduction, float label_smoothing, ScalarType? autocast, "
+    "bool wants_grad, bool wants_grad_of_x) -> (Tensor, Tensor)",
     _cross_entropy,
     _fake_cross_entropy,
 )
@@ -226,35 +232,40 @@ def cross_entropy_in_graph(
 ) -> Tensor:
     """``LSHLinear.cross_entropy``: one operator of ``torch.compile``; dense for any other tracer."""
     loss = Loss(ignore_index, reduction, label_smoothing)
-    if not is_compiled():
+    # torch.func.functional_call replaces Parameters by other tensors, of which the layer's tables know nothing.
+    if not is_compiled() or not isinstance(layer.weight, nn.Parameter):
         return F.cross_entropy(F.linear(x, layer.weight, layer.bias), target, weight, **loss._asdict())
-    return call_loss(layer.handle, x, layer.weight, layer.bias, target, weight, loss)
+    wants_grad = wants_gradient(x, layer.weight, layer.bias)
+    return call_loss(layer.handle, x, None, None, target, weight, loss, wants_grad)
 
 
 def call_loss(
     handle: Tensor,
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     target: Tensor,
     class_weight: Tensor | None,
     loss: Loss,
+    wants_grad: bool,
 ) -> Tensor:
     """Puts the loss of a handle's owner into the graph that ``torch.compile`` makes.
 
     Args:
         handle: see :func:`handle_of`.
         x: ``[*, in_features]``.
-        weight, bias: the owner's. The graph never reads them; autograd learns from them that there is a gradient.
+        weight, bias: passed on to the owner, which may know them itself.
         target, class_weight, loss: as in :func:`torch.nn.functional.cross_entropy`.
+        wants_grad: whether anything has a gradient.
 
     Returns:
         A scalar, or ``[*]`` for ``reduction="none"``.
     """
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-    wants_grad_of_x, wants_grad = _wants_grad(x), _wants_grad(x, weight, bias)
+    wants_grad_of_x = wants_gradient(x)
+    anchor = _ANCHOR if wants_grad else handle
     result, _ = torch.ops.torch_lsh_nn.cross_entropy(
-        x, weight, bias, handle, target, class_weight, *loss, autocast, wants_grad, wants_grad_of_x
+        x, weight, bias, handle, anchor, target, class_weight, *loss, autocast, wants_grad, wants_grad_of_x
     )
     return result
 
@@ -268,7 +279,7 @@ def topk_in_graph(
     """
     if not is_compiled():
         return torch.topk(F.linear(x, layer.weight, layer.bias), k)
-    if _wants_grad(x, layer.weight, layer.bias):
+    if wants_gradient(x, layer.weight, layer.bias):
         return outside(layer, x, k, exact, candidates)
     if not 1 <= k <= layer.out_features:
         raise ValueError(f"k is {k}; wanted 1 to {layer.out_features}")
@@ -281,5 +292,6 @@ def topk_in_graph(
     return torch.return_types.topk((values.to(x.dtype).reshape(shape), classes.reshape(shape)))
 
 
-def _wants_grad(*tensors: Tensor | None) -> bool:
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a result of these tensors has a gradient."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

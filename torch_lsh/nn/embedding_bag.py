@@ -38,7 +38,7 @@ class EmbeddingBag(nn.EmbeddingBag):
 
     def reset_parameters(self) -> None:
         """Draws new weights, as in PyTorch."""
-        ops.prefer_huge_pages(self.weight)
+        ops.prepare_memory(self.weight)
         super().reset_parameters()
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:

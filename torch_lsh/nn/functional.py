@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..config import LSHConfig
 from ..sampling.sampler import Sampler
 from ..sampling.state import pack, unpack
-from .compiled import Loss, call_loss, handle_of, in_graphs, shares_memory
+from .compiled import Loss, call_loss, handle_of, in_graphs, shares_memory, wants_gradient
 from .linear import LSHLinear
 from .paths import Paths
 from .sampled_path import is_compiled
@@ -74,7 +74,8 @@ def linear_cross_entropy(
     loss = Loss(-100 if ignore_index is None else ignore_index, reduction, label_smoothing)
     if is_compiled():
         _check_leaf(linear_weight)
-        return call_loss(_HANDLE, input, linear_weight, linear_bias, target, weight, loss)
+        wants_grad = wants_gradient(input, linear_weight, linear_bias)
+        return call_loss(_HANDLE, input, linear_weight, linear_bias, target, weight, loss, wants_grad)
     return _loss_of_weight(input, linear_weight, linear_bias, target, weight, loss)
 
 
@@ -197,8 +198,8 @@ def _kept(weight: Tensor) -> LSHLinear:
             raise ValueError(f"linear_weight has shape {tuple(weight.shape)}; wanted (classes, features)")
         layer = LSHLinear(1, 1, bias=False, device="cpu")
         layer.register_parameter("weight", None)
-        rows, width = weight.shape
-        layer.sampler, layer.paths = Sampler(rows, width, LSHConfig()), Paths(rows)
+        num_rows, width = weight.shape
+        layer.sampler, layer.paths = Sampler(num_rows, width, LSHConfig()), Paths(num_rows)
         _layers[weight] = layer
     return layer
 
@@ -224,10 +225,8 @@ def _check_leaf(weight: Tensor) -> None:
 def _loss_of_weight(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None, loss: Loss
 ) -> Tensor:
-    wants_grad = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, weight, bias)
-    )
-    return _layer(weight, bias, wants_grad).cross_entropy(x, target, class_weight, **loss._asdict())
+    training = wants_gradient(x, weight, bias)
+    return _layer(weight, bias, training).cross_entropy(x, target, class_weight, **loss._asdict())
 
 
 class _Weights:

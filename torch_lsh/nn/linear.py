@@ -18,7 +18,7 @@ from ..sampling.sampler import Sampler
 from ..sampling.state import pack, unpack
 from ..sampling.stats import LayerStats
 from ..stopwatch import part
-from .compiled import Loss, cross_entropy_in_graph, handle_of, in_graphs, shares_memory, topk_in_graph
+from .compiled import Loss, cross_entropy_in_graph, handle_of, in_graphs, topk_in_graph
 from .logits.targets import as_target
 from .logits.tensor import SampledLogits
 from .paths import Paths
@@ -89,8 +89,8 @@ class LSHLinear(nn.Linear):
         self._set_up(config)
 
     def reset_parameters(self) -> None:
-        """As in ``nn.Linear``; asks for huge pages first, before the memory is written."""
-        ops.prefer_huge_pages(self.weight)
+        """As in ``nn.Linear``; prepares the memory of a large layer first."""
+        ops.prepare_memory(self.weight)
         super().reset_parameters()
 
     def _set_up(self, config: LSHConfig | None) -> None:
@@ -227,14 +227,9 @@ class LSHLinear(nn.Linear):
         return F.cross_entropy(logits, target, weight, **how)
 
     def eager_loss(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None, loss: Loss
+        self, x: Tensor, weight: None, bias: None, target: Tensor, class_weight: Tensor | None, loss: Loss
     ) -> Tensor:
-        """:meth:`cross_entropy` inside of a compiled graph, which was made with these parameters."""
-        if not (shares_memory(weight, self.weight) and (bias is None) == (self.bias is None)):
-            raise RuntimeError(
-                "a compiled loss was called with other parameters than the layer's; "
-                "wanted a graph without torch.func.functional_call"
-            )
+        """:meth:`cross_entropy`, called by the operator that stands for it in a compiled graph."""
         return self.cross_entropy(x, target, class_weight, **loss._asdict())
 
     @in_graphs(topk_in_graph)

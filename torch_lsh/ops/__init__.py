@@ -6,8 +6,9 @@ again in plain PyTorch.
 """
 
 from .count_touches import count_touches_
-from .dispatch import simd_level, use_simd_level
+from .dispatch import cpu_tuning, multiplies_bfloat16, simd_level, use_simd_level
 from .embedding_bag import coalesce_rows, embedding_bag, embedding_bag_backward, embedding_bag_values_backward
+from .first_touch import prepare_memory, zero_rows_
 from .gather import gather_rows
 from .hadamard import cross_polytope_codes, hadamard_codes, hadamard_products
 from .hash import dwta_codes, simhash_codes, simhash_products
@@ -34,6 +35,7 @@ __all__ = [
     "build_tables",
     "coalesce_rows",
     "count_touches_",
+    "cpu_tuning",
     "cross_polytope_codes",
     "draw_rows",
     "dwta_codes",
@@ -52,10 +54,12 @@ __all__ = [
     "linear_softmax_loss",
     "linear_softmax_loss_backward",
     "linear_topk",
+    "multiplies_bfloat16",
     "nearest_rows",
     "parse_xmc",
     "positive_sums",
     "prefer_huge_pages",
+    "prepare_memory",
     "probe_codes",
     "product",
     "query_partition",
@@ -78,4 +82,5 @@ __all__ = [
     "update_tables",
     "use_simd_level",
     "word_spans",
+    "zero_rows_",
 ]

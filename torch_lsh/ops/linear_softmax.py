@@ -30,7 +30,8 @@ def linear_softmax_loss(
 
     Args:
         x: ``[B, in]`` float32, float64 or bfloat16.
-        weight: ``[N, in]`` of the same dtype; or float32 with a bfloat16 ``x``, which rounds the active rows.
+        weight: ``[N, in]`` of the same dtype; or float32 with a bfloat16 ``x``, which rounds the active rows if
+            :func:`multiplies_bfloat16`.
         bias: ``[N]`` of the dtype of ``weight``, or None.
         rows: ``[A]`` int64.
         log_weights: ``[A]`` of the dtype of the logits, or None: as in :func:`sampled_softmax_loss`, except that a
@@ -67,7 +68,8 @@ def linear_softmax_loss_backward(
     Args:
         slopes: ``[A, B]``, from :func:`linear_softmax_loss`.
         factors: ``[B]``: the gradient of the loss times ``scale``.
-        x, weight, rows: as in :func:`linear_softmax_loss`. A bfloat16 ``x`` rounds the gradient of the logits, too.
+        x, weight, rows: as in :func:`linear_softmax_loss`. Where a bfloat16 ``x`` rounds the active rows, it rounds the
+            gradient of the logits, too.
         needs_weight: computes the gradient of the weight.
 
     Returns:

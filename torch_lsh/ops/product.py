@@ -29,10 +29,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
 
 @operator(setup_context=_setup_context, backward=_backward)
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Computes ``a @ b + bias.unsqueeze(1)`` in float32 or float64, for operands of any strides.
+    """Computes ``a @ b + bias.unsqueeze(1)`` in float32, float64 or bfloat16, for operands of any strides.
 
     Made for active sets: thousands of rows on the left, a batch on the right. An element is summed in the same order
-    for any number of threads. Differentiable.
+    for any number of threads; in bfloat16 it is summed in float32 and rounded once. Differentiable.
 
     Args:
         a: ``[M, K]``.
@@ -52,9 +52,8 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 def gather_matmul(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
     """Logits of an active set that the batch shares: ``x @ weight[rows].T + bias[rows]``.
 
-    The rows are gathered once; forward and backward then run as dense matrix products, in float32 and float64 those of
-    :func:`product`, in bfloat16 those of PyTorch. Differentiable in ``x``, ``weight`` and ``bias`` (row-sparse as in
-    :func:`gather_rows`).
+    The rows are gathered once; forward and backward then run as dense matrix products, those of :func:`product`.
+    Differentiable in ``x``, ``weight`` and ``bias`` (row-sparse as in :func:`gather_rows`).
 
     Args:
         x: ``[B, in]``.
@@ -77,10 +76,7 @@ def gather_matmul(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor) 
 
 
 def _product_with_rows(active: Tensor, x: Tensor, offset: Tensor | None) -> Tensor:
-    x = x.to(active.dtype)
-    if active.dtype is not torch.bfloat16:
-        return product(active, x.T, offset)
-    return active @ x.T if offset is None else torch.addmm(offset.unsqueeze(1), active, x.T)
+    return product(active, x.to(active.dtype).T, offset)
 
 
 class _ProductWithUpdate(torch.autograd.Function):
@@ -101,7 +97,7 @@ class _ProductWithUpdate(torch.autograd.Function):
         active, x, rows = ctx.saved_tensors
         grad_x = None
         if ctx.needs_input_grad[1]:
-            grad_x = (grad.T @ active if active.dtype is torch.bfloat16 else product(grad.T, active)).to(ctx.x_dtype)
+            grad_x = product(grad.T, active).to(ctx.x_dtype)
         grad_offset = grad.sum(1) if ctx.needs_input_grad[2] else None
         if active.dtype is torch.bfloat16 or active.dtype is not ctx.of_weight.dtype:
             ctx.of_weight.deliver(rows, grad @ x)

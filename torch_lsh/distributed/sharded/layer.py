@@ -94,11 +94,12 @@ class ShardedLSHLinear(nn.Module):
         self.weight = nn.Parameter(weight)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         self._place_rows()
-        share = config if not isinstance(config.active, int) else replace(config, active=self._share(config.active))
-        if config.active is None:
-            share = replace(config, active=self._share(config.active_rows(self.out_features)))
-        share = replace(share, seed=config.seed + self.channel.rank)  # shards draw different random rows
-        self.sampler = Sampler(self.own_rows, self.in_features, share)
+        active = config.active
+        if not isinstance(active, float):  # rows of the whole layer, not a fraction
+            active = -(-config.active_rows(self.out_features) // self.channel.size)
+        # With seeds of their own, shards draw different random rows.
+        own = replace(config, active=active, seed=config.seed + self.channel.rank)
+        self.sampler = Sampler(self.own_rows, self.in_features, own)
         for name, tensor in empty_state(self.sampler).items():
             self.register_buffer(_PREFIX + name, tensor)
         self._warned_dense = False
@@ -110,9 +111,6 @@ class ShardedLSHLinear(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._place_rows()
-
-    def _share(self, active: int) -> int:
-        return -(-active // self.channel.size)
 
     @classmethod
     def shard_(
@@ -211,6 +209,15 @@ class ShardedLSHLinear(nn.Module):
         values, classes = topk(self, x.reshape(-1, self.in_features), k, count)
         shape = (*x.shape[:-1], k)
         return torch.return_types.topk((values.reshape(shape), classes.reshape(shape)))
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether a :class:`torch_lsh.RehashScheduler` decides when to re-hash."""
+        return self.sampler.scheduled
+
+    @scheduled.setter
+    def scheduled(self, scheduled: bool) -> None:
+        self.sampler.scheduled = scheduled
 
     def rehash(self, full: bool = False, touches: int = 1) -> int:
         """Brings this shard's hash tables in step with its weights; see :meth:`torch_lsh.LSHLinear.rehash`."""

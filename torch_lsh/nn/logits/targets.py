@@ -80,10 +80,10 @@ def as_target(
         raise TypeError(f"target has dtype {target.dtype}; wanted torch.int64 class indices")
     if target.shape == batch_shape:
         labels = target.reshape(count, 1).contiguous()
-    elif target.shape == (*batch_shape, num_classes):
+    elif target.shape == (*batch_shape, num_classes) and _is_one_hot(target):
         raise ValueError(
-            f"target has dtype {target.dtype} and shape {tuple(target.shape)}, that of the logits; wanted class "
-            f"indices of shape {tuple(batch_shape)}, or probabilities in floating point"
+            f"target has dtype {target.dtype} and shape {tuple(target.shape)}, that of the logits, and holds "
+            f"nothing but 0 and 1; wanted class indices of shape {tuple(batch_shape)}, or probabilities in floating point"
         )
     elif target.shape[:-1] == batch_shape:
         labels = target.reshape(count, target.shape[-1]).contiguous()
@@ -93,6 +93,11 @@ def as_target(
             f"or {(*batch_shape, 'P')} with several labels per sample, padded with {ignore_index}"
         )
     return _from_indices(labels, num_classes, ignore_index, dtype)
+
+
+def _is_one_hot(target: Tensor) -> bool:
+    """Whether indices of the logits' shape are none: a sample with as many labels as classes has one above 1."""
+    return target.numel() > 0 and bool(((target == 0) | (target == 1)).all())
 
 
 def multi_hot(target: Target, num_classes: int) -> Tensor:

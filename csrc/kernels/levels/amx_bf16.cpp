@@ -1,0 +1,21 @@
+// The avx512_bf16 level with products by tiles (Intel Sapphire Rapids and later).
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(                                                                                                       \
+    __attribute__((target(                                                                                                          \
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512bf16,amx-tile,amx-bf16,amx-int8,avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt"))), \
+    apply_to = function)
+#else
+#pragma GCC target( \
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx512bf16,amx-tile,amx-bf16,amx-int8,avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,prefer-vector-width=512")
+#endif
+#define TORCH_LSH_LEVEL amx_bf16
+#define TORCH_LSH_BF16_DOT
+#define TORCH_LSH_VECTOR_BYTES 64
+#define TORCH_LSH_TILE_ROWS 12
+#define TORCH_LSH_AMX_REGISTERS AmxRegisters
+#include "kernels/levels/amx.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,275 @@
+// Dense matrix products by tiles (tiles.h): packing, edges, loops. Compiled once per instruction set: include
+// only from kernels/levels/*.cpp.
+//
+// The right operand is packed into panels as wide as a block of tiles. The left one is read where it lies, if
+// the instructions can and only whole tiles are wanted, else a group of rows is packed at a time. A panel
+// stays in the first-level cache while all rows of a group are multiplied with it. As in product.h, an
+// element of the result is summed in the same order whatever the block that it falls into.
+#pragma once
+
+#include <utility>  // types only: a function of the STL would be compiled with this level's instructions
+
+#include "kernels/tiles.h"
+
+namespace torch_lsh::TORCH_LSH_LEVEL {
+
+// 16 x 16 words in place, in four rounds that swap ever larger squares.
+typedef uint32_t Words16 __attribute__((vector_size(64)));
+
+template <int64_t Distance>
+inline void swap_squares(Words16 (&rows)[16]) {
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < 16; ++i) {
+    if (i & Distance) continue;
+    const Words16 low = rows[i], high = rows[i + Distance];
+    const auto lanes = [&]<int... L>(std::integer_sequence<int, L...>) {
+      rows[i] = __builtin_shufflevector(low, high, (L & Distance ? 16 + L - Distance : L)...);
+      rows[i + Distance] = __builtin_shufflevector(low, high, (L & Distance ? 16 + L : L + Distance)...);
+    };
+    lanes(std::make_integer_sequence<int, 16>{});
+  }
+}
+
+inline void transpose_words(Words16 (&rows)[16]) {
+  swap_squares<1>(rows);
+  swap_squares<2>(rows);
+  swap_squares<4>(rows);
+  swap_squares<8>(rows);
+}
+
+template <typename Tiles>
+struct TileProduct {
+  using T = typename Tiles::Type;
+  using Sum = typename Tiles::Sum;
+  static constexpr int64_t kRows = Tiles::kRows, kDepth = Tiles::kDepth, kTogether = Tiles::kTogether;
+  static constexpr int64_t kBlockRows = Tiles::kDown * kRows;
+  static constexpr int64_t kPanelWidth = Tiles::kAcross * Tiles::kColumns;
+  static constexpr int64_t kGroupRows = (64 + kBlockRows - 1) / kBlockRows * kBlockRows;
+  static constexpr int64_t kBlockDepth = 256;
+  // What is a word when numbers that are multiplied together stay together: 16 x 16 of them make a tile.
+  static constexpr bool kTransposes =
+      kTogether * sizeof(T) == 4 && kRows == 16 && Tiles::kColumns == 16 && kDepth == 16 * kTogether;
+  // Whether all of a tile's depth is together. Then left and right tiles look alike, and those of a block
+  // that are next to each other are packed at once.
+  static constexpr bool kStrips = kTogether == kDepth;
+  static_assert(kBlockDepth % kDepth == 0 && kPackRows % kDepth == 0);
+
+  static constexpr int64_t steps_of(int64_t depth) { return (depth + kDepth - 1) / kDepth; }
+
+  // Numbers of type T in a packed panel.
+  static constexpr int64_t panel_numbers(int64_t depth) { return steps_of(depth) * kDepth * kPanelWidth; }
+
+  static int64_t panel_size(int64_t depth) {
+    return panel_numbers(depth) * static_cast<int64_t>(sizeof(T)) / static_cast<int64_t>(sizeof(Sum));
+  }
+
+  // --- packing ---
+
+  // Two rows of 16 numbers as 16 pairs.
+  static void load_pairs(const T* first, const T* second, Words16& pairs) {
+    typedef uint16_t Halves __attribute__((vector_size(32)));
+    Halves low, high;
+    __builtin_memcpy(&low, first, sizeof(low));
+    __builtin_memcpy(&high, second, sizeof(high));
+    pairs = __builtin_convertvector(low, Words16) | __builtin_convertvector(high, Words16) << 16;
+  }
+
+  // Tiles to[Width, kDepth] of from[i * across + k * along] for i < count and k < depth, zeros beyond.
+  template <int64_t Width>
+  static void pack_strip(const T* __restrict from, int64_t across, int64_t along, int64_t count,
+                         int64_t depth, T* __restrict to) {
+    const bool whole = count >= Width && depth >= kDepth;
+    if (whole && along == 1) {
+#pragma GCC unroll 24
+      for (int64_t i = 0; i < Width; ++i)
+        __builtin_memcpy(to + i * kDepth, from + i * across, kDepth * sizeof(T));
+      return;
+    }
+    if constexpr (requires { Tiles::template transpose<Width>(from, along, to); })
+      if (whole && across == 1) return Tiles::template transpose<Width>(from, along, to);
+    for (int64_t i = 0; i < Width; ++i)
+      for (int64_t k = 0; k < kDepth; ++k)
+        to[i * kDepth + k] = i < count && k < depth ? from[i * across + k * along] : T{};
+  }
+
+  // A left tile to[kRows, kDepth] of a[r * a_row + k * a_col] for r < rows and k < depth, zeros beyond.
+  static void pack_left_tile(const T* __restrict a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
+                             T* __restrict to) {
+    const bool whole = rows >= kRows && depth >= kDepth;
+    if constexpr (kTransposes && sizeof(T) == 2)
+      if (whole && a_row == 1) {
+        Words16 words[16];
+        for (int64_t k = 0; k < 16; ++k) load_pairs(a + 2 * k * a_col, a + (2 * k + 1) * a_col, words[k]);
+        transpose_words(words);
+        __builtin_memcpy(to, words, sizeof(words));
+        return;
+      }
+    if (whole && a_col == 1) {
+      for (int64_t r = 0; r < kRows; ++r)
+        __builtin_memcpy(to + r * kDepth, a + r * a_row, kDepth * sizeof(T));
+      return;
+    }
+    for (int64_t r = 0; r < kRows; ++r)
+      for (int64_t k = 0; k < kDepth; ++k)
+        to[r * kDepth + k] = r < rows && k < depth ? a[r * a_row + k * a_col] : T{};
+  }
+
+  // A right tile to[kDepth / kTogether, kColumns, kTogether] of b[k * b_row + n * b_col] for k < depth and n
+  // < columns, zeros beyond.
+  static void pack_right_tile(const T* __restrict b, int64_t b_row, int64_t b_col, int64_t depth,
+                              int64_t columns, T* __restrict to) {
+    constexpr int64_t kColumns = Tiles::kColumns;
+    const bool whole = columns >= kColumns && depth >= kDepth;
+    if constexpr (kTransposes) {
+      if (whole && b_row == 1) {
+        Words16 words[16];
+        for (int64_t n = 0; n < 16; ++n) __builtin_memcpy(&words[n], b + n * b_col, sizeof(words[n]));
+        transpose_words(words);
+        __builtin_memcpy(to, words, sizeof(words));
+        return;
+      }
+      if constexpr (sizeof(T) == 2)
+        if (whole && b_col == 1) {
+          for (int64_t k = 0; k < 16; ++k) {
+            Words16 pairs;
+            load_pairs(b + 2 * k * b_row, b + (2 * k + 1) * b_row, pairs);
+            __builtin_memcpy(to + 32 * k, &pairs, sizeof(pairs));
+          }
+          return;
+        }
+    }
+    for (int64_t k = 0; k < kDepth; ++k)
+      for (int64_t n = 0; n < kColumns; ++n)
+        to[(k / kTogether * kColumns + n) * kTogether + k % kTogether] =
+            k < depth && n < columns ? b[k * b_row + n * b_col] : T{};
+  }
+
+  // Rows `begin` to `end` - 1 of panel `number`, [steps, kAcross, a right tile]. Panels are panel_size(depth)
+  // sums apart.
+  static void pack_panel(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns,
+                         int64_t number, int64_t begin, int64_t end, Sum* panels) {
+    T* to = reinterpret_cast<T*>(panels) + number * panel_numbers(depth) + begin * kPanelWidth;
+    const int64_t first = number * kPanelWidth;
+    if constexpr (kStrips) {
+      for (int64_t k = begin; k < end; k += kDepth, to += kPanelWidth * kDepth)
+        pack_strip<kPanelWidth>(b + k * b_row + first * b_col, b_col, b_row, columns - first, depth - k, to);
+      return;
+    }
+    for (int64_t k = begin; k < end; k += kDepth)
+      for (int64_t n = first; n < first + kPanelWidth; n += Tiles::kColumns, to += kDepth * Tiles::kColumns)
+        pack_right_tile(b + k * b_row + n * b_col, b_row, b_col, depth - k, columns - n, to);
+  }
+
+  // Left tiles of a group of rows: blocks of Down tiles one after the other, each [steps, Down, a left tile].
+  static void pack_left(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth, T* to) {
+    for (int64_t block = 0; block < rows; block += kBlockRows) {
+      const int64_t end = rows - block < kBlockRows ? rows : block + kBlockRows;
+      if constexpr (kStrips)
+        if (end - block == kBlockRows) {
+          for (int64_t k = 0; k < depth; k += kDepth, to += kBlockRows * kDepth)
+            pack_strip<kBlockRows>(a + block * a_row + k * a_col, a_row, a_col, kBlockRows, depth - k, to);
+          continue;
+        }
+      for (int64_t k = 0; k < depth; k += kDepth)
+        for (int64_t r = block; r < end; r += kRows, to += kRows * kDepth)
+          pack_left_tile(a + r * a_row + k * a_col, a_row, a_col, rows - r, depth - k, to);
+    }
+  }
+
+  // --- blocks ---
+
+  // multiply<down, kAcross> for a number of tiles that is known at run time, at least 1.
+  template <int64_t Down = Tiles::kDown>
+  static void multiply(int64_t down, const LeftTiles<T>& left, const T* right, int64_t steps, bool add,
+                       Sum* out, int64_t stride) {
+    if constexpr (Down > 1)
+      if (down < Down) return multiply<Down - 1>(down, left, right, steps, add, out, stride);
+    Tiles::template multiply<Down, Tiles::kAcross>(left, right, steps, add, out, stride);
+  }
+
+  // What the products are added to: what is there, or the bias of each row (null: zeros).
+  static void start(const Sum* bias, bool first, int64_t rows, int64_t columns, const Sum* out,
+                    int64_t stride, Sum* sums, int64_t sums_stride) {
+    for (int64_t r = 0; r < rows; ++r) {
+      Sum* const row = sums + r * sums_stride;
+      if (first) {
+        const Sum value = bias == nullptr ? Sum(0) : bias[r];
+        for (int64_t c = 0; c < columns; ++c) row[c] = value;
+      } else {
+        __builtin_memcpy(row, out + r * stride, static_cast<size_t>(columns) * sizeof(Sum));
+      }
+    }
+  }
+
+  // A block of the result, of up to kBlockRows rows and kPanelWidth columns.
+  static void multiply_block(const LeftTiles<T>& left, const T* panel, int64_t steps, int64_t rows,
+                             int64_t columns, const Sum* bias, bool first, Sum* out, int64_t stride) {
+    const int64_t down = (rows + kRows - 1) / kRows;
+    if (rows == down * kRows && columns == kPanelWidth) {
+      const bool biased = first && bias != nullptr;
+      if (biased) start(bias, first, rows, kPanelWidth, out, stride, out, stride);
+      multiply(down, left, panel, steps, biased || !first, out, stride);
+      return;
+    }
+    alignas(64) Sum sums[kBlockRows * kPanelWidth];
+    start(bias, first, rows, columns, out, stride, sums, kPanelWidth);
+    multiply(down, left, panel, steps, true, sums, kPanelWidth);
+    for (int64_t r = 0; r < rows; ++r)
+      __builtin_memcpy(out + r * stride, sums + r * kPanelWidth, static_cast<size_t>(columns) * sizeof(Sum));
+  }
+
+  // A group of rows, for one block of the depth; panels points to the block's first step.
+  static void multiply_group(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
+                             const T* panels, int64_t panel_stride, int64_t columns, const Sum* bias,
+                             bool first, Sum* out, int64_t stride) {
+    alignas(64) T packed[kGroupRows * kBlockDepth];
+    const int64_t steps = steps_of(depth);
+    const bool in_place = Tiles::kInPlace && a_col == 1 && depth % kDepth == 0 && rows % kRows == 0;
+    if (!in_place) pack_left(a, a_row, a_col, rows, depth, packed);
+    for (int64_t c = 0; c < columns; c += kPanelWidth, panels += panel_stride)
+      for (int64_t r = 0; r < rows; r += kBlockRows) {
+        const int64_t of_block = rows - r < kBlockRows ? rows - r : kBlockRows;
+        const int64_t down = (of_block + kRows - 1) / kRows;
+        const LeftTiles<T> left = in_place ? LeftTiles<T>{a + r * a_row, kRows * a_row, kDepth, a_row}
+                                           : LeftTiles<T>{packed + r * steps * kDepth, kRows * kDepth,
+                                                          down * kRows * kDepth, kDepth};
+        multiply_block(left, panels, steps, of_block, columns - c < kPanelWidth ? columns - c : kPanelWidth,
+                       bias == nullptr ? nullptr : bias + r, first, out + r * stride + c, stride);
+      }
+  }
+
+  // As ProductKernels::product, within a session.
+  static void run(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth, const Sum* panels,
+                  int64_t columns, const Sum* bias, bool add, Sum* out, int64_t stride) {
+    for (int64_t begin = 0; begin == 0 || begin < depth; begin += kBlockDepth) {
+      const int64_t block = depth - begin < kBlockDepth ? depth - begin : kBlockDepth;
+      for (int64_t group = 0; group < rows; group += kGroupRows) {
+        const int64_t of_group = rows - group < kGroupRows ? rows - group : kGroupRows;
+        multiply_group(a + group * a_row + begin * a_col, a_row, a_col, of_group, block,
+                       reinterpret_cast<const T*>(panels) + begin * kPanelWidth, panel_numbers(depth),
+                       columns, bias == nullptr ? nullptr : bias + group, begin == 0 && !add,
+                       out + group * stride, stride);
+      }
+    }
+  }
+
+  static void product(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
+                      const Sum* panels, int64_t columns, const Sum* bias, bool add, Sum* out,
+                      int64_t stride) {
+    const typename Tiles::Session session;
+    run(a, a_row, a_col, rows, depth, panels, columns, bias, add, out, stride);
+  }
+};
+
+// Tables of a level that multiplies bfloat16 numbers by tiles.
+template <typename Tiles>
+constexpr void fill_product(ProductKernels<BFloat16>& table) {
+  using Product = TileProduct<Tiles>;
+  table = {.product = Product::product,
+           .pack_panel = Product::pack_panel,
+           .panel_size = Product::panel_size,
+           .panel_width = Product::kPanelWidth,
+           .task_rows = Product::kGroupRows};
+}
+
+}  // namespace torch_lsh::TORCH_LSH_LEVEL
