@@ -31,8 +31,9 @@ def test_one_word_to_change():
     ours, theirs = (
         inspect.signature(function).parameters for function in (linear_cross_entropy, F.linear_cross_entropy)
     )
-    assert [name for name in theirs if name != "options"] == list(ours)
-    assert all(ours[name].default == theirs[name].default and ours[name].kind == theirs[name].kind for name in ours)
+    shared = [name for name in theirs if name != "options"]
+    assert [name for name in ours if name != "bias"] == shared
+    assert all(ours[name].default == theirs[name].default and ours[name].kind == theirs[name].kind for name in shared)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -78,14 +79,14 @@ def test_without_gradients_it_is_exact():
     y = torch.arange(5)
     with torch.no_grad():
         want = F.cross_entropy(F.linear(x, weight, bias), y)
-        torch.testing.assert_close(linear_cross_entropy(x, weight, y, linear_bias=bias), want)
+        torch.testing.assert_close(linear_cross_entropy(x, weight, y, bias), want)
     assert sampler_of(weight).draws == 0
 
 
 def test_the_topk():
     x, weight, bias = operands()
     want = F.linear(x, weight, bias).topk(3)
-    got = linear_topk(x, weight, 3, linear_bias=bias)
+    got = linear_topk(x, weight, 3, bias)
     torch.testing.assert_close((got.values, got.indices), (want.values, want.indices))
 
 
@@ -174,3 +175,9 @@ def test_a_run_resumes_from_the_state_dict():
     # A copy has a sampler of its own, which goes on alike.
     assert train(twin, range(3))[0] == first
     assert list(model.state_dict()) == ["embedding.weight", "state._extra_state"]
+
+
+def test_bias_has_one_value():
+    weight, bias = torch.nn.Parameter(torch.randn(500, 4)), torch.zeros(500)
+    with pytest.raises(TypeError, match="bias and linear_bias are given"):
+        linear_cross_entropy(torch.randn(2, 4), weight, torch.tensor([0, 1]), bias, linear_bias=bias)

@@ -30,6 +30,7 @@ def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
     target: Tensor,
+    bias: Tensor | None = None,
     *,
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
@@ -51,7 +52,7 @@ def linear_cross_entropy(
         linear_weight: ``[N, in_features]``, a Parameter or another leaf of the autograd graph.
         target: class indices ``[*]``; or ``[*, P]`` padded with ``ignore_index``, where the labels of a sample share
             the target distribution equally; or a sparse CSR tensor ``[B, N]`` of probabilities.
-        linear_bias: ``[N]`` or None.
+        bias, linear_bias: ``[N]`` or None; two names of one argument, the second is PyTorch's.
         weight: ``[N]``, a weight per class, or None.
         reduction: "mean", "sum" or "none".
         ignore_index: the class index that stands for no label; None: -100.
@@ -71,6 +72,7 @@ def linear_cross_entropy(
     >>> loss = linear_cross_entropy(hidden, embedding.weight, torch.tensor([2, 3, 4]))
     >>> loss.backward()
     """
+    linear_bias = _one_bias(bias, linear_bias)
     loss = Loss(-100 if ignore_index is None else ignore_index, reduction, label_smoothing)
     if is_compiled():
         _check_leaf(linear_weight)
@@ -84,14 +86,14 @@ def _topk_in_graph(
     outside: Callable[..., torch.return_types.topk],
     linear_weight: Tensor,
     k: int,
+    bias: Tensor | None = None,
     *,
-    linear_bias: Tensor | None = None,
     exact: bool = True,
     candidates: int | None = None,
 ) -> torch.return_types.topk:
     if not is_compiled():
-        return torch.topk(F.linear(input, linear_weight, linear_bias), k)
-    return outside(input, linear_weight, k, linear_bias=linear_bias, exact=exact, candidates=candidates)
+        return torch.topk(F.linear(input, linear_weight, bias), k)
+    return outside(input, linear_weight, k, bias, exact=exact, candidates=candidates)
 
 
 @in_graphs(_topk_in_graph)
@@ -99,8 +101,8 @@ def linear_topk(
     input: Tensor,
     linear_weight: Tensor,
     k: int,
+    bias: Tensor | None = None,
     *,
-    linear_bias: Tensor | None = None,
     exact: bool = True,
     candidates: int | None = None,
 ) -> torch.return_types.topk:
@@ -110,7 +112,7 @@ def linear_topk(
         input: ``[*, in_features]``.
         linear_weight: ``[N, in_features]``, a Parameter or another leaf of the autograd graph.
         k: 1 to N.
-        linear_bias: ``[N]`` or None.
+        bias: ``[N]`` or None.
         exact, candidates: as in :meth:`LSHLinear.topk`.
 
     Returns:
@@ -120,7 +122,7 @@ def linear_topk(
     >>> linear_topk(torch.randn(2, 16), embedding.weight, k=5).indices.shape
     torch.Size([2, 5])
     """
-    return _layer(linear_weight, linear_bias, training=False).topk(input, k, exact, candidates)
+    return _layer(linear_weight, bias, training=False).topk(input, k, exact, candidates)
 
 
 def sampler_of(weight: Tensor, config: LSHConfig | None = None) -> Sampler:
@@ -212,6 +214,12 @@ def _layer(weight: Tensor, bias: Tensor | None, training: bool) -> LSHLinear:
     layer.__dict__.update(_parameters={"weight": weight, "bias": bias}, training=training)
     layer.out_features, layer.in_features = weight.shape
     return layer
+
+
+def _one_bias(bias: Tensor | None, linear_bias: Tensor | None) -> Tensor | None:
+    if bias is not None and linear_bias is not None:
+        raise TypeError("bias and linear_bias are given; wanted one of them, they name the same argument")
+    return bias if linear_bias is None else linear_bias
 
 
 def _check_leaf(weight: Tensor) -> None:

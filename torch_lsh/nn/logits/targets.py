@@ -83,7 +83,7 @@ def as_target(
     elif target.shape == (*batch_shape, num_classes) and _is_one_hot(target):
         raise ValueError(
             f"target has dtype {target.dtype} and shape {tuple(target.shape)}, that of the logits, and holds "
-            f"nothing but 0 and 1; wanted class indices of shape {tuple(batch_shape)}, or probabilities in floating point"
+            f"nothing but 0 and 1; wanted class indices of shape {tuple(batch_shape)}, or floating-point probabilities"
         )
     elif target.shape[:-1] == batch_shape:
         labels = target.reshape(count, target.shape[-1]).contiguous()
