@@ -167,10 +167,18 @@ def halves(rank: int) -> slice:
     return slice(rank * B // 2, (rank + 1) * B // 2)
 
 
-def data_parallel(rank: int, in_backward: bool):
+WRAPPERS = {
+    "plain": {},
+    "in backward": {"in_backward": True},
+    "finds unused": {"find_unused_parameters": True},
+    "static graph": {"static_graph": True},
+}
+
+
+def data_parallel(rank: int, in_backward: bool = False, **options):
     model = Model(make_sharded())
     exchange_rows_(model)
-    wrapper = DistributedDataParallel(model)
+    wrapper = DistributedDataParallel(model, **options)
     groups = [{"params": model.trunk.parameters()}, {"params": model.head.parameters(), "in_backward": in_backward}]
     train(wrapper, halves(rank), optimizer=torch_lsh.optim.Adam(groups, lr=0.05))
     alone = Model(make_whole())
@@ -332,7 +340,7 @@ class Work:
             "losses": [losses(rank, same) for same in (False, True)],
             "rankings": [rankings(rank, same) for same in (False, True)],
             "dense": [dense_values(rank, same) for same in (False, True)],
-            "data parallel": [data_parallel(rank, in_backward) for in_backward in (False, True)],
+            "data parallel": {name: data_parallel(rank, **way) for name, way in WRAPPERS.items()},
             "clipped": [clipped(rank, norm) for norm in (2.0, math.inf)],
             "without samples": without_samples(rank),
             "estimates": {scope: estimates(rank, scope) for scope in ("batch", "sample")},
@@ -387,9 +395,9 @@ def test_other_functions_get_dense_values_with_one_warning(results, same_inputs)
         assert "has no sampled path for a sharded layer, so all 501 outputs are computed" in messages[0]
 
 
-@pytest.mark.parametrize("in_backward", [False, True])
-def test_training_with_data_parallel_equals_one_process(results, in_backward):
-    assert all(result["data parallel"][in_backward] < 1e-4 for result in results)
+@pytest.mark.parametrize("way", WRAPPERS)
+def test_training_with_data_parallel_equals_one_process(results, way):
+    assert all(result["data parallel"][way] < 1e-4 for result in results)
 
 
 def test_gradients_are_clipped_by_the_norm_of_the_whole_model(results):

@@ -20,6 +20,7 @@ def zero_rows_(table: Tensor) -> None:
     Args:
         table: ``[N, ...]``, contiguous.
 
+    >>> import torch
     >>> table = torch.ones(2, 3)
     >>> zero_rows_(table)
     >>> table.count_nonzero().item()

@@ -59,14 +59,20 @@ def losses(layer: ShardOwner, x: Tensor, labels: Tensor, shares: Tensor, several
 def _gathered(layer: ShardOwner, x: Tensor, labels: Tensor, shares: Tensor) -> tuple[Samples, Tensor, Tensor, Tensor]:
     """Inputs, labels and shares of all processes, padded to the most labels that a sample has in any of them."""
     channel, same = layer.channel, layer.same_inputs
-    if not same and channel.size > 1:
-        sizes = torch.stack(channel.gather(torch.tensor(labels.shape)))
-        samples = Samples(channel, tuple(sizes[:, 0].tolist()), same)
-        padding = (0, int(sizes[:, 1].max()) - labels.shape[1])
-        labels = samples.gather(F.pad(labels, padding, value=-1))
-        shares = samples.gather(F.pad(shares, padding))
-    else:
+    if same or channel.size == 1:
         samples = Samples(channel, (len(x),) * channel.size, same)
+        return samples, samples.gather_inputs(x), labels, shares
+    sizes = torch.stack(channel.gather(torch.tensor(labels.shape)))
+    samples = Samples(channel, tuple(sizes[:, 0].tolist()), same)
+    most = int(sizes[:, 1].max())
+    padding = (0, most - labels.shape[1])
+    parts = (F.pad(labels, padding, value=-1), F.pad(shares, padding))
+    # One message of bytes: a collective costs more than its bytes here.
+    packed = samples.gather(torch.cat([part.contiguous().view(torch.uint8) for part in parts], 1))
+    labels, shares = (
+        part.clone(memory_format=torch.contiguous_format).view(dtype)
+        for part, dtype in zip(packed.split([8 * most, shares.element_size() * most], 1), (torch.int64, shares.dtype))
+    )
     return samples, samples.gather_inputs(x), labels, shares
 
 
