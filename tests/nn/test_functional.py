@@ -88,6 +88,10 @@ def test_the_topk():
     want = F.linear(x, weight, bias).topk(3)
     got = linear_topk(x, weight, 3, bias)
     torch.testing.assert_close((got.values, got.indices), (want.values, want.indices))
+    compiled = torch.compile(linear_topk, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        got = compiled(x, weight, 3, bias=bias)
+    torch.testing.assert_close((got.values, got.indices), (want.values, want.indices))
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

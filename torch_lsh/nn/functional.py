@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .. import ops
 from ..config import LSHConfig
 from ..sampling.sampler import Sampler
 from ..sampling.state import pack, unpack
@@ -93,7 +94,12 @@ def _topk_in_graph(
 ) -> torch.return_types.topk:
     if not is_compiled():
         return torch.topk(F.linear(input, linear_weight, bias), k)
-    return outside(input, linear_weight, k, bias, exact=exact, candidates=candidates)
+    if not exact or wants_gradient(input, linear_weight, bias):
+        return outside(input, linear_weight, k, bias, exact=exact, candidates=candidates)
+    flat = input.reshape(-1, input.shape[-1]).to(linear_weight.dtype)
+    values, classes = ops.linear_topk(flat, linear_weight, bias, k)
+    shape = (*input.shape[:-1], k)
+    return torch.return_types.topk((values.to(input.dtype).reshape(shape), classes.reshape(shape)))
 
 
 @in_graphs(_topk_in_graph)
