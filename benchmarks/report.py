@@ -60,9 +60,9 @@ SECTIONS = {
     ),
     "everywhere": Section(
         "Ways to train",
-        "A training step at 200,000 x 128, batch 256, 8,192 active rows, in loops, compilers, trainers and several "
-        "processes that share the cores and the batch; beside `nn.Linear` in the same way and beside the eager loop, which "
-        "takes turns with it (before and after it, where processes are several). MB: sent by a process per step.",
+        "A training step at 200,000 x 128, batch 256, 8,192 active rows, in loops, compilers, trainers and processes that "
+        "share the cores and the batch; beside `nn.Linear` in the same way and beside the eager loop, which takes turns "
+        "with it (with several processes: before and after). MB: sent by a process per step.",
         everywhere.draw,
         ("way",),
         {
@@ -114,7 +114,7 @@ def page_of(name: str, section: Section, records: list[Record]) -> str:
     rows = [[cell(record.get(column)) for column in section.columns.values()] for record in records]
     lines = [
         f"## {section.title}\n",
-        f"{section.text} {machine['cpu']} ({machine['simd']}), {machine['threads']} thread{'s' * (machine['threads'] > 1)}, PyTorch "
+        f"{section.text} {machine['cpu']} ({machine['simd']}), threads: {machine['threads']}, PyTorch "
         f"{machine['torch']}: `python benchmarks/{name}.py`.\n",
         f"![{section.title}](pictures/benchmark_{name}.svg)\n",
         f"| {' | '.join(section.columns)} |",

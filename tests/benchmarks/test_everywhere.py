@@ -25,6 +25,6 @@ def test_report(monkeypatch, tmp_path):
     record = {"benchmark": "scaling", "rows": 1_000, "median_ms": 2.0, "mean_ms": 1234.5, "machine": machine}
     later = {**record, "rows": 2_000, "median_ms": 0.01234}
     lines = report.page_of("scaling", report.SECTIONS["scaling"], report.latest([record, later, later], ("rows",)))
-    assert "A CPU (avx2), 2 threads" in lines
+    assert "A CPU (avx2), threads: 2" in lines
     assert "| 1,000 | 2 | – | – | 1,234 | – | – |" in lines
     assert lines.count("| 2,000 | 0.0123 |") == 1
