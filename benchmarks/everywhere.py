@@ -3,9 +3,10 @@
     python benchmarks/everywhere.py --json out.jsonl
     python benchmarks/everywhere.py --ways eager compiled lightning
 
-The eager loop runs before and after each way, so that the ratio of the two sees the same machine. The ways of a
-language model are compared with the eager loop of that model. Processes share the cores and the batch; bytes are those
-that a process sends per step, counted on the loopback interface, over which nothing else may run.
+Each way takes turns with the eager loop, a step of the one and a step of the other. Processes do not: there the eager
+loop runs before and after. The ways of a language model are compared with the eager loop of that model. Processes share
+the cores and the batch; bytes are those that a process sends per step, counted on the loopback interface, over which
+nothing else may run.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from torch_lsh.benchmarking import harness
 class Way(NamedTuple):
     train: Callable[[Setting], None] | str  # a function, or the name of one of ways_in_processes.py
     processes: int = 1
-    beside: Callable[[Setting], None] = ways.eager
+    beside: Callable[[Setting], Callable[[], None]] = ways.eager_step
 
 
 WAYS = {
@@ -44,8 +45,8 @@ WAYS = {
     "Lightning": Way(ways.lightning),
     "accelerate": Way(ways.accelerate),
     "Trainer": Way(ways.trainer),
-    "Trainer, GPT-2": Way(ways.trainer_language_model, beside=ways.eager_language_model),
-    "trl SFTTrainer, GPT-2": Way(ways.sft_trainer, beside=ways.eager_language_model),
+    "Trainer, GPT-2": Way(ways.trainer_language_model, beside=ways.language_model_step),
+    "trl SFTTrainer, GPT-2": Way(ways.sft_trainer, beside=ways.language_model_step),
     "DDP x 2": Way("ddp", 2),
     "FSDP2 x 2": Way("fsdp", 2),
     "row-sharded x 2": Way("sharded", 2),
@@ -85,19 +86,17 @@ def main() -> None:
 def compare(way: Way, size: dict[str, int], steps: int, dense_steps: int) -> dict[str, Any]:
     """One row of the table; the reason where the way cannot run here."""
     try:
-        before = run(Way(way.beside), size, steps)
         ours = run(way, size, steps)
-        after = run(Way(way.beside), size, steps)
         dense = run(way, size, dense_steps, lsh=False) if dense_steps else None
     except ImportError as error:
         return {"skipped": f"skipped: {error}"}
-    eager = statistics.median(before["seconds"] + after["seconds"])
+    eager = statistics.median(ours["eager"]) * 1e3
     milliseconds = harness.summary(ours["seconds"])
     return {
         **milliseconds,
         "dense_ms": statistics.median(dense["seconds"]) * 1e3 if dense else None,
-        "eager_ms": eager * 1e3,
-        "times_eager": milliseconds["median_ms"] / (eager * 1e3),
+        "eager_ms": eager,
+        "times_eager": milliseconds["median_ms"] / eager,
         "path": ours["path"],
         "gradient": str(ours["layout"]).removeprefix("torch."),
         "sent_mb": statistics.median(ours["sent"]) / 1e6 if way.processes > 1 else 0.0,
@@ -106,18 +105,23 @@ def compare(way: Way, size: dict[str, int], steps: int, dense_steps: int) -> dic
 
 
 def run(way: Way, size: dict[str, int], steps: int, lsh: bool = True) -> dict[str, Any]:
-    """Seconds and bytes per step, path and layout of the gradient."""
+    """Seconds of the way's steps and of the eager ones, bytes, path, layout of the gradient."""
     options = {**size, "steps": steps, "lsh": lsh, "processes": way.processes}
-    if isinstance(way.train, str):
-        return in_processes(way.train, options)
     gc.collect()
     torch._dynamo.reset()
+    with silence():
+        eager = way.beside(Setting(**size, steps=steps)) if lsh else lambda: None
+    if isinstance(way.train, str):
+        before = harness.in_turn({"": eager}, steps)[""]
+        found = in_processes(way.train, options)
+        return {**found, "eager": before + harness.in_turn({"": eager}, steps)[""]}
     threads, setting = torch.get_num_threads(), Setting(**options)
+    setting.batches.other = eager
     with silence():
         way.train(setting)
     torch.set_num_threads(threads)
-    seconds, sent = setting.batches.spent()
-    return {"seconds": seconds, "sent": sent, "layout": setting.layout, "path": setting.path}
+    seconds, of_eager, sent = setting.batches.spent()
+    return {"seconds": seconds, "eager": of_eager, "sent": sent, "layout": setting.layout, "path": setting.path}
 
 
 def table(records: list[dict[str, Any]]) -> str:

@@ -46,7 +46,7 @@ SECTIONS = {
     ),
     "scaling": Section(
         "Width of the layer",
-        "The same step at other numbers of rows, 8,192 of them active. The mean includes re-hashes.",
+        "A training step at other numbers of rows, 8,192 of them active. The mean includes re-hashes.",
         scaling.draw,
         ("rows",),
         {"rows": "rows", **MILLISECONDS, "mean": "mean_ms", "tables, MB": "index_mb", "to build, s": "build_s"},
@@ -60,9 +60,9 @@ SECTIONS = {
     ),
     "everywhere": Section(
         "Ways to train",
-        "The same step at 200,000 x 128 in loops, compilers, trainers and several processes that share the cores and "
-        "the batch, beside `nn.Linear` in the same way and beside the eager loop, which ran before and after. MB: sent "
-        "by a process per step.",
+        "A training step at 200,000 x 128, batch 256, 8,192 active rows, in loops, compilers, trainers and processes that "
+        "share the cores and the batch; beside `nn.Linear` in the same way and beside the eager loop, which takes turns "
+        "with it (with several processes: before and after). MB: sent by a process per step.",
         everywhere.draw,
         ("way",),
         {
@@ -103,9 +103,10 @@ section were measured in turn, in one process. Times are medians, with the short
 
 
 def latest(records: list[Record], key: tuple[str, ...]) -> list[Record]:
-    """The last record of each system, in the order of the first ones; what was skipped is left out."""
+    """The last record of each system; what was skipped is left out. Ways of training come in their order."""
     found = {tuple(record[name] for name in key): record for record in records if "skipped" not in record}
-    return list(found.values())
+    order = list(everywhere.WAYS)
+    return sorted(found.values(), key=lambda record: order.index(record["way"]) if "way" in record else 0)
 
 
 def page_of(name: str, section: Section, records: list[Record]) -> str:
@@ -113,7 +114,7 @@ def page_of(name: str, section: Section, records: list[Record]) -> str:
     rows = [[cell(record.get(column)) for column in section.columns.values()] for record in records]
     lines = [
         f"## {section.title}\n",
-        f"{section.text} {machine['cpu']} ({machine['simd']}), {machine['threads']} threads, PyTorch "
+        f"{section.text} {machine['cpu']} ({machine['simd']}), threads: {machine['threads']}, PyTorch "
         f"{machine['torch']}: `python benchmarks/{name}.py`.\n",
         f"![{section.title}](pictures/benchmark_{name}.svg)\n",
         f"| {' | '.join(section.columns)} |",

@@ -79,7 +79,7 @@ def _work(rank: int, way: str, options: dict[str, Any], folder: str) -> None:
     with silence():
         WAYS[way](setting)
     if rank == 0:
-        seconds, sent = setting.batches.spent()
+        seconds, _, sent = setting.batches.spent()
         found = {"seconds": seconds, "sent": [bytes / count for bytes in sent]}
         torch.save({**found, "layout": setting.layout, "path": setting.path}, Path(folder, "result.pt"))
     dist.barrier()

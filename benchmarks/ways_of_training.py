@@ -1,7 +1,8 @@
 """One small model with a wide head, trained in many ways: loops, compilers, trainers. The systems of everywhere.py.
 
 A way takes a :class:`Setting`, trains on its batches, and leaves everything else to its tool. The batches note when
-each was fetched: a step lasts from one fetch to the next, whatever the tool does in between.
+each was fetched: a step lasts from one fetch to the next, whatever the tool does in between. While a batch is fetched,
+another system takes a step, so that both see the same machine.
 """
 
 from __future__ import annotations
@@ -107,7 +108,9 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         ranks = torch.rand(*size, generator=generator).mul_(torch.log(torch.tensor(float(setting.rows)))).exp_()
         self.y = ranks.long().clamp_(1, setting.rows) - 1
         self.steps = setting.steps
-        self.marks: list[tuple[float, int]] = []
+        self.marks: list[tuple[float, float, int]] = []  # when a step ended, when the next one began, bytes sent
+        self.other: Callable[[], object] = lambda: None
+        self.seconds_of_other: list[float] = []
 
     def __len__(self) -> int:
         return self.steps
@@ -119,13 +122,20 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         return self.x[number % len(self.x)], self.y[number % len(self.x)]
 
     def mark(self) -> None:
-        """A step begins: notes the time, and the bytes that all processes of this machine have sent to each other."""
-        self.marks.append((time.perf_counter(), sent_over_loopback()))
+        """Between two steps: the other system takes one."""
+        end = time.perf_counter()
+        with torch.enable_grad():
+            self.other()
+        begin = time.perf_counter()
+        self.seconds_of_other.append(begin - end)
+        self.marks.append((end, begin, sent_over_loopback()))
 
-    def spent(self) -> tuple[list[float], list[int]]:
-        """Seconds and bytes of every step after the warm-up."""
-        pairs = list(zip(self.marks, self.marks[1:]))[min(WARM_UP, len(self.marks) // 3) :]
-        return [after[0] - before[0] for before, after in pairs], [after[1] - before[1] for before, after in pairs]
+    def spent(self) -> tuple[list[float], list[float], list[int]]:
+        """Seconds of every step after the warm-up, of those of the other system, bytes that all processes sent."""
+        first = min(WARM_UP, len(self.marks) // 3)
+        pairs = list(zip(self.marks, self.marks[1:]))[first:]
+        seconds, sent = [after[0] - before[1] for before, after in pairs], [b[2] - a[2] for a, b in pairs]
+        return seconds, self.seconds_of_other[first:], sent
 
 
 def sent_over_loopback() -> int:
@@ -148,6 +158,14 @@ def loop(
 def eager(setting: Setting) -> None:
     model = setting.model()
     loop(lambda x, y: F.cross_entropy(model(x), y), setting.optimizer(model), setting.batches)
+
+
+def eager_step(setting: Setting) -> Callable[[], None]:
+    """A step of :func:`eager` per call."""
+    model = setting.model()
+    optimizer = setting.optimizer(model)
+    batches = itertools.cycle(zip(setting.batches.x, setting.batches.y))
+    return lambda: loop(lambda x, y: F.cross_entropy(model(x), y), optimizer, [next(batches)])
 
 
 def compiled(setting: Setting) -> None:
@@ -311,14 +329,19 @@ def token_sequences(setting: Setting) -> Tensor:
     return torch.randint(1, setting.rows, (setting.steps, setting.batch // 8, 9))
 
 
-def eager_language_model(setting: Setting) -> None:
+def language_model_step(setting: Setting) -> Callable[[], None]:
+    """A step of an eager loop per call."""
     model = language_model(setting)
     optimizer = setting.optimizer(model)
-    for ids in token_sequences(setting):
-        setting.batches.mark()
+    sequences = itertools.cycle(token_sequences(setting))
+
+    def step() -> None:
+        ids = next(sequences)
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
+    return step
 
 
 def trainer_language_model(setting: Setting) -> None:

@@ -58,13 +58,14 @@ def make_data(classes: int, samples: int, used_classes: int = 1_000) -> tuple[Da
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=100_000)
-    parser.add_argument("--samples", type=int, default=20_000)
+    parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=4)
     arguments = parser.parse_args()
     train, validation = make_data(arguments.classes, arguments.samples)
     with tempfile.TemporaryDirectory() as folder:
         options = {"accelerator": "cpu", "devices": 1, "logger": False, "default_root_dir": folder}
-        options |= {"enable_checkpointing": False, "enable_progress_bar": False, "gradient_clip_val": 1.0}
+        options |= {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+        options |= {"gradient_clip_val": 1.0}
 
         torch.manual_seed(0)
         first = lightning.Trainer(max_epochs=arguments.epochs // 2, **options)

@@ -17,6 +17,7 @@ from .nn.linear import LSHLinear
 from .nn.logits.losses import log_weights_of_logits
 from .nn.tied import follow_tied_embeddings
 from .row_sparse.parameters import note_forward
+from .sampling.active_set import ActiveSet
 
 _heads: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> weak reference to its LSHLinear
 
@@ -98,16 +99,18 @@ class _ActiveRowsOfPatchedHeads:
             return tuple(self.function.apply(*arguments))
 
         def transform(logits: Tensor) -> Tensor:
-            logits = logits * logit_scale
-            return (logits if softcap is None else softcap * (logits / softcap).tanh()) / temperature
+            logits = logits if logit_scale == 1 else logits * logit_scale
+            logits = logits if softcap is None else softcap * (logits / softcap).tanh()
+            return logits if temperature == 1 else logits / temperature
 
-        computed = _statistics(head, hidden, targets, transform)
+        active, logits = _active_logits(head, hidden, targets)
+        softmax = _SampledSoftmax(active, transform(logits))
         order = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-        return (computed["log_probs"], *(computed[name] if name in outputs else None for name in order))
+        with torch.no_grad():
+            return softmax.log_probs, *(getattr(softmax, name)() if name in outputs else None for name in order)
 
 
-def _statistics(head: LSHLinear, hidden: Tensor, targets: Tensor, transform: Any) -> dict[str, Tensor]:
-    """What trl asks of a softmax over all classes, estimated from the active rows."""
+def _active_logits(head: LSHLinear, hidden: Tensor, targets: Tensor) -> tuple[ActiveSet, Tensor]:
     for parameter in head.parameters():
         note_forward(parameter)
     sampler = head.sampler
@@ -117,19 +120,35 @@ def _statistics(head: LSHLinear, hidden: Tensor, targets: Tensor, transform: Any
     keep = sampler.keeper_of_hardest_rows(active, corrected=True)
     if keep is not None and logits.requires_grad:
         logits.register_hook(lambda gradient: keep(ops.positive_sums(gradient)))
-    logits = transform(logits)
-    log_weights = log_weights_of_logits(active, "stratified", logits.dtype)
-    weighted = logits if log_weights is None else logits + log_weights
-    log_z = weighted.logsumexp(1)
-    at_target = logits.gather(1, active.positions).squeeze(1)
-    log_probs = at_target - log_z
-    with torch.no_grad():
-        share = (weighted - log_z.unsqueeze(1)).exp()
-        squares = (share * (logits - log_z.unsqueeze(1)).exp()).sum(1)
-        return {
-            "log_probs": log_probs,
-            "entropy": log_z - (share * logits).sum(1),
-            "log_sum_sq_probs": squares.log(),
-            "mean_logits": (logits * active.weights()).sum(1) / active.num_rows,
-            "is_top1": at_target >= logits.masked_fill(~active.present, -torch.inf).amax(1),
-        }
+    return active, logits
+
+
+class _SampledSoftmax:
+    """What trl asks of a softmax over all classes, estimated from the active rows; ``[B]`` each.
+
+    Few passes over the ``[B, A]`` logits, which take longer than the rest of the loss.
+    """
+
+    def __init__(self, active: ActiveSet, logits: Tensor) -> None:
+        self.active, self.logits = active, logits.detach()
+        log_weights = log_weights_of_logits(active, "stratified", logits.dtype)
+        self.log_shares = (logits if log_weights is None else logits + log_weights).log_softmax(1)
+        # Labels have weight 1, so that their shares are their probabilities.
+        self.log_probs = self.log_shares.gather(1, active.positions).squeeze(1)
+        self.log_shares = self.log_shares.detach()
+        self.at_target = self.logits.gather(1, active.positions).squeeze(1)
+        self.log_z = self.at_target - self.log_probs.detach()
+
+    def entropy(self) -> Tensor:
+        return self.log_z - torch.linalg.vecdot(self.log_shares.exp(), self.logits)
+
+    def log_sum_sq_probs(self) -> Tensor:
+        return torch.linalg.vecdot(self.log_shares.exp(), (self.logits - self.log_z.unsqueeze(1)).exp()).log()
+
+    def mean_logits(self) -> Tensor:
+        return (self.logits * self.active.weights()).sum(1) / self.active.num_rows
+
+    def is_top1(self) -> Tensor:
+        present = self.active.present
+        logits = self.logits if present.all() else self.logits.masked_fill(~present, -torch.inf)
+        return self.at_target >= logits.amax(1)
