@@ -1,4 +1,4 @@
-// residual_codes, update_partition, query_partition: codes of rows, kept bucket by bucket.
+// residual_codes, update_partition: codes of rows, kept bucket by bucket.
 //
 // Every row is in one of C buckets. The rows of a bucket fill blocks of kSketchRows, laid out as in
 // kernels/sketch.h, with their numbers in ids [blocks, kSketchRows] (-1: no row). The blocks of a bucket are
@@ -7,7 +7,7 @@
 // Of N / kSketchRows + C blocks there is always one free for a row that comes in. places [N] is block *
 // kSketchRows + position of each row (-1: not in yet), row_buckets [N] its bucket.
 //
-// One thread changes a partition, and one thread answers a query.
+// One thread changes a partition.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -20,8 +20,7 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
-#include "ops/shortlist.h"
-#include "ops/sketch.h"
+#include "ops/partition.h"
 
 namespace torch_lsh {
 namespace {
@@ -104,21 +103,8 @@ std::tuple<Tensor, Tensor> residual_codes(const Tensor& x, const Tensor& centers
 
 void check_partition(const Tensor& codes, const Tensor& factors, const Tensor& ids, const Tensor& next,
                      const Tensor& heads) {
-  check_operand(codes, "codes", 3, ScalarType::Byte);
-  check_operand(factors, "factors", 3, ScalarType::BFloat16);
-  check_operand(ids, "ids", 2, ScalarType::Int);
-  check_operand(next, "next", 1, ScalarType::Int);
-  check_operand(heads, "heads", 2, ScalarType::Int);
+  check_partition_shapes(codes, factors, ids, next, heads);
   const int64_t blocks = codes.size(0);
-  check_size(codes, "codes", 2, kSketchRows);
-  check_size(factors, "factors", 0, blocks);
-  check_size(factors, "factors", 1, 2);
-  check_size(factors, "factors", 2, kSketchRows);
-  check_size(ids, "ids", 0, blocks);
-  check_size(ids, "ids", 1, kSketchRows);
-  check_size(next, "next", 0, blocks);
-  check_size(heads, "heads", 1, 2);
-  TORCH_LSH_CHECK(heads.size(0) >= 2, "heads has shape ", shape_of(heads), "; wanted at least one bucket");
   const auto* follower = next.const_data_ptr<int32_t>();
   for (int64_t b = 0; b < blocks; ++b)
     TORCH_LSH_CHECK(follower[b] >= -1 && follower[b] < blocks, "next holds ", follower[b], "; wanted -1 to ",
@@ -130,10 +116,6 @@ void check_partition(const Tensor& codes, const Tensor& factors, const Tensor& i
         "heads holds block ", head[2 * c], " with ", head[2 * c + 1], " rows; wanted -1 to ", blocks - 1,
         " with 0 to ", kSketchRows);
 }
-
-struct Head {
-  int32_t block, rows;
-};
 
 class Partition {
  public:
@@ -262,158 +244,11 @@ Tensor update_partition(Tensor codes, Tensor factors, Tensor ids, Tensor next, T
   return total;
 }
 
-// Buckets with rows in the order of their scores, largest first and NaN before all. Few of many are wanted,
-// so those below an estimate of the highest quarter wait outside of the heap until all others were taken.
-class BucketOrder {
- public:
-  void start(const float* scores, const Head* heads, int64_t count) {
-    scores_ = scores;
-    heads_ = heads;
-    count_ = count;
-    sample_.clear();
-    for (int64_t i = 0; i < std::min(count, kSample); ++i)
-      if (const float score = scores[i * count / std::min(count, kSample)]; score == score)
-        sample_.push_back(score);
-    border_ = -std::numeric_limits<float>::infinity();
-    if (!sample_.empty()) {
-      const auto border = sample_.begin() + static_cast<int64_t>(sample_.size()) / 4;
-      std::nth_element(sample_.begin(), border, sample_.end(), std::greater<>());
-      border_ = *border;
-    }
-    heap_.clear();
-    waiting_ = true;
-    fill([this](float score) { return !(score <= border_); });
-  }
-
-  // -1: there are no more.
-  int64_t next() {
-    if (heap_.empty() && waiting_) {
-      waiting_ = false;
-      fill([this](float score) { return score <= border_; });
-    }
-    if (heap_.empty()) return -1;
-    std::pop_heap(heap_.begin(), heap_.end());
-    const int64_t bucket = index_of(heap_.back());
-    heap_.pop_back();
-    return bucket;
-  }
-
-  // The bucket that will probably be next, or -1.
-  int64_t peek() const { return heap_.empty() ? -1 : index_of(heap_.front()); }
-
- private:
-  static constexpr int64_t kSample = 128;
-
-  template <typename Wanted>
-  void fill(const Wanted& wanted) {
-    heap_.resize(count_);
-    int64_t filled = 0;
-    for (int64_t c = 0; c < count_; ++c) {  // without branches, which nobody could predict
-      heap_[filled] = key_of(scores_[c], c);
-      filled += wanted(scores_[c]) & (heads_[c].block >= 0);
-    }
-    heap_.resize(filled);
-    std::make_heap(heap_.begin(), heap_.end());
-  }
-
-  const float* scores_ = nullptr;
-  const Head* heads_ = nullptr;
-  int64_t count_ = 0;
-  float border_ = 0;
-  bool waiting_ = false;
-  std::vector<float> sample_;
-  std::vector<uint64_t> heap_;
-};
-
-Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& centers, const Tensor& codes,
-                       const Tensor& factors, const Tensor& ids, const Tensor& next, const Tensor& heads,
-                       int64_t max_candidates, int64_t examined) {
-  check_partition(codes, factors, ids, next, heads);
-  check_operand(x, "x", 2, ScalarType::Float);
-  check_operand(scores, "scores", 2, ScalarType::Float);
-  check_operand(centers, "centers", 2, ScalarType::Float);
-  const int64_t batch = x.size(0), width = x.size(1), bytes = codes.size(1), blocks = codes.size(0);
-  const int64_t num_buckets = heads.size(0) - 1;
-  TORCH_LSH_CHECK(width > 0 && width % 8 == 0 && bytes > 0 && 8 * bytes % width == 0 && 2 * bytes <= width,
-                  "x has shape ", shape_of(x), "; wanted 1 to 4 bits for each column in ", bytes, " bytes");
-  const int64_t bits = 8 * bytes / width, widest = UINT16_MAX / ((1 << bits) - 1) * 4;
-  TORCH_LSH_CHECK(width <= widest, "x has ", width, " columns; wanted at most ", widest, " with ", bits,
-                  " bits");
-  check_size(scores, "scores", 0, batch);
-  check_size(scores, "scores", 1, num_buckets);
-  check_size(centers, "centers", 0, num_buckets);
-  check_size(centers, "centers", 1, width);
-  TORCH_LSH_CHECK(max_candidates >= 1, "max_candidates is ", max_candidates, "; wanted at least 1");
-  TORCH_LSH_CHECK(examined >= 1, "examined is ", examined, "; wanted at least 1");
-  Tensor candidates = torch::stable::empty({batch, max_candidates}, ScalarType::Long);
-  auto* out = candidates.mutable_data_ptr<int64_t>();
-  const auto* query = x.const_data_ptr<float>();
-  const auto* score = scores.const_data_ptr<float>();
-  const auto* center = centers.const_data_ptr<float>();
-  const auto* code = codes.const_data_ptr<uint8_t>();
-  const auto* factor = static_cast<const BFloat16*>(factors.const_data_ptr());
-  const auto* id = ids.const_data_ptr<int32_t>();
-  const auto* follower = next.const_data_ptr<int32_t>();
-  const auto* head = reinterpret_cast<const Head*>(heads.const_data_ptr<int32_t>());
-  const auto sketch_scores = kernels<SketchKernels>().scores;
-  const auto dot = kernels<DotKernels<float>>().dot_rows;
-  const auto scan = kernels<TopkKernels<float>>().scan;
-  const int64_t vector = kernels<TopkKernels<float>>().vector;
-
-  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-    BucketOrder order;
-    float estimates[kSketchRows], thresholds[64];
-    int32_t hits[kSketchRows + 1];
-    const auto prefetch = [&](int64_t block) {
-      for (int64_t j = 0; j < bytes; ++j) __builtin_prefetch(code + (block * bytes + j) * kLine);
-      for (int64_t j = 0; j < 4; ++j) __builtin_prefetch(factor + block * 2 * kSketchRows + j * kLine / 2);
-    };
-    for (int64_t b = begin; b < end; ++b) {
-      const SignTables tables(query + b * width, width, bits);
-      Shortlist shortlist(max_candidates);
-      order.start(score + b * num_buckets, head, num_buckets);
-      for (int64_t seen = 0, visited = 0; seen < examined;) {
-        const int64_t bucket = order.next();
-        if (bucket < 0) break;
-        if (order.peek() >= 0) prefetch(head[order.peek()].block);
-        float base;
-        dot(query + b * width, center, &bucket, 1, width, &base);
-        for (int64_t block = head[bucket].block; block >= 0; block = follower[block]) {
-          if (++visited > blocks) break;  // a chain that somebody closed to a ring
-          if (follower[block] >= 0) prefetch(follower[block]);
-          const int64_t rows = block == head[bucket].block ? head[bucket].rows : kSketchRows;
-          sketch_scores(code + block * bytes * kSketchRows, factor + block * 2 * kSketchRows, 1, bits,
-                        width / 8, tables.entries.data(), tables.step, tables.base, estimates);
-          // A little less, so that rounding rules nothing out that belongs into the shortlist.
-          const float threshold = shortlist.threshold();
-          std::fill_n(thresholds, vector,
-                      threshold - base - kRounding * (std::abs(threshold) + std::abs(base)));
-          const int64_t found = scan(estimates, rows, thresholds, vector, hits);
-          for (int64_t i = 0; i < found; ++i) {
-            const int32_t row = id[block * kSketchRows + hits[i]];
-            if (row >= 0) shortlist.offer(base + estimates[hits[i]], row);
-          }
-          seen += rows;
-        }
-      }
-      std::vector<uint64_t> best = shortlist.keys();
-      const auto count = std::min<int64_t>(max_candidates, static_cast<int64_t>(best.size()));
-      if (count < static_cast<int64_t>(best.size()))
-        std::nth_element(best.begin(), best.begin() + count, best.end(), std::greater<>());
-      std::sort(best.begin(), best.begin() + count, std::greater<>());
-      for (int64_t i = 0; i < count; ++i) out[b * max_candidates + i] = index_of(best[i]);
-      std::fill_n(out + b * max_candidates + count, max_candidates - count, -1);
-    }
-  });
-  return candidates;
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
   m.impl("residual_codes", TORCH_BOX(&residual_codes));
   m.impl("update_partition", TORCH_BOX(&update_partition));
-  m.impl("query_partition", TORCH_BOX(&query_partition));
 }
 
 }  // namespace torch_lsh
