@@ -1,5 +1,7 @@
 # make lint    rules, format, types
 # make test    the same, then doctests and tests: what CI runs; PYTEST_ARGS="-x -k name" for some of them
+# make dist    source distribution in dist/, and a wheel built from it and tested with the oldest and the newest torch
+# make docs    the site in build/docs
 # make demo    trains the SLIDE model on generated data of the shape of Amazon-670K; DATA=train.txt TEST=test.txt for yours
 #
 # Each sets up .venv first, with PYTHON and TORCH:
@@ -13,9 +15,10 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
+DOCS := sphinx furo myst-parser sphinx-copybutton sphinxcontrib-mermaid
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: test lint demo clean
+.PHONY: test lint dist docs demo clean
 test: lint
 	$(BIN)/python -m pytest --doctest-modules torch_lsh tests $(PYTEST_ARGS)
 
@@ -24,6 +27,13 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
 	$(BIN)/mypy
+
+dist: $(VENV)/.ready
+	PYTHON=$(PYTHON) TORCH='$(TORCH)' TORCH_INDEX=$(TORCH_INDEX) .ci/dist $(BIN)/python
+
+docs: $(VENV)/.ready
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(DOCS)
+	$(BIN)/python -m sphinx -qW --keep-going docs build/docs
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/amazon670k.py $(if $(DATA),--train $(DATA)) $(if $(TEST),--test $(TEST)) $(ARGS)

@@ -3,14 +3,18 @@
     python benchmarks/ablation.py --json out.jsonl --plot out.png
     python benchmarks/ablation.py --data yso-en --only sampler=uniform active=x2 bolt --seed 0 1 2
 
-The SLIDE model (sparse features -> 128 ReLU -> labels) from the same initial weights on the same batches: batch 256,
-torch_lsh.optim.Adam, all at one rate: of 1e-3 and 2e-3 the better one for LSHConfig() and for in-batch labels. A
-variation differs from LSHConfig() in one thing. (With several labels per sample the correction is "even" where it names
-no other.) Variations take turns, each a share of its time, and are evaluated on test rows with the full output layer
-after every turn; only steps count, with the building of tables and all re-hashes. The published settings slide and bolt
-train for longer, and the default with them, for the time at which the default reaches their last precision. "autotune"
-trains with the settings that torch_lsh.autotune picks for the layer of a model that was trained with the defaults for a
-while; the search is not in its time.
+Each variation differs from LSHConfig() in one setting. All train the SLIDE model (sparse features -> 128 ReLU ->
+labels) from the same initial weights on the same batches of 256 with torch_lsh.optim.Adam, at one learning rate: the
+better of 1e-3 and 2e-3 for LSHConfig() and for in-batch labels. With several labels per sample, the correction is
+"even" unless the variation names another.
+
+Variations take turns. After every turn the test rows are evaluated with the full output layer. The time counts steps,
+building of tables and re-hashes, not evaluation.
+
+- slide, bolt: published settings. They train for longer, as does the default beside them; the output names the time at
+  which the default reaches their final precision.
+- autotune: the settings that torch_lsh.autotune picks for the layer of a model that the default settings trained for a
+  while. The search does not count.
 """
 
 from __future__ import annotations
@@ -250,18 +254,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=list(SECONDS), help="folders in the one that TORCH_LSH_DATA names")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"beside default: {', '.join(NAMES[1:])}")
-    parser.add_argument("--dense", action="store_true", help="nn.Linear and torch.optim.Adam, too")
-    parser.add_argument("--seconds", type=float, help="of training for each; default: 3, for yso-en 30")
-    parser.add_argument("--published-times", type=float, default=4, help="times as long for slide, bolt and default")
+    parser.add_argument("--dense", action="store_true", help="add nn.Linear with torch.optim.Adam")
+    parser.add_argument("--seconds", type=float, help="of training for each; default: 3 (yso-en: 30)")
+    parser.add_argument(
+        "--published-times", type=float, default=4, help="factor of the time for slide, bolt and default"
+    )
     parser.add_argument("--bolt-active", type=float, default=0.005, help="share of active rows in BOLT's setting")
-    parser.add_argument("--points", type=int, default=10, help="evaluations in the time of each")
-    parser.add_argument("--test-rows", type=int, default=5166)
+    parser.add_argument("--points", type=int, default=10, help="evaluations of each")
+    parser.add_argument("--test-rows", type=int, default=5166, help="test rows to evaluate on")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="of weights, order of rows and hash functions")
-    parser.add_argument("--lr", type=float, help="default: 1e-3, for yso-en 2e-3")
+    parser.add_argument("--lr", type=float, help="learning rate; default: 1e-3 (yso-en: 2e-3)")
     parser.add_argument("--input-std", type=float, default=0.1, help="of the input table; nn.EmbeddingBag's is 1")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json")
-    parser.add_argument("--plot")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: all cores")
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
+    parser.add_argument("--plot", help="draw a plot into this file")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.only or () if name not in NAMES]
     if unknown:

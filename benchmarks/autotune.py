@@ -1,10 +1,10 @@
-"""Autotune on held-out inputs: the recall that its pick reaches, and the time that it takes.
+"""Recall of the settings that autotune picks, on held-out inputs, and the time of the search.
 
     python benchmarks/autotune.py --layers citeulike-t yso-en --json out.jsonl
 
 Layers are the output layers of trained models (benchmarks/trained_layers.py trains them at the first use). Autotune
-gets some of the queries; the others are held out. The table shows recall@10 among the active rows, with steps drawn
-as in training, of the pick and of LSHConfig().
+gets some of the queries; the others are held out. The table shows recall@10 among the active rows of training steps,
+for the pick and for LSHConfig().
 """
 
 from __future__ import annotations
@@ -84,14 +84,19 @@ def measure(name: str, layer: TrainedLayer, arguments: argparse.Namespace) -> li
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS)
-    parser.add_argument("--target", type=float, default=0.9)
-    parser.add_argument("--inputs", type=int, default=512)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--seconds", type=float, default=18.0)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "torch_lsh_layers")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json")
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS, help="data sets whose layers are used")
+    parser.add_argument("--target", type=float, default=0.9, help="recall to reach")
+    parser.add_argument("--inputs", type=int, default=512, help="queries that autotune gets")
+    parser.add_argument("--batch-size", type=int, default=256, help="samples per step")
+    parser.add_argument("--seconds", type=float, default=18.0, help="approximate duration of the search")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "torch_lsh_layers",
+        help="where trained layers are kept",
+    )
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: all cores")
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
     arguments = parser.parse_args()
     layers = {name: trained_layer(name, arguments.folder) for name in arguments.layers}
     info = harness.machine(arguments.threads)

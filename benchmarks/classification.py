@@ -1,4 +1,4 @@
-"""Training of models from sparse features to very many labels, for benchmarks of quality per second."""
+"""Training loops of classifiers with very many labels, shared by benchmarks of quality against time."""
 
 from __future__ import annotations
 

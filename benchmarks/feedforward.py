@@ -1,16 +1,15 @@
-"""A wide MLP block (512 -> 65,536 -> 512): LSHFeedForward beside the dense block.
+"""LSHFeedForward beside the dense block: 512 -> 65,536 -> 512.
 
-    python benchmarks/feedforward.py step --json out.jsonl       one training step: forward, backward, Adam
-    python benchmarks/feedforward.py quality --json out.jsonl    a model with either, and without: precision@1 per epoch
+    python benchmarks/feedforward.py step --json out.jsonl
+    python benchmarks/feedforward.py quality --json out.jsonl
 
-The bound. For each projection a dense step makes three matrix products of 2 * batch * d_model * d_hidden operations,
-and Adam reads or writes seven numbers for each of the 2 * d_model * d_hidden weights. With a share ``a`` of the neurons
-active both are ``a`` times as much; gathering the active weights reads and writes one number more for each. Hashing
-and look-ups of the batch come on top. ``step`` prints the bound from the speeds of a matrix product and of a copy that
-it measures on this machine.
+``step`` times one training step (forward, backward, Adam) and prints its lower bound. Per projection, a dense step does
+three matrix products of 2 * batch * d_model * d_hidden operations, and Adam moves seven numbers per weight. A share
+``a`` of active neurons scales both by ``a``; gathering the active weights moves one more number per weight. Hashing and
+look-ups come on top. Rates of arithmetic and memory are measured in the same run.
 
-The model of ``quality``: sparse features -> 512 ReLU -> block, added to its input, ReLU -> the labels of citeulike-t
-(52,946), which are an LSHLinear for all. So only the block differs, and precision says what it is good for.
+``quality`` reports precision@1 per epoch on citeulike-t (52,946 labels) with either block and with none. The model:
+sparse features -> 512 ReLU -> block, added to its input, ReLU -> LSHLinear. Only the block differs.
 """
 
 from __future__ import annotations
@@ -178,23 +177,25 @@ def report_quality(records: list[dict[str, Any]], epochs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=["step", "quality"])
-    parser.add_argument("--d-model", type=int, default=512)
-    parser.add_argument("--d-hidden", type=int, default=65_536)
-    parser.add_argument("--active", type=float, default=0.02)
-    parser.add_argument("--scope", nargs="+", default=["batch"], choices=["batch", "sample"])
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--systems", nargs="+", default=["none", "dense", "torch_lsh"])
-    parser.add_argument("--dataset", default="citeulike-t")
+    parser.add_argument("what", nargs="+", choices=["step", "quality"], help="which measurement")
+    parser.add_argument("--d-model", type=int, default=512, help="width of the input")
+    parser.add_argument("--d-hidden", type=int, default=65_536, help="neurons of the block")
+    parser.add_argument("--active", type=float, default=0.02, help="share of active neurons")
+    parser.add_argument(
+        "--scope", nargs="+", default=["batch"], choices=["batch", "sample"], help="who shares an active set"
+    )
+    parser.add_argument("--batch", type=int, default=256, help="samples per step")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each system")
+    parser.add_argument("--systems", nargs="+", default=["none", "dense", "torch_lsh"], help="what to compare")
+    parser.add_argument("--dataset", default="citeulike-t", help="name of a data set")
     parser.add_argument("--output-active", type=int, default=3072, help="active rows of the output layer")
-    parser.add_argument("--input-std", type=float, default=0.1)
-    parser.add_argument("--test-rows", type=int, default=5166)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json")
+    parser.add_argument("--input-std", type=float, default=0.1, help="of the input table; nn.EmbeddingBag's is 1")
+    parser.add_argument("--test-rows", type=int, default=5166, help="test rows to evaluate on")
+    parser.add_argument("--epochs", type=int, default=4, help="passes over the training data")
+    parser.add_argument("--seeds", type=int, default=1, help="runs with different seeds")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: all cores")
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
     arguments = parser.parse_args()
     info = harness.machine(arguments.threads)
     print(info)

@@ -1,21 +1,20 @@
-r"""A language model's output layer: full softmax, adaptive softmax and LSH-sampled softmax of the same model.
+"""Heads of a language model: full softmax, adaptive softmax, LSH-sampled softmax.
 
     python benchmarks/language_model.py --body lstm transformer --json out.jsonl
 
-Word-level, 33,278 words (wikitext-2). All systems have the same initial body and embedding, see the same batches and
-run the same optimizers: Adam for the body and, with row-sparse steps, the embedding; Adagrad for the head. Only the
-head and its loss differ. They take turns, some steps each. Perplexity is that of the exact softmax over all words (of
-the adaptive softmax, its own exact probabilities). Seconds per epoch are the median step times the steps of an epoch,
-evaluation not included.
+The data is wikitext-2, 33,278 words. All systems start from the same body and embedding and see the same batches; they
+take turns. Adam trains the body and, by rows, the embedding; Adagrad trains the head. Perplexity is exact, over all
+words (the adaptive softmax has exact probabilities of its own). Seconds per epoch are the median step times the number
+of steps, without evaluation.
 
-Why Adagrad: the sampled head did the same at learning rates 0.05 and 0.1. With Adam much depends on the rate, for the
-full softmax too, and the best rates need not be the same: a lazily updated row steps in the batches that touch it, a
-dense one in all. A comparison at one rate says little; give each system its own:
+Adagrad, because the sampled head is then insensitive to the learning rate: 0.05 and 0.1 give the same perplexity. Under
+Adam the rate matters, for the full softmax too, and the best rates may differ: a lazy optimizer steps a row only in the
+batches that touch it. Give each system its own:
 
-    python benchmarks/language_model.py --tokens 200000 --test-tokens 10000 --batch 10 --length 20 --epochs 2 \
+    python benchmarks/language_model.py --tokens 200000 --test-tokens 10000 --batch 10 --length 20 --epochs 2 \\
         --head-optimizer adam --head-lr 0.01 --systems full adaptive torch_lsh torch_lsh:lr=0.03,catch_up=1
 
-On so short a text two runs of the full softmax that differed in their dropout alone were 6 % apart.
+On this short text, runs of the full softmax that differ in dropout alone are 6 % apart.
 """
 
 from __future__ import annotations
@@ -168,23 +167,29 @@ def report(trainees: list[Trainee]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--body", nargs="+", default=["lstm", "transformer"], choices=["lstm", "transformer"])
-    parser.add_argument("--systems", nargs="+", default=["full", "adaptive", "torch_lsh:active=4096"])
-    parser.add_argument("--data", type=Path, default=DATA / "wikitext-2")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--tokens", type=int, help="train on the first so many only")
-    parser.add_argument("--test-tokens", type=int, help="evaluate on the first so many only")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=20)
-    parser.add_argument("--length", type=int, default=35)
-    parser.add_argument("--dropout", type=float, default=0.2)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--head-optimizer", default="adagrad", choices=["adagrad", "adam"])
-    parser.add_argument("--head-lr", type=float, default=0.05)
-    parser.add_argument("--clip", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json")
+    parser.add_argument(
+        "--body", nargs="+", default=["lstm", "transformer"], choices=["lstm", "transformer"], help="of the model"
+    )
+    parser.add_argument(
+        "--systems", nargs="+", default=["full", "adaptive", "torch_lsh:active=4096"], help="what to compare"
+    )
+    parser.add_argument("--data", type=Path, default=DATA / "wikitext-2", help="folder of the data")
+    parser.add_argument("--epochs", type=int, default=3, help="passes over the training data")
+    parser.add_argument("--tokens", type=int, help="train on the first tokens only")
+    parser.add_argument("--test-tokens", type=int, help="evaluate on the first tokens only")
+    parser.add_argument("--width", type=int, default=128, help="of the embedding and the hidden state")
+    parser.add_argument("--batch", type=int, default=20, help="sequences per step")
+    parser.add_argument("--length", type=int, default=35, help="words per sequence")
+    parser.add_argument("--dropout", type=float, default=0.2, help="probability")
+    parser.add_argument("--lr", type=float, default=3e-3, help="learning rate")
+    parser.add_argument(
+        "--head-optimizer", default="adagrad", choices=["adagrad", "adam"], help="optimizer of the output layer"
+    )
+    parser.add_argument("--head-lr", type=float, default=0.05, help="learning rate of the output layer")
+    parser.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradients")
+    parser.add_argument("--seed", type=int, default=1, help="of weights, order and hash functions")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: all cores")
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
     arguments = parser.parse_args()
     info = harness.machine(arguments.threads)
     print(info)

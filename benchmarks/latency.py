@@ -1,11 +1,11 @@
-"""Latency of the five best classes of a very wide layer, by batch size: PyTorch, exact top-k, quantised, hashed.
+"""Latency of the five best classes of a very wide layer, by batch size: dense, exact, quantized, approximate.
 
     python benchmarks/latency.py --json out.jsonl --plot latency.png
-    python benchmarks/latency.py --model model.pt --test test.txt     # a trained XMCClassifier: precision@1, too
+    python benchmarks/latency.py --model model.pt --test test.txt     # a trained XMCClassifier: adds precision@1
 
-All systems take turns on the same inputs; the approximate one runs once more by itself. The bound is that of the bytes
-of the weights over the measured bandwidth, or of the products over the measured speed of a float32 (bfloat16) matrix
-product of PyTorch's, whichever is longer.
+Systems take turns on the same inputs; the approximate one is also timed alone. The bound is the bytes of the weights
+over the measured bandwidth, or the operations over the measured rate of PyTorch's matrix product (float32 or bfloat16),
+whichever takes longer.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ def precision(systems: dict[str, latency.System], hidden: Tensor, labels: Tensor
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=670_091, help="of a layer of random weights")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--model", help="file of a trained XMCClassifier, in place of random weights")
+    parser.add_argument("--rows", type=int, default=670_091, help="outputs of a layer of random weights")
+    parser.add_argument("--width", type=int, default=128, help="features of an input")
+    parser.add_argument("--model", help="file of a trained XMCClassifier; default: random weights")
     parser.add_argument("--test", help="test rows in the XMC format, for --model")
     parser.add_argument("--normalize", choices=["l2"], help="of the test rows")
-    parser.add_argument("--batches", type=int, nargs="+", default=[2**i for i in range(11)])
-    parser.add_argument("--rounds", type=int, default=200, help="at most, per batch size")
-    parser.add_argument("--seconds", type=float, default=10, help="that a batch size may take; at least five rounds")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json")
-    parser.add_argument("--plot")
+    parser.add_argument("--batches", type=int, nargs="+", default=[2**i for i in range(11)], help="batch sizes")
+    parser.add_argument("--rounds", type=int, default=200, help="most rounds per batch size")
+    parser.add_argument("--seconds", type=float, default=10, help="most seconds per batch size, after five rounds")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: all cores")
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
+    parser.add_argument("--plot", help="draw a plot into this file")
     arguments = parser.parse_args()
     if (arguments.model is None) != (arguments.test is None):
         parser.error("--model and --test go together")

@@ -1,11 +1,11 @@
-"""Memory of training a wide layer, and of hash tables of up to 10 million rows.
+"""Peak memory of training a wide layer, and of hash tables of up to 10 million rows.
 
     python benchmarks/memory.py --json out.jsonl
     python benchmarks/memory.py --systems torch_lsh --tables
 
-Each system runs in a process of its own. The peak is the largest resident size after some steps, less the resident
-size before the layer was made. It divides into parameters, the optimizer's moments (whose pages are all written first)
-and the rest: tables, active rows, gradients and temporaries.
+Each system runs in its own process. The peak is the largest resident size after a few steps, minus the resident size
+before the layer exists. It splits into parameters, optimizer state (every page is written first) and the rest: tables,
+active rows, gradients, temporaries.
 """
 
 from __future__ import annotations
@@ -94,13 +94,13 @@ def report(records: list[dict[str, Any]], title: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--systems", nargs="*", choices=list(SYSTEMS), default=list(SYSTEMS))
-    parser.add_argument("--tables", action="store_true", help="tables only, in place of training")
-    parser.add_argument("--rows", type=int, default=670_091)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--active", type=int, default=8192)
-    parser.add_argument("--json")
+    parser.add_argument("--systems", nargs="*", choices=list(SYSTEMS), default=list(SYSTEMS), help="what to compare")
+    parser.add_argument("--tables", action="store_true", help="measure tables instead of training")
+    parser.add_argument("--rows", type=int, default=670_091, help="outputs of the layer")
+    parser.add_argument("--width", type=int, default=128, help="features of an input")
+    parser.add_argument("--batch", type=int, default=256, help="samples per step")
+    parser.add_argument("--active", type=int, default=8192, help="active rows per step")
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
     parser.add_argument("--one-system", help=argparse.SUPPRESS)
     parser.add_argument("--one-table", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

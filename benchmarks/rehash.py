@@ -1,9 +1,9 @@
-"""Cost of building the hash tables and of keeping them in step with the weights.
+"""Time to build hash tables, and to keep them in step with the weights.
 
     python benchmarks/rehash.py --rows 670091 10000000
 
-Measured are: building from scratch by number of rows; re-hashing by number of changed rows, which moved as little as in
-a training step or were replaced; and the time that the hash codes take of a build, by hash family.
+Measures, per hash family: a build, by number of rows; a re-hash, by number of changed rows, which either moved as far
+as in a training step or were replaced; and the share of a build that computes hash codes.
 """
 
 from __future__ import annotations
@@ -53,12 +53,14 @@ def measure(rows: int, width: int, family: str, changes: list[int]) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[67_000, 670_091, 2_000_000])
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--changed", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--hash", nargs="+", default=list(FAMILIES))
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[67_000, 670_091, 2_000_000], help="outputs of the layer"
+    )
+    parser.add_argument("--width", type=int, default=128, help="features of an input")
+    parser.add_argument("--changed", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="rows to re-hash")
+    parser.add_argument("--hash", nargs="+", default=list(FAMILIES), help="hash families")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: all cores")
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
     arguments = parser.parse_args()
     info = harness.machine(arguments.threads)
     print(info)

@@ -1,13 +1,14 @@
-"""How many of the highest-scoring rows of trained layers do the hash tables find, and what does a look-up cost?
+"""Recall and time of look-ups: which of the highest-scoring rows of trained layers the hash tables find.
 
     python benchmarks/retrieval.py --layers yso-en citeulike-t --json out.jsonl --plot out.png
 
-Recall@k: the share of the true k highest-scoring rows among the rows that are returned, over some 1,500 queries (hidden
-activations of test rows; 512 others are the sample that an index may look at and learn from), by the share of the
-layer's rows that a query asks for. Beside it microseconds per query, in batches of 256 on one thread, and the same for
-uniform draws, the exact top-k, and the sign codes of all rows, which ``topk(exact=False)`` of a layer of any settings
-compares the query with. Layers are trained at the first use (benchmarks/trained_layers.py) and kept in a
-folder for temporary files. Settings are those of torch_lsh.index.config.named_index_config:
+Recall@k is the share of the k highest-scoring rows among the rows returned, by the share of the layer's rows that a
+query asks for. Queries are hidden activations of test rows: about 1,500, and 512 others that an index may learn from.
+Time is microseconds per query in batches of 256 on one thread. For comparison: uniform draws, the exact top-k, and the
+sign codes behind ``topk(exact=False)``, which all layers have.
+
+benchmarks/trained_layers.py trains the layers at the first use and keeps them in a temporary folder. Settings are
+those of torch_lsh.index.config.named_index_config:
 
     --settings 'hash=dwta' 'num_tables=100,probes=4,mips=True' 'hash=learned,probes=100'
 """
@@ -134,12 +135,19 @@ def measure(name: str, layer: TrainedLayer, settings: Sequence[str], shares: Seq
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS)
-    parser.add_argument("--settings", nargs="+", default=DEFAULT_SETTINGS)
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.001, 0.003, 0.01, 0.03])
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "torch_lsh_layers")
-    parser.add_argument("--json")
-    parser.add_argument("--plot")
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS, help="data sets whose layers are used")
+    parser.add_argument("--settings", nargs="+", default=DEFAULT_SETTINGS, help="index settings")
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=[0.001, 0.003, 0.01, 0.03], help="of the rows, that a query asks for"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "torch_lsh_layers",
+        help="where trained layers are kept",
+    )
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
+    parser.add_argument("--plot", help="draw a plot into this file")
     arguments = parser.parse_args()
     layers = {name: trained_layer(name, arguments.folder) for name in arguments.layers}
     info = harness.machine(1)

@@ -1,23 +1,24 @@
-"""Every operator of a training step against what the machine allows.
+"""Every operator of a training step beside its bound: what the machine allows.
 
     python benchmarks/roofline.py --json out.jsonl
 
-The peaks are taken in the same run: floating-point operations per second of a large product or one with a small
-operand, by BLAS or by torch_lsh.ops.product, whichever is fastest, and bytes per second of a sum over an array far
-larger than the caches. A virtual machine's bandwidth can change by half within seconds, with where its cores happen to
-run; so that sum is taken before and after each operator that memory bounds, and all three anew, up to ten times, if the
-sums differ by a tenth. The bound of an operator is its operations over the one or its bytes over the other, whichever
-is given, where bytes are those that it must move if every row comes from memory once. Rows are drawn anew for every
-call, so nothing that it reads is in the cache by accident. What it writes goes to memory that the call before has used,
-part of which is still in the cache, and memory may write while it reads, which a sum does not show: an operator that
-writes can exceed its bound. The embedding bag's gradient, the largest such result, is measured a second time with the
-results of eight calls kept, so that nothing of it is in the cache, which is nearer to a training step: each line is
-then read before it is written, and the bound does not count that. (Stores past the cache would save it, and the
-optimizer would pay.)
+The bound of an operator is its floating-point operations over the peak rate or its bytes over the bandwidth, whichever
+limits it. Bytes assume that every row comes from memory once; rows are drawn anew for every call, so none is cached.
 
-Look-ups are bound by cache misses instead: a query touches a count and ``bucket_size / 16`` lines of ids per table and
-the codes of each row that it ranks; the bound is their number over the rate at which the machine serves independent
-random lines, which is measured by a gather of single lines.
+Peaks are measured in the same run:
+
+- operations: the fastest of two matrix products by BLAS or torch_lsh.ops.product;
+- bandwidth: a sum over an array far larger than the caches. A virtual machine's bandwidth can halve within seconds, so
+  it is measured before and after each operator that memory bounds, and all three are repeated, up to ten times, until
+  the two agree within a tenth;
+- cache misses: a gather of single random lines.
+
+A look-up is bound by cache misses. A query touches a count and ``bucket_size / 16`` lines of ids per table, and the
+codes of each row that it ranks.
+
+An operator that writes can exceed its bound: part of its output stays in the cache, and memory writes while it reads.
+The gradient of the embedding bag, the largest output, is therefore measured a second time with eight results kept, so
+that none is cached, as in a training step. Each line is then read before it is written, which the bound does not count.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from torch_lsh import ops
 from torch_lsh.benchmarking import harness
@@ -62,9 +64,105 @@ def random_lines(rows: int, count: int) -> float:
     return count / median_seconds(lambda: ops.gather_rows(table, torch.randint(rows, (count,))))
 
 
-def embedding_bag(arguments: argparse.Namespace, report_bytes: Callable[[str, Callable[[], Any], float], None]) -> None:
+class Report:
+    """Measures operators and collects each with its bound.
+
+    Args:
+        rows: of the layer.
+        active: rows of a step, drawn anew for every call.
+    """
+
+    def __init__(self, rows: int, active: int) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.flops = {dtype: peak_flops(dtype) for dtype in (torch.float32, torch.bfloat16)}
+        self._bandwidth = harness.MemoryBandwidth()
+        self.lines = random_lines(rows * 8, 1 << 16)
+        print(
+            f"peaks: {self.flops[torch.float32] / 1e9:.0f} GFLOP/s, {self._bandwidth.now() / 1e9:.1f} GB/s, "
+            f"{self.lines / 1e6:.0f} million random lines/s; "
+            f"bfloat16 {self.flops[torch.bfloat16] / 1e9:.0f} GFLOP/s"
+        )
+        torch.manual_seed(0)
+        self.draws = [torch.randperm(rows)[:active].sort().values for _ in range(ROUNDS + 2)]
+        self._turn = itertools.cycle(self.draws)
+
+    def next_rows(self) -> Tensor:
+        return next(self._turn)
+
+    def _add(self, name: str, seconds: float, bound: float, kind: str) -> None:
+        times = {"median_ms": seconds * 1e3, "bound_ms": bound * 1e3}
+        self.records.append({"operator": name, **times, "share": bound / seconds, "by": kind})
+
+    def by_operations(
+        self, name: str, run: Callable[[], Any], operations: float, dtype: torch.dtype = torch.float32
+    ) -> float:
+        """Measures an operator that arithmetic bounds; returns its seconds."""
+        seconds = median_seconds(run)
+        self._add(name, seconds, operations / self.flops[dtype], "operations")
+        return seconds
+
+    def by_bytes(self, name: str, run: Callable[[], Any], size: float) -> None:
+        """Measures an operator that bandwidth bounds."""
+        seconds, peak = self._bandwidth.around(lambda: median_seconds(run))
+        self._add(name, seconds, size / peak, f"bytes, {peak / 1e9:.0f} GB/s")
+
+    def by_lines(self, name: str, run: Callable[[], Any], misses: float) -> None:
+        """Measures an operator that cache misses bound."""
+        self._add(name, median_seconds(run), misses / self.lines, "random lines")
+
+    def __str__(self) -> str:
+        keys = ("operator", "median_ms", "bound_ms", "share", "by")
+        header = ("operator", "median ms", "bound ms", "share of bound", "bound by")
+        return harness.table([[record[key] for key in keys] for record in self.records], header)
+
+
+def products(report: Report, x: Tensor, table: Tensor) -> None:
+    """Logits of the active rows, and the loss on them; the dense product has its rows next to each other already."""
+    active, (batch, width) = len(report.draws[0]), x.shape
+    work = 2 * batch * active * width
+    near = torch.randn(active, width)
+    dense = report.by_operations("product of near rows (BLAS)", lambda: torch.mm(x, near.T), work)
+    gathered = report.by_operations(
+        "gather_matmul", lambda: ops.gather_matmul(x, table, None, report.next_rows()), work
+    )
+    report.records[-1]["of_blas"] = dense / gathered
+    positions, shares = torch.randint(active, (batch, 1)), torch.ones(batch, 1)
+    for dtype in (torch.float32, torch.bfloat16):
+        suffix = "" if dtype is torch.float32 else ", bfloat16"
+        fused_loss(report, suffix, x.to(dtype), table, (None, positions, shares), work)
+
+
+def fused_loss(report: Report, suffix: str, x: Tensor, table: Tensor, target: tuple[Any, ...], work: float) -> None:
+    report.by_operations(
+        f"linear_softmax_loss{suffix}",
+        lambda: ops.linear_softmax_loss(x, table, None, report.next_rows(), *target),
+        work,
+        x.dtype,
+    )
+    _, slopes, scale = ops.linear_softmax_loss(x, table, None, report.draws[0], *target)
+    report.by_operations(
+        f"linear_softmax_loss_backward{suffix}",
+        lambda: ops.linear_softmax_loss_backward(slopes, scale, x, table, report.next_rows()),
+        2 * work,
+        x.dtype,
+    )
+
+
+def rows_and_optimizer(report: Report, table: Tensor, moments: list[Tensor]) -> None:
+    active, width = len(report.draws[0]), table.shape[1]
+    report.by_bytes("gather_rows", lambda: ops.gather_rows(table, report.next_rows()), 2 * active * width * 4)
+    gradient = torch.randn(active, width)
+    step = (1e-3, 0.9, 0.999, 1e-8, 0.0, 1.0, 1.0, False, False)
+    report.by_bytes(
+        "row_sparse_adam_",
+        lambda: ops.row_sparse_adam_(table, *moments, report.next_rows(), gradient, None, *step),
+        7 * active * width * 4,  # reads four arrays, writes three
+    )
+
+
+def embedding_bag(report: Report, features: int, width: int, batch: int) -> None:
     """The input layer, 75 features a sample. Tables take turns, or half of one would be in a cache of 32 MiB."""
-    features, width, batch, nonzeros = arguments.features, arguments.width, arguments.batch, 75 * arguments.batch
+    nonzeros = 75 * batch
     tables = [torch.empty(features, width) for _ in range(8)]
     for weight in tables:
         ops.prefer_huge_pages(weight)  # as the layer does
@@ -73,7 +171,7 @@ def embedding_bag(arguments: argparse.Namespace, report_bytes: Callable[[str, Ca
     columns = [torch.randint(features, (nonzeros,)) for _ in range(ROUNDS + 2)]
     weights, column = itertools.cycle(tables), itertools.cycle(columns)
     csr, results = nonzeros * (8 + 4), batch * width * 4
-    report_bytes(
+    report.by_bytes(
         "embedding_bag",
         lambda: ops.embedding_bag(next(weights), crow, next(column), values),
         nonzeros * width * 4 + csr + results,
@@ -90,125 +188,61 @@ def embedding_bag(arguments: argparse.Namespace, report_bytes: Callable[[str, Ca
         kept = collections.deque(maxlen=most)
         for _ in range(most + 2):  # memory that is new to the process is slow
             backward()
-        report_bytes(name, backward, gradient + csr + results)
+        report.by_bytes(name, backward, gradient + csr + results)
+
+
+def look_ups(report: Report, table: Tensor, batch: int, candidates: int = 32) -> None:
+    rows, width = table.shape
+    active = len(report.draws[0])
+    index = HashTableIndex(rows, width, mips=False)
+    index.build(table)
+    augmented = torch.cat([ops.gather_rows(table, report.draws[0]), torch.zeros(active, 1)], 1)
+    report.by_operations(
+        "simhash_codes",
+        lambda: index.family.codes(augmented),
+        2 * active * (width + 1) * index.num_tables * index.hashes_per_table,
+    )
+    queries = itertools.cycle([torch.randn(batch, width) for _ in range(ROUNDS + 2)])
+    per_table = 1 + index.bucket_size / 16
+    per_row = index.num_tables * 4 / 64 + 0.5  # the codes of a row begin anywhere in a line
+    misses = batch * (index.num_tables * per_table + 8 * candidates * per_row)
+    report.by_lines("query", lambda: index.query(next(queries), candidates), misses)
+    labels, candidate = torch.randint(rows, (batch, 5)), torch.randint(rows, (2, active // 2))
+    report.by_lines(
+        "select_rows",
+        lambda: ops.select_rows(labels, candidate, rows, active, active // 10, 0, False),
+        2 * active,  # a bit set for each row when it comes and when it is read
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=670_091)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--active", type=int, default=8192)
-    parser.add_argument("--features", type=int, default=135_909)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json")
+    parser.add_argument("--rows", type=int, default=670_091, help="outputs of the layer")
+    parser.add_argument("--width", type=int, default=128, help="features of an input")
+    parser.add_argument("--batch", type=int, default=256, help="samples per step")
+    parser.add_argument("--active", type=int, default=8192, help="active rows per step")
+    parser.add_argument("--features", type=int, default=135_909, help="rows of the embedding bag")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: all cores")
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
     arguments = parser.parse_args()
-    rows, width, batch, active = arguments.rows, arguments.width, arguments.batch, arguments.active
+    rows, width, batch = arguments.rows, arguments.width, arguments.batch
     info = harness.machine(arguments.threads)
     print(info)
-    flops, bfloat16_flops = peak_flops(torch.float32), peak_flops(torch.bfloat16)
-    bandwidth = harness.MemoryBandwidth()
-    lines = random_lines(rows * 8, 1 << 16)
-    print(
-        f"peaks: {flops / 1e9:.0f} GFLOP/s, {bandwidth.now() / 1e9:.1f} GB/s, {lines / 1e6:.0f} million random lines/s;"
-        f" bfloat16 {bfloat16_flops / 1e9:.0f} GFLOP/s"
-    )
-    torch.manual_seed(0)
-    records: list[dict[str, Any]] = []
-
-    def report(name: str, seconds: float, bound: float, kind: str) -> None:
-        records.append(
-            {
-                "operator": name,
-                "median_ms": seconds * 1e3,
-                "bound_ms": bound * 1e3,
-                "share": bound / seconds,
-                "by": kind,
-            }
-        )
-
-    def report_bytes(name: str, run: Callable[[], Any], size: float) -> None:
-        seconds, peak = bandwidth.around(lambda: median_seconds(run))
-        report(name, seconds, size / peak, f"bytes, {peak / 1e9:.0f} GB/s")
-
-    def drawn() -> torch.Tensor:
-        return torch.randperm(rows)[:active].sort().values
-
+    report = Report(rows, arguments.active)
     table, *moments = (torch.empty(rows, width) for _ in range(3))
     for tensor in (table, *moments):
         ops.prefer_huge_pages(tensor)  # as layers and optimizers do
         tensor.normal_().abs_()
-    x = torch.randn(batch, width)
-    draws = [drawn() for _ in range(ROUNDS + 2)]
-    turn = iter([])
-
-    def rows_of_turn() -> torch.Tensor:
-        nonlocal turn
-        row = next(turn, None)
-        if row is None:
-            turn = iter(draws)
-            row = next(turn)
-        return row
-
-    # dense products of an active set: the rows are next to each other already
-    near = torch.randn(active, width)
-    product = median_seconds(lambda: torch.mm(x, near.T))
-    work = 2 * batch * active * width
-    report("product of near rows (BLAS)", product, work / flops, "operations")
-    gathered = median_seconds(lambda: ops.gather_matmul(x, table, None, rows_of_turn()))
-    report("gather_matmul", gathered, work / flops, "operations")
-    records[-1]["of_blas"] = product / gathered
-    positions, shares = torch.randint(active, (batch, 1)), torch.ones(batch, 1)
-
-    def fused_loss(x: torch.Tensor, flops: float, name: str) -> None:
-        loss = median_seconds(lambda: ops.linear_softmax_loss(x, table, None, rows_of_turn(), None, positions, shares))
-        report(f"linear_softmax_loss{name}", loss, work / flops, "operations")
-        _, slopes, scale = ops.linear_softmax_loss(x, table, None, draws[0], None, positions, shares)
-        backward = median_seconds(lambda: ops.linear_softmax_loss_backward(slopes, scale, x, table, rows_of_turn()))
-        report(f"linear_softmax_loss_backward{name}", backward, 2 * work / flops, "operations")
-
-    fused_loss(x, flops, "")
-    fused_loss(x.bfloat16(), bfloat16_flops, ", bfloat16")
-
-    report_bytes("gather_rows", lambda: ops.gather_rows(table, rows_of_turn()), 2 * active * width * 4)
-    gradient = torch.randn(active, width)
-    step = (1e-3, 0.9, 0.999, 1e-8, 0.0, 1.0, 1.0, False, False)
-    report_bytes(
-        "row_sparse_adam_",
-        lambda: ops.row_sparse_adam_(table, *moments, rows_of_turn(), gradient, None, *step),
-        7 * active * width * 4,  # reads four arrays, writes three
+    products(report, torch.randn(batch, width), table)
+    rows_and_optimizer(report, table, moments)
+    embedding_bag(report, arguments.features, width, batch)
+    look_ups(report, table, batch)
+    print(report)
+    of_blas = next(record["of_blas"] for record in report.records if "of_blas" in record)
+    print(f"gather_matmul runs at {of_blas:.0%} of the speed of the product of near rows")
+    harness.write_json(
+        [{"benchmark": "roofline", "machine": info, **record} for record in report.records], arguments.json
     )
-    embedding_bag(arguments, report_bytes)
-    index = HashTableIndex(rows, width, mips=False)
-    index.build(table)
-    hashed = ops.gather_rows(table, draws[0])
-    augmented = torch.cat([hashed, torch.zeros(active, 1)], 1)
-    report(
-        "simhash_codes",
-        median_seconds(lambda: index.family.codes(augmented)),
-        2 * active * (width + 1) * index.num_tables * index.hashes_per_table / flops,
-        "operations",
-    )
-    candidates = 32
-    queries = [torch.randn(batch, width) for _ in range(ROUNDS + 2)]
-    query_turn = iter(queries)
-    per_table = 1 + index.bucket_size / 16
-    per_row = index.num_tables * 4 / 64 + 0.5  # the codes of a row begin anywhere in a line
-    misses = batch * (index.num_tables * per_table + 8 * candidates * per_row)
-    report("query", median_seconds(lambda: index.query(next(query_turn), candidates)), misses / lines, "random lines")
-    label, candidate = torch.randint(rows, (batch, 5)), torch.randint(rows, (2, active // 2))
-    report(
-        "select_rows",
-        median_seconds(lambda: ops.select_rows(label, candidate, rows, active, active // 10, 0, False)),
-        2 * active / lines,  # a bit set for each row when it comes and when it is read
-        "random lines",
-    )
-    header = ("operator", "median ms", "bound ms", "share of bound", "bound by")
-    print(
-        harness.table([[r[k] for k in ("operator", "median_ms", "bound_ms", "share", "by")] for r in records], header)
-    )
-    print(f"gather_matmul runs at {product / gathered:.0%} of the speed of the product of near rows")
-    harness.write_json([{"benchmark": "roofline", "machine": info, **record} for record in records], arguments.json)
 
 
 if __name__ == "__main__":

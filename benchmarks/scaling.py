@@ -1,9 +1,9 @@
-"""Time of a training step against the number of rows of the layer, at the same number of active rows.
+"""Time of a training step by number of rows, at the same number of active rows.
 
     python benchmarks/scaling.py --plot scaling.png --json out.jsonl
 
-Layers of all sizes take turns. The mean includes the re-hashes that fall due. The time of a step must not grow:
-inactive rows cost only the cache and TLB misses of a larger table.
+Layers of all sizes take turns; means include re-hashes. The time should not grow: inactive rows cost only the cache
+and TLB misses of a larger table.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from torch_lsh.benchmarking.systems import LSH
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[67_000, 670_000, 2_000_000, 6_700_000])
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--active", type=int, default=8192)
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[67_000, 670_000, 2_000_000, 6_700_000], help="outputs of the layer"
+    )
+    parser.add_argument("--width", type=int, default=128, help="features of an input")
+    parser.add_argument("--batch", type=int, default=256, help="samples per step")
+    parser.add_argument("--active", type=int, default=8192, help="active rows per step")
     parser.add_argument("--rounds", type=int, default=10, help="turns of ten steps each")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json")
-    parser.add_argument("--plot")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: all cores")
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
+    parser.add_argument("--plot", help="draw a plot into this file")
     arguments = parser.parse_args()
     info = harness.machine(arguments.threads)
     print(info)

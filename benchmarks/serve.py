@@ -1,10 +1,10 @@
-"""Load on the text server: concurrent clients on loopback, each with one request at a time.
+"""Load on the text server: concurrent clients over loopback, one request at a time each.
 
     python benchmarks/serve.py --clients 64 --seconds 60 --json out.jsonl
 
-Trains a small classifier (or takes --model), starts `python -m torch_lsh serve` in a process of its own, and prints
-throughput and latencies as the clients see them, beside the latency of one client alone. Clients and server share the
-machine's cores. Any response other than 200 is an error; the exit status is 1 if there were errors.
+Trains a small classifier (or takes --model), runs `python -m torch_lsh serve` in its own process, and prints throughput
+and client-side latencies, beside the latency of a single client. Clients and server share the cores. Any status other
+than 200 is an error; the exit status is 1 if there were errors.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ async def load(port: int, bodies: list[bytes], clients: int, seconds: float) -> 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--model")
-    parser.add_argument("--json")
+    parser.add_argument("--clients", type=int, default=64, help="concurrent clients")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of the load")
+    parser.add_argument("--model", help="file of a trained classifier; default: train one")
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
     arguments = parser.parse_args()
     machine = harness.machine(1)
     texts, labels = generated(5000)

@@ -2,7 +2,7 @@
 
     python benchmarks/step.py --json out.jsonl
 
-benchmarks/memory.py measures the memory.
+Memory is measured by benchmarks/memory.py.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch_lsh.benchmarking import step
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=670_091)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--active", type=int, default=8192)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json")
-    parser.add_argument("--plot")
+    parser.add_argument("--rows", type=int, default=670_091, help="outputs of the layer")
+    parser.add_argument("--width", type=int, default=128, help="features of an input")
+    parser.add_argument("--batch", type=int, default=256, help="samples per step")
+    parser.add_argument("--active", type=int, default=8192, help="active rows per step")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each system")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: all cores")
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
+    parser.add_argument("--plot", help="draw a plot into this file")
     arguments = parser.parse_args()
     step.compare_steps(**vars(arguments), systems=step.ALL_SYSTEMS)
     memory = [f"--{key}={getattr(arguments, key)}" for key in ("rows", "width", "batch", "active")]

@@ -1,13 +1,14 @@
-"""Text classification on real data beside fastText and scikit-learn's TF-IDF + logistic regression.
+"""Text classification beside fastText and TF-IDF with logistic regression.
 
     python benchmarks/text.py imdb agnews dbpedia-14k 20news yso-en --json out.jsonl
 
-For each data set: accuracy on the test set (precision@1 where texts have several labels), seconds to train (all of it,
-from raw text), for one pass and to convergence; latency of single predictions from raw text, p50 and p99; size of the
-model. TORCH_LSH_DATA names the folder of the data. fastText and scikit-learn are optional; what is missing is left out
-and named. Over a wide label space (yso-en) logistic regression is hopeless; a kNN on TF-IDF, PECOS' XLinear and
-napkinXC's label tree take its place (pip install --no-deps libpecos napkinxc; libpecos 1.2.8 needs numpy<2 and
-scipy<1.12, so an environment of its own).
+Reports, per data set: accuracy on the test set (precision@1 where texts have several labels); seconds to train from raw
+text, for one pass and until convergence; latency of single predictions from raw text, p50 and p99; size of the model.
+TORCH_LSH_DATA names the folder of the data.
+
+fastText and scikit-learn are optional; the output names systems that are missing. On wide label spaces (yso-en) kNN on
+TF-IDF, PECOS XLinear and napkinXC replace logistic regression, which does not scale to them. (pip install --no-deps
+libpecos napkinxc; libpecos 1.2.8 needs numpy<2 and scipy<1.12, so use a separate environment.)
 """
 
 from __future__ import annotations
@@ -284,10 +285,12 @@ def measure(system: Callable[[Split], Any], train: Split, test: Split) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sets", nargs="*", default=["imdb", "agnews", "dbpedia-14k", "20news"], metavar="set")
-    parser.add_argument("--systems", help="only those whose name contains this")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json")
+    parser.add_argument(
+        "sets", nargs="*", default=["imdb", "agnews", "dbpedia-14k", "20news"], metavar="set", help="names of data sets"
+    )
+    parser.add_argument("--systems", help="only systems whose name contains this")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: all cores")
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
     arguments = parser.parse_args()
     machine = harness.machine(arguments.threads)
     print(machine)

@@ -1,15 +1,17 @@
-"""Speed of a training step by number of cores: measured with one and two threads, modelled for more.
+"""Speed of a training step by number of cores: measured with one and two, modelled for more.
 
     python benchmarks/threads.py --memory-bandwidth 300
 
-The operators of a step are timed one by one, with one thread and with two. What the step takes beyond them is serial
-(Python, autograd, dispatch), as far as a second thread takes nothing from it, or is shared by threads (caches are
-colder between other operators than between calls of the same one). The model: an operator takes its time with one
-thread divided by the number of cores or of its tasks, whichever is smaller, but at least the bytes that it moves over
-the bandwidth of that many cores, which is their number times that of one core, up to the machine's. So it leaves out
-what threads cost each other (wake-ups, shared caches): the measured column beside it says how much that is here. And
-at the end stands what a second core gives, in the same run, to things that have no serial part: to two processes that
-train a layer each with one thread and share nothing but the machine, to a matrix product, and to passes over memory.
+Every operator of the step is timed alone, with one thread and with two. The time of the step beyond the sum of its
+operators is called serial (Python, autograd, dispatch) as far as a second thread does not shorten it, and shared
+otherwise (caches are colder in a step than in repeated calls).
+
+The model divides the time of an operator by the number of cores or of its tasks, whichever is smaller, and bounds it
+from below by its bytes over the bandwidth: one core's times the number of cores, up to the machine's. It ignores
+what threads cost each other (wake-ups, shared caches); the measured column shows how much that is.
+
+The last line shows what a second core gives to work without a serial part, in the same run: two independent training
+processes of one thread each, a matrix product, passes over memory.
 """
 
 from __future__ import annotations
@@ -192,12 +194,12 @@ def without_serial_part() -> dict[str, Callable[[], Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=670_091)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--active", type=int, default=8192)
-    parser.add_argument("--memory-bandwidth", type=float, default=300, help="GB/s of all cores of the modelled machine")
-    parser.add_argument("--json")
+    parser.add_argument("--rows", type=int, default=670_091, help="outputs of the layer")
+    parser.add_argument("--width", type=int, default=128, help="features of an input")
+    parser.add_argument("--batch", type=int, default=256, help="samples per step")
+    parser.add_argument("--active", type=int, default=8192, help="active rows per step")
+    parser.add_argument("--memory-bandwidth", type=float, default=300, help="GB/s of the modelled machine")
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
     arguments = parser.parse_args()
     info = harness.machine()
     here = min(2, os.cpu_count() or 1)

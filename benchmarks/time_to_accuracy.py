@@ -1,10 +1,9 @@
-"""Precision@k per second of training: dense, uniformly sampled and LSH-sampled training of the same model.
+"""Precision@k by seconds of training: dense, uniformly sampled, LSH-sampled.
 
     python benchmarks/time_to_accuracy.py citeulike-t yso-en --json out.jsonl --plot out.png
 
-The SLIDE model (sparse features -> 128 ReLU -> labels) from the same initial weights on the same batches: batch 256,
-Adam. The systems take turns, some steps each, and are evaluated with the full output layer in between; evaluation is
-not part of the time.
+All systems train the SLIDE model (sparse features -> 128 ReLU -> labels) with Adam from the same initial weights on the
+same batches of 256. They take turns and are evaluated with the full output layer; evaluation does not count.
 """
 
 from __future__ import annotations
@@ -114,18 +113,18 @@ def _draw(records: list[dict[str, Any]], dataset: str, axis: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="+")
-    parser.add_argument("--systems", nargs="+", default=["dense", "uniform", "torch_lsh"])
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--dense-epochs", type=int, default=6)
+    parser.add_argument("datasets", nargs="+", help="names of data sets")
+    parser.add_argument("--systems", nargs="+", default=["dense", "uniform", "torch_lsh"], help="what to compare")
+    parser.add_argument("--epochs", type=int, default=6, help="passes over the training data")
+    parser.add_argument("--dense-epochs", type=int, default=6, help="epochs of the dense system")
     parser.add_argument("--points", type=int, default=4, help="evaluations per epoch")
-    parser.add_argument("--test-rows", type=int, default=5166)
-    parser.add_argument("--active", type=int)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--test-rows", type=int, default=5166, help="test rows to evaluate on")
+    parser.add_argument("--active", type=int, help="active rows per step")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate")
     parser.add_argument("--input-std", type=float, default=0.1, help="of the input table; nn.EmbeddingBag's is 1")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json")
-    parser.add_argument("--plot")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: all cores")
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
+    parser.add_argument("--plot", help="draw a plot into this file")
     arguments = parser.parse_args()
     info = harness.machine(arguments.threads)
     print(info)

@@ -1,11 +1,11 @@
-"""Samples per second of a whole training job of the shape of Amazon-670K, the share of its parts, and its quality.
+"""Samples per second of a whole training job of the shape of Amazon-670K, its parts and its quality.
 
     python benchmarks/train_throughput.py --active 2300 8192
     python benchmarks/train_throughput.py --train train.txt --test test.txt --lr 5e-3 --epochs 6
 
-The job is that of a user: text file -> XMCDataset -> DataLoader with collate_xmc -> XMCClassifier ->
-torch_lsh.optim.Adam, re-hashing when it falls due. Without files, generated data is written to a temporary one first.
-Evaluation is exact and not part of the time.
+The job: text file -> XMCDataset -> DataLoader with collate_xmc -> XMCClassifier -> torch_lsh.optim.Adam, with the
+re-hashes that fall due. Without files, synthetic data is written to a temporary file first. Evaluation is exact and
+does not count.
 """
 
 from __future__ import annotations
@@ -41,16 +41,10 @@ class Clock:
         self._last = now
 
 
-def timed_rehashes(layer: torch_lsh.LSHLinear, clock: Clock) -> None:
-    rehash = layer.sampler.rehash
-
-    def timed(*arguments: Any, **named: Any) -> int:
-        start = time.perf_counter()
-        rows = rehash(*arguments, **named)
-        clock.seconds["re-hash"] += time.perf_counter() - start
-        return rows
-
-    layer.sampler.rehash = timed  # type: ignore[method-assign]
+def seconds_of_rehashes(layer: torch_lsh.LSHLinear) -> float:
+    stopwatch = layer.sampler.stopwatch
+    assert stopwatch is not None
+    return 1e-3 * stopwatch.milliseconds().get("re-hash", 0.0) * stopwatch.calls().get("re-hash", 0)
 
 
 def job(
@@ -60,7 +54,7 @@ def job(
     model = XMCClassifier(train.num_features, train.num_labels, arguments.hidden, torch_lsh.LSHConfig(active=active))
     optimizer = torch_lsh.optim.Adam(model.parameters(), lr=arguments.lr)
     clock = Clock()
-    timed_rehashes(model.output, clock)
+    model.output.watch()
     samples, active_rows, curve = 0, 0, []
     for epoch in range(arguments.epochs):
         generator = torch.Generator().manual_seed(epoch)
@@ -80,7 +74,7 @@ def job(
             optimizer.zero_grad()
             clock.lap("optimizer")
             samples += len(y)
-        seconds = sum(value for part, value in clock.seconds.items() if part not in ("evaluation", "re-hash"))
+        seconds = sum(value for part, value in clock.seconds.items() if part != "evaluation")
         if test is not None:
             precision = model.evaluate(test)
             curve.append({"epoch": epoch + 1, "seconds": seconds, **precision})
@@ -91,7 +85,8 @@ def job(
             )
             model.train()
     clock.seconds.pop("evaluation")
-    total = sum(value for part, value in clock.seconds.items() if part != "re-hash")
+    total = sum(clock.seconds.values())
+    clock.seconds["re-hash"] = seconds_of_rehashes(model.output)
     clock.seconds["output forward"] -= clock.seconds["re-hash"]
     return {
         "active": active_rows * arguments.batch / samples,
@@ -121,18 +116,20 @@ def generated(rows: int) -> tuple[XMCDataset, XMCDataset]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train")
-    parser.add_argument("--test")
-    parser.add_argument("--rows", type=int, default=50_000, help="of generated data")
-    parser.add_argument("--take", type=int, help="train on the first rows of the file only")
-    parser.add_argument("--normalize", choices=["l2"])
-    parser.add_argument("--active", type=int, nargs="+", default=[None])
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--json")
+    parser.add_argument("--train", help="training file in the XMC format; default: synthetic data")
+    parser.add_argument("--test", help="test file in the XMC format")
+    parser.add_argument("--rows", type=int, default=50_000, help="rows of synthetic data")
+    parser.add_argument("--take", type=int, help="train on the first rows only")
+    parser.add_argument("--normalize", choices=["l2"], help="scale rows to unit length")
+    parser.add_argument(
+        "--active", type=int, nargs="+", default=[None], help="active rows per step; default: LSHConfig's"
+    )
+    parser.add_argument("--epochs", type=int, default=2, help="passes over the training data")
+    parser.add_argument("--batch", type=int, default=256, help="samples per step")
+    parser.add_argument("--hidden", type=int, default=128, help="width of the hidden layer")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: all cores")
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
     arguments = parser.parse_args()
     info = harness.machine(arguments.threads)
     print(info)

@@ -1,7 +1,7 @@
-"""Output layers of trained models, with queries, for benchmarks of retrieval.
+"""Output layers of trained models, and queries, for benchmarks of retrieval.
 
-A layer is trained once, with this library, and kept in a folder outside the repository. Queries are the hidden
-activations of test rows.
+A layer is trained once with torch_lsh and kept in a folder outside the repository. Queries are hidden activations of
+test rows.
 """
 
 from __future__ import annotations

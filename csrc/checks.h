@@ -1,5 +1,4 @@
-// Argument checks whose messages name the argument, what came and what is wanted. They run before any state
-// changes.
+// Argument checks. Messages read "name is VALUE; wanted ...". Operators check everything before they write.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -15,7 +14,7 @@ namespace torch_lsh {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Becomes a RuntimeError in Python. Like TORCH_CHECK, without the source line, which means nothing to a user.
+// Raises RuntimeError in Python. TORCH_CHECK would add a source line that means nothing to users.
 template <typename... Parts>
 [[noreturn, gnu::noinline, gnu::cold]] void fail(const Parts&... parts) {
   std::ostringstream message;
@@ -37,7 +36,7 @@ inline std::string shape_of(const Tensor& tensor) {
 
 inline void check_cpu(const Tensor& tensor, const char* name) {
   TORCH_LSH_CHECK(tensor.device().type() == torch::headeronly::DeviceType::CPU, name,
-                  " is not on the CPU; torch_lsh computes on CPUs only, move it with .cpu()");
+                  " is not on the CPU; wanted a CPU tensor, move it with .cpu()");
 }
 
 inline void check_dim(const Tensor& tensor, const char* name, int64_t dim) {
@@ -67,7 +66,7 @@ inline void check_contiguous(const Tensor& tensor, const char* name) {
   TORCH_LSH_CHECK(tensor.is_contiguous(), name, " is not contiguous; call .contiguous() first");
 }
 
-// The checks that nearly every operand needs.
+// The checks of most operands.
 inline void check_operand(const Tensor& tensor, const char* name, int64_t dim, ScalarType wanted) {
   check_cpu(tensor, name);
   check_dim(tensor, name, dim);
@@ -75,9 +74,9 @@ inline void check_operand(const Tensor& tensor, const char* name, int64_t dim, S
   check_contiguous(tensor, name);
 }
 
-// Returns a number that no row exceeds, of as many bits as the largest.
+// Returns an upper bound of the rows with as many bits as the largest.
 inline uint64_t check_rows_in_range(const int64_t* rows, int64_t count, int64_t num_rows, const char* name) {
-  uint64_t bits = 0, signs = 0;  // a loop without exits becomes vector instructions
+  uint64_t bits = 0, signs = 0;  // no early exit, so the loop vectorises
   for (int64_t i = 0; i < count; ++i) {
     bits |= static_cast<uint64_t>(rows[i]);
     signs |= static_cast<uint64_t>(num_rows - 1) - static_cast<uint64_t>(rows[i]);
@@ -89,7 +88,7 @@ inline uint64_t check_rows_in_range(const int64_t* rows, int64_t count, int64_t 
   return bits;
 }
 
-// Negative numbers, which stand for no row, are let through.
+// Accepts negative numbers, which mean "no row".
 inline void check_rows_below(const int64_t* rows, int64_t count, int64_t num_rows, const char* name) {
   uint64_t signs = 0;
   for (int64_t i = 0; i < count; ++i)

@@ -1,5 +1,5 @@
-// The schema of every operator. ops/*.cpp has the implementations; torch_lsh/ops/*.py has documentation, fake
-// kernels, autograd and autocast; tests/twins/*.py has a twin of each in plain PyTorch.
+// The schema of every operator. Implementations: ops/*.cpp. Documentation, fake kernels, autograd and
+// autocast: torch_lsh/ops/*.py. Twins in plain PyTorch: tests/twins/*.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(torch_lsh, m) {

@@ -1,5 +1,4 @@
-// Counter-based random numbers: a pure function of (seed, counter), so the result does not depend on threads
-// or order.
+// Counter-based random numbers: pure functions of (seed, counter), independent of threads and order.
 #pragma once
 
 #include <cstdint>

@@ -1,9 +1,9 @@
-"""The SLIDE model on data of the shape of Amazon-670K: sparse input -> 128 ReLU -> 670,091 outputs.
+"""Trains the SLIDE model at the size of Amazon-670K: sparse features -> 128 ReLU -> 670,091 labels.
 
-    python examples/amazon670k.py                                        generated data
+    python examples/amazon670k.py                                        synthetic data
     python examples/amazon670k.py --train train.txt --test test.txt      files in the XMC format (also .gz, .xz)
 
-Trains, shows precision@1/3/5 after every epoch, then the speed of the dense layer beside it, and draws a plot.
+Prints precision@1/3/5 after every epoch, compares the speed with a dense layer, and draws a plot.
 """
 
 from __future__ import annotations
@@ -58,20 +58,20 @@ def plot(history: list[dict[str, float]], dense_speed: float, path: Path) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", help="training file; default: generated data")
+    parser.add_argument("--train", help="training file; default: synthetic data")
     parser.add_argument("--test", help="test file")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=5, help="passes over the training data")
+    parser.add_argument("--batch-size", type=int, default=256, help="samples per step")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--hidden", type=int, default=128, help="width of the hidden layer")
     parser.add_argument("--active", type=int, help="active rows per step")
-    parser.add_argument("--checkpoint", help="file of the run's state; an interrupted run goes on from it")
+    parser.add_argument("--checkpoint", help="file to save the run's state to and resume from")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the model and the plot")
-    parser.add_argument("--rows", type=int, default=50_000, help="generated training rows")
+    parser.add_argument("--rows", type=int, default=50_000, help="rows of synthetic data")
     arguments = parser.parse_args()
 
     if arguments.train is None:
-        print("generating data of the shape of Amazon-670K ...", flush=True)
+        print("generating data at the size of Amazon-670K ...", flush=True)
         train, test = synthetic_xmc(arguments.rows, 2_000)
     else:
         train = XMCDataset(arguments.train, normalize="l2")

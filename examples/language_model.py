@@ -1,11 +1,11 @@
-"""A word-level LSTM language model that trains a few active words of its output layer per step.
+"""A word-level LSTM language model whose output layer trains a few active words per step.
 
     python examples/language_model.py --data wikitext-2                    folder with train|valid|test.txt.xz
     python examples/language_model.py --data wikitext-2 --dense            the full softmax, for comparison
 
-Two things differ from plain PyTorch: the head is swapped, and the optimizers are torch_lsh's. The head uses Adagrad: a
-rare word gets gradients in few steps, and a lazy Adam then takes steps that are too long. Perplexity is that of the
-exact softmax over all words. At the end the model continues a text, by exact top-k over the vocabulary.
+Two things differ from plain PyTorch: the head, and the optimizers, which are torch_lsh's. Adagrad trains the head: rare
+words get few gradients, and the steps of a lazy Adam would then be too long. Perplexity is exact, over all words. At
+the end the model continues a text with the exact top-k of the vocabulary.
 """
 
 from __future__ import annotations
@@ -91,16 +91,16 @@ def write(model: LanguageModel, start: Tensor, count: int, length: int) -> Tenso
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--dense", action="store_true")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data")
+    parser.add_argument("--dense", action="store_true", help="full softmax, for comparison")
     parser.add_argument("--active", type=int, default=4096, help="active words per step")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--tokens", type=int, help="train and evaluate on so many tokens only")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=20)
-    parser.add_argument("--length", type=int, default=35)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--head-lr", type=float, default=0.05)
+    parser.add_argument("--epochs", type=int, default=3, help="passes over the training data")
+    parser.add_argument("--tokens", type=int, help="train and evaluate on the first tokens only")
+    parser.add_argument("--width", type=int, default=128, help="of the embedding and the hidden state")
+    parser.add_argument("--batch", type=int, default=20, help="sequences per step")
+    parser.add_argument("--length", type=int, default=35, help="words per sequence")
+    parser.add_argument("--lr", type=float, default=3e-3, help="learning rate")
+    parser.add_argument("--head-lr", type=float, default=0.05, help="learning rate of the output layer")
     arguments = parser.parse_args()
 
     torch.manual_seed(0)

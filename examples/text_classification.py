@@ -1,10 +1,10 @@
-"""A text classifier from a CSV file of texts and labels, or from generated texts.
+"""Trains a text classifier on a CSV file of texts and labels, or on synthetic reviews.
 
-    python examples/text_classification.py                                   generated data
+    python examples/text_classification.py                                   synthetic data
     python examples/text_classification.py --train data.csv --test test.csv  columns "text" and "label"
     python examples/text_classification.py --train data.tsv --text 1 --label 0
 
-Trains, evaluates, explains a prediction, measures the latency of single ones, saves the model and loads it again.
+Evaluates the model, explains a prediction, measures the latency of single predictions, and saves and reloads it.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def column(text: str) -> str | int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path)
-    parser.add_argument("--test", type=Path)
-    parser.add_argument("--text", type=column, default="text")
-    parser.add_argument("--label", type=column, default="label")
+    parser.add_argument("--train", type=Path, help="CSV file; default: synthetic data")
+    parser.add_argument("--test", type=Path, help="CSV file")
+    parser.add_argument("--text", type=column, default="text", help="column, by name or number")
+    parser.add_argument("--label", type=column, default="label", help="column, by name or number")
     arguments = parser.parse_args()
     columns = {"text": arguments.text, "label": arguments.label}
 

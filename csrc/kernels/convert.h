@@ -1,4 +1,4 @@
-// Conversions between storage types. Compiled once per instruction set: include only from
+// Conversions between storage and accumulator types. Compiled once per instruction set: include only from
 // kernels/levels/*.cpp.
 #pragma once
 
@@ -20,7 +20,7 @@ inline float to_float(BFloat16 value) {
   return result;
 }
 
-// Rounds to nearest even, as PyTorch does; NaN stays NaN.
+// Round to nearest even, as in PyTorch; NaN stays NaN.
 inline BFloat16 to_bfloat16(float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof(bits));
@@ -28,9 +28,8 @@ inline BFloat16 to_bfloat16(float value) {
   return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
 }
 
-// Rounds up or down with probabilities that make the result right on average, by 16 random bits; so a sum of
-// many steps that are each smaller than the spacing of bfloat16 numbers still arrives. NaN and infinities
-// stay.
+// Stochastic rounding with 16 random bits: unbiased, so steps smaller than the bfloat16 spacing add up. NaN
+// and infinities are kept.
 inline BFloat16 to_bfloat16(float value, uint32_t random) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof(bits));
@@ -39,7 +38,7 @@ inline BFloat16 to_bfloat16(float value, uint32_t random) {
   return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
 }
 
-// 32 random bits as a function of key and counter (the hash "lowbias32" of Wellons, 2018). Vectorises.
+// 32 random bits from key and counter (lowbias32; Wellons 2018). Vectorises.
 inline uint32_t random_word(uint32_t key, uint32_t counter) {
   uint32_t x = key ^ (counter * 0x9e3779b1u);
   x ^= x >> 16;
@@ -69,7 +68,7 @@ inline void store(float value, BFloat16* out) {
 template <typename From, typename To>
 inline void convert(const From* from, int64_t count, To* to) {
   if constexpr (__is_same(From, To)) {
-    if (count > 0)  // or they may be null
+    if (count > 0)  // pointers of empty arrays may be null
       __builtin_memcpy(to, from, static_cast<size_t>(count) * sizeof(To));
   } else {
     for (int64_t i = 0; i < count; ++i) store(to_float(from[i]), to + i);

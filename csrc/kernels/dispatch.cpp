@@ -1,3 +1,4 @@
+// Chooses the instruction set at run time.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -34,9 +35,9 @@ struct Candidate {
   bool supported;
 };
 
-// The level called `wanted`, or the best one when `wanted` is null or empty.
+// The level named `wanted`, or the best supported one if null or empty.
 const Kernels* choose(const char* wanted) {
-  // Best first; the last one always runs.
+  // Best first; the last one runs on every CPU.
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -61,8 +62,8 @@ const Kernels* choose(const char* wanted) {
       return candidate.table;
     runnable += (runnable.empty() ? "" : ", ") + std::string(candidate.table->name);
   }
-  throw std::runtime_error("torch_lsh: instruction set '" + std::string(wanted) +
-                           "' was asked for (TORCH_LSH_SIMD); this CPU runs " + runnable);
+  throw std::runtime_error("torch_lsh: instruction set (TORCH_LSH_SIMD) is '" + std::string(wanted) +
+                           "'; wanted one that this CPU supports: " + runnable);
 }
 
 std::atomic<const Kernels*> current{nullptr};

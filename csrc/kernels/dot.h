@@ -1,4 +1,4 @@
-// Dot products with rows that are far apart in memory. Compiled once per instruction set: include only from
+// Dot products with scattered rows. Compiled once per instruction set: include only from
 // kernels/levels/*.cpp.
 #pragma once
 
@@ -9,18 +9,7 @@
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-template <typename Sum, int64_t Lanes>
-inline Sum sum_lanes(typename VectorType<Sum, Lanes>::type vector) {
-  if constexpr (Lanes == 2) {
-    return vector[0] + vector[1];
-  } else {
-    typename VectorType<Sum, Lanes / 2>::type half[2];
-    __builtin_memcpy(half, &vector, sizeof(half));
-    return sum_lanes<Sum, Lanes / 2>(half[0] + half[1]);
-  }
-}
-
-// In four vectors of sums, so that an addition need not wait for the last one.
+// Four independent accumulators hide the latency of the additions.
 template <typename T, typename Sum = SumOf<T>>
 inline Sum dot(const T* a, const T* b, int64_t width) {
   constexpr int64_t kSums = 4, kVector = kLanes<Sum>;
@@ -32,7 +21,7 @@ inline Sum dot(const T* a, const T* b, int64_t width) {
       sum[v] += load_as<Sum>(a + i + v * kVector) * load_as<Sum>(b + i + v * kVector);
   for (; i + kVector <= width; i += kVector) sum[0] += load_as<Sum>(a + i) * load_as<Sum>(b + i);
   sum[0] += sum[1] + (sum[2] + sum[3]);
-  Sum total = sum_lanes<Sum, kVector>(sum[0]);
+  Sum total = sum_lanes(sum[0]);
   for (; i < width; ++i) total += static_cast<Sum>(to_float(a[i])) * static_cast<Sum>(to_float(b[i]));
   return total;
 }

@@ -1,4 +1,4 @@
-// Row gathers. Compiled once per instruction set: include only from kernels/levels/*.cpp.
+// Row gathers and row prefetches. Compiled once per instruction set: include only from kernels/levels/*.cpp.
 #pragma once
 
 #include "kernels/convert.h"
@@ -6,18 +6,19 @@
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-// Rows are far apart in memory, so each one costs a cache miss per line; asking for a row this many
-// iterations before it is copied lets about that many misses run at the same time.
+// Prefetch distance in rows. Rows are scattered, so each costs a cache miss per line; this many misses
+// overlap.
 constexpr int64_t kPrefetchRows = 8;
 
-// The same for rows that are updated: of those within a line more are needed to take as long as a miss does.
+// Prefetch distance for updates. Rows shorter than a cache line take less time each, so more of them are
+// needed to cover one miss.
 template <typename T>
 constexpr int64_t rows_ahead(int64_t width) {
   return width * static_cast<int64_t>(sizeof(T)) < 64 ? 4 * kPrefetchRows : kPrefetchRows;
 }
 
-// Locality 0, where the row is not visited again soon, keeps it from the outer caches: a step visits more
-// rows than they hold, which would drive out everything else (tables, the interpreter).
+// Locality 0 bypasses the outer caches, for rows that are not reused soon: a step visits more rows than the
+// caches hold, and would evict everything else (tables, the interpreter).
 template <int Locality = 3, typename T>
 inline void prefetch_row(const T* row, int64_t width) {
   const char* bytes = reinterpret_cast<const char*>(row);

@@ -1,17 +1,16 @@
-// Structured random projections H D3 H D2 H D1 x, where H is a Walsh-Hadamard matrix and the D are random
-// signs: d log d additions in place of the d^2 products of a dense matrix (Ailon & Chazelle 2009; Andoni et
-// al. 2015). Compiled once per instruction set: include only from kernels/levels/*.cpp.
+// Structured random projections H D3 H D2 H D1 x, with H a Walsh-Hadamard matrix and D diagonal random signs:
+// d log d additions instead of the d^2 products of a dense matrix (Ailon & Chazelle 2009; Andoni et al.
+// 2015). Compiled once per instruction set: include only from kernels/levels/*.cpp.
 //
-// A tile holds kHadamardRows rows side by side, [coordinate][row], so every butterfly is an operation between
-// whole vectors at any distance, and a row is summed in the same order whatever the rows beside it.
+// A tile is [coordinate][kHadamardRows]: every butterfly works on whole vectors, and a row is summed in the
+// same order next to any other rows.
 #pragma once
 
 #include "kernels/kernels.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-// tile[size][kHadamardRows] = H tile, not normalised; `size` is a power of two. Two levels per pass over the
-// memory.
+// tile[size][kHadamardRows] = H tile, not normalised; `size` is a power of two. Two levels per pass.
 inline void walsh_hadamard(float* __restrict tile, int64_t size) {
   int64_t half = 1;
   for (; half * 4 <= size; half *= 4)
@@ -54,7 +53,6 @@ inline void scale_coordinates(const float* in, const float* __restrict factors, 
   }
 }
 
-// scratch: (width + size) * kHadamardRows floats.
 inline void hadamard_project(const float* x, int64_t height, int64_t width, const float* signs, int64_t size,
                              const float* rest, int64_t count, float* scratch, float* products) {
   float* const input = scratch;
@@ -63,7 +61,7 @@ inline void hadamard_project(const float* x, int64_t height, int64_t width, cons
   for (int64_t i = 0; i < width; ++i)
     for (int64_t r = 0; r < kHadamardRows; ++r)
       input[i * kHadamardRows + r] = r < height ? x[r * width + i] : 0.0f;
-  // Rows of the product of three H have length size^1.5; those of a Gaussian matrix size^0.5.
+  // The rows of H H H have norm size^1.5, those of a Gaussian matrix size^0.5.
   const float scale = 1.0f / static_cast<float>(size);
   for (int64_t begin = 0; begin < count; begin += size, signs += 3 * size) {
     scale_coordinates(input, signs, head, tile);
@@ -89,7 +87,7 @@ inline void hadamard_project(const float* x, int64_t height, int64_t width, cons
   }
 }
 
-// Bit k of the code of table t: whether product t * hashes + k is positive.
+// Bit k of table t's code: product t * hashes + k > 0.
 inline void pack_sign_tile(const float* __restrict products, int64_t num_tables, int64_t hashes,
                            int64_t height, int32_t* codes) {
   for (int64_t t = 0; t < num_tables; ++t) {
@@ -104,8 +102,8 @@ inline void pack_sign_tile(const float* __restrict products, int64_t num_tables,
   }
 }
 
-// Hash k of table t: the vertex of the cross-polytope that is closest to `dimension` products, 2 * i where
-// product i has the largest size, one more if it is negative. The first one among equals; 0 for NaN.
+// Hash k of table t: the cross-polytope vertex closest to its `dimension` products: 2 * i, where product i is
+// largest in magnitude, plus 1 if negative. Ties go to the lowest i; NaN gives 0.
 inline void pack_vertex_tile(const float* __restrict products, int64_t num_tables, int64_t hashes,
                              int64_t dimension, int64_t bits, int64_t height, int32_t* codes) {
   for (int64_t t = 0; t < num_tables; ++t) {
@@ -119,7 +117,7 @@ inline void pack_vertex_tile(const float* __restrict products, int64_t num_table
           const float value = products[i * kHadamardRows + lane];
           const float size = __builtin_fabsf(value);
           const int32_t candidate = static_cast<int32_t>(2 * i) + static_cast<int32_t>(value < 0);
-          // A mask, since compilers made a branch of a choice.
+          // A mask: compilers turned the conditional into a branch.
           const int32_t larger = -static_cast<int32_t>(size > best[lane]);
           vertex[lane] = (candidate & larger) | (vertex[lane] & ~larger);
           best[lane] = size > best[lane] ? size : best[lane];

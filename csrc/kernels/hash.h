@@ -10,7 +10,7 @@
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
 // out[r, :] = x[r, :] · projections for Rows rows and Vectors vectors of columns. Every product is summed in
-// the order of the features, whatever the tile, so the code of a row does not depend on the rows around it.
+// feature order in any tile, so a row's code does not depend on its neighbours.
 template <int64_t Rows, int64_t Vectors>
 inline void project_tile(const float* x, int64_t width, const float* projections, int64_t stride,
                          float* out) {
@@ -30,7 +30,7 @@ inline void project_tile(const float* x, int64_t width, const float* projections
   for (int64_t r = 0; r < Rows; ++r) __builtin_memcpy(out + r * stride, sum[r], sizeof(sum[r]));
 }
 
-// All columns. The last vector is moved back to end with the row, over columns that are there already.
+// All columns. The last vector is shifted back to end with the row, and overlaps columns already written.
 template <int64_t Rows>
 inline void project_rows(const float* x, int64_t width, const float* projections, int64_t columns,
                          float* out) {
@@ -52,8 +52,8 @@ inline void project_rows(const float* x, int64_t width, const float* projections
     }
 }
 
-// Bit k of the code of table t is the sign of product t * bits + k: 1 where positive, so 0 for zero and NaN.
-// Looks at kCodeBits products for each, a constant number, so some beyond the last code's are read.
+// Bit k of table t's code: products[t * bits + k] > 0, so 0 for zero and NaN. Reads kCodeBits products per
+// code, a constant number, so past the end of the last code.
 inline void pack_signs(const float* products, int64_t num_tables, int64_t bits, int32_t* codes) {
   for (int64_t t = 0; t < num_tables; ++t) {
     uint32_t code = 0;
@@ -63,7 +63,6 @@ inline void pack_signs(const float* products, int64_t num_tables, int64_t bits, 
   }
 }
 
-// products[count, columns] = x · projections, in tiles as those of products.
 inline void project(const float* x, int64_t count, int64_t width, const float* projections, int64_t columns,
                     float* products) {
   for_tiles(count, [&]<int64_t Rows>(int64_t r) {
@@ -71,7 +70,6 @@ inline void project(const float* x, int64_t count, int64_t width, const float* p
   });
 }
 
-// scratch: kHashRows * (width + num_tables * bits) + kCodeBits floats.
 template <typename T>
 void simhash(const T* x, int64_t count, int64_t width, const float* projections, int64_t num_tables,
              int64_t bits, float* scratch, int32_t* codes) {
@@ -87,7 +85,6 @@ void simhash(const T* x, int64_t count, int64_t width, const float* projections,
   }
 }
 
-// out[i] = in how many bits codes[ids[i], :] differ from those of `query`.
 inline void hamming(const int32_t* __restrict query, const int32_t* __restrict codes,
                     const int32_t* __restrict ids, int64_t count, int64_t num_tables,
                     int32_t* __restrict out) {

@@ -1,10 +1,10 @@
-// The kernels of one instruction set as tables of function pointers, and the choice of that set.
+// Kernel tables: function pointers of one instruction set, and the choice of that set.
 //
-// A kernel works on raw pointers and sizes, uses neither torch nor the STL, and runs in the calling thread.
-// The caller (csrc/ops) splits the work so that no two threads write to the same row. Each family of kernels
-// has one table type here, a template over its element types, and its bodies in kernels/<family>.h, which the
-// files in kernels/levels/ compile once per instruction set. kernels<Table>() costs one load; call it outside
-// of loops.
+// A kernel takes raw pointers and sizes, uses neither torch nor the STL, and runs in the calling thread. The
+// caller (csrc/ops) splits the work so that no two threads write to the same row. Each kernel family has one
+// table type here, a template over its element types, and its bodies in kernels/<family>.h, which
+// kernels/levels/*.cpp compile once per instruction set. kernels<Table>() costs one load: hoist it out of
+// loops.
 #pragma once
 
 #include <cstddef>
@@ -33,7 +33,7 @@ struct DotKernels {
 template <typename T>
 struct EmbeddingBagKernels {
   // out[s, :] = sum over i from start[s] to start[s + 1] - 1 of values[i] * table[rows[i], :] for s < runs.
-  // Null values stand for ones.
+  // Null values: all ones.
   void (*weighted_sums)(const T* table, const int64_t* start, int64_t runs, const int64_t* rows,
                         const T* values, int64_t width, T* out);
 };
@@ -41,8 +41,8 @@ struct EmbeddingBagKernels {
 // optimizer.h
 template <typename Step, typename T, typename State>
 struct OptimizerKernels {
-  // One step on the rows rows[begin] to rows[end - 1] of a parameter and of its Step::kStates states.
-  // gradient[i - begin, :] belongs to rows[i]. The kernel prefetches up to row rows[count - 1].
+  // One step on rows[begin] to rows[end - 1] of a parameter and its Step::kStates states. gradient[i - begin,
+  // :] belongs to rows[i]. Prefetches up to rows[count - 1].
   void (*step_rows)(T* parameter, State* const* states, const int64_t* rows, const T* gradient, int64_t begin,
                     int64_t end, int64_t count, int64_t width, const Step& step);
 };
@@ -50,26 +50,26 @@ struct OptimizerKernels {
 // product.h
 template <typename T>
 struct ProductKernels {
-  // out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n], for the columns of `panels`,
-  // which pack_panel made of b. Null bias stands for zeros. With `add`, the sums go on top of `out`, without
-  // bias.
+  // out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n]. `panels` is b packed by
+  // pack_panel; `stride` separates rows of `out`. Null bias: zeros. With `add`, the sums are added to `out`
+  // and bias is ignored.
   void (*product)(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
                   const SumOf<T>* panels, int64_t columns, const SumOf<T>* bias, bool add, SumOf<T>* out,
                   int64_t stride);
-  // Packs the rows `begin` (even) to `end` - 1 of panel `number` of b[k * b_row + n * b_col]. Panels are
-  // depth * panel_width sums apart.
+  // Packs rows `begin` (even) to `end` - 1 of panel `number` of b[k * b_row + n * b_col]. Panels are depth *
+  // panel_width sums apart.
   void (*pack_panel)(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns, int64_t number,
                      int64_t begin, int64_t end, SumOf<T>* panels);
   int64_t panel_width;
 };
 
-// Rows that simhash takes at a time, a multiple of every level's tile; and bits of a code, used or not.
+// Rows per simhash block, a multiple of every level's tile; bits of a code, used or not.
 constexpr int64_t kHashRows = 12, kCodeBits = 32;
 
 // hash.h
 template <typename T>
 struct SimHashKernels {
-  // SimHash codes [count, num_tables] of x[count, width]: the signs of its products with
+  // SimHash codes [count, num_tables] of x[count, width]: signs of the products with
   // projections[width, num_tables * bits]. scratch: kHashRows * (width + num_tables * bits) + kCodeBits
   // floats.
   void (*simhash)(const T* x, int64_t count, int64_t width, const float* projections, int64_t num_tables,
@@ -77,33 +77,33 @@ struct SimHashKernels {
 };
 
 struct HashKernels {
-  // products[count, columns] = x[count, width] · projections[width, columns], summed as for the codes.
+  // products[count, columns] = x[count, width] · projections[width, columns], in the same order of summation
+  // as simhash.
   void (*project)(const float* x, int64_t count, int64_t width, const float* projections, int64_t columns,
                   float* products);
-  // out[i] = the number of bits in which codes[ids[i], :] and query[num_tables] differ.
+  // out[i] = Hamming distance of codes[ids[i], :] and query[num_tables], in bits.
   void (*hamming)(const int32_t* query, const int32_t* codes, const int32_t* ids, int64_t count,
                   int64_t num_tables, int32_t* out);
 };
 
-// Rows that the kernels of hadamard.h take at a time.
+// Rows per tile of hadamard.h.
 constexpr int64_t kHadamardRows = 16;
 
 // hadamard.h
 struct HadamardKernels {
-  // `count` structured random projections of height <= kHadamardRows rows x[height, width], as
-  // products[count][kHadamardRows]. `size` is a power of two; signs are [blocks, 3, size]; rest[width - size,
-  // count] are dense projections of the columns beyond `size`. scratch: (width + size) * kHadamardRows
-  // floats.
+  // products[count][kHadamardRows]: `count` structured random projections of x[height, width], height <=
+  // kHadamardRows. signs: [blocks, 3, size], `size` a power of two. rest[width - size, count]: dense
+  // projections of the columns beyond `size`. scratch: (width + size) * kHadamardRows floats.
   void (*project)(const float* x, int64_t height, int64_t width, const float* signs, int64_t size,
                   const float* rest, int64_t count, float* scratch, float* products);
-  // Codes [height, num_tables] of such products: by their signs; by the closest vertex of cross-polytopes.
+  // Codes [height, num_tables] of these products: signs, or closest vertices of cross-polytopes.
   void (*pack_signs)(const float* products, int64_t num_tables, int64_t hashes, int64_t height,
                      int32_t* codes);
   void (*pack_vertices)(const float* products, int64_t num_tables, int64_t hashes, int64_t dimension,
                         int64_t bits, int64_t height, int32_t* codes);
 };
 
-// softmax.h. Null log_weights stand for zeros.
+// softmax.h. Null log_weights: zeros.
 template <typename T>
 struct SoftmaxKernels {
   // log sum exp(logits + log_weights)
@@ -111,20 +111,20 @@ struct SoftmaxKernels {
   // out = factor * exp(logits + log_weights - log_z)
   void (*scaled_softmax)(const T* logits, const T* log_weights, int64_t count, T log_z, T factor, T* out);
 
-  // For logits [count, batch], the logits of a row side by side for all samples.
-  // Per sample: the largest of logits + log_weights.
+  // column_*: logits [count, batch], one active row after the other.
+  // Per sample: maximum of logits + log_weights.
   void (*column_maxima)(const T* logits, const T* log_weights, int64_t count, int64_t batch, T* largest);
-  // Per sample: the largest, and the sum of exp of the differences to it.
+  // Per sample: maximum, and sum of exp(logits + log_weights - maximum).
   void (*column_sums)(const T* logits, const T* log_weights, int64_t count, int64_t batch, T* largest,
                       T* sum);
-  // logits = mass * exp(logits + log_weights - reference) in place; per sample the sum without the mass.
+  // logits = mass * exp(logits + log_weights - reference), in place; sum, per sample, leaves out the mass.
   void (*column_exponentials)(T* logits, const T* log_weights, int64_t count, int64_t batch,
                               const T* reference, const T* mass, T* sum);
-  // One row of the gradient: out = factor * exp(logits + log_weight - log_z).
+  // Gradient of one active row: out = factor * exp(logits + log_weight - log_z).
   void (*column_softmax)(const T* logits, T log_weight, int64_t batch, const T* log_z, const T* factor,
                          T* out);
 
-  // Sum of max(0, value).
+  // Sum of max(0, value)
   T (*positive_sum)(const T* values, int64_t count);
   // sums += max(0, row)
   void (*add_positive)(const T* row, int64_t count, T* sums);
@@ -132,14 +132,14 @@ struct SoftmaxKernels {
 
 template <typename T>
 struct SlopeKernels {
-  // The sum of values * factors, and that of its positive terms. Where T is narrower than its sums, the
-  // kernel also writes the products rounded to T; else `products` is unused.
+  // sum: of values * factors; positive: of the positive terms. If T is narrower than its sums, also writes
+  // the products rounded to T; otherwise `products` is unused.
   void (*weighted_row)(const SumOf<T>* values, const SumOf<T>* factors, int64_t count, T* products,
                        SumOf<T>* sum, SumOf<T>* positive);
 };
 
-// topk.h, for rows stored as T and samples as SampleOf<T>. Samples are multiplied in groups of at most
-// `largest_group`; a group takes lanes(samples) lanes, padding included, side by side for each row.
+// topk.h. Rows are stored as T, samples as SampleOf<T>. Samples are multiplied in groups of up to
+// `largest_group`; a group's logits of one row take lanes(samples) contiguous lanes, padding included.
 template <typename T>
 struct SampleType {
   using type = T;
@@ -155,29 +155,29 @@ template <typename T>
 struct TopkKernels {
   using Sum = SumOf<T>;
 
-  int64_t largest_group, vector;  // vector: lanes of a vector of sums
-  bool expands;                   // groups of at least `vector` lanes multiply converted rows
+  int64_t largest_group, vector;  // vector: sums per vector register
   int64_t (*lanes)(int64_t samples);
-  // Numbers that pack writes.
+  // Sums written by pack.
   int64_t (*packed_size)(int64_t samples, int64_t width);
-  // x[samples, width] in the order in which multiply wants it.
+  // Packs x[samples, width] for multiply.
   void (*pack)(const SampleOf<T>* x, int64_t samples, int64_t width, Sum* packed);
-  // Converted rows, where `expands`.
+  // Converts `count` stored numbers to sums. Null if multiply reads rows as stored; otherwise groups of at
+  // least `vector` lanes read `expanded` instead.
   void (*expand)(const T* rows, int64_t count, Sum* expanded);
   // logits[count, lanes] = (rows[count, width] · packed) * scale + bias. Only int8 rows have a scale.
   void (*multiply)(const T* rows, int64_t count, int64_t width, const Sum* packed, int64_t samples,
                    const Sum* scale, const Sum* bias, const Sum* expanded, Sum* logits);
-  // Writes to hits (count + 1) the positions i < count with !(logits[i] <= thresholds[i % period]),
-  // increasing, and returns their number. period is a multiple of `vector`, and logits can be read up to a
-  // multiple of it.
+  // Writes the positions i < count with !(logits[i] <= thresholds[i % period]) to hits[count + 1], in
+  // increasing order; returns their number. period is a multiple of `vector`; logits are readable up to the
+  // next multiple of period.
   int64_t (*scan)(const Sum* logits, int64_t count, const Sum* thresholds, int64_t period, int32_t* hits);
 };
 
-// Rows of a block of sign codes (sketch.h).
+// Rows per block of codes (sketch.h).
 constexpr int64_t kSketchRows = 64;
 
 struct SketchKernels {
-  // scores[blocks * kSketchRows] = factor * (step * (weighted sum of table entries) + base) + addend of each
+  // scores[blocks * kSketchRows] = factor * (step * (weighted sum of table entries) + base) + addend, per
   // row.
   void (*scores)(const uint8_t* codes, const BFloat16* factors, int64_t blocks, int64_t bits, int64_t bytes,
                  const uint8_t* tables, float step, float base, float* scores);
@@ -186,7 +186,7 @@ struct SketchKernels {
 template <typename... Tables>
 struct TableSet : Tables... {};
 
-// The tables of a family: one for each element type, or pair of types, of a list.
+// One table of a family per element type, or pair of types, of a list.
 template <template <typename> typename Table, typename... T>
 TableSet<Table<T>...> tables_of(Types<T...>);
 template <template <typename, typename> typename Table, typename... First, typename... Second>
@@ -194,7 +194,7 @@ TableSet<Table<First, Second>...> pair_tables_of(Types<Pair<First, Second>...>);
 template <typename Step, typename... T, typename... State>
 TableSet<OptimizerKernels<Step, T, State>...> step_tables_of(Types<Pair<T, State>...>);
 template <typename... Step>
-TableSet<decltype(step_tables_of<Step>(StateTypes{}))...> optimizer_tables_of(Types<Step...>);
+TableSet<decltype(step_tables_of<Step>(StepTypes<Step>{}))...> optimizer_tables_of(Types<Step...>);
 
 template <template <typename> typename Table, typename List>
 using TablesOf = decltype(tables_of<Table>(List{}));
@@ -209,23 +209,23 @@ using KernelTables =
              HadamardKernels, TablesOf<SoftmaxKernels, SumTypes>, TablesOf<SlopeKernels, FloatingTypes>,
              TablesOf<TopkKernels, WeightTypes>, SketchKernels>;
 
-// The kernels of an instruction set.
+// All kernels of an instruction set.
 struct Kernels : KernelTables {
   const char* name;
 };
 
-// The kernels for this CPU, or those that the environment variable TORCH_LSH_SIMD names (scalar, avx2,
-// avx512, avx512_bf16 or neon). Throws std::runtime_error if these cannot run here.
+// The best kernels for this CPU, or those named by the environment variable TORCH_LSH_SIMD (scalar, avx2,
+// avx512, avx512_bf16 or neon). Throws std::runtime_error if the CPU does not support them. Thread-safe.
 const Kernels& kernels();
 
-// One table of them, such as kernels<DotKernels<float>>().
+// One table, such as kernels<DotKernels<float>>().
 template <typename Table>
 const Table& kernels() {
   return kernels();
 }
 
-// Makes kernels() return those of the named level from now on, in every thread. For tests and benchmarks,
-// which compare levels in one process. Not to be called while an operator runs.
+// Switches kernels() to the named level, in every thread. For tests and benchmarks, which compare levels in
+// one process. Must not be called while an operator runs.
 void use_level(const char* name);
 
 }  // namespace torch_lsh

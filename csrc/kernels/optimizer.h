@@ -1,11 +1,11 @@
-// Optimizer steps on single rows: one fused pass over a row, its state and its gradient. Compiled once per
-// instruction set: include only from kernels/levels/*.cpp. Rows are unique, so one thread owns each of them.
+// Row-sparse optimizer steps: one fused pass over a row, its state and its gradient. Compiled once per
+// instruction set: include only from kernels/levels/*.cpp. Rows are unique, so each is owned by one thread.
 //
-// An optimizer is a rule: its numbers in kernels/optimizer_steps.h, and how it changes one weight here.
+// An optimizer consists of its hyperparameters (kernels/optimizer_steps.h) and its Rule here.
 //
-// T is the storage type of parameter and gradient, State that of the state, Sum that of the arithmetic.
-// bfloat16 numbers are rounded at random where the step says so (see Rounding): rounded to nearest, a weight
-// would not notice steps below 1/256 of itself, and a second moment not its own decay (0.999).
+// T: storage type of parameter and gradient. State: storage type of the state. Sum: accumulator type.
+// bfloat16 is rounded stochastically on request (see Rounding). Round-to-nearest would drop steps below 1/256
+// of a weight, and the decay of a second moment (0.999).
 #pragma once
 
 #include "kernels/convert.h"
@@ -14,8 +14,8 @@
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-// How numbers of one row are stored. Random words are a function of (seed, row, column), so that the result
-// does not depend on threads.
+// Stores the numbers of one row. Random bits are a function of (seed, row, column), so results do not depend
+// on the number of threads.
 template <typename Sum>
 struct Rounding {
   bool at_random;
@@ -30,20 +30,19 @@ struct Rounding {
     return at_random ? random_word(key, static_cast<uint32_t>(column)) : 0;
   }
 
-  // `random` has 16 bits.
+  // random: 16 bits.
   void store(Sum value, Sum* out, uint32_t random) const { *out = value; }
-  void store(Sum value, BFloat16* out, uint32_t random) const
-    requires(!__is_same(Sum, BFloat16))
-  {
+  void store(Sum value, BFloat16* out, uint32_t random) const {
     *out =
         at_random ? to_bfloat16(static_cast<float>(value), random) : to_bfloat16(static_cast<float>(value));
   }
 };
 
-// The update of one weight, computed in Sum. A rule has
-//   Rule(step)                       what all rows share,
-//   start_row(i)                     what row rows[i] needs besides,
-//   update(weight, gradient, first, second)  which returns the new weight and updates Step::kStates states.
+// The update of one weight, in Sum:
+//   Rule(step)                               computes what all rows share;
+//   start_row(i)                             prepares row rows[i];
+//   update(weight, gradient, first, second)  returns the new weight and updates the first Step::kStates
+//   states.
 template <typename Step, typename Sum>
 struct Rule;
 
@@ -56,7 +55,7 @@ struct Rule<AdamStep, Sum> {
   explicit Rule(const AdamStep& s)
       : step(s),
         eps(s.eps),
-        take1(1 - s.beta1),  // subtracted in double, as PyTorch does
+        take1(1 - s.beta1),  // subtracted in double, as in PyTorch
         take2(1 - s.beta2),
         rate(s.lr / s.bias_correction1),
         inverse_root(1 / __builtin_sqrt(s.bias_correction2)),
@@ -67,7 +66,7 @@ struct Rule<AdamStep, Sum> {
         keep2(s.beta2),
         keep(shrink) {}
 
-  // The decay of the steps that this row missed.
+  // Catches up on the decay of the steps that skipped this row.
   void start_row(int64_t i) {
     if (step.decays == nullptr) return;
     keep1 = step.beta1 * step.decays[3 * i];

@@ -1,7 +1,7 @@
-// The numbers of a step of each optimizer, named as in torch.optim. The update rules are in optimizer.h.
+// Hyperparameters of one step of each optimizer, named as in torch.optim. The update rules are in
+// optimizer.h.
 //
-// A step has `kStates` state tensors. `seed` selects the stochastic rounding to bfloat16; a negative seed
-// rounds to nearest.
+// kStates: number of state tensors. seed: stochastic rounding to bfloat16; negative rounds to nearest.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ struct AdamStep {
   double lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2;
   bool decoupled, maximize;
   int64_t seed;
-  const double* decays;  // null, or [rows, 3]: extra decay of first moment, second moment and weights
+  const double* decays;  // null, or [rows, 3]: catch-up decay of first moment, second moment and weights
 };
 
 struct SgdStep {
@@ -40,12 +40,24 @@ struct AdagradStep {
 };
 
 struct LionStep {
-  static constexpr int kStates = 1;  // average of gradients
+  static constexpr int kStates = 1;  // moving average of gradients
   double lr, beta1, beta2, weight_decay;
   bool maximize;
   int64_t seed;
 };
 
 using OptimizerSteps = Types<AdamStep, SgdStep, MomentumStep, AdagradStep, LionStep>;
+
+template <int kStates>
+struct TypesOfStates {
+  using type = StateTypes;
+};
+template <>
+struct TypesOfStates<0> {
+  using type = StatelessTypes;
+};
+// The element types that a step is instantiated for.
+template <typename Step>
+using StepTypes = typename TypesOfStates<Step::kStates>::type;
 
 }  // namespace torch_lsh

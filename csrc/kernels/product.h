@@ -1,15 +1,14 @@
-// Dense matrix products of the shapes of an active set: one side thousands of rows, the other a batch, the
-// third the width of the layer. Compiled once per instruction set: include only from kernels/levels/*.cpp.
+// Dense matrix products of an active set's shapes: thousands of rows, a batch, and the width of the layer.
+// Compiled once per instruction set: include only from kernels/levels/*.cpp.
 //
-// The textbook design (Goto & van de Geijn 2008): a tile of the result stays in registers while its products
-// are summed, the right operand is read from panels of two vectors' width that stay in the first-level cache,
-// and sums are split into blocks of kBlockDepth so that a block of panels stays in the second. The left
-// operand is read in place, an element at a time, whatever its strides: both a matrix and its transpose go
-// without a copy. An element of the result is summed in the same order whatever the tile that it falls into,
-// so results do not depend on how rows and panels are split over threads.
+// GotoBLAS design (Goto & van de Geijn 2008): a tile of the result stays in registers; the right operand is
+// packed into panels two vectors wide, which stay in L1; depth is split into blocks of kBlockDepth, so that a
+// block of panels stays in L2. Row-major left operands are read in place, others are packed in groups of
+// rows. Every element is summed in the same order in any tile, so results do not depend on how rows and
+// panels are split over threads.
 //
-// bfloat16 operands are multiplied in pairs that are neighbours along the depth; where the CPU has no such
-// instruction both are packed as floats.
+// bfloat16 operands are multiplied in pairs adjacent along the depth; without such an instruction, both are
+// packed as floats.
 #pragma once
 
 #include "kernels/convert.h"
@@ -28,13 +27,13 @@ struct Simd {
 
 constexpr int64_t kPanelVectors = 2;
 constexpr int64_t kBlockDepth = 256;
-constexpr int64_t kGroupRows = 4 * TORCH_LSH_TILE_ROWS;  // rows of a transposed operand packed at a time
-constexpr int64_t kPackAhead = 16;                       // and asked for so many steps ahead
+constexpr int64_t kGroupRows = 4 * TORCH_LSH_TILE_ROWS;  // left rows packed at a time
+constexpr int64_t kPackAhead = 16;                       // their prefetch distance, in depth
 
 template <typename T>
 constexpr int64_t kPanelWidth = kPanelVectors * Simd<SumOf<T>>::kWidth;
 
-// How many numbers of type P that follow each other along the depth are multiplied together: a step.
+// Numbers of type P, adjacent along the depth, that one multiplication takes: a step.
 template <typename P>
 constexpr int64_t kTogether = sizeof(SumOf<P>) / sizeof(P);
 
@@ -74,8 +73,8 @@ inline void add_products(const BFloat16* a, int64_t a_row, const BFloat16* panel
 }
 #endif
 
-// out[r, :] of Rows rows and a panel's width: bias (null: zeros) plus the products of some steps along the
-// depth, or what is there plus them. Steps of the left operand are a_step apart.
+// A tile of Rows rows and a panel's width: out = (first ? bias : out) + products of `steps` steps. Null bias:
+// zeros. Steps of the left operand are a_step apart.
 template <int64_t Rows, typename P>
 inline void product_tile(const P* a, int64_t a_row, int64_t a_step, int64_t steps, const P* panel,
                          const SumOf<P>* bias, bool first, SumOf<P>* out, int64_t stride) {
@@ -98,7 +97,7 @@ inline void product_tile(const P* a, int64_t a_row, int64_t a_step, int64_t step
       *reinterpret_cast<Unaligned*>(out + r * stride + v * kWidth) = sum[r][v];
 }
 
-// The same where fewer columns are wanted than a panel has.
+// product_tile for a last panel with fewer than kPanelWidth columns.
 template <int64_t Rows, typename P>
 inline void product_edge(const P* a, int64_t a_row, int64_t a_step, int64_t steps, const P* panel,
                          const SumOf<P>* bias, bool first, SumOf<P>* out, int64_t stride, int64_t columns) {
@@ -125,8 +124,8 @@ inline void product_rows(const P* a, int64_t a_row, int64_t a_step, int64_t step
   }
 }
 
-// Calls run(first row, constant number of rows) for the tiles that `rows` rows are made of. Four rows are
-// enough to hide the latency of the sums.
+// Splits `rows` rows into tiles and calls run.operator()<rows of the tile>(first row). Four rows suffice to
+// hide the latency of the sums.
 template <typename Run>
 inline void for_tiles(int64_t rows, const Run& run) {
   int64_t r = 0;
@@ -136,8 +135,7 @@ inline void for_tiles(int64_t rows, const Run& run) {
   for (; r < rows; ++r) run.template operator()<1>(r);
 }
 
-// One step of `count` rows or columns as numbers that are multiplied together: to[i, j] = from[i * across + j
-// * along], zero for j >= present.
+// Packs one step of `count` rows or columns: to[i, j] = from[i * across + j * along], zero for j >= present.
 template <typename T, typename P>
 inline void pack_step(const T* __restrict from, int64_t across, int64_t along, int64_t present, int64_t count,
                       P* __restrict to) {
@@ -152,8 +150,8 @@ inline void pack_step(const T* __restrict from, int64_t across, int64_t along, i
   }
 }
 
-// A group of rows of an operand that is transposed, whose elements would else be far apart and often in the
-// same cache set, or not stored as P: the tile that begins at row r is [steps, rows of the tile, kTogether].
+// Packs a group of left rows that are transposed (elements far apart, often in one cache set) or not stored
+// as P. The tile that begins at row r is [steps, rows of the tile, kTogether].
 template <typename T, typename P>
 inline void pack_left(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t block, P* packed) {
   const int64_t steps = (block + kTogether<P> - 1) / kTogether<P>;
@@ -173,9 +171,6 @@ inline void pack_left(const T* a, int64_t a_row, int64_t a_col, int64_t rows, in
   }
 }
 
-// out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n] for `rows` rows and the columns of
-// `panels`, which pack_panel made of b; out has the given stride between rows. bias may be null. If `add`,
-// the sums go on top of what is there, without a bias.
 template <typename T>
 void product(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth, const SumOf<T>* panels,
              int64_t columns, const SumOf<T>* bias, bool add, SumOf<T>* out, int64_t stride) {
@@ -203,9 +198,7 @@ void product(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t dep
   }
 }
 
-// Rows `begin` (even) to `end` - 1 of one panel of b[k, n] = b[k * b_row + n * b_col], with zeros beyond the
-// last column and the last step's last row. The panels, each [steps, panel width, kTogether], are depth *
-// panel width sums apart, whatever the steps.
+// A panel is [steps, panel width, kTogether], zero-padded to whole panels and steps.
 template <typename T>
 void pack_panel(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns, int64_t number,
                 int64_t begin, int64_t end, SumOf<T>* panels) {

@@ -1,12 +1,12 @@
-// Estimates of inner products from one or a few bits per dimension. Compiled once per instruction set:
-// include only from kernels/levels/*.cpp.
+// Estimates of inner products from codes of one to four bits per dimension. Compiled once per instruction
+// set: include only from kernels/levels/*.cpp.
 //
-// Rows are kept in blocks of kSketchRows: codes [bits, bytes, kSketchRows], bit i of byte j is the sign of
-// dimension 8 * j + i, and factors [2, kSketchRows]: what the product with the signs is multiplied with, and
-// what is added. Of several bits the first plane weighs most, each twice the next: a coordinate is the odd
-// number sum of 2^(bits - 1 - plane) * sign. In a block, place p belongs to row
-// (p % 2) * kSketchRows / 2 + p / 2: the even and the odd bytes of a vector, which widen to 16 bits
-// separately, are then neighbours.
+// Layout of a block of kSketchRows rows:
+//   codes [bits, bytes, kSketchRows]: one bit plane after the other, most significant first. Bit i of byte j
+//     is the sign of dimension 8 * j + i; a coordinate is sum over planes of 2^(bits - 1 - plane) * sign.
+//   factors [2, kSketchRows]: multiplier and addend of each row's sum.
+// Byte p of a vector belongs to row (p % 2) * kSketchRows / 2 + p / 2. Even and odd bytes widen to 16 bits
+// separately, so the sums of neighbouring rows come out side by side.
 #pragma once
 
 #include "kernels/convert.h"
@@ -15,11 +15,12 @@
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-// sums[r] = sum over the nibbles of row r's code of table[nibble, value]; tables are [2 * bytes, 16]. With
-// every further plane what was summed before is doubled.
+// sketch_sums, one version per vector width: sums[r] = sum over the nibbles of row r's code of
+// table[nibble, value], with tables [2 * bytes, 16]. The sum doubles before each further plane.
+#if TORCH_LSH_VECTOR_BYTES == 64
+
 inline void sketch_sums(const uint8_t* codes, int64_t bits, int64_t bytes, const uint8_t* tables,
                         uint16_t* sums) {
-#if TORCH_LSH_VECTOR_BYTES == 64
   const __m512i low = _mm512_set1_epi8(15), narrow = _mm512_set1_epi16(255);
   __m512i even = _mm512_setzero_si512(), odd = even;
   for (int64_t plane = 0; plane < bits; ++plane, codes += bytes * kSketchRows) {
@@ -39,7 +40,12 @@ inline void sketch_sums(const uint8_t* codes, int64_t bits, int64_t bytes, const
   }
   _mm512_storeu_si512(sums, even);
   _mm512_storeu_si512(sums + kSketchRows / 2, odd);
+}
+
 #elif TORCH_LSH_VECTOR_BYTES == 32
+
+inline void sketch_sums(const uint8_t* codes, int64_t bits, int64_t bytes, const uint8_t* tables,
+                        uint16_t* sums) {
   const __m256i low = _mm256_set1_epi8(15), narrow = _mm256_set1_epi16(255);
   for (int64_t half = 0; half < 2; ++half) {
     __m256i even = _mm256_setzero_si256(), odd = even;
@@ -62,7 +68,12 @@ inline void sketch_sums(const uint8_t* codes, int64_t bits, int64_t bytes, const
     __builtin_memcpy(sums + half * 16, &even, sizeof(even));
     __builtin_memcpy(sums + kSketchRows / 2 + half * 16, &odd, sizeof(odd));
   }
+}
+
 #elif TORCH_LSH_VECTOR_BYTES == 16 && !defined(__clang__)
+
+inline void sketch_sums(const uint8_t* codes, int64_t bits, int64_t bytes, const uint8_t* tables,
+                        uint16_t* sums) {
   using Bytes = Vector<uint8_t>;
   using Words = Vector<uint16_t>;
   constexpr int64_t kVectors = kSketchRows / kVectorBytes;
@@ -78,7 +89,7 @@ inline void sketch_sums(const uint8_t* codes, int64_t bits, int64_t bytes, const
 #pragma GCC unroll 4
       for (int64_t v = 0; v < kVectors; ++v) {
         const auto code = load_vector<Bytes>(codes + v * kVectorBytes);
-        // A shuffle of 16 bytes looks at the low 4 bits of each place.
+        // A 16-byte shuffle ignores all but the low 4 bits of each index.
         const auto sum = (Words)(__builtin_shuffle(table(0), code) + __builtin_shuffle(table(1), code >> 4));
         even[v] += sum & 255;
         odd[v] += sum >> 8;
@@ -87,7 +98,12 @@ inline void sketch_sums(const uint8_t* codes, int64_t bits, int64_t bytes, const
   }
   __builtin_memcpy(sums, even, sizeof(even));
   __builtin_memcpy(sums + kSketchRows / 2, odd, sizeof(odd));
+}
+
 #else
+
+inline void sketch_sums(const uint8_t* codes, int64_t bits, int64_t bytes, const uint8_t* tables,
+                        uint16_t* sums) {
   for (int64_t p = 0; p < kSketchRows; ++p) {
     unsigned sum = 0;
     for (int64_t plane = 0; plane < bits; ++plane) {
@@ -99,15 +115,16 @@ inline void sketch_sums(const uint8_t* codes, int64_t bits, int64_t bytes, const
     }
     sums[p % 2 * (kSketchRows / 2) + p / 2] = static_cast<uint16_t>(sum);
   }
-#endif
 }
+
+#endif
 
 inline void sketch_scores(const uint8_t* codes, const BFloat16* factors, int64_t blocks, int64_t bits,
                           int64_t bytes, const uint8_t* tables, float step, float base,
                           float* __restrict scores) {
   uint16_t sums[kSketchRows];
   for (int64_t block = 0; block < blocks; ++block) {
-    if (bits == 1)  // compiled for itself: all rows of a layer
+    if (bits == 1)  // the constant is compiled in: every row of a layer takes this path
       sketch_sums(codes, 1, bytes, tables, sums);
     else
       sketch_sums(codes, bits, bytes, tables, sums);

@@ -1,6 +1,5 @@
-// Softmax over logits in two layouts: the logits of a sample next to each other (rows), or those of an active
-// row for the whole batch (columns of samples). Compiled once per instruction set: include only from
-// kernels/levels/*.cpp.
+// Softmax over logits in two layouts: contiguous per sample, or contiguous per active row (column_*, with
+// samples as columns). Compiled once per instruction set: include only from kernels/levels/*.cpp.
 #pragma once
 
 #include "kernels/convert.h"
@@ -8,13 +7,11 @@
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-// exp(x) for x <= 0 up to rounding, within 2 units in the last place; 0 below -87, where floats end. NaN
-// stays NaN. Cody & Waite reduction to |r| <= ln(2) / 2 and a polynomial of degree 6, without branches, so
-// that loops vectorise.
+// exp(x) for x <= 0, within 2 ulp; 0 below -87 (underflow); NaN stays NaN. Cody & Waite reduction to |r| <=
+// ln(2) / 2, then a polynomial of degree 6. Branch-free, so loops vectorise.
 inline float exponential(float x) {
   const float clamped = x < -87.0f ? -87.0f : x;
-  const float shifted =
-      clamped * 1.44269504f + 12582912.0f;  // the integer n = round(x / ln 2) in the low bits
+  const float shifted = clamped * 1.44269504f + 12582912.0f;  // low bits: n = round(x / ln 2)
   const float n = shifted - 12582912.0f;
   const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.0f / 720;
@@ -42,8 +39,8 @@ inline double logarithm(double x) {
   return __builtin_log(x);
 }
 
-// log sum exp(logits + log_weights), the latter only if Weighted: a choice within the loops would keep them
-// from vectorising.
+// log sum exp(logits + log_weights). Weighted is a template argument: a branch inside the loops would keep
+// them from vectorising.
 template <bool Weighted, typename T>
 T log_sum_exp_of(const T* __restrict logits, const T* __restrict log_weights, int64_t count) {
   T largest = -__builtin_inff();
@@ -53,7 +50,7 @@ T log_sum_exp_of(const T* __restrict logits, const T* __restrict log_weights, in
     if constexpr (Weighted) z += log_weights[i];
     largest = z > largest ? z : largest;
   }
-  // The difference of two infinities would be NaN.
+  // inf - inf would be NaN.
   if (largest == __builtin_inff()) return largest;
   if (largest == -__builtin_inff()) largest = 0;
   T sum = 0;
@@ -66,14 +63,12 @@ T log_sum_exp_of(const T* __restrict logits, const T* __restrict log_weights, in
   return largest + logarithm(sum);
 }
 
-// The same; log_weights may be null.
 template <typename T>
 T log_sum_exp(const T* logits, const T* log_weights, int64_t count) {
   return log_weights == nullptr ? log_sum_exp_of<false>(logits, log_weights, count)
                                 : log_sum_exp_of<true>(logits, log_weights, count);
 }
 
-// out = factor * exp(logits + log_weights - log_z)
 template <typename T>
 void scaled_softmax(const T* __restrict logits, const T* __restrict log_weights, int64_t count, T log_z,
                     T factor, T* __restrict out) {
@@ -86,8 +81,7 @@ void scaled_softmax(const T* __restrict logits, const T* __restrict log_weights,
   }
 }
 
-// For each of `batch` samples the largest of its logits + log_weights (-inf if there are none; NaN does not
-// count). Logits are [count, batch]; log_weights [count] or null.
+// -inf if count is 0; ignores NaN.
 template <typename T>
 void column_maxima(const T* __restrict logits, const T* __restrict log_weights, int64_t count, int64_t batch,
                    T* __restrict largest) {
@@ -103,7 +97,7 @@ void column_maxima(const T* __restrict logits, const T* __restrict log_weights, 
   }
 }
 
-// The same, and the sum of exp of the differences to it (to 0 where it is -inf).
+// A maximum of -inf counts as 0 in the differences.
 template <typename T>
 void column_sums(const T* __restrict logits, const T* __restrict log_weights, int64_t count, int64_t batch,
                  T* __restrict largest, T* __restrict sum) {
@@ -120,8 +114,6 @@ void column_sums(const T* __restrict logits, const T* __restrict log_weights, in
   }
 }
 
-// logits = mass * exp(logits + log_weights - reference) in place, and the sum of these without the mass.
-// Logits are [count, batch]; log_weights [count] or null; the others [batch].
 template <typename T>
 void column_exponentials(T* __restrict logits, const T* __restrict log_weights, int64_t count, int64_t batch,
                          const T* __restrict reference, const T* __restrict mass, T* __restrict sum) {
@@ -138,8 +130,6 @@ void column_exponentials(T* __restrict logits, const T* __restrict log_weights, 
   }
 }
 
-// The sum of values * factors, and that of its positive terms; the products, too, where T is narrower than
-// its sums.
 template <typename T>
 void weighted_row(const SumOf<T>* __restrict values, const SumOf<T>* __restrict factors, int64_t count,
                   T* __restrict products, SumOf<T>* __restrict sum, SumOf<T>* __restrict positive) {
@@ -156,7 +146,6 @@ void weighted_row(const SumOf<T>* __restrict values, const SumOf<T>* __restrict 
   *positive = above;
 }
 
-// out = factor * exp(logits + log_weight - log_z) of one active row for all samples
 template <typename T>
 void column_softmax(const T* __restrict logits, T log_weight, int64_t batch, const T* __restrict log_z,
                     const T* __restrict factor, T* __restrict out) {
@@ -172,7 +161,6 @@ T positive_sum(const T* values, int64_t count) {
   return sum;
 }
 
-// sums += max(0, row)
 template <typename T>
 void add_positive(const T* __restrict row, int64_t count, T* __restrict sums) {
 #pragma omp simd

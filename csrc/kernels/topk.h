@@ -1,16 +1,14 @@
-// Logits of a block of rows for a group of samples, and the search for large ones. Compiled once per
+// Logits of a block of rows for a group of samples, and the scan for large ones. Compiled once per
 // instruction set: include only from kernels/levels/*.cpp.
 //
-// Two forms of the product, by the number of samples:
-// - few (up to 4): lanes run along the features. Reading the rows is what takes the time, so each is read
-// once;
-// - a panel (up to three vectors of samples): lanes are samples, features are broadcast from the rows, and a
-// tile
-//   of kTopkRows x 3 vectors of sums stays in registers.
-// Either sums the features of a (row, sample) pair in an order that depends on neither block nor tile, so the
-// logits do not depend on how rows are split.
+// Two products, by the number of samples:
+// - few (up to 4): lanes run along the features. Memory-bound, so each row is read once.
+// - panel (up to three vectors of samples): lanes are samples, features are broadcast from the rows, and a
+//   tile of kTopkRows x 3 vectors of sums stays in registers.
+// Both sum the features of a (row, sample) pair in an order independent of block and tile, so logits do not
+// depend on how rows are split.
 //
-// T is the storage type of the rows, X that of the samples, Sum that of the arithmetic.
+// T: storage type of rows. X: storage type of samples. Sum: accumulator type.
 #pragma once
 
 #include "kernels/convert.h"
@@ -20,21 +18,8 @@
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
 constexpr int64_t kFewSamples = 4, kTopkVectors = 3;
-// With 32 registers 8 x 3 sums fit, with 16 registers 4 x 3.
+// 32 registers hold 8 x 3 sums, 16 registers 4 x 3.
 constexpr int64_t kTopkRows = TORCH_LSH_TILE_ROWS >= 12 ? 8 : 4;
-
-template <typename V>
-inline auto sum_of_lanes(V vector) {
-  constexpr int64_t lanes = sizeof(V) / sizeof(vector[0]);
-  if constexpr (lanes == 1) {
-    return vector[0];
-  } else {
-    using Half = typename VectorType<__typeof__(vector[0] + vector[0]), lanes / 2>::type;
-    Half halves[2];
-    __builtin_memcpy(halves, &vector, sizeof(vector));
-    return sum_of_lanes(halves[0] + halves[1]);
-  }
-}
 
 template <typename V>
 inline bool any_bit(V vector) {
@@ -48,7 +33,7 @@ constexpr int64_t round_up(int64_t count, int64_t multiple) {
   return (count + multiple - 1) / multiple * multiple;
 }
 
-// --- few samples: x[Samples, stride], rows padded with zeros to whole vectors ---
+// --- few samples: x[Samples, stride], zero-padded to whole vectors ---
 
 template <int64_t Samples, typename T, typename Sum>
 inline void dot_few(const T* __restrict row, int64_t width, const Sum* __restrict x, Sum* __restrict out) {
@@ -68,18 +53,17 @@ inline void dot_few(const T* __restrict row, int64_t width, const Sum* __restric
     add(rest, i);
   }
 #pragma GCC unroll 4
-  for (int64_t s = 0; s < Samples; ++s) out[s] = sum_of_lanes(sum[s]);
+  for (int64_t s = 0; s < Samples; ++s) out[s] = sum_lanes(sum[s]);
 }
 
-// --- a panel: packed[width, Vectors * lanes], samples side by side ---
+// --- panel: packed[width, Vectors * lanes], samples side by side ---
 
 template <int64_t Rows, int64_t Vectors, typename Sum>
 inline void multiply_tile(const Sum* __restrict rows, int64_t width, const Sum* __restrict packed,
                           Vector<Sum> (&sum)[Rows][Vectors]) {
   constexpr int64_t lanes = kLanes<Sum>;
   for (int64_t i = 0; i < width; ++i) {
-    // Columns of a tile are far apart, which hardware does not prefetch: ask for the next tile, line after
-    // line.
+    // Hardware does not prefetch across a tile's distant columns: prefetch the next tile line by line.
     __builtin_prefetch(rows + Rows * (width + i));
     Vector<Sum> x[Vectors];
 #pragma GCC unroll 3
@@ -94,8 +78,8 @@ inline void multiply_tile(const Sum* __restrict rows, int64_t width, const Sum* 
 }
 
 #ifdef TORCH_LSH_BF16_DOT
-// The same with products of pairs of bfloat16 features. Samples are bfloat16, too; those of a panel are
-// packed as pairs [ceil(width / 2), lanes], the first feature in the low half.
+// bfloat16 versions, which multiply pairs of features. Samples are bfloat16, too; a panel packs them as pairs
+// [ceil(width / 2), lanes], the first feature in the low half.
 
 template <int64_t Samples>
 inline void dot_few(const BFloat16* __restrict row, int64_t width, const BFloat16* __restrict x,
@@ -114,7 +98,7 @@ inline void dot_few(const BFloat16* __restrict row, int64_t width, const BFloat1
   for (; i + lanes <= width; i += lanes) add(_mm512_loadu_si512(row + i), i);
   if (i < width) add(_mm512_maskz_loadu_epi16((uint32_t{1} << (width - i)) - 1, row + i), i);
 #pragma GCC unroll 4
-  for (int64_t s = 0; s < Samples; ++s) out[s] = sum_of_lanes((Vector<float>)sum[s]);
+  for (int64_t s = 0; s < Samples; ++s) out[s] = sum_lanes((Vector<float>)sum[s]);
 }
 
 template <int64_t Rows, int64_t Vectors>
@@ -148,14 +132,14 @@ inline void multiply_tile(const BFloat16* __restrict rows, int64_t width, const 
 
 // --- blocks ---
 
-// Lanes of a group of samples, padding included: 1, 2, 4, or whole vectors.
+// Lanes per group of samples, padding included: 1, 2, 4, or whole vectors.
 template <typename Sum>
 int64_t topk_lanes(int64_t samples) {
   if (samples <= 2) return samples;
   return samples <= kFewSamples ? kFewSamples : round_up(samples, kLanes<Sum>);
 }
 
-// Sums that topk_pack writes.
+// Sums written by topk_pack.
 template <typename T, typename Sum>
 int64_t topk_packed_size(int64_t samples, int64_t width) {
   return topk_lanes<Sum>(samples) * round_up(width, kLanes<typename Operand<T, Sum>::type>);
@@ -164,8 +148,7 @@ int64_t topk_packed_size(int64_t samples, int64_t width) {
 template <typename T, typename X, typename Sum>
 void topk_pack(const X* x, int64_t samples, int64_t width, Sum* packed) {
   using Packed = typename Operand<T, Sum>::type;
-  constexpr int64_t together =
-      sizeof(Sum) / sizeof(Packed);  // features of a sample that are side by side in a panel
+  constexpr int64_t together = sizeof(Sum) / sizeof(Packed);  // adjacent features of a sample in a panel
   const int64_t lanes = topk_lanes<Sum>(samples), stride = round_up(width, kLanes<Packed>);
   auto* out = reinterpret_cast<Packed*>(packed);
   __builtin_memset(out, 0, static_cast<size_t>(lanes * stride) * sizeof(Packed));
@@ -179,8 +162,7 @@ void topk_pack(const X* x, int64_t samples, int64_t width, Sum* packed) {
   }
 }
 
-// Of each row: logit = sum * scale + bias. scale is null where there is none: the choice is the type's,
-// outside of loops.
+// logit = sum * scale + bias, per row. Unscaled rows have a null scale; the type decides, outside the loops.
 template <typename Sum, bool Scaled>
 struct Affine {
   const Sum *scale, *bias;
@@ -226,14 +208,12 @@ void multiply_panel(const T* rows, int64_t count, int64_t width, const Sum* pack
 
 template <typename T, typename Sum>
 void topk_expand(const T* rows, int64_t count, Sum* out) {
-  if constexpr (!__is_same(T, typename Operand<T, Sum>::type)) {
-    int64_t i = 0;
-    for (; i + kLanes<Sum> <= count; i += kLanes<Sum>) {
-      const Vector<Sum> wide = load_as<Sum>(rows + i);
-      __builtin_memcpy(out + i, &wide, sizeof(wide));
-    }
-    for (; i < count; ++i) out[i] = to_float(rows[i]);
+  int64_t i = 0;
+  for (; i + kLanes<Sum> <= count; i += kLanes<Sum>) {
+    const Vector<Sum> wide = load_as<Sum>(rows + i);
+    __builtin_memcpy(out + i, &wide, sizeof(wide));
   }
+  for (; i < count; ++i) out[i] = to_float(rows[i]);
 }
 
 template <typename T, typename Sum>
@@ -262,8 +242,7 @@ void topk_multiply(const T* rows, int64_t count, int64_t width, const Sum* packe
   }
 }
 
-// Writes to hits the positions i < count with !(logits[i] <= thresholds[i % period]), in order, and returns
-// how many there are. `period` is a multiple of the vector, and logits can be read up to a multiple of it.
+// Tests eight periods at once, and looks for the hits among them only if there is one.
 template <typename Sum>
 int64_t topk_scan(const Sum* logits, int64_t count, const Sum* thresholds, int64_t period, int32_t* hits) {
   constexpr int64_t lanes = kLanes<Sum>, together = 8;
@@ -290,14 +269,14 @@ constexpr void fill(TopkKernels<T>& table) {
   table = {
       .largest_group = kTopkVectors * kLanes<Sum>,
       .vector = kLanes<Sum>,
-      .expands = !__is_same(T, typename Operand<T, Sum>::type),
       .lanes = topk_lanes<Sum>,
       .packed_size = topk_packed_size<T, Sum>,
       .pack = topk_pack<T, SampleOf<T>, Sum>,
-      .expand = topk_expand<T, Sum>,
+      .expand = nullptr,
       .multiply = topk_multiply<T, Sum>,
       .scan = topk_scan<Sum>,
   };
+  if constexpr (!__is_same(T, typename Operand<T, Sum>::type)) table.expand = topk_expand<T, Sum>;
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

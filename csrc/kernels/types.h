@@ -1,16 +1,16 @@
-// Element types, and lists of them.
+// Element types, and the lists of types that kernels are instantiated for.
 #pragma once
 
 #include <cstdint>
 
 namespace torch_lsh {
 
-// Storage of a bfloat16 number. Kernels compute in float.
+// A stored bfloat16 number; arithmetic is in float.
 struct BFloat16 {
   uint16_t bits;
 };
 
-// The type in which kernels sum numbers of type T.
+// The accumulator type for numbers of type T.
 template <typename T>
 struct SumType {
   using type = T;
@@ -33,13 +33,15 @@ struct Pair {};
 
 using FloatingTypes = Types<float, double, BFloat16>;
 using SumTypes = Types<float, double>;
-// Weights of an inference pass.
+// Weights at inference.
 using WeightTypes = Types<float, double, BFloat16, int8_t>;
-// A table and the copies of its rows.
+// (table, copied rows)
 using GatherTypes = Types<Pair<float, float>, Pair<double, double>, Pair<BFloat16, BFloat16>,
                           Pair<float, BFloat16>, Pair<BFloat16, float>>;
-// A parameter and the optimizer's state.
+// (parameter, optimizer state)
 using StateTypes = Types<Pair<float, float>, Pair<double, double>, Pair<float, BFloat16>,
                          Pair<BFloat16, float>, Pair<BFloat16, BFloat16>>;
+// (parameter, accumulator) of optimizers without state
+using StatelessTypes = Types<Pair<float, float>, Pair<double, double>, Pair<BFloat16, float>>;
 
 }  // namespace torch_lsh

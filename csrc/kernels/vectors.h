@@ -1,5 +1,5 @@
-// Vectors of one register, and how numbers are loaded into them. Compiled once per instruction set: include
-// only from kernels/levels/*.cpp.
+// Vectors the size of one register: types, converting loads, horizontal sums. Compiled once per instruction
+// set: include only from kernels/levels/*.cpp.
 #pragma once
 
 #include "kernels/kernels.h"
@@ -18,7 +18,7 @@
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-// Compilers make plain code of vectors where there are none.
+// Without vector registers, compilers lower vectors to scalar code.
 constexpr int64_t kVectorBytes = TORCH_LSH_VECTOR_BYTES < 16 ? 16 : TORCH_LSH_VECTOR_BYTES;
 
 template <typename T, int64_t Lanes>
@@ -37,7 +37,7 @@ inline V load_vector(const T* from) {
   return vector;
 }
 
-// What numbers of type T are multiplied as, and packed as before.
+// The type that stored numbers of type T are packed and multiplied as.
 template <typename T, typename Sum>
 struct Operand {
   using type = Sum;
@@ -53,8 +53,20 @@ inline float to_float(int8_t value) {
   return value;
 }
 
-// The first numbers of a vector, as many as fit when each is twice as wide. Compilers widen the numbers of
-// whole registers only; of the half that is dropped nothing is left in the code.
+// Pairwise sum of all lanes.
+template <typename V>
+inline auto sum_lanes(V vector) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(vector[0]);
+  if constexpr (lanes == 2) {
+    return vector[0] + vector[1];
+  } else {
+    typename VectorType<__typeof__(vector[0] + vector[0]), lanes / 2>::type halves[2];
+    __builtin_memcpy(halves, &vector, sizeof(vector));
+    return sum_lanes(halves[0] + halves[1]);
+  }
+}
+
+// Widens the first half of a vector. Compilers only widen whole registers; they drop the unused half.
 template <typename Wide, typename V>
 inline auto widen_first(V vector) {
   constexpr int64_t lanes = sizeof(vector) / sizeof(Wide);
@@ -62,7 +74,8 @@ inline auto widen_first(V vector) {
   return load_vector<typename VectorType<Wide, lanes>::type>(reinterpret_cast<const Wide*>(&wide));
 }
 
-// kLanes<Sum> numbers, converted. The intrinsics are what compilers do not make of __builtin_convertvector.
+// Loads and converts kLanes<Sum> numbers. Intrinsics where compilers make poor code of
+// __builtin_convertvector.
 template <typename Sum>
 inline Vector<Sum> load_as(const Sum* from) {
   return load_vector<Vector<Sum>>(from);

@@ -1,5 +1,5 @@
-// count_touches_: how often the rows of a parameter were updated since they were last hashed. One thread: a
-// few thousand bytes in the cache are counted before another thread is awake.
+// count_touches_: counts the updates of each row since it was last hashed, up to 255. Single-threaded: a few
+// thousand rows are counted before other threads wake up.
 #include <torch/csrc/stable/library.h>
 
 #include "checks.h"
@@ -13,7 +13,7 @@ void count_touches_(Tensor touches, const Tensor& rows) {
   const auto* row = rows.const_data_ptr<int64_t>();
   check_rows_in_range(row, rows.numel(), touches.numel(), "rows");
   auto* count = touches.mutable_data_ptr<uint8_t>();
-  constexpr int64_t kAhead = 16;
+  constexpr int64_t kAhead = 16;  // prefetch distance
   for (int64_t i = 0, size = rows.numel(); i < size; ++i) {
     if (i + kAhead < size) __builtin_prefetch(count + row[i + kAhead], 1);
     count[row[i]] += count[row[i]] < 255;

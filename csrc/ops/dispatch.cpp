@@ -1,4 +1,4 @@
-// simd_level, use_simd_level: which instruction set the kernels run on.
+// simd_level, use_simd_level: the instruction set of the kernels.
 #include <torch/csrc/stable/library.h>
 
 #include <string>

@@ -1,4 +1,4 @@
-// From the dtype of a tensor to the element type of kernels.
+// Maps the dtypes of tensors to the element types of kernels.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -22,20 +22,21 @@ inline constexpr ScalarType dtype_of<BFloat16> = ScalarType::BFloat16;
 template <>
 inline constexpr ScalarType dtype_of<int8_t> = ScalarType::Char;
 
-// The dtype in which kernels sum numbers of a dtype.
+// The accumulator dtype for numbers of `dtype`: that of SumOf.
 inline ScalarType sum_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// Calls run.operator()<T>() with the element type T of `dtype` out of a list, such as FloatingTypes.
+// Calls run.operator()<T>() for the type T of a list, such as FloatingTypes, that has dtype `dtype`.
 template <typename... T, typename Run>
 void by_dtype(Types<T...>, ScalarType dtype, const char* name, const Run& run) {
   const bool found = ((dtype == dtype_of<T> && (run.template operator()<T>(), true)) || ...);
-  TORCH_LSH_CHECK(found, name, " has dtype ", torch::headeronly::toString(dtype), ", which has no kernel");
+  TORCH_LSH_CHECK(found, name, " has dtype ", torch::headeronly::toString(dtype),
+                  "; wanted one that has a kernel");
 }
 
-// Calls run.operator()<First, Second>() with the element types of two dtypes out of a list of pairs, such as
-// StateTypes. Returns false where the list has no such pair.
+// Calls run.operator()<First, Second>() for the pair of a list, such as GatherTypes, that has these dtypes.
+// Returns false if the list has no such pair.
 template <typename... First, typename... Second, typename Run>
 bool by_dtypes(Types<Pair<First, Second>...>, ScalarType first, ScalarType second, const Run& run) {
   return ((first == dtype_of<First> && second == dtype_of<Second> &&
@@ -43,7 +44,7 @@ bool by_dtypes(Types<Pair<First, Second>...>, ScalarType first, ScalarType secon
           ...);
 }
 
-// The value of a stored number. For single numbers; kernels convert rows.
+// The value of a single stored number; kernels convert whole rows.
 template <typename T>
 SumOf<T> number(T stored) {
   return stored;
@@ -60,7 +61,7 @@ const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
 }
 
-// Null where there is no tensor.
+// Null if there is no tensor.
 template <typename T>
 const T* data(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? data<T>(*tensor) : nullptr;

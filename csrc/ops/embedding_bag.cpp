@@ -1,9 +1,8 @@
-// embedding_bag: weighted sums of a table's rows, the product of a sparse batch and a dense table; its
-// gradients; and coalesce_rows, which is the same sum over repeated rows.
+// embedding_bag: weighted sums of a table's rows (sparse batch @ dense table), and its gradients.
+// coalesce_rows: sums of repeated rows.
 //
-// The gradient of the table sums over the samples of each feature. The batch is transposed first, so that a
-// row of the gradient is written by one thread only, in an order that does not depend on the number of
-// threads.
+// The gradient of the table sums over the samples of each feature. The batch is transposed first: each row of
+// the gradient is written by one thread, in an order independent of the number of threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -21,12 +20,12 @@
 namespace torch_lsh {
 namespace {
 
-// Tasks of this many sums: each reads some rows of the table, so several microseconds.
-constexpr int64_t kGrainSums = 16;
-constexpr int64_t kGrainEntries = 128;    // and of this many entries and results of sums
-constexpr int64_t kSortedEntries = 1024;  // and, to sort, of this many on average
+// Work per task: several microseconds each.
+constexpr int64_t kGrainSums = 16;        // samples
+constexpr int64_t kGrainEntries = 128;    // entries plus sums
+constexpr int64_t kSortedEntries = 1024;  // entries to sort, on average
 
-// Returns a number that no column exceeds, of as many bits as the largest.
+// Returns an upper bound of the columns with as many bits as the largest.
 uint64_t check_csr(const Tensor& crow, const Tensor& col, const std::optional<Tensor>& values,
                    int64_t num_rows, ScalarType dtype) {
   check_operand(crow, "crow", 1, ScalarType::Long);
@@ -35,7 +34,7 @@ uint64_t check_csr(const Tensor& crow, const Tensor& col, const std::optional<Te
     check_operand(*values, "values", 1, dtype);
     check_size(*values, "values", 0, col.numel());
   }
-  TORCH_LSH_CHECK(crow.numel() > 0, "crow is empty; wanted one number more than there are samples");
+  TORCH_LSH_CHECK(crow.numel() > 0, "crow is empty; wanted one offset more than samples");
   const auto* starts = crow.const_data_ptr<int64_t>();
   TORCH_LSH_CHECK(starts[0] == 0 && starts[crow.numel() - 1] == col.numel(), "crow runs from ", starts[0],
                   " to ", starts[crow.numel() - 1], "; wanted 0 to ", col.numel());
@@ -44,12 +43,12 @@ uint64_t check_csr(const Tensor& crow, const Tensor& col, const std::optional<Te
   return check_rows_in_range(col.const_data_ptr<int64_t>(), col.numel(), num_rows, "col");
 }
 
-// Run r goes over the entries start[r] to start[r + 1] - 1.
+// Runs of entries: run r has entries start[r] to start[r + 1] - 1.
 struct Runs {
   const int64_t* start;
   int64_t count;
 
-  int64_t work_before(int64_t r) const { return start[r] + r; }  // entries and results
+  int64_t work_before(int64_t r) const { return start[r] + r; }  // entries plus sums
   int64_t first_from(int64_t work) const {
     int64_t low = 0, high = count;
     while (low < high) {
@@ -64,8 +63,7 @@ struct Runs {
   }
 };
 
-// Calls run(list, begin, end) for parts of the lists' runs; threads get about as many entries and results
-// together.
+// Calls run(list, begin, end) for ranges of the lists' runs, balanced by entries plus sums.
 template <typename Run>
 void split_runs(const std::vector<Runs>& lists, const Run& run) {
   int64_t work = 0;
@@ -101,16 +99,16 @@ Tensor embedding_bag(const Tensor& weight, const Tensor& crow, const Tensor& col
   return out;
 }
 
-// (unique rows, increasing; for each, the sum over its entries i of values[i] * table[source_of(i), :]), in
-// the order of the entries. Null values stand for ones. Every thread calls sources() for a source_of of its
-// own, which it asks for increasing entries. No row is above `largest`.
+// Returns (unique rows, increasing; for each, the sum over its entries i, in order, of values[i] *
+// table[source_of(i), :]). Null values: all ones. Each thread gets its own source_of from sources() and calls
+// it for increasing i. largest: an upper bound of the rows.
 template <typename T, typename Sources>
 std::tuple<Tensor, Tensor> sums_of_equal(const int64_t* rows, int64_t count, uint64_t largest,
                                          const Tensor& table, const T* values, const Sources& sources) {
   const int64_t parts = std::clamp<int64_t>(count / kSortedEntries, 1, torch::stable::get_num_threads());
   const std::vector<uint64_t> border = split_rows(rows, count, largest, parts);
-  // Of the calling thread. A range is filled by one thread and mostly read by the same one below, as equal
-  // shares of two loops go to the same threads; nothing but speed depends on that.
+  // Owned by the calling thread. The thread that fills a range mostly reads it below, since equal shares of
+  // both loops go to the same threads; only speed depends on that.
   thread_local std::vector<RowGroups<T>> scratch;
   scratch.resize(std::max<size_t>(scratch.size(), parts));
   RowGroups<T>* const groups = scratch.data();

@@ -1,4 +1,4 @@
-// gather_rows: the rows of a table that a step touches, copied next to each other.
+// gather_rows: copies the rows of a table that a step touches into a contiguous matrix.
 #include "ops/gather.h"
 
 #include <torch/csrc/stable/library.h>
@@ -12,7 +12,7 @@
 namespace torch_lsh {
 namespace {
 
-// Rows per task: 64 rows of 512 bytes take some microseconds, well above the cost of handing out a task.
+// Rows per task: 64 rows of 512 bytes take microseconds, well above the cost of scheduling a task.
 constexpr int64_t kGrainRows = 64;
 
 }  // namespace
@@ -38,8 +38,9 @@ Tensor gather_rows(const Tensor& table, const Tensor& rows, std::optional<Scalar
       gather(source, ids + begin, end - begin, width, target + begin * width);
     });
   });
-  TORCH_LSH_CHECK(found, "table has dtype ", torch::headeronly::toString(from),
-                  ", which cannot be gathered as ", torch::headeronly::toString(to));
+  TORCH_LSH_CHECK(found, "dtype is ", torch::headeronly::toString(to), "; wanted ",
+                  from == ScalarType::Double ? "Double" : "Float or BFloat16", " for a table of dtype ",
+                  torch::headeronly::toString(from));
   return out;
 }
 

@@ -1,4 +1,4 @@
-// The operator gather_rows, for other operators.
+// gather_rows, for use by other operators.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

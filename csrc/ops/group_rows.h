@@ -1,8 +1,8 @@
-// Sorts row numbers and finds the runs of equal ones: the transpose of a batch's lists of rows.
+// Groups a batch's entries by row: sorts row ids and finds runs of equal ones.
 //
-// Threads share the rows by ranges. Each collects the entries of its range from the whole list, and sorts
-// them by itself: what another core has sorted would have to be fetched from its cache line by line, which
-// takes longer than to read the list, which no core has written.
+// Threads own ranges of rows. Each collects the entries of its range from the whole list and sorts them.
+// Reading the list, which no core has written, is cheaper than fetching sorted entries out of another core's
+// cache.
 #pragma once
 
 #include <algorithm>
@@ -14,19 +14,19 @@
 
 namespace torch_lsh {
 
-// The entries of one range of rows, by row and in their order within a row. Vectors may be longer than their
-// contents, and keep their memory for the next use.
+// The entries of one range of rows, by row, in their original order within a row. Vectors keep their memory
+// between uses.
 template <typename T>
 struct RowGroups {
-  int64_t count = 0;           // of unique rows
-  std::vector<int64_t> row;    // of every group, increasing
-  std::vector<int64_t> start;  // group g has the entries start[g] to start[g + 1] - 1
+  int64_t count = 0;           // groups, one per unique row
+  std::vector<int64_t> row;    // row of each group, increasing
+  std::vector<int64_t> start;  // group g has entries start[g] to start[g + 1] - 1
   std::vector<int64_t> source;
   std::vector<T> factor;
 };
 
-// Borders of `parts` ranges of rows that have about as many entries each, judged by some of them drawn at
-// random: range p goes from border p to below border p + 1. No row is above `largest`.
+// Splits the rows 0 .. largest into `parts` ranges, [border[p], border[p + 1]), with about as many entries
+// each, estimated from a random sample.
 inline std::vector<uint64_t> split_rows(const int64_t* rows, int64_t count, uint64_t largest, int64_t parts) {
   constexpr int64_t kSamples = 64;  // per range
   std::vector<uint64_t> sample(parts > 1 ? parts * kSamples : 0), border(parts + 1, 0);
@@ -37,7 +37,7 @@ inline std::vector<uint64_t> split_rows(const int64_t* rows, int64_t count, uint
   return border;
 }
 
-// Groups the entries whose keys, rows less `first`, are below `span`; `all` says that every key is.
+// Groups the entries of rows first .. first + span - 1. all: every entry is in that range.
 template <typename Key, typename T, typename Sources>
 void group_range(const int64_t* rows, int64_t count, uint64_t first, uint64_t span, bool all,
                  const T* factors, const Sources& sources, RowGroups<T>& groups) {
@@ -53,7 +53,7 @@ void group_range(const int64_t* rows, int64_t count, uint64_t first, uint64_t sp
     if (static_cast<int64_t>(own.size()) < size + kBlock) own.resize(2 * (size + kBlock));
     auto* const to = own.data();
     for (int64_t i = begin; i < std::min(count, begin + kBlock); ++i) {
-      to[size] = entry_of(i);  // to be overwritten if out of range
+      to[size] = entry_of(i);  // overwritten by the next entry if out of range
       size += rows[i] - first < span;
     }
   }
@@ -92,8 +92,8 @@ void group_range(const int64_t* rows, int64_t count, uint64_t first, uint64_t sp
   groups.count = group;
 }
 
-// Groups the entries of range `part` of those that split_rows gave. sources() gives a source_of, which is
-// asked for every entry of the range once, in order; factors may be null, for ones.
+// Groups the entries of range `part` of split_rows. sources() returns a function from entry to source, called
+// once per entry of the range, in order. Null factors: all ones.
 template <typename T, typename Sources>
 void group_rows(const int64_t* rows, int64_t count, const std::vector<uint64_t>& border, int64_t part,
                 const T* factors, const Sources& sources, RowGroups<T>& groups) {

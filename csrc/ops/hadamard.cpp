@@ -1,4 +1,4 @@
-// hadamard_products, hadamard_codes, cross_polytope_codes: hashes by structured random projections.
+// hadamard_products, hadamard_codes, cross_polytope_codes: hash codes from structured random projections.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -34,7 +34,7 @@ Projection projection_of(const Tensor& x, const Tensor& signs, const Tensor& res
   return {signs.const_data_ptr<float>(), rest.const_data_ptr<float>(), width, size, count};
 }
 
-// Calls use(first row, rows, products [count][kHadamardRows]) for every tile of rows.
+// Calls use(first row, number of rows, products [count][kHadamardRows]) for every tile, in parallel.
 template <typename Use>
 void for_each_tile(const Tensor& x, const Projection& projection, const Use& use) {
   const auto* rows = x.const_data_ptr<float>();

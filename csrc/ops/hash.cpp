@@ -1,6 +1,6 @@
-// simhash_codes, simhash_products, dwta_codes: hashes of rows by dense projections and by winners of bins.
+// simhash_codes, simhash_products, dwta_codes: hash codes by dense projections and by winner-take-all bins.
 //
-// A code is the K hashes of a table packed into an int32, the first one in the lowest bits.
+// A code packs a table's K hashes into an int32, the first in the lowest bits.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -15,12 +15,12 @@
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kGrainRows = 16;  // rows per task; one takes about a microsecond or more
+constexpr int64_t kGrainRows = 16;  // rows per task, at least a microsecond each
 
-constexpr int64_t kBinWidth = 8;  // coordinates that a winner-take-all hash looks at
+constexpr int64_t kBinWidth = 8;  // coordinates per winner-take-all hash
 constexpr int64_t kBinBits = 3;
 
-// Other bins that an empty one asks in turn; with half of the bins empty, all fail with probability 2^-100.
+// Random bins that an empty bin tries to borrow from; if half are empty, all fail with probability 2^-100.
 constexpr int64_t kBorrowAttempts = 100;
 
 Tensor simhash_codes(const Tensor& x, const Tensor& projections, int64_t hashes_per_table) {
@@ -69,7 +69,7 @@ struct WinnerTakeAll {
   uint64_t seed;
 };
 
-// Codes of one dense row. winners: num_hashes numbers of scratch.
+// Codes of one dense row. winners: scratch, [num_hashes].
 void winner_codes(const float* x, const WinnerTakeAll& family, int32_t* winners, int32_t* codes) {
   bool any = false;
   for (int64_t h = 0; h < family.num_hashes; ++h) {
@@ -78,7 +78,7 @@ void winner_codes(const float* x, const WinnerTakeAll& family, int32_t* winners,
     float best = 0;
     for (int32_t i = 0; i < kBinWidth; ++i) {
       const float value = x[bin[i]];
-      const bool present = value != 0 && value == value;  // zero and NaN do not take part
+      const bool present = value != 0 && value == value;  // skips zero and NaN
       if (present && (winner < 0 || value > best)) {
         winner = i;
         best = value;

@@ -1,12 +1,12 @@
-// hash_text: word n-grams and character n-grams of UTF-8 texts, hashed into the columns of a CSR matrix.
+// hash_text: word and character n-grams of UTF-8 texts, hashed into the columns of a CSR matrix.
+// word_spans: where the words are.
 //
-// A word is hashed as it is decoded; n-grams are hashed over code points (characters) or over hashes (words),
-// and their counts are found by sorting: a radix sort of 32-bit keys is faster than a hash table, and leaves
-// the columns in order. Texts are cut into one run per thread, of about as many bytes; rows do not depend on
-// the cuts.
+// Character n-grams hash code points, word n-grams hash the hashes of words. Sorting counts them: a radix
+// sort of 32-bit keys is faster than a hash table, and leaves the columns in order. Each thread takes a run
+// of texts of about as many bytes; rows do not depend on the cuts.
 //
-// Hash and arithmetic are exact: 64-bit integers, and floats whose rounding no platform can differ in
-// (squares of float32 are exact in float64; sqrt and / are correctly rounded).
+// Results are the same on every platform: hashes are 64-bit integers, squares of float32 are exact in
+// float64, and sqrt and / are correctly rounded.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -32,20 +32,20 @@ struct Settings {
 };
 
 constexpr uint64_t kMultiplier = 0x9e3779b97f4a7c15ull;
-constexpr uint32_t kWordBegin = 0x110000, kWordEnd = 0x110001;  // no code points
+constexpr uint32_t kWordBegin = 0x110000, kWordEnd = 0x110001;  // beyond the last code point
 
 uint64_t append(uint64_t state, uint64_t item) {
   return (state ^ item) * kMultiplier;
 }
 
-// Sorts by the bits from 1 on (the column); the order of equal columns does not matter.
+// Sorts by column (all bits but the lowest); equal columns in any order.
 void sort_by_column(std::vector<uint32_t>& keys, std::vector<uint32_t>& spare, int64_t bits) {
   constexpr size_t kSmall = 192;
   if (keys.size() < kSmall) {
     std::sort(keys.begin(), keys.end());
     return;
   }
-  constexpr int64_t kDigit = 11;  // histograms that stay in the first-level cache
+  constexpr int64_t kDigit = 11;  // histograms fit in L1
   const int64_t passes = (bits + kDigit - 1) / kDigit, digit = (bits + passes - 1) / passes;
   const uint32_t mask = (1u << digit) - 1;
   uint32_t start[3][1 << kDigit];
@@ -61,7 +61,7 @@ void sort_by_column(std::vector<uint32_t>& keys, std::vector<uint32_t>& spare, i
   }
 }
 
-// The rows of a run of texts.
+// The CSR rows of a run of texts. Not thread-safe: one per thread.
 class Rows {
  public:
   explicit Rows(const Settings& settings)
@@ -137,7 +137,7 @@ class Rows {
       int64_t count = 0;
       for (; i < keys_.size() && keys_[i] >> 1 == column; ++i)
         count += settings_.is_signed && (keys_[i] & 1) != 0 ? -1 : 1;
-      if (count == 0) continue;  // opposite signs
+      if (count == 0) continue;  // opposite signs cancel
       const float value = weight(count);
       squares += static_cast<double>(value) * value;
       columns.push_back(static_cast<int32_t>(column));
@@ -165,7 +165,7 @@ class Rows {
   std::vector<uint32_t> word_, keys_, spare_;
 };
 
-// Bounds of `runs` runs of texts with about as many bytes each.
+// Cuts the texts into `runs` runs of about as many bytes each; returns the runs + 1 bounds.
 std::vector<int64_t> cut(const int64_t* offsets, int64_t texts, int64_t runs) {
   std::vector<int64_t> bounds;
   for (int64_t i = 0; i <= runs; ++i) {
@@ -180,7 +180,7 @@ std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& o
                                              bool is_signed, std::string tf, bool normalized, int64_t seed) {
   check_operand(text, "text", 1, ScalarType::Byte);
   check_operand(offsets, "offsets", 1, ScalarType::Long);
-  TORCH_LSH_CHECK(offsets.numel() > 0, "offsets is empty; wanted one number more than there are texts");
+  TORCH_LSH_CHECK(offsets.numel() > 0, "offsets is empty; wanted one offset more than texts");
   const int64_t texts = offsets.numel() - 1;
   const int64_t* starts = offsets.const_data_ptr<int64_t>();
   TORCH_LSH_CHECK(starts[0] == 0 && starts[texts] == text.numel(), "offsets runs from ", starts[0], " to ",
@@ -204,7 +204,7 @@ std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& o
       tf == "count" ? Settings::kCount : (tf == "log" ? Settings::kLog : Settings::kBinary),
       static_cast<uint64_t>(seed)};
 
-  constexpr int64_t kBytesPerThread = 1 << 14;  // below that, waking a thread costs more
+  constexpr int64_t kBytesPerThread = 1 << 14;  // for fewer, waking a thread costs more
   const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
   const int64_t runs = std::clamp<int64_t>(text.numel() / kBytesPerThread, 1, threads);
   const std::vector<int64_t> bounds = cut(starts, texts, runs);
@@ -233,7 +233,7 @@ std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& o
   return {crow, columns, values};
 }
 
-// The bounds of each word, in bytes.
+// The first byte of each word, and the one after its last.
 Tensor word_spans(const Tensor& text) {
   check_operand(text, "text", 1, ScalarType::Byte);
   const uint8_t* begin = text.const_data_ptr<uint8_t>();

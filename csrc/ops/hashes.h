@@ -1,13 +1,13 @@
-// What the operators that compute hash codes have in common.
+// Shared by the operators that compute hash codes.
 #pragma once
 
 #include "checks.h"
 
 namespace torch_lsh {
 
-constexpr int64_t kMaxCodeBits = 30;  // so that codes are never negative
+constexpr int64_t kMaxCodeBits = 30;  // keeps codes non-negative
 
-// The number of tables, after checking that the parameters of hashes of `bits` bits make whole tables.
+// Returns the number of tables; checks that the parameters fill whole tables of hashes of `bits` bits.
 inline int64_t count_tables(const Tensor& parameters, const char* name, int64_t dim, int64_t hashes_per_table,
                             int64_t bits) {
   TORCH_LSH_CHECK(hashes_per_table >= 1 && hashes_per_table * bits <= kMaxCodeBits, "hashes_per_table is ",

@@ -1,3 +1,4 @@
+// prefer_huge_pages: advice to the kernel by madvise.
 #include "ops/huge_pages.h"
 
 #include <torch/csrc/stable/library.h>
@@ -13,7 +14,7 @@ namespace torch_lsh {
 bool prefer_huge_pages(const void* memory, int64_t bytes, bool move) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr int64_t kSmallest = 8 << 20, kHugePage = 2 << 20;
-  constexpr int kCollapse = 25;  // MADV_COLLAPSE, in Linux since 6.1 but not in every libc's headers
+  constexpr int kCollapse = 25;  // MADV_COLLAPSE: Linux 6.1, missing from older libc headers
   if (bytes < kSmallest) return false;
   const auto address = reinterpret_cast<uintptr_t>(memory);
   const uintptr_t begin = (address + kHugePage - 1) / kHugePage * kHugePage;

@@ -1,14 +1,13 @@
-// Huge pages for memory of which rows are visited at random: with pages of 4 KiB nearly every row costs a
-// miss in the TLB beside those in the caches.
+// Huge pages for memory read at random rows: with 4 KiB pages nearly every row adds a TLB miss to its cache
+// misses.
 #pragma once
 
 #include <cstdint>
 
 namespace torch_lsh {
 
-// Asks the kernel to back this memory with huge pages, moving what is there already if `move` (some
-// seconds per GB); a hint, which other systems than Linux ignore. Returns whether it was taken. Nothing is
-// asked for less memory than some huge pages.
+// Advises the kernel to back this memory with huge pages; with `move`, also migrates existing pages (seconds
+// per GB). Returns whether the advice was taken: false on systems other than Linux and for less than 8 MiB.
 bool prefer_huge_pages(const void* memory, int64_t bytes, bool move);
 
 }  // namespace torch_lsh

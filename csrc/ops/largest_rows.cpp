@@ -1,4 +1,4 @@
-// largest_rows: the rows with the largest values, or values over weights, in that order.
+// largest_rows: the rows of the largest values, or values / weights, largest first.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -14,7 +14,7 @@
 namespace torch_lsh {
 namespace {
 
-// Values over exp(log_weights). The same few weights come again and again.
+// values / exp(log_weights). There are few distinct weights, so the last factor is reused.
 std::vector<float> unweighted(const float* values, const float* log_weights, int64_t count) {
   std::vector<float> out(count);
   float known = 0, factor = 1;
@@ -34,8 +34,9 @@ Tensor largest_rows(const Tensor& values, const Tensor& rows, int64_t count,
   check_operand(rows, "rows", 1, ScalarType::Long);
   check_size(rows, "rows", 0, values.numel());
   const int64_t all = values.numel();
-  TORCH_LSH_CHECK(count >= 0, "count is ", count, "; wanted 0 or more");
-  TORCH_LSH_CHECK(all <= UINT32_MAX, "values has shape ", shape_of(values), "; wanted fewer than 2^32");
+  TORCH_LSH_CHECK(count >= 0, "count is ", count, "; wanted at least 0");
+  TORCH_LSH_CHECK(all <= UINT32_MAX, "values has shape ", shape_of(values),
+                  "; wanted fewer than 2^32 entries");
   thread_local std::vector<KeyAndIndex<uint32_t>> entries, spare;
   std::vector<float> own;
   const auto* value = values.const_data_ptr<float>();
@@ -45,7 +46,7 @@ Tensor largest_rows(const Tensor& values, const Tensor& rows, int64_t count,
     own = unweighted(value, log_weights->const_data_ptr<float>(), all);
     value = own.data();
   }
-  // Smaller keys for larger values.
+  // Inverted: larger values sort first.
   const auto key = [&](int64_t i) { return ~static_cast<uint32_t>(key_of(value[i], 0) >> 32); };
   radix_sort<uint32_t>(all, key, UINT32_MAX, entries, spare);
   const int64_t taken = std::min(count, all);

@@ -1,16 +1,16 @@
-// linear_softmax_loss: logits of active rows and their cross entropy in one operator, which leaves the
-// gradient of the logits behind: a training step needs each exponential once, and the logits themselves never
-// again. Its backward: all gradients in one pass over that of the logits.
+// linear_softmax_loss: logits of the active rows and their cross entropy, fused. It overwrites the logits
+// with their gradient, so a training step computes each exponential once. linear_softmax_loss_backward: all
+// other gradients, in one pass over that of the logits.
 //
-// The logits are [A, B]. Threads share blocks of active rows; what is summed over blocks is joined in their
-// order, and blocks do not depend on the number of threads, so the result is that of one thread. (Maxima are
-// the same in any order.)
+// Layout: logits are [A, B], for A active rows and B samples. Threads share blocks of active rows. Block
+// sizes do not depend on the number of threads, and sums over blocks are added in order, so neither do
+// results.
 //
-// Forward and backward gather the rows from the table a block at a time. Keeping a copy side by side would
-// cost as much.
+// Forward and backward gather the active rows from the table block by block; keeping the copy in between
+// would cost as much.
 //
-// The operands of products are bfloat16: x, the active rows (whatever the weight is stored in) and the
-// gradient of the logits. Logits, softmax and all results are float.
+// bfloat16: the operands of products are bfloat16 (x, the active rows, the gradient of the logits). Logits,
+// softmax and all results are float.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -33,13 +33,13 @@
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kSumRows = 4 * kTaskRows;  // whose exponentials are summed up before they are joined
-constexpr int64_t kBlockRows = 256;          // of a pass of the backward: their slopes stay in the cache
-constexpr int64_t kBlocksPerSum = 2;         // that are summed up before they are joined, at most
-constexpr int64_t kSums = 8;                 // at least, where there are rows enough, for threads to share
-constexpr int64_t kLargestSum = 1 << 16;     // numbers of a gradient of x that stays in the cache, too
+constexpr int64_t kSumRows = 4 * kTaskRows;  // rows per partial sum of exponentials
+constexpr int64_t kBlockRows = 256;          // rows per block of the backward: their slopes stay in cache
+constexpr int64_t kBlocksPerSum = 2;         // most blocks per partial gradient of x
+constexpr int64_t kSums = 8;                 // fewest partial gradients of x, given enough rows, for threads
+constexpr int64_t kLargestSum = 1 << 16;     // largest partial gradient of x that stays in cache, in numbers
 
-// Of x in T and a weight and bias in Stored.
+// The forward. x is stored as T, weight and bias as Stored.
 template <typename T, typename Stored>
 class LinearSoftmaxLoss {
  public:
@@ -64,14 +64,14 @@ class LinearSoftmaxLoss {
     const auto& k = kernels<SoftmaxKernels<Sum>>();
     std::vector<Sum> largest = logits_and_maxima(slopes);
     for (Sum& value : largest)
-      if (value == -std::numeric_limits<Sum>::infinity()) value = 0;  // the difference would be NaN
+      if (value == -std::numeric_limits<Sum>::infinity()) value = 0;  // -inf - -inf would be NaN
 
     std::vector<Sum> at_labels(batch_ * labels_), mass(batch_), sums(batch_);
     for_labels([&](int64_t b, int64_t i) {
       at_labels[i] = slopes[position_[i] * batch_ + b];
       mass[b] += shares_[i];
     });
-    // What a row stands for as one of the others it does not as a label: the sample's own weigh 1.
+    // Importance weights are for negatives: a sample's own labels weigh 1.
     if (log_weights_ != nullptr)
       for_labels([&](int64_t b, int64_t i) {
         slopes[position_[i] * batch_ + b] = at_labels[i] - log_weights_[position_[i]];
@@ -99,7 +99,7 @@ class LinearSoftmaxLoss {
   }
 
  private:
-  // Writes the logits; returns the largest of each sample, weights included.
+  // Writes the logits; returns the maximum of logits + log_weights per sample.
   std::vector<Sum> logits_and_maxima(Sum* slopes) const {
     const auto& k = kernels<SoftmaxKernels<Sum>>();
     const auto gather_rows = kernels<GatherKernels<Stored, T>>().gather;
@@ -117,7 +117,7 @@ class LinearSoftmaxLoss {
       for (int64_t block; (block = next()) >= 0;) {
         const int64_t first = block * kTaskRows, rows = std::min(kTaskRows, count_ - first);
         Sum* const logits = slopes + first * batch_;
-        if (bias_ != nullptr)  // a line for each of them, which come while the rows are gathered
+        if (bias_ != nullptr)  // scattered, so prefetched while the rows are gathered
           for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(bias_ + row_[first + i]);
         gather_rows(weight_, row_ + first, rows, width_, active);
         if (bias_ != nullptr) gather_bias(bias_, row_ + first, rows, 1, offset);
@@ -150,7 +150,7 @@ class LinearSoftmaxLoss {
   int64_t batch_, count_, width_, labels_;
 };
 
-// Types of x and of the weight beside it: the same, or that of the sums.
+// (x, weight): the same type, or the accumulator type for the weight.
 using OperandTypes =
     Types<Pair<float, float>, Pair<double, double>, Pair<BFloat16, BFloat16>, Pair<BFloat16, float>>;
 
@@ -158,7 +158,7 @@ ScalarType stored_dtype(const Tensor& weight, ScalarType dtype) {
   return weight.scalar_type() == sum_dtype(dtype) ? sum_dtype(dtype) : dtype;
 }
 
-// The sum of the losses over the divisor; scale becomes that of its gradient.
+// Returns sum(loss) / divisor; divides `scale`, which scales the gradient, likewise.
 template <typename Sum>
 Tensor reduced(const Tensor& loss, Sum* scale, Sum divisor) {
   const Sum* const value = data<Sum>(loss);
@@ -214,16 +214,16 @@ std::tuple<Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, const Te
   return {loss, slopes, scale};
 }
 
-// Of x in T and a weight in Stored. The gradient of the logits is slopes * factors. Rather than that,
-// products take the slopes and x * factors, which is smaller; but in bfloat16 the gradient itself, so that it
-// is rounded once.
+// The backward. x is stored as T, the weight as Stored. The gradient of the logits is slopes * factors.
+// Products use slopes and x * factors, which is smaller; in bfloat16 they use the gradient itself, to round
+// it once.
 template <typename T, typename Stored>
 class LinearSoftmaxBackward {
  public:
   using Sum = SumOf<T>;
   static constexpr bool kRounds = std::is_same_v<T, BFloat16>;
 
-  // grad_weight may be null.
+  // Null grad_weight: not needed.
   LinearSoftmaxBackward(const Tensor& slopes, const Tensor& factors, const Tensor& weight, const Tensor& rows,
                         Sum* grad_weight, Sum* grad_bias, Sum* positive)
       : slopes_(data<Sum>(slopes)),
@@ -237,8 +237,7 @@ class LinearSoftmaxBackward {
         batch_(slopes.size(1)),
         width_(weight.size(1)) {}
 
-  // All in one pass over the slopes, for a gradient of x that is small. scaled: x, times factors unless it
-  // rounds.
+  // All gradients in one pass over the slopes, for a small gradient of x. scaled: x * factors; x if kRounds.
   void in_one_pass(const Tensor& scaled, Sum* grad_x) const {
     const auto& k = kernels<ProductKernels<T>>();
     const auto gather_rows = kernels<GatherKernels<Stored, T>>().gather;
@@ -277,7 +276,8 @@ class LinearSoftmaxBackward {
     });
   }
 
-  // rounded: [A, B] where it rounds.
+  // The gradients other than by products: bias and positive; with kRounds also that of the logits, in rounded
+  // [A, B].
   void all_rows(T* rounded) const {
     torch::stable::parallel_for(0, count_, 64, [&](int64_t begin, int64_t end) {
       left(begin, end - begin, kRounds ? rounded + begin * batch_ : nullptr);
@@ -285,7 +285,7 @@ class LinearSoftmaxBackward {
   }
 
  private:
-  // What products take of some rows; where it rounds that is written to `rounded`. Sums up the rows, too.
+  // Returns the left operand of products for some rows, in `rounded` if kRounds. Also writes the rows' sums.
   const T* left(int64_t first, int64_t rows, T* rounded) const {
     const auto weighted_row = kernels<SlopeKernels<T>>().weighted_row;
     for (int64_t i = 0; i < rows; ++i)

@@ -1,3 +1,4 @@
+// The pool: a list of free blocks under a mutex.
 #include "ops/memory_pool.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -16,7 +17,7 @@ namespace {
 
 constexpr size_t kLine = 64, kHugePage = size_t{2} << 20;
 constexpr size_t kMostKept = size_t{128} << 20;
-constexpr int64_t kSmallestPooled = int64_t{256} << 10;  // bytes of a tensor; malloc keeps less by itself
+constexpr int64_t kSmallestPooled = int64_t{256} << 10;  // bytes; malloc recycles smaller blocks itself
 
 int64_t size_of(ScalarType dtype) {
   TORCH_LSH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
@@ -24,7 +25,7 @@ int64_t size_of(ScalarType dtype) {
   return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
 }
 
-// A multiple of an eighth of the power of two below: the same for numbers of rows that differ a little.
+// Rounds up to an eighth of the power of two below, so that similar numbers of rows share a size.
 size_t size_class(size_t bytes) {
   size_t step = kLine;
   while (16 * step <= bytes) step *= 2;
@@ -40,7 +41,7 @@ class Pool {
   void* take(size_t size) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      // The one that came last is the likeliest to be in the cache.
+      // Most recent first: likeliest to be in the cache.
       const auto found =
           std::find_if(free_.rbegin(), free_.rend(), [&](const Block& block) { return block.size == size; });
       if (found != free_.rend()) {
@@ -56,18 +57,18 @@ class Pool {
   }
 
   void give_back(void* memory, size_t size) {
-    std::vector<Block> superfluous;
+    std::vector<Block> excess;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       free_.push_back({memory, size});
       kept_ += size;
       while (kept_ > kMostKept) {
-        superfluous.push_back(free_.front());
+        excess.push_back(free_.front());
         kept_ -= free_.front().size;
         free_.pop_front();
       }
     }
-    for (const Block& block : superfluous) ::operator delete(block.memory, alignment_of(block.size));
+    for (const Block& block : excess) ::operator delete(block.memory, alignment_of(block.size));
   }
 
  private:
@@ -76,12 +77,12 @@ class Pool {
     size_t size;
   };
   std::mutex mutex_;
-  std::list<Block> free_;  // the one that has waited longest is at the front
+  std::list<Block> free_;  // oldest first
   size_t kept_ = 0;
 };
 
 Pool& pool() {
-  static Pool* const instance = new Pool;  // never destroyed: tensors may outlive everything
+  static Pool* const instance = new Pool;  // never destroyed: tensors may outlive static objects
   return *instance;
 }
 

@@ -1,5 +1,5 @@
-// Memory that goes from one step to the next. Given back to the system, the megabytes of a step's temporaries
-// would cost a page fault for every 4 KiB of them, at every step.
+// Recycles the memory of temporaries. Returned to the system, the megabytes of a step would cost a page fault
+// per 4 KiB at every step.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -11,13 +11,13 @@
 
 namespace torch_lsh {
 
-// Thread-safe: a block may be given back by another thread than the one that took it. Blocks are aligned to
-// cache lines, large ones to huge pages, and of some more bytes than asked for. What is kept for later is
-// bounded; beyond that the blocks that waited longest go back to the system.
+// Thread-safe; any thread may return a block. Blocks are aligned to cache lines, large ones to huge pages,
+// and rounded up in size. The pool keeps a bounded number of bytes; beyond that it frees the blocks unused
+// for longest.
 void* take_memory(size_t bytes);
-void give_memory_back(void* memory, size_t bytes);  // with the number of bytes that were asked for
+void give_memory_back(void* memory, size_t bytes);  // bytes: as passed to take_memory
 
-// Scratch memory for as long as it lives.
+// Scratch memory, returned to the pool on destruction.
 class Workspace {
  public:
   explicit Workspace(size_t bytes) : bytes_(bytes), memory_(take_memory(bytes)) {}
@@ -32,7 +32,7 @@ class Workspace {
   void* memory_;
 };
 
-// A contiguous tensor, not initialised, whose memory comes from the pool and returns to it.
+// An uninitialised contiguous tensor in pool memory, which returns to the pool with the tensor's storage.
 torch::stable::Tensor pooled_tensor(std::initializer_list<int64_t> sizes,
                                     torch::headeronly::ScalarType dtype);
 

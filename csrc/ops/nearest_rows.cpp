@@ -1,9 +1,9 @@
-// nearest_rows: the rows of a sparse matrix that have the largest inner products with sparse queries.
+// nearest_rows: the rows of a sparse matrix with the largest inner products with sparse queries.
 //
-// The matrix is there twice: by rows, and by columns as an inverted index. A query adds up products column by
-// column, the one with the fewest rows first, until `max_postings` entries are read: frequent columns, which
-// weigh least, would cost nearly all of the time. Rows with the largest sums are candidates, whose products
-// are then computed in full.
+// The matrix is stored twice: by rows, and by columns as an inverted index. A query accumulates products
+// column by column, rarest column first, until `max_postings` entries are read: frequent columns weigh least
+// and would take most of the time. The rows with the largest sums are candidates; their products are then
+// computed exactly.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -21,7 +21,7 @@
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kAhead = 16;  // entries whose sums are asked for before they are added to
+constexpr int64_t kAhead = 16;  // prefetch distance of sums, in entries
 
 // A compressed sparse matrix: by rows, or by columns.
 struct Compressed {
@@ -39,7 +39,7 @@ Compressed checked(const Tensor& start, const char* start_name, const Tensor& in
   check_operand(start, start_name, 1, ScalarType::Long);
   check_operand(index, index_name, 1, ScalarType::Int);
   check_operand(value, value_name, 1, ScalarType::Float);
-  TORCH_LSH_CHECK(start.numel() > 0, start_name, " is empty; wanted one number more than there are runs");
+  TORCH_LSH_CHECK(start.numel() > 0, start_name, " is empty; wanted one offset more than runs");
   check_size(value, value_name, 0, index.numel());
   return {start.const_data_ptr<int64_t>(), index.const_data_ptr<int32_t>(), value.const_data_ptr<float>(),
           start.numel() - 1, index.numel()};
@@ -51,11 +51,11 @@ struct Query {
   int64_t count;
 };
 
-// One per thread, kept from call to call: allocating sums would cost more than a search. Between searches no
-// row is touched and every sum is zero.
+// Answers queries one by one. Not thread-safe: one per thread, kept between calls, since allocating the sums
+// would cost more than a search. Between searches no row is touched and every sum is zero.
 class Search {
  public:
-  // Whether the index was sound where it was read.
+  // Returns whether the index was valid where it was read.
   bool run(const Compressed& rows, const Compressed& columns, const Query& query, int64_t k,
            int64_t candidates, int64_t max_postings, float* values, int64_t* indices) {
     touched_.reserve(rows.outer);
@@ -67,7 +67,7 @@ class Search {
       sums_[row] = 0;
     });
     best_.clear();
-    // Candidates are anywhere in memory: what they need is asked for well ahead.
+    // Candidates are scattered: prefetch their offsets, then their entries.
     for (const uint64_t key : shortlist.best()) __builtin_prefetch(rows.start + index_of(key));
     for (const uint64_t key : shortlist.best()) {
       const int64_t row = index_of(key);
@@ -130,7 +130,7 @@ class Search {
   }
 
   RowSet touched_;
-  std::vector<float> sums_;  // zero where no row is touched
+  std::vector<float> sums_;  // zero except at touched rows
   std::vector<int64_t> order_;
   std::vector<uint64_t> best_;
 };
@@ -149,12 +149,12 @@ std::tuple<Tensor, Tensor> nearest_rows(const Tensor& crow, const Tensor& col, c
   const Compressed columns =
       checked(column_start, "column_start", column_rows, "column_rows", column_values, "column_values");
   TORCH_LSH_CHECK(rows.entries == columns.entries, "row_columns and column_rows have ", rows.entries, " and ",
-                  columns.entries, " entries; wanted as many");
+                  columns.entries, " entries; wanted equal numbers");
   TORCH_LSH_CHECK(rows.outer <= INT32_MAX, "row_start has ", rows.outer, " rows; wanted at most ", INT32_MAX);
   TORCH_LSH_CHECK(k >= 1, "k is ", k, "; wanted at least 1");
   TORCH_LSH_CHECK(candidates >= k, "candidates is ", candidates, "; wanted at least k, ", k);
   TORCH_LSH_CHECK(max_postings >= 0, "max_postings is ", max_postings, "; wanted at least 0");
-  TORCH_LSH_CHECK(crow.numel() > 0, "crow is empty; wanted one number more than there are queries");
+  TORCH_LSH_CHECK(crow.numel() > 0, "crow is empty; wanted one offset more than queries");
   const int64_t batch = crow.numel() - 1;
   const int64_t* start = crow.const_data_ptr<int64_t>();
   const int64_t* column = col.const_data_ptr<int64_t>();
@@ -168,7 +168,8 @@ std::tuple<Tensor, Tensor> nearest_rows(const Tensor& crow, const Tensor& col, c
                       "; wanted 0 to ", columns.outer - 1);
       TORCH_LSH_CHECK(at == start[i] || column[at - 1] < column[at], "col[", at, "] is ", column[at],
                       " after ", column[at - 1], "; wanted increasing columns in a row");
-      TORCH_LSH_CHECK(columns.holds(column[at]), "column_start is damaged at ", column[at]);
+      TORCH_LSH_CHECK(columns.holds(column[at]), "column_start[", column[at],
+                      "] is no offset; wanted increasing offsets of column_rows");
     }
 
   Tensor best = torch::stable::empty({batch, k}, ScalarType::Float);
@@ -188,7 +189,8 @@ std::tuple<Tensor, Tensor> nearest_rows(const Tensor& crow, const Tensor& col, c
           sound = false;
       }
   });
-  TORCH_LSH_CHECK(sound, "the index is damaged: row_start is no offsets or column_rows is out of range");
+  TORCH_LSH_CHECK(sound, "the index is damaged; wanted increasing offsets in row_start and rows 0 to ",
+                  rows.outer - 1, " in column_rows");
   return {best, indices};
 }
 

@@ -1,9 +1,7 @@
-// Row-sparse optimizer steps: only the rows of the gradient and of the state are read and written. The
-// gradient may come as two factors, which are multiplied some rows at a time: then it exists in no more than
-// a cache's size.
+// row_sparse_*_: optimizer steps that read and write only the rows that have a gradient. The gradient may be
+// given as two factors, multiplied block by block so that it never leaves the cache.
 //
-// The rows must be strictly increasing, so each belongs to one thread; everything is checked before anything
-// is written.
+// Rows are strictly increasing, so each belongs to one thread.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -21,7 +19,7 @@
 namespace torch_lsh {
 namespace {
 
-// Rows of a task: of 128 numbers, with two moments, some 200 KB to move.
+// Rows per task: at width 128 with two moments, about 200 KB of traffic.
 int64_t grain_rows(int64_t width) {
   return std::clamp<int64_t>((1 << 14) / std::max<int64_t>(width, 1), 16, 128);
 }
@@ -34,7 +32,7 @@ void check_parameter(const Tensor& parameter) {
                   "; wanted one or two dimensions");
 }
 
-// State has the parameter's dtype, or bfloat16 or float where one of the two has.
+// State is double for a double parameter, otherwise float or bfloat16.
 void check_state(const Tensor& state, const char* name, const Tensor& parameter) {
   const ScalarType dtype = state.scalar_type();
   const bool fits = parameter.scalar_type() == ScalarType::Double
@@ -71,10 +69,10 @@ void check_gradient(const Tensor& rows, const Tensor& gradient, const std::optio
   check_rows_in_range(row, rows.numel(), parameter.size(0), "rows");
   for (int64_t i = 1, size = rows.numel(); i < size; ++i)
     TORCH_LSH_CHECK(row[i] > row[i - 1], "rows[", i, "] is ", row[i], " after ", row[i - 1],
-                    "; wanted strictly increasing rows (coalesce_rows makes them so)");
+                    "; wanted strictly increasing rows, as from coalesce_rows");
 }
 
-// Calls update(begin, end, gradient of row `begin`) for blocks of rows, split over threads.
+// Calls update(begin, end, gradient from row `begin` on) for blocks of rows, in parallel.
 template <typename T, typename Update>
 void for_gradient_rows(const Tensor& gradient, const std::optional<Tensor>& factor, int64_t width,
                        const Update& update) {
@@ -111,7 +109,7 @@ struct NamedTensor {
   const Tensor& tensor;
 };
 
-// Checks everything that optimizers share, then takes a step on the rows.
+// Checks all arguments that the optimizers share, then steps.
 template <typename Step>
 void step_rows(const Tensor& parameter, std::initializer_list<NamedTensor> states, const Tensor& rows,
                const Tensor& gradient, const std::optional<Tensor>& factor, const Step& step) {
@@ -125,7 +123,7 @@ void step_rows(const Tensor& parameter, std::initializer_list<NamedTensor> state
   check_gradient(rows, gradient, factor, parameter);
   const auto* row = rows.const_data_ptr<int64_t>();
   const int64_t count = rows.numel(), width = parameter.dim() == 1 ? 1 : parameter.size(1);
-  by_dtypes(StateTypes{}, parameter.scalar_type(), state_dtype, [&]<typename T, typename State>() {
+  by_dtypes(StepTypes<Step>{}, parameter.scalar_type(), state_dtype, [&]<typename T, typename State>() {
     const auto kernel = kernels<OptimizerKernels<Step, T, State>>().step_rows;
     T* const weights = mutable_data<T>(parameter);
     State* numbers[Step::kStates + 1] = {};

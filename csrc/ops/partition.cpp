@@ -1,41 +1,39 @@
-// residual_codes, update_partition: codes of rows, kept bucket by bucket.
+// residual_codes, update_partition: an inverted file of row codes.
 //
-// Every row is in one of C buckets. The rows of a bucket fill blocks of kSketchRows, laid out as in
-// kernels/sketch.h, with their numbers in ids [blocks, kSketchRows] (-1: no row). The blocks of a bucket are
-// a chain: heads [C + 1, 2] has the first block of each (-1: none) and how many rows are in that, next
-// [blocks] the block after it; all but the first are full. The last of the heads is the chain of free blocks.
-// Of N / kSketchRows + C blocks there is always one free for a row that comes in. places [N] is block *
-// kSketchRows + position of each row (-1: not in yet), row_buckets [N] its bucket.
+// Layout: each of N rows belongs to one of C buckets. A bucket is a chain of blocks of kSketchRows rows
+// (kernels/sketch.h), all full but the first.
+//   ids [blocks, kSketchRows]: rows of each block; -1: none.
+//   heads [C + 1, 2]: first block of each bucket (-1: none) and its number of rows; last, the free blocks.
+//   next [blocks]: following block; -1: none.
+//   places [N]: block * kSketchRows + position of each row (-1: not inserted); row_buckets [N]: its bucket.
+// N / kSketchRows + C blocks suffice for any assignment.
 //
-// One thread changes a partition.
+// Threads: one thread updates a partition.
+#include "ops/partition.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <limits>
 #include <tuple>
 #include <vector>
 
 #include "checks.h"
 #include "kernels/kernels.h"
-#include "ops/partition.h"
 
 namespace torch_lsh {
 namespace {
 
 constexpr int64_t kHalf = kSketchRows / 2;
-constexpr int64_t kLine = 64;  // bytes of a cache line
 constexpr int64_t kGrainRows = 256;
-constexpr float kRounding = 1e-6f;
 constexpr BFloat16 kZero{0}, kMinusInfinity{0xff80};
 
-// The distance of equidistant levels that rounds normally distributed numbers with the least squared error,
-// in standard deviations, for 1 to 4 bits: Max, "Quantizing for Minimum Distortion", 1960.
+// Step, in standard deviations, of the uniform quantizer with least squared error for normally distributed
+// numbers, for 1 to 4 bits (Max, "Quantizing for Minimum Distortion", 1960).
 constexpr float kLevelSteps[] = {1.5958f, 0.9957f, 0.5860f, 0.3352f};
 
-// The lowest bits of eight bytes as one byte.
+// Packs the lowest bits of eight bytes into one byte.
 uint8_t gather_bits(uint64_t bytes) {
   return ((bytes & 0x0101010101010101) * 0x0102040810204080) >> 56;
 }
@@ -45,6 +43,51 @@ float sum_of(const float (&parts)[8]) {
   for (const float part : parts) sum += part;
   return sum;
 }
+
+// Encodes row - center at `bits` bits per dimension.
+class Encoder {
+ public:
+  Encoder(int64_t width, int64_t bits)
+      : width_(width), bits_(bits), top_((1 << bits) - 1), difference_(width), level_(width) {}
+
+  // Writes code [bits, width / 8]; returns the factor that scales its products.
+  float encode(const float* row, const float* center, uint8_t* code) {
+    const float highest = static_cast<float>(top_), half = (highest + 1) / 2;
+    float squares[8] = {}, products[8] = {};
+    for (int64_t j = 0; j < width_; j += 8)
+      for (int64_t k = 0; k < 8; ++k) {
+        difference_[j + k] = row[j + k] - center[j + k];
+        squares[k] += difference_[j + k] * difference_[j + k];
+      }
+    const float square = sum_of(squares);
+    const float scale = 1 / (kLevelSteps[bits_ - 1] * std::sqrt(square / static_cast<float>(width_)));
+    for (int64_t j = 0; j < width_; j += 8)
+      for (int64_t k = 0; k < 8; ++k) {
+        // NaN, such as 0 * inf of a zero difference, gives the highest level.
+        const float place = std::max(0.0f, std::min(highest, difference_[j + k] * scale + half));
+        level_[j + k] = static_cast<uint8_t>(place);
+        products[k] += difference_[j + k] * static_cast<float>(2 * level_[j + k] - top_);
+      }
+    write_planes(code);
+    return square / std::max(sum_of(products), 1e-30f);
+  }
+
+ private:
+  void write_planes(uint8_t* code) const {
+    const int64_t bytes = width_ / 8;
+    for (int64_t j = 0; j < bytes; ++j) {
+      uint64_t eight;
+      __builtin_memcpy(&eight, level_.data() + 8 * j, sizeof(eight));
+      for (int64_t plane = 0; plane < bits_; ++plane)
+        code[plane * bytes + j] = gather_bits(eight >> (bits_ - 1 - plane));
+    }
+  }
+
+  const int64_t width_, bits_;
+  const int32_t top_;
+  std::vector<float> difference_;
+  std::vector<uint8_t> level_;
+};
 
 std::tuple<Tensor, Tensor> residual_codes(const Tensor& x, const Tensor& centers, const Tensor& buckets,
                                           int64_t bits) {
@@ -66,37 +109,10 @@ std::tuple<Tensor, Tensor> residual_codes(const Tensor& x, const Tensor& centers
   const auto* center = centers.const_data_ptr<float>();
   auto* code = codes.mutable_data_ptr<uint8_t>();
   auto* factor = factors.mutable_data_ptr<float>();
-  const int32_t top = (1 << bits) - 1;
-  const float highest = static_cast<float>(top), half = (highest + 1) / 2;
   torch::stable::parallel_for(0, rows, kGrainRows, [&](int64_t begin, int64_t end) {
-    std::vector<float> difference(width);
-    std::vector<uint8_t> level(width);
-    for (int64_t i = begin; i < end; ++i) {
-      const float* const row = from + i * width;
-      const float* const around = center + bucket[i] * width;
-      float squares[8] = {}, products[8] = {};
-      for (int64_t j = 0; j < width; j += 8)
-        for (int64_t k = 0; k < 8; ++k) {
-          difference[j + k] = row[j + k] - around[j + k];
-          squares[k] += difference[j + k] * difference[j + k];
-        }
-      const float square = sum_of(squares);
-      const float scale = 1 / (kLevelSteps[bits - 1] * std::sqrt(square / static_cast<float>(width)));
-      for (int64_t j = 0; j < width; j += 8)
-        for (int64_t k = 0; k < 8; ++k) {
-          // NaN, as where there is no difference, becomes the highest.
-          const float place = std::max(0.0f, std::min(highest, difference[j + k] * scale + half));
-          level[j + k] = static_cast<uint8_t>(place);
-          products[k] += difference[j + k] * static_cast<float>(2 * level[j + k] - top);
-        }
-      for (int64_t j = 0; j < bytes; ++j) {
-        uint64_t eight;
-        __builtin_memcpy(&eight, level.data() + 8 * j, sizeof(eight));
-        for (int64_t plane = 0; plane < bits; ++plane)
-          code[(i * bits + plane) * bytes + j] = gather_bits(eight >> (bits - 1 - plane));
-      }
-      factor[i] = square / std::max(sum_of(products), 1e-30f);
-    }
+    Encoder encoder(width, bits);
+    for (int64_t i = begin; i < end; ++i)
+      factor[i] = encoder.encode(from + i * width, center + bucket[i] * width, code + i * bits * bytes);
   });
   return {codes, factors};
 }
@@ -117,6 +133,7 @@ void check_partition(const Tensor& codes, const Tensor& factors, const Tensor& i
         " with 0 to ", kSketchRows);
 }
 
+// A partition under change. Not thread-safe.
 class Partition {
  public:
   Partition(Tensor& codes, Tensor& factors, Tensor& ids, Tensor& next, Tensor& heads, Tensor& places,
@@ -131,7 +148,7 @@ class Partition {
         places_(places.mutable_data_ptr<int32_t>()),
         row_buckets_(row_buckets.mutable_data_ptr<int32_t>()) {}
 
-  // Whether the row moved.
+  // Writes a row's code, moving the row to `bucket`; returns whether it moved.
   bool put(int64_t row, int32_t bucket, const uint8_t* code, const BFloat16* factors) {
     const bool moves = places_[row] < 0 || row_buckets_[row] != bucket;
     if (moves) {
@@ -156,7 +173,8 @@ class Partition {
   void insert(int64_t row, int32_t bucket) {
     Head& head = heads_[bucket];
     if (head.block < 0 || head.rows == kSketchRows) {
-      TORCH_LSH_CHECK(free_ >= 0, "no block is free; wanted num_rows / 64 + buckets of them");
+      TORCH_LSH_CHECK(free_ >= 0, "heads has no free block; wanted num_rows / ", kSketchRows,
+                      " + buckets blocks in all");
       const int32_t block = free_;
       free_ = next_[block];
       next_[block] = head.block;
@@ -168,11 +186,11 @@ class Partition {
     row_buckets_[row] = bucket;
   }
 
-  // The last row of the first block takes the place of the one that leaves.
+  // The last row of the first block fills the gap.
   void remove(int64_t row) {
     Head& head = heads_[row_buckets_[row]];
-    TORCH_LSH_CHECK(head.block >= 0 && head.rows > 0 && ids_[places_[row]] == row, "places says that row ",
-                    row, " is at ", places_[row], ", where it is not");
+    TORCH_LSH_CHECK(head.block >= 0 && head.rows > 0 && ids_[places_[row]] == row, "places[", row, "] is ",
+                    places_[row], "; wanted the place of row ", row, " in ids");
     const int64_t place = places_[row], block = place / kSketchRows, position = place % kSketchRows;
     const int64_t last = --head.rows, from = head.block;
     if (from * kSketchRows + last != place) {
@@ -231,7 +249,7 @@ Tensor update_partition(Tensor codes, Tensor factors, Tensor ids, Tensor next, T
     TORCH_LSH_CHECK(place[row[i]] < blocks * kSketchRows &&
                         (place[row[i]] < 0 || (current[row[i]] >= 0 && current[row[i]] < num_buckets)),
                     "row ", row[i], " is at place ", place[row[i]], " of bucket ", current[row[i]],
-                    "; there are ", blocks, " blocks and ", num_buckets, " buckets");
+                    "; wanted places in ", blocks, " blocks and buckets 0 to ", num_buckets - 1);
   }
   const auto* code = row_codes.const_data_ptr<uint8_t>();
   const auto* factor = static_cast<const BFloat16*>(row_factors.const_data_ptr());

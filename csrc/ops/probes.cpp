@@ -1,4 +1,4 @@
-// probe_codes: the codes closest to that of a query, by the cost of changing some of its hashes.
+// probe_codes: the codes closest to a query's, by the cost of changing some of its hashes.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -11,29 +11,29 @@
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kMaxChanges = 64;  // changes of one table: bits of a mask
+constexpr int64_t kMaxChanges = 64;  // per table: bits of a mask
 constexpr int64_t kGrainRows = 4;
 
 struct Change {
   float cost;
-  int32_t flip;  // bits of the code that differ
+  int32_t flip;  // bits of the code to flip
   int64_t hash;
 };
 
-// A set of changes, as positions in the list that is sorted by cost.
+// A set of changes, as positions in the list sorted by cost.
 struct ChangeSet {
-  double before, cost;  // without and with the last one
+  double before, cost;  // without and with the last change
   uint64_t members;
   int64_t last;
 
-  // For std::push_heap and std::pop_heap: the cheapest is on top.
+  // Heap order: the cheapest on top.
   bool operator<(const ChangeSet& other) const {
     return cost != other.cost ? cost > other.cost : members > other.members;
   }
 };
 
-// Sets in the order of their cost: from a set, one with the last change replaced by the next dearer one, and
-// one with that added, reach every set once (Lv et al. 2007).
+// Enumerates sets of changes by cost. Replacing a set's last change by the next dearer one, and adding that
+// one, reach every set exactly once (Lv et al. 2007).
 class Enumeration {
  public:
   void start(std::vector<Change>& changes) {
@@ -44,7 +44,7 @@ class Enumeration {
     push(0, 0, 0);
   }
 
-  // The bits that the next set of at most one change per hash flips; 0 after the last one.
+  // The bits flipped by the next set with at most one change per hash; 0 after the last.
   int32_t next() {
     while (!heap_.empty()) {
       std::pop_heap(heap_.begin(), heap_.end());
@@ -60,7 +60,7 @@ class Enumeration {
         hashes |= uint64_t{1} << change.hash;
         flip ^= change.flip;
       }
-      if (!valid) continue;  // and neither is any set that contains it
+      if (!valid) continue;  // nor are its supersets
       push(set.cost, set.members, set.last + 1);
       return flip;
     }

@@ -1,7 +1,7 @@
-// product: a dense matrix product in float32 or float64, of the shapes that an active set has.
+// product: a dense matrix product in float32 or float64, for the shapes of an active set.
 //
-// The right operand is packed into panels first. Then tasks of some rows and some panels of the result are
-// split over threads; how they are split does not change any element.
+// Packs the right operand into panels, then splits the result into tasks of some rows and panels. Results do
+// not depend on the split.
 #include "ops/product.h"
 
 #include <torch/csrc/stable/library.h>
@@ -13,9 +13,9 @@
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kTaskPanels = 8;  // with the depth of a block, 256 KB
+constexpr int64_t kTaskPanels = 8;  // 256 KB per block of depth
 
-// Rows of a task. Each task reads all panels, so where there are few rows a thread gets one task.
+// Rows per task. Each task reads all panels, so with few rows a thread gets one task.
 int64_t task_rows(int64_t rows) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t share = ((rows + threads - 1) / threads + 3) / 4 * 4;

@@ -1,4 +1,4 @@
-// A matrix packed for kernels/product.h, to be multiplied from the left, by any thread.
+// A right operand packed for kernels/product.h, shared by threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -12,9 +12,9 @@
 
 namespace torch_lsh {
 
-constexpr int64_t kTaskRows = 48;  // of the left operand that a task takes: a multiple of every level's tile
+constexpr int64_t kTaskRows = 48;  // left rows per task: a multiple of every level's tile
 
-// Panels of `columns` columns of a right operand, and the sums that a packed operand takes.
+// Panels of a right operand; sums of the packed operand.
 template <typename T>
 int64_t count_panels(int64_t columns) {
   const int64_t width = kernels<ProductKernels<T>>().panel_width;
@@ -28,7 +28,7 @@ int64_t packed_size(int64_t depth, int64_t columns) {
 template <typename T>
 class PackedMatrix {
  public:
-  // b: [depth, columns] of T, of any strides; or [columns, depth] if transposed. Threads share the packing.
+  // b: [depth, columns], or [columns, depth] if transposed; any strides. Packs in parallel.
   explicit PackedMatrix(const Tensor& b, bool transposed = false)
       : kernels_(kernels<ProductKernels<T>>()),
         depth_(b.size(transposed)),
@@ -50,9 +50,9 @@ class PackedMatrix {
   int64_t columns() const { return columns_; }
   int64_t panels() const { return count_panels<T>(columns_); }
 
-  // out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n] for `rows` rows and the columns of
-  // some panels; out points to the first row and column 0 and has `stride` numbers between rows. bias may be
-  // null.
+  // Thread-safe. out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n], for `rows` rows and
+  // the columns of the given panels. out: first row, column 0; `stride` numbers between rows. Null bias:
+  // zeros.
   void multiply(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t first_panel,
                 int64_t num_panels, const SumOf<T>* bias, SumOf<T>* out, int64_t stride) const {
     const int64_t column = first_panel * kernels_.panel_width;
@@ -70,7 +70,7 @@ class PackedMatrix {
   SumOf<T>* const packed_;
 };
 
-// a @ b + bias, contiguous; a [M, K] and b [K, N] of T and any strides, bias [M] or null.
+// a @ b + bias, contiguous, in SumOf<T>. a [M, K] and b [K, N]: T, any strides. bias: [M] or null.
 template <typename T>
 Tensor multiply(const Tensor& a, const Tensor& b, const SumOf<T>* bias = nullptr);
 

@@ -1,5 +1,5 @@
-// Stable radix sort of numbers with their positions. In the calling thread: some ten thousand numbers are
-// sorted before others are awake.
+// Stable radix sort of keys with their positions. Single-threaded: ten thousand keys are sorted before other
+// threads wake up.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +17,8 @@ struct KeyAndIndex {
   Key key, index;
 };
 
-// entries = (key_of(i), i) for i < count, by key, ascending; equal keys stay in order. key_of is called once
-// for every i, in order. `spare` is scratch, `largest` has as many bits as the largest key.
+// entries = (key_of(i), i) for i < count, stably sorted by key. key_of is called once per i, in order.
+// spare: scratch. largest: an upper bound of the keys with as many bits as the largest.
 template <typename Key, typename KeyOf>
 void radix_sort(int64_t count, KeyOf key_of, Key largest, std::vector<KeyAndIndex<Key>>& entries,
                 std::vector<KeyAndIndex<Key>>& spare) {
@@ -26,7 +26,7 @@ void radix_sort(int64_t count, KeyOf key_of, Key largest, std::vector<KeyAndInde
   constexpr int kMostPasses = (8 * sizeof(Key) + kMostDigitBits - 1) / kMostDigitBits;
   const int passes = (width + kMostDigitBits - 1) / kMostDigitBits, bits = (width + passes - 1) / passes;
   const Key mask = (Key{1} << bits) - 1;
-  // How often each digit occurs does not depend on the order: all are counted in one pass.
+  // Histograms do not depend on the order of the keys: one pass counts the digits of all.
   Key start[kMostPasses][1 << kMostDigitBits];
   for (int pass = 0; pass < passes; ++pass) std::fill_n(start[pass], mask + 1, Key{0});
   entries.resize(count);

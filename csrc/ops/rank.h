@@ -1,5 +1,5 @@
-// A value and its class as one number, in the order of results: larger values first, NaN above all, the lower
-// class among equals.
+// A value and its class as one sortable key. Result order is descending: larger values first, NaN first of
+// all, lower classes first among equals.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,7 @@
-// A set of row numbers as a bitmap with a summary bitmap above it (one bit per word of 64 rows).
+// A set of rows: a bitmap, and a summary bitmap with one bit per word of 64 rows.
 //
-// Inserting, looking up and emptying cost the rows in it, not the rows that exist; only the first use
-// allocates (num_rows / 8 bytes). Sorted traversal costs the rows in it plus num_rows / 4096 words. Not
-// thread-safe: one per thread.
+// Insertion and look-up take constant time; sorted traversal, which empties the set, takes its size plus
+// num_rows / 4096 words. Only the first use allocates (num_rows / 8 bytes). Not thread-safe: one per thread.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +19,7 @@ class RowSet {
     if (summary_.size() < (words + 63) / 64) summary_.resize((words + 63) / 64);
   }
 
-  // Asks for the memory of all rows, where it is no more than that of `count` cache lines.
+  // Prefetches the whole bitmap if it has at most `count` cache lines.
   void prefetch(int64_t count) const {
     if (static_cast<int64_t>(words_.size()) > kLineWords * count) return;
     for (size_t w = 0; w < words_.size(); w += kLineWords) __builtin_prefetch(&words_[w], 1);
@@ -28,7 +27,7 @@ class RowSet {
 
   bool contains(int64_t row) const { return words_[row >> 6] >> (row & 63) & 1; }
 
-  // Whether the row is new.
+  // Returns whether the row is new.
   bool insert(int64_t row) {
     uint64_t& word = words_[row >> 6];
     const uint64_t bit = uint64_t{1} << (row & 63);
@@ -38,7 +37,7 @@ class RowSet {
     return true;
   }
 
-  // Calls visit(row) in increasing order and leaves the set empty.
+  // Calls visit(row) in increasing order and empties the set.
   template <typename Visit>
   void drain(const Visit& visit) {
     drain_words([&](size_t w) {
@@ -47,9 +46,9 @@ class RowSet {
     });
   }
 
-  // Writes the rows in increasing order and whether each is in `some`, which is a subset; leaves both empty.
-  // There must be room for one more row. Most words hold one or two: so the second is written without asking
-  // whether it is there, which could not be predicted.
+  // Writes the rows in increasing order, and whether each is in the subset `some`; empties both. Needs room
+  // for one more row: most words hold one or two, so the second is written unconditionally, where a branch
+  // would be unpredictable.
   void drain(RowSet& some, int64_t* rows, uint8_t* in_some) {
     drain_words([&](size_t w) {
       uint64_t word = words_[w];
@@ -74,7 +73,7 @@ class RowSet {
  private:
   static constexpr int64_t kLineWords = 8;
 
-  // Calls visit(w) for the words that hold rows, and empties them.
+  // Calls visit(w) for each non-zero word, then clears it.
   template <typename Visit>
   void drain_words(const Visit& visit) {
     for (size_t s = 0; s < summary_.size(); ++s) {

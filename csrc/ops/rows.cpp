@@ -1,5 +1,5 @@
-// is_increasing, extremes: what is asked of lists of rows, in one pass over them. In the calling thread: a
-// few thousand numbers are read before another one is awake.
+// is_increasing, extremes: properties of lists of rows, in one pass. Single-threaded: a few thousand numbers
+// are read before other threads wake up.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -24,10 +24,11 @@ std::tuple<int64_t, int64_t> extremes(const Tensor& numbers) {
   check_cpu(numbers, "numbers");
   check_dtype(numbers, "numbers", ScalarType::Long);
   check_contiguous(numbers, "numbers");
-  TORCH_LSH_CHECK(numbers.numel() > 0, "numbers has shape ", shape_of(numbers), "; wanted at least one");
+  TORCH_LSH_CHECK(numbers.numel() > 0, "numbers has shape ", shape_of(numbers),
+                  "; wanted at least one number");
   const auto* number = numbers.const_data_ptr<int64_t>();
   int64_t least = number[0], largest = number[0];
-  for (int64_t i = 0, size = numbers.numel(); i < size; ++i) {  // becomes vector instructions
+  for (int64_t i = 0, size = numbers.numel(); i < size; ++i) {  // vectorises
     least = std::min(least, number[i]);
     largest = std::max(largest, number[i]);
   }

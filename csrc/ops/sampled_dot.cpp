@@ -1,5 +1,4 @@
-// sampled_dot: each sample's products with the rows of its own active set (a sampled dense-dense matrix
-// product).
+// sampled_dot: each sample's products with its own active rows (a sampled dense-dense matrix product).
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 

@@ -1,5 +1,5 @@
-// The active rows of a step, without repetition. select_rows: labels ∪ candidates found by hashing ∪ uniform
-// random rows. draw_rows: labels ∪ random rows of given weights.
+// The active rows of a step, without duplicates. select_rows: labels ∪ candidates ∪ uniformly random rows.
+// draw_rows: labels ∪ random rows drawn by weight.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -19,28 +19,28 @@ namespace {
 
 struct Budget {
   int64_t num_rows;    // rows of the layer
-  int64_t active;      // rows wanted in all
-  int64_t num_random;  // at least this many of them uniformly random; 0: none at all
+  int64_t active;      // rows to select
+  int64_t num_random;  // of them, uniformly random rows at least; 0: none at all
 };
 
 struct Selection {
   std::vector<int64_t> rows;       // increasing
-  std::vector<uint8_t> is_random;  // of the same length
-  std::vector<float> inclusion;    // of the same length, where draws are not uniform: their probabilities
-  bool valid = true;               // every row that was drawn exists
+  std::vector<uint8_t> is_random;  // same length
+  std::vector<float> inclusion;    // same length; draw_rows only: inclusion probabilities
+  bool valid = true;               // every row drawn exists
 };
 
-// Rows that may be chosen, in two kinds that take turns: `carried`, best first, and a [lists, ranks] matrix,
-// of which the best of every list comes before the second best of any.
+// Candidate rows: `carried`, best first, interleaved with `found` [lists, ranks], taken rank by rank: the
+// best of every list before the second best of any.
 struct Candidates {
   const int64_t *carried, *found;
   int64_t num_carried, lists, ranks;
 };
 
-// Negative labels and candidates stand for nothing.
+// Negative labels and candidates are padding.
 void select(const int64_t* labels, int64_t num_labels, const Candidates& candidates, const Budget& budget,
             uint64_t seed, Selection& out) {
-  // Kept between calls so that a step allocates nothing of the layer's width.
+  // Kept between calls: a step allocates nothing the size of the layer.
   thread_local RowSet kept[2];
   RowSet &all = kept[0], &random = kept[1];
   for (RowSet& set : kept) {
@@ -68,7 +68,7 @@ void select(const int64_t* labels, int64_t num_labels, const Candidates& candida
     wanted = std::min(std::max(budget.num_random, budget.active - fixed), budget.num_rows - fixed);
   const int64_t size = fixed + wanted;
   if (2 * size <= budget.num_rows) {
-    // At least half of all rows stay free, so a draw succeeds with probability >= 1/2.
+    // At least half of the rows stay free: each draw succeeds with probability >= 1/2.
     for (uint64_t counter = 0; wanted > 0; ++counter) {
       const int64_t row = random_below(seed, counter, budget.num_rows);
       if (!all.insert(row)) continue;
@@ -76,7 +76,7 @@ void select(const int64_t* labels, int64_t num_labels, const Candidates& candida
       --wanted;
     }
   } else if (wanted > 0) {
-    // Most rows are wanted: shuffle the rest of them partially (Fisher-Yates).
+    // Most rows are selected: partial Fisher-Yates shuffle of the free ones.
     std::vector<int64_t> rest;
     rest.reserve(budget.num_rows - fixed);
     for (int64_t row = 0; row < budget.num_rows; ++row)
@@ -96,7 +96,8 @@ void select(const int64_t* labels, int64_t num_labels, const Candidates& candida
   out.is_random.pop_back();
 }
 
-// Without branches: which way a search of a random row goes cannot be predicted.
+// Position of a row in the selection; -1 for padding. Branch-free binary search: branches would be
+// unpredictable.
 int64_t position(const Selection& selection, int64_t row) {
   if (row < 0) return -1;
   const int64_t* at = selection.rows.data();
@@ -105,19 +106,19 @@ int64_t position(const Selection& selection, int64_t row) {
   return at - selection.rows.data();
 }
 
-// Rows in decreasing order of the weight they are drawn with.
+// Sampling weights, by rank: in decreasing order of weight.
 struct Weights {
-  const int64_t* order;      // [num_rows]: the row of each rank; null: the rank itself
-  const double* cumulative;  // [num_rows + 1]: sums of the weights before each rank
+  const int64_t* order;      // [num_rows]: row of each rank; null: the rank itself
+  const double* cumulative;  // [num_rows + 1]: sum of the weights before each rank
   int64_t num_rows;
 
   double of(int64_t rank) const { return cumulative[rank + 1] - cumulative[rank]; }
   double from(int64_t rank) const { return cumulative[num_rows] - cumulative[rank]; }
 };
 
-// Draws as many rows as are missing to `active` and adds those that are no labels. The heaviest rows, which
-// are due more than one draw, are taken for certain. The sum of all other weights is cut into strata of equal
-// length with one draw in each, so a row that lies across two has two chances, and none is due more than one.
+// Fills the labels up to `active` rows by stratified sampling; draws that repeat a row are dropped. Rows
+// heavy enough for a whole draw or more are taken for certain. The remaining weight is cut into strata of
+// equal length with one draw each; a row's inclusion probability accounts for the two strata it may span.
 void draw(const int64_t* labels, int64_t num_labels, const Weights& weights, int64_t active, uint64_t seed,
           Selection& out) {
   struct Drawn {
@@ -198,8 +199,8 @@ Tensor padded(const std::vector<Selection>& selections, bool per_sample, ScalarT
   return out;
 }
 
-// Makes the one selection for all labels [batch, width], or one per sample, by make(labels, how many, sample
-// or -1, selection).
+// Makes one selection for all labels [batch, width], or one per sample, by make(labels, count, sample,
+// selection), with sample -1 for all.
 template <typename Make>
 Result make_selections(const Tensor& labels, bool per_sample, const Make& make) {
   const auto* label = labels.const_data_ptr<int64_t>();
@@ -220,7 +221,7 @@ Result make_selections(const Tensor& labels, bool per_sample, const Make& make) 
     for (int64_t i = 0; i < batch * width; ++i) position_of[i] = position(selections[0], label[i]);
   }
   for (const Selection& selection : selections)
-    TORCH_LSH_CHECK(selection.valid, "order holds a row that does not exist");
+    TORCH_LSH_CHECK(selection.valid, "order holds a row out of range; wanted rows 0 to num_rows - 1");
   Tensor rows = padded<int64_t>(selections, per_sample, ScalarType::Long, -1,
                                 [](const Selection& s) -> const auto& { return s.rows; });
   Tensor is_random = padded<bool>(selections, per_sample, ScalarType::Bool, false,
@@ -233,8 +234,8 @@ void check_labels(const Tensor& labels, int64_t num_rows) {
   check_rows_below(labels.const_data_ptr<int64_t>(), labels.numel(), num_rows, "target holds class");
 }
 
-// Logarithms of what the rows of a selection stand for, so that sums over them estimate sums over all rows:
-// random ones for all that are not fixed.
+// Log importance weights, which make sums over the selection estimate sums over all rows: random rows stand
+// for all rows that are not fixed.
 std::vector<float> log_weights(const Selection& selection, int64_t num_rows) {
   const auto size = static_cast<int64_t>(selection.rows.size());
   const int64_t random = std::count(selection.is_random.begin(), selection.is_random.end(), 1);
@@ -259,7 +260,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_rows(const Tensor& labels, con
   if (per_sample) check_size(candidates, "candidates", 0, labels.size(0));
   if (carried.has_value()) {
     check_operand(*carried, "carried", 1, ScalarType::Long);
-    TORCH_LSH_CHECK(!per_sample, "carried came with per_sample; wanted None");
+    TORCH_LSH_CHECK(!per_sample, "carried is given with per_sample; wanted None");
   }
   TORCH_LSH_CHECK(num_rows > 0, "num_rows is ", num_rows, "; wanted at least 1");
   TORCH_LSH_CHECK(active > 0 && active <= num_rows, "active is ", active, "; wanted 1 to ", num_rows);

@@ -1,4 +1,4 @@
-// The best rows of a stream of scores. Not thread-safe.
+// The best rows of a stream of scores.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +11,8 @@
 
 namespace torch_lsh {
 
-// The `count` best keys of a stream; a selection whenever as many again have come keeps the cost of a key
-// constant.
+// Keeps the `count` best keys. Selecting each time 2 * count keys are held makes the cost per key constant.
+// Not thread-safe.
 class Shortlist {
  public:
   explicit Shortlist(int64_t count) : count_(count) {}
@@ -25,10 +25,10 @@ class Shortlist {
 
   float threshold() const { return threshold_; }
 
-  // The best and maybe some more, in no order.
+  // The best and possibly more, unordered.
   const std::vector<uint64_t>& keys() const { return keys_; }
 
-  // The best, in no order.
+  // The best, unordered.
   const std::vector<uint64_t>& best() {
     if (static_cast<int64_t>(keys_.size()) > count_) shrink();
     return keys_;
@@ -43,7 +43,7 @@ class Shortlist {
   }
 
   int64_t count_;
-  float threshold_ = std::numeric_limits<float>::quiet_NaN();  // nothing is at most NaN
+  float threshold_ = std::numeric_limits<float>::quiet_NaN();  // nothing compares <= NaN
   std::vector<uint64_t> keys_;
 };
 

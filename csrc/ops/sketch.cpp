@@ -1,8 +1,7 @@
-// sketch_candidates: the rows whose sign codes promise the largest inner products with a query.
+// sketch_candidates: the rows with the largest inner products with a query, as estimated from sign codes.
 //
-// Every row is looked at, but a row is width / 8 bytes: codes of a group of rows stay in the cache while all
-// queries go over them. Rows are split over threads, and each thread keeps a shortlist per query; the result
-// is a function of the scores alone.
+// Scores every row, but a code has only width / 8 bytes: a group of codes stays in cache while all queries
+// scan it. Threads share the rows and keep a shortlist per query each; the result depends on the scores only.
 #include "ops/sketch.h"
 
 #include <torch/csrc/stable/library.h>
@@ -21,7 +20,7 @@
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kGroup = 16;  // blocks whose scores are computed at a time: 4 KiB of scores
+constexpr int64_t kGroup = 16;  // blocks per kernel call: 4 KiB of scores
 
 Tensor sketch_candidates(const Tensor& x, const Tensor& codes, const Tensor& factors, int64_t num_rows,
                          int64_t count) {
@@ -36,7 +35,7 @@ Tensor sketch_candidates(const Tensor& x, const Tensor& codes, const Tensor& fac
   check_size(factors, "factors", 1, 2);
   check_size(factors, "factors", 2, kSketchRows);
   TORCH_LSH_CHECK(num_rows > (blocks - 1) * kSketchRows && num_rows <= blocks * kSketchRows, "num_rows is ",
-                  num_rows, "; wanted what fills ", blocks, " blocks of ", kSketchRows);
+                  num_rows, "; wanted ", (blocks - 1) * kSketchRows + 1, " to ", blocks * kSketchRows);
   TORCH_LSH_CHECK(count >= 1 && count <= num_rows, "count is ", count, "; wanted 1 to ", num_rows);
   Tensor candidates = torch::stable::empty({batch, count}, ScalarType::Long);
   auto* out = candidates.mutable_data_ptr<int64_t>();

@@ -1,4 +1,4 @@
-// What the operators that estimate inner products from codes of a few bits have in common.
+// Look-up tables of a query, for estimating inner products from codes of a few bits (kernels/sketch.h).
 #pragma once
 
 #include <algorithm>
@@ -8,15 +8,14 @@
 
 namespace torch_lsh {
 
-// For each four dimensions the product of the query with each of the 16 codes, as whole numbers: what a sum
-// of entries stands for is step * sum + base. With several bits it is one sum for each plane, the first times
-// 2^(bits - 1) and so on.
+// For every four dimensions, the query's product with each of the 16 sign patterns, quantized to 8 bits: the
+// product is about step * sum + base. With several bits, plane p's sum weighs 2^(bits - 1 - p).
 struct SignTables {
   std::vector<uint8_t> entries;
   float step = 0, base = 0;
 
   SignTables(const float* x, int64_t width, int64_t bits) : entries(width / 4 * 16) {
-    // Two entries add up in 8 bits, all of them, times the weights of the planes, in 16.
+    // Pairs of entries are summed in 8 bits; all entries, times the weights of the planes, in 16.
     const int64_t units = (int64_t{1} << bits) - 1;
     const float levels = static_cast<float>(std::min<int64_t>(127, UINT16_MAX / (width / 4 * units)));
     float widest = 0;
@@ -27,7 +26,7 @@ struct SignTables {
     }
     base *= static_cast<float>(units);
     step = widest / levels;
-    if (!(step > 0 && std::isfinite(base))) {  // a query of zeros, or none that has an order
+    if (!(step > 0 && std::isfinite(base))) {  // zeros, infinities or NaN: all rows score alike
       step = base = 0;
       return;
     }

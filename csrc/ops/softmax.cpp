@@ -1,9 +1,9 @@
-// sampled_softmax_loss: cross entropy over an active set, and its gradient. positive_sums: what a gradient
-// pushes down.
+// sampled_softmax_loss: cross entropy over an active set, and its gradient. positive_sums: column sums of a
+// gradient's positive part, by which a step lowers each active row's logits.
 //
-// Logits [B, A] come in two layouts. By rows, a sample's logits next to each other, each sample belongs to
-// one thread. By columns, as a product with the active rows on the left leaves them, threads own blocks of
-// active rows of fixed size, whose sums are joined in order: the result is that of one thread.
+// Logits [B, A] come in two layouts. By rows (contiguous), each sample belongs to one thread. By columns
+// (transposed, as left by a product with the active rows on the left), threads own blocks of active rows of a
+// fixed size, and the blocks' sums are added in order. Results do not depend on the number of threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -21,7 +21,7 @@
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kBlockRows = 256;  // active rows whose sums are taken together
+constexpr int64_t kBlockRows = 256;  // active rows per partial sum
 constexpr int64_t kGrainRows = 16;
 
 void check_matrix(const Tensor& matrix, const char* name) {
@@ -32,7 +32,7 @@ void check_matrix(const Tensor& matrix, const char* name) {
   check_dim(matrix, name, 2);
 }
 
-// Whether the entries of a column are next to each other; else those of a row must be.
+// Whether the transpose is contiguous, not the matrix; fails if neither is.
 bool is_by_columns(const Tensor& matrix, const char* name) {
   if (matrix.is_contiguous()) return false;
   TORCH_LSH_CHECK(matrix.stride(0) == 1 && matrix.stride(1) == matrix.size(0), name,
@@ -54,7 +54,7 @@ void check(const Tensor& logits, const std::optional<Tensor>& log_weights, const
     check_size(*log_weights, "log_weights", log_weights->dim() - 1, count);
     if (log_weights->dim() == 2) check_size(*log_weights, "log_weights", 0, batch);
     TORCH_LSH_CHECK(!by_columns || log_weights->dim() == 1, "log_weights has shape ", shape_of(*log_weights),
-                    ", for which logits must be contiguous; call .contiguous() first");
+                    "; wanted [A] with transposed logits, or contiguous logits");
   }
   check_operand(positions, "positions", 2, ScalarType::Long);
   check_size(positions, "positions", 0, batch);
@@ -136,7 +136,7 @@ void forward(const View<T>& in, T* loss, T* log_z) {
     });
   }
   for (int64_t b = 0; b < in.batch; ++b) {
-    // An infinite logit makes PyTorch's loss NaN, also where the label's logit is finite.
+    // As in PyTorch: an infinite logit makes the loss NaN, even if the label's logit is finite.
     const T subtracted =
         log_z[b] == std::numeric_limits<T>::infinity() ? std::numeric_limits<T>::quiet_NaN() : log_z[b];
     T sum = 0;
@@ -148,7 +148,7 @@ void forward(const View<T>& in, T* loss, T* log_z) {
   }
 }
 
-// `out` has the layout of the logits.
+// out: in the layout of the logits.
 template <typename T>
 void backward(const View<T>& in, const T* grad, const T* log_z, T* out) {
   const auto& k = kernels<SoftmaxKernels<T>>();
@@ -192,7 +192,7 @@ Tensor sampled_softmax_loss_backward(const Tensor& grad, const Tensor& log_z, co
   check_operand(log_z, "log_z", 1, logits.scalar_type());
   check_size(grad, "grad", 0, logits.size(0));
   check_size(log_z, "log_z", 0, logits.size(0));
-  Tensor out = torch::stable::empty_like(logits);  // of the same strides
+  Tensor out = torch::stable::empty_like(logits);  // same strides
   by_dtype(SumTypes{}, logits.scalar_type(), "logits", [&]<typename T>() {
     backward(View<T>(logits, log_weights, positions, shares), data<T>(grad), data<T>(log_z),
              mutable_data<T>(out));
@@ -211,7 +211,7 @@ void sum_positive(const Tensor& gradient, T* sums) {
     });
     return;
   }
-  constexpr int64_t kBlock = 1024;  // of sums: fits in the first-level cache
+  constexpr int64_t kBlock = 1024;  // sums that fit in L1
   torch::stable::parallel_for(0, (columns + kBlock - 1) / kBlock, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * kBlock, count = std::min(kBlock, columns - first);

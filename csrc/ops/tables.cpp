@@ -1,15 +1,13 @@
-// build_tables, update_tables, insert_labels, query_tables: hash tables of row numbers.
+// build_tables, update_tables, insert_labels, query_tables: hash tables of row ids.
 //
-// L tables of 2^bucket_bits buckets of fixed capacity: ids [L, buckets, bucket_size] int32, of which the
-// first counts [L, buckets] of each bucket are in use. row_buckets [N, L] says which bucket each row belongs
-// to.
+// Layout: L tables of 2^bucket_bits buckets of fixed capacity. ids [L, buckets, bucket_size] int32, the first
+// counts [L, buckets] entries of a bucket in use; row_buckets [N, L], the bucket of each row.
 //
-// A bucket that more rows belong to than fit keeps those of lowest priority number, a pure function of (seed,
-// table, row): a uniform sample of them, whatever the order of insertion, as a reservoir would hold. Or, with
-// `fifo`, it keeps those inserted last, oldest first. A row that found no room comes back when it is inserted
-// again (its bucket changes) or at the next build.
+// A full bucket keeps the rows of lowest priority, a pure function of (seed, table, row): a uniform sample in
+// any order of insertion, like a reservoir's. With `fifo` it keeps the rows inserted last, oldest first. A
+// row without room returns when its bucket changes, or at the next build.
 //
-// While tables change, each table is owned by one thread.
+// Threads: build and update give each table to one thread; a query belongs to one thread.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -27,12 +25,12 @@ namespace torch_lsh {
 namespace {
 
 constexpr int64_t kMaxBucketBits = 30;
-constexpr int64_t kPrefetch = 8;  // insertions that a bucket is asked for ahead of time
+constexpr int64_t kPrefetch = 8;  // prefetch distance, in insertions
 constexpr int64_t kLine = 64;     // bytes of a cache line
 constexpr int64_t kGrainRows = 256;
-constexpr int64_t kExamined = 8;  // candidates whose codes a query compares, per candidate that it returns
+constexpr int64_t kExamined = 8;  // codes compared per candidate returned
 
-// One table, of which only one thread knows.
+// One table. Not thread-safe: one thread owns it.
 struct Table {
   int32_t* ids;
   int32_t* counts;
@@ -51,7 +49,7 @@ struct Table {
     __builtin_prefetch(bucket(number));
   }
 
-  // In a full bucket the row that goes first is at entry 0.
+  // A full bucket holds the row to evict next in entry 0.
   void move_worst_to_front(int32_t* rows) const {
     int64_t worst = 0;
     uint64_t worst_priority = priority(rows[0]);
@@ -65,7 +63,7 @@ struct Table {
     std::swap(rows[0], rows[worst]);
   }
 
-  // `forced`: even where the row would be the first to go.
+  // forced: insert even the row that would be evicted next.
   void insert(int64_t number, int32_t row, bool forced = false) const {
     int32_t* rows = bucket(number);
     const int64_t used = fill(number);
@@ -91,7 +89,7 @@ struct Table {
     int32_t* rows = bucket(number);
     const int64_t used = fill(number);
     int32_t* found = std::find(rows, rows + used, row);
-    if (found == rows + used) return;  // it had found no room
+    if (found == rows + used) return;  // had no room
     if (fifo) {
       std::copy(found + 1, rows + used, found);
     } else {
@@ -155,7 +153,7 @@ std::tuple<Tensor, Tensor> build_tables(const Tensor& row_buckets, int64_t bucke
           table.insert(bucket[row * num_tables + t], static_cast<int32_t>(row));
         }
       };
-      // Where the last ones stay, every table begins elsewhere, or the same rows would be missing in all.
+      // FIFO tables start at different rows; otherwise all would miss the same ones.
       const int64_t start = fifo ? random_below(table.seed, 0, num_rows) : 0;
       insert(start, num_rows);
       insert(0, start);
@@ -212,7 +210,7 @@ Tensor update_tables(Tensor ids, Tensor counts, Tensor row_buckets, const Tensor
       moved[t] = changed;
     }
   });
-  // Not by the owners of the tables, who would write to the same lines.
+  // A separate pass by rows: the tables' threads would write to shared cache lines.
   torch::stable::parallel_for(0, num_updates, kGrainRows, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       std::copy_n(wanted + i * num_tables, num_tables, current + row[i] * num_tables);
@@ -237,12 +235,12 @@ Tensor insert_labels(Tensor ids, Tensor counts, const Tensor& buckets, const Ten
   const auto* label = labels.const_data_ptr<int64_t>();
   check_buckets(bucket, buckets.numel(), num_buckets, "buckets");
   for (int64_t i = 0, size = labels.numel(); i < size; ++i)
-    TORCH_LSH_CHECK(label[i] < num_rows, "labels holds row ", label[i], "; wanted at most ", num_rows - 1);
+    TORCH_LSH_CHECK(label[i] < num_rows, "labels holds ", label[i], "; wanted at most ", num_rows - 1);
 
   auto* id = ids.mutable_data_ptr<int32_t>();
   auto* count = counts.mutable_data_ptr<int32_t>();
   const auto table = [&](int64_t t) { return table_of(id, count, num_buckets, bucket_size, t, seed, fifo); };
-  // Which labels a look-up would not have found is decided before any of them goes in.
+  // Decide which labels a look-up misses before inserting any.
   std::vector<uint8_t> missing(batch * width);
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * width; i < end * width; ++i) {
@@ -265,8 +263,8 @@ Tensor insert_labels(Tensor ids, Tensor counts, const Tensor& buckets, const Ten
   return total;
 }
 
-// How often each id was seen, in the order of the first time: an open-addressing hash table that is emptied
-// by its entries, so a sample costs its candidates only. Not thread-safe: one per thread.
+// Counts how often each id was added, in order of first appearance. An open-addressing hash table, cleared
+// entry by entry, so a query costs its candidates only. Not thread-safe: one per thread.
 class Tally {
  public:
   void reserve(int64_t candidates) {
@@ -296,10 +294,9 @@ class Tally {
   }
 
   int64_t size() const { return size_; }
-  const int32_t* ids() const { return ids_.data(); }  // [size], in the order of first sight
+  const int32_t* ids() const { return ids_.data(); }  // [size], in order of first appearance
 
-  // [size]: how often each id was added.
-  const int32_t* counts() {
+  const int32_t* counts() {  // [size], of ids()
     for (int64_t i = 0; i < size_; ++i) counts_[i] = slots_[used_[i]].count;
     return counts_.data();
   }
@@ -323,8 +320,8 @@ class Tally {
   uint32_t mask_ = 0;
 };
 
-// Writes the `wanted` ids of lowest rank, lowest first and in the given order among equals, and pads with -1.
-// Ranks are in 0 .. highest. A counting sort.
+// Writes the `wanted` ids of lowest rank, in stable order, padded with -1. A counting sort of ranks 0 ..
+// highest.
 template <typename Rank, typename Out>
 void take_best(const int32_t* ids, int64_t count, const Rank& rank, int64_t highest, int64_t wanted,
                std::vector<int64_t>& start, Out* out) {
@@ -338,9 +335,146 @@ void take_best(const int32_t* ids, int64_t count, const Rank& rank, int64_t high
   }
 }
 
-Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional<Tensor>& row_codes,
-                    const Tensor& buckets, int64_t max_candidates, int64_t min_matches, bool vanilla,
-                    const std::optional<Tensor>& query_codes) {
+// The checked arguments of query_tables. Null codes: not given.
+struct Lookup {
+  const int32_t *ids, *counts;             // [tables, buckets, bucket_size], [tables, buckets]
+  const int32_t* probed;                   // buckets [batch, tables, probes]; -1: none
+  const int32_t *row_codes, *query_codes;  // [rows, words], [batch, words]
+  int64_t num_tables, num_buckets, bucket_size, probes;
+  int64_t num_rows, words;
+  int64_t max_candidates, min_matches;
+  bool vanilla;
+
+  int64_t reachable() const { return num_tables * probes * bucket_size; }
+};
+
+// Memory of a thread, kept between calls.
+struct Scratch {
+  Tally tally;
+  std::vector<int32_t> nearest, matching, matches, shortlist, distances;
+  std::vector<int64_t> start;
+};
+
+// Answers queries one by one. Not thread-safe: one per thread.
+class Search {
+ public:
+  Search(const Lookup& in, Scratch& scratch)
+      : in_(in), scratch_(scratch), hamming_(kernels<HashKernels>().hamming) {
+    scratch.tally.reserve(in.reachable());
+    scratch.shortlist.resize(in.reachable());
+    scratch.distances.resize(in.reachable());
+    scratch.nearest.resize(in.num_tables);
+  }
+
+  // Prefetches the nearest bucket of every table.
+  void prefetch(int64_t query) const {
+    for (int64_t t = 0; t < in_.num_tables; ++t) {
+      const int64_t bucket = std::max(probed_of(query)[t * in_.probes], 0),
+                    number = t * in_.num_buckets + bucket;
+      __builtin_prefetch(in_.counts + number);
+      for (int64_t i = 0; i < in_.bucket_size; i += kLine / 4)
+        __builtin_prefetch(in_.ids + number * in_.bucket_size + i);
+    }
+  }
+
+  // Writes the max_candidates best rows of a query, padded with -1.
+  void run(int64_t query, int64_t* out) {
+    const int32_t* const probed = probed_of(query);
+    for (int64_t t = 0; t < in_.num_tables; ++t) scratch_.nearest[t] = probed[t * in_.probes];
+    collect(probed);
+    rank(query, matching(), out);
+    scratch_.tally.clear();
+  }
+
+ private:
+  struct Matches {
+    const int32_t *ids, *counts;  // rows, and the number of buckets that hold each
+    int64_t size;
+  };
+
+  const int32_t* probed_of(int64_t query) const { return in_.probed + query * in_.num_tables * in_.probes; }
+
+  // Tallies the rows of the probed buckets: the nearest bucket of every table before the second nearest of
+  // any. Ranking breaks ties by first appearance, so the first table and entry are drawn from a hash of the
+  // buckets: neither table 0 nor low ids are favoured.
+  void collect(const int32_t* probed) {
+    uint64_t salt = 0;
+    for (int64_t t = 0; t < in_.num_tables; ++t)
+      salt = mix(salt + static_cast<uint64_t>(scratch_.nearest[t]));
+    const int64_t first_table = random_below(salt, 0, in_.num_tables);
+    for (int64_t i = 0; i < in_.num_tables * in_.probes; ++i) {
+      if (in_.vanilla && scratch_.tally.size() >= in_.max_candidates) return;
+      const int64_t t = (first_table + i) % in_.num_tables, p = i / in_.num_tables;
+      const int32_t* const of_table = probed + t * in_.probes;
+      // With fewer buckets than codes, probes of a table may share a bucket.
+      if (of_table[p] < 0 || std::find(of_table, of_table + p, of_table[p]) != of_table + p) continue;
+      const int64_t number = t * in_.num_buckets + of_table[p];
+      const int64_t fill = std::clamp<int64_t>(in_.counts[number], 0, in_.bucket_size);
+      const int64_t first = random_below(salt, static_cast<uint64_t>(t + 1), fill);
+      const int32_t* const rows = in_.ids + number * in_.bucket_size;
+      add(rows + first, rows + fill);
+      add(rows, rows + first);
+    }
+  }
+
+  void add(const int32_t* row, const int32_t* end) {
+    for (; row != end; ++row)  // ids are unchecked input: only valid ones may index row_codes
+      if (in_.row_codes == nullptr || (*row >= 0 && *row < in_.num_rows)) scratch_.tally.add(*row);
+  }
+
+  // The rows in at least min_matches of the buckets.
+  Matches matching() {
+    Tally& tally = scratch_.tally;
+    const Matches all{tally.ids(), tally.counts(), tally.size()};
+    if (in_.min_matches == 1) return all;
+    scratch_.matching.clear();
+    scratch_.matches.clear();
+    for (int64_t i = 0; i < all.size; ++i)
+      if (all.counts[i] >= in_.min_matches) {
+        scratch_.matching.push_back(all.ids[i]);
+        scratch_.matches.push_back(all.counts[i]);
+      }
+    return {scratch_.matching.data(), scratch_.matches.data(),
+            static_cast<int64_t>(scratch_.matching.size())};
+  }
+
+  // vanilla: in order of appearance. Without codes: by number of shared buckets. With codes: by Hamming
+  // distance. Reading a row's code is a cache miss, so only the rows in most buckets are compared.
+  void rank(int64_t query, const Matches& found, int64_t* out) {
+    const int64_t num_tables = in_.num_tables, wanted = in_.max_candidates;
+    const auto unshared = [&](int64_t i) {
+      return num_tables - std::min<int64_t>(found.counts[i], num_tables);
+    };
+    if (in_.vanilla) {
+      take_best(found.ids, found.size, [](int64_t) { return int64_t{0}; }, 0, wanted, scratch_.start, out);
+    } else if (in_.row_codes == nullptr) {
+      take_best(found.ids, found.size, unshared, num_tables, wanted, scratch_.start, out);
+    } else {
+      const int64_t examined = std::min(found.size, kExamined * wanted);
+      int32_t* const shortlist = scratch_.shortlist.data();
+      int32_t* const distances = scratch_.distances.data();
+      take_best(found.ids, found.size, unshared, num_tables, examined, scratch_.start, shortlist);
+      hamming_(in_.query_codes == nullptr ? scratch_.nearest.data() : in_.query_codes + query * in_.words,
+               in_.row_codes, shortlist, examined, in_.words, distances);
+      take_best(
+          shortlist, examined, [&](int64_t i) { return static_cast<int64_t>(distances[i]); }, 32 * in_.words,
+          wanted, scratch_.start, out);
+    }
+  }
+
+  const Lookup& in_;
+  Scratch& scratch_;
+  decltype(HashKernels::hamming) const hamming_;
+};
+
+// Null if there is no tensor.
+const int32_t* codes_of(const std::optional<Tensor>& codes) {
+  return codes.has_value() ? codes->const_data_ptr<int32_t>() : nullptr;
+}
+
+Lookup checked_lookup(const Tensor& ids, const Tensor& counts, const std::optional<Tensor>& row_codes,
+                      const Tensor& buckets, int64_t max_candidates, int64_t min_matches, bool vanilla,
+                      const std::optional<Tensor>& query_codes) {
   check_tables(ids, counts);
   TORCH_LSH_CHECK(buckets.dim() == 2 || buckets.dim() == 3, "buckets has shape ", shape_of(buckets),
                   "; wanted [B, L] or [B, L, P]");
@@ -363,99 +497,43 @@ Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional
       check_size(*row_codes, "row_codes", 1, num_tables);
     }
   } else {
-    TORCH_LSH_CHECK(!query_codes.has_value(), "query_codes came without row_codes to compare with");
+    TORCH_LSH_CHECK(!query_codes.has_value(), "query_codes is given without row_codes; wanted both or none");
   }
   TORCH_LSH_CHECK(max_candidates >= 1, "max_candidates is ", max_candidates, "; wanted at least 1");
   TORCH_LSH_CHECK(num_tables * probes * bucket_size < int64_t{1} << 30, "ids has shape ", shape_of(ids),
-                  "; wanted fewer than 2^30 entries in the probed buckets of all tables");
-  const int64_t batch = buckets.size(0);
-  const auto* bucket = buckets.const_data_ptr<int32_t>();
-  check_buckets(bucket, buckets.numel(), num_buckets, "buckets", probes > 1 ? -1 : 0);
-  Tensor candidates = torch::stable::empty({batch, max_candidates}, ScalarType::Long);
-  const auto* id = ids.const_data_ptr<int32_t>();
-  const auto* count = counts.const_data_ptr<int32_t>();
-  const auto* codes = row_codes.has_value() ? row_codes->const_data_ptr<int32_t>() : nullptr;
-  const auto* sketch = query_codes.has_value() ? query_codes->const_data_ptr<int32_t>() : nullptr;
-  auto* out = candidates.mutable_data_ptr<int64_t>();
-  const auto hamming = kernels<HashKernels>().hamming;
+                  "; wanted fewer than 2^30 entries in the probed buckets of a query");
+  const auto* probed = buckets.const_data_ptr<int32_t>();
+  check_buckets(probed, buckets.numel(), num_buckets, "buckets", probes > 1 ? -1 : 0);
+  return {ids.const_data_ptr<int32_t>(),
+          counts.const_data_ptr<int32_t>(),
+          probed,
+          codes_of(row_codes),
+          codes_of(query_codes),
+          num_tables,
+          num_buckets,
+          bucket_size,
+          probes,
+          num_rows,
+          words,
+          max_candidates,
+          min_matches,
+          vanilla};
+}
 
-  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-    thread_local Tally tally;
-    thread_local std::vector<int32_t> own, shortlist, distances, matching, matches;
-    thread_local std::vector<int64_t> start;
-    const int64_t reachable = num_tables * probes * bucket_size;
-    tally.reserve(reachable);
-    shortlist.resize(reachable);
-    distances.resize(reachable);
-    own.resize(num_tables);
-    const auto add = [&](int32_t row) {
-      // Tables that somebody filled by hand may hold anything.
-      if (codes == nullptr || (row >= 0 && row < num_rows)) tally.add(row);
-    };
-    const auto prefetch = [&](int64_t b) {
-      for (int64_t t = 0; t < num_tables; ++t) {
-        const int64_t number = t * num_buckets + std::max(bucket[(b * num_tables + t) * probes], 0);
-        __builtin_prefetch(count + number);
-        for (int64_t i = 0; i < bucket_size; i += kLine / 4)
-          __builtin_prefetch(id + number * bucket_size + i);
-      }
-    };
-    if (begin < end) prefetch(begin);
+Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional<Tensor>& row_codes,
+                    const Tensor& buckets, int64_t max_candidates, int64_t min_matches, bool vanilla,
+                    const std::optional<Tensor>& query_codes) {
+  const Lookup lookup =
+      checked_lookup(ids, counts, row_codes, buckets, max_candidates, min_matches, vanilla, query_codes);
+  Tensor candidates = torch::stable::empty({buckets.size(0), max_candidates}, ScalarType::Long);
+  auto* out = candidates.mutable_data_ptr<int64_t>();
+  torch::stable::parallel_for(0, buckets.size(0), 1, [&](int64_t begin, int64_t end) {
+    thread_local Scratch scratch;
+    Search search(lookup, scratch);
+    if (begin < end) search.prefetch(begin);
     for (int64_t b = begin; b < end; ++b) {
-      if (b + 1 < end) prefetch(b + 1);
-      const int32_t* const mine = bucket + b * num_tables * probes;
-      for (int64_t t = 0; t < num_tables; ++t) own[t] = mine[t * probes];
-      // Among equals the first seen wins: start at a table and an entry that depend on the
-      // sample's buckets, so that neither the first table nor low ids are preferred.
-      uint64_t salt = 0;
-      for (int64_t t = 0; t < num_tables; ++t) salt = mix(salt + static_cast<uint64_t>(own[t]));
-      const int64_t first_table = random_below(salt, 0, num_tables);
-      for (int64_t i = 0; i < num_tables * probes; ++i) {
-        if (vanilla && tally.size() >= max_candidates) break;
-        // The nearest bucket of every table before the second nearest of any.
-        const int64_t t = (first_table + i) % num_tables, p = i / num_tables;
-        const int32_t* const of_table = mine + t * probes;
-        // Different codes may share a bucket where there are fewer buckets than codes.
-        if (of_table[p] < 0 || std::find(of_table, of_table + p, of_table[p]) != of_table + p) continue;
-        const int64_t number = t * num_buckets + of_table[p];
-        const int32_t* rows = id + number * bucket_size;
-        const int64_t fill = std::clamp<int64_t>(count[number], 0, bucket_size);
-        const int64_t first = random_below(salt, static_cast<uint64_t>(t + 1), fill);
-        for (int64_t j = first; j < fill; ++j) add(rows[j]);
-        for (int64_t j = 0; j < first; ++j) add(rows[j]);
-      }
-      int64_t* const best = out + b * max_candidates;
-      const int32_t* found = tally.ids();
-      const int32_t* shared = tally.counts();
-      int64_t size = tally.size();
-      if (min_matches > 1) {
-        matching.clear();
-        matches.clear();
-        for (int64_t i = 0; i < size; ++i)
-          if (shared[i] >= min_matches) {
-            matching.push_back(found[i]);
-            matches.push_back(shared[i]);
-          }
-        found = matching.data();
-        shared = matches.data();
-        size = static_cast<int64_t>(matching.size());
-      }
-      const auto unshared = [&](int64_t i) { return num_tables - std::min<int64_t>(shared[i], num_tables); };
-      if (vanilla) {
-        take_best(found, size, [](int64_t) { return int64_t{0}; }, 0, max_candidates, start, best);
-      } else if (codes == nullptr) {
-        take_best(found, size, unshared, num_tables, max_candidates, start, best);
-      } else {
-        // Reading the codes of a row is a cache miss: only those in most buckets get this far.
-        const int64_t examined = std::min(size, kExamined * max_candidates);
-        take_best(found, size, unshared, num_tables, examined, start, shortlist.data());
-        hamming(sketch == nullptr ? own.data() : sketch + b * words, codes, shortlist.data(), examined, words,
-                distances.data());
-        take_best(
-            shortlist.data(), examined, [&](int64_t i) { return static_cast<int64_t>(distances[i]); },
-            32 * words, max_candidates, start, best);
-      }
-      tally.clear();
+      if (b + 1 < end) search.prefetch(b + 1);
+      search.run(b, out + b * max_candidates);
     }
   });
   return candidates;

@@ -1,9 +1,9 @@
-// Tasks that threads share: parallel_for for tasks of some ten microseconds, where one thread may take longer
-// than another (its core is slower, or has other work, such as that of a DataLoader).
+// Work stealing: a parallel_for for tasks of about ten microseconds on cores of unequal speed (heterogeneous,
+// or shared with, say, a DataLoader).
 //
-// Each thread has a part of its own and takes it in order, so that it finds in its cache what it left there
-// in the operator before; when that is done it takes over tasks of the other threads, last ones first. Which
-// thread runs a task, and when, is open: results must depend on neither.
+// Each thread runs its own part in order, which finds the previous operator's data in its cache, then steals
+// from the other threads, last tasks first. Any thread may run any task at any time; results must not depend
+// on it.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -22,7 +22,7 @@ class TaskQueues {
       parts_[i].left = pack(tasks * i / threads, tasks * (i + 1) / threads);
   }
 
-  // Thread-safe. The next task for the thread whose part is `own`, or -1: none is left.
+  // Thread-safe. The next task for the owner of part `own`; -1 after the last.
   int64_t take(int64_t own) {
     int64_t task = take_first(parts_[own]);
     for (size_t i = 1; task < 0 && i < parts_.size(); ++i)
@@ -31,9 +31,9 @@ class TaskQueues {
   }
 
  private:
-  // On a cache line of its own, which other threads touch only when they have nothing else to do.
+  // A cache line each: other threads touch it only to steal.
   struct alignas(64) Part {
-    std::atomic<uint64_t> left;  // as pack() makes it
+    std::atomic<uint64_t> left;  // pack(begin, end)
   };
 
   static uint64_t pack(uint64_t begin, uint64_t end) { return end << 32 | begin; }
@@ -61,8 +61,8 @@ class TaskQueues {
   std::vector<Part> parts_;
 };
 
-// Calls work(next) in each thread; next() is one of the tasks 0 .. tasks - 1 (fewer than 2^32), or -1 when
-// none is left.
+// Calls work(next) in each thread. next() returns one of the tasks 0 .. tasks - 1 (fewer than 2^32); -1 after
+// the last.
 template <typename Work>
 void share_tasks(int64_t tasks, const Work& work) {
   const int64_t threads = std::min<int64_t>(tasks, torch::stable::get_num_threads());

@@ -1,10 +1,9 @@
-// linear_topk: the k largest outputs of a linear layer without the outputs; rows_topk: the same among
-// candidates.
+// linear_topk: the k largest outputs of a linear layer, without materializing the outputs. rows_topk: the
+// same among candidate rows.
 //
-// Rows are split over threads, each of which goes through its rows block by block: the logits of a block stay
-// in the cache, and one vector comparison with the k-th best value so far rules nearly all of them out. The
-// parts' best are merged at the end. The result is a function of the logits alone: the largest first, NaN
-// above all, and the lower class among equals.
+// Threads share the rows and process them block by block: the logits of a block stay in cache, and a vector
+// comparison with the k-th best value so far discards nearly all of them. The threads' best are merged at the
+// end. Results depend on the logits only: largest first, NaN first of all, lower class first among equals.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -23,10 +22,10 @@
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kBlockRows = 32;  // their logits for a group of samples stay in the first-level cache
-constexpr int64_t kAhead = 8;       // candidates that are asked for before they are multiplied
+constexpr int64_t kBlockRows = 32;  // the logits of a block and a group of samples fit in L1
+constexpr int64_t kAhead = 8;       // prefetch distance, in candidates
 
-// The k best of each of some samples, as heaps with the worst on top. One per thread.
+// The k best of each sample, as heaps with the worst on top. Not thread-safe: one per thread.
 template <typename Value>
 class Best {
   using Key = typename Rank<Value>::Key;
@@ -47,7 +46,7 @@ class Best {
     }
   }
 
-  // What passes !(value <= threshold) may be among the best: everything passes NaN, only NaN passes infinity.
+  // Values with !(value <= threshold) may be among the best: all values if NaN, only NaN if infinity.
   Value threshold(int64_t sample) const {
     const std::vector<Key>& heap = keys_[sample];
     if (static_cast<int64_t>(heap.size()) < k_) return std::numeric_limits<Value>::quiet_NaN();
@@ -62,7 +61,7 @@ class Best {
   std::vector<std::vector<Key>> keys_;
 };
 
-// Writes the k best of what the parts found for a sample, padded with -1 and -inf.
+// Merges the parts' best of a sample: writes the k best, padded with -1 and -inf.
 template <typename Value>
 void merge(const std::vector<Best<Value>>& parts, int64_t sample, int64_t k, Value* values,
            int64_t* indices) {
@@ -80,7 +79,7 @@ void merge(const std::vector<Best<Value>>& parts, int64_t sample, int64_t k, Val
   std::fill(indices + found, indices + k, -1);
 }
 
-// Weights are stored as T, samples and biases as SampleOf<T>.
+// A linear layer. Weights are stored as T, samples and biases as SampleOf<T>.
 template <typename T>
 struct Layer {
   using X = SampleOf<T>;
@@ -92,7 +91,7 @@ struct Layer {
   const X* bias;       // null: zeros
   int64_t num_rows, width;
 
-  // The logits of `count` rows. Thread-safe: everything that is written belongs to the caller.
+  // The logits of `count` rows. Thread-safe.
   void logits(int64_t begin, int64_t count, const Value* packed, int64_t samples, const Value* expanded,
               const Value* biases, Value* out) const {
     kernel.multiply(weight + begin * width, count, width, packed, samples,
@@ -107,8 +106,73 @@ struct Layer {
 // Samples that are multiplied together.
 struct Group {
   int64_t first, samples, lanes, period;
-  int64_t packed, thresholds;  // where its numbers begin
+  int64_t packed, thresholds;  // offsets of its packed samples and its thresholds
 };
+
+struct Groups {
+  std::vector<Group> list;
+  int64_t packed_size = 0, lanes = 0;  // of all groups
+  bool panels = false;                 // some group takes whole vectors of lanes
+};
+
+// Groups of nearly equal numbers of vectors: full ones and a small last one would be slower.
+template <typename T>
+Groups make_groups(const TopkKernels<T>& kernel, int64_t batch, int64_t width) {
+  Groups groups;
+  const int64_t count = (batch + kernel.largest_group - 1) / kernel.largest_group;
+  const int64_t vectors = (batch + kernel.vector - 1) / kernel.vector;
+  for (int64_t g = 0, first = 0; g < count; ++g) {
+    const int64_t end = std::min(batch, vectors * (g + 1) / count * kernel.vector);
+    const int64_t samples = end - first;
+    const int64_t lanes = kernel.lanes(samples), period = std::max(lanes, kernel.vector);
+    groups.list.push_back({first, samples, lanes, period, groups.packed_size, groups.lanes});
+    groups.packed_size += kernel.packed_size(samples, width);
+    groups.lanes += period;
+    groups.panels |= lanes >= kernel.vector;
+    first = end;
+  }
+  return groups;
+}
+
+// Offers the logits of the rows of some blocks to `best`.
+template <typename T>
+void search_blocks(const Layer<T>& layer, const Groups& groups, const SumOf<T>* packed, int64_t first_block,
+                   int64_t last_block, Best<SumOf<T>>& best) {
+  using Value = SumOf<T>;
+  const auto& kernel = layer.kernel;
+  const int64_t width = layer.width;
+  thread_local std::vector<Value> thresholds, expanded, biases, logits;
+  thread_local std::vector<int32_t> hits;
+  thresholds.assign(groups.lanes, std::numeric_limits<Value>::infinity());
+  expanded.resize(kernel.expand != nullptr && groups.panels ? kBlockRows * width : 0);
+  biases.resize(kBlockRows);
+  logits.resize(kBlockRows * kernel.largest_group);
+  hits.resize(logits.size() + 1);
+  const auto update_threshold = [&](const Group& group, int64_t s) {
+    const Value threshold = best.threshold(group.first + s);
+    for (int64_t lane = s; lane < group.period; lane += group.lanes)
+      thresholds[group.thresholds + lane] = threshold;
+  };
+  for (const Group& group : groups.list)
+    for (int64_t s = 0; s < group.samples; ++s) update_threshold(group, s);
+  for (int64_t block = first_block; block < last_block; ++block) {
+    const int64_t row = block * kBlockRows, count = std::min(kBlockRows, layer.num_rows - row);
+    layer.biases(row, count, biases.data());
+    if (!expanded.empty()) kernel.expand(layer.weight + row * width, count * width, expanded.data());
+    for (const Group& group : groups.list) {
+      layer.logits(row, count, packed + group.packed, group.samples, expanded.data(), biases.data(),
+                   logits.data());
+      const int64_t found = kernel.scan(logits.data(), count * group.lanes,
+                                        thresholds.data() + group.thresholds, group.period, hits.data());
+      for (int64_t i = 0; i < found; ++i) {
+        const int64_t r = hits[i] / group.lanes, s = hits[i] % group.lanes;
+        if (s >= group.samples) continue;  // padding: NaN if the row has NaN
+        best.offer(group.first + s, logits[hits[i]], row + r);
+        update_threshold(group, s);
+      }
+    }
+  }
+}
 
 template <typename T>
 void search(const Layer<T>& layer, const SampleOf<T>* x, int64_t batch, int64_t k, SumOf<T>* values,
@@ -116,73 +180,29 @@ void search(const Layer<T>& layer, const SampleOf<T>* x, int64_t batch, int64_t 
   using Value = SumOf<T>;
   const auto& kernel = layer.kernel;
   const int64_t width = layer.width;
-  std::vector<Group> groups;
-  int64_t packed_size = 0, lanes_size = 0;
-  bool panels = false;
-  const int64_t num_groups = (batch + kernel.largest_group - 1) / kernel.largest_group;
-  const int64_t vectors = (batch + kernel.vector - 1) / kernel.vector;
-  for (int64_t g = 0, first = 0; g < num_groups; ++g) {
-    // Groups of nearly the same number of vectors: full ones and a small one would be slower.
-    const int64_t end = std::min(batch, vectors * (g + 1) / num_groups * kernel.vector);
-    const int64_t samples = end - first;
-    const int64_t lanes = kernel.lanes(samples), period = std::max(lanes, kernel.vector);
-    groups.push_back({first, samples, lanes, period, packed_size, lanes_size});
-    packed_size += kernel.packed_size(samples, width);
-    lanes_size += period;
-    panels |= lanes >= kernel.vector;
-    first = end;
-  }
-  std::vector<Value> packed(packed_size);
-  torch::stable::parallel_for(0, static_cast<int64_t>(groups.size()), 4, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g)
-      kernel.pack(x + groups[g].first * width, groups[g].samples, width, packed.data() + groups[g].packed);
-  });
-
+  const Groups groups = make_groups(kernel, batch, width);
+  std::vector<Value> packed(groups.packed_size);
+  torch::stable::parallel_for(
+      0, static_cast<int64_t>(groups.list.size()), 4, [&](int64_t begin, int64_t end) {
+        for (int64_t g = begin; g < end; ++g) {
+          const Group& group = groups.list[g];
+          kernel.pack(x + group.first * width, group.samples, width, packed.data() + group.packed);
+        }
+      });
   const int64_t blocks = (layer.num_rows + kBlockRows - 1) / kBlockRows;
   const int64_t num_parts = std::min<int64_t>(blocks, torch::stable::get_num_threads());
   std::vector<Best<Value>> parts(num_parts, Best<Value>(batch, k));
   torch::stable::parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
-    thread_local std::vector<Value> thresholds, expanded, biases, logits;
-    thread_local std::vector<int32_t> hits;
-    expanded.resize(kernel.expands && panels ? kBlockRows * width : 0);
-    biases.resize(kBlockRows);
-    logits.resize(kBlockRows * kernel.largest_group);
-    hits.resize(logits.size() + 1);
-    for (int64_t part = begin; part < end; ++part) {
-      Best<Value>& best = parts[part];
-      thresholds.assign(lanes_size, std::numeric_limits<Value>::infinity());
-      const auto update_threshold = [&](const Group& group, int64_t s) {
-        const Value threshold = best.threshold(group.first + s);
-        for (int64_t lane = s; lane < group.period; lane += group.lanes)
-          thresholds[group.thresholds + lane] = threshold;
-      };
-      for (const Group& group : groups)
-        for (int64_t s = 0; s < group.samples; ++s) update_threshold(group, s);
-      for (int64_t block = blocks * part / num_parts; block < blocks * (part + 1) / num_parts; ++block) {
-        const int64_t row = block * kBlockRows, count = std::min(kBlockRows, layer.num_rows - row);
-        layer.biases(row, count, biases.data());
-        if (!expanded.empty()) kernel.expand(layer.weight + row * width, count * width, expanded.data());
-        for (const Group& group : groups) {
-          layer.logits(row, count, packed.data() + group.packed, group.samples, expanded.data(),
-                       biases.data(), logits.data());
-          const int64_t found = kernel.scan(logits.data(), count * group.lanes,
-                                            thresholds.data() + group.thresholds, group.period, hits.data());
-          for (int64_t i = 0; i < found; ++i) {
-            const int64_t r = hits[i] / group.lanes, s = hits[i] % group.lanes;
-            if (s >= group.samples) continue;  // padding of NaN rows
-            best.offer(group.first + s, logits[hits[i]], row + r);
-            update_threshold(group, s);
-          }
-        }
-      }
-    }
+    for (int64_t part = begin; part < end; ++part)
+      search_blocks(layer, groups, packed.data(), blocks * part / num_parts, blocks * (part + 1) / num_parts,
+                    parts[part]);
   });
   torch::stable::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) merge(parts, b, k, values + b * k, indices + b * k);
   });
 }
 
-// The rows of each sample are cut into as many segments as keep all threads busy.
+// Splits the rows of each sample into segments, enough to keep all threads busy.
 template <typename T>
 void search_rows(const Layer<T>& layer, const SampleOf<T>* x, const int64_t* rows, int64_t batch,
                  int64_t candidates, int64_t k, SumOf<T>* values, int64_t* indices) {
@@ -233,14 +253,14 @@ void check(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& b
     check_size(*bias, "bias", 0, weight.size(0));
   }
   TORCH_LSH_CHECK(scale.has_value() == quantized, "scale is ", scale.has_value() ? "given" : "missing",
-                  "; wanted with weights of dtype Char and no others");
+                  "; wanted with weights of dtype Char, and only then");
   if (quantized) {
     check_operand(*scale, "scale", 1, ScalarType::Float);
     check_size(*scale, "scale", 0, weight.size(0));
   }
 }
 
-// Calls run(layer, samples, values) with the types of the arguments, which have been checked.
+// Calls run(layer, samples, values) with the element types of the checked arguments.
 template <typename Run>
 void with_layer(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                 const std::optional<Tensor>& scale, Tensor& values, const Run& run) {

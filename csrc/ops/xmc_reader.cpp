@@ -1,9 +1,9 @@
-// parse_xmc: lines of the XMC repository's text format, `label,label feature:value feature:value ...`, into
-// CSR arrays.
+// parse_xmc: parses the XMC repository's text format, `label,label feature:value feature:value ...`, into CSR
+// arrays.
 //
-// The caller streams the file in blocks that end at a line end. A block is cut into one piece per thread,
-// again at line ends; each thread parses its piece into arrays of its own, which are joined in order, so the
-// result does not depend on the number of threads. An error is reported for the first bad line.
+// The caller streams the file in blocks of whole lines. A block is cut into one piece of whole lines per
+// thread; the arrays of all pieces are joined in order, so results do not depend on the number of threads.
+// Reports the first bad line.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -38,19 +38,14 @@ std::string shown(const char* begin, const char* end) {
   return "'" + text + "'";
 }
 
-// Reads an id below `bound`; false with an error text if there is none.
+// Reads an id below `bound`; returns false and sets `error` if there is none.
 bool read_id(const char*& at, const char* end, int64_t bound, const char* what, int32_t& id,
              std::string& error) {
   int64_t number = -1;
   const auto [rest, status] = std::from_chars(at, end, number);
-  if (rest == at) {
-    error = std::string(what) + " expected at " + shown(at, end);
-    return false;
-  }
-  if (status != std::errc() || number < 0 || number >= bound) {
-    error =
-        std::string(what) + " is " + std::string(at, std::min(rest, at + 20)) +
-        (bound > 0 ? "; wanted 0 to " + std::to_string(bound - 1) : ", but the header says there are none");
+  if (rest == at || status != std::errc() || number < 0 || number >= bound) {
+    error = std::string(what) + " is " + shown(at, rest == at ? end : rest) + "; wanted " +
+            (bound > 0 ? "0 to " + std::to_string(bound - 1) : "none, as the header says");
     return false;
   }
   id = static_cast<int32_t>(number);
@@ -58,10 +53,10 @@ bool read_id(const char*& at, const char* end, int64_t bound, const char* what, 
   return true;
 }
 
-// Reads a float32, correctly rounded; false if there is none in its range.
+// Reads a float32, correctly rounded; returns false if there is none, or it overflows.
 bool read_value(const char*& at, const char* end, float& value) {
-  // Most values are plain decimals of few digits: digits and power of ten are exact as floats, so that their
-  // quotient is rounded once.
+  // Fast path: up to seven digits and their power of ten are exact as floats, so the quotient is rounded
+  // once.
   static constexpr float kPowers[] = {1e0f, 1e1f, 1e2f, 1e3f, 1e4f, 1e5f, 1e6f, 1e7f};
   constexpr int kDigits = 7;  // 10^7 < 2^24
   const char* p = at;
@@ -83,7 +78,7 @@ bool read_value(const char*& at, const char* end, float& value) {
   const char* start = at;
   if (end - at > 1 && at[0] == '+' && at[1] != '-') ++start;
   const auto [rest, status] = std::from_chars(start, end, value);
-  if (status == std::errc::result_out_of_range) {  // so small that it is 0, or too large
+  if (status == std::errc::result_out_of_range) {  // underflow, or overflow
     double wide = 0;
     if (std::from_chars(start, end, wide).ec != std::errc() || std::abs(wide) > 1) return false;
     value = static_cast<float>(wide);
@@ -94,7 +89,7 @@ bool read_value(const char*& at, const char* end, float& value) {
   return true;
 }
 
-// Parses one line without its line end; appends a row or sets piece.error.
+// Parses one line, without its line end: appends a row, or sets piece.error.
 void parse_line(const char* at, const char* end, int64_t num_features, int64_t num_labels, Piece& piece) {
   while (end > at && is_blank(end[-1])) --end;
   const size_t labels_before = piece.labels.size(), features_before = piece.features.size();
@@ -106,14 +101,15 @@ void parse_line(const char* at, const char* end, int64_t num_features, int64_t n
   };
   std::string error;
   int32_t id = 0;
-  // The first word holds labels unless it has a colon: a row without labels starts with a blank or a feature.
+  // The first word holds labels unless it has a colon. A row without labels starts with a blank or a feature.
   const char* word_end = std::find_if(at, end, is_blank);
   if (at < end && word_end != at && std::find(at, word_end, ':') == word_end) {
     while (true) {
-      if (!read_id(at, word_end, num_labels, "a label", id, error)) return fail_with(error);
+      if (!read_id(at, word_end, num_labels, "label", id, error)) return fail_with(error);
       piece.labels.push_back(id);
       if (at == word_end) break;
-      if (*at != ',') return fail_with("a comma expected between labels at " + shown(at, word_end));
+      if (*at != ',')
+        return fail_with("separator is " + shown(at, word_end) + "; wanted a comma between labels");
       ++at;
     }
   }
@@ -122,13 +118,15 @@ void parse_line(const char* at, const char* end, int64_t num_features, int64_t n
     if (at == end) break;
     const char* start = at;
     word_end = std::find_if(at, end, is_blank);
-    if (!read_id(at, word_end, num_features, "a feature", id, error)) return fail_with(error);
-    if (at == word_end || *at != ':') return fail_with("feature:value expected at " + shown(start, word_end));
+    if (!read_id(at, word_end, num_features, "feature", id, error)) return fail_with(error);
+    if (at == word_end || *at != ':')
+      return fail_with("entry is " + shown(start, word_end) + "; wanted feature:value");
     ++at;
     float value = 0;
     if (!read_value(at, word_end, value) || at != word_end)
-      return fail_with("a float32 number expected after the colon in " + shown(start, word_end));
-    if (!std::isfinite(value)) return fail_with("a finite value expected in " + shown(start, word_end));
+      return fail_with("entry is " + shown(start, word_end) + "; wanted a float32 number after the colon");
+    if (!std::isfinite(value))
+      return fail_with("entry is " + shown(start, word_end) + "; wanted a finite value");
     piece.features.push_back(id);
     piece.values.push_back(value);
   }
@@ -155,8 +153,8 @@ Tensor join(const std::vector<Piece>& pieces, std::vector<T> Piece::* field, Sca
   return joined;
 }
 
-// Returns (features per row, features, values, labels per row, labels, error). An error text, without a line
-// number, belongs to the line after the rows that are returned.
+// Returns (features per row, features, values, labels per row, labels, error). The error, if any, belongs to
+// the line after the rows returned.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::string> parse_xmc(const Tensor& text,
                                                                           int64_t num_features,
                                                                           int64_t num_labels) {

@@ -12,12 +12,12 @@ import unicodedata
 
 
 def is_word(code: int) -> bool:
-    """Letters, marks and numbers; everything else separates words."""
+    """Whether a code point is a letter, mark or number; all others separate words."""
     return unicodedata.category(chr(code))[0] in "LMN"
 
 
 def lower(code: int) -> int:
-    """The lower case of one code point by itself: its first code point where Unicode gives several (only U+0130)."""
+    """The lower case of a code point; the first code point if Unicode maps it to several (only U+0130)."""
     return ord(chr(code).lower()[0])
 
 
@@ -32,7 +32,7 @@ def word_ranges() -> list[tuple[int, int]]:
 
 
 def lower_ranges() -> list[tuple[int, int, int, int]]:
-    """``(first, last, stride, difference)``: every stride-th code point from first to last has that difference."""
+    """``(first, last, stride, difference)``: lower(code) = code + difference for every stride-th code point."""
     ranges: list[tuple[int, int, int, int]] = []
     for code in (code for code in range(sys.maxunicode + 1) if lower(code) != code):
         difference = lower(code) - code
@@ -59,8 +59,6 @@ if __name__ == "__main__":
 
 namespace torch_lsh::unicode {{
 
-inline constexpr char kVersion[] = "{unicodedata.unidata_version}";
-
 struct WordRange {{
   uint32_t first, last;
 }};
@@ -77,7 +75,7 @@ struct LowerRange {{
   int32_t difference;
 }};
 
-// Every stride-th code point from first to last has a lower case that lies so far away.
+// The lower case of every stride-th code point from first to last is code + difference.
 // clang-format off
 inline constexpr LowerRange kLower[] = {{
 {rows(lower_ranges(), 4)}

@@ -5,8 +5,6 @@
 
 namespace torch_lsh::unicode {
 
-inline constexpr char kVersion[] = "14.0.0";
-
 struct WordRange {
   uint32_t first, last;
 };
@@ -179,7 +177,7 @@ struct LowerRange {
   int32_t difference;
 };
 
-// Every stride-th code point from first to last has a lower case that lies so far away.
+// The lower case of every stride-th code point from first to last is code + difference.
 // clang-format off
 inline constexpr LowerRange kLower[] = {
     {0x41, 0x5a, 1, 0x20}, {0xc0, 0xd6, 1, 0x20}, {0xd8, 0xde, 1, 0x20}, {0x100, 0x12e, 2, 1},

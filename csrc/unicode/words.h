@@ -1,7 +1,7 @@
 // Words of UTF-8 text: runs of letters, marks and numbers, as lower-case code points.
 //
-// Everything is spelled out here (decoding, character classes, lower-casing), so that a text has the same
-// words on every platform and in every locale. Bytes that are not valid UTF-8 separate words.
+// Decoding, character classes and lower-casing are implemented here, so that a text has the same words on
+// every platform and in every locale. Invalid UTF-8 separates words.
 #pragma once
 
 #include <algorithm>
@@ -13,12 +13,13 @@
 
 namespace torch_lsh::unicode {
 
-// Decodes one code point and moves on; an invalid byte (RFC 3629) is stepped over alone and gives -1.
+// Decodes one code point (RFC 3629) and advances `at`. Returns -1 for an invalid byte, which is skipped
+// alone.
 inline int32_t decode(const uint8_t*& at, const uint8_t* end) {
   const uint8_t lead = *at++;
   if (lead < 0x80) return lead;
   int more = 0;
-  uint8_t low = 0x80, high = 0xbf;  // of the second byte: keeps out overlong forms, surrogates and > U+10FFFF
+  uint8_t low = 0x80, high = 0xbf;  // of the second byte: excludes overlong forms, surrogates, > U+10FFFF
   int32_t code = 0;
   if (lead >= 0xc2 && lead <= 0xdf) {
     more = 1, code = lead & 0x1f;
@@ -43,7 +44,7 @@ inline int32_t decode(const uint8_t*& at, const uint8_t* end) {
   return code;
 }
 
-// The range that may hold `code`: the last one that begins at or before it; null if there is none.
+// The only range that may contain `code`, the last one that begins at or before it; null if none does.
 template <typename Range, size_t N>
 constexpr const Range* range_of(const Range (&ranges)[N], uint32_t code) {
   const Range* after = std::upper_bound(std::begin(ranges), std::end(ranges), code,
@@ -60,14 +61,14 @@ constexpr uint32_t look_up(uint32_t code) {
   return code + static_cast<uint32_t>(lower->difference);
 }
 
-// Latin, Greek, Cyrillic, Hebrew and Arabic (what UTF-8 writes with one or two bytes) without a search.
+// Table for all code points of one or two UTF-8 bytes: Latin, Greek, Cyrillic, Hebrew, Arabic.
 inline constexpr auto kCommon = [] {
   std::array<uint16_t, 0x800> table{};
   for (uint32_t code = 0; code < table.size(); ++code) table[code] = static_cast<uint16_t>(look_up(code));
   return table;
 }();
 
-// The same for a decoded code point, -1 included.
+// look_up of a result of decode, by table where possible; 0 for -1.
 inline uint32_t word_character(int32_t code) {
   if (code < 0) return 0;
   const uint32_t c = static_cast<uint32_t>(code);

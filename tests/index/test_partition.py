@@ -221,7 +221,7 @@ def test_operators_of_a_partition_refuse_bad_input():
         ops.update_partition(*store._replace(next=store.next + 500), *update)
     query = [torch.randn(2, 16), torch.randn(2, 4), torch.randn(4, 16), *store[:5], 7, 50]
     for position, value, message in (
-        (0, torch.randn(2, 32), "x has shape \\[2, 32\\]; wanted 1 to 4 bits for each column in 2 bytes"),
+        (0, torch.randn(2, 32), "x has shape \\[2, 32\\]; wanted 1 to 4 bits per column in the 2 bytes of a code"),
         (1, torch.randn(2, 5), "scores has shape \\[2, 5\\]; wanted 4 in dimension 1"),
         (8, 0, "max_candidates is 0; wanted at least 1"),
         (9, 0, "examined is 0; wanted at least 1"),

@@ -1,4 +1,4 @@
-"""Row-sparse optimizer steps on float32 and float64 at every instruction-set level. (tests/optim has bfloat16.)"""
+"""Row-sparse optimizer steps at every instruction-set level. (tests/optim has stochastic rounding.)"""
 
 from __future__ import annotations
 
@@ -55,3 +55,90 @@ def test_same_bits_for_any_number_of_threads(rule):
         results.append(step(ops, rule, torch.float32, True))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+def adam_arguments(shape, dtype):
+    """Those of a step without missed decay; the moments of a bfloat16 parameter are float32."""
+    state_dtype = torch.float32 if dtype is torch.bfloat16 else dtype
+    rows = torch.randperm(shape[0])[: shape[0] // 2 + 1].sort()[0]
+    moments = [torch.randn(shape).to(state_dtype), torch.rand(shape).to(state_dtype)]
+    return [torch.randn(shape).to(dtype), *moments, rows, torch.randn(len(rows), *shape[1:]).to(dtype), None, *ADAM]
+
+
+def check_adam(shape, dtype):
+    ours = adam_arguments(shape, dtype)
+    wide = ours[1].dtype
+    theirs = [a.to(wide, copy=True) if torch.is_tensor(a) and a.is_floating_point() else a for a in ours]
+    ops.row_sparse_adam_(*ours, False, True)
+    twins.row_sparse_adam_(*theirs, False, True)
+    torch.testing.assert_close(ours[1:3], theirs[1:3])
+    rounding = {"rtol": 2**-8, "atol": 1e-6} if dtype is torch.bfloat16 else {}
+    torch.testing.assert_close(ours[0].to(wide), theirs[0], **rounding)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (50,), (10, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_adam_takes_any_shape(dtype, shape):
+    check_adam(shape, dtype)
+
+
+def test_adam_rounds_bfloat16_to_nearest(simd_level):
+    check_adam((300, 33), torch.bfloat16)
+
+
+def test_same_bits_in_bfloat16_for_any_number_of_threads():
+    arguments = adam_arguments((3000, 64), torch.bfloat16)
+    results = []
+    for threads in (1, 2, 5, 8, 8):
+        torch.set_num_threads(threads)
+        copies = [a.clone() if torch.is_tensor(a) else a for a in arguments]
+        ops.row_sparse_adam_(*copies, False, False)
+        results.append(copies[:3])
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0]))
+
+
+def test_operators_raise_versions():
+    for arguments, op in [
+        ([*adam_arguments((9, 3), torch.float32), False, False], ops.row_sparse_adam_),
+        ([torch.rand(9, 3), torch.rand(9, 3), torch.tensor([2]), torch.rand(1, 3), 0.1, 0.9, 0.0, 0.0, False, False],
+         ops.row_sparse_sgd_),
+        ([torch.rand(9, 3), torch.rand(9, 3), torch.tensor([2]), torch.rand(1, 3), 0.1, 1e-8, 0.0, False],
+         ops.row_sparse_adagrad_),
+        ([torch.rand(9, 3), torch.rand(9, 3), torch.tensor([2]), torch.rand(1, 3), 0.1, 0.9, 0.99, 0.0, False],
+         ops.row_sparse_lion_),
+    ]:  # fmt: skip
+        before = arguments[0]._version, arguments[1]._version
+        op(*arguments)
+        assert arguments[0]._version > before[0]
+        assert arguments[1]._version > before[1]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, torch.randn(10, 6)[:, ::2], "parameter is not contiguous"),
+        (0, torch.randn(2, 3, 4), "parameter has shape"),
+        (0, torch.randn(10, 3).half(), "parameter has dtype Half"),
+        (1, torch.zeros(9, 3), r"first has shape \[9, 3\]; wanted 10"),
+        (2, torch.zeros(10, 3, dtype=torch.float64), "second has dtype Double; wanted Float"),
+        (3, torch.tensor([1, 10]), r"rows\[1\] is 10; wanted 0 to 9"),
+        (3, torch.tensor([-1, 1]), r"rows\[0\] is -1"),
+        (3, torch.tensor([2, 2]), r"rows\[1\] is 2 after 2; wanted strictly increasing"),
+        (3, torch.tensor([2, 1]), r"rows\[1\] is 1 after 2"),
+        (3, torch.tensor([1, 2], dtype=torch.int32), "rows has dtype Int; wanted Long"),
+        (4, torch.randn(3, 3), "gradient has shape"),
+        (4, torch.randn(2, 4), "gradient has shape"),
+        (4, torch.randn(2, 3).double(), "gradient has dtype Double"),
+        (5, torch.ones(2, 2, dtype=torch.float64), "decays has shape"),
+        (5, torch.ones(2, 3), "decays has dtype Float; wanted Double"),
+    ],
+)
+def test_adam_names_the_bad_argument_and_changes_nothing(place, value, message):
+    arguments = [torch.randn(10, 3), torch.zeros(10, 3), torch.zeros(10, 3), torch.tensor([1, 2]), torch.randn(2, 3)]
+    arguments += [None, 0.1, 0.9, 0.999, 1e-8, 0.0, 0.1, 0.1, False, False]
+    arguments[place] = value
+    before = [a.clone() for a in arguments[:3]]
+    with pytest.raises(RuntimeError, match=message):
+        ops.row_sparse_adam_(*arguments)
+    assert all(torch.equal(a, b) for a, b in zip(arguments[:3], before))

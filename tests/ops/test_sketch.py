@@ -43,8 +43,8 @@ SKETCH = (torch.zeros(2, 8), torch.zeros(2, 1, 64, dtype=torch.uint8), torch.zer
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ops.sketch_candidates(*SKETCH, 64, 1), "num_rows is 64; wanted what fills 2 blocks"),
-        (lambda: ops.sketch_candidates(*SKETCH, 129, 1), "num_rows is 129; wanted what fills 2 blocks"),
+        (lambda: ops.sketch_candidates(*SKETCH, 64, 1), "num_rows is 64; wanted 65 to 128"),
+        (lambda: ops.sketch_candidates(*SKETCH, 129, 1), "num_rows is 129; wanted 65 to 128"),
         (lambda: ops.sketch_candidates(*SKETCH, 100, 101), "count is 101; wanted 1 to 100"),
         (lambda: ops.sketch_candidates(torch.zeros(2, 16), *SKETCH[1:], 100, 1), r"x has shape \[2, 16\]; wanted 8"),
         (lambda: ops.sketch_candidates(SKETCH[0], SKETCH[1].int(), SKETCH[2], 100, 1), "codes has dtype Int"),

@@ -249,7 +249,7 @@ IDS, COUNTS, ROW_BUCKETS = torch.zeros(2, 4, 3, dtype=torch.int32), int32([0] * 
         (lambda: ops.build_tables(ROW_BUCKETS.long(), 2, 3, 0), "row_buckets has dtype Long; wanted Int"),
         (lambda: ops.build_tables(ROW_BUCKETS, 31, 3, 0), "bucket_bits is 31; wanted 0 to 30"),
         (lambda: ops.build_tables(ROW_BUCKETS, 2, 0, 0), "bucket_size is 0; wanted at least 1"),
-        (lambda: ops.insert_labels(IDS, COUNTS, int32([0, 0]), torch.tensor([[2]]), 2, 0), "labels holds row 2"),
+        (lambda: ops.insert_labels(IDS, COUNTS, int32([0, 0]), torch.tensor([[2]]), 2, 0), "labels holds 2"),
         (lambda: ops.insert_labels(IDS, COUNTS, int32([0, 4]), torch.tensor([[1]]), 2, 0), "buckets holds 4"),
         (lambda: ops.insert_labels(IDS, COUNTS, int32([0, 0]), torch.tensor([[1], [1]]), 2, 0), "labels has shape"),
         (lambda: ops.query_tables(IDS, COUNTS, None, int32([0, 0]), 1, 0), "min_matches is 0; wanted at least 1"),
@@ -259,7 +259,7 @@ IDS, COUNTS, ROW_BUCKETS = torch.zeros(2, 4, 3, dtype=torch.int32), int32([0] * 
         (lambda: ops.query_tables(IDS, COUNTS, None, int32(0, 0), 1), r"wanted \[B, L\] or \[B, L, P\]"),
         (
             lambda: ops.query_tables(IDS, COUNTS, None, int32([0, 0]), 1, 1, False, int32([0])),
-            "query_codes came without row_codes",
+            "query_codes is given without row_codes",
         ),
         (
             lambda: ops.query_tables(IDS, COUNTS, ROW_BUCKETS, int32([0, 0]), 1, 1, False, int32([0])),

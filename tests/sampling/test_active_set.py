@@ -89,7 +89,10 @@ def test_random_rows_are_uniform():
         ((torch.tensor([[1]]), torch.tensor([[1], [2]]), 10, 2, 1, 0, True), "candidates has shape"),
         ((torch.tensor([[1]]), torch.tensor([[1]]), 10, 2, 1, 0, False, torch.tensor([10])), "carried holds row 10"),
         ((torch.tensor([[1]]), torch.tensor([[1]]), 10, 2, 1, 0, False, torch.tensor([[1]])), "carried has shape"),
-        ((torch.tensor([[1]]), torch.tensor([[1]]), 10, 2, 1, 0, True, torch.tensor([1])), "carried came with"),
+        (
+            (torch.tensor([[1]]), torch.tensor([[1]]), 10, 2, 1, 0, True, torch.tensor([1])),
+            "carried is given with per_sample",
+        ),
     ],
 )
 def test_select_rows_names_the_bad_argument(arguments, message):

@@ -238,7 +238,7 @@ def test_names_the_bad_argument(call, message):
         ((NONE, None, torch.zeros(1).double(), 1, 0, False), "wanted at least 2 entries"),
         ((NONE, None, torch.zeros(4).double(), 1, 0, False), "cumulative runs from 0 to 0"),
         ((NONE, torch.arange(8), log_uniform(9), 2, 0, False), "order has shape"),
-        ((NONE, torch.arange(9) + 9, log_uniform(9), 2, 0, False), "order holds a row that does not exist"),
+        ((NONE, torch.arange(9) + 9, log_uniform(9), 2, 0, False), "order holds a row out of range"),
     ],
 )
 def test_draw_rows_names_the_bad_argument(arguments, message):

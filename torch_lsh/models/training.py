@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from .. import optim
 from ..data import XMCDataset, collate_xmc
 from ..io import load_archive, save_archive
+from ..progress import progress_bar
 
 FORMAT = "torch_lsh.XMCClassifier.fit/1"
 
@@ -81,11 +83,26 @@ class TrainingRun:
     def at_end_of_epoch(self) -> bool:
         return self.position == self.steps_per_epoch
 
+    @property
+    def steps_done(self) -> int:
+        """Steps since the first epoch began, those of the runs that it resumed included."""
+        return self.epoch * self.steps_per_epoch + self.position
+
     def batches(self, num_workers: int) -> DataLoader[Any]:
         """The batches that are left of the epoch."""
         schedule = self.schedule
         order = BatchOrder(len(self.dataset), schedule["batch_size"], schedule["seed"], self.epoch, self.position)
         return DataLoader(self.dataset, batch_sampler=order, collate_fn=collate_xmc, num_workers=num_workers)
+
+    def steps(self, num_workers: int, callbacks: Sequence[Callable[[], object]]) -> Iterator[None]:
+        """Trains on the batches that are left of the epoch, and times that; yields after every step."""
+        for features, labels in self.batches(num_workers):
+            start = time.perf_counter()
+            self.step(features, labels)
+            for callback in callbacks:
+                callback()
+            self.seconds += time.perf_counter() - start
+            yield
 
     def step(self, features: Tensor, labels: Tensor) -> None:
         """Trains on a batch."""
@@ -140,3 +157,20 @@ class TrainingRun:
         self.optimizer.load_state_dict(content["optimizer"])
         self.epoch, self.position, self.loss_sum, self.seconds = content["progress"]
         self.history = content["history"]
+
+
+def with_progress_bar(run: TrainingRun, steps: Iterator[None], show: bool) -> Iterator[None]:
+    """Goes through the ``steps`` of an epoch, and shows how far it is."""
+    with progress_bar(
+        show,
+        total=run.steps_per_epoch,
+        initial=run.position,
+        desc=f"epoch {run.epoch + 1}",
+        unit="batch",
+        postfix=f"batches of {run.schedule['batch_size']}",
+    ) as bar:
+        for _ in steps:
+            if run.position % 10 == 0:
+                bar.set_postfix_str(f"loss {run.loss_sum / run.position:.3f}")
+            bar.update()
+            yield

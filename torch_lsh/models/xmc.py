@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,9 +22,8 @@ from ..io import check_can_write, load_archive, save_archive
 from ..metrics import PrecisionAtK
 from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear
 from ..nn.logits.targets import as_target
-from ..progress import progress_bar
 from ..rehash import Drift, ExponentialBackoff, FixedInterval
-from .training import TrainingRun
+from .training import TrainingRun, with_progress_bar
 
 FORMAT = "torch_lsh.XMCClassifier/1"
 _POLICIES = {policy.__name__: policy for policy in (FixedInterval, ExponentialBackoff, Drift)}
@@ -175,32 +173,15 @@ class XMCClassifier(nn.Module):
         run = TrainingRun(self, self.loss, configuration, train_dataset, batch_size, lr, seed)
         if path is not None and resume and path.exists():
             run.load(path)
-        steps_left = math.inf if max_steps is None else max_steps
-        while run.epoch < epochs and steps_left > 0:
-            with progress_bar(
-                progress,
-                total=run.steps_per_epoch,
-                initial=run.position,
-                desc=f"epoch {run.epoch + 1}",
-                unit="batch",
-                postfix=f"batches of {batch_size}",
-            ) as bar:
-                for features, labels in run.batches(num_workers):
-                    start = time.perf_counter()
-                    run.step(features, labels)
-                    for callback in callbacks:
-                        callback()
-                    run.seconds += time.perf_counter() - start
-                    steps_left -= 1
-                    if run.position % 10 == 0:
-                        bar.set_postfix_str(f"loss {run.loss_sum / run.position:.3f}")
-                    bar.update()
-                    if run.at_end_of_epoch:
-                        break
-                    if path is not None and checkpoint_every and run.position % checkpoint_every == 0:
-                        run.save(path)
-                    if steps_left <= 0:
-                        return run.history
+        last_step = math.inf if max_steps is None else run.steps_done + max_steps
+        while run.epoch < epochs and run.steps_done < last_step:
+            for _ in with_progress_bar(run, run.steps(num_workers, callbacks), progress):
+                if run.at_end_of_epoch:
+                    break
+                if path is not None and checkpoint_every and run.position % checkpoint_every == 0:
+                    run.save(path)
+                if run.steps_done >= last_step:
+                    return run.history
             run.end_epoch(evaluate)
             if path is not None:
                 run.save(path)

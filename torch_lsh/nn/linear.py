@@ -150,15 +150,9 @@ class LSHLinear(nn.Linear):
         self.sampler.load_state_dict(unpack(state))
 
     def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        *args: Any,
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing_keys: list[str], *args: Any
     ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *args)
         self.sampler.forget()
         if f"{prefix}_extra_state" in missing_keys:  # the state_dict of an nn.Linear, which is complete without
             missing_keys.remove(f"{prefix}_extra_state")
@@ -202,14 +196,8 @@ class LSHLinear(nn.Linear):
         Returns:
             The loss, a scalar, or ``[*]`` for ``reduction="none"``.
         """
-        return F.cross_entropy(
-            self(x),
-            target,
-            weight=weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-        )
+        how: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+        return F.cross_entropy(self(x), target, weight, **how)
 
     @torch.compiler.disable
     def topk(self, x: Tensor, k: int, exact: bool = True, candidates: int | None = None) -> torch.return_types.topk:

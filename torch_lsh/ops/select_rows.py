@@ -85,8 +85,8 @@ def draw_rows(
 
     Returns:
         ``rows``, ``is_random``, ``positions``: as from :func:`select_rows`.
-        ``inclusion``: float32 of the shape of ``rows``: the probability that the row is drawn; 1 for
-            labels and padding.
+        ``inclusion``: float32 of the shape of ``rows``: the probability that the row is drawn, 1 for
+        labels and padding.
 
     >>> cumulative = torch.tensor([0.0, 3.0, 4.0, 5.0, 6.0], dtype=torch.float64)
     >>> rows, is_random, positions, inclusion = draw_rows(torch.tensor([[3]]), None, cumulative, 3, 0, False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .base import RowSparseOptimizer
+from .base import Dense, RowSparseOptimizer
 from .gradients import as_matrix
 
 
@@ -40,9 +40,18 @@ class Adagrad(RowSparseOptimizer, torch.optim.Adagrad):
         """Allocates the state and moves it to shared memory."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                self.state[parameter].setdefault("step", torch.zeros((), dtype=torch.float32))
-                self._sum(group, parameter)
+                self._allocate(group, parameter)
         super().share_memory()
+
+    def _dense_step(self, dense: Dense, hidden: list[Tensor]) -> None:
+        for group, members in dense:  # the step of PyTorch before 2.12 expects the state that was cleared above
+            for parameter in members:
+                self._allocate(group, parameter)
+        super()._dense_step(dense, hidden)
+
+    def _allocate(self, group: dict[str, Any], parameter: Tensor) -> None:
+        self.state[parameter].setdefault("step", torch.zeros((), dtype=torch.float32))
+        self._sum(group, parameter)
 
     def _sum(self, group: dict[str, Any], parameter: Tensor) -> Tensor:
         return self._moment(group, parameter, "sum", self.defaults["initial_accumulator_value"])

@@ -7,6 +7,7 @@ loads into a tensor of the size that was saved, so the size must not depend on h
 from __future__ import annotations
 
 import struct
+import warnings
 from typing import Any
 
 import torch
@@ -29,6 +30,28 @@ _FIELDS = (
     "counts_room",
     "samples",  # the bits of a float64
 )
+
+_OFTEN, _OFTEN_STEPS = 4, 32  # taking the state so many times in so many steps earns a warning
+
+
+class TakenStates:
+    """Warns once where the state is taken so often that building the tables costs more than training."""
+
+    def __init__(self) -> None:
+        self._at: list[int] = []  # the draws at which it was taken, lately
+        self._warned = False
+
+    def note(self, draws: int) -> None:
+        """Says that the state is taken after so many ``draws``, and drops tables."""
+        self._at = [*(earlier for earlier in self._at if draws - earlier <= _OFTEN_STEPS), draws]
+        if len(self._at) >= _OFTEN and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"torch_lsh: state_dict() was called {_OFTEN} times within {_OFTEN_STEPS} training steps. Each call "
+                "leads to a rebuild of the hash tables, so that a resumed run equals this one. To read weights "
+                "often, call model.parameters()",
+                stacklevel=3,
+            )
 
 
 def pack(

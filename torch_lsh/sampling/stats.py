@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -12,8 +13,10 @@ from torch import Tensor
 from .. import ops
 from ..config import LSHConfig
 from ..index.base import Index
-from .active_set import choose_active_rows
+from .active_set import choose_active_rows, needs_index
 from .label_counts import LabelCounts
+
+WATCHED = 512  # inputs of the last step that are kept while a sampler is being watched
 
 
 class Estimate(NamedTuple):
@@ -168,6 +171,66 @@ class LayerStats:
 
 def _plus_minus(estimate: Estimate, digits: int) -> str:
     return f"{estimate.mean:,.{digits}f} ± {estimate.error:,.{digits}f}"
+
+
+def measure(
+    tables: Index | None,
+    x: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    config: LSHConfig,
+    *,
+    carried: Tensor | None,
+    counts: LabelCounts | None,
+    k: int,
+    queries: int,
+    batch_size: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The fields of :class:`LayerStats` about the index and about recall.
+
+    Args:
+        tables: the index as it is, or None where there is none yet: one is built for this call.
+        x: ``[n, in]`` inputs, or None: recall is not measured.
+        weight, bias: of the layer, without gradients.
+        config, carried, counts: as for :func:`torch_lsh.sampling.active_set.choose_active_rows`.
+        k, queries, batch_size, seed: as for :func:`measure_recall`.
+
+    Raises:
+        ValueError: a number does not fit.
+    """
+    for name, number in (("k", k), ("queries", queries), ("batch_size", batch_size)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}; wanted at least 1")
+    if k > len(weight):
+        raise ValueError(f"k is {k}; wanted 1 to {len(weight)}")
+    index = None
+    if needs_index(config, len(weight)):
+        if tables is not None:
+            index = copy.copy(tables)
+            index.stopwatch = None  # these look-ups are no part of a step
+        else:
+            index = config.index.make(len(weight), weight.shape[1], config.seed)
+            index.build(weight, bias, None if x is None else x[-WATCHED:])
+    measured = {} if index is None else measure_tables(index)
+    # Without labels there is no recall of rows that are drawn from labels.
+    from_labels = config.sampler == "in_batch" or (config.sampler == "frequency" and counts is None)
+    if x is not None and x.numel() > 0 and not from_labels:
+        recall = measure_recall(
+            index,
+            x,
+            weight,
+            bias,
+            config,
+            k=k,
+            queries=queries,
+            batch_size=batch_size,
+            seed=seed,
+            carried=carried,
+            counts=counts,
+        )
+        measured.update(recall)
+    return measured
 
 
 def measure_tables(index: Index) -> dict[str, Any]:

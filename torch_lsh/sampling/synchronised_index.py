@@ -10,7 +10,7 @@ from torch import Tensor
 from ..index.base import Index
 from ..row_sparse.changed_rows import ChangedRows
 from ..row_sparse.parameters import wants_row_sparse
-from ..stopwatch import Stopwatch
+from ..stopwatch import Stopwatch, part
 
 
 class SynchronisedIndex:
@@ -33,13 +33,18 @@ class SynchronisedIndex:
         self.index: Index | None = None  # None: not made yet
         self._changed: ChangedRows | None = None
         self._trained = False  # used for a training step since the last synchronisation
-        self._stopwatch: Stopwatch | None = None
+        self.stopwatch: Stopwatch | None = None
 
     def watch(self, stopwatch: Stopwatch | None) -> None:
         """Times the look-ups of the index from now on; None ends that."""
-        self._stopwatch = stopwatch
+        self.stopwatch = stopwatch
         if self.index is not None:
             self.index.stopwatch = stopwatch
+
+    def remake(self, make: Callable[[], Index]) -> None:
+        """Drops the index; the next use builds one that ``make`` returns."""
+        self._make = make
+        self.forget()
 
     def forget(self) -> None:
         """Drops the index; the next use builds it from the weights."""
@@ -90,7 +95,7 @@ class SynchronisedIndex:
         """Builds the index anew; returns the number of rows."""
         if self.index is None:
             self.index = self._make()
-        self.index.stopwatch = self._stopwatch
+        self.index.stopwatch = self.stopwatch
         self.index.build(weight.detach(), _detached(bias), queries)
         self._collect(weight, bias)
         return len(weight)
@@ -103,6 +108,17 @@ class SynchronisedIndex:
         """Whether the index holds the rows as they are now."""
         changed = self._changes(weight, bias)
         return self.index is not None and changed is not None and not changed.any()
+
+    def exact(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> Index:
+        """The index, in step with the weights; arguments as for :meth:`synchronise`."""
+        if not self.is_exact(weight, bias):
+            self._catch_up(weight, bias, queries)
+        assert self.index is not None
+        return self.index
+
+    def _catch_up(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> None:
+        with part(self.stopwatch, "re-hash"):
+            self.synchronise(weight, bias, queries)
 
     def is_usable_for_training(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether all that is stale in the index are rows that an optimizer touched.

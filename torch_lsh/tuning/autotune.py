@@ -84,25 +84,12 @@ def autotune(
     """
     if not isinstance(layer, LSHLinear):
         raise TypeError(f"layer is a {type(layer).__name__}; wanted LSHLinear")
-    if not 0 < target_recall < 1:
-        raise ValueError(f"target_recall is {target_recall}; wanted more than 0 and less than 1")
-    for name, number in (("k", k), ("batch_size", batch_size), ("seconds", seconds)):
-        if not number > 0:
-            raise ValueError(f"{name} is {number}; wanted more than 0")
-    if k > layer.out_features:
-        raise ValueError(f"k is {k}; wanted at most {layer.out_features}")
     if hashes is None:
         hashes = [name for name in INDEX_NAMES if name != SignCodeConfig.name]
     if scopes is None:
         scopes = [layer.config.scope]
-    for name, chosen, known in (("hashes", hashes, INDEX_NAMES), ("scopes", scopes, SCOPES)):
-        if not chosen or not set(chosen) <= set(known):
-            raise ValueError(f"{name} is {chosen!r}; wanted some of {', '.join(map(repr, known))}")
-    check_can_sample(layer, inputs)
-    x = inputs.detach().reshape(-1, layer.in_features)
-    x = x[x.isfinite().all(1)]
-    if len(x) < LEAST_INPUTS:
-        raise ValueError(f"inputs has {len(x)} finite samples; wanted at least {LEAST_INPUTS}, best some hundreds")
+    _check_arguments(layer, target_recall, k, batch_size, seconds, hashes, scopes)
+    x = _finite_samples(layer, inputs)
     with _same_random_stream(), torch.inference_mode(False), torch.no_grad():
         search = Search(layer, x, target_recall, k, batch_size, seconds, scopes)
         search.run(list(dict.fromkeys(hashes)))
@@ -124,3 +111,34 @@ def _same_random_stream() -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(state)
+
+
+def _check_arguments(
+    layer: LSHLinear,
+    target_recall: float,
+    k: int,
+    batch_size: int,
+    seconds: float,
+    hashes: Sequence[str],
+    scopes: Sequence[str],
+) -> None:
+    if not 0 < target_recall < 1:
+        raise ValueError(f"target_recall is {target_recall}; wanted more than 0 and less than 1")
+    for name, number in (("k", k), ("batch_size", batch_size), ("seconds", seconds)):
+        if not number > 0:
+            raise ValueError(f"{name} is {number}; wanted more than 0")
+    if k > layer.out_features:
+        raise ValueError(f"k is {k}; wanted at most {layer.out_features}")
+    for name, chosen, known in (("hashes", hashes, INDEX_NAMES), ("scopes", scopes, SCOPES)):
+        if not chosen or not set(chosen) <= set(known):
+            raise ValueError(f"{name} is {chosen!r}; wanted some of {', '.join(map(repr, known))}")
+
+
+def _finite_samples(layer: LSHLinear, inputs: Tensor) -> Tensor:
+    """The samples ``[n, in_features]`` of the inputs that the search can use."""
+    check_can_sample(layer, inputs)
+    x = inputs.detach().reshape(-1, layer.in_features)
+    x = x[x.isfinite().all(1)]
+    if len(x) < LEAST_INPUTS:
+        raise ValueError(f"inputs has {len(x)} finite samples; wanted at least {LEAST_INPUTS}, best some hundreds")
+    return x

@@ -1,5 +1,4 @@
-// The avx512 level with products of bfloat16 numbers (Intel Cooper Lake and Sapphire Rapids, AMD Zen 4 and
-// later).
+// avx512 plus bfloat16 dot products (Intel Cooper Lake, Sapphire Rapids; AMD Zen 4 and later).
 #if defined(__x86_64__)
 #if defined(__clang__)
 #pragma clang attribute push(                                                                            \

@@ -1,10 +1,10 @@
-// The body of a level: every kernel family, compiled with the instruction set that the including file has
-// switched on. That file defines
-//   TORCH_LSH_LEVEL         a namespace of its own, so that no two levels share a symbol,
-//   TORCH_LSH_VECTOR_BYTES  the size of a vector register (0: none),
-//   TORCH_LSH_TILE_ROWS     rows of a tile: twice as many registers hold sums, and three are left.
+// The body of a level: every kernel family, compiled for the instruction set that the including file has
+// enabled. That file defines
+//   TORCH_LSH_LEVEL         the level's namespace, so that no two levels share a symbol;
+//   TORCH_LSH_VECTOR_BYTES  bytes of a vector register (0: none);
+//   TORCH_LSH_TILE_ROWS     rows of a product tile: 2 registers of sums per row, and at least 3 more.
 //
-// Each family header ends with fill(), which sets the kernels of one table.
+// Each family header ends with fill(), which fills in one kernel table.
 #include "kernels/dot.h"
 #include "kernels/embedding_bag.h"
 #include "kernels/gather.h"
@@ -33,7 +33,7 @@ constexpr Kernels make_kernels() {
   return kernels;
 }
 
-// A constant: nothing of this file may run before the CPU has been asked what it supports.
+// A constant: no code of this file may run before the CPU's features have been checked.
 extern const Kernels table;
 constinit const Kernels table = make_kernels();
 

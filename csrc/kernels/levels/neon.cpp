@@ -1,8 +1,7 @@
-// AArch64: NEON is part of the base instruction set, so the compiler's own vectorisation is all that is
-// needed.
+// AArch64. NEON belongs to the base instruction set, so no target options are needed.
 #if defined(__aarch64__)
 #if defined(__GNUC__) && !defined(__clang__)
-// Scheduled before registers are given out, a tile's factors are all loaded at once and its sums spill.
+// Scheduling before register allocation loads all factors of a tile at once, which spills its sums.
 #pragma GCC optimize("no-schedule-insns")
 #endif
 #define TORCH_LSH_LEVEL neon

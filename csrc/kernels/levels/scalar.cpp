@@ -1,4 +1,4 @@
-// Plain code, vectorisation off: runs everywhere and is what the other levels are compared with.
+// Scalar code, vectorisation off: runs on every CPU; tests compare the other levels with it.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("no-tree-vectorize")
 #endif
