@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import ops
 from .balance import Balance
 from .base import Index, StoredTensor, mean_row, row_blocks
+from .sign_codes import code_places
 from .checks import check_int
 from .families.learned import LearnedPartition
 
@@ -57,6 +58,28 @@ class Partition(NamedTuple):
             places=torch.full((num_rows,), -1, dtype=torch.int32),
             row_buckets=torch.full((num_rows,), -1, dtype=torch.int32),
         )
+
+
+class Routing(NamedTuple):
+    """What scores buckets in :func:`torch_lsh.ops.search_partition`: a map of queries, and codes of directions."""
+
+    query_map: Tensor
+    codes: Tensor
+    factors: Tensor
+
+    @classmethod
+    def of(cls, query_map: Tensor, directions: Tensor, offsets: Tensor) -> Routing:
+        """Codes around the mean direction, whose product with a query is the same for all buckets."""
+        count = len(directions)
+        none = torch.zeros(count, dtype=torch.int32)
+        signs, scale = ops.residual_codes(directions, directions.mean(0, keepdim=True), none, _CODE_BITS)
+        blocks = -(-count // _CODE_ROWS)
+        codes = torch.zeros(blocks, signs.shape[1], _CODE_ROWS, dtype=torch.uint8)
+        factors = torch.zeros(blocks, 2, _CODE_ROWS, dtype=torch.bfloat16)
+        block, place = torch.arange(count) // _CODE_ROWS, torch.arange(count) % _CODE_ROWS
+        codes[block, :, code_places(place)] = signs
+        factors[block, 0, place], factors[block, 1, place] = scale.bfloat16(), offsets.bfloat16()
+        return cls(query_map.T.contiguous(), codes, factors)
 
 
 class PartitionIndex(Index):
@@ -134,6 +157,7 @@ class PartitionIndex(Index):
         self._center = torch.zeros(self.in_features, dtype=torch.float32)
         self._row_map = self._query_map = self._rotation
         self._store: Partition | None = None
+        self._routing: Routing | None = None
         self.learned_from = 0  # queries
         self.learned_recall = math.nan
 
@@ -148,7 +172,7 @@ class PartitionIndex(Index):
     @property
     def nbytes(self) -> int:
         """Bytes of the rows' codes and of what was learned."""
-        stored = sum(part.nbytes for part in self._store or ())
+        stored = sum(part.nbytes for part in (*(self._store or ()), *(self._routing or ())))
         return stored + self.family.nbytes + self._row_map.nbytes + self._query_map.nbytes
 
     def bucket_loads(self) -> Tensor | None:
@@ -170,8 +194,12 @@ class PartitionIndex(Index):
         self.learned_from, self.learned_recall = len(taught), math.nan
         if len(taught) > 0:
             self._learn_routing(taught, _top_rows(taught, weight, bias, _TOP_ROWS))
+        self._routing = self._coded_routing()
         if len(judges) > 0:
             self.learned_recall = self._recall(weight, bias, judges)
+
+    def _coded_routing(self) -> Routing:
+        return Routing.of(self._query_map, self.family.directions, self.family.offsets)
 
     def _fitted_rows(self, weight: Tensor) -> Tensor:
         """The rows that k-means sees: all, or every n-th and the longest, which are top rows of most queries."""
@@ -258,6 +286,32 @@ class PartitionIndex(Index):
             self.examined,
         )
 
+    def search(self, x: Tensor, max_candidates: int, examined: int) -> Tensor:
+        """:meth:`query` for one or few queries: scores buckets by codes, in the operator that ranks the rows.
+
+        Args:
+            x: ``[B, in_features]`` float32.
+            max_candidates: M, at least 1.
+            examined: rows to compare at least, where there are as many.
+
+        Returns:
+            ``[B, M]`` int64, best first, padded with -1.
+        """
+        store, routing = self._built(), self._routing
+        assert routing is not None
+        return ops.search_partition(
+            x,
+            *routing,
+            self.family.centers,
+            store.codes,
+            store.factors,
+            store.ids,
+            store.next,
+            store.heads,
+            max_candidates,
+            examined,
+        )
+
     def _settings(self) -> dict[str, Any]:
         return {
             "num_rows": self.num_rows,
@@ -305,6 +359,7 @@ class PartitionIndex(Index):
         self._center, self._row_map, self._query_map = state["center"], state["row_map"], state["query_map"]
         self.learned_from, self.learned_recall = state["learned_from"], state["learned_recall"]
         self._store = Partition(*(state[name] for name in Partition._fields))
+        self._routing = self._coded_routing()
 
     def _mapped_rows(self, weight: Tensor) -> Tensor:
         return ops.product(weight.float() - self._center, self._row_map)
