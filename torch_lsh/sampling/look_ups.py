@@ -1,0 +1,148 @@
+"""LookUps: the approximate top-k of a weight: its index, the inputs that this learns from, and a lock."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..index.lookup import LEAST_QUERIES, Effort, LookupIndex
+from .inference_mode import outside_inference_mode
+from .synchronised_index import SynchronisedIndex
+
+_ROOM = 1280  # inputs that are kept
+_EVERY, _PER_STEP = 4, 64  # of training steps
+
+
+class LookUps:
+    """Candidates for the best rows of inputs, from an index that is made at its first use and follows the weight.
+
+    The index learns from inputs of training steps, and measures its recall on them. Where fewer than 256 are known, it
+    keeps those of the first calls, and is built anew once they are enough.
+
+    *Threads.* Any number of threads may look up. The first one that finds the index missing or stale builds or updates
+    it under a lock; the others wait. Nobody may change the weights meanwhile.
+
+    Args:
+        make: returns an empty index.
+        read: returns a weight as floating point numbers.
+    """
+
+    def __init__(self, make: Callable[[], LookupIndex], read: Callable[[Tensor], Tensor] = Tensor.detach) -> None:
+        self._read = read
+        self._lock = threading.Lock()
+        self._inputs: Tensor | None = None  # a ring
+        self._kept = 0  # inputs so far
+        self.remake(make)
+
+    def remake(self, make: Callable[[], LookupIndex]) -> None:
+        """Drops the index; the next use builds one that ``make`` returns."""
+        self._make = make
+        # Sign codes are made around the mean of recent inputs, which moves as much as the rows do: once most rows
+        # changed, they are made anew.
+        self._index = SynchronisedIndex(make, rebuild_share=0.5, read=self._read)
+        self._is_published = False  # the index is complete, and nobody changes it
+        self._has_learned = False  # it was built from enough inputs
+
+    def forget(self) -> None:
+        """Drops the index; the next use builds it from the weights."""
+        self._is_published = self._has_learned = False
+        self._index.forget()
+
+    def forget_inputs(self) -> None:
+        """Drops the inputs that were kept."""
+        self._inputs, self._kept = None, 0
+
+    @property
+    def index(self) -> LookupIndex | None:
+        """The index, which may be stale; None: not made yet."""
+        index = self._index.index
+        assert index is None or isinstance(index, LookupIndex)
+        return index
+
+    def keep(self, x: Tensor, step: int) -> None:
+        """Keeps some of the inputs ``[B, in]`` of a training step."""
+        if step % _EVERY == 0 and len(x) > 0:
+            self._keep(x[:: -(-len(x) // _PER_STEP)])
+
+    def _keep(self, x: Tensor) -> None:
+        if self._inputs is None:
+            self._inputs = torch.empty(_ROOM, x.shape[1], dtype=torch.float32)
+        x = x[-_ROOM:]
+        begin = self._kept % _ROOM
+        first = min(len(x), _ROOM - begin)
+        self._inputs[begin : begin + first] = x[:first]
+        self._inputs[: len(x) - first] = x[first:]
+        self._kept += len(x)
+
+    def find(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        x: Tensor,
+        recent: Tensor | None,
+        k: int,
+        recall: float,
+        candidates: int | None,
+    ) -> Tensor:
+        """Rows ``[B, M]`` int64 among which are the best of inputs ``[B, in]``, in no order, padded with -1.
+
+        Args:
+            weight, bias: the parameters.
+            x: ``[B, in]``.
+            recent: inputs known from elsewhere, for codes around their mean where too few were kept; None: none are.
+            k: how many best rows are wanted.
+            recall: the share of them to find, which decides M.
+            candidates: M, whatever the recall.
+        """
+        index = self.index
+        # In this order: a thread that changes the index says so before it takes the changes of the weights.
+        is_exact = self._index.is_exact(weight, bias) and self._is_published and self._has_learned
+        if index is None or not is_exact:
+            index = self._synchronise(weight, bias, x, recent)
+        if candidates is not None:
+            return index.query(x, min(candidates, index.num_rows))
+        effort = index.known_effort(k, recall) or self._measure(index, weight, bias, k, recall)
+        return index.search(x, effort)
+
+    @outside_inference_mode
+    def _synchronise(self, weight: Tensor, bias: Tensor | None, x: Tensor, recent: Tensor | None) -> LookupIndex:
+        with self._lock:
+            if not self._has_learned:
+                if self._kept < LEAST_QUERIES:
+                    self._keep(x.detach())
+                if self._kept >= LEAST_QUERIES:
+                    self.forget()  # what was built from fewer
+                    self._has_learned = True
+            if not self._index.is_exact(weight, bias):
+                self._is_published = False
+                self._index.synchronise(weight, bias, self._known(x.detach(), recent))
+            self._is_published = True
+            index = self.index
+            assert index is not None
+            return index
+
+    def _known(self, x: Tensor, recent: Tensor | None) -> Tensor:
+        """The inputs to build an index from, the latest last."""
+        if self._inputs is None or self._kept < LEAST_QUERIES:
+            return x if recent is None else recent
+        return self._inputs[: self._kept] if self._kept < _ROOM else self._inputs.roll(-(self._kept % _ROOM), 0)
+
+    @outside_inference_mode
+    def _measure(self, index: LookupIndex, weight: Tensor, bias: Tensor | None, k: int, recall: float) -> Effort:
+        with self._lock, torch.no_grad():
+            known = index.known_effort(k, recall)
+            return known or index.effort(self._read(weight), None if bias is None else bias.detach(), k, recall)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the index: a copy builds its own."""
+        inputs = None if self._inputs is None else self._inputs.clone()
+        return {"_make": self._make, "_read": self._read, "_inputs": inputs, "_kept": self._kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+        self.remake(self._make)
