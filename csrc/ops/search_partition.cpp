@@ -109,9 +109,10 @@ struct Store {
   const int32_t *ids, *next;
   const Head* heads;
 
-  Store(int64_t width, const Tensor& centers, const Tensor& codes, const Tensor& factors, const Tensor& ids,
-        const Tensor& next, const Tensor& heads)
-      : width(width),
+  // The tensor whose dimension `dim` is the width of the codes is named in errors.
+  Store(const Tensor& wide, const char* name, int64_t dim, const Tensor& centers, const Tensor& codes,
+        const Tensor& factors, const Tensor& ids, const Tensor& next, const Tensor& heads)
+      : width(wide.size(dim)),
         bits(8 * codes.size(1) / std::max<int64_t>(1, width)),
         bytes(codes.size(1)),
         blocks(codes.size(0)),
@@ -123,10 +124,11 @@ struct Store {
         next(next.const_data_ptr<int32_t>()),
         heads(reinterpret_cast<const Head*>(heads.const_data_ptr<int32_t>())) {
     TORCH_LSH_CHECK(width > 0 && width % 8 == 0 && bytes > 0 && 8 * bytes % width == 0 && 2 * bytes <= width,
-                    "x has ", width, " columns; wanted 1 to 4 bits for each column in ", bytes, " bytes");
+                    name, " has shape ", shape_of(wide), "; wanted 1 to 4 bits per column in the ", bytes,
+                    " bytes of a code");
     const int64_t widest = UINT16_MAX / ((1 << bits) - 1) * 4;
-    TORCH_LSH_CHECK(width <= widest, "x has ", width, " columns; wanted at most ", widest, " with ", bits,
-                    " bits");
+    TORCH_LSH_CHECK(width <= widest, name, " has ", width, dim == 0 ? " rows" : " columns",
+                    "; wanted at most ", widest, " with ", bits, " bits");
     check_size(centers, "centers", 0, num_buckets);
     check_size(centers, "centers", 1, width);
   }
@@ -248,7 +250,7 @@ Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& cent
   check_operand(scores, "scores", 2, ScalarType::Float);
   check_operand(centers, "centers", 2, ScalarType::Float);
   const int64_t batch = x.size(0), width = x.size(1);
-  const Store store(width, centers, codes, factors, ids, next, heads);
+  const Store store(x, "x", 1, centers, codes, factors, ids, next, heads);
   check_size(scores, "scores", 0, batch);
   check_size(scores, "scores", 1, store.num_buckets);
   TORCH_LSH_CHECK(max_candidates >= 1, "max_candidates is ", max_candidates, "; wanted at least 1");
@@ -275,7 +277,7 @@ Tensor search_partition(const Tensor& x, const Tensor& query_map, const Tensor& 
   check_operand(centers, "centers", 2, ScalarType::Float);
   const int64_t batch = x.size(0), in = x.size(1), width = query_map.size(0);
   check_size(query_map, "query_map", 1, in);
-  const Store store(width, centers, codes, factors, ids, next, heads);
+  const Store store(query_map, "query_map", 0, centers, codes, factors, ids, next, heads);
   const int64_t bucket_blocks = (store.num_buckets + kSketchRows - 1) / kSketchRows;
   check_size(bucket_codes, "bucket_codes", 0, bucket_blocks);
   check_size(bucket_codes, "bucket_codes", 1, store.bytes);

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..index.lookup import LookupIndex
+from ..sampling.look_ups import LookUps
 from .logits.recipe import Recipe
 from .logits.tensor import SampledLogits
+from .topk_arguments import check_topk
 from .warnings import warn_dense, warn_stale
 
 _BLOCK_ROWS = 16384  # rows quantised at a time
@@ -46,7 +50,7 @@ class QuantizedLinear(nn.Module):
     weight_int8: Tensor
     scale: Tensor
     bias: Tensor | None
-    sampler: None = None  # exact only
+    sampler: None = None  # no training
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
@@ -55,6 +59,8 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("scale", torch.zeros(out_features, dtype=torch.float32, device="cpu"))
         self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device="cpu") if bias else None)
         self._warned_dense = self._warned_stale = False
+        make = functools.partial(LookupIndex, out_features, in_features)
+        self._look_ups = LookUps(make, read=self._floating)
 
     @classmethod
     @torch.no_grad()
@@ -106,6 +112,11 @@ class QuantizedLinear(nn.Module):
             TypeError: the input has another dtype or device.
             ValueError: the input has another width.
         """
+        self._check(input)
+        recipe = Recipe(input.detach(), self, input.dtype, input.dtype, input.dim() - 1, detached=True)
+        return SampledLogits.from_recipe(recipe)
+
+    def _check(self, input: Tensor) -> None:
         if self.training:
             raise RuntimeError(
                 "a quantised layer cannot be trained; call model.eval(), or train the float model and quantise it again"
@@ -118,25 +129,39 @@ class QuantizedLinear(nn.Module):
             raise ValueError(
                 f"input has shape {tuple(input.shape)}; wanted {self.in_features} features in the last dimension"
             )
-        recipe = Recipe(input.detach(), self, input.dtype, input.dtype, input.dim() - 1, detached=True)
-        return SampledLogits.from_recipe(recipe)
 
-    def topk(self, x: Tensor, k: int) -> torch.return_types.topk:
-        """Returns ``torch.topk(self(x), k)``, exact for the quantised weights.
+    def topk(
+        self, x: Tensor, k: int, exact: bool = True, candidates: int | None = None, recall: float = 0.95
+    ) -> torch.return_types.topk:
+        """Returns ``torch.topk(self(x), k)``, or the best of candidates; see :meth:`torch_lsh.LSHLinear.topk`.
+
+        Exact and approximate scores are those of the quantised weights. Where ``exact=False`` builds its index, the
+        weights are converted to float32 for a moment.
 
         Args:
             x: ``[*, in_features]``.
             k: 1 to ``out_features``.
+            exact, candidates, recall: as in :meth:`torch_lsh.LSHLinear.topk`.
 
         Returns:
             ``(values, indices)`` of shape ``[*, k]``, values in descending order.
 
         Raises:
-            ValueError: ``k`` is out of range.
+            TypeError, ValueError: an argument does not fit.
         """
-        if not 1 <= k <= self.out_features:
-            raise ValueError(f"k is {k}; wanted 1 to {self.out_features}")
-        return torch.topk(self(x), k)
+        check_topk(k, self.out_features, candidates, recall)
+        if exact:
+            return torch.topk(self(x), k)
+        self._check(x)
+        with torch.no_grad():
+            flat = x.detach().reshape(-1, self.in_features).float().contiguous()
+            rows = self._look_ups.find(self.weight_int8, self.bias, flat, None, k, recall, candidates)
+            values, classes = ops.rows_topk(flat, self.weight_int8, self.bias, rows, k, self.scale)
+        shape = (*x.shape[:-1], k)
+        return torch.return_types.topk((values.to(x.dtype).view(shape), classes.view(shape)))
+
+    def _floating(self, weight_int8: Tensor) -> Tensor:
+        return weight_int8 * self.scale.unsqueeze(1)
 
     # --- what lazy logits ask for ---
 

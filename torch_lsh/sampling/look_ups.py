@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..index.lookup import LEAST_QUERIES, Effort, LookupIndex
 from .inference_mode import outside_inference_mode
+from .input_ring import InputRing
 from .synchronised_index import SynchronisedIndex
 
 _ROOM = 1280  # inputs that are kept
@@ -34,8 +36,7 @@ class LookUps:
     def __init__(self, make: Callable[[], LookupIndex], read: Callable[[Tensor], Tensor] = Tensor.detach) -> None:
         self._read = read
         self._lock = threading.Lock()
-        self._inputs: Tensor | None = None  # a ring
-        self._kept = 0  # inputs so far
+        self._trained, self._seen = InputRing(_ROOM), InputRing(_ROOM)
         self.remake(make)
 
     def remake(self, make: Callable[[], LookupIndex]) -> None:
@@ -54,7 +55,8 @@ class LookUps:
 
     def forget_inputs(self) -> None:
         """Drops the inputs that were kept."""
-        self._inputs, self._kept = None, 0
+        self._trained.clear()
+        self._seen.clear()
 
     @property
     def index(self) -> LookupIndex | None:
@@ -66,17 +68,10 @@ class LookUps:
     def keep(self, x: Tensor, step: int) -> None:
         """Keeps some of the inputs ``[B, in]`` of a training step."""
         if step % _EVERY == 0 and len(x) > 0:
-            self._keep(x[:: -(-len(x) // _PER_STEP)])
-
-    def _keep(self, x: Tensor) -> None:
-        if self._inputs is None:
-            self._inputs = torch.empty(_ROOM, x.shape[1], dtype=torch.float32)
-        x = x[-_ROOM:]
-        begin = self._kept % _ROOM
-        first = min(len(x), _ROOM - begin)
-        self._inputs[begin : begin + first] = x[:first]
-        self._inputs[: len(x) - first] = x[first:]
-        self._kept += len(x)
+            self._trained.keep(x[:: -(-len(x) // _PER_STEP)])
+            if len(self._seen) > 0:  # inputs look different since
+                self._seen.clear()
+                self._has_learned = False
 
     def find(
         self,
@@ -112,14 +107,14 @@ class LookUps:
     def _synchronise(self, weight: Tensor, bias: Tensor | None, x: Tensor, recent: Tensor | None) -> LookupIndex:
         with self._lock:
             if not self._has_learned:
-                if self._kept < LEAST_QUERIES:
-                    self._keep(x.detach())
-                if self._kept >= LEAST_QUERIES:
+                if len(self._trained) < LEAST_QUERIES:
+                    self._seen.keep(x[x.isfinite().all(1)])
+                if max(len(self._trained), len(self._seen)) >= LEAST_QUERIES:
                     self.forget()  # what was built from fewer
                     self._has_learned = True
             if not self._index.is_exact(weight, bias):
                 self._is_published = False
-                self._index.synchronise(weight, bias, self._known(x.detach(), recent))
+                self._index.synchronise(weight, bias, self._known(x, recent))
             self._is_published = True
             index = self.index
             assert index is not None
@@ -127,9 +122,10 @@ class LookUps:
 
     def _known(self, x: Tensor, recent: Tensor | None) -> Tensor:
         """The inputs to build an index from, the latest last."""
-        if self._inputs is None or self._kept < LEAST_QUERIES:
-            return x if recent is None else recent
-        return self._inputs[: self._kept] if self._kept < _ROOM else self._inputs.roll(-(self._kept % _ROOM), 0)
+        for ring in (self._trained, self._seen):
+            if len(ring) >= LEAST_QUERIES:
+                return ring.tensor()
+        return x if recent is None else recent
 
     @outside_inference_mode
     def _measure(self, index: LookupIndex, weight: Tensor, bias: Tensor | None, k: int, recall: float) -> Effort:
@@ -139,8 +135,8 @@ class LookUps:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the index: a copy builds its own."""
-        inputs = None if self._inputs is None else self._inputs.clone()
-        return {"_make": self._make, "_read": self._read, "_inputs": inputs, "_kept": self._kept}
+        rings = {"_trained": copy.deepcopy(self._trained), "_seen": copy.deepcopy(self._seen)}
+        return {"_make": self._make, "_read": self._read, **rings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

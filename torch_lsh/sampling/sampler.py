@@ -24,7 +24,7 @@ from .look_ups import LookUps
 from .recent_inputs import RecentInputs
 from .scheduled_index import ScheduledIndex
 from .state import TakenStates
-from .stats import WATCHED, LayerStats, measure
+from .stats import WATCHED, LayerStats, TopkStats, measure
 
 
 class Sampler:
@@ -108,6 +108,11 @@ class Sampler:
     def tables(self) -> Index | None:
         """The index of training, which may be stale; None: not made yet."""
         return self._tables.index
+
+    @property
+    def look_up_index(self) -> LookupIndex | None:
+        """The index of :meth:`candidates`, which may be stale; None: not made yet."""
+        return self._look_ups.index
 
     @property
     def draws(self) -> int:
@@ -362,6 +367,7 @@ class Sampler:
             stale_rows=stale_rows,
             rehashes=self._tables.rehashes,
             since_rehash=self._tables.since_rehash,
+            topk=TopkStats.of(self.look_up_index),
             milliseconds={} if self.stopwatch is None else self.stopwatch.milliseconds(),
             calls={} if self.stopwatch is None else self.stopwatch.calls(),
             **measured,
