@@ -68,7 +68,7 @@ def _own(layer: TrainedLayer, taught: Tensor, recalls: Sequence[float]) -> Itera
             return lsh.topk(x, K, exact=False, recall=recall).indices
 
         name = (
-            f"topk(exact=False, recall={recall}): {topk.index}, {effort.examined} examined, {effort.candidates} scored"
+            f"topk(exact=False, recall={recall}): {topk.kind}, {effort.examined} examined, {effort.candidates} scored"
         )
         yield Measured(name, find, seconds, topk.index_bytes, _bytes_read(lsh, effort.examined, effort.candidates))
 

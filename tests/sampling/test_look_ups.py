@@ -61,7 +61,7 @@ def test_stats_tell_what_was_measured():
     layer.topk(x, 10, exact=False)
     layer.topk(x, 3, exact=False, recall=0.9)
     topk = layer.stats().topk
-    assert topk.index == "PartitionIndex"
+    assert topk.kind == "PartitionIndex"
     assert topk.index_bytes > N * D // 4
     assert [(effort.k, effort.target) for effort in topk.efforts] == [(10, 0.95), (3, 0.9)]
     numbers = layer.stats().as_dict()

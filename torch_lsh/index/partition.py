@@ -12,16 +12,16 @@ from torch import Tensor
 from .. import ops
 from .balance import Balance
 from .base import Index, StoredTensor, mean_row, row_blocks
-from .sign_codes import code_places
 from .checks import check_int
 from .families.learned import LearnedPartition
+from .sign_codes import code_places
 
 _log = logging.getLogger("torch_lsh")
 
 _CODE_ROWS = 64  # rows of a block of codes; see csrc/kernels/sketch.h
 _CODE_BITS = 2  # per dimension
 _CODE_RMS = 1.9  # root mean square of the numbers that codes stand for
-_FITTED_ROWS = 65536  # rows that k-means looks at, half of them the longest
+_FITTED_ROWS, _FITTED_PER_BUCKET = 65536, 8  # rows that k-means looks at, at least; half of them the longest
 _SPREAD = 3.0  # before routing is learned: how far in standard deviations a bucket's best row is above its center
 _TOP_ROWS = 50  # true top rows of each query that routing is trained on
 _JUDGES = 32  # latest queries, which are not trained on: recall is measured with them
@@ -203,10 +203,11 @@ class PartitionIndex(Index):
 
     def _fitted_rows(self, weight: Tensor) -> Tensor:
         """The rows that k-means sees: all, or every n-th and the longest, which are top rows of most queries."""
-        if self.num_rows <= _FITTED_ROWS:
+        fitted = max(_FITTED_ROWS, _FITTED_PER_BUCKET * self.family.num_buckets)
+        if self.num_rows <= fitted:
             return torch.arange(self.num_rows)
         lengths = torch.cat([(rows.float() - self._center).norm(dim=1) for _, rows, _ in row_blocks(weight, None)])
-        half = _FITTED_ROWS // 2
+        half = fitted // 2
         longest = lengths.nan_to_num_(0, 0, 0).topk(half).indices
         return torch.cat([torch.arange(0, self.num_rows, -(-self.num_rows // half)), longest])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -234,8 +235,10 @@ class LSHLinear(nn.Linear):
             return torch.topk(self(x), k)
         check_can_sample(self, x)
         flat = x.reshape(-1, self.in_features)
-        with torch.no_grad():
-            rows = self._candidates(flat.detach(), k, candidates, recall)
+        # Entering a context takes longer than asking.
+        autocast = torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
+        with autocast, torch.no_grad():
+            rows = self._candidates(flat.detach().float().contiguous(), k, candidates, recall)
             values, classes = ops.rows_topk(self._as_weight(flat.detach()), self.weight, self.bias, rows, k)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.parameters())):
             values = self.active_logits(flat, classes)
@@ -243,11 +246,9 @@ class LSHLinear(nn.Linear):
         return torch.return_types.topk((values.to(x.dtype).view(shape), classes.view(shape)))
 
     def _candidates(self, x: Tensor, k: int, candidates: int | None, recall: float) -> Tensor:
-        x = x.float().contiguous()
-        if not torch.is_autocast_enabled("cpu"):
-            return self.sampler.candidates(self.weight, self.bias, x, k, recall, candidates)
-        with torch.autocast("cpu", enabled=False):
-            return self.sampler.candidates(self.weight, self.bias, x, k, recall, candidates)
+        if candidates is None:
+            return self.sampler.candidates_of_recall(self.weight, self.bias, x, k, recall)
+        return self.sampler.candidates(self.weight, self.bias, x, candidates)
 
     @torch.compiler.disable
     def sample(self, x: Tensor, target: Tensor | None = None) -> ActiveSet:

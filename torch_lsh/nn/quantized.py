@@ -155,7 +155,11 @@ class QuantizedLinear(nn.Module):
         self._check(x)
         with torch.no_grad():
             flat = x.detach().reshape(-1, self.in_features).float().contiguous()
-            rows = self._look_ups.find(self.weight_int8, self.bias, flat, None, k, recall, candidates)
+            of_layer = (self.weight_int8, self.bias, flat, None)
+            if candidates is None:
+                rows = self._look_ups.find_for_recall(*of_layer, k, recall)
+            else:
+                rows = self._look_ups.find(*of_layer, candidates)
             values, classes = ops.rows_topk(flat, self.weight_int8, self.bias, rows, k, self.scale)
         shape = (*x.shape[:-1], k)
         return torch.return_types.topk((values.to(x.dtype).view(shape), classes.view(shape)))

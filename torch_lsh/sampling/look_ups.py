@@ -73,35 +73,32 @@ class LookUps:
                 self._seen.clear()
                 self._has_learned = False
 
-    def find(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        x: Tensor,
-        recent: Tensor | None,
-        k: int,
-        recall: float,
-        candidates: int | None,
-    ) -> Tensor:
-        """Rows ``[B, M]`` int64 among which are the best of inputs ``[B, in]``, in no order, padded with -1.
+    def find(self, weight: Tensor, bias: Tensor | None, x: Tensor, recent: Tensor | None, count: int) -> Tensor:
+        """Rows ``[B, count]`` int64 that probably score highest for inputs ``[B, in]``, in no order, padded with -1.
 
         Args:
             weight, bias: the parameters.
-            x: ``[B, in]``.
+            x: ``[B, in]`` float32.
             recent: inputs known from elsewhere, for codes around their mean where too few were kept; None: none are.
-            k: how many best rows are wanted.
-            recall: the share of them to find, which decides M.
-            candidates: M, whatever the recall.
+            count: at most N are returned.
         """
+        index = self._exact(weight, bias, x, recent)
+        return index.query(x, min(count, index.num_rows))
+
+    def find_for_recall(
+        self, weight: Tensor, bias: Tensor | None, x: Tensor, recent: Tensor | None, k: int, recall: float
+    ) -> Tensor:
+        """As few rows ``[B, M]`` as hold the share ``recall`` of the ``k`` best of each input; else as :meth:`find`."""
+        index = self._exact(weight, bias, x, recent)
+        effort = index.known_effort(k, recall) or self._measure(index, weight, bias, k, recall)
+        return index.search(x, effort)
+
+    def _exact(self, weight: Tensor, bias: Tensor | None, x: Tensor, recent: Tensor | None) -> LookupIndex:
+        """The index, in step with the weights."""
         index = self.index
         # In this order: a thread that changes the index says so before it takes the changes of the weights.
         is_exact = self._index.is_exact(weight, bias) and self._is_published and self._has_learned
-        if index is None or not is_exact:
-            index = self._synchronise(weight, bias, x, recent)
-        if candidates is not None:
-            return index.query(x, min(candidates, index.num_rows))
-        effort = index.known_effort(k, recall) or self._measure(index, weight, bias, k, recall)
-        return index.search(x, effort)
+        return index if index is not None and is_exact else self._synchronise(weight, bias, x, recent)
 
     @outside_inference_mode
     def _synchronise(self, weight: Tensor, bias: Tensor | None, x: Tensor, recent: Tensor | None) -> LookupIndex:

@@ -186,29 +186,26 @@ class Sampler:
         no_labels = torch.empty(len(x), 0, dtype=torch.int64)
         return choose_active_rows(index, x.detach(), no_labels, self.num_rows, config, seed=0)
 
-    def candidates(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        x: Tensor,
-        k: int,
-        recall: float = 0.95,
-        candidates: int | None = None,
-    ) -> Tensor:
-        """Rows ``[B, M]`` int64 among which are the best of inputs ``[B, in]``; see :class:`LookUps`.
+    def candidates(self, weight: Tensor, bias: Tensor | None, x: Tensor, count: int) -> Tensor:
+        """Rows ``[B, count]`` int64 that probably score highest for inputs ``[B, in]``, padded with -1.
 
-        Safe to call from several threads.
+        Found in the index of :class:`LookUps`, which is made at its first use. Safe to call from several threads.
+        """
+        self.fit(weight)
+        return self._look_ups.find(weight, bias, x, self._inputs.tensor, count)
+
+    def candidates_of_recall(self, weight: Tensor, bias: Tensor | None, x: Tensor, k: int, recall: float) -> Tensor:
+        """As few rows ``[B, M]`` as hold the share ``recall`` of the ``k`` best of each input; else as :meth:`candidates`.
 
         Args:
             weight: ``[N, in]``.
             bias: ``[N]`` or None.
             x: ``[B, in]``.
-            k: how many best rows are wanted.
-            recall: the share of them to find, which decides M.
-            candidates: M, whatever the recall.
+            k: 1 to N.
+            recall: over 0, at most 1.
         """
         self.fit(weight)
-        return self._look_ups.find(weight, bias, x, self._inputs.tensor, k, recall, candidates)
+        return self._look_ups.find_for_recall(weight, bias, x, self._inputs.tensor, k, recall)
 
     def keeper_of_hardest_rows(self, active: ActiveSet, corrected: bool) -> Callable[[Tensor], None] | None:
         """Returns a function that keeps the hardest rows of this step for the next draw; None: none are kept.
@@ -383,7 +380,7 @@ class Sampler:
         """
         if self.tables is not None:
             self._states_taken.note(self._draws)
-        self.forget()
+        self._tables.forget()
         counts = self._label_counts
         return {
             "num_rows": self.num_rows,
@@ -425,7 +422,7 @@ class Sampler:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        self.forget()  # a copy builds its own tables, and so does this sampler: both go on alike
+        self._tables.forget()  # a copy builds its own tables, and so does this sampler: both go on alike
         return {
             **self.__dict__,
             "_tables": copy.copy(self._tables),

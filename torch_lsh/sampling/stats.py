@@ -62,13 +62,13 @@ class TopkStats(NamedTuple):
     """What ``topk(exact=False)`` looks rows up in, and what that finds.
 
     Attributes:
-        index: the kind of index.
+        kind: the class of the index.
         index_bytes: its memory.
         build_seconds: of its last build.
         efforts: what was measured for each ``k`` and recall; see :class:`torch_lsh.index.lookup.Effort`.
     """
 
-    index: str
+    kind: str
     index_bytes: int
     build_seconds: float
     efforts: tuple[Effort, ...]
@@ -97,7 +97,7 @@ class TopkStats(NamedTuple):
         PartitionIndex, 62.4 MB, built in 13.2 s
         recall@10 0.963 ± 0.005 (wanted 0.95): 33 candidates of 4,882 rows examined
         """
-        lines = [f"{self.index}, {self.index_bytes / 1e6:,.1f} MB, built in {self.build_seconds:.1f} s"]
+        lines = [f"{self.kind}, {self.index_bytes / 1e6:,.1f} MB, built in {self.build_seconds:.1f} s"]
         for effort in self.efforts:
             recall = "not measured" if math.isnan(effort.recall) else f"{effort.recall:.3f} ± {effort.error:.3f}"
             lines.append(
