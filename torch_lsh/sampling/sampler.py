@@ -195,7 +195,7 @@ class Sampler:
         return self._look_ups.find(weight, bias, x, self._inputs.tensor, count)
 
     def candidates_of_recall(self, weight: Tensor, bias: Tensor | None, x: Tensor, k: int, recall: float) -> Tensor:
-        """As few rows ``[B, M]`` as hold the share ``recall`` of the ``k`` best of each input; else as :meth:`candidates`.
+        """As few rows ``[B, M]`` as hold a share ``recall`` of the ``k`` best of each input; like :meth:`candidates`.
 
         Args:
             weight: ``[N, in]``.
