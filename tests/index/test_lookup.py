@@ -60,8 +60,8 @@ def test_the_effort_reaches_its_recall_on_other_queries(rows):
 
 
 def test_rows_without_structure_get_sign_codes():
-    weight, x = torch.randn(N, D), torch.randn(1000, D)
-    index = LookupIndex(N, D)
+    weight, x = F.normalize(torch.randn(N, 64)), torch.randn(1000, 64)
+    index = LookupIndex(N, 64)
     index.build(weight, None, x)
     assert isinstance(index.kind, SignCodeIndex)
     assert index.effort(weight, None, 10, 0.9).recall >= 0.9

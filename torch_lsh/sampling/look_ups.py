@@ -104,7 +104,7 @@ class LookUps:
     def _synchronise(self, weight: Tensor, bias: Tensor | None, x: Tensor, recent: Tensor | None) -> LookupIndex:
         with self._lock:
             if not self._has_learned:
-                if len(self._trained) < LEAST_QUERIES:
+                if max(len(self._trained), len(self._seen)) < LEAST_QUERIES:
                     self._seen.keep(x[x.isfinite().all(1)])
                 if max(len(self._trained), len(self._seen)) >= LEAST_QUERIES:
                     self.forget()  # what was built from fewer
