@@ -41,14 +41,21 @@ def augmented(rows: Tensor, last: Tensor) -> np.ndarray:
     return torch.cat([rows.float(), last.float().view(-1, 1).expand(len(rows), 1), padding], 1).numpy()
 
 
-def faiss_index(kind: str, vectors: np.ndarray, folder: Path) -> tuple[Any, float, int]:
-    """A built index by the name of ``faiss.index_factory``, its seconds and bytes; kept in ``folder``."""
+def faiss_index(kind: str, vectors: np.ndarray, folder: Path, like: Any = None) -> tuple[Any, float, int]:
+    """A built index by the name of ``faiss.index_factory``, its seconds and bytes; kept in ``folder``.
+
+    Args:
+        like: an index of as many inverted lists, whose centers are taken over; training them anew takes minutes.
+    """
     import faiss
 
     path = folder / f"faiss-{len(vectors)}-{kind.replace(',', '-')}"
     if not path.exists():
         index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
         start = time.perf_counter()
+        if like is not None:
+            centers = faiss.extract_index_ivf(like).quantizer
+            faiss.extract_index_ivf(index).quantizer.add(centers.reconstruct_n(0, centers.ntotal))
         index.train(vectors)
         index.add(vectors)
         seconds = time.perf_counter() - start
@@ -66,14 +73,21 @@ def faiss_opponents(vectors: np.ndarray, folder: Path) -> list[Opponent]:
     efforts: dict[str, Sequence[int]] = {
         f"IVF{lists},Flat": inverted,
         f"IVF{lists},PQ{vectors.shape[1] // 2}x4fs,RFlat": inverted,
-        f"HNSW{_LINKS},Flat": (64, 256, 1024),
     }
     if hasattr(faiss, "IndexIVFRaBitQ"):
         efforts[f"IVF{lists},RaBitQ,RFlat"] = inverted
-    found = []
+    efforts[f"HNSW{_LINKS},Flat"] = (64, 256, 1024)
+    found: list[Opponent] = []
+    inverted_file: tuple[Any, float] | None = None
     for kind, values in efforts.items():
-        index, seconds, size = faiss_index(kind, vectors, folder)
-        parameter = "efSearch" if kind.startswith("HNSW") else "nprobe"
+        is_graph = kind.startswith("HNSW")
+        if inverted_file is None or is_graph:
+            index, seconds, size = faiss_index(kind, vectors, folder)
+            inverted_file = inverted_file or (index, seconds)
+        else:
+            index, seconds, size = faiss_index(kind, vectors, folder, like=inverted_file[0])
+            seconds += inverted_file[1]  # which made the centers
+        parameter = "efSearch" if is_graph else "nprobe"
         refined = kind.endswith("RFlat")
         for value in values:
             settings = f"{parameter}={value}" + (",k_factor_rf=10" if refined else "")
