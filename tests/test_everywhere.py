@@ -536,3 +536,11 @@ def test_the_page_lists_every_reason():
     if not page.is_file():
         pytest.skip("the sources are not here")
     assert set(re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)) >= set(REASONS)
+
+
+def test_explain_knows_hidden_layers(batch):
+    block = torch_lsh.LSHFeedForward(D, N, config=LSHConfig(active=50))
+    optimizer = torch_lsh.optim.Adam(block.parameters())
+    block(batch[0]).sum().backward()
+    optimizer.step()
+    assert torch_lsh.explain(block).layers[0].last == "sampled"

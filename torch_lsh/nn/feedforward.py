@@ -16,6 +16,7 @@ from ..row_sparse.transposed import transpose_
 from ..sampling.active_set import ActiveSet
 from .linear import LSHLinear
 from .logits.tensor import SampledLogits
+from .paths import SAMPLED
 from .sampled_path import obstacle
 
 # Modules that may stand between the two projections: each hidden neuron by itself, whichever others are there.
@@ -139,6 +140,7 @@ def _choose_neurons(up: LSHLinear, down: DownProjection, x: Tensor) -> ActiveSet
         note_forward(parameter)
     if up.config.sampler in ("frequency", "in_batch"):
         raise ValueError(f"sampler is {up.config.sampler!r}, which needs labels; hidden neurons have none")
+    up.paths.took(SAMPLED)
     if up.training:
         no_labels = torch.empty(len(x), 0, dtype=torch.int64, device="cpu")
         return up.sampler.draw(up.weight, up.bias, x.detach(), no_labels)
