@@ -60,9 +60,9 @@ SECTIONS = {
     ),
     "everywhere": Section(
         "Ways to train",
-        "A training step at 200,000 x 128, batch 256, 8,192 active rows, in loops, compilers, trainers and processes that "
-        "share the cores and the batch; beside `nn.Linear` in the same way and beside the eager loop, which takes turns "
-        "with it (with several processes: before and after). MB: sent by a process per step.",
+        "A training step at 200,000 x 128, batch 256, 8,192 active rows, in loops, compilers, trainers and processes, "
+        "which share the cores and the batch; beside `nn.Linear` in the same way and beside the eager loop, which "
+        "takes turns with it (with several processes: before and after). MB: sent by a process per step.",
         everywhere.draw,
         ("way",),
         {
