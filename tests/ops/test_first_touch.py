@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 import torch
 
@@ -18,7 +20,8 @@ def test_threads_share_the_first_touch():
     def faults(who):
         return resource.getrusage(who).ru_minflt
 
-    table = torch.empty(1 << 16, 256)  # 64 MiB, which the allocator takes from the system
+    pages = mmap.mmap(-1, 64 << 20)  # memory that nobody has touched
+    table = torch.frombuffer(pages, dtype=torch.float32).view(-1, 256)
     own, all_threads = faults(resource.RUSAGE_THREAD), faults(resource.RUSAGE_SELF)
     ops.zero_rows_(table)
     own, all_threads = faults(resource.RUSAGE_THREAD) - own, faults(resource.RUSAGE_SELF) - all_threads
