@@ -2,6 +2,11 @@
 
     python benchmarks/latency.py --json out.jsonl --plot latency.png
     python benchmarks/latency.py --model model.pt --test test.txt     # a trained XMCClassifier: adds precision@1
+    python benchmarks/latency.py --layers synthetic --opponents --threads 1    # single inputs: recall, p50, p99
+    python benchmarks/latency.py --clustered 6700910                           # the same for generated rows
+
+The last two measure ``topk(exact=False)`` of one input at a time at several recalls, the ten best; ``--opponents`` adds
+faiss and hnswlib (``pip install faiss-cpu hnswlib``), whose indexes are built once and kept.
 
 Systems take turns on the same inputs; the approximate one is also timed alone. The bound is the bytes of the weights
 over the measured bandwidth, or the operations over the measured rate of PyTorch's matrix product (float32 or bfloat16),
@@ -11,11 +16,15 @@ whichever takes longer.
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import single_queries
 import torch
 from torch import Tensor, nn
+from trained_layers import trained_layer
 
 from torch_lsh import LSHLinear, plots
 from torch_lsh.benchmarking import harness, latency
@@ -50,6 +59,20 @@ def precision(systems: dict[str, latency.System], hidden: Tensor, labels: Tensor
     return result
 
 
+def print_single_queries(arguments: argparse.Namespace, info: dict[str, Any]) -> None:
+    records: list[dict[str, Any]] = []
+    for name in (*arguments.layers, *arguments.clustered):
+        if isinstance(name, int):
+            layer, name = single_queries.clustered_layer(name, arguments.width), f"clustered-{name}"
+        else:
+            layer = trained_layer(name, arguments.folder)
+        folder = arguments.folder / f"{name}-opponents" if arguments.opponents else None
+        records += single_queries.measure(name, layer, arguments.recalls, folder)
+    columns = single_queries.COLUMNS
+    print(harness.table([[record.get(column, "") for column in columns] for record in records], columns))
+    harness.write_json([{**record, "machine": info} for record in records], arguments.json)
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,6 +81,17 @@ def main() -> None:
     parser.add_argument("--model", help="file of a trained XMCClassifier; default: random weights")
     parser.add_argument("--test", help="test rows in the XMC format, for --model")
     parser.add_argument("--normalize", choices=["l2"], help="of the test rows")
+    parser.add_argument(
+        "--layers", nargs="+", default=[], help="trained layers (trained_layers.py): single inputs only"
+    )
+    parser.add_argument(
+        "--clustered", type=int, nargs="+", default=[], help="rows of generated layers: single inputs only"
+    )
+    parser.add_argument("--recalls", type=float, nargs="+", default=[0.9, 0.95, 0.99], help="of single inputs")
+    parser.add_argument("--opponents", action="store_true", help="measure faiss and hnswlib on single inputs, too")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "torch_lsh_layers", help="for layers"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[2**i for i in range(11)], help="batch sizes")
     parser.add_argument("--rounds", type=int, default=200, help="most rounds per batch size")
     parser.add_argument("--seconds", type=float, default=10, help="most seconds per batch size, after five rounds")
@@ -69,6 +103,9 @@ def main() -> None:
         parser.error("--model and --test go together")
     info = harness.machine(arguments.threads)
     print(info)
+    if arguments.layers or arguments.clustered:
+        print_single_queries(arguments, info)
+        return
     torch.manual_seed(0)
     quality: dict[str, float] = {}
     if arguments.model is None:

@@ -5,7 +5,7 @@
 Recall@k is the share of the k highest-scoring rows among the rows returned, by the share of the layer's rows that a
 query asks for. Queries are hidden activations of test rows: about 1,500, and 512 others that an index may learn from.
 Time is microseconds per query in batches of 256 on one thread. For comparison: uniform draws, the exact top-k, and the
-sign codes behind ``topk(exact=False)``, which all layers have.
+sign codes of all rows.
 
 benchmarks/trained_layers.py trains the layers at the first use and keeps them in a temporary folder. Settings are
 those of torch_lsh.index.config.named_index_config:
@@ -122,7 +122,7 @@ def measure(name: str, layer: TrainedLayer, settings: Sequence[str], shares: Seq
     add("uniform", lambda x, count: torch.randint(rows, (len(x), count), generator=generator), {})
     sketch = SignCodeIndex(rows, layer.weight.shape[1])
     build = seconds_of(sketch.build, layer.weight, layer.bias, sample)
-    add("topk(exact=False)", sketch.query, {"build_s": build, "index_mb": sketch.nbytes / 1e6})
+    add("sign codes", sketch.query, {"build_s": build, "index_mb": sketch.nbytes / 1e6})
     for setting in settings:
         index = index_of(setting, *layer.weight.shape)
         build = seconds_of(index.build, layer.weight, layer.bias, sample)

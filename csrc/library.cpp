@@ -126,6 +126,12 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def(
       "query_partition(Tensor x, Tensor scores, Tensor centers, Tensor codes, Tensor factors, Tensor ids, "
       "Tensor next, Tensor heads, int max_candidates, int examined) -> Tensor");
+  m.def(
+      "search_partition(Tensor x, Tensor query_map, Tensor bucket_codes, Tensor bucket_factors, Tensor "
+      "centers, "
+      "Tensor codes, Tensor factors, Tensor ids, Tensor next, Tensor heads, int max_candidates, int "
+      "examined) "
+      "-> Tensor");
 
   // data
   m.def(

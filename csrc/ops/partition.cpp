@@ -1,4 +1,4 @@
-// residual_codes, update_partition, query_partition: an inverted file of row codes.
+// residual_codes, update_partition: an inverted file of row codes.
 //
 // Layout: each of N rows belongs to one of C buckets. A bucket is a chain of blocks of kSketchRows rows
 // (kernels/sketch.h), all full but the first.
@@ -8,29 +8,25 @@
 //   places [N]: block * kSketchRows + position of each row (-1: not inserted); row_buckets [N]: its bucket.
 // N / kSketchRows + C blocks suffice for any assignment.
 //
-// Threads: one thread updates a partition; a query belongs to one thread.
+// Threads: one thread updates a partition.
+#include "ops/partition.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <limits>
 #include <tuple>
 #include <vector>
 
 #include "checks.h"
 #include "kernels/kernels.h"
-#include "ops/shortlist.h"
-#include "ops/sketch.h"
 
 namespace torch_lsh {
 namespace {
 
 constexpr int64_t kHalf = kSketchRows / 2;
-constexpr int64_t kLine = 64;  // bytes of a cache line
 constexpr int64_t kGrainRows = 256;
-constexpr float kRounding = 1e-6f;
 constexpr BFloat16 kZero{0}, kMinusInfinity{0xff80};
 
 // Step, in standard deviations, of the uniform quantizer with least squared error for normally distributed
@@ -123,21 +119,8 @@ std::tuple<Tensor, Tensor> residual_codes(const Tensor& x, const Tensor& centers
 
 void check_partition(const Tensor& codes, const Tensor& factors, const Tensor& ids, const Tensor& next,
                      const Tensor& heads) {
-  check_operand(codes, "codes", 3, ScalarType::Byte);
-  check_operand(factors, "factors", 3, ScalarType::BFloat16);
-  check_operand(ids, "ids", 2, ScalarType::Int);
-  check_operand(next, "next", 1, ScalarType::Int);
-  check_operand(heads, "heads", 2, ScalarType::Int);
+  check_partition_shapes(codes, factors, ids, next, heads);
   const int64_t blocks = codes.size(0);
-  check_size(codes, "codes", 2, kSketchRows);
-  check_size(factors, "factors", 0, blocks);
-  check_size(factors, "factors", 1, 2);
-  check_size(factors, "factors", 2, kSketchRows);
-  check_size(ids, "ids", 0, blocks);
-  check_size(ids, "ids", 1, kSketchRows);
-  check_size(next, "next", 0, blocks);
-  check_size(heads, "heads", 1, 2);
-  TORCH_LSH_CHECK(heads.size(0) >= 2, "heads has shape ", shape_of(heads), "; wanted at least one bucket");
   const auto* follower = next.const_data_ptr<int32_t>();
   for (int64_t b = 0; b < blocks; ++b)
     TORCH_LSH_CHECK(follower[b] >= -1 && follower[b] < blocks, "next holds ", follower[b], "; wanted -1 to ",
@@ -149,10 +132,6 @@ void check_partition(const Tensor& codes, const Tensor& factors, const Tensor& i
         "heads holds block ", head[2 * c], " with ", head[2 * c + 1], " rows; wanted -1 to ", blocks - 1,
         " with 0 to ", kSketchRows);
 }
-
-struct Head {
-  int32_t block, rows;
-};
 
 // A partition under change. Not thread-safe.
 class Partition {
@@ -283,217 +262,11 @@ Tensor update_partition(Tensor codes, Tensor factors, Tensor ids, Tensor next, T
   return total;
 }
 
-// Iterates over non-empty buckets by score, largest first, NaN before all. Few of many are visited, so the
-// heap starts with an estimate of the top quarter; the rest enter when that is exhausted.
-class BucketOrder {
- public:
-  void start(const float* scores, const Head* heads, int64_t count) {
-    scores_ = scores;
-    heads_ = heads;
-    count_ = count;
-    sample_.clear();
-    for (int64_t i = 0; i < std::min(count, kSample); ++i)
-      if (const float score = scores[i * count / std::min(count, kSample)]; score == score)
-        sample_.push_back(score);
-    border_ = -std::numeric_limits<float>::infinity();
-    if (!sample_.empty()) {
-      const auto border = sample_.begin() + static_cast<int64_t>(sample_.size()) / 4;
-      std::nth_element(sample_.begin(), border, sample_.end(), std::greater<>());
-      border_ = *border;
-    }
-    heap_.clear();
-    waiting_ = true;
-    fill([this](float score) { return !(score <= border_); });
-  }
-
-  // The next bucket; -1 after the last.
-  int64_t next() {
-    if (heap_.empty() && waiting_) {
-      waiting_ = false;
-      fill([this](float score) { return score <= border_; });
-    }
-    if (heap_.empty()) return -1;
-    std::pop_heap(heap_.begin(), heap_.end());
-    const int64_t bucket = index_of(heap_.back());
-    heap_.pop_back();
-    return bucket;
-  }
-
-  // The likely next bucket; -1 if unknown.
-  int64_t peek() const { return heap_.empty() ? -1 : index_of(heap_.front()); }
-
- private:
-  static constexpr int64_t kSample = 128;
-
-  template <typename Wanted>
-  void fill(const Wanted& wanted) {
-    heap_.resize(count_);
-    int64_t filled = 0;
-    for (int64_t c = 0; c < count_; ++c) {  // branch-free: the outcome is unpredictable
-      heap_[filled] = key_of(scores_[c], c);
-      filled += wanted(scores_[c]) & (heads_[c].block >= 0);
-    }
-    heap_.resize(filled);
-    std::make_heap(heap_.begin(), heap_.end());
-  }
-
-  const float* scores_ = nullptr;
-  const Head* heads_ = nullptr;
-  int64_t count_ = 0;
-  float border_ = 0;
-  bool waiting_ = false;
-  std::vector<float> sample_;
-  std::vector<uint64_t> heap_;
-};
-
-// The checked arguments of query_partition.
-struct Lookup {
-  const float *x, *scores, *centers;  // [batch, width], [batch, num_buckets], [num_buckets, width]
-  const uint8_t* codes;
-  const BFloat16* factors;
-  const int32_t *ids, *next;
-  const Head* heads;
-  int64_t width, bits, bytes, blocks, num_buckets;
-  int64_t max_candidates, examined;
-};
-
-// Answers queries one by one. Not thread-safe: one per thread.
-class Search {
- public:
-  explicit Search(const Lookup& in)
-      : in_(in),
-        sketch_scores_(kernels<SketchKernels>().scores),
-        dot_(kernels<DotKernels<float>>().dot_rows),
-        scan_(kernels<TopkKernels<float>>().scan),
-        vector_(kernels<TopkKernels<float>>().vector) {}
-
-  // Writes the max_candidates best rows of a query, padded with -1. Visits buckets in the order of their
-  // scores until `examined` rows have been scored.
-  void run(int64_t query, int64_t* out) {
-    const float* const x = in_.x + query * in_.width;
-    const SignTables tables(x, in_.width, in_.bits);
-    Shortlist shortlist(in_.max_candidates);
-    order_.start(in_.scores + query * in_.num_buckets, in_.heads, in_.num_buckets);
-    visited_ = 0;
-    for (int64_t seen = 0; seen < in_.examined;) {
-      const int64_t bucket = order_.next();
-      if (bucket < 0) break;
-      if (order_.peek() >= 0) prefetch(in_.heads[order_.peek()].block);
-      float base;
-      dot_(x, in_.centers, &bucket, 1, in_.width, &base);
-      seen += score_bucket(in_.heads[bucket], tables, base, shortlist);
-    }
-    write(shortlist, out);
-  }
-
- private:
-  // Offers the rows of a bucket to the shortlist; returns their number. base: x · center.
-  int64_t score_bucket(const Head& head, const SignTables& tables, float base, Shortlist& shortlist) {
-    int64_t seen = 0;
-    for (int64_t block = head.block; block >= 0; block = in_.next[block]) {
-      if (++visited_ > in_.blocks) break;  // invalid input: the chain is a ring
-      if (in_.next[block] >= 0) prefetch(in_.next[block]);
-      const int64_t rows = block == head.block ? head.rows : kSketchRows;
-      sketch_scores_(in_.codes + block * in_.bytes * kSketchRows, in_.factors + block * 2 * kSketchRows, 1,
-                     in_.bits, in_.width / 8, tables.entries.data(), tables.step, tables.base, estimates_);
-      // Lowered by the rounding error, so that the scan drops no row of the shortlist.
-      const float threshold = shortlist.threshold();
-      std::fill_n(thresholds_, vector_,
-                  threshold - base - kRounding * (std::abs(threshold) + std::abs(base)));
-      const int64_t found = scan_(estimates_, rows, thresholds_, vector_, hits_);
-      for (int64_t i = 0; i < found; ++i) {
-        const int32_t row = in_.ids[block * kSketchRows + hits_[i]];
-        if (row >= 0) shortlist.offer(base + estimates_[hits_[i]], row);
-      }
-      seen += rows;
-    }
-    return seen;
-  }
-
-  void prefetch(int64_t block) const {
-    for (int64_t j = 0; j < in_.bytes; ++j) __builtin_prefetch(in_.codes + (block * in_.bytes + j) * kLine);
-    for (int64_t j = 0; j < 4; ++j) __builtin_prefetch(in_.factors + block * 2 * kSketchRows + j * kLine / 2);
-  }
-
-  void write(const Shortlist& shortlist, int64_t* out) const {
-    std::vector<uint64_t> best = shortlist.keys();
-    const auto count = std::min<int64_t>(in_.max_candidates, static_cast<int64_t>(best.size()));
-    if (count < static_cast<int64_t>(best.size()))
-      std::nth_element(best.begin(), best.begin() + count, best.end(), std::greater<>());
-    std::sort(best.begin(), best.begin() + count, std::greater<>());
-    for (int64_t i = 0; i < count; ++i) out[i] = index_of(best[i]);
-    std::fill_n(out + count, in_.max_candidates - count, -1);
-  }
-
-  const Lookup& in_;
-  decltype(SketchKernels::scores) const sketch_scores_;
-  decltype(DotKernels<float>::dot_rows) const dot_;
-  decltype(TopkKernels<float>::scan) const scan_;
-  const int64_t vector_;
-  BucketOrder order_;
-  int64_t visited_ = 0;  // blocks of the query
-  float estimates_[kSketchRows], thresholds_[64];
-  int32_t hits_[kSketchRows + 1];
-};
-
-Lookup checked_lookup(const Tensor& x, const Tensor& scores, const Tensor& centers, const Tensor& codes,
-                      const Tensor& factors, const Tensor& ids, const Tensor& next, const Tensor& heads,
-                      int64_t max_candidates, int64_t examined) {
-  check_partition(codes, factors, ids, next, heads);
-  check_operand(x, "x", 2, ScalarType::Float);
-  check_operand(scores, "scores", 2, ScalarType::Float);
-  check_operand(centers, "centers", 2, ScalarType::Float);
-  const int64_t batch = x.size(0), width = x.size(1), bytes = codes.size(1), blocks = codes.size(0);
-  const int64_t num_buckets = heads.size(0) - 1;
-  TORCH_LSH_CHECK(width > 0 && width % 8 == 0 && bytes > 0 && 8 * bytes % width == 0 && 2 * bytes <= width,
-                  "x has shape ", shape_of(x), "; wanted 1 to 4 bits per column in the ", bytes,
-                  " bytes of a code");
-  const int64_t bits = 8 * bytes / width, widest = UINT16_MAX / ((1 << bits) - 1) * 4;
-  TORCH_LSH_CHECK(width <= widest, "x has ", width, " columns; wanted at most ", widest, " with ", bits,
-                  " bits");
-  check_size(scores, "scores", 0, batch);
-  check_size(scores, "scores", 1, num_buckets);
-  check_size(centers, "centers", 0, num_buckets);
-  check_size(centers, "centers", 1, width);
-  TORCH_LSH_CHECK(max_candidates >= 1, "max_candidates is ", max_candidates, "; wanted at least 1");
-  TORCH_LSH_CHECK(examined >= 1, "examined is ", examined, "; wanted at least 1");
-  return {x.const_data_ptr<float>(),
-          scores.const_data_ptr<float>(),
-          centers.const_data_ptr<float>(),
-          codes.const_data_ptr<uint8_t>(),
-          static_cast<const BFloat16*>(factors.const_data_ptr()),
-          ids.const_data_ptr<int32_t>(),
-          next.const_data_ptr<int32_t>(),
-          reinterpret_cast<const Head*>(heads.const_data_ptr<int32_t>()),
-          width,
-          bits,
-          bytes,
-          blocks,
-          num_buckets,
-          max_candidates,
-          examined};
-}
-
-Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& centers, const Tensor& codes,
-                       const Tensor& factors, const Tensor& ids, const Tensor& next, const Tensor& heads,
-                       int64_t max_candidates, int64_t examined) {
-  const Lookup lookup =
-      checked_lookup(x, scores, centers, codes, factors, ids, next, heads, max_candidates, examined);
-  Tensor candidates = torch::stable::empty({x.size(0), max_candidates}, ScalarType::Long);
-  auto* out = candidates.mutable_data_ptr<int64_t>();
-  torch::stable::parallel_for(0, x.size(0), 1, [&](int64_t begin, int64_t end) {
-    Search search(lookup);
-    for (int64_t b = begin; b < end; ++b) search.run(b, out + b * max_candidates);
-  });
-  return candidates;
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
   m.impl("residual_codes", TORCH_BOX(&residual_codes));
   m.impl("update_partition", TORCH_BOX(&update_partition));
-  m.impl("query_partition", TORCH_BOX(&query_partition));
 }
 
 }  // namespace torch_lsh

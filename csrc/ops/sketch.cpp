@@ -20,7 +20,8 @@
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kGroup = 16;  // blocks per kernel call: 4 KiB of scores
+constexpr int64_t kGroupsPerThread = 16;  // at least, of one query's or of several queries'
+constexpr int64_t kGroup = 16;            // blocks per kernel call: 4 KiB of scores
 
 Tensor sketch_candidates(const Tensor& x, const Tensor& codes, const Tensor& factors, int64_t num_rows,
                          int64_t count) {
@@ -48,7 +49,9 @@ Tensor sketch_candidates(const Tensor& x, const Tensor& codes, const Tensor& fac
   std::vector<SignTables> tables;
   for (int64_t b = 0; b < batch; ++b) tables.emplace_back(x.const_data_ptr<float>() + b * width, width, 1);
   const int64_t groups = (blocks + kGroup - 1) / kGroup;
-  const int64_t num_parts = std::min<int64_t>(groups, torch::stable::get_num_threads());
+  // Starting a thread takes as long as some groups.
+  const int64_t worthwhile = std::min(groups, groups * batch / kGroupsPerThread + 1);
+  const int64_t num_parts = std::min<int64_t>(worthwhile, torch::stable::get_num_threads());
   std::vector<std::vector<Shortlist>> parts(num_parts, std::vector<Shortlist>(batch, Shortlist(count)));
   torch::stable::parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
     float scores[kGroup * kSketchRows], thresholds[64];

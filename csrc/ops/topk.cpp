@@ -23,7 +23,8 @@
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kAhead = 8;  // prefetch distance, in candidates
+constexpr int64_t kSegmentBytes = 1 << 17;  // of candidates' rows that are worth a thread
+constexpr int64_t kAhead = 8;               // prefetch distance, in candidates
 
 // The k best of each sample, as heaps with the worst on top. Not thread-safe: one per thread.
 template <typename Value>
@@ -210,8 +211,10 @@ void search_rows(const Layer<T>& layer, const SampleOf<T>* x, const int64_t* row
   using Value = SumOf<T>;
   const auto& kernel = layer.kernel;
   const int64_t width = layer.width;
-  const int64_t segments =
-      std::max<int64_t>(1, torch::stable::get_num_threads() / std::max<int64_t>(1, batch));
+  // Starting a thread takes as long as reading some hundred rows.
+  const int64_t worthwhile = candidates * width * static_cast<int64_t>(sizeof(T)) / kSegmentBytes;
+  const int64_t idle = torch::stable::get_num_threads() / std::max<int64_t>(1, batch);
+  const int64_t segments = std::max<int64_t>(1, std::min(idle, worthwhile));
   std::vector<Best<Value>> parts(segments, Best<Value>(batch, k));
   torch::stable::parallel_for(0, batch * segments, 1, [&](int64_t begin, int64_t end) {
     thread_local std::vector<Value> packed;

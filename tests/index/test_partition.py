@@ -240,6 +240,35 @@ def test_operators_of_a_partition_refuse_bad_input():
             ops.residual_codes(torch.randn(2, 8), torch.randn(1, 8), torch.zeros(2, dtype=torch.int32), bits)
 
 
+def test_search_is_a_query_whose_buckets_are_scored_by_codes(simd_level, threads):
+    index, weight, bias, x = built()
+
+    def shared(found, expected):
+        return sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), expected.tolist())) / expected.numel()
+
+    index.examined = N
+    assert shared(index.search(x, 100, N), index.query(x, 100)) > 0.99  # the same estimates of all rows
+    index.examined = 500
+    assert shared(index.search(x, 20, 500), index.query(x, 20)) > 0.9
+    assert recall(index.search(x, 100, 500), weight, bias, x) > recall(index.query(x, 100), weight, bias, x) - 0.05
+    found = index.search(x[:3], 600, 500)
+    assert (found[:, :500] >= 0).all()
+    assert torch.equal(index.search(x[:3], 30, 500), found[:, :30])  # best first
+    assert index.search(x[:0], 5, 5).shape == (0, 5)
+    assert (index.search(torch.full((1, D), math.nan), 5, 5) >= 0).all()
+
+
+def test_damaged_partitions_are_refused():
+    index, _, _, x = built()
+    store = index.state_dict()
+    for name, value in (("next", torch.arange(len(store["next"])).int()), ("heads", store["heads"] + 10_000)):
+        damaged = copy.deepcopy(index)
+        damaged.state_dict()[name].copy_(value)
+        for query in (lambda one=damaged: one.search(x, 5, N), lambda one=damaged: one.query(x, 5)):
+            with pytest.raises(RuntimeError, match="heads or next holds a block that is out of range or in two chains"):
+                query()
+
+
 # --- family ---
 
 

@@ -108,3 +108,28 @@ def query_partition(
             best = torch.cat(estimates).sort(descending=True, stable=True).indices[:max_candidates]
             found[i, : len(best)] = torch.cat(rows)[best].long()
     return found
+
+
+def search_partition(
+    x: Tensor,
+    query_map: Tensor,
+    bucket_codes: Tensor,
+    bucket_factors: Tensor,
+    centers: Tensor,
+    codes: Tensor,
+    factors: Tensor,
+    ids: Tensor,
+    next: Tensor,
+    heads: Tensor,
+    max_candidates: int,
+    examined: int,
+) -> Tensor:
+    """Without the rounding of products with signs, of rows and of directions."""
+    query = x @ query_map.T
+    in_order = bucket_codes[:, :, places_of_codes(torch.arange(64))].movedim(1, 2).flatten(0, 1)
+    signs = 2 * (in_order.unsqueeze(2) >> torch.arange(8) & 1).flatten(1) - 1.0
+    bits = signs.shape[1] // query.shape[1]
+    levels = (signs.unflatten(1, (bits, -1)) * 2 ** torch.arange(bits).flip(0).unsqueeze(1)).sum(1)
+    scores = query @ levels.T * bucket_factors[:, 0].flatten().float() + bucket_factors[:, 1].flatten().float()
+    scores = scores[:, : len(centers)].contiguous()
+    return query_partition(query, scores, centers, codes, factors, ids, next, heads, max_candidates, examined)

@@ -249,6 +249,13 @@ def _query_partition() -> list[Sample]:
     return [Sample((torch.randn(2, 16), scores, centers, *_partition()[:5], 7, examined)) for examined in (3, 50)]
 
 
+def _search_partition() -> list[Sample]:
+    directions = torch.zeros(1, 2, 64, dtype=torch.uint8), torch.zeros(1, 2, 64).bfloat16()
+    directions[1][0, 1, :2] = torch.tensor([1.0, 2.0])
+    given = (torch.randn(2, 5), torch.randn(16, 5), *directions, torch.zeros(2, 16), *_partition()[:5], 7)
+    return [Sample((*given, examined)) for examined in (3, 50)]
+
+
 def _residual_codes() -> list[Sample]:
     return [Sample((torch.randn(3, 16), torch.randn(4, 16), _int32(0, 3, 1), bits)) for bits in (1, 4)]
 
@@ -302,6 +309,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "sampled_dot": _sampled_dot,
     "sampled_softmax_loss": _sampled_softmax_loss,
     "sampled_softmax_loss_backward": _sampled_softmax_loss_backward,
+    "search_partition": _search_partition,
     "select_rows": _select_rows,
     "cpu_tuning": lambda: [Sample((), has_fake=False, has_twin=False)],
     "multiplies_bfloat16": lambda: [Sample((), has_fake=False, has_twin=False)],

@@ -1,4 +1,4 @@
-"""The best classes of a very wide layer: PyTorch, exact top-k, 8-bit weights, sign codes."""
+"""The best classes of a very wide layer: PyTorch, exact top-k, 8-bit weights, approximate top-k."""
 
 from __future__ import annotations
 
@@ -19,8 +19,25 @@ from . import harness
 K = 5
 System = Callable[[Tensor], tuple[Tensor, Tensor]]
 APPROXIMATE = "layer.topk exact=False"
-# Its sign codes fit into the last-level cache, from which the weights of the systems that take turns drive them.
+# Its codes fit into the last-level cache, from which the weights of the systems that take turns drive them.
 ALONE = "layer.topk exact=False, alone"
+
+
+class Int8Product:
+    """PyTorch's matrix product of int8 numbers: inputs are rounded per sample, which costs precision."""
+
+    def __init__(self, layer: QuantizedLinear) -> None:
+        self._weight = layer.weight_int8.T
+        self._scale, self._bias = layer.scale, layer.bias
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scale = x.abs().amax(1, keepdim=True) / 127
+        sums = torch._int_mm((x / scale).round().to(torch.int8), self._weight)
+        logits = sums.float().mul_(self._scale).mul_(scale)
+        if self._bias is not None:
+            logits += self._bias
+        best = logits.topk(K)
+        return best.values, best.indices
 
 
 def systems_of(linear: nn.Linear) -> dict[str, System]:
@@ -31,6 +48,7 @@ def systems_of(linear: nn.Linear) -> dict[str, System]:
     return {
         "F.linear + topk": lambda x: F.linear(x, linear.weight, linear.bias).topk(K),
         "F.linear + topk bf16": lambda x: F.linear(x.bfloat16(), half.weight, half.bias).topk(K),
+        "int8 mm + topk": Int8Product(quantised),
         "layer.topk": lambda x: layer.topk(x, K),
         "layer.topk bf16": lambda x: layer_half.topk(x.bfloat16(), K),
         "layer.topk int8": lambda x: quantised.topk(x, K),

@@ -14,13 +14,14 @@ from .balance import Balance
 from .base import Index, StoredTensor, mean_row, row_blocks
 from .checks import check_int
 from .families.learned import LearnedPartition
+from .sign_codes import code_places
 
 _log = logging.getLogger("torch_lsh")
 
 _CODE_ROWS = 64  # rows of a block of codes; see csrc/kernels/sketch.h
 _CODE_BITS = 2  # per dimension
 _CODE_RMS = 1.9  # root mean square of the numbers that codes stand for
-_FITTED_ROWS = 65536  # rows that k-means looks at, half of them the longest
+_FITTED_ROWS, _FITTED_PER_BUCKET = 65536, 8  # rows that k-means looks at, at least; half of them the longest
 _SPREAD = 3.0  # before routing is learned: how far in standard deviations a bucket's best row is above its center
 _TOP_ROWS = 50  # true top rows of each query that routing is trained on
 _JUDGES = 32  # latest queries, which are not trained on: recall is measured with them
@@ -57,6 +58,28 @@ class Partition(NamedTuple):
             places=torch.full((num_rows,), -1, dtype=torch.int32, device="cpu"),
             row_buckets=torch.full((num_rows,), -1, dtype=torch.int32, device="cpu"),
         )
+
+
+class Routing(NamedTuple):
+    """What scores buckets in :func:`torch_lsh.ops.search_partition`: a map of queries, and codes of directions."""
+
+    query_map: Tensor
+    codes: Tensor
+    factors: Tensor
+
+    @classmethod
+    def of(cls, query_map: Tensor, directions: Tensor, offsets: Tensor) -> Routing:
+        """Codes around the mean direction, whose product with a query is the same for all buckets."""
+        count = len(directions)
+        none = torch.zeros(count, dtype=torch.int32)
+        signs, scale = ops.residual_codes(directions, directions.mean(0, keepdim=True), none, _CODE_BITS)
+        blocks = -(-count // _CODE_ROWS)
+        codes = torch.zeros(blocks, signs.shape[1], _CODE_ROWS, dtype=torch.uint8)
+        factors = torch.zeros(blocks, 2, _CODE_ROWS, dtype=torch.bfloat16)
+        block, place = torch.arange(count) // _CODE_ROWS, torch.arange(count) % _CODE_ROWS
+        codes[block, :, code_places(place)] = signs
+        factors[block, 0, place], factors[block, 1, place] = scale.bfloat16(), offsets.bfloat16()
+        return cls(query_map.T.contiguous(), codes, factors)
 
 
 class PartitionIndex(Index):
@@ -134,6 +157,7 @@ class PartitionIndex(Index):
         self._center = torch.zeros(self.in_features, dtype=torch.float32, device="cpu")
         self._row_map = self._query_map = self._rotation
         self._store: Partition | None = None
+        self._routing: Routing | None = None
         self.learned_from = 0  # queries
         self.learned_recall = math.nan
 
@@ -148,7 +172,7 @@ class PartitionIndex(Index):
     @property
     def nbytes(self) -> int:
         """Bytes of the rows' codes and of what was learned."""
-        stored = sum(part.nbytes for part in self._store or ())
+        stored = sum(part.nbytes for part in (*(self._store or ()), *(self._routing or ())))
         return stored + self.family.nbytes + self._row_map.nbytes + self._query_map.nbytes
 
     def bucket_loads(self) -> Tensor | None:
@@ -170,15 +194,20 @@ class PartitionIndex(Index):
         self.learned_from, self.learned_recall = len(taught), math.nan
         if len(taught) > 0:
             self._learn_routing(taught, _top_rows(taught, weight, bias, _TOP_ROWS))
+        self._routing = self._coded_routing()
         if len(judges) > 0:
             self.learned_recall = self._recall(weight, bias, judges)
 
+    def _coded_routing(self) -> Routing:
+        return Routing.of(self._query_map, self.family.directions, self.family.offsets)
+
     def _fitted_rows(self, weight: Tensor) -> Tensor:
         """The rows that k-means sees: all, or every n-th and the longest, which are top rows of most queries."""
-        if self.num_rows <= _FITTED_ROWS:
+        fitted = max(_FITTED_ROWS, _FITTED_PER_BUCKET * self.family.num_buckets)
+        if self.num_rows <= fitted:
             return torch.arange(self.num_rows, device="cpu")
         lengths = torch.cat([(rows.float() - self._center).norm(dim=1) for _, rows, _ in row_blocks(weight, None)])
-        half = _FITTED_ROWS // 2
+        half = fitted // 2
         longest = lengths.nan_to_num_(0, 0, 0).topk(half).indices
         return torch.cat([torch.arange(0, self.num_rows, -(-self.num_rows // half), device="cpu"), longest])
 
@@ -258,6 +287,32 @@ class PartitionIndex(Index):
             self.examined,
         )
 
+    def search(self, x: Tensor, max_candidates: int, examined: int) -> Tensor:
+        """:meth:`query` for one or few queries: scores buckets by codes, in the operator that ranks the rows.
+
+        Args:
+            x: ``[B, in_features]`` float32.
+            max_candidates: M, at least 1.
+            examined: rows to compare at least, where there are as many.
+
+        Returns:
+            ``[B, M]`` int64, best first, padded with -1.
+        """
+        store, routing = self._built(), self._routing
+        assert routing is not None
+        return ops.search_partition(
+            x,
+            *routing,
+            self.family.centers,
+            store.codes,
+            store.factors,
+            store.ids,
+            store.next,
+            store.heads,
+            max_candidates,
+            examined,
+        )
+
     def _settings(self) -> dict[str, Any]:
         return {
             "num_rows": self.num_rows,
@@ -305,6 +360,7 @@ class PartitionIndex(Index):
         self._center, self._row_map, self._query_map = state["center"], state["row_map"], state["query_map"]
         self.learned_from, self.learned_recall = state["learned_from"], state["learned_recall"]
         self._store = Partition(*(state[name] for name in Partition._fields))
+        self._routing = self._coded_routing()
 
     def _mapped_rows(self, weight: Tensor) -> Tensor:
         return ops.product(weight.float() - self._center, self._row_map)

@@ -108,7 +108,7 @@ class SignCodeIndex(Index):
     def _write(self, store: SignCodes, rows: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         less_mean, rotated = self._rotated(weight)
         block, place = rows // _LAYOUT_ROWS, rows % _LAYOUT_ROWS
-        store.codes[block, :, _code_place(place)] = _signs(rotated)
+        store.codes[block, :, code_places(place)] = _signs(rotated)
         # h · v is estimated by (h · signs) * |v|^2 / (v · signs), which is right where h is a multiple of v.
         store.factors[block, 0, place] = (rotated.square().sum(1) / rotated.abs().sum(1).clamp(min=1e-30)).bfloat16()
         known = less_mean @ self._mean_query
@@ -131,7 +131,7 @@ class SignCodeIndex(Index):
 
     def _codes_of(self, rows: Tensor) -> Tensor:
         """``[A, width / 8]`` uint8."""
-        return self._built().codes[rows // _LAYOUT_ROWS, :, _code_place(rows % _LAYOUT_ROWS)]
+        return self._built().codes[rows // _LAYOUT_ROWS, :, code_places(rows % _LAYOUT_ROWS)]
 
     def _query(self, x: Tensor, max_candidates: int, labels: Tensor | None) -> Tensor:
         h = (x.float() - self._mean_query) @ self._rotation
@@ -165,7 +165,7 @@ def _signs(rotated: Tensor) -> Tensor:
     return ((rotated > 0).unflatten(1, (-1, 8)) << torch.arange(8, device="cpu")).sum(2).to(torch.uint8)
 
 
-def _code_place(place: Tensor) -> Tensor:
+def code_places(place: Tensor) -> Tensor:
     """Where the code of a row of a block is kept: the halves of the block alternate."""
     half = _LAYOUT_ROWS // 2
     return place % half * 2 + place // half

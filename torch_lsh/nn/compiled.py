@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch._library.effects import EffectType
 
 from .sampled_path import is_compiled, is_traced
+from .topk_arguments import check_topk
 
 _library = torch.library.Library("torch_lsh_nn", "DEF")  # operators go when this object does
 
@@ -178,13 +179,13 @@ def _recorded_cross_entropy(*arguments: Any) -> tuple[Tensor, Tensor]:
         return result
 
 
-def _topk(x: Tensor, handle: Tensor, k: int, candidates: int | None) -> tuple[Tensor, Tensor]:
+def _topk(x: Tensor, handle: Tensor, k: int, candidates: int | None, recall: float) -> tuple[Tensor, Tensor]:
     with torch._C._ForceDispatchKeyGuard(*_KEYS), torch.no_grad():
-        values, classes = _owner(handle).topk(x, k, exact=False, candidates=candidates)
+        values, classes = _owner(handle).topk(x, k, exact=False, candidates=candidates, recall=recall)
     return values, classes
 
 
-def _fake_topk(x: Tensor, handle: Tensor, k: int, candidates: int | None) -> tuple[Tensor, Tensor]:
+def _fake_topk(x: Tensor, handle: Tensor, k: int, candidates: int | None, recall: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], k), handle.new_empty(x.shape[0], k)
 
 
@@ -208,7 +209,11 @@ _define(
     _cross_entropy_backward,
     _fake_cross_entropy_backward,
 )
-_define("approximate_topk(Tensor x, Tensor handle, int k, int? candidates) -> (Tensor, Tensor)", _topk, _fake_topk)
+_define(
+    "approximate_topk(Tensor x, Tensor handle, int k, int? candidates, float recall) -> (Tensor, Tensor)",
+    _topk,
+    _fake_topk,
+)
 _library.impl("cross_entropy", _recorded_cross_entropy, "Autograd")
 
 
@@ -288,7 +293,13 @@ def call_loss(
 
 
 def topk_in_graph(
-    layer: Any, outside: Method, x: Tensor, k: int, exact: bool = True, candidates: int | None = None
+    layer: Any,
+    outside: Method,
+    x: Tensor,
+    k: int,
+    exact: bool = True,
+    candidates: int | None = None,
+    recall: float = 0.95,
 ) -> torch.return_types.topk:
     """``LSHLinear.topk``: operators of ``torch.compile``, or outside of its graph where the values have gradients.
 
@@ -297,14 +308,13 @@ def topk_in_graph(
     if not is_compiled():
         return torch.topk(F.linear(x, layer.weight, layer.bias), k)
     if wants_gradient(x, layer.weight, layer.bias):
-        return outside(layer, x, k, exact, candidates)
-    if not 1 <= k <= layer.out_features:
-        raise ValueError(f"k is {k}; wanted 1 to {layer.out_features}")
+        return outside(layer, x, k, exact, candidates, recall)
+    check_topk(k, layer.out_features, candidates, recall)
     flat = x.reshape(-1, layer.in_features)
     if exact:
         values, classes = layer.largest_logits(flat, k)
     else:
-        values, classes = torch.ops.torch_lsh_nn.approximate_topk(flat, layer.handle, k, candidates)
+        values, classes = torch.ops.torch_lsh_nn.approximate_topk(flat, layer.handle, k, candidates, recall)
     shape = (*x.shape[:-1], k)
     return torch.return_types.topk((values.to(x.dtype).reshape(shape), classes.reshape(shape)))
 

@@ -91,11 +91,12 @@ def _topk_in_graph(
     *,
     exact: bool = True,
     candidates: int | None = None,
+    recall: float = 0.95,
 ) -> torch.return_types.topk:
     if not is_compiled():
         return torch.topk(F.linear(input, linear_weight, bias), k)
     if not exact or wants_gradient(input, linear_weight, bias):
-        return outside(input, linear_weight, k, bias, exact=exact, candidates=candidates)
+        return outside(input, linear_weight, k, bias, exact=exact, candidates=candidates, recall=recall)
     flat = input.reshape(-1, input.shape[-1]).to(linear_weight.dtype)
     values, classes = ops.linear_topk(flat, linear_weight, bias, k)
     shape = (*input.shape[:-1], k)
@@ -111,6 +112,7 @@ def linear_topk(
     *,
     exact: bool = True,
     candidates: int | None = None,
+    recall: float = 0.95,
 ) -> torch.return_types.topk:
     """The ``k`` highest scoring rows of a weight, without an ``[B, N]`` tensor; see :meth:`LSHLinear.topk`.
 
@@ -119,7 +121,7 @@ def linear_topk(
         linear_weight: ``[N, in_features]``, a Parameter or another leaf of the autograd graph.
         k: 1 to N.
         bias: ``[N]`` or None.
-        exact, candidates: as in :meth:`LSHLinear.topk`.
+        exact, candidates, recall: as in :meth:`LSHLinear.topk`.
 
     Returns:
         ``(values, indices)`` of shape ``[*, k]``, values in descending order.
@@ -128,7 +130,7 @@ def linear_topk(
     >>> linear_topk(torch.randn(2, 16), embedding.weight, k=5).indices.shape
     torch.Size([2, 5])
     """
-    return _layer(linear_weight, bias, training=False).topk(input, k, exact, candidates)
+    return _layer(linear_weight, bias, training=False).topk(input, k, exact, candidates, recall)
 
 
 def sampler_of(weight: Tensor, config: LSHConfig | None = None) -> Sampler:

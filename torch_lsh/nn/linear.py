@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +24,7 @@ from .logits.targets import as_target
 from .logits.tensor import SampledLogits
 from .paths import Paths
 from .sampled_path import check_can_sample, is_compiled, is_traced, obstacle
-
-_CANDIDATES = 512  # rows that an approximate top-k scores exactly
+from .topk_arguments import check_topk
 
 
 class LSHLinear(nn.Linear):
@@ -233,47 +233,55 @@ class LSHLinear(nn.Linear):
         return self.cross_entropy(x, target, class_weight, **loss._asdict())
 
     @in_graphs(topk_in_graph)
-    def topk(self, x: Tensor, k: int, exact: bool = True, candidates: int | None = None) -> torch.return_types.topk:
+    def topk(
+        self, x: Tensor, k: int, exact: bool = True, candidates: int | None = None, recall: float = 0.95
+    ) -> torch.return_types.topk:
         """The ``k`` highest scoring classes of each sample, without a ``[B, out_features]`` tensor.
+
+        With ``exact=False``, an index finds candidates, and only these are scored. It may miss a class; the scores that
+        it returns are exact. The index is made at the first use and follows the weights: sign codes of all rows, or
+        learned buckets where these cost less (:class:`torch_lsh.index.lookup.LookupIndex`). The first call with some
+        ``k`` and ``recall`` measures what they take, on kept inputs: those of the latest training steps, or, in a layer
+        that was not trained here, of the first calls. Fewer than 256 inputs say nothing yet: until then 512 candidates,
+        and at least ``16 * k``, are scored. :meth:`stats` reports the recall.
+
+        Any number of threads may call this at a time in ``eval()`` mode.
 
         Args:
             x: ``[*, in_features]``.
             k: 1 to ``out_features``.
-            exact: False: compare the input with the sign codes of all rows
-                (:class:`torch_lsh.index.sign_codes.SignCodeIndex`) and score only the best ``candidates`` exactly. It
-                seldom misses the best row, and scores are exact. The codes are made at the first use and follow the
-                weights; they suit inputs like those of the latest training steps, or, in a layer that was never
-                trained, those of the first call.
-            candidates: rows per sample to score with ``exact=False``, at least ``k``; more find more. None: 512 and at
-                least ``16 * k``.
+            exact: False: look only at candidates.
+            candidates: rows per sample to score with ``exact=False``, at least ``k``, in place of as many as ``recall``
+                takes.
+            recall: the share of the ``k`` classes to find with ``exact=False``, over 0 and at most 1.
 
         Returns:
-            ``(values, indices)`` of shape ``[*, k]``, values in descending order.
+            ``(values, indices)`` of shape ``[*, k]``, values in descending order; -inf and -1 where fewer than ``k``
+            classes were found.
 
         Raises:
             TypeError, ValueError: an argument does not fit.
             RuntimeError: ``exact=False`` and there is no sampled path for the layer or the input.
         """
-        for name, number in (("k", k), ("candidates", candidates)):
-            if not (hasattr(number, "__index__") or (number is None and name == "candidates")):
-                raise TypeError(f"{name} is {number!r}; wanted an int")
-        if not 1 <= k <= self.out_features:
-            raise ValueError(f"k is {k}; wanted 1 to {self.out_features}")
+        check_topk(k, self.out_features, candidates, recall)
         if exact:
             return torch.topk(self(x), k)
         check_can_sample(self, x)
-        if candidates is None:
-            candidates = max(_CANDIDATES, 16 * k)
-        elif candidates < k:
-            raise ValueError(f"candidates is {candidates}; wanted at least k, which is {k}")
         flat = x.reshape(-1, self.in_features)
-        with torch.autocast("cpu", enabled=False), torch.no_grad():
-            rows = self.sampler.candidates(self.weight, self.bias, flat.detach(), candidates)
-            values, classes = ops.rows_topk(self._as_weight(flat), self.weight, self.bias, rows, k)
+        # Entering a context takes longer than asking.
+        autocast = torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
+        with autocast, torch.no_grad():
+            rows = self._candidates(flat.detach().float().contiguous(), k, candidates, recall)
+            values, classes = ops.rows_topk(self._as_weight(flat.detach()), self.weight, self.bias, rows, k)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.parameters())):
             values = self.active_logits(flat, classes)
         shape = (*x.shape[:-1], k)
-        return torch.return_types.topk((values.to(x.dtype).reshape(shape), classes.reshape(shape)))
+        return torch.return_types.topk((values.to(x.dtype).view(shape), classes.view(shape)))
+
+    def _candidates(self, x: Tensor, k: int, candidates: int | None, recall: float) -> Tensor:
+        if candidates is None:
+            return self.sampler.candidates_of_recall(self.weight, self.bias, x, k, recall)
+        return self.sampler.candidates(self.weight, self.bias, x, candidates)
 
     @torch.compiler.disable
     def sample(self, x: Tensor, target: Tensor | None = None) -> ActiveSet:

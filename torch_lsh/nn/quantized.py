@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -9,10 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..index.lookup import LookupIndex
+from ..sampling.look_ups import LookUps
 from .logits.recipe import Recipe
 from .logits.tensor import SampledLogits
 from .paths import Paths
 from .sampled_path import is_compiled, is_traced, is_transformed
+from .topk_arguments import check_topk
 
 _BLOCK_ROWS = 16384  # rows quantised at a time
 _LARGEST = 127  # the largest magnitude of a quantised weight; -128 has no counterpart
@@ -48,7 +52,7 @@ class QuantizedLinear(nn.Module):
     weight_int8: Tensor
     scale: Tensor
     bias: Tensor | None
-    sampler: None = None  # exact only
+    sampler: None = None  # no training
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
@@ -57,6 +61,8 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("scale", torch.zeros(out_features, dtype=torch.float32, device="cpu"))
         self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device="cpu") if bias else None)
         self.paths = Paths(out_features)
+        make = functools.partial(LookupIndex, out_features, in_features)
+        self._look_ups = LookUps(make, read=self._floating)
 
     @classmethod
     @torch.no_grad()
@@ -108,13 +114,20 @@ class QuantizedLinear(nn.Module):
             TypeError: the input has another dtype or device.
             ValueError: the input has another width.
         """
+        if isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as the layers of torch.nn are
+            path = input.tracer.path_of_module(self)
+            return input.tracer.create_proxy("call_module", path, (input,), {})
+        self._check(input)
+        if is_traced() or is_transformed():
+            return self._all_logits(input.detach())
+        recipe = Recipe(input.detach(), self, input.dtype, input.dtype, input.dim() - 1, detached=True)
+        return SampledLogits.from_recipe(recipe)
+
+    def _check(self, input: Tensor) -> None:
         if self.training:
             raise RuntimeError(
                 "a quantised layer cannot be trained; call model.eval(), or train the float model and quantise it again"
             )
-        if isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as the layers of torch.nn are
-            path = input.tracer.path_of_module(self)
-            return input.tracer.create_proxy("call_module", path, (input,), {})
         if not isinstance(input, Tensor):
             raise TypeError(f"input is a {type(input).__name__}; wanted a tensor")
         if input.dtype not in (torch.float32, torch.bfloat16) or input.device.type != "cpu":
@@ -123,38 +136,58 @@ class QuantizedLinear(nn.Module):
             raise ValueError(
                 f"input has shape {tuple(input.shape)}; wanted {self.in_features} features in the last dimension"
             )
-        if is_traced() or is_transformed():
-            return self._all_logits(input.detach())
-        recipe = Recipe(input.detach(), self, input.dtype, input.dtype, input.dim() - 1, detached=True)
-        return SampledLogits.from_recipe(recipe)
 
     def _all_logits(self, input: Tensor) -> Tensor:
         """The logits ``[*, out_features]``, computed by operators of PyTorch alone."""
         logits = F.linear(input.float(), self.weight_int8.float()) * self.scale
         return (logits if self.bias is None else logits + self.bias).to(input.dtype)
 
-    def topk(self, x: Tensor, k: int, exact: bool = True) -> torch.return_types.topk:
-        """Returns ``torch.topk(self(x), k)``, exact for the quantised weights.
+    def topk(
+        self, x: Tensor, k: int, exact: bool = True, candidates: int | None = None, recall: float = 0.95
+    ) -> torch.return_types.topk:
+        """Returns ``torch.topk(self(x), k)``, or the best of candidates; see :meth:`torch_lsh.LSHLinear.topk`.
+
+        Exact and approximate scores are those of the quantised weights. Where ``exact=False`` builds its index, the
+        weights are converted to float32 for a moment. Exported graphs are exact.
 
         Args:
             x: ``[*, in_features]``.
             k: 1 to ``out_features``.
-            exact: as in :meth:`LSHLinear.topk`, so that serving code takes either layer. A quantised layer has no
-                approximate ranking: its exact one is taken, which misses nothing.
+            exact, candidates, recall: as in :meth:`torch_lsh.LSHLinear.topk`.
 
         Returns:
             ``(values, indices)`` of shape ``[*, k]``, values in descending order.
 
         Raises:
-            ValueError: ``k`` is out of range.
+            TypeError, ValueError: an argument does not fit.
         """
-        if not 1 <= k <= self.out_features:
-            raise ValueError(f"k is {k}; wanted 1 to {self.out_features}")
+        check_topk(k, self.out_features, candidates, recall)
+        if is_traced() and not is_compiled():
+            return torch.topk(self._all_logits(x), k)
+        if not exact:
+            return self._topk_of_candidates(x, k, candidates, recall)
         if not is_compiled():
             return torch.topk(self(x), k)
-        values, classes = self.largest_logits(x.reshape(-1, self.in_features), k)
-        shape = (*x.shape[:-1], k)
+        return self._shaped(x, *self.largest_logits(x.reshape(-1, self.in_features), k))
+
+    @torch.compiler.disable
+    def _topk_of_candidates(self, x: Tensor, k: int, candidates: int | None, recall: float) -> torch.return_types.topk:
+        self._check(x)
+        with torch.no_grad():
+            flat = x.detach().reshape(-1, self.in_features).float().contiguous()
+            of_layer = (self.weight_int8, self.bias, flat, None)
+            if candidates is None:
+                rows = self._look_ups.find_for_recall(*of_layer, k, recall)
+            else:
+                rows = self._look_ups.find(*of_layer, candidates)
+            return self._shaped(x, *ops.rows_topk(flat, self.weight_int8, self.bias, rows, k, self.scale))
+
+    def _shaped(self, x: Tensor, values: Tensor, classes: Tensor) -> torch.return_types.topk:
+        shape = (*x.shape[:-1], values.shape[-1])
         return torch.return_types.topk((values.to(x.dtype).reshape(shape), classes.reshape(shape)))
+
+    def _floating(self, weight_int8: Tensor) -> Tensor:
+        return weight_int8 * self.scale.unsqueeze(1)
 
     # --- what lazy logits ask for ---
 

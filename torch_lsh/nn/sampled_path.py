@@ -20,7 +20,8 @@ def is_traced() -> bool:
 
 def is_compiled() -> bool:
     """Whether ``torch.compile`` traces the present computation, rather than ``torch.export`` or another tracer."""
-    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+    # Before PyTorch 2.12, torch.compile takes torch.compiler.is_exporting() for True; the flag that it returns is read.
+    return torch.compiler.is_dynamo_compiling() and not torch.compiler._is_exporting_flag
 
 
 def is_transformed() -> bool:

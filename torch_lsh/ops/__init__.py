@@ -18,7 +18,7 @@ from .largest_rows import largest_rows
 from .linear_softmax import active_rows_loss, linear_softmax_loss, linear_softmax_loss_backward
 from .nearest_rows import nearest_rows
 from .optimizer import row_sparse_adagrad_, row_sparse_adam_, row_sparse_lion_, row_sparse_sgd_
-from .partition import query_partition, residual_codes, update_partition
+from .partition import query_partition, residual_codes, search_partition, update_partition
 from .probes import probe_codes
 from .product import gather_matmul, product
 from .rows import extremes, is_increasing
@@ -73,6 +73,7 @@ __all__ = [
     "sampled_dot",
     "sampled_softmax_loss",
     "sampled_softmax_loss_backward",
+    "search_partition",
     "select_rows",
     "simd_level",
     "simhash_codes",

@@ -105,3 +105,35 @@ def query_partition(
         ``[B, M]`` int64, largest first (the lower row among equals), padded with -1.
     """
     return x.new_empty((x.shape[0], max_candidates), dtype=torch.int64)
+
+
+@operator
+def search_partition(
+    x: Tensor,
+    query_map: Tensor,
+    bucket_codes: Tensor,
+    bucket_factors: Tensor,
+    centers: Tensor,
+    codes: Tensor,
+    factors: Tensor,
+    ids: Tensor,
+    next: Tensor,
+    heads: Tensor,
+    max_candidates: int,
+    examined: int,
+) -> Tensor:
+    """Does what :func:`query_partition` does, in one call: maps queries, and scores buckets by codes of their own.
+
+    The score of a bucket is an estimate of the product with its direction, as those of the rows are.
+
+    Args:
+        x: ``[B, in]`` float32.
+        query_map: ``[width, in]`` float32: ``query_map @ x`` has the coordinates of the codes.
+        bucket_codes: ``[ceil(C / 64), bits * width / 8, 64]`` uint8, of directions; with as many bits as the rows.
+        bucket_factors: ``[ceil(C / 64), 2, 64]`` bfloat16: factors and addends of the estimates.
+        centers, codes, factors, ids, next, heads, max_candidates, examined: as in :func:`query_partition`.
+
+    Returns:
+        ``[B, M]`` int64, largest first (the lower row among equals), padded with -1.
+    """
+    return x.new_empty((x.shape[0], max_candidates), dtype=torch.int64)

@@ -14,17 +14,18 @@ from torch import Tensor
 
 from ..config import LSHConfig
 from ..index.base import Index
-from ..index.config import IndexConfig, SignCodeConfig
+from ..index.config import IndexConfig
+from ..index.lookup import LookupIndex
 from ..stopwatch import Stopwatch, timed
 from .active_set import ActiveSet, choose_active_rows, hardest_rows, labels_leave_room, needs_index
 from .inference_mode import outside_inference_mode
 from .label_counts import LabelCounts
+from .look_ups import LookUps
 from .recent_inputs import RecentInputs
 from .recomputation import RecomputedDraws
 from .scheduled_index import ScheduledIndex
 from .state import TakenStates
-from .stats import WATCHED, LayerStats, measure
-from .synchronised_index import SynchronisedIndex
+from .stats import WATCHED, LayerStats, TopkStats, measure
 
 
 class Sampler:
@@ -67,9 +68,10 @@ class Sampler:
         self._states_taken = TakenStates()
         self.config = config
         self._tables = ScheduledIndex(self._maker(config.index))
-        # Sign codes are made around the mean of recent inputs, which moves as much as the rows do: once most rows
-        # changed, the codes are made anew.
-        self._sign_codes = SynchronisedIndex(self._maker(SignCodeConfig()), rebuild_share=0.5)
+        self._look_ups = LookUps(self._look_up_maker())
+
+    def _look_up_maker(self) -> Callable[[], LookupIndex]:
+        return functools.partial(LookupIndex, self.num_rows, self.in_features, seed=self.config.seed)
 
     def _maker(self, config: IndexConfig) -> Callable[[], Index]:
         return functools.partial(config.make, self.num_rows, self.in_features, self.config.seed)
@@ -81,21 +83,22 @@ class Sampler:
             self._carried = self._carried[: self._carried_count()]
         self._inputs.trim(config.index.query_history)
         self._tables.remake(self._maker(config.index))
-        self._sign_codes.remake(self._maker(SignCodeConfig()))
+        self._look_ups.remake(self._look_up_maker())
 
     def forget(self) -> None:
-        """Drops tables and sign codes; the next use builds them from the weights.
+        """Drops tables and the index of look-ups; the next use builds them from the weights.
 
         For edits that PyTorch does not record (through ``weight.data``).
         """
         self._tables.forget()
-        self._sign_codes.forget()
+        self._look_ups.forget()
 
     def fit(self, weight: Tensor) -> None:
         """Follows a weight that was resized, a vocabulary for example."""
         if weight.shape != (self.num_rows, self.in_features):
             self.num_rows, self.in_features = weight.shape
             self._inputs.tensor = self._watched = self._carried = self._label_counts = None
+            self._look_ups.forget_inputs()
             self.reconfigure(self.config)
 
     @property
@@ -107,6 +110,11 @@ class Sampler:
     def tables(self) -> Index | None:
         """The index of training, which may be stale; None: not made yet."""
         return self._tables.index
+
+    @property
+    def look_up_index(self) -> LookupIndex | None:
+        """The index of :meth:`candidates`, which may be stale; None: not made yet."""
+        return self._look_ups.index
 
     @property
     def draws(self) -> int:
@@ -157,6 +165,8 @@ class Sampler:
         if self.stopwatch is not None:
             self._watched = x[-WATCHED:].detach().clone()
         self._inputs.keep(x.detach(), config.index.query_history, self._draws, training)
+        if training:
+            self._look_ups.keep(x.detach(), self._draws)
         index = None
         if self.needs_index and labels_leave_room(labels, self.num_rows, config):
             if training:
@@ -188,15 +198,26 @@ class Sampler:
         no_labels = torch.empty(len(x), 0, dtype=torch.int64, device="cpu")
         return choose_active_rows(index, x.detach(), no_labels, self.num_rows, config, seed=0)
 
-    @outside_inference_mode
     def candidates(self, weight: Tensor, bias: Tensor | None, x: Tensor, count: int) -> Tensor:
-        """Rows ``[B, count]`` int64 that probably score highest for inputs ``[B, in]``, found by their sign codes.
+        """Rows ``[B, count]`` int64 that probably score highest for inputs ``[B, in]``, padded with -1.
 
-        The codes suit inputs such as those of the latest training steps; before the first one, those of the first call.
+        Found in the index of :class:`LookUps`, which is made at its first use. Safe to call from several threads.
         """
         self.fit(weight)
-        codes = self._sign_codes.exact(weight, bias, x if self._inputs.tensor is None else self._inputs.tensor)
-        return codes.query(x, min(count, self.num_rows))
+        return self._look_ups.find(weight, bias, x, self._inputs.tensor, count)
+
+    def candidates_of_recall(self, weight: Tensor, bias: Tensor | None, x: Tensor, k: int, recall: float) -> Tensor:
+        """As few rows ``[B, M]`` as hold a share ``recall`` of the ``k`` best of each input; like :meth:`candidates`.
+
+        Args:
+            weight: ``[N, in]``.
+            bias: ``[N]`` or None.
+            x: ``[B, in]``.
+            k: 1 to N.
+            recall: over 0, at most 1.
+        """
+        self.fit(weight)
+        return self._look_ups.find_for_recall(weight, bias, x, self._inputs.tensor, k, recall)
 
     def keeper_of_hardest_rows(self, active: ActiveSet, corrected: bool) -> Callable[[Tensor], None] | None:
         """Returns a function that keeps the hardest rows of this step for the next draw; None: none are kept.
@@ -355,6 +376,7 @@ class Sampler:
             stale_rows=stale_rows,
             rehashes=self._tables.rehashes,
             since_rehash=self._tables.since_rehash,
+            topk=TopkStats.of(self.look_up_index),
             milliseconds={} if self.stopwatch is None else self.stopwatch.milliseconds(),
             calls={} if self.stopwatch is None else self.stopwatch.calls(),
             **measured,
@@ -370,7 +392,7 @@ class Sampler:
         """
         if self.tables is not None:
             self._states_taken.note(self._draws)
-        self.forget()
+        self._tables.forget()
         counts = self._label_counts
         return {
             "num_rows": self.num_rows,
@@ -412,11 +434,11 @@ class Sampler:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        self.forget()  # a copy builds its own tables, and so does this sampler: both go on alike
+        self._tables.forget()  # a copy builds its own tables, and so does this sampler: both go on alike
         return {
             **self.__dict__,
             "_tables": copy.copy(self._tables),
-            "_sign_codes": copy.copy(self._sign_codes),
+            "_look_ups": copy.copy(self._look_ups),
             "_inputs": copy.copy(self._inputs),
             "_states_taken": copy.copy(self._states_taken),
             "scheduled": False,  # a scheduler that is copied along says so again

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import ops
 from ..config import LSHConfig
 from ..index.base import Index
+from ..index.lookup import Effort, LookupIndex
 from .active_set import choose_active_rows, needs_index
 from .label_counts import LabelCounts
 
@@ -57,6 +58,55 @@ def share_found(rows: Tensor, best: Tensor) -> Tensor:
     return (rows.gather(1, at) == best).float().mean(1)
 
 
+class TopkStats(NamedTuple):
+    """What ``topk(exact=False)`` looks rows up in, and what that finds.
+
+    Attributes:
+        kind: the class of the index.
+        index_bytes: its memory.
+        build_seconds: of its last build.
+        efforts: what was measured for each ``k`` and recall; see :class:`torch_lsh.index.lookup.Effort`.
+    """
+
+    kind: str
+    index_bytes: int
+    build_seconds: float
+    efforts: tuple[Effort, ...]
+
+    @classmethod
+    def of(cls, index: LookupIndex | None) -> TopkStats | None:
+        """The figures of an index; None: there is none."""
+        if index is None or index.kind is None:
+            return None
+        return cls(type(index.kind).__name__, index.nbytes, index.build_seconds, index.efforts)
+
+    def as_dict(self) -> dict[str, float]:
+        """The numbers, by names such as ``"topk_bytes"`` and ``"topk@10/0.95/recall"``."""
+        numbers: dict[str, float] = {"topk_bytes": self.index_bytes, "topk_build_seconds": self.build_seconds}
+        for effort in self.efforts:
+            prefix = f"topk@{effort.k}/{effort.target:g}"
+            numbers[f"{prefix}/candidates"], numbers[f"{prefix}/examined"] = effort.candidates, effort.examined
+            if not math.isnan(effort.recall):
+                numbers[f"{prefix}/recall"], numbers[f"{prefix}/recall_error"] = effort.recall, effort.error
+        return numbers
+
+    def __str__(self) -> str:
+        """Prints a line for the index and one for each effort.
+
+        >>> print(TopkStats("PartitionIndex", 62_400_000, 13.2, (Effort(10, 0.95, 4882, 33, 0.9625, 0.0054),)))
+        PartitionIndex, 62.4 MB, built in 13.2 s
+        recall@10 0.963 ± 0.005 (wanted 0.95): 33 candidates of 4,882 rows examined
+        """
+        lines = [f"{self.kind}, {self.index_bytes / 1e6:,.1f} MB, built in {self.build_seconds:.1f} s"]
+        for effort in self.efforts:
+            recall = "not measured" if math.isnan(effort.recall) else f"{effort.recall:.3f} ± {effort.error:.3f}"
+            lines.append(
+                f"recall@{effort.k} {recall} (wanted {effort.target:g}): "
+                f"{effort.candidates:,} candidates of {effort.examined:,} rows examined"
+            )
+        return "\n".join(lines)
+
+
 @dataclass(frozen=True)
 class LayerStats:
     """What an LSH layer finds and costs; see :meth:`torch_lsh.LSHLinear.stats`. None: not measured.
@@ -83,6 +133,8 @@ class LayerStats:
         rehashes: re-hashes so far.
         since_rehash: training steps since the last re-hash.
         index_bytes: of the index.
+        topk: what ``topk(exact=False)`` looks up in, and the effort for each ``k`` and recall that was asked for; None:
+            nothing was looked up, or the weights changed since in a way that nobody recorded.
         milliseconds: per call of each part while the layer is watched, without the parts within it: "look-up",
             "choosing" the rest of the active set, "loss", "logits" (unless one operator computes both), "re-hash".
         calls: the calls of each part.
@@ -108,6 +160,7 @@ class LayerStats:
     rehashes: int = 0
     since_rehash: int = 0
     index_bytes: int | None = None
+    topk: TopkStats | None = None
     milliseconds: dict[str, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     paths: dict[str, int] = field(default_factory=dict)
@@ -123,6 +176,8 @@ class LayerStats:
             elif item.name in ("milliseconds", "calls", "paths"):
                 prefix = "ms" if item.name == "milliseconds" else item.name
                 numbers.update({f"{prefix}/{name}": number for name, number in value.items()})
+            elif isinstance(value, TopkStats):
+                numbers.update(value.as_dict())
             elif value is not None:
                 numbers[item.name] = value
         return numbers
@@ -166,6 +221,8 @@ class LayerStats:
                     f"{self.rehashes} re-hashes",
                 )
             )
+        if self.topk is not None:
+            lines += [("top-k", text) for text in str(self.topk).splitlines()]
         for name, milliseconds in self.milliseconds.items():
             lines.append((name, f"{milliseconds:.3f} ms per call, {self.calls[name]:,} calls"))
         if self.paths:

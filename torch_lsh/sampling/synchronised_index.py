@@ -25,10 +25,17 @@ class SynchronisedIndex:
     Args:
         make: returns an empty index.
         rebuild_share: build anew when more than this share of the rows changed.
+        read: returns a weight as floating point numbers.
     """
 
-    def __init__(self, make: Callable[[], Index], rebuild_share: float = 1.0) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Index],
+        rebuild_share: float = 1.0,
+        read: Callable[[Tensor], Tensor] = Tensor.detach,
+    ) -> None:
         self._make = make
+        self._read = read
         self._rebuild_share = rebuild_share
         self.index: Index | None = None  # None: not made yet
         self._changed: ChangedRows | None = None
@@ -82,13 +89,13 @@ class SynchronisedIndex:
         rows = changed.take(touches)
         self._trained = False
         if rows is None:
-            self.index.rehash(weight.detach(), _detached(bias), queries)
+            self.index.rehash(self._read(weight), _detached(bias), queries)
             self._collect(weight, bias)
             return len(weight)
         if len(rows) > self._rebuild_share * len(weight):
             return self.build(weight, bias, queries)
         if len(rows) > 0:
-            self.index.update(weight.detach(), _detached(bias), rows)
+            self.index.update(self._read(weight), _detached(bias), rows)
         return len(rows)
 
     def build(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> int:
@@ -96,7 +103,7 @@ class SynchronisedIndex:
         if self.index is None:
             self.index = self._make()
         self.index.stopwatch = self.stopwatch
-        self.index.build(weight.detach(), _detached(bias), queries)
+        self.index.build(self._read(weight), _detached(bias), queries)
         self._collect(weight, bias)
         return len(weight)
 
@@ -154,7 +161,7 @@ class SynchronisedIndex:
         rows = None if changed is None else changed.sample(sample, touches, seed)
         if rows is None:
             rows = torch.randint(len(weight), (sample,), generator=torch.Generator().manual_seed(seed), device="cpu")
-        return self.index.drift(weight.detach(), _detached(bias), rows.unique())
+        return self.index.drift(self._read(weight), _detached(bias), rows.unique())
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

@@ -1,0 +1,144 @@
+"""Nearest-neighbour libraries on an output layer: faiss and hnswlib, with the bias as one more coordinate.
+
+Both are optional: ``pip install faiss-cpu hnswlib``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LIBRARIES = {"faiss": "faiss-cpu", "hnswlib": "hnswlib"}
+_LINKS = 16  # M of both HNSW graphs
+_PAD = 4  # the dimension becomes a multiple, for product quantizers
+
+
+class Opponent(NamedTuple):
+    """An index of another library: ``find(x, k)`` returns the rows ``[B, k]`` of queries ``[B, d]``."""
+
+    name: str
+    find: Callable[[np.ndarray, int], np.ndarray]
+    build_seconds: float
+    index_bytes: int
+
+
+def missing() -> dict[str, str]:
+    """The libraries that are not installed, with the names of their packages."""
+    return {name: package for name, package in LIBRARIES.items() if importlib.util.find_spec(name) is None}
+
+
+def augmented(rows: Tensor, last: Tensor) -> np.ndarray:
+    """Rows with one more coordinate, and zeros up to a multiple of four."""
+    padding = torch.zeros(len(rows), -(rows.shape[1] + 1) % _PAD)
+    return torch.cat([rows.float(), last.float().view(-1, 1).expand(len(rows), 1), padding], 1).numpy()
+
+
+def faiss_index(kind: str, vectors: np.ndarray, folder: Path, like: Any = None) -> tuple[Any, float, int]:
+    """A built index by the name of ``faiss.index_factory``, its seconds and bytes; kept in ``folder``.
+
+    Args:
+        like: an index of as many inverted lists, whose centers are taken over; training them anew takes minutes.
+    """
+    import faiss
+
+    path = folder / f"faiss-{len(vectors)}-{kind.replace(',', '-')}"
+    if not path.exists():
+        index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+        start = time.perf_counter()
+        if like is not None:
+            centers = faiss.extract_index_ivf(like).quantizer
+            faiss.extract_index_ivf(index).quantizer.add(centers.reconstruct_n(0, centers.ntotal))
+        index.train(vectors)
+        index.add(vectors)
+        seconds = time.perf_counter() - start
+        faiss.write_index(index, str(path))
+        path.with_suffix(".seconds").write_text(str(seconds))
+    return faiss.read_index(str(path)), float(path.with_suffix(".seconds").read_text()), path.stat().st_size
+
+
+def faiss_opponents(vectors: np.ndarray, folder: Path) -> list[Opponent]:
+    """Every index of faiss at several efforts."""
+    import faiss
+
+    lists = round(4 * math.sqrt(len(vectors)))
+    inverted = (16, 64, 256)
+    efforts: dict[str, Sequence[int]] = {
+        f"IVF{lists},Flat": inverted,
+        f"IVF{lists},PQ{vectors.shape[1] // 2}x4fs,RFlat": inverted,
+    }
+    if hasattr(faiss, "IndexIVFRaBitQ"):
+        efforts[f"IVF{lists},RaBitQ,RFlat"] = inverted
+    efforts[f"HNSW{_LINKS},Flat"] = (64, 256, 1024)
+    found: list[Opponent] = []
+    inverted_file: tuple[Any, float] | None = None
+    for kind, values in efforts.items():
+        is_graph = kind.startswith("HNSW")
+        if inverted_file is None or is_graph:
+            index, seconds, size = faiss_index(kind, vectors, folder)
+            inverted_file = inverted_file or (index, seconds)
+        else:
+            index, seconds, size = faiss_index(kind, vectors, folder, like=inverted_file[0])
+            seconds += inverted_file[1]  # which made the centers
+        parameter = "efSearch" if is_graph else "nprobe"
+        refined = kind.endswith("RFlat")
+        for value in values:
+            settings = f"{parameter}={value}" + (",k_factor_rf=10" if refined else "")
+            found.append(Opponent(f"faiss {kind} {settings}", _search_at(index, settings), seconds, size))
+    return found
+
+
+def _search_at(index: Any, settings: str) -> Callable[[np.ndarray, int], np.ndarray]:
+    """A search with some settings; an index keeps those of the last search."""
+    import faiss
+
+    def find(x: np.ndarray, k: int) -> np.ndarray:
+        if getattr(index, "present_settings", None) != settings:
+            faiss.ParameterSpace().set_index_parameters(index, settings)
+            index.present_settings = settings
+        return index.search(x, k)[1]
+
+    return find
+
+
+def hnswlib_opponents(vectors: np.ndarray, folder: Path) -> list[Opponent]:
+    """The graph of hnswlib at several efforts."""
+    import hnswlib
+
+    path = folder / f"hnswlib-{len(vectors)}"
+    index = hnswlib.Index("ip", vectors.shape[1])
+    if not path.exists():
+        start = time.perf_counter()
+        index.init_index(len(vectors), M=_LINKS, ef_construction=100, random_seed=0)
+        index.add_items(vectors, num_threads=torch.get_num_threads())
+        path.with_suffix(".seconds").write_text(str(time.perf_counter() - start))
+        index.save_index(str(path))
+    else:
+        index.load_index(str(path))
+    seconds, size = float(path.with_suffix(".seconds").read_text()), path.stat().st_size
+    index.set_num_threads(1)
+
+    def at(effort: int) -> Callable[[np.ndarray, int], np.ndarray]:
+        def find(x: np.ndarray, k: int) -> np.ndarray:
+            index.set_ef(effort)
+            return index.knn_query(x, k)[0].astype(np.int64)
+
+        return find
+
+    return [Opponent(f"hnswlib M={_LINKS} ef={ef}", at(ef), seconds, size) for ef in (64, 256, 1024)]
+
+
+def opponents(vectors: np.ndarray, folder: Path) -> list[Opponent]:
+    """Those of every library that is installed."""
+    absent = missing()
+    return [
+        *([] if "faiss" in absent else faiss_opponents(vectors, folder)),
+        *([] if "hnswlib" in absent else hnswlib_opponents(vectors, folder)),
+    ]

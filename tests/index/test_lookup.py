@@ -1,0 +1,110 @@
+"""LookupIndex: the kind it takes, and the effort that a recall takes."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from torch_lsh.index import lookup
+from torch_lsh.index.lookup import LookupIndex
+from torch_lsh.index.partition import PartitionIndex
+from torch_lsh.index.sign_codes import SignCodeIndex
+
+N, D = 6_000, 24
+
+
+@pytest.fixture(autouse=True)
+def _seed(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(lookup, "_LEAST_PARTITIONED", 5_000)
+
+
+def clustered(rows=N, queries=1600):
+    centers = torch.randn(300, D)
+    weight = 2 * centers[torch.randint(300, (rows,))] + 0.5 * torch.randn(rows, D)
+    x = F.relu(centers[(300 * torch.rand(queries) ** 2).long()] + 0.5 * torch.randn(queries, D) + 0.5)
+    return weight, 0.3 * torch.randn(rows), x
+
+
+def built(rows=N, taught=1000):
+    weight, bias, x = clustered(rows)
+    index = LookupIndex(rows, D)
+    index.build(weight, bias, x[:taught])
+    return index, weight, bias, x[1000:]
+
+
+def recall(found, weight, bias, x, k):
+    best = F.linear(x, weight, bias).topk(k).indices
+    return (best.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean().item()
+
+
+@pytest.mark.parametrize("rows", [4_000, N])
+def test_the_effort_reaches_its_recall_on_other_queries(rows):
+    index, weight, bias, x = built(rows)
+    assert isinstance(index.kind, PartitionIndex if rows == N else SignCodeIndex)
+    spent = []
+    for k, target in ((10, 0.7), (10, 0.9), (10, 0.98), (1, 0.9), (40, 0.9)):
+        effort = index.effort(weight, bias, k, target)
+        assert effort.recall >= target
+        found = index.search(x, effort)
+        assert found.shape == (len(x), effort.candidates)
+        assert recall(found, weight, bias, x, k) > target - 0.02
+        spent.append(effort.examined + 10 * effort.candidates)
+        assert index.known_effort(k, target) is effort is index.effort(weight, bias, k, target)
+    assert spent[0] < spent[1] < spent[2]
+    assert len(index.efforts) == 5
+
+
+def test_rows_without_structure_get_sign_codes():
+    weight, x = F.normalize(torch.randn(N, 64)), torch.randn(1000, 64)
+    index = LookupIndex(N, 64)
+    index.build(weight, None, x)
+    assert isinstance(index.kind, SignCodeIndex)
+    assert index.effort(weight, None, 10, 0.9).recall >= 0.9
+
+
+def test_few_queries_measure_nothing():
+    index, weight, bias, x = built(taught=100)
+    assert isinstance(index.kind, SignCodeIndex)
+    effort = index.effort(weight, bias, 40, 0.9)
+    assert effort[:4] == (40, 0.9, N, 640)
+    assert math.isnan(effort.recall)
+    assert index.search(x, effort).shape == (len(x), 640)
+
+
+def test_efforts_are_measured_again_once_half_of_the_rows_changed():
+    index, weight, bias, x = built()
+    before = index.effort(weight, bias, 10, 0.9)
+    rows = torch.arange(0, N, 3)
+    weight[rows] = weight[rows].neg()
+    index.update(weight, bias, rows)
+    assert index.known_effort(10, 0.9) is before
+    rows = torch.arange(1, N, 3)
+    weight[rows] = weight[rows].neg()
+    index.update(weight, bias, rows)
+    assert index.known_effort(10, 0.9) is None
+    assert recall(index.search(x, index.effort(weight, bias, 10, 0.9)), weight, bias, x, 10) > 0.85
+
+
+@pytest.mark.parametrize("rows", [4_000, N])
+def test_state_goes_over_to_another_index(rows):
+    index, weight, bias, x = built(rows)
+    other = LookupIndex(rows, D)
+    other.load_state_dict(index.state_dict())
+    assert other.nbytes == index.nbytes > 0
+    for same in (other, copy.deepcopy(index)):
+        assert torch.equal(same.query(x, 30), index.query(x, 30))
+        assert same.effort(weight, bias, 10, 0.9) == index.effort(weight, bias, 10, 0.9)
+
+
+def test_an_unreachable_recall_is_logged(caplog, monkeypatch):
+    monkeypatch.setattr(lookup, "_MOST_CANDIDATES", 10)
+    index, weight, bias, _ = built(4_000)
+    weight = torch.randn_like(weight)  # other rows than those of the codes
+    effort = index.effort(weight, bias, 5, 0.99)
+    assert effort.recall < 0.99
+    assert f"recall@5 is {effort.recall:.3f}" in caplog.text

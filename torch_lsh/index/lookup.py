@@ -1,0 +1,329 @@
+"""LookupIndex: the best rows of few queries, with as little effort as a recall takes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .base import Index, StoredTensor
+from .partition import PartitionIndex
+from .sign_codes import SignCodeIndex
+
+LEAST_QUERIES = 256  # recall is measured, and buckets are learned, from so many queries
+_LEAST_PARTITIONED = 1 << 15  # rows; comparing fewer with the query takes no longer than learned buckets
+_JUDGES = 256  # queries that recall is measured on, at most a quarter of those given; nothing is learned from these
+_CANDIDATES, _CANDIDATES_PER_RESULT = 512, 16  # rows scored exactly where recall was not measured
+_MOST_CANDIDATES = 4096
+_CONFIDENCE = 1.645  # standard errors by which measured recall exceeds the target: 95 %
+_K, _RECALL = 10, 0.95  # what the kinds are compared at
+_BUCKETS_PER_ROOT = 10  # buckets: so many times the root of the number of rows
+_GATHERED = 2  # a byte of a row scored exactly costs as much as so many of codes read in order
+
+_log = logging.getLogger("torch_lsh")
+
+
+class Effort(NamedTuple):
+    """What a look-up spends for a recall, and what it found when that was measured.
+
+    Attributes:
+        k: results.
+        target: recall@k that was asked for.
+        examined: rows that are compared with the query by their codes.
+        candidates: rows of these that are scored exactly.
+        recall: the share of the ``k`` best rows among the candidates; NaN: not measured.
+        error: standard error of ``recall``.
+    """
+
+    k: int
+    target: float
+    examined: int
+    candidates: int
+    recall: float
+    error: float
+
+
+class LookupIndex(Index):
+    """Finds the best rows of single queries: sign codes of all rows, or learned buckets where these cost less.
+
+    A build decides by the number of rows and by measurement. Below 32,768 rows, or with fewer than 256 queries to
+    learn from, it makes a :class:`SignCodeIndex`, whose cost per query is ``width / 8 + 4`` bytes of every row. Above,
+    it makes a :class:`PartitionIndex` of about ``10 * sqrt(N)`` buckets and measures how many rows that has to examine
+    for a recall@10 of 0.95; if reading these takes longer than all sign codes (rows without structure), it makes sign
+    codes after all.
+
+    :meth:`effort` finds, by measurement on the latest queries, how many rows to examine and how many to score exactly
+    for a recall. Costs are bytes read, not seconds, so equal builds have equal results.
+
+    One thread may change the index or measure; any number may call :meth:`search`.
+
+    Args:
+        num_rows: N, rows of the weight.
+        in_features: width of the weight.
+        seed: of everything random.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    >>> weight = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
+    >>> index = LookupIndex(1000, 16)
+    >>> index.build(weight, None, weight + 0.1)
+    >>> effort = index.effort(weight, None, k=3, recall=0.9)
+    >>> effort.recall > 0.9, 3 <= effort.candidates < 500
+    (True, True)
+    >>> 7 in index.search(weight[[7]], effort)
+    True
+    """
+
+    best_first = False
+
+    def __init__(self, num_rows: int, in_features: int, *, seed: int = 0) -> None:
+        super().__init__(num_rows, in_features, seed)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._kind: SignCodeIndex | PartitionIndex | None = None
+        self._judges = torch.zeros(0, self.in_features, dtype=torch.float32)
+        self._efforts: dict[tuple[int, float], Effort] = {}
+        self._updated = 0  # rows taken in since efforts were measured
+        self.build_seconds = math.nan
+
+    @property
+    def is_built(self) -> bool:
+        return self._kind is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes and of what was learned."""
+        return 0 if self._kind is None else self._kind.nbytes + self._judges.nbytes
+
+    @property
+    def kind(self) -> Index | None:
+        """The index that was made; None: not built."""
+        return self._kind
+
+    @property
+    def hashes_per_table(self) -> int | None:
+        return None if self._kind is None else self._kind.hashes_per_table
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether queries are known to measure recall on."""
+        return len(self._judges) > 0
+
+    @property
+    def efforts(self) -> tuple[Effort, ...]:
+        """What was measured so far."""
+        return tuple(self._efforts.values())
+
+    # --- rows ---
+
+    def _build(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> None:
+        start = time.perf_counter()
+        taught = self._take_judges(queries)
+        kind: SignCodeIndex | PartitionIndex | None = None
+        if self.num_rows >= _LEAST_PARTITIONED and self.is_measured:
+            kind = self._partition(weight, bias, taught)
+        if kind is None:
+            kind = SignCodeIndex(self.num_rows, self.in_features, seed=self.seed)
+            kind.build(weight, bias, queries)
+        self._kind = kind
+        self.build_seconds = time.perf_counter() - start
+
+    def _take_judges(self, queries: Tensor | None) -> Tensor | None:
+        """Keeps the latest queries to measure with; returns the others."""
+        self._efforts, self._updated = {}, 0
+        self._judges = self._judges[:0]
+        if queries is None:
+            return None
+        queries = queries.float()[queries.isfinite().all(1)]
+        if len(queries) < LEAST_QUERIES:
+            return queries
+        judges = min(_JUDGES, len(queries) // 4)
+        self._judges = queries[-judges:].clone()
+        return queries[:-judges]
+
+    def _partition(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> PartitionIndex | None:
+        """Learned buckets; None where sign codes cost less."""
+        bits = round(math.log2(_BUCKETS_PER_ROOT * math.sqrt(self.num_rows)))
+        partition = PartitionIndex(self.num_rows, self.in_features, hashes_per_table=bits, seed=self.seed)
+        partition.build(weight, bias, queries)
+        effort = _measured(partition, self._judges, _best_rows(self._judges, weight, bias, _K), _RECALL)
+        cost = _cost(partition, effort.examined, effort.candidates)
+        all_codes = self.num_rows * (self.in_features // 8 + 4)
+        reached = effort.recall >= _RECALL
+        chosen = "learned buckets" if reached and cost < all_codes else "sign codes"
+        _log.info(
+            "look-ups among %d rows: %s; buckets need %d of %d bytes for recall %.3f",
+            self.num_rows,
+            chosen,
+            cost,
+            all_codes,
+            effort.recall,
+        )
+        return partition if chosen == "learned buckets" else None
+
+    def _rehash(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> None:
+        self._built().rehash(weight, bias, queries)
+        self._efforts, self._updated = {}, 0
+
+    def _update(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> int:
+        self._updated += len(rows)
+        if 2 * self._updated > self.num_rows:
+            self._efforts, self._updated = {}, 0
+        return self._built()._update(weight, bias, rows)
+
+    def _differs(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+        return self._built()._differs(weight, bias, rows)
+
+    def _outdated(self, weight: Tensor, bias: Tensor | None, queries: Tensor) -> str | None:
+        return self._built()._outdated(weight, bias, queries)
+
+    # --- queries ---
+
+    def _query(self, x: Tensor, max_candidates: int, labels: Tensor | None) -> Tensor:
+        return self._built()._query(x, max_candidates, labels)
+
+    def search(self, x: Tensor, effort: Effort) -> Tensor:
+        """The candidates of queries, at an effort that :meth:`effort` returned.
+
+        Args:
+            x: ``[B, in_features]`` float32.
+
+        Returns:
+            ``[B, effort.candidates]`` int64, in no order of quality, padded with -1.
+        """
+        kind = self._built()
+        if isinstance(kind, PartitionIndex):
+            return kind.search(x, effort.candidates, effort.examined)
+        return kind.query(x, effort.candidates)
+
+    def known_effort(self, k: int, recall: float) -> Effort | None:
+        """What :meth:`effort` found with these arguments; None: not measured since much changed."""
+        return self._efforts.get((k, recall))
+
+    def effort(self, weight: Tensor, bias: Tensor | None, k: int, recall: float) -> Effort:
+        """The least effort whose recall@k is at least ``recall`` with 95 % confidence; measured once.
+
+        Costs the exact best rows of 256 queries and some look-ups. Where the recall is out of reach, the effort with
+        the highest one is returned, and a log line says so. Without queries to measure on: 512 candidates and at least
+        ``16 * k``.
+
+        Args:
+            weight, bias: as in :meth:`build`.
+            k: 1 to N.
+            recall: over 0, at most 1.
+        """
+        known = self.known_effort(k, recall)
+        if known is not None:
+            return known
+        kind = self._built()
+        if not self.is_measured:
+            count = min(self.num_rows, max(_CANDIDATES, _CANDIDATES_PER_RESULT * k))
+            found = Effort(k, recall, self.num_rows, count, math.nan, math.nan)
+        else:
+            found = _measured(kind, self._judges, _best_rows(self._judges, weight, bias, k), recall)
+            if not found.recall >= recall:
+                _log.warning(
+                    "top-k look-up: recall@%d is %.3f with %d candidates; wanted %.3f",
+                    k,
+                    found.recall,
+                    found.candidates,
+                    recall,
+                )
+        self._efforts[k, recall] = found
+        return found
+
+    # --- state ---
+
+    def _settings(self) -> dict[str, Any]:
+        return {"num_rows": self.num_rows, "in_features": self.in_features, "seed": self.seed}
+
+    def _stored(self) -> dict[str, StoredTensor]:
+        return {}
+
+    def _state(self) -> dict[str, Any]:
+        kind = self._built()
+        return {"judges": self._judges, "kind": kind.state_dict(), "partitioned": isinstance(kind, PartitionIndex)}
+
+    def _load(self, state: dict[str, Any]) -> None:
+        settings = {name: value for name, value in state["kind"]["config"].items() if name not in self._settings()}
+        of_kind = PartitionIndex if state["partitioned"] else SignCodeIndex
+        kind = of_kind(self.num_rows, self.in_features, seed=self.seed, **settings)
+        kind.load_state_dict(state["kind"])
+        self._clear()
+        self._kind, self._judges = kind, state["judges"]
+
+    def _built(self) -> SignCodeIndex | PartitionIndex:
+        self._check_built()
+        assert self._kind is not None
+        return self._kind
+
+
+def _best_rows(queries: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> Tensor:
+    """``[Q, k]`` int64: the rows with the largest outputs, exactly."""
+    bias = None if bias is None else bias.to(weight.dtype).contiguous()
+    return ops.linear_topk(queries.to(weight.dtype).contiguous(), weight.contiguous(), bias, k)[1]
+
+
+def _measured(kind: SignCodeIndex | PartitionIndex, judges: Tensor, best: Tensor, recall: float) -> Effort:
+    """The cheapest effort that reaches the recall, else the one with the highest."""
+    k, num_rows = best.shape[1], kind.num_rows
+    most = min(num_rows, max(_MOST_CANDIDATES, 64 * k))
+    counts = _grid(k, most)
+    tried: list[tuple[float, Effort]] = []
+    for examined in _grid(min(num_rows, 1024), num_rows) if isinstance(kind, PartitionIndex) else [num_rows]:
+        ranks = _ranks(kind, judges, best, counts, examined)
+        for count in counts:
+            shares = (ranks < count).double().mean(1)
+            mean, error = float(shares.mean()), float(shares.std() / math.sqrt(len(shares)))
+            if mean >= recall + min(_CONFIDENCE * error, 0.5 * (1 - recall)) or count == counts[-1]:
+                tried.append((_cost(kind, examined, count), Effort(k, recall, examined, count, mean, error)))
+                break
+        reached = [one for one in tried if one[1].recall >= recall]
+        if reached and min(reached)[0] < _cost(kind, examined, k):
+            break  # what follows costs more
+    if reached:
+        return min(reached)[1]
+    return max(tried, key=lambda one: one[1].recall)[1]
+
+
+def _grid(least: int, most: int) -> list[int]:
+    """Numbers from ``least`` to ``most``, each about a quarter more than the one before."""
+    numbers = [least]
+    while numbers[-1] < most:
+        numbers.append(min(most, max(numbers[-1] + 1, numbers[-1] * 5 // 4)))
+    return numbers
+
+
+def _ranks(
+    kind: SignCodeIndex | PartitionIndex, judges: Tensor, best: Tensor, counts: list[int], examined: int
+) -> Tensor:
+    """``[Q, k]``: how many candidates are needed to find each of the best rows; the most of all and 1: not found."""
+    ranks = torch.full(best.shape, counts[-1] + 1)
+    if isinstance(kind, PartitionIndex):  # best first
+        found = kind.search(judges, counts[-1], examined)
+        for some in range(0, len(judges), 16):
+            hits = found[some : some + 16].unsqueeze(1) == best[some : some + 16].unsqueeze(2)
+            rank = hits.int().argmax(2)
+            ranks[some : some + 16] = torch.where(hits.any(2), rank, counts[-1] + 1)
+        return ranks
+    for count in reversed(counts):
+        found = kind.query(judges, count)
+        at = torch.searchsorted(found, best.contiguous()).clamp_(max=count - 1)
+        ranks[found.gather(1, at) == best] = count - 1
+    return ranks
+
+
+def _cost(kind: SignCodeIndex | PartitionIndex, examined: int, candidates: int) -> float:
+    """Bytes that a look-up reads, those of rows that are scored exactly counted as what they take longer."""
+    scored = _GATHERED * 4 * kind.in_features * candidates
+    if isinstance(kind, PartitionIndex):
+        of_row = kind.in_features // 4 + 4
+        return (examined + kind.family.num_buckets) * of_row + scored
+    return kind.num_rows * (kind.in_features // 8 + 4) + scored
