@@ -96,13 +96,13 @@ def faiss_opponents(vectors: np.ndarray, folder: Path) -> list[Opponent]:
 
 
 def _search_at(index: Any, settings: str) -> Callable[[np.ndarray, int], np.ndarray]:
-    """A search with some settings; an index keeps those of the last search."""
+    """A search with some settings. Setting them takes some microseconds of every call."""
     import faiss
 
+    space = faiss.ParameterSpace()
+
     def find(x: np.ndarray, k: int) -> np.ndarray:
-        if getattr(index, "present_settings", None) != settings:
-            faiss.ParameterSpace().set_index_parameters(index, settings)
-            index.present_settings = settings
+        space.set_index_parameters(index, settings)
         return index.search(x, k)[1]
 
     return find

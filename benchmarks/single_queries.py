@@ -96,7 +96,7 @@ def _opponents(layer: TrainedLayer, folder: Path) -> Iterator[Measured]:
         yield Measured(opponent.name, find, opponent.build_seconds, opponent.index_bytes)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure(
     name: str,
     layer: TrainedLayer,
