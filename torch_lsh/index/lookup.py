@@ -88,7 +88,7 @@ class LookupIndex(Index):
 
     def _clear(self) -> None:
         self._kind: SignCodeIndex | PartitionIndex | None = None
-        self._judges = torch.zeros(0, self.in_features, dtype=torch.float32)
+        self._judges = torch.zeros(0, self.in_features, dtype=torch.float32, device="cpu")
         self._efforts: dict[tuple[int, float], Effort] = {}
         self._updated = 0  # rows taken in since efforts were measured
         self.build_seconds = math.nan
@@ -305,7 +305,7 @@ def _ranks(
     kind: SignCodeIndex | PartitionIndex, judges: Tensor, best: Tensor, counts: list[int], examined: int
 ) -> Tensor:
     """``[Q, k]``: how many candidates are needed to find each of the best rows; the most of all and 1: not found."""
-    ranks = torch.full(best.shape, counts[-1] + 1)
+    ranks = torch.full(best.shape, counts[-1] + 1, device="cpu")
     if isinstance(kind, PartitionIndex):  # best first
         found = kind.search(judges, counts[-1], examined)
         for some in range(0, len(judges), 16):

@@ -71,12 +71,13 @@ class Routing(NamedTuple):
     def of(cls, query_map: Tensor, directions: Tensor, offsets: Tensor) -> Routing:
         """Codes around the mean direction, whose product with a query is the same for all buckets."""
         count = len(directions)
-        none = torch.zeros(count, dtype=torch.int32)
+        none = torch.zeros(count, dtype=torch.int32, device="cpu")
         signs, scale = ops.residual_codes(directions, directions.mean(0, keepdim=True), none, _CODE_BITS)
         blocks = -(-count // _CODE_ROWS)
-        codes = torch.zeros(blocks, signs.shape[1], _CODE_ROWS, dtype=torch.uint8)
-        factors = torch.zeros(blocks, 2, _CODE_ROWS, dtype=torch.bfloat16)
-        block, place = torch.arange(count) // _CODE_ROWS, torch.arange(count) % _CODE_ROWS
+        codes = torch.zeros(blocks, signs.shape[1], _CODE_ROWS, dtype=torch.uint8, device="cpu")
+        factors = torch.zeros(blocks, 2, _CODE_ROWS, dtype=torch.bfloat16, device="cpu")
+        rows = torch.arange(count, device="cpu")
+        block, place = rows // _CODE_ROWS, rows % _CODE_ROWS
         codes[block, :, code_places(place)] = signs
         factors[block, 0, place], factors[block, 1, place] = scale.bfloat16(), offsets.bfloat16()
         return cls(query_map.T.contiguous(), codes, factors)

@@ -27,7 +27,7 @@ class InputRing:
     def keep(self, x: Tensor) -> None:
         """Takes inputs ``[B, in]`` of any floating dtype."""
         if self._inputs is None:
-            self._inputs = torch.empty(self._room, x.shape[1], dtype=torch.float32)
+            self._inputs = torch.empty(self._room, x.shape[1], dtype=torch.float32, device="cpu")
         x = x[-self._room :]
         begin = self._kept % self._room
         first = min(len(x), self._room - begin)
