@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import torch_lsh
 from torch_lsh import LSHConfig, LSHLinear
@@ -536,3 +537,14 @@ def test_the_page_lists_every_reason():
     if not page.is_file():
         pytest.skip("the sources are not here")
     assert set(re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)) >= set(REASONS)
+
+
+def test_a_weight_that_is_not_a_parameter_is_named(batch):
+    x, y = batch
+    for call in (
+        lambda layer: parametrizations.weight_norm(layer)(x),
+        lambda layer: torch.func.functional_call(layer, {"weight": torch.randn(N, D)}, (x,)),
+    ):
+        layer = layer_of(0.1)
+        with pytest.warns(UserWarning, match="is computed from all 500 rows, .*a parametrization"):
+            F.cross_entropy(call(layer), y)

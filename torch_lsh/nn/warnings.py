@@ -15,6 +15,11 @@ REASONS = {
         "{what} has no sampled path, so all {out_features} outputs of the layer are computed, as by nn.Linear; wanted "
         "contiguous float32, float64 or bfloat16 tensors on the CPU"
     ),
+    "parameters": (
+        "{what} is computed from all {out_features} rows, as the weight with which the layer was called is no longer "
+        "its own (torch.func.functional_call, a parametrization such as weight_norm), so no tables follow it; wanted a "
+        "weight that is a Parameter of the layer"
+    ),
     "stale": (
         "the parameters of the layer were changed (by optimizer.step()?) before its logits were ranked, so they are "
         "ranked by the new ones; rank before the change, or call logits.dense() before it to keep the values"
