@@ -279,6 +279,22 @@ def test_a_tied_embedding_follows_the_optimizer_and_densify_ends_it():
     assert not copied.embedding._forward_pre_hooks
 
 
+def test_a_compiled_tied_embedding_is_told_and_the_remedy_works():
+    x, y = torch.randint(N, (20,)), torch.randint(N, (20,))
+    model = tied_models(0.1)[1]
+    optimizer = torch_lsh.optim.Adam(model.parameters())
+    with pytest.warns(UserWarning, match=r"another use of the weight.*compile what lies between") as warned:
+        train(torch.compile(model, backend="aot_eager"), optimizer, x, y, 2)
+    assert len(warned) == 1
+    assert model.head.weight.grad.layout is torch.strided
+    body = torch.compile(torch.tanh, backend="aot_eager")
+    F.cross_entropy(model.head(body(model.embedding(x))), y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    F.cross_entropy(model.head(body(model.embedding(x))), y).backward()
+    assert model.head.weight.grad.layout is torch.sparse_coo
+
+
 def test_an_embedding_tied_by_hand_is_told():
     x, y = torch.randint(N, (20,)), torch.randint(N, (20,))
     model = Tied(layer_of(0.1))

@@ -49,7 +49,8 @@ REASONS = {
     ),
     "tied": (
         "another use of the weight gives all {out_features} rows a gradient; call torch_lsh.sparsify_(model), which "
-        "makes tied embeddings row-sparse, or set sparse=True on the nn.Embedding"
+        "makes tied embeddings row-sparse, or set sparse=True on the nn.Embedding; graphs of torch.compile "
+        "have no sparse gradients, so compile what lies between embedding and layer instead of the whole model"
     ),
     "weight": (
         "the weight of the layer trains, but not through the layer, so all {out_features} rows have gradients: call "
