@@ -557,10 +557,16 @@ def test_the_page_lists_every_reason():
 
 def test_a_weight_that_is_not_a_parameter_is_named(batch):
     x, y = batch
-    for call in (
-        lambda layer: parametrizations.weight_norm(layer)(x),
-        lambda layer: torch.func.functional_call(layer, {"weight": torch.randn(N, D)}, (x,)),
-    ):
-        layer = layer_of(0.1)
-        with pytest.warns(UserWarning, match="is computed from all 500 rows, .*a parametrization"):
-            F.cross_entropy(call(layer), y)
+    layer = layer_of(0.1)
+    with pytest.warns(UserWarning, match=r"is computed from all 500 rows, .*functional_call"):
+        F.cross_entropy(torch.func.functional_call(layer, {"weight": torch.randn(N, D)}, (x,)), y)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("change", [parametrizations.weight_norm, nn.utils.weight_norm])
+def test_no_tables_are_built_for_a_weight_that_is_made_anew_in_every_step(batch, change):
+    x, y = batch
+    layer = change(layer_of(0.1))
+    with pytest.warns(UserWarning, match="a weight that is the result of an operation .* has no sampled path"):
+        F.cross_entropy(layer(x), y).backward()
+    assert layer.paths.last == "dense"

@@ -17,8 +17,7 @@ REASONS = {
     ),
     "parameters": (
         "{what} is computed from all {out_features} rows, as the weight with which the layer was called is no longer "
-        "its own (torch.func.functional_call, a parametrization such as weight_norm), so no tables follow it; wanted a "
-        "weight that is a Parameter of the layer"
+        "its own (torch.func.functional_call?), so no tables follow it; wanted a Parameter of the layer"
     ),
     "stale": (
         "the parameters of the layer were changed (by optimizer.step()?) before its logits were ranked, so they are "
