@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import torch_lsh
 from torch_lsh import LSHConfig, LSHLinear
@@ -276,6 +277,22 @@ def test_a_tied_embedding_follows_the_optimizer_and_densify_ends_it():
     train(copied, torch_lsh.optim.SGD(copied.parameters(), lr=0.1), x, y, 1)
     assert copied.head.weight.grad.layout is torch.strided
     assert not copied.embedding._forward_pre_hooks
+
+
+def test_a_compiled_tied_embedding_is_told_and_the_remedy_works():
+    x, y = torch.randint(N, (20,)), torch.randint(N, (20,))
+    model = tied_models(0.1)[1]
+    optimizer = torch_lsh.optim.Adam(model.parameters())
+    with pytest.warns(UserWarning, match=r"another use of the weight.*compile what lies between") as warned:
+        train(torch.compile(model, backend="aot_eager"), optimizer, x, y, 2)
+    assert len(warned) == 1
+    assert model.head.weight.grad.layout is torch.strided
+    body = torch.compile(torch.tanh, backend="aot_eager")
+    F.cross_entropy(model.head(body(model.embedding(x))), y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    F.cross_entropy(model.head(body(model.embedding(x))), y).backward()
+    assert model.head.weight.grad.layout is torch.sparse_coo
 
 
 def test_an_embedding_tied_by_hand_is_told():
@@ -544,3 +561,20 @@ def test_explain_knows_hidden_layers(batch):
     block(batch[0]).sum().backward()
     optimizer.step()
     assert torch_lsh.explain(block).layers[0].last == "sampled"
+
+
+def test_a_weight_that_is_not_a_parameter_is_named(batch):
+    x, y = batch
+    layer = layer_of(0.1)
+    with pytest.warns(UserWarning, match=r"is computed from all 500 rows, .*functional_call"):
+        F.cross_entropy(torch.func.functional_call(layer, {"weight": torch.randn(N, D)}, (x,)), y)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("change", [parametrizations.weight_norm, nn.utils.weight_norm])
+def test_no_tables_are_built_for_a_weight_that_is_made_anew_in_every_step(batch, change):
+    x, y = batch
+    layer = change(layer_of(0.1))
+    with pytest.warns(UserWarning, match="a weight that is the result of an operation .* has no sampled path"):
+        F.cross_entropy(layer(x), y).backward()
+    assert layer.paths.last == "dense"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ import torch.nn.functional as F
 
 import torch_lsh
 from torch_lsh import LSHConfig, LSHLinear
+from torch_lsh.index.sign_codes import SignCodeIndex
+from torch_lsh.sampling.synchronised_index import SynchronisedIndex
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -108,3 +112,18 @@ def test_the_mean_of_inputs_is_resumed_and_follows_training():
         best, found = layer.topk(x, 10).indices, layer.topk(x, 10, exact=False, candidates=20).indices
         recall.append((best.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean().item())
     assert recall[0] > recall[1] + 0.05
+
+
+def test_threads_that_meet_at_the_first_use_build_the_codes_once():
+    made = []
+
+    def make():
+        time.sleep(0.02)  # the other threads arrive
+        made.append(SignCodeIndex(500, 16))
+        return made[-1]
+
+    synchronised, weight = SynchronisedIndex(make), torch.randn(500, 16)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: synchronised.exact(weight, None, None).query(weight[:3], 8), range(4)))
+    assert len(made) == 1
+    assert all(torch.equal(rows, found[0]) for rows in found)

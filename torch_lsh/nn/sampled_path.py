@@ -68,6 +68,8 @@ def obstacle(layer: nn.Linear, input: Tensor) -> str | None:
         return f"input of layout {input.layout}"
     if weight.shape != (layer.out_features, layer.in_features):
         return f"a weight of shape {tuple(weight.shape)}, not (out_features, in_features),"
+    if layer.training and not weight.is_leaf:  # another tensor in every step, with tables to build from nothing
+        return "a weight that is the result of an operation (a parametrization such as weight_norm, pruning)"
     if weight.numel() == 0:
         return "a layer without weights"
     if not weight.is_contiguous() or not (bias is None or bias.is_contiguous()):

@@ -15,6 +15,10 @@ REASONS = {
         "{what} has no sampled path, so all {out_features} outputs of the layer are computed, as by nn.Linear; wanted "
         "contiguous float32, float64 or bfloat16 tensors on the CPU"
     ),
+    "parameters": (
+        "{what} is computed from all {out_features} rows, as the weight with which the layer was called is no longer "
+        "its own (torch.func.functional_call?), so no tables follow it; wanted a Parameter of the layer"
+    ),
     "stale": (
         "the parameters of the layer were changed (by optimizer.step()?) before its logits were ranked, so they are "
         "ranked by the new ones; rank before the change, or call logits.dense() before it to keep the values"
@@ -44,7 +48,8 @@ REASONS = {
     ),
     "tied": (
         "another use of the weight gives all {out_features} rows a gradient; call torch_lsh.sparsify_(model), which "
-        "makes tied embeddings row-sparse, or set sparse=True on the nn.Embedding"
+        "makes tied embeddings row-sparse, or set sparse=True on the nn.Embedding; graphs of torch.compile "
+        "have no sparse gradients, so compile what lies between embedding and layer instead of the whole model"
     ),
     "weight": (
         "the weight of the layer trains, but not through the layer, so all {out_features} rows have gradients: call "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,9 @@ from ..row_sparse.changed_rows import ChangedRows
 from ..row_sparse.parameters import wants_row_sparse
 from ..stopwatch import Stopwatch, part
 
+# One lock for all, as those that hold one of their own could not be copied.
+_CATCHING_UP = threading.RLock()
+
 
 class SynchronisedIndex:
     """An index of the rows of a weight that follows the weight.
@@ -20,7 +24,7 @@ class SynchronisedIndex:
     :meth:`synchronise` hashes those again. A change of unknown extent (``load_state_dict``, an in-place edit, a dense
     optimizer) leads to a pass over all rows, another Parameter to a new build.
 
-    Not safe for threads: one thread at a time may change it.
+    Threads may call :meth:`exact` at the same time, as inference does; anything else is for one thread at a time.
 
     Args:
         make: returns an empty index.
@@ -118,10 +122,11 @@ class SynchronisedIndex:
 
     def exact(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> Index:
         """The index, in step with the weights; arguments as for :meth:`synchronise`."""
-        if not self.is_exact(weight, bias):
-            self._catch_up(weight, bias, queries)
-        assert self.index is not None
-        return self.index
+        with _CATCHING_UP:
+            if not self.is_exact(weight, bias):
+                self._catch_up(weight, bias, queries)
+            assert self.index is not None
+            return self.index
 
     def _catch_up(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> None:
         with part(self.stopwatch, "re-hash"):

@@ -73,6 +73,7 @@ def test_arguments_are_checked(layer):
         ({"label_smoothing": 1.5}, ValueError, "label_smoothing is 1.5; wanted 0 to 1"),
         ({"weight": torch.ones(3)}, ValueError, r"weight has shape \(3,\); wanted \(97,\)"),
         ({"weight": torch.ones(N, device="meta")}, RuntimeError, "weight is on meta; wanted cpu"),
+        ({"weight": torch.ones(N).requires_grad_()}, RuntimeError, "weight requires a gradient"),
     ):
         with pytest.raises(error, match=message):
             F.cross_entropy(layer(x), y, **options)

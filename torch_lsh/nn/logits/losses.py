@@ -26,6 +26,8 @@ def check_class_weight(weight: Tensor | None, name: str, num_classes: int, dtype
         raise ValueError(f"{name} has shape {tuple(weight.shape)}; wanted {(num_classes,)}")
     if weight.device.type != "cpu":
         raise RuntimeError(f"{name} is on {weight.device}; wanted cpu, the device of the logits")
+    if weight.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(f"{name} requires a gradient, which losses do not have for it; wanted {name}.detach()")
     return weight.to(dtype)
 
 

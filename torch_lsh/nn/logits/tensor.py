@@ -199,7 +199,7 @@ class SampledLogits(Tensor):
     def announced_dense(self, name: str) -> Tensor:
         """Returns the dense tensor for the function ``name``, with the layer's warning if it is computed now."""
         if self._dense is None:
-            self.recipe.owner.paths.dense(name)
+            self.recipe.owner.paths.dense(name, "function" if self.recipe.has_parameters_of_owner() else "parameters")
         return self.dense()
 
     @property
