@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +16,9 @@ from ..row_sparse.parameters import note_forward
 from ..sampling.active_set import ActiveSet
 from ..sampling.sampler import Sampler
 from ..sampling.state import pack, unpack
-from ..sampling.stats import LayerStats
 from ..stopwatch import part
 from .compiled import Loss, cross_entropy_in_graph, handle_of, in_graphs, topk_in_graph
+from .linear_with_sampler import LinearWithSampler
 from .logits.targets import as_target
 from .logits.tensor import SampledLogits
 from .paths import Paths
@@ -27,7 +26,7 @@ from .sampled_path import check_can_sample, is_compiled, is_traced, obstacle
 from .topk_arguments import check_topk
 
 
-class LSHLinear(nn.Linear):
+class LSHLinear(LinearWithSampler):
     """A linear layer for very wide outputs, trained through a sampled set of its rows.
 
     It *is* an :class:`torch.nn.Linear`: same constructor, initialisation and parameters. In training, ``forward``
@@ -70,7 +69,6 @@ class LSHLinear(nn.Linear):
     torch.Size([4, 5])
     """
 
-    sampler: Sampler
     # For torch.jit.script, which compiles a layer as the nn.Linear that it is.
     __jit_ignored_attributes__ = ["sampler", "paths"]  # noqa: RUF012  (PyTorch reads a list)
     __jit_unused_properties__ = ["config", "scheduled"]  # noqa: RUF012
@@ -302,49 +300,6 @@ class LSHLinear(nn.Linear):
                 )
             labels = parsed.labels
         return self.sampler.draw(self.weight, self.bias, flat, labels, self.training)
-
-    # --- the sampler, applied to the layer's parameters ---
-
-    @property
-    def scheduled(self) -> bool:
-        """Whether a :class:`torch_lsh.RehashScheduler` decides when to re-hash."""
-        return self.sampler.scheduled
-
-    @scheduled.setter
-    def scheduled(self, scheduled: bool) -> None:
-        self.sampler.scheduled = scheduled
-
-    def rehash(self, full: bool = False, touches: int = 1) -> int:
-        """Brings the hash tables in step with the weights; see :meth:`torch_lsh.sampling.sampler.Sampler.rehash`."""
-        return self.sampler.rehash(self.weight, self.bias, full, touches)
-
-    def drift(self, sample: int = 256, touches: int = 1, seed: int = 0) -> float:
-        """The share of hash codes that changed; see :meth:`torch_lsh.sampling.sampler.Sampler.drift`."""
-        return self.sampler.drift(self.weight, self.bias, sample, touches, seed)
-
-    def set_label_counts(self, counts: Tensor, samples: int | None = None) -> None:
-        """Gives label counts; see :meth:`torch_lsh.sampling.sampler.Sampler.set_label_counts`."""
-        self.sampler.set_label_counts(counts, samples)
-
-    def watch(self, on: bool = True) -> None:
-        """Starts or ends the instruments of :meth:`stats`; see :meth:`torch_lsh.sampling.sampler.Sampler.watch`."""
-        self.sampler.watch(on)
-
-    def stats(
-        self, inputs: Tensor | None = None, *, k: int = 10, queries: int = 64, batch_size: int = 256, seed: int = 0
-    ) -> LayerStats:
-        """What the layer finds and costs now; see :meth:`torch_lsh.sampling.sampler.Sampler.stats` for the arguments.
-
-        >>> layer = LSHLinear(16, 5_000)
-        >>> stats = layer.stats(torch.randn(100, 16), k=5)
-        >>> 0 <= stats.recall.mean <= 1, stats.queries, stats.stale_rows
-        (True, 64, None)
-        """
-        check_can_sample(self, self.weight if inputs is None else inputs)
-        stats = self.sampler.stats(
-            self.weight, self.bias, inputs, k=k, queries=queries, batch_size=batch_size, seed=seed
-        )
-        return replace(stats, paths=dict(self.paths.counts))
 
     # --- what lazy logits ask of their owner ---
 

@@ -1,0 +1,66 @@
+"""LinearWithSampler: what a layer's users ask of its sampler, applied to the layer's parameters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from ..sampling.sampler import Sampler
+from ..sampling.stats import LayerStats
+from .paths import Paths
+from .sampled_path import check_can_sample
+
+
+class LinearWithSampler(nn.Linear):
+    """An ``nn.Linear`` that owns a sampler of its rows; :class:`torch_lsh.LSHLinear` adds what it computes by them.
+
+    Attributes:
+        sampler: draws the rows of a step.
+        paths: counts which way results took.
+    """
+
+    sampler: Sampler
+    paths: Paths
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether a :class:`torch_lsh.RehashScheduler` decides when to re-hash."""
+        return self.sampler.scheduled
+
+    @scheduled.setter
+    def scheduled(self, scheduled: bool) -> None:
+        self.sampler.scheduled = scheduled
+
+    def rehash(self, full: bool = False, touches: int = 1) -> int:
+        """Brings the hash tables in step with the weights; see :meth:`torch_lsh.sampling.sampler.Sampler.rehash`."""
+        return self.sampler.rehash(self.weight, self.bias, full, touches)
+
+    def drift(self, sample: int = 256, touches: int = 1, seed: int = 0) -> float:
+        """The share of hash codes that changed; see :meth:`torch_lsh.sampling.sampler.Sampler.drift`."""
+        return self.sampler.drift(self.weight, self.bias, sample, touches, seed)
+
+    def set_label_counts(self, counts: Tensor, samples: int | None = None) -> None:
+        """Gives label counts; see :meth:`torch_lsh.sampling.sampler.Sampler.set_label_counts`."""
+        self.sampler.set_label_counts(counts, samples)
+
+    def watch(self, on: bool = True) -> None:
+        """Starts or ends the instruments of :meth:`stats`; see :meth:`torch_lsh.sampling.sampler.Sampler.watch`."""
+        self.sampler.watch(on)
+
+    def stats(
+        self, inputs: Tensor | None = None, *, k: int = 10, queries: int = 64, batch_size: int = 256, seed: int = 0
+    ) -> LayerStats:
+        """What the layer finds and costs now; see :meth:`torch_lsh.sampling.sampler.Sampler.stats` for the arguments.
+
+        >>> import torch, torch_lsh
+        >>> layer = torch_lsh.LSHLinear(16, 5_000)
+        >>> stats = layer.stats(torch.randn(100, 16), k=5)
+        >>> 0 <= stats.recall.mean <= 1, stats.queries, stats.stale_rows
+        (True, 64, None)
+        """
+        check_can_sample(self, self.weight if inputs is None else inputs)
+        stats = self.sampler.stats(
+            self.weight, self.bias, inputs, k=k, queries=queries, batch_size=batch_size, seed=seed
+        )
+        return replace(stats, paths=dict(self.paths.counts))
