@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +90,7 @@ def main() -> None:
     for name, section in SECTIONS.items():
         mine = latest([record for record in records if record.get("benchmark") == name], section.key)
         if mine:
-            plots.draw(DOCS / "pictures" / f"benchmark_{name}.svg", lambda axis: section.draw(axis, mine))  # noqa: B023
+            plots.draw(DOCS / "pictures" / f"benchmark_{name}.svg", partial(section.draw, records=mine))
             parts.append(page_of(name, section, mine))
     (DOCS / "benchmarks.md").write_text("\n".join(parts))
 

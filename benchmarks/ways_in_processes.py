@@ -60,11 +60,7 @@ WAYS = {"ddp": ddp, "fsdp": fsdp, "sharded": sharded}
 
 
 def in_processes(way: str, options: dict[str, Any]) -> dict[str, Any]:
-    """What process 0 found; an ImportError where this version of torch_lsh lacks what the way needs."""
-    if way == "sharded":
-        from torch_lsh.distributed import ShardedLSHLinear  # noqa: F401
-    from torch_lsh.distributed import exchange_rows_  # noqa: F401
-
+    """What process 0 found."""
     with tempfile.TemporaryDirectory() as folder:
         count = options["processes"]
         torch.multiprocessing.start_processes(_work, (way, options, folder), count, start_method="spawn")

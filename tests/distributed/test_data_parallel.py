@@ -177,7 +177,7 @@ def errors(rank: int):
     with pytest.raises(ValueError, match="no layer with row-sparse gradients"):
         exchange_rows_(nn.Linear(2, 2))
     wrapper, _ = wrapped(rank)
-    optimizer = torch_lsh.optim.SGD(wrapper.parameters(), lr=0.1, in_backward=True)  # noqa: F841
+    optimizer = torch_lsh.optim.SGD(wrapper.parameters(), lr=0.1, in_backward=True)  # noqa: F841  # as long as it lives
     x, y = make_batches(1)[0]
     loss = F.cross_entropy(wrapper(x), y)
     with pytest.raises(RuntimeError, match="updated in the backward pass"):

@@ -127,3 +127,13 @@ def test_threads_that_meet_at_the_first_use_build_the_codes_once():
         found = list(threads.map(lambda _: synchronised.exact(weight, None, None).query(weight[:3], 8), range(4)))
     assert len(made) == 1
     assert all(torch.equal(rows, found[0]) for rows in found)
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_places_of_classes_that_were_not_found_are_marked(monkeypatch, with_gradient):
+    layer = LSHLinear(4, 100).eval()
+    monkeypatch.setattr(layer.sampler, "candidates", lambda *_: torch.tensor([[7, -1, -1]]))
+    with torch.set_grad_enabled(with_gradient):
+        values, classes = layer.topk(torch.randn(1, 4), 3, exact=False, candidates=3)
+    assert classes.tolist() == [[7, -1, -1]]
+    assert values[0, 1:].tolist() == [-torch.inf, -torch.inf]

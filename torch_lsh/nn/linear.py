@@ -272,7 +272,7 @@ class LSHLinear(LinearWithSampler):
             rows = self._candidates(flat.detach().float().contiguous(), k, candidates, recall)
             values, classes = ops.rows_topk(self._as_weight(flat.detach()), self.weight, self.bias, rows, k)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.parameters())):
-            values = self.active_logits(flat, classes)
+            values = torch.where(classes < 0, values, self.active_logits(flat, classes))
         shape = (*x.shape[:-1], k)
         return torch.return_types.topk((values.to(x.dtype).view(shape), classes.view(shape)))
 
