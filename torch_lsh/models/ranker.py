@@ -1,0 +1,205 @@
+"""LabelRanker: ranks the labels that a row may have by what several sources say of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..data import XMCRows, collate_xmc
+from ..data.xmc import padded_labels
+from .label_rows import Centroids, LinearClassifiers
+from .neighbours import SparseNeighbours, neighbours_of
+
+_POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose the candidates
+_FEW = 10  # neighbours whose votes count by themselves, too
+_VOTED, _NEAREST = 100, 50  # candidates by votes and by centroids
+_HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
+_HARD_NEIGHBOURS = 33
+_UNITS = 16
+_EPOCHS, _BATCH, _RATE, _DECAY = 10, 64, 0.01, 1e-3
+_ROWS = 1024  # at a time
+
+#: Logits of labels: features ``[B, F]`` and labels ``[B, K]`` (-1: none) -> ``[B, K]``.
+Logits = Callable[[Tensor, Tensor], Tensor]
+
+
+class Evidence(NamedTuple):
+    """What is known of the candidates of some rows.
+
+    Attributes:
+        labels: ``[B, K]`` int64, -1 where there is none.
+        values: ``[B, K, E]``.
+    """
+
+    labels: Tensor
+    values: Tensor
+
+
+class LabelRanker(nn.Module):
+    """Candidates from neighbours and centroids, ranked by a small network.
+
+    The candidates of a row are the labels of its nearest training rows and those with the nearest centroids. What is
+    known of a candidate - the votes, the cosine with its centroid, the score of a linear classifier, its frequency and
+    the logit of a large network - goes into a network of 16 units, which held-out rows train. So no share of any source
+    needs to be set, and a source that is of no use on some data does no harm.
+
+    Args:
+        neighbours, centroids, classifiers: Of the same rows.
+        counts: How many training rows have each label, ``[N]``.
+        with_logits: Whether there is a large network.
+    """
+
+    counts: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self,
+        neighbours: SparseNeighbours,
+        centroids: Centroids,
+        classifiers: LinearClassifiers,
+        counts: Tensor,
+        with_logits: bool,
+    ) -> None:
+        super().__init__()
+        self.neighbours, self.centroids, self.classifiers = neighbours, centroids, classifiers
+        self.with_logits = with_logits
+        self.register_buffer("counts", counts.int())
+        size = 2 * (len(_POWERS) + 1) + 6 + 2 * with_logits
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("deviation", torch.ones(size))
+        self.rank = nn.Sequential(nn.Linear(size, _UNITS), nn.GELU(), nn.Linear(_UNITS, 1))
+
+    @classmethod
+    def of(cls, rows: XMCRows, neighbours: int, with_logits: bool, seed: int = 0) -> LabelRanker:
+        """A ranker of the labels of rows of unit length; :meth:`tune` completes it.
+
+        Args:
+            rows: Training rows.
+            neighbours: How many of the nearest rows vote.
+            with_logits: See :class:`LabelRanker`.
+            seed: Of all random choices.
+        """
+        near, centroids = neighbours_of(rows, neighbours), Centroids.of(rows)
+        assert isinstance(near, SparseNeighbours)
+        classifiers = LinearClassifiers.of(rows, _hard_labels(rows, near, centroids), seed)
+        counts = torch.bincount(rows.labels, minlength=rows.num_labels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(near, centroids, classifiers, counts, with_logits)
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.counts)
+
+    def evidence(self, features: Tensor, logits: Logits | None = None) -> Evidence:
+        """Finds the candidates of rows, and what is known of each.
+
+        Args:
+            features: Rows ``[B, F]`` of unit length, sparse CSR with increasing columns.
+            logits: The large network, if there is one.
+        """
+        cosines, rows = self.neighbours.search(features)
+        start, labels = self.neighbours.label_start, self.neighbours.labels
+        near = self.centroids.search(features, _NEAREST)
+        weights = _weights(cosines)
+        found, votes = ops.label_votes(rows, weights, start, labels, self.num_labels, _VOTED, near)
+        voters = start.diff()[rows.clamp(min=0)].unsqueeze(2)
+        votes = votes / (weights * voters).sum(1, keepdim=True).clamp(min=1e-30)
+        none = found < 0
+        cosine, margin = self.centroids(features, found), self.classifiers(features, found).clamp(-3, 3)
+        values = [
+            (votes + 1e-4).log(),
+            votes,
+            *_and_below_best(cosine, none),
+            *_and_below_best(margin, none),
+            margin.clamp(min=0).unsqueeze(2),
+            self.counts[found.clamp(min=0)].float().log1p().unsqueeze(2),
+        ]
+        if logits is not None:
+            values += _and_below_best(logits(features, found), none)
+        return Evidence(found, torch.cat(values, 2).masked_fill_(none.unsqueeze(2), 0))
+
+    def scores(self, evidence: Evidence) -> Tensor:
+        """Logarithms of the probabilities of the candidates ``[B, K]``; -inf where there is none."""
+        scores = self.rank((evidence.values - self.mean) / self.deviation).squeeze(2)
+        return scores.masked_fill(evidence.labels < 0, -torch.inf).log_softmax(1)
+
+    def topk(self, features: Tensor, k: int, logits: Logits | None = None) -> tuple[Tensor, Tensor]:
+        """The best candidates: scores and labels ``[B, k]``, padded with -inf and -1."""
+        evidence = self.evidence(features, logits)
+        scores, labels = self.scores(evidence), evidence.labels
+        if scores.shape[1] < k:
+            padding = (0, k - scores.shape[1])
+            scores, labels = F.pad(scores, padding, value=-torch.inf), F.pad(labels, padding, value=-1)
+        best = scores.topk(k)
+        return best.values, labels.gather(1, best.indices)
+
+    def tune(self, rows: XMCRows, logits: Logits | None = None, seed: int = 0) -> None:
+        """Trains the small network on rows that no source has seen."""
+        with torch.no_grad():
+            parts = [
+                (self.evidence(collate_xmc(rows.take(some))[0], logits), padded_labels(rows.take(some)))
+                for some in torch.arange(len(rows.label_start) - 1).split(_ROWS)
+            ]
+            evidence, right = _joined(parts)
+            known = evidence.values[evidence.labels >= 0]
+            self.mean, self.deviation = known.mean(0), known.std(0) + 1e-6
+        rows_left = right.any(1).nonzero()[:, 0]
+        optimizer = torch.optim.AdamW(self.rank.parameters(), lr=_RATE, weight_decay=_DECAY)
+        generator = torch.Generator().manual_seed(seed)
+        steps = _EPOCHS * max(1, -(-len(rows_left) // _BATCH))
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, steps)
+        with torch.enable_grad():
+            for _ in range(_EPOCHS):
+                for some in torch.randperm(len(rows_left), generator=generator).split(_BATCH):
+                    batch = rows_left[some]
+                    scores = self.scores(Evidence(evidence.labels[batch], evidence.values[batch]))
+                    shares = right[batch] / right[batch].sum(1, keepdim=True)
+                    loss = -(shares * scores.masked_fill(~right[batch], 0)).sum(1).mean()
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+
+
+def _weights(cosines: Tensor) -> Tensor:
+    """Votes ``[B, k, W]`` of neighbours: powers of their cosines, and those of the nearest few."""
+    cosines = cosines.clamp(min=0)
+    weights = torch.stack([*(cosines.pow(power) for power in _POWERS), cosines], 2)
+    weights[:, _FEW:, -1] = 0
+    return weights
+
+
+def _and_below_best(values: Tensor, none: Tensor) -> list[Tensor]:
+    """Values ``[B, K]`` and how far each is below the best of its row, both ``[B, K, 1]``."""
+    best = values.masked_fill(none, -torch.inf).amax(1, keepdim=True)
+    return [values.unsqueeze(2), (values - best).unsqueeze(2)]
+
+
+def _hard_labels(rows: XMCRows, neighbours: SparseNeighbours, centroids: Centroids) -> Tensor:
+    """Labels ``[rows, M]`` that the rows may be mistaken for, were they not among the training rows; padded with -1."""
+    found = []
+    for some in torch.arange(len(rows.label_start) - 1).split(_ROWS):
+        features, _ = collate_xmc(rows.take(some))
+        cosines, near = neighbours.search(features)
+        cosines, near = cosines[:, :_HARD_NEIGHBOURS], near[:, :_HARD_NEIGHBOURS]
+        itself = near == some.unsqueeze(1)
+        weights = cosines.clamp(min=0).square().masked_fill(itself, 0).unsqueeze(2).contiguous()
+        near = near.masked_fill(itself, -1)
+        also = centroids.search(features, _HARD_NEAREST)
+        labels = neighbours.label_start, neighbours.labels, rows.num_labels
+        found.append(ops.label_votes(near, weights, *labels, _HARD_VOTED, also)[0].int())
+    return torch.cat(found)
+
+
+def _joined(parts: list[tuple[Evidence, Tensor]]) -> tuple[Evidence, Tensor]:
+    """The evidence of all rows, and which candidates are right ``[rows, K]``."""
+    right = [(some.labels.unsqueeze(2) == labels.unsqueeze(1)).any(2) & (some.labels >= 0) for some, labels in parts]
+    labels, values = (torch.cat([getattr(some, name) for some, _ in parts]) for name in ("labels", "values"))
+    return Evidence(labels, values), torch.cat(right)
