@@ -4,8 +4,8 @@
     python benchmarks/models.py --file synthetic train.txt test.txt --rows 50000
 
 Every system has its default settings and a process of its own. Rows without labels are left out. Reports precision@k
-and propensity-scored precision@k (Jain et al., KDD 2016, with A=0.55 and B=1.5) for k = 1, 3, 5; CPU-seconds and seconds
-of training; size of the saved model; p50 and p99 of finding the five best labels of a single row.
+and propensity-scored precision@k (Jain et al., KDD 2016, with A=0.55 and B=1.5) for k = 1, 3, 5; CPU-seconds and
+seconds of training; size of the saved model; p50 and p99 of finding the five best labels of a single row.
 
 Peers are optional; the output names those that are missing. ``--peers`` names a Python that has them:
 pip install "numpy<2" "scipy<1.14" scikit-learn napkinxc fasttext-wheel; pip install --no-deps libpecos

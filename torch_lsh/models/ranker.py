@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data import XMCRows, collate_xmc
-from ..data.xmc import padded_labels
 from .label_rows import Centroids, LinearClassifiers
 from .neighbours import SparseNeighbours, neighbours_of
 
@@ -23,9 +22,7 @@ _HARD_NEIGHBOURS = 33
 _UNITS = 16
 _EPOCHS, _BATCH, _RATE, _DECAY = 10, 64, 0.01, 1e-3
 _ROWS = 1024  # at a time
-
-#: Logits of labels: features ``[B, F]`` and labels ``[B, K]`` (-1: none) -> ``[B, K]``.
-Logits = Callable[[Tensor, Tensor], Tensor]
+_KS = (1, 3, 5)
 
 
 class Evidence(NamedTuple):
@@ -38,6 +35,12 @@ class Evidence(NamedTuple):
 
     labels: Tensor
     values: Tensor
+
+    def with_logits(self, logits: Tensor) -> Evidence:
+        """The evidence together with logits ``[B, K]`` of the candidates."""
+        none = self.labels < 0
+        more = torch.cat(_and_below_best(logits, none), 2).masked_fill_(none.unsqueeze(2), 0)
+        return Evidence(self.labels, torch.cat([self.values, more], 2))
 
 
 class LabelRanker(nn.Module):
@@ -93,17 +96,23 @@ class LabelRanker(nn.Module):
             torch.manual_seed(seed)
             return cls(near, centroids, classifiers, counts, with_logits)
 
+    def with_rows(self, rows: XMCRows, seed: int = 0) -> LabelRanker:
+        """A ranker of the labels of more rows, with the small network of this one.
+
+        Args:
+            rows: All training rows.
+            seed: Of all random choices.
+        """
+        made = LabelRanker.of(rows, self.neighbours.k, self.with_logits, seed)
+        made.rank, made.mean, made.deviation = self.rank, self.mean, self.deviation
+        return made
+
     @property
     def num_labels(self) -> int:
         return len(self.counts)
 
-    def evidence(self, features: Tensor, logits: Logits | None = None) -> Evidence:
-        """Finds the candidates of rows, and what is known of each.
-
-        Args:
-            features: Rows ``[B, F]`` of unit length, sparse CSR with increasing columns.
-            logits: The large network, if there is one.
-        """
+    def evidence(self, features: Tensor) -> Evidence:
+        """Finds the candidates of rows ``[B, F]`` of unit length, sparse CSR with increasing columns."""
         cosines, rows = self.neighbours.search(features)
         start, labels = self.neighbours.label_start, self.neighbours.labels
         near = self.centroids.search(features, _NEAREST)
@@ -121,51 +130,55 @@ class LabelRanker(nn.Module):
             margin.clamp(min=0).unsqueeze(2),
             self.counts[found.clamp(min=0)].float().log1p().unsqueeze(2),
         ]
-        if logits is not None:
-            values += _and_below_best(logits(features, found), none)
         return Evidence(found, torch.cat(values, 2).masked_fill_(none.unsqueeze(2), 0))
 
-    def scores(self, evidence: Evidence) -> Tensor:
+    def forward(self, evidence: Evidence) -> Tensor:
         """Logarithms of the probabilities of the candidates ``[B, K]``; -inf where there is none."""
         scores = self.rank((evidence.values - self.mean) / self.deviation).squeeze(2)
         return scores.masked_fill(evidence.labels < 0, -torch.inf).log_softmax(1)
 
-    def topk(self, features: Tensor, k: int, logits: Logits | None = None) -> tuple[Tensor, Tensor]:
-        """The best candidates: scores and labels ``[B, k]``, padded with -inf and -1."""
-        evidence = self.evidence(features, logits)
-        scores, labels = self.scores(evidence), evidence.labels
-        if scores.shape[1] < k:
-            padding = (0, k - scores.shape[1])
-            scores, labels = F.pad(scores, padding, value=-torch.inf), F.pad(labels, padding, value=-1)
-        best = scores.topk(k)
-        return best.values, labels.gather(1, best.indices)
+    @torch.no_grad()
+    def tune(self, batches: Iterable[tuple[Evidence, Tensor]], seed: int = 0) -> float:
+        """Trains the small network.
 
-    def tune(self, rows: XMCRows, logits: Logits | None = None, seed: int = 0) -> None:
-        """Trains the small network on rows that no source has seen."""
-        with torch.no_grad():
-            parts = [
-                (self.evidence(collate_xmc(rows.take(some))[0], logits), padded_labels(rows.take(some)))
-                for some in torch.arange(len(rows.label_start) - 1).split(_ROWS)
-            ]
-            evidence, right = _joined(parts)
-            known = evidence.values[evidence.labels >= 0]
-            self.mean, self.deviation = known.mean(0), known.std(0) + 1e-6
-        rows_left = right.any(1).nonzero()[:, 0]
+        Args:
+            batches: Evidence of rows that no source has seen, with the logits of the large network if there is one, and
+                their labels ``[B, P]``, negative where there is none.
+            seed: Seed of the order of the rows.
+
+        Returns:
+            The mean of precision@1, 3 and 5 of these rows.
+        """
+        evidence, right = _joined(list(batches))
+        known = evidence.values[evidence.labels >= 0]
+        self.mean, self.deviation = known.mean(0), known.std(0) + 1e-6
+        rows = right.any(1).nonzero()[:, 0]
         optimizer = torch.optim.AdamW(self.rank.parameters(), lr=_RATE, weight_decay=_DECAY)
-        generator = torch.Generator().manual_seed(seed)
-        steps = _EPOCHS * max(1, -(-len(rows_left) // _BATCH))
+        steps = _EPOCHS * max(1, -(-len(rows) // _BATCH))
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, steps)
-        with torch.enable_grad():
-            for _ in range(_EPOCHS):
-                for some in torch.randperm(len(rows_left), generator=generator).split(_BATCH):
-                    batch = rows_left[some]
-                    scores = self.scores(Evidence(evidence.labels[batch], evidence.values[batch]))
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(_EPOCHS):
+            for some in torch.randperm(len(rows), generator=generator).split(_BATCH):
+                batch = rows[some]
+                with torch.enable_grad():
+                    scores = self(Evidence(evidence.labels[batch], evidence.values[batch]))
                     shares = right[batch] / right[batch].sum(1, keepdim=True)
                     loss = -(shares * scores.masked_fill(~right[batch], 0)).sum(1).mean()
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        best = self(evidence).topk(max(_KS)).indices
+        found = right.gather(1, best).float()
+        return sum(float(found[:, :k].sum()) / k for k in _KS) / (len(_KS) * max(1, len(found)))
+
+
+def best_of(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The best of scores ``[B, K]`` of labels ``[B, K]``: both ``[B, k]``, padded with -inf and -1."""
+    padding = (0, max(0, k - scores.shape[1]))
+    scores, labels = F.pad(scores, padding, value=-torch.inf), F.pad(labels, padding, value=-1)
+    best = scores.topk(k)
+    return best.values, labels.gather(1, best.indices)
 
 
 def _weights(cosines: Tensor) -> Tensor:
