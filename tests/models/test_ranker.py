@@ -9,33 +9,39 @@ from torch_lsh.data import collate_xmc, synthetic_xmc
 from torch_lsh.data.xmc import join_rows, padded_labels
 from torch_lsh.metrics import PrecisionAtK
 from torch_lsh.models.neighbours import neighbours_of
-from torch_lsh.models.ranker import Evidence, LabelRanker, best_of
-from torch_lsh.models.weighting import FeatureWeighting
+from torch_lsh.models.ranker import LabelRanker, best_of
+
+LABELS = 500
 
 
 @pytest.fixture(scope="module")
 def data():
-    train, test = synthetic_xmc(3000, 300, num_features=2000, num_labels=500, seed=0)
-    weighting = FeatureWeighting.of(train.rows, log=False, idf=False)
-    rows = weighting.rows(train.rows)
-    return rows.take(torch.arange(2500)), rows.take(torch.arange(2500, 3000)), weighting.rows(test.rows)
+    train, test = synthetic_xmc(3000, 300, num_features=2000, num_labels=LABELS, seed=0)
+    rows = train.rows
+    return rows.take(torch.arange(2500)), rows.take(torch.arange(2500, 3000)), test.rows
+
+
+def no_logits(rows):
+    """Logits of a network that knows nothing."""
+    return torch.zeros(len(rows.label_start) - 1, LABELS)
+
+
+def tuned(train, held_out, logits=no_logits):
+    made = LabelRanker.of(train, 30)
+    prepared = made.prepare(collate_xmc(held_out)[0])
+    return made, made.tune([(logits(held_out), prepared, padded_labels(held_out))])
 
 
 @pytest.fixture(scope="module")
 def ranker(data):
-    train, held_out, _ = data
-    made = LabelRanker.of(train, 30, with_logits=False)
-    made.tune(batches(made, held_out))
-    return made.eval()
+    return tuned(*data[:2])[0]
 
 
-def batches(ranker, rows):
-    return [(ranker.evidence(collate_xmc(rows)[0]), padded_labels(rows))]
-
-
-def topk(ranker, rows, k):
-    evidence = ranker.evidence(collate_xmc(rows)[0])
-    return best_of(ranker(evidence), evidence.labels, k)
+@torch.no_grad()
+def topk(ranker, rows, k, logits=no_logits):
+    evidence = ranker.prepare(collate_xmc(rows)[0])
+    candidates = logits(rows).gather(1, evidence.labels.clamp(min=0))
+    return best_of(ranker.scores(evidence, candidates), evidence.labels, k)
 
 
 def precision(rows, labels):
@@ -44,27 +50,26 @@ def precision(rows, labels):
     return metric.compute()
 
 
-@torch.no_grad()
 def test_it_is_better_than_votes_and_than_centroids(data, ranker):
     test = data[2]
-    evidence = ranker.evidence(collate_xmc(test)[0])
+    evidence = ranker.prepare(collate_xmc(test)[0])
     ours = precision(test, topk(ranker, test, 5)[1])
-    for column in (0, 8):  # votes, cosines
+    for column in (4, 8):  # votes, cosines
         values = evidence.values[:, :, column].masked_fill(evidence.labels < 0, -torch.inf)
-        alone = precision(test, evidence.labels.gather(1, values.topk(5).indices))
+        alone = precision(test, best_of(values, evidence.labels, 5)[1])
         assert ours[1] > alone[1]
         assert ours[5] > alone[5]
 
 
-@torch.no_grad()
 def test_votes_are_shares_of_all_neighbours(data, ranker):
     train, _, test = data
-    features, _ = collate_xmc(test.take(torch.arange(3)))
-    cosines, rows = neighbours_of(train, 30).search(features)
-    evidence = ranker.evidence(features)
+    rows = test.take(torch.arange(3))
+    evidence = ranker.prepare(collate_xmc(rows)[0])
+    weighed = ranker.weighting.rows(train)
+    cosines, near = neighbours_of(weighed, 30).search(collate_xmc(ranker.weighting.rows(rows))[0])
     for i in range(3):
-        sums = torch.zeros(train.num_labels)
-        for cosine, row in zip(cosines[i].tolist(), rows[i].tolist()):
+        sums = torch.zeros(LABELS)
+        for cosine, row in zip(cosines[i].tolist(), near[i].tolist()):
             if row >= 0:
                 labels = train.labels[train.label_start[row] : train.label_start[row + 1]].long()
                 sums[labels] += cosine**2
@@ -76,9 +81,8 @@ def test_votes_are_shares_of_all_neighbours(data, ranker):
 @torch.no_grad()
 def test_scores_are_logarithms_of_probabilities(data, ranker):
     rows = data[2].take(torch.arange(10))
-    scores = ranker(ranker.evidence(collate_xmc(rows)[0]))
-    torch.testing.assert_close(scores.exp().sum(1), torch.ones(10))
     best, labels = topk(ranker, rows, 400)
+    torch.testing.assert_close(best.exp().sum(1), torch.ones(10))
     assert (best.diff(dim=1)[best[:, 1:] > -torch.inf] <= 0).all()
     assert ((labels == -1) == (best == -torch.inf)).all()
     for row in labels:
@@ -87,6 +91,30 @@ def test_scores_are_logarithms_of_probabilities(data, ranker):
 
 
 @torch.no_grad()
+def test_scores_of_all_labels_have_candidates_first_and_the_rest_by_logits(data, ranker):
+    rows = data[2].take(torch.arange(4))
+    logits = torch.randn(4, LABELS, generator=torch.Generator().manual_seed(0))
+    features, _ = collate_xmc(rows)
+    scores = ranker(logits, features)
+    best, labels = topk(ranker, rows, 400, lambda _: logits)
+    for i in range(4):
+        count = int((labels[i] >= 0).sum())
+        order = scores[i].argsort(descending=True, stable=True)
+        torch.testing.assert_close(scores[i][order[:count]], best[i, :count])
+        others = torch.ones(LABELS, dtype=torch.bool)
+        others[labels[i, :count]] = False
+        wanted = others.nonzero()[:, 0]
+        assert order[count:].tolist() == wanted[logits[i][wanted].argsort(descending=True, stable=True)].tolist()
+
+
+@torch.no_grad()
+def test_a_row_without_features_has_no_candidates(ranker):
+    empty = torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0).long(), torch.empty(0), (1, 2000))
+    logits = torch.arange(float(LABELS)).unsqueeze(0)
+    assert (ranker.prepare(empty).labels == -1).all()
+    assert ranker(logits, empty).argmax() == LABELS - 1
+
+
 def test_a_batch_is_its_rows_one_by_one(data, ranker):
     test = data[2]
     together = topk(ranker, test.take(torch.arange(7)), 5)
@@ -96,34 +124,25 @@ def test_a_batch_is_its_rows_one_by_one(data, ranker):
 
 
 def test_equal_seeds_give_equal_rankers(data, ranker):
-    train, held_out, test = data
-    again = LabelRanker.of(train, 30, with_logits=False)
-    again.tune(batches(again, held_out))
-    with torch.no_grad():
-        for ours, theirs in zip(topk(again, test, 5), topk(ranker, test, 5)):
-            assert torch.equal(ours, theirs)
+    again, _ = tuned(*data[:2])
+    for ours, theirs in zip(topk(again, data[2], 5), topk(ranker, data[2], 5)):
+        assert torch.equal(ours, theirs)
 
 
-@torch.no_grad()
 def test_logits_of_a_good_network_count(data):
     """A network that knows the labels makes the ranker right wherever a label is a candidate."""
     train, held_out, test = data
-    made = LabelRanker.of(train, 30, with_logits=True)
 
-    def evidence(rows):
-        found = made.evidence(collate_xmc(rows)[0])
-        return found.with_logits(5.0 * right(found, rows))
+    def logits(rows):
+        row = torch.repeat_interleave(rows.label_start.diff())
+        return no_logits(rows).index_put((row, rows.labels.long()), torch.tensor(5.0))
 
-    quality = made.tune([(evidence(held_out), padded_labels(held_out))])
-    found = evidence(test)
-    best = best_of(made(found), found.labels, 5)[1]
-    reachable = right(found, test).any(1).float().mean()
-    assert precision(test, best)[1] > 0.98 * float(reachable)
+    made, quality = tuned(train, held_out, logits)
+    labels = made.prepare(collate_xmc(test)[0]).labels
+    reachable = (labels.unsqueeze(2) == padded_labels(test).unsqueeze(1)).any(2) & (labels >= 0)
+    found = precision(test, topk(made, test, 5, logits)[1])
+    assert found[1] > 0.98 * float(reachable.any(1).float().mean())
     assert 0 < quality <= 1
-
-
-def right(evidence: Evidence, rows):
-    return (evidence.labels.unsqueeze(2) == padded_labels(rows).unsqueeze(1)).any(2) & (evidence.labels >= 0)
 
 
 def test_more_rows_become_neighbours(data, ranker):
@@ -133,6 +152,7 @@ def test_more_rows_become_neighbours(data, ranker):
     assert more.rank is ranker.rank
     assert int(more.counts.sum()) == len(train.labels) + len(held_out.labels)
     # A row is its own nearest neighbour now.
-    cosines, rows = more.neighbours.search(collate_xmc(held_out.take(torch.tensor([3])))[0])
+    features = more.weighting(collate_xmc(held_out.take(torch.tensor([3])))[0])
+    cosines, rows = more.neighbours.search(features)
     assert rows[0, 0] == 2503
     assert cosines[0, 0] > 0.999

@@ -13,6 +13,7 @@ from .. import ops
 from ..data import XMCRows, collate_xmc
 from .label_rows import Centroids, LinearClassifiers
 from .neighbours import SparseNeighbours, neighbours_of
+from .weighting import FeatureWeighting
 
 _POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose the candidates
 _FEW = 10  # neighbours whose votes count by themselves, too
@@ -23,6 +24,7 @@ _UNITS = 16
 _EPOCHS, _BATCH, _RATE, _DECAY = 10, 64, 0.01, 1e-3
 _ROWS = 1024  # at a time
 _KS = (1, 3, 5)
+_BEHIND = -50.0  # added to scores of labels that are not candidates
 
 
 class Evidence(NamedTuple):
@@ -36,12 +38,6 @@ class Evidence(NamedTuple):
     labels: Tensor
     values: Tensor
 
-    def with_logits(self, logits: Tensor) -> Evidence:
-        """The evidence together with logits ``[B, K]`` of the candidates."""
-        none = self.labels < 0
-        more = torch.cat(_and_below_best(logits, none), 2).masked_fill_(none.unsqueeze(2), 0)
-        return Evidence(self.labels, torch.cat([self.values, more], 2))
-
 
 class LabelRanker(nn.Module):
     """Candidates from neighbours and centroids, ranked by a small network.
@@ -52,9 +48,9 @@ class LabelRanker(nn.Module):
     needs to be set, and a source that is of no use on some data does no harm.
 
     Args:
-        neighbours, centroids, classifiers: Of the same rows.
+        weighting: Of the features.
+        neighbours, centroids, classifiers: Of the same weighed rows.
         counts: How many training rows have each label, ``[N]``.
-        with_logits: Whether there is a large network.
     """
 
     counts: Tensor
@@ -63,38 +59,42 @@ class LabelRanker(nn.Module):
 
     def __init__(
         self,
+        weighting: FeatureWeighting,
         neighbours: SparseNeighbours,
         centroids: Centroids,
         classifiers: LinearClassifiers,
         counts: Tensor,
-        with_logits: bool,
     ) -> None:
         super().__init__()
-        self.neighbours, self.centroids, self.classifiers = neighbours, centroids, classifiers
-        self.with_logits = with_logits
+        self.weighting, self.neighbours = weighting, neighbours
+        self.centroids, self.classifiers = centroids, classifiers
         self.register_buffer("counts", counts.int())
-        size = 2 * (len(_POWERS) + 1) + 6 + 2 * with_logits
+        size = 2 * (len(_POWERS) + 1) + 8
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("deviation", torch.ones(size))
         self.rank = nn.Sequential(nn.Linear(size, _UNITS), nn.GELU(), nn.Linear(_UNITS, 1))
 
     @classmethod
-    def of(cls, rows: XMCRows, neighbours: int, with_logits: bool, seed: int = 0) -> LabelRanker:
-        """A ranker of the labels of rows of unit length; :meth:`tune` completes it.
+    def of(
+        cls, rows: XMCRows, neighbours: int, weighting: FeatureWeighting | None = None, seed: int = 0
+    ) -> LabelRanker:
+        """A ranker of the labels of rows; :meth:`tune` completes it.
 
         Args:
             rows: Training rows.
             neighbours: How many of the nearest rows vote.
-            with_logits: See :class:`LabelRanker`.
+            weighting: Of the features; None means that the rows decide.
             seed: Of all random choices.
         """
+        weighting = FeatureWeighting.choose(rows, seed) if weighting is None else weighting
+        rows = weighting.rows(rows)
         near, centroids = neighbours_of(rows, neighbours), Centroids.of(rows)
         assert isinstance(near, SparseNeighbours)
         classifiers = LinearClassifiers.of(rows, _hard_labels(rows, near, centroids), seed)
         counts = torch.bincount(rows.labels, minlength=rows.num_labels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(near, centroids, classifiers, counts, with_logits)
+            return cls(weighting, near, centroids, classifiers, counts)
 
     def with_rows(self, rows: XMCRows, seed: int = 0) -> LabelRanker:
         """A ranker of the labels of more rows, with the small network of this one.
@@ -103,7 +103,7 @@ class LabelRanker(nn.Module):
             rows: All training rows.
             seed: Of all random choices.
         """
-        made = LabelRanker.of(rows, self.neighbours.k, self.with_logits, seed)
+        made = LabelRanker.of(rows, self.neighbours.k, self.weighting, seed)
         made.rank, made.mean, made.deviation = self.rank, self.mean, self.deviation
         return made
 
@@ -111,8 +111,10 @@ class LabelRanker(nn.Module):
     def num_labels(self) -> int:
         return len(self.counts)
 
-    def evidence(self, features: Tensor) -> Evidence:
-        """Finds the candidates of rows ``[B, F]`` of unit length, sparse CSR with increasing columns."""
+    @torch.no_grad()
+    def prepare(self, features: Tensor) -> Evidence:
+        """Finds the candidates of features ``[B, F]``, sparse CSR, and what is known of them but for the logits."""
+        features = self.weighting(features)
         cosines, rows = self.neighbours.search(features)
         start, labels = self.neighbours.label_start, self.neighbours.labels
         near = self.centroids.search(features, _NEAREST)
@@ -132,45 +134,93 @@ class LabelRanker(nn.Module):
         ]
         return Evidence(found, torch.cat(values, 2).masked_fill_(none.unsqueeze(2), 0))
 
-    def forward(self, evidence: Evidence) -> Tensor:
-        """Logarithms of the probabilities of the candidates ``[B, K]``; -inf where there is none."""
-        scores = self.rank((evidence.values - self.mean) / self.deviation).squeeze(2)
-        return scores.masked_fill(evidence.labels < 0, -torch.inf).log_softmax(1)
+    def scores(self, evidence: Evidence, logits: Tensor) -> Tensor:
+        """Logarithms of the probabilities of the candidates ``[B, K]``; -inf where there is none.
+
+        Args:
+            evidence: What :meth:`prepare` found.
+            logits: Of the large network, ``[B, K]``, for the candidates.
+        """
+        none = evidence.labels < 0
+        values = torch.cat([evidence.values, *_and_below_best(logits, none)], 2)
+        scores = self.rank((values - self.mean) / self.deviation).squeeze(2)
+        return scores.masked_fill(none, -torch.inf).log_softmax(1).masked_fill(none, -torch.inf)
+
+    def forward(self, logits: Tensor, features: Tensor) -> Tensor:
+        """Scores ``[B, N]`` of all labels for logits ``[B, N]`` and features ``[B, F]``.
+
+        Those of the candidates are logarithms of probabilities. Behind them come the other labels, in the order of the
+        logits.
+        """
+        evidence = self.prepare(features)
+        labels = evidence.labels
+        scores = self.scores(evidence, logits.gather(1, labels.clamp(min=0)))
+        everything = torch.cat([logits.log_softmax(1) + _BEHIND, logits.new_empty(len(logits), 1)], 1)
+        # The last column takes the padding.
+        return everything.scatter_(1, labels.masked_fill(labels < 0, logits.shape[1]), scores)[:, :-1]
 
     @torch.no_grad()
-    def tune(self, batches: Iterable[tuple[Evidence, Tensor]], seed: int = 0) -> float:
+    def tune(self, batches: Iterable[tuple[Tensor, Evidence, Tensor]], seed: int = 0) -> float:
         """Trains the small network.
 
         Args:
-            batches: Evidence of rows that no source has seen, with the logits of the large network if there is one, and
-                their labels ``[B, P]``, negative where there is none.
+            batches: Logits of the large network ``[B, N]`` for rows that no source has seen, what :meth:`prepare`
+                returned for them, and their labels ``[B, P]``, negative where there is none.
             seed: Seed of the order of the rows.
 
         Returns:
             The mean of precision@1, 3 and 5 of these rows.
         """
-        evidence, right = _joined(list(batches))
-        known = evidence.values[evidence.labels >= 0]
+        rows = _TuningRows.of(batches)
+        known = torch.cat([rows.evidence.values, *_and_below_best(rows.logits, rows.none)], 2)[~rows.none]
         self.mean, self.deviation = known.mean(0), known.std(0) + 1e-6
-        rows = right.any(1).nonzero()[:, 0]
+        found = rows.right.any(1).nonzero()[:, 0]
         optimizer = torch.optim.AdamW(self.rank.parameters(), lr=_RATE, weight_decay=_DECAY)
-        steps = _EPOCHS * max(1, -(-len(rows) // _BATCH))
+        steps = _EPOCHS * max(1, -(-len(found) // _BATCH))
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, steps)
         generator = torch.Generator().manual_seed(seed)
         for _ in range(_EPOCHS):
-            for some in torch.randperm(len(rows), generator=generator).split(_BATCH):
-                batch = rows[some]
+            for some in torch.randperm(len(found), generator=generator).split(_BATCH):
                 with torch.enable_grad():
-                    scores = self(Evidence(evidence.labels[batch], evidence.values[batch]))
-                    shares = right[batch] / right[batch].sum(1, keepdim=True)
-                    loss = -(shares * scores.masked_fill(~right[batch], 0)).sum(1).mean()
+                    loss = self._loss(rows.take(found[some]))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-        best = self(evidence).topk(max(_KS)).indices
-        found = right.gather(1, best).float()
-        return sum(float(found[:, :k].sum()) / k for k in _KS) / (len(_KS) * max(1, len(found)))
+        best = self.scores(rows.evidence, rows.logits).topk(max(_KS)).indices
+        hits = rows.right.gather(1, best).float()
+        return sum(float(hits[:, :k].sum()) / k for k in _KS) / (len(_KS) * max(1, len(hits)))
+
+    def _loss(self, rows: _TuningRows) -> Tensor:
+        """Cross entropy of the candidates; the right ones of a row share the target equally."""
+        shares = rows.right / rows.right.sum(1, keepdim=True)
+        scores = self.scores(rows.evidence, rows.logits).masked_fill(~rows.right, 0)
+        return -(shares * scores).sum(1).mean()
+
+
+class _TuningRows(NamedTuple):
+    """Rows to train the small network on: evidence, logits ``[R, K]`` of the candidates, and which are right."""
+
+    evidence: Evidence
+    logits: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(cls, batches: Iterable[tuple[Tensor, Evidence, Tensor]]) -> _TuningRows:
+        parts = []
+        for logits, evidence, labels in batches:
+            right = (evidence.labels.unsqueeze(2) == labels.unsqueeze(1)).any(2) & (evidence.labels >= 0)
+            parts.append((*evidence, logits.gather(1, evidence.labels.clamp(min=0)), right))
+        labels, values, logits, right = (torch.cat(some) for some in zip(*parts))
+        return cls(Evidence(labels, values), logits, right)
+
+    @property
+    def none(self) -> Tensor:
+        return self.evidence.labels < 0
+
+    def take(self, rows: Tensor) -> _TuningRows:
+        evidence = Evidence(self.evidence.labels[rows], self.evidence.values[rows])
+        return _TuningRows(evidence, self.logits[rows], self.right[rows])
 
 
 def best_of(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -190,9 +240,9 @@ def _weights(cosines: Tensor) -> Tensor:
 
 
 def _and_below_best(values: Tensor, none: Tensor) -> list[Tensor]:
-    """Values ``[B, K]`` and how far each is below the best of its row, both ``[B, K, 1]``."""
+    """Values ``[B, K]`` and how far each is below the best of its row, both ``[B, K, 1]``; 0 where there is none."""
     best = values.masked_fill(none, -torch.inf).amax(1, keepdim=True)
-    return [values.unsqueeze(2), (values - best).unsqueeze(2)]
+    return [values.masked_fill(none, 0).unsqueeze(2), (values - best).masked_fill(none, 0).unsqueeze(2)]
 
 
 def _hard_labels(rows: XMCRows, neighbours: SparseNeighbours, centroids: Centroids) -> Tensor:
@@ -209,10 +259,3 @@ def _hard_labels(rows: XMCRows, neighbours: SparseNeighbours, centroids: Centroi
         labels = neighbours.label_start, neighbours.labels, rows.num_labels
         found.append(ops.label_votes(near, weights, *labels, _HARD_VOTED, also)[0].int())
     return torch.cat(found)
-
-
-def _joined(parts: list[tuple[Evidence, Tensor]]) -> tuple[Evidence, Tensor]:
-    """The evidence of all rows, and which candidates are right ``[rows, K]``."""
-    right = [(some.labels.unsqueeze(2) == labels.unsqueeze(1)).any(2) & (some.labels >= 0) for some, labels in parts]
-    labels, values = (torch.cat([getattr(some, name) for some, _ in parts]) for name in ("labels", "values"))
-    return Evidence(labels, values), torch.cat(right)
