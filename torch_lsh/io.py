@@ -29,6 +29,7 @@ _DTYPES = {
     "I64": torch.int64,
     "I32": torch.int32,
     "U8": torch.uint8,
+    "I8": torch.int8,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LONGEST_HEADER = 100_000_000  # the limit of the safetensors format
@@ -157,6 +158,8 @@ def save_safetensors(tensors: dict[str, Tensor], path: FilePath, metadata: dict[
     """
     header: dict[str, Any] = {"__metadata__": metadata or {}}
     end = 0
+    # The widest numbers first: each tensor then begins at a multiple of its item size, as mapped memory has to.
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.itemsize
         header[name] = {
@@ -175,8 +178,14 @@ def save_safetensors(tensors: dict[str, Tensor], path: FilePath, metadata: dict[
             file.write(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
-def load_safetensors(path: FilePath) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_safetensors(path: FilePath, mmap: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Reads the tensors and the metadata of a file.
+
+    Args:
+        path: The file.
+        mmap: Map the file to memory: pages are read when they are used, and processes share them. What is written to
+            the tensors stays in this process. The file must not be overwritten in place meanwhile; replacing it, as
+            :func:`save_safetensors` does, is safe.
 
     Raises:
         ValueError: The file is cut off, damaged or not a safetensors file.
@@ -187,6 +196,8 @@ def load_safetensors(path: FilePath) -> tuple[dict[str, Tensor], dict[str, str]]
             length, entries, metadata = _read_header(file, size)
         except (ValueError, TypeError, KeyError, AttributeError, struct.error, RecursionError) as error:
             raise ValueError(f"{path} is cut off, damaged or not a safetensors file: {error}") from error
+        if mmap:
+            return _mapped(path, size, 8 + length, entries), metadata
         tensors = {}
         for name, (dtype, shape, begin, stop) in entries.items():
             data = torch.empty(stop - begin, dtype=torch.uint8)
@@ -195,6 +206,18 @@ def load_safetensors(path: FilePath) -> tuple[dict[str, Tensor], dict[str, str]]
                 raise ValueError(f"{path} is cut off in {name}")
             tensors[name] = data.view(dtype).view(shape)
     return tensors, metadata
+
+
+def _mapped(path: FilePath, size: int, start: int, entries: dict[str, _Entry]) -> dict[str, Tensor]:
+    """The tensors of a file, ``start`` bytes behind its beginning, in memory that is mapped to it."""
+    content = torch.from_file(os.fspath(path), shared=False, size=size, dtype=torch.uint8)
+    tensors = {}
+    for name, (dtype, shape, begin, stop) in entries.items():
+        data = content[start + begin : start + stop]
+        if (start + begin) % dtype.itemsize != 0:  # of another program
+            data = data.clone()
+        tensors[name] = data.view(dtype).view(shape)
+    return tensors
 
 
 _Entry = tuple[torch.dtype, list[int], int, int]  # dtype, shape, first byte and the one after the last

@@ -48,7 +48,7 @@ def test_learns(model):
 
 def test_learns_with_a_hidden_layer():
     model = TextClassifier(hidden=8).fit(*generate(1000))
-    assert model.network_.features.embedding_dim == 8
+    assert model.network_.input.embedding_dim == 8
     assert model.score(*generate(300, seed=1)) > 0.95
 
 
@@ -106,7 +106,7 @@ def test_the_same_seed_gives_the_same_model_with_any_number_of_threads():
         torch.manual_seed(threads)  # of no influence
         states.append(TextClassifier(seed=seed, epochs=1).fit(*generate(600)).network_.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert not torch.equal(states[0]["features.weight"], states[2]["features.weight"])
+    assert not torch.equal(states[0]["input.weight"], states[2]["input.weight"])
 
 
 def test_global_random_state_is_left_alone():
@@ -180,8 +180,10 @@ def test_streamed_rows_are_those_in_memory():
     assert torch.equal(kept.statistics.held_out.features, streamed.statistics.held_out.features)
     assert len(kept.statistics.held_out.feature_start) == 501
     (block,), blocks = list(kept.blocks()), list(streamed.blocks())
-    assert torch.equal(block.features, torch.cat([some.features for some in blocks]))
-    assert torch.equal(block.labels, torch.cat([some.labels for some in blocks]))
+    assert torch.equal(block.rows.features, torch.cat([some.rows.features for some in blocks]))
+    assert torch.equal(block.rows.labels, torch.cat([some.rows.labels for some in blocks]))
+    assert torch.equal(kept.statistics.label_counts, torch.bincount(block.rows.labels))
+    assert torch.equal(streamed.statistics.label_counts, kept.statistics.label_counts)
 
 
 def test_cells_with_several_labels(tmp_path):
@@ -288,7 +290,7 @@ def test_truncated_and_foreign_files_are_refused(model, tmp_path):
     "change",
     [
         {"classes": ["a", "b"]},
-        {"hidden": 5},
+        {"network": {"hidden": 5}},
         {"settings": {"evil": 1}},
         {"settings": {"epochs": -1}},
         {"features": {"bits": 40}},

@@ -139,7 +139,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     if metadata.get("format") != FORMAT:
         return inspection.show(inspection.layers_of_tensors(tensors, arguments), arguments)
     model = TextClassifier.load(arguments.model)
-    output = model.network_.output
+    output = getattr(model.network_, "output", None)
     if output is None:
         raise ValueError(f"{arguments.model} is a linear model; wanted one with an output layer, whose rows are hashed")
     inputs = None if arguments.data is None else _hidden_texts(model, arguments)
@@ -153,8 +153,7 @@ def _hidden_texts(model: TextClassifier, arguments: argparse.Namespace) -> Tenso
     texts = [row.text for row in itertools.islice(rows, _READ_TEXTS)]
     if not texts:
         raise ValueError(f"{arguments.data} has no texts")
-    hashed = model.features_.csr([texts[number] for number in inspection.random_choice(len(texts))])
-    return model.network_.hidden(*model.network_.rows(*hashed))
+    return model.hidden_activations([texts[number] for number in inspection.random_choice(len(texts))])
 
 
 # --- serve ------------------------------------------------------------------------------------------------------------
