@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torch_lsh.data import collate_xmc, synthetic_xmc
-from torch_lsh.data.xmc import join_rows, padded_labels
+from torch_lsh.data.xmc import padded_labels
 from torch_lsh.metrics import PrecisionAtK
 from torch_lsh.models.neighbours import neighbours_of
 from torch_lsh.models.ranker import LabelRanker, best_of
@@ -29,7 +29,8 @@ def no_logits(rows):
 def tuned(train, held_out, logits=no_logits):
     made = LabelRanker.of(train, 30)
     prepared = made.prepare(collate_xmc(held_out)[0])
-    return made, made.tune([(logits(held_out), prepared, padded_labels(held_out))])
+    candidates = logits(held_out).gather(1, prepared.labels.clamp(min=0))
+    return made, made.tune([(prepared, candidates, padded_labels(held_out))])
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +146,27 @@ def test_logits_of_a_good_network_count(data):
     assert 0 < quality <= 1
 
 
-def test_more_rows_become_neighbours(data, ranker):
+@pytest.mark.parametrize("refit", [False, True])
+def test_more_rows_become_neighbours(data, ranker, refit):
     train, held_out, _ = data
-    more = ranker.with_rows(join_rows([train, held_out]))
+    more = ranker.with_rows(held_out._replace(num_labels=LABELS + 7, num_features=2010), refit)
     assert len(more.neighbours) == 3000
+    assert more.num_labels == LABELS + 7
     assert more.rank is ranker.rank
     assert int(more.counts.sum()) == len(train.labels) + len(held_out.labels)
+    assert torch.equal(more.classifiers.values, ranker.classifiers.values) == (not refit)
     # A row is its own nearest neighbour now.
-    features = more.weighting(collate_xmc(held_out.take(torch.tensor([3])))[0])
-    cosines, rows = more.neighbours.search(features)
+    row = held_out.take(torch.tensor([3]))._replace(num_features=2010)
+    cosines, rows = more.neighbours.search(more.weighting(collate_xmc(row)[0]))
     assert rows[0, 0] == 2503
     assert cosines[0, 0] > 0.999
+    assert more.prepare(collate_xmc(row)[0]).labels[0, 0] >= 0
+
+
+def test_a_ranker_of_equal_sizes_takes_its_state(data, ranker):
+    with torch.device("meta"):
+        empty = LabelRanker.empty(ranker.configuration(), LABELS)
+    empty.load_state_dict(ranker.state_dict(), assign=True)
+    empty.check()
+    for ours, theirs in zip(topk(empty, data[2], 5), topk(ranker, data[2], 5)):
+        assert torch.equal(ours, theirs)

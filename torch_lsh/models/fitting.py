@@ -8,16 +8,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..data import XMCRows
 from .held_out import HeldOut, Metric, Precision
 from .mixture import Mixture
-from .neighbours import Neighbours, neighbours_of, with_more_rows
+from .neighbours import neighbours_of
 from .network import Network
+from .ranker import LabelRanker
 from .rows import Rows, Source
 from .schedule import DECAY, Schedule
 from .training import RunOptions, TrainingRun, carry_out
 
-WIDE = 4096  # with more labels, the output layer is sampled and neighbours vote
+WIDE = 4096  # with more labels, the output layer is sampled
+MANY = 512  # with as many labels, neighbours vote
 _NEIGHBOURS = 64  # that vote
+_REFIT = 100_000  # with fewer rows, classifiers are trained again with the rows that were held out
 
 
 class Settings(NamedTuple):
@@ -62,8 +66,12 @@ class Settings(NamedTuple):
             epochs=epochs,
             batch_size=self.batch_size or (256 if rows >= 200_000 else min(64, max(8, rows // 32))),
             lr=self.lr or (0.01 if epochs == 1 else 0.004),
-            neighbours=self.neighbours if self.neighbours is not None else (_NEIGHBOURS if labels > WIDE else 0),
+            neighbours=self.neighbours_for(labels),
         )
+
+    def neighbours_for(self, labels: int) -> int:
+        """How many neighbours vote, given so many labels."""
+        return self.neighbours if self.neighbours is not None else (_NEIGHBOURS if labels >= MANY else 0)
 
     def schedule(self) -> Schedule:
         """The schedule of settings that :meth:`for_data` completed."""
@@ -113,7 +121,7 @@ def fit(
     settings = settings.for_data(source.size, network.num_labels, held_out is not None)
     run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed, configuration)
     network.mixture = None
-    mixture = _mixture(source, settings.neighbours or 0)
+    mixture = _mixture(source, settings, network, with_ranker=held_out is not None)
     judge = None if held_out is None else HeldOut(held_out, network, mixture, metric)
 
     def measure() -> tuple[dict[str, float], float | None]:
@@ -132,7 +140,7 @@ def fit(
     network.eval()
     if judge is not None and mixture is not None:
         judge.measure()  # tunes it for the parameters of the best epoch
-    if mixture is not None and bool((mixture.shares > 0).any()):
+    if isinstance(mixture, LabelRanker) or (mixture is not None and mixture.is_of_use):
         network.mixture = mixture
     if judge is None or held_out is None:
         return Fitted(run.history)
@@ -141,7 +149,8 @@ def fit(
         if run.history:
             found = validated.compute()
             run.history[-1].update({f"validation_neighbours_{name}": value for name, value in found.items()})
-        _keep(network.mixture, held_out)
+        held_out = held_out._replace(num_labels=network.num_labels)
+        network.mixture = _with_rows(network.mixture, held_out, refit=source.size < _REFIT)
     return Fitted(run.history, validated)
 
 
@@ -167,22 +176,30 @@ def fit_more(
     carry_out(run, lambda: ({}, None), options)
     network.eval()
     if mixture is not None:
-        mixture.count(source.label_counts)
-        _keep(mixture, rows)
-        network.mixture = mixture
+        if isinstance(mixture, Mixture):
+            mixture.count(source.label_counts)
+        network.mixture = _with_rows(mixture, rows._replace(num_labels=network.num_labels))
     return run.history
 
 
-def _mixture(source: Source, neighbours: int) -> Mixture | None:
-    rows = source.sample() if neighbours > 0 else None
-    return None if rows is None else Mixture([neighbours_of(rows, neighbours)], source.label_counts)
+def _mixture(source: Source, settings: Settings, network: Network, with_ranker: bool) -> Mixture | LabelRanker | None:
+    """The sources of scores beside the network; a ranker of sparse rows needs held-out rows."""
+    rows = source.sample() if settings.neighbours else None
+    if rows is None:
+        return None
+    rows = rows._replace(num_labels=network.num_labels)
+    assert settings.neighbours is not None
+    if with_ranker and isinstance(rows, XMCRows):
+        return LabelRanker.of(rows, settings.neighbours, seed=settings.seed)
+    return Mixture([neighbours_of(rows, settings.neighbours)], source.label_counts)
 
 
-def _keep(mixture: Mixture, rows: Rows) -> None:
+def _with_rows(mixture: Mixture | LabelRanker, rows: Rows, refit: bool = False) -> Mixture | LabelRanker:
     """Makes rows neighbours, too."""
-    for number, source in enumerate(mixture.sources):
-        if isinstance(source, Neighbours):
-            mixture.sources[number] = with_more_rows(source, rows)
+    if isinstance(mixture, LabelRanker):
+        assert isinstance(rows, XMCRows)
+        return mixture.with_rows(rows, refit)
+    return mixture.with_rows(rows)
 
 
 def label_weights(weights: Any, counts: Tensor) -> Tensor | None:

@@ -74,9 +74,9 @@ class Centroids(LabelRows):
 
     def __init__(self, num_labels: int, num_features: int, entries: int) -> None:
         super().__init__(num_labels, num_features, entries)
-        self.register_buffer("column_start", torch.zeros(num_features + 1, dtype=torch.int64), persistent=False)
-        self.register_buffer("column_labels", torch.zeros(entries, dtype=torch.int32), persistent=False)
-        self.register_buffer("column_values", torch.zeros(entries), persistent=False)
+        self.register_buffer("column_start", torch.zeros(num_features + 1, dtype=torch.int64))
+        self.register_buffer("column_labels", torch.zeros(entries, dtype=torch.int32))
+        self.register_buffer("column_values", torch.zeros(entries))
 
     @classmethod
     def of(cls, rows: XMCRows) -> Centroids:
@@ -93,6 +93,11 @@ class Centroids(LabelRows):
         made.columns, made.values = columns[kept], values[kept]
         made.index()
         return made
+
+    def check(self) -> None:
+        super().check()
+        none = torch.zeros_like(self.column_start), torch.zeros(0, dtype=torch.int32)
+        check_rows(XMCRows(self.column_start, self.column_labels, self.column_values, *none, self.num_labels, 0))
 
     def index(self) -> None:
         """Builds the inverted index. Call it after the buffers have changed."""
@@ -141,6 +146,15 @@ class LinearClassifiers(LabelRows):
         made.start, made.columns, made.values, made.bias = ops.fit_linear_rows(
             *by_row, rows.num_features, *members, _COST, _PASSES, _LEAST_COEFFICIENT, seed
         )
+        return made
+
+    def grown(self, num_labels: int, num_features: int) -> LinearClassifiers:
+        """The same classifiers of more features, with more labels, whose classifiers are 0."""
+        made = LinearClassifiers(num_labels, num_features, 0)
+        more = num_labels - self.num_labels
+        made.start = torch.cat([self.start, self.start[-1:].expand(more)])
+        made.columns, made.values = self.columns, self.values
+        made.bias = torch.cat([self.bias, self.bias.new_zeros(more)])
         return made
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:

@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import ops
 from ..config import LSHConfig
 from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear, SampledLogits
 from ..nn.logits.targets import as_target
 from .mixture import Mixture
+from .ranker import LabelRanker
 
 ACTIVATIONS = ("relu", "none")
 _MOST_SCORES = 1 << 24  # in memory at a time
@@ -28,7 +30,7 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mixture: Mixture | None = None
+        self.mixture: Mixture | LabelRanker | None = None
         self.class_weight: Tensor | None = None
 
     @property
@@ -57,6 +59,14 @@ class Network(nn.Module):
         """Computes the logits ``[B, num_labels]`` of the network alone, in memory."""
         logits = self(features)
         return logits.dense() if isinstance(logits, SampledLogits) else logits
+
+    def logits_of(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Computes the logits ``[B, K]`` of the network alone for labels ``[B, K]``; any number for negative ones."""
+        output = self.output
+        if not isinstance(output, nn.Linear):
+            return self.logits(features).gather(1, labels.clamp(min=0))
+        products = ops.sampled_dot(self.hidden(features), output.weight, labels)
+        return products if output.bias is None else products + output.bias[labels.clamp(min=0)]
 
     def scores(self, features: Tensor) -> Tensor:
         """Computes logits ``[B, num_labels]`` in memory; with a mixture, the logarithms of its probabilities."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..data import XMCRows, collate_xmc
 from .label_rows import Centroids, LinearClassifiers
-from .neighbours import SparseNeighbours, neighbours_of
+from .neighbours import SparseNeighbours, neighbours_from, neighbours_of, with_more_rows
 from .weighting import FeatureWeighting
 
 _POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose the candidates
@@ -50,7 +50,6 @@ class LabelRanker(nn.Module):
     Args:
         weighting: Of the features.
         neighbours, centroids, classifiers: Of the same weighed rows.
-        counts: How many training rows have each label, ``[N]``.
     """
 
     counts: Tensor
@@ -63,12 +62,11 @@ class LabelRanker(nn.Module):
         neighbours: SparseNeighbours,
         centroids: Centroids,
         classifiers: LinearClassifiers,
-        counts: Tensor,
     ) -> None:
         super().__init__()
         self.weighting, self.neighbours = weighting, neighbours
         self.centroids, self.classifiers = centroids, classifiers
-        self.register_buffer("counts", counts.int())
+        self.register_buffer("counts", torch.zeros(neighbours.num_labels, dtype=torch.int32))
         size = 2 * (len(_POWERS) + 1) + 8
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("deviation", torch.ones(size))
@@ -91,21 +89,56 @@ class LabelRanker(nn.Module):
         near, centroids = neighbours_of(rows, neighbours), Centroids.of(rows)
         assert isinstance(near, SparseNeighbours)
         classifiers = LinearClassifiers.of(rows, _hard_labels(rows, near, centroids), seed)
-        counts = torch.bincount(rows.labels, minlength=rows.num_labels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(weighting, near, centroids, classifiers, counts)
+            made = cls(weighting, near, centroids, classifiers)
+        made.counts = _label_counts(rows)
+        return made
 
-    def with_rows(self, rows: XMCRows, seed: int = 0) -> LabelRanker:
+    def with_rows(self, rows: XMCRows, refit: bool, seed: int = 0) -> LabelRanker:
         """A ranker of the labels of more rows, with the small network of this one.
 
         Args:
-            rows: All training rows.
+            rows: More training rows; they may have more features and labels.
+            refit: Whether to train the classifiers again.
             seed: Of all random choices.
         """
-        made = LabelRanker.of(rows, self.neighbours.k, self.weighting, seed)
+        weighting = self.weighting.grown(rows.num_features)
+        near = with_more_rows(self.neighbours, weighting.rows(rows))
+        assert isinstance(near, SparseNeighbours)
+        everything = near.rows()
+        centroids = Centroids.of(everything)
+        if refit:
+            classifiers = LinearClassifiers.of(everything, _hard_labels(everything, near, centroids), seed)
+        else:
+            classifiers = self.classifiers.grown(everything.num_labels, everything.num_features)
+        made = LabelRanker(weighting, near, centroids, classifiers)
+        made.counts = _label_counts(everything)
         made.rank, made.mean, made.deviation = self.rank, self.mean, self.deviation
         return made
+
+    def configuration(self) -> dict[str, Any]:
+        """What :meth:`empty` takes."""
+        names = "weighting", "neighbours", "centroids", "classifiers"
+        return {"kind": "ranker", **{name: getattr(self, name).configuration() for name in names}}
+
+    @classmethod
+    def empty(cls, configuration: dict[str, Any], num_labels: int) -> LabelRanker:
+        """A ranker of the same sizes as the one that has this configuration."""
+        near = neighbours_from(configuration["neighbours"], num_labels)
+        if not isinstance(near, SparseNeighbours):
+            raise ValueError(f"neighbours are {type(near).__name__}; wanted SparseNeighbours")
+        return cls(
+            FeatureWeighting(**configuration["weighting"]),
+            near,
+            Centroids(num_labels, **configuration["centroids"]),
+            LinearClassifiers(num_labels, **configuration["classifiers"]),
+        )
+
+    def check(self) -> None:
+        """Raises a ValueError where the buffers are not sparse rows."""
+        for part in (self.neighbours, self.centroids, self.classifiers):
+            part.check()
 
     @property
     def num_labels(self) -> int:
@@ -160,12 +193,12 @@ class LabelRanker(nn.Module):
         return everything.scatter_(1, labels.masked_fill(labels < 0, logits.shape[1]), scores)[:, :-1]
 
     @torch.no_grad()
-    def tune(self, batches: Iterable[tuple[Tensor, Evidence, Tensor]], seed: int = 0) -> float:
+    def tune(self, batches: Iterable[tuple[Evidence, Tensor, Tensor]], seed: int = 0) -> float:
         """Trains the small network.
 
         Args:
-            batches: Logits of the large network ``[B, N]`` for rows that no source has seen, what :meth:`prepare`
-                returned for them, and their labels ``[B, P]``, negative where there is none.
+            batches: What :meth:`prepare` returned for rows that no source has seen, the logits of the large network
+                ``[B, K]`` for the candidates, and the labels ``[B, P]`` of the rows, negative where there is none.
             seed: Seed of the order of the rows.
 
         Returns:
@@ -206,11 +239,11 @@ class _TuningRows(NamedTuple):
     right: Tensor
 
     @classmethod
-    def of(cls, batches: Iterable[tuple[Tensor, Evidence, Tensor]]) -> _TuningRows:
+    def of(cls, batches: Iterable[tuple[Evidence, Tensor, Tensor]]) -> _TuningRows:
         parts = []
-        for logits, evidence, labels in batches:
+        for evidence, logits, labels in batches:
             right = (evidence.labels.unsqueeze(2) == labels.unsqueeze(1)).any(2) & (evidence.labels >= 0)
-            parts.append((*evidence, logits.gather(1, evidence.labels.clamp(min=0)), right))
+            parts.append((*evidence, logits, right))
         labels, values, logits, right = (torch.cat(some) for some in zip(*parts))
         return cls(Evidence(labels, values), logits, right)
 
@@ -229,6 +262,10 @@ def best_of(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
     scores, labels = F.pad(scores, padding, value=-torch.inf), F.pad(labels, padding, value=-1)
     best = scores.topk(k)
     return best.values, labels.gather(1, best.indices)
+
+
+def _label_counts(rows: XMCRows) -> Tensor:
+    return torch.bincount(rows.labels, minlength=rows.num_labels).int()
 
 
 def _weights(cosines: Tensor) -> Tensor:

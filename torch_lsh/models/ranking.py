@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .network import WideNetwork
+from .ranker import LabelRanker, best_of
 
 
 class LabelFilter:
@@ -91,6 +92,11 @@ def best_labels(
     if network.mixture is None and labels is None:
         found = network(features).topk(k)
         return found.values, found.indices
+    if isinstance(network.mixture, LabelRanker) and labels is None:
+        evidence = network.mixture.prepare(features)
+        if bool(((evidence.labels >= 0).sum(1) >= k).all()):
+            scores = network.mixture.scores(evidence, network.logits_of(features, evidence.labels))
+            return best_of(scores, evidence.labels, k)
     values, best = [], []
     for block in torch.arange(features.shape[0]).split(network.rows_at_a_time):
         first, end = int(block[0]), int(block[-1]) + 1

@@ -57,7 +57,9 @@ class Schedule:
     def is_over(self, epoch: int, seconds: float) -> bool:
         """Whether training ends after ``epoch`` epochs and ``seconds``."""
         out_of_patience = not self.open_ended and self.since_best >= self.patience
-        return self.is_out_of_time(seconds) or out_of_patience or epoch >= (_MOST_EPOCHS if self.end is None else self.end)
+        return (
+            self.is_out_of_time(seconds) or out_of_patience or epoch >= (_MOST_EPOCHS if self.end is None else self.end)
+        )
 
     def is_out_of_time(self, seconds: float) -> bool:
         return self.budget is not None and seconds >= self.budget

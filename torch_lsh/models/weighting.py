@@ -67,6 +67,13 @@ class FeatureWeighting(nn.Module):
         found = [(_precision_of_neighbours(cls.of(rows, *kind).rows(some)), -i) for i, kind in enumerate(KINDS)]
         return cls.of(rows, *KINDS[-max(found)[1]])
 
+    def grown(self, num_features: int) -> FeatureWeighting:
+        """The same weighting of at least so many features; new ones have the weight of the rarest."""
+        more = max(0, num_features - len(self.weight))
+        made = FeatureWeighting(len(self.weight) + more, self.log)
+        made.weight = torch.cat([self.weight, self.weight.max().expand(more)]) if more else self.weight
+        return made
+
     def forward(self, features: Tensor) -> Tensor:
         """Weighs features ``[B, F]``, sparse CSR; columns increase within each row of the result."""
         start, columns, values = features.crow_indices().long(), features.col_indices().long(), features.values()

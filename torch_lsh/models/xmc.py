@@ -17,7 +17,7 @@ from ..data import XMCDataset
 from ..metrics import PrecisionAtK
 from . import model_file
 from .fitting import Settings, fit, fit_more, label_weights
-from .held_out import split
+from .held_out import LEAST_TO_HOLD_OUT, LEAST_TO_RANK, split
 from .network import WideNetwork
 from .ranking import LabelFilter, best_labels
 from .rows import Batch, DenseRows, InMemory, Rows, batch_of, dense_features, num_rows, row_weights, rows_of, unlabelled
@@ -134,7 +134,7 @@ class XMCClassifier(WideNetwork):
             progress: Show a progress bar (needs tqdm).
             callbacks: Functions to call after every step (:class:`torch_lsh.StatsWriter`, ``scheduler.step``, ...).
                 Their time counts as training.
-            neighbours: How many of the nearest rows vote; 0 means none. None means 64 above 4096 labels, else 0.
+            neighbours: How many of the nearest rows vote; 0 means none. None means 64 from 512 labels on, else 0.
             validation: Rows to decide with, in place of held-out ones; they become neighbours, too.
             validation_fraction: Share of the rows to hold out, at most 10,000.
             patience: Epochs without improvement on held-out rows before training stops, given ``epochs``.
@@ -164,11 +164,15 @@ class XMCClassifier(WideNetwork):
         settings.check(validation_fraction)
         source = InMemory(rows, self.num_labels, row_weights(sample_weight, num_rows(rows)))
         if held_out is None:
-            source, held_out = split(source, validation_fraction, seed)
+            ranks = not self.dense_input and settings.neighbours_for(self.num_labels) > 0
+            least = LEAST_TO_RANK if ranks else LEAST_TO_HOLD_OUT
+            source, held_out = split(source, validation_fraction, seed, least)
         configuration = self.configuration() if path is not None else None
         self.class_weight = label_weights(class_weight, source.label_counts)
         try:
-            return fit(self, source, held_out, settings, options, evaluate=evaluate, configuration=configuration).history
+            return fit(
+                self, source, held_out, settings, options, evaluate=evaluate, configuration=configuration
+            ).history
         finally:
             self.class_weight = None
 
@@ -293,9 +297,7 @@ class XMCClassifier(WideNetwork):
         if isinstance(data, Tensor):
             sparse = data.layout is torch.sparse_csr
             if sparse == self.dense_input or data.dim() != 2 or data.shape[1] != self.num_features:
-                raise ValueError(
-                    f"rows has shape {tuple(data.shape)}; wanted {kind} [B, {self.num_features}]"
-                )
+                raise ValueError(f"rows has shape {tuple(data.shape)}; wanted {kind} [B, {self.num_features}]")
             return unlabelled(data if sparse else dense_features(data))
         rows = rows_of(data, self.num_labels)
         if isinstance(rows, DenseRows) != self.dense_input:

@@ -21,7 +21,6 @@ from ..data.xmc import join_rows
 from ..models.fitting import WIDE, Settings, fit, fit_more, label_weights
 from ..models.held_out import MOST_HELD_OUT
 from ..models.network import Network, WideNetwork
-from ..models.ranking import LabelFilter
 from ..models.rows import InMemory, batch_of, num_rows, row_weights
 from ..models.schedule import seconds_of
 from ..models.training import RunOptions
