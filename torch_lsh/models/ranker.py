@@ -19,7 +19,7 @@ _POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose
 _FEW = 10  # neighbours whose votes count by themselves, too
 _VOTED, _NEAREST = 100, 50  # candidates by votes and by centroids
 _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
-_HARD_NEIGHBOURS = 33
+_HARD_NEIGHBOURS = 33, 66, 1 << 12  # whose labels those are: how many, of how many candidates, by how many postings
 _UNITS = 16
 _EPOCHS, _BATCH, _RATE, _DECAY = 10, 64, 0.01, 1e-3
 _ROWS = 1024  # at a time
@@ -70,7 +70,7 @@ class LabelRanker(nn.Module):
         size = 2 * (len(_POWERS) + 1) + 8
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("deviation", torch.ones(size))
-        self.rank = nn.Sequential(nn.Linear(size, _UNITS), nn.GELU(), nn.Linear(_UNITS, 1))
+        self.rank = _small_network(size)
 
     @classmethod
     def of(
@@ -89,9 +89,7 @@ class LabelRanker(nn.Module):
         near, centroids = neighbours_of(rows, neighbours), Centroids.of(rows)
         assert isinstance(near, SparseNeighbours)
         classifiers = LinearClassifiers.of(rows, _hard_labels(rows, near, centroids), seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            made = cls(weighting, near, centroids, classifiers)
+        made = cls(weighting, near, centroids, classifiers)
         made.counts = _label_counts(rows)
         return made
 
@@ -194,12 +192,12 @@ class LabelRanker(nn.Module):
 
     @torch.no_grad()
     def tune(self, batches: Iterable[tuple[Evidence, Tensor, Tensor]], seed: int = 0) -> float:
-        """Trains the small network.
+        """Trains the small network from the beginning.
 
         Args:
             batches: What :meth:`prepare` returned for rows that no source has seen, the logits of the large network
                 ``[B, K]`` for the candidates, and the labels ``[B, P]`` of the rows, negative where there is none.
-            seed: Seed of the order of the rows.
+            seed: Of all random choices.
 
         Returns:
             The mean of precision@1, 3 and 5 of these rows.
@@ -208,6 +206,9 @@ class LabelRanker(nn.Module):
         known = torch.cat([rows.evidence.values, *_and_below_best(rows.logits, rows.none)], 2)[~rows.none]
         self.mean, self.deviation = known.mean(0), known.std(0) + 1e-6
         found = rows.right.any(1).nonzero()[:, 0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.rank = _small_network(len(self.mean))
         optimizer = torch.optim.AdamW(self.rank.parameters(), lr=_RATE, weight_decay=_DECAY)
         steps = _EPOCHS * max(1, -(-len(found) // _BATCH))
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, steps)
@@ -264,6 +265,10 @@ def best_of(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best.values, labels.gather(1, best.indices)
 
 
+def _small_network(size: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, _UNITS), nn.GELU(), nn.Linear(_UNITS, 1))
+
+
 def _label_counts(rows: XMCRows) -> Tensor:
     return torch.bincount(rows.labels, minlength=rows.num_labels).int()
 
@@ -284,11 +289,13 @@ def _and_below_best(values: Tensor, none: Tensor) -> list[Tensor]:
 
 def _hard_labels(rows: XMCRows, neighbours: SparseNeighbours, centroids: Centroids) -> Tensor:
     """Labels ``[rows, M]`` that the rows may be mistaken for, were they not among the training rows; padded with -1."""
+    by_row = neighbours.row_start, neighbours.columns, neighbours.values
+    by_column = neighbours.column_start, neighbours.column_rows, neighbours.column_values
     found = []
     for some in torch.arange(len(rows.label_start) - 1).split(_ROWS):
         features, _ = collate_xmc(rows.take(some))
-        cosines, near = neighbours.search(features)
-        cosines, near = cosines[:, :_HARD_NEIGHBOURS], near[:, :_HARD_NEIGHBOURS]
+        query = features.crow_indices(), features.col_indices(), features.values()
+        cosines, near = ops.nearest_rows(*query, *by_row, *by_column, *_HARD_NEIGHBOURS)
         itself = near == some.unsqueeze(1)
         weights = cosines.clamp(min=0).square().masked_fill(itself, 0).unsqueeze(2).contiguous()
         near = near.masked_fill(itself, -1)
