@@ -61,7 +61,9 @@ def train_text_options(parser: argparse.ArgumentParser) -> None:
 
 
 def train_text(arguments: argparse.Namespace) -> int:
-    check_can_write(arguments.model)
+    check_can_write(arguments.model, FORMAT)
+    for path in filter(None, (arguments.validation, arguments.test)):
+        next(iter(TextFile(path, **_columns(arguments))), None)  # now, not after hours of training
     features = None
     if arguments.bits is not None or arguments.char_ngrams is not None:
         lengths = None if arguments.char_ngrams is None else tuple(arguments.char_ngrams)
@@ -78,12 +80,12 @@ def train_text(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet and importlib.util.find_spec("tqdm") is not None,
     )
     model.fit(arguments.data, **_columns(arguments), validation=arguments.validation)
+    model.save(arguments.model)  # before what may fail: a row of the test file, a closed standard output
     for entry in model.history_:
         shown = "  ".join(f"{key} {value:.4f}" for key, value in entry.items() if "loss" in key or "validation" in key)
         print(f"epoch {entry['epoch']:.0f}  {shown}  {entry['texts_per_second']:,.0f} texts/s")
     if arguments.test is not None:
         print(json.dumps({"test": model.evaluate(arguments.test, **_columns(arguments))}))
-    model.save(arguments.model)
     print(
         f"saved {arguments.model}: {len(model.classes_):,} labels, {Path(arguments.model).stat().st_size / 1e6:.1f} MB"
     )
