@@ -228,7 +228,7 @@ def test_whatever_fails_the_file_is_the_old_or_the_new_one(tmp_path, calls, fail
     path = tmp_path / "a"
     path.write_text("old")
     calls.fail_at = failing
-    with pytest.raises(OSError, match="the disk is gone"), replacing(path) as temporary:  # noqa: PT012
+    with pytest.raises(OSError, match="the disk is gone"), replacing(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == ("new" if failing == 3 else "old")
     assert os.listdir(tmp_path) == ["a"]

@@ -9,7 +9,6 @@ from typing import Any
 
 from .io import FilePath, check_can_write, replacing
 
-
 _BEGINNINGS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 
 
