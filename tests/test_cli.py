@@ -319,7 +319,7 @@ def test_output_that_nobody_reads_to_its_end(files, monkeypatch):
         assert cli.main(["predict", str(files / "test.txt.gz"), "--model", str(files / "model.pt")]) == 141
 
 
-# --- no command costs a file, or the work of hours ---------------------------------------------------------------------
+# --- no command costs a file, or the work of hours --------------------------------------------------------------------
 
 
 def test_data_is_never_taken_for_the_model(files, tmp_path, capsys):

@@ -12,9 +12,11 @@ docs/reliability.md says what is promised.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import glob
 import json
+import lzma
 import math
 import os
 import pickle
@@ -49,6 +51,28 @@ _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, struct.error, Rec
 _BLOCK = 1 << 24  # bytes read at a time for a checksum
 
 FilePath = str | os.PathLike[str]
+
+
+# --- reading text -----------------------------------------------------------------------------------------------------
+
+_MARKS = {codecs.BOM_UTF8: "UTF-8", codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"} | {
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}  # in this order: one is the beginning of another
+
+
+def byte_order_mark(beginning: bytes) -> str | None:
+    """Returns the encoding that the first bytes of a file name with a byte order mark."""
+    return next((encoding for mark, encoding in _MARKS.items() if beginning.startswith(mark)), None)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error of a decompressor is about the content of the file: an OSError may be about the disk."""
+    return not isinstance(error, OSError) or error.errno is None
+
+
+#: What gzip, lzma and bz2 raise where a file is damaged or cut off; see :func:`is_damage`.
+DECOMPRESSION_ERRORS = (EOFError, lzma.LZMAError, zlib.error, OSError)
 
 
 # --- writing whole files ----------------------------------------------------------------------------------------------
