@@ -11,7 +11,9 @@ from typing import Any
 logger = logging.getLogger("torch_lsh.serving")
 
 
-class _JSONLines(logging.Formatter):
+class JSONLines(logging.Formatter):
+    """Formats a record as one line of JSON."""
+
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
@@ -27,7 +29,7 @@ class _JSONLines(logging.Formatter):
 def start() -> None:
     """Sends the events of this package, of uvicorn and of asyncio to standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JSONLines())
+    handler.setFormatter(JSONLines())
     for name, level in ((logger.name, logging.INFO), ("uvicorn.error", logging.WARNING), ("asyncio", logging.WARNING)):
         source = logging.getLogger(name)
         source.handlers, source.propagate = [handler], False

@@ -21,17 +21,18 @@ import contextlib
 import gc
 import json
 import logging
+import math
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from .batcher import Batcher, QueueFull
 from .logs import log
-from .logs import start as start_logs
 from .metrics import CONTENT_TYPE, Counter, Gauge, Histogram, exposition
 from .service import Limits, Service
 
@@ -72,6 +73,7 @@ class Server:
         self.batcher = Batcher(self.limits)
         self.connections = Connections(self.limits)
         self.stopping = False
+        self._uvicorn: _Uvicorn | None = None
         self._reload_wanted = asyncio.Event()
         self.responses = Counter("torch_lsh_responses_total", "Responses of /predict.", "status")
         self.inputs = Counter("torch_lsh_inputs_total", "Inputs that were answered.")
@@ -91,7 +93,7 @@ class Server:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         answering = asyncio.create_task(self.batcher.run())
         others = [asyncio.create_task(self.connections.sweep()), asyncio.create_task(self._reload_when_wanted())]
-        if sys.platform != "win32":
+        if sys.platform != "win32" and _in_main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
         yield
         # Uvicorn has answered every request by now, or given up after stop_timeout.
@@ -225,19 +227,15 @@ class Server:
 
     # --- the process ---
 
-    def run(self, host: str = "127.0.0.1", port: int = 8000, reuse_port: bool = False) -> None:
-        """Serves until SIGINT or SIGTERM.
+    def run(self, listener: socket.socket) -> None:
+        """Serves until SIGINT or SIGTERM, or until :meth:`stop` where this is not the main thread.
 
         Args:
-            host: Address to listen on.
-            port: Port to listen on; 0 means any free one.
-            reuse_port: Whether other processes may listen on the port, too. The system shares the connections out.
+            listener: As :func:`listen` makes it; it is closed.
         """
-        listener = _listener(host, port, reuse_port)
-        shown = f"[{host}]" if ":" in host else host
-        print(f"serving on http://{shown}:{listener.getsockname()[1]}", flush=True)
-        start_logs()
-        log("serving", host=host, port=listener.getsockname()[1], pid=os.getpid(), classes=self.service.classes)
+        host, port = listener.getsockname()[:2]
+        print(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        log("serving", host=host, port=port, pid=os.getpid(), classes=self.service.classes)
         # Objects of the imports live on; scanning them for garbage would stop the server for 0.1 s now and then.
         gc.collect()
         gc.freeze()
@@ -250,19 +248,40 @@ class Server:
             log_config=None,
             access_log=False,
             proxy_headers=False,
-            timeout_keep_alive=int(self.limits.idle_timeout) + 1,
-            timeout_graceful_shutdown=max(1, round(self.limits.stop_timeout)),
+            timeout_keep_alive=math.ceil(self.limits.idle_timeout),
+            timeout_graceful_shutdown=math.ceil(self.limits.stop_timeout),
         )
-        _Uvicorn(config, self).run(sockets=[listener])
+        self._uvicorn = _Uvicorn(config, self)
+        self._uvicorn.run(sockets=[listener])
         log("stopped")
 
+    def stop(self) -> None:
+        """Takes no more connections, answers the accepted requests, and lets :meth:`run` return. From any thread."""
+        self.stopping = True
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
 
-def _listener(host: str, port: int, reuse_port: bool) -> socket.socket:
+
+def listen(host: str = "127.0.0.1", port: int = 8000, reuse_port: bool = False) -> socket.socket:
+    """Opens the socket of a server.
+
+    Args:
+        host: Address to listen on.
+        port: Port to listen on; 0 means any free one.
+        reuse_port: Whether other processes may listen on the port, too. The system shares the connections out.
+
+    Raises:
+        OSError: The address is not to be had.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=1024, reuse_port=reuse_port)
     # Inherited by connections: head and body of an answer are two writes, of which the second would wait 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _resident_bytes() -> float:
@@ -282,7 +301,8 @@ class _Uvicorn(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:  # uvicorn raises the signals anew afterwards
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM) if _in_main_thread() else ()
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
         try:
             yield
         finally:
@@ -293,5 +313,5 @@ class _Uvicorn(uvicorn.Server):
         if self.should_exit:
             os.write(2, b'{"level": "error", "event": "stopped at once by a second signal"}\n')
             os._exit(128 + sig)
-        self._server.stopping = self.should_exit = True
+        self._server.stop()
         log("stopping", signal=signal.Signals(sig).name)

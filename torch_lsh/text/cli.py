@@ -188,9 +188,11 @@ def serve_options(parser: argparse.ArgumentParser) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    from ..serving.server import Server  # needs starlette and uvicorn
+    from ..serving import logs
+    from ..serving.server import Server, listen  # needs starlette and uvicorn
 
     limits = Limits(**{field.name: getattr(arguments, field.name) for field in fields(Limits)})
     server = Server(functools.partial(TextService.load, arguments.model), limits, arguments.log_requests)
-    server.run(arguments.host, arguments.port, arguments.reuse_port)
+    logs.start()
+    server.run(listen(arguments.host, arguments.port, arguments.reuse_port))
     return 0
