@@ -72,7 +72,8 @@ class Run:
     def seconds(self) -> float:
         """Runs to the end, undisturbed; returns how long it took."""
         start = time.monotonic()
-        if any([process.wait() for process in self.start()]):  # waits for all
+        codes = [process.wait() for process in self.start()]
+        if any(codes):
             raise RuntimeError((self.folder / "log").read_text())
         return time.monotonic() - start
 
