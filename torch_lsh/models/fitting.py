@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .held_out import HeldOut, Metric, Precision
 from .mixture import Mixture
-from .neighbours import Neighbours, neighbours_of, with_more_rows
+from .neighbours import MOST_NEIGHBOURS, Neighbours, neighbours_of, with_more_rows
 from .network import Network
 from .rows import Rows, Source
 from .schedule import DECAY, Schedule
@@ -49,6 +49,8 @@ class Settings(NamedTuple):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ValueError(f"{name} is {value!r}; wanted at least {least}")
+        if self.neighbours is not None and self.neighbours > MOST_NEIGHBOURS:
+            raise ValueError(f"neighbours is {self.neighbours}; wanted at most {MOST_NEIGHBOURS}")
         if not 0 <= validation_fraction < 1:
             raise ValueError(f"validation_fraction is {validation_fraction!r}; wanted a number from 0 to below 1")
 

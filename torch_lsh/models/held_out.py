@@ -83,7 +83,9 @@ class HeldOut:
         metric: Makes a metric.
     """
 
-    def __init__(self, rows: Rows, network: Network, mixture: Mixture | None, metric: Callable[[], Metric] = Precision) -> None:
+    def __init__(
+        self, rows: Rows, network: Network, mixture: Mixture | None, metric: Callable[[], Metric] = Precision
+    ) -> None:
         self.network, self.mixture, self._metric = network, mixture, metric
         most = max(512, _MOST_SCORES // network.num_labels)
         counted = rows.take(torch.arange(min(num_rows(rows), most)))

@@ -140,6 +140,10 @@ class WideNetwork(Network):
     @torch.no_grad()
     def grow(self, num_features: int, num_labels: int) -> None:
         """Adds rows for new features and labels, initialised as in a new network; all others keep their numbers."""
+        if num_features <= self.num_features and num_labels <= self.num_labels:
+            return
+        if isinstance(self.output, QuantizedLinear):
+            raise RuntimeError("a quantised model cannot learn more labels or features; wanted the float model")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(num_features + num_labels)
             config = self.output.config if isinstance(self.output, LSHLinear) else None
@@ -156,6 +160,7 @@ class WideNetwork(Network):
             larger.input.weight[: self.num_features] = self.input.weight
             self.input = larger.input
         larger.output.weight[: self.num_labels] = self.output.weight
+        assert larger.output.bias is not None and self.output.bias is not None
         larger.output.bias[: self.num_labels] = self.output.bias
         self.output = larger.output
 

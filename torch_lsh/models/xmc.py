@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config import LSHConfig
 from ..data import XMCDataset
+from ..io import is_safetensors, load_archive
 from ..metrics import PrecisionAtK
 from . import model_file
 from .fitting import Settings, fit, fit_more, label_weights
@@ -25,13 +26,14 @@ from .schedule import seconds_of
 from .training import RunOptions
 
 FORMAT = "torch_lsh.XMCClassifier/2"
+_PREVIOUS = "torch_lsh.XMCClassifier/1"  # an archive
 
 
 class XMCClassifier(WideNetwork):
     """A classifier of rows of features: features -> ReLU units -> one logit per label, and votes of the nearest rows.
 
-    The network is that of SLIDE (Chen et al., MLSys 2020) and of BOLT on Amazon-670K. The loss is softmax cross entropy;
-    the labels of a row share its target equally. Over more than 4096 labels, the nearest training rows vote in every
+    The network is that of SLIDE (Chen et al., MLSys 2020) and of BOLT on Amazon-670K. The loss is softmax cross
+    entropy; the labels of a row share its target equally. Over more than 4096 labels, the nearest training rows vote in every
     prediction, too (:class:`torch_lsh.models.neighbours.Neighbours`), with shares that held-out rows choose.
 
     Args:
@@ -168,7 +170,9 @@ class XMCClassifier(WideNetwork):
         configuration = self.configuration() if path is not None else None
         self.class_weight = label_weights(class_weight, source.label_counts)
         try:
-            return fit(self, source, held_out, settings, options, evaluate=evaluate, configuration=configuration).history
+            return fit(
+                self, source, held_out, settings, options, evaluate=evaluate, configuration=configuration
+            ).history
         finally:
             self.class_weight = None
 
@@ -293,9 +297,7 @@ class XMCClassifier(WideNetwork):
         if isinstance(data, Tensor):
             sparse = data.layout is torch.sparse_csr
             if sparse == self.dense_input or data.dim() != 2 or data.shape[1] != self.num_features:
-                raise ValueError(
-                    f"rows has shape {tuple(data.shape)}; wanted {kind} [B, {self.num_features}]"
-                )
+                raise ValueError(f"rows has shape {tuple(data.shape)}; wanted {kind} [B, {self.num_features}]")
             return unlabelled(data if sparse else dense_features(data))
         rows = rows_of(data, self.num_labels)
         if isinstance(rows, DenseRows) != self.dense_input:
@@ -340,7 +342,10 @@ class XMCClassifier(WideNetwork):
         Raises:
             ValueError: The file is damaged or holds no model.
         """
-        tensors, content = model_file.load(path, FORMAT, mmap)
+        if is_safetensors(path):
+            tensors, content, _ = model_file.load(path, [FORMAT], mmap)
+        else:
+            tensors, content = _of_previous_format(load_archive(path, _PREVIOUS))
         try:
             sizes = content["num_features"], content["num_labels"], content["hidden"]
             chosen = model_file.arguments(content)
@@ -348,6 +353,13 @@ class XMCClassifier(WideNetwork):
             with torch.device("meta"):
                 model = cls(*sizes, dense=content["dense"], **chosen)
             model_file.restore(model, content, tensors, check=not mmap)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error
         return model
+
+
+def _of_previous_format(archive: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and configuration of a file of the previous format as the present one has them."""
+    configuration = archive.get("configuration") or {}
+    added = {"dense_input": False, "activation": "relu", "mixture": None, "sampled": True, "quantized": False}
+    return archive.get("weights", {}), {**added, **configuration}
