@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from torch_lsh.data import collate_xmc, synthetic_xmc
-from torch_lsh.data.xmc import padded_labels
 from torch_lsh.metrics import PrecisionAtK
 from torch_lsh.models.neighbours import neighbours_of
 from torch_lsh.models.ranker import LabelRanker, best_of
@@ -30,7 +29,7 @@ def tuned(train, held_out, logits=no_logits):
     made = LabelRanker.of(train, 30)
     prepared = made.prepare(collate_xmc(held_out)[0])
     candidates = logits(held_out).gather(1, prepared.labels.clamp(min=0))
-    return made, made.tune([(prepared, candidates, padded_labels(held_out))])
+    return made, made.tune([(prepared, candidates, collate_xmc(held_out)[1])])
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def topk(ranker, rows, k, logits=no_logits):
 
 def precision(rows, labels):
     metric = PrecisionAtK((1, 5))
-    metric.update(labels, padded_labels(rows))
+    metric.update(labels, collate_xmc(rows)[1])
     return metric.compute()
 
 
@@ -140,7 +139,7 @@ def test_logits_of_a_good_network_count(data):
 
     made, quality = tuned(train, held_out, logits)
     labels = made.prepare(collate_xmc(test)[0]).labels
-    reachable = (labels.unsqueeze(2) == padded_labels(test).unsqueeze(1)).any(2) & (labels >= 0)
+    reachable = (labels.unsqueeze(2) == collate_xmc(test)[1].unsqueeze(1)).any(2) & (labels >= 0)
     found = precision(test, topk(made, test, 5, logits)[1])
     assert found[1] > 0.98 * float(reachable.any(1).float().mean())
     assert 0 < quality <= 1

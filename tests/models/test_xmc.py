@@ -410,7 +410,7 @@ def test_a_killed_run_ends_as_one_that_never_stopped(data, tmp_path, uninterrupt
             break
     _, errors = child.communicate()
     assert child.returncode == -signal.SIGKILL, errors
-    assert os.listdir(tmp_path) == ["run.pt"]
+    assert sorted(os.listdir(tmp_path)) == [".run.pt.lock", "run.pt"]
     model = make_model()
     options = {"eval_dataset": test, "checkpoint": path, "checkpoint_every": EVERY}
     assert fit(model, train, **options) == uninterrupted[1]
@@ -422,7 +422,7 @@ def test_killed_while_a_checkpoint_is_written(data, tmp_path, uninterrupted):
     train, test = data
     options = {"eval_dataset": test, "checkpoint": tmp_path / "run.pt", "checkpoint_every": EVERY}
     fit(make_model(), train, max_steps=4, **options)
-    (tmp_path / ".run.tmp.pt").write_bytes((tmp_path / "run.pt").read_bytes()[:500])
+    (tmp_path / ".run.0123456789abcdef.tmp.pt").write_bytes((tmp_path / "run.pt").read_bytes()[:500])
     model = make_model()
     assert fit(model, train, **options) == uninterrupted[1]
     assert_same(model, uninterrupted[0])
@@ -524,7 +524,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(data, tmp_path, monke
     monkeypatch.setattr(
         torch, "save", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
     )
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match=r"No space left on device"):
         fit(make_model(), data[0], checkpoint=path, checkpoint_every=EVERY)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["run.pt"]

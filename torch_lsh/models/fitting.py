@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data import XMCRows
 from .held_out import HeldOut, Metric, Precision
 from .mixture import Mixture
-from .neighbours import neighbours_of
+from .neighbours import MOST_NEIGHBOURS, neighbours_of
 from .network import Network
 from .ranker import LabelRanker
 from .rows import Rows, Source
@@ -53,6 +53,8 @@ class Settings(NamedTuple):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ValueError(f"{name} is {value!r}; wanted at least {least}")
+        if self.neighbours is not None and self.neighbours > MOST_NEIGHBOURS:
+            raise ValueError(f"neighbours is {self.neighbours}; wanted at most {MOST_NEIGHBOURS}")
         if not 0 <= validation_fraction < 1:
             raise ValueError(f"validation_fraction is {validation_fraction!r}; wanted a number from 0 to below 1")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..metrics import PrecisionAtK
 from .mixture import Mixture
-from .network import Network, WideNetwork
+from .network import Network
 from .ranker import Evidence, LabelRanker
 from .rows import Batch, InMemory, Rows, batch_of, num_rows
 
@@ -131,7 +131,6 @@ class HeldOut:
         return metric.compute(), metric.quality()
 
     def _ranked(self) -> Iterator[tuple[Evidence, Tensor, Tensor]]:
-        assert isinstance(self.network, WideNetwork)
         for batch, evidence in zip(self._mixed, self._prepared):
             yield evidence, self.network.logits_of(batch.features, evidence.labels), batch.labels
 

@@ -18,7 +18,7 @@ _KS = (1, 3, 5)
 
 
 class ScoreSource(Protocol):
-    """An ``nn.Module`` whose call gives scores ``[B, N]`` of features ``[B, F]``, at least 0, with a sum of at most 1."""
+    """An ``nn.Module`` whose call gives scores ``[B, N]`` of features ``[B, F]``: from 0, with a sum up to 1."""
 
     def __call__(self, features: Tensor) -> Tensor: ...
 

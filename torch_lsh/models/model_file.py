@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -41,25 +42,22 @@ def save(
     )
 
 
-def load(path: FilePath, format: str, mmap: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads tensors and content. Nothing in the file is executed.
+def load(path: FilePath, formats: Sequence[str], mmap: bool = False) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Reads tensors, content and format. Nothing in the file is executed.
 
     Args:
         path: The file.
-        format: Name and version of the format.
+        formats: Names and versions of the formats that it may have, the newest first.
         mmap: Map the file to memory; tensors are then read when they are used.
 
     Raises:
         ValueError: The file is cut off, damaged or of another format.
     """
-    tensors, metadata = load_safetensors(path, mmap=mmap)
-    if metadata.get("format") != format:
-        raise ValueError(f"{path} is of the format {metadata.get('format')!r}; wanted {format!r}")
+    tensors, metadata = load_safetensors(path, formats, mmap)
     try:
-        content = json.loads(metadata["model"])
+        return tensors, json.loads(metadata["model"]), metadata["format"]
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error
-    return tensors, content
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from .rows import DenseRows, Rows, join
 
 _POWERS = (2.0, 3.0, 4.0)  # of the cosines, to choose from
 _MAX_POSTINGS = 1 << 14  # read per row; time grows with them, and beyond these they hardly find another neighbour
+MOST_NEIGHBOURS = 1 << 12  # of a row: a quarter of the postings, as candidates are four times as many
 _CANDIDATES = 4  # times the neighbours wanted
 
 
@@ -38,8 +40,8 @@ class Neighbours(nn.Module):
     labels: Tensor
 
     def __init__(self, num_labels: int, rows: int, labels: int, k: int, power: float) -> None:
-        if k < 1 or not power > 0:
-            raise ValueError(f"k and power are {k} and {power}; wanted k >= 1 and power > 0")
+        if not 1 <= k <= MOST_NEIGHBOURS or not 0 < power < math.inf:
+            raise ValueError(f"k and power are {k} and {power}; wanted 1 <= k <= {MOST_NEIGHBOURS}, finite power > 0")
         super().__init__()
         self.num_labels, self.k, self.power = num_labels, k, power
         self.register_buffer("label_start", torch.zeros(rows + 1, dtype=torch.int64))

@@ -62,11 +62,7 @@ class Network(nn.Module):
 
     def logits_of(self, features: Tensor, labels: Tensor) -> Tensor:
         """Computes the logits ``[B, K]`` of the network alone for labels ``[B, K]``; any number for negative ones."""
-        output = self.output
-        if not isinstance(output, nn.Linear):
-            return self.logits(features).gather(1, labels.clamp(min=0))
-        products = ops.sampled_dot(self.hidden(features), output.weight, labels)
-        return products if output.bias is None else products + output.bias[labels.clamp(min=0)]
+        return self.logits(features).gather(1, labels.clamp(min=0))
 
     def scores(self, features: Tensor) -> Tensor:
         """Computes logits ``[B, num_labels]`` in memory; with a mixture, the logarithms of its probabilities."""
@@ -143,6 +139,13 @@ class WideNetwork(Network):
         """Computes the logits ``[B, num_labels]`` of the network alone; lazy unless the output is an ``nn.Linear``."""
         return self.output(self.hidden(features))
 
+    def logits_of(self, features: Tensor, labels: Tensor) -> Tensor:
+        output = self.output
+        if not isinstance(output, nn.Linear):
+            return super().logits_of(features, labels)
+        products = ops.sampled_dot(self.hidden(features), output.weight, labels)
+        return products if output.bias is None else products + output.bias[labels.clamp(min=0)]
+
     def loss(self, features: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Computes the softmax cross entropy, the mean over the rows that have labels."""
         return softmax_loss(self(features), labels, self.label_smoothing, weights, self.class_weight)
@@ -150,6 +153,10 @@ class WideNetwork(Network):
     @torch.no_grad()
     def grow(self, num_features: int, num_labels: int) -> None:
         """Adds rows for new features and labels, initialised as in a new network; all others keep their numbers."""
+        if num_features <= self.num_features and num_labels <= self.num_labels:
+            return
+        if isinstance(self.output, QuantizedLinear):
+            raise RuntimeError("a quantised model cannot learn more labels or features; wanted the float model")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(num_features + num_labels)
             config = self.output.config if isinstance(self.output, LSHLinear) else None
@@ -166,6 +173,8 @@ class WideNetwork(Network):
             larger.input.weight[: self.num_features] = self.input.weight
             self.input = larger.input
         larger.output.weight[: self.num_labels] = self.output.weight
+        assert larger.output.bias is not None
+        assert self.output.bias is not None
         larger.output.bias[: self.num_labels] = self.output.bias
         self.output = larger.output
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data import XMCDataset, XMCRows, collate_xmc
 from ..data.xmc import join_rows, padded_labels, runs
+from ..interrupts import interrupts_wait
 
 
 class DenseRows(NamedTuple):
@@ -56,13 +57,14 @@ class Batch(NamedTuple):
 
 
 def num_rows(rows: Rows) -> int:
+    """How many rows there are."""
     return len(rows.label_start) - 1
 
 
 def batch_of(rows: Rows, weights: Tensor | None = None) -> Batch:
     """Makes one batch of all the rows."""
     if isinstance(rows, DenseRows):
-        return Batch(rows.features, padded_labels(rows), weights)
+        return Batch(rows.features, padded_labels(rows.label_start, rows.labels), weights)
     return Batch(*collate_xmc(rows), weights)
 
 
@@ -258,6 +260,8 @@ def epoch_batches(
         skip -= skipped
         batches = _Batches(rows, weights, order[skipped:])
         if num_workers > 0:
-            yield from DataLoader(batches, batch_size=None, num_workers=num_workers)
+            with interrupts_wait():  # workers inherit it: Ctrl-C is for this process, which ends them
+                made = iter(DataLoader(batches, batch_size=None, num_workers=num_workers))
+            yield from made
         else:
             yield from (batches[i] for i in range(len(batches)))

@@ -16,8 +16,8 @@ class Schedule:
     """The learning rate at any point of a training run, and its end.
 
     The rate is constant, and falls linearly to 0 in the last part of the run (Hägele et al., *Scaling Laws and
-    Compute-Optimal Training Beyond Fixed Training Durations*, NeurIPS 2024). Where the number of epochs is not given, it
-    begins to fall when the quality on held-out rows no longer gains, and does so for half as many epochs as it took
+    Compute-Optimal Training Beyond Fixed Training Durations*, NeurIPS 2024). Where the number of epochs is not given,
+    it begins to fall when the quality on held-out rows no longer gains, and does so for half as many epochs as it took
     until then. Given a budget of time, it falls in the last part of that at the latest.
 
     Args:

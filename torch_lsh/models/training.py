@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import optim
-from ..io import FilePath, check_can_write, load_archive, save_archive
+from ..io import FilePath, check_can_write, load_archive, save_archive, sole_writer
 from ..progress import progress_bar
+from .network import Network
 from .rows import Batch, Source, epoch_batches
 from .schedule import Schedule
 
 FORMAT = "torch_lsh.fit/2"
 _MOST_LABELS = 64  # of a row in one step, drawn at random
-
-
-class Trainable(Protocol):
-    """The part of an ``nn.Module`` that training asks for."""
-
-    def loss(self, features: Tensor, labels: Tensor, *weights: Tensor) -> Tensor: ...
-
-    def train(self, mode: bool = True) -> Any: ...
-
-    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
-
-    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
 class TrainingRun:
@@ -54,7 +41,7 @@ class TrainingRun:
 
     def __init__(
         self,
-        model: Trainable,
+        model: Network,
         source: Source,
         schedule: Schedule,
         batch_size: int,
@@ -65,6 +52,8 @@ class TrainingRun:
             raise ValueError(f"batch_size is {batch_size}; wanted at least 1")
         if source.size == 0:
             raise ValueError("the training data has no rows")
+        if not bool((source.label_counts > 0).any()):
+            warnings.warn("torch_lsh: no row of the training data has a label, so nothing is learned", stacklevel=4)
         self.model, self.source, self.schedule = model, source, schedule
         self.batch_size, self.seed, self.configuration = batch_size, seed, configuration
         self.optimizer = optim.Adam(model.parameters(), lr=schedule.lr)
@@ -236,25 +225,34 @@ def carry_out(run: TrainingRun, measure: Measure, options: RunOptions) -> bool:
 
     Returns:
         False if ``max_steps`` stopped the run before.
+
+    Raises:
+        OSError: The checkpoint cannot be written, or another run writes it.
     """
+    with contextlib.nullcontext() if options.checkpoint is None else sole_writer(options.checkpoint):
+        if options.checkpoint is not None and options.resume and options.checkpoint.exists():
+            run.load(options.checkpoint)
+        last_step = math.inf if options.max_steps is None else run.steps_done + options.max_steps
+        while not run.is_over:
+            if run.steps_done >= last_step or not _epoch(run, options, last_step):
+                return False
+            run.end_epoch(*measure())
+            if options.checkpoint is not None:
+                run.save(options.checkpoint)
+    run.go_back_to_best()
+    return True
+
+
+def _epoch(run: TrainingRun, options: RunOptions, last_step: float) -> bool:
+    """Trains until the epoch or the time ends; False if the last step came before."""
     path, every = options.checkpoint, options.checkpoint_every
-    if path is not None and options.resume and path.exists():
-        run.load(path)
-    last_step = math.inf if options.max_steps is None else run.steps_done + options.max_steps
-    while not run.is_over:
+    for _ in with_progress_bar(run, run.steps(options.num_workers, options.callbacks), options.progress):
+        if run.at_end_of_epoch or run.out_of_time:
+            break
+        if path is not None and every and run.position % every == 0:
+            run.save(path)
         if run.steps_done >= last_step:
             return False
-        for _ in with_progress_bar(run, run.steps(options.num_workers, options.callbacks), options.progress):
-            if run.at_end_of_epoch or run.out_of_time:
-                break
-            if path is not None and every and run.position % every == 0:
-                run.save(path)
-            if run.steps_done >= last_step:
-                return False
-        run.end_epoch(*measure())
-        if path is not None:
-            run.save(path)
-    run.go_back_to_best()
     return True
 
 

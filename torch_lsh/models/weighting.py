@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data import XMCRows, collate_xmc
-from ..data.xmc import padded_labels
 from .neighbours import in_order, neighbours_of, unit_length
 
 _MOST_ROWS = 50_000  # to look for neighbours among
@@ -106,12 +105,13 @@ def _precision_of_neighbours(rows: XMCRows) -> float:
     right = torch.zeros(max(_KS))
     for some in queries.split(_ROWS):
         batch = rows.take(some)
-        cosines, near = neighbours.search(collate_xmc(batch)[0])
+        features, wanted = collate_xmc(batch)
+        cosines, near = neighbours.search(features)
         weights = cosines.clamp(min=0).square().masked_fill(near == some.unsqueeze(1), 0).unsqueeze(2)
         near = near.masked_fill(near == some.unsqueeze(1), -1)
         none = torch.empty(len(some), 0, dtype=torch.int64)
         labels = neighbours.label_start, neighbours.labels, rows.num_labels
         best, _ = ops.label_votes(near, weights.contiguous(), *labels, max(_KS), none)
-        known = (best.unsqueeze(2) == padded_labels(batch).unsqueeze(1)).any(2) & (best >= 0)
+        known = (best.unsqueeze(2) == wanted.unsqueeze(1)).any(2) & (best >= 0)
         right += known.sum(0)
     return sum(float(right[:k].sum()) / k for k in _KS) / max(1, len(queries))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config import LSHConfig
 from ..data import XMCDataset
+from ..io import is_safetensors, load_archive
 from ..metrics import PrecisionAtK
 from . import model_file
 from .fitting import Settings, fit, fit_more, label_weights
@@ -25,14 +26,17 @@ from .schedule import seconds_of
 from .training import RunOptions
 
 FORMAT = "torch_lsh.XMCClassifier/2"
+_PREVIOUS = "torch_lsh.XMCClassifier/1"  # an archive
 
 
 class XMCClassifier(WideNetwork):
     """A classifier of rows of features: features -> ReLU units -> one logit per label, and votes of the nearest rows.
 
-    The network is that of SLIDE (Chen et al., MLSys 2020) and of BOLT on Amazon-670K. The loss is softmax cross entropy;
-    the labels of a row share its target equally. Over more than 4096 labels, the nearest training rows vote in every
-    prediction, too (:class:`torch_lsh.models.neighbours.Neighbours`), with shares that held-out rows choose.
+    The network is that of SLIDE (Chen et al., MLSys 2020) and of BOLT on Amazon-670K. The loss is softmax cross
+    entropy; the labels of a row share its target equally. From 512 labels on, its logits are one of several kinds of
+    evidence, beside the nearest training rows, centroids and linear classifiers of labels. A small network trained on
+    held-out rows ranks the labels (:class:`torch_lsh.models.ranker.LabelRanker`). Dense rows, and sets too small to hold
+    rows out, have the votes of the nearest rows only (:class:`torch_lsh.models.mixture.Mixture`).
 
     Args:
         num_features: Number of features.
@@ -342,7 +346,10 @@ class XMCClassifier(WideNetwork):
         Raises:
             ValueError: The file is damaged or holds no model.
         """
-        tensors, content = model_file.load(path, FORMAT, mmap)
+        if is_safetensors(path):
+            tensors, content, _ = model_file.load(path, [FORMAT], mmap)
+        else:
+            tensors, content = _of_previous_format(load_archive(path, _PREVIOUS))
         try:
             sizes = content["num_features"], content["num_labels"], content["hidden"]
             chosen = model_file.arguments(content)
@@ -350,6 +357,13 @@ class XMCClassifier(WideNetwork):
             with torch.device("meta"):
                 model = cls(*sizes, dense=content["dense"], **chosen)
             model_file.restore(model, content, tensors, check=not mmap)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error
         return model
+
+
+def _of_previous_format(archive: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and configuration of a file of the previous format as the present one has them."""
+    configuration = archive.get("configuration") or {}
+    added = {"dense_input": False, "activation": "relu", "mixture": None, "sampled": True, "quantized": False}
+    return archive.get("weights", {}), {**added, **configuration}

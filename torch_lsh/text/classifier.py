@@ -20,6 +20,7 @@ from ..data import XMCRows
 from ..data.xmc import join_rows
 from ..models.fitting import WIDE, Settings, fit, fit_more, label_weights
 from ..models.held_out import MOST_HELD_OUT
+from ..models.neighbours import MOST_NEIGHBOURS
 from ..models.network import Network, WideNetwork
 from ..models.rows import InMemory, batch_of, num_rows, row_weights
 from ..models.schedule import seconds_of
@@ -285,7 +286,7 @@ class TextClassifier:
         Raises:
             ValueError: A text or a label does not fit.
         """
-        columns = {"text": text, "label": label, "label_separator": label_separator}
+        columns: dict[str, Any] = {"text": text, "label": label, "label_separator": label_separator}
         if not hasattr(self, "network_"):
             return self.fit(X, y, **columns, sample_weight=sample_weight)
         source = source_of(X, y, columns)
@@ -532,6 +533,8 @@ def check_settings(classifier: TextClassifier) -> None:
         optional = value is None and name in ("hidden", "neighbours", "epochs", "batch_size")
         if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ValueError(f"{name} is {value!r}; wanted a whole number of at least {least}")
+    if classifier.neighbours is not None and classifier.neighbours > MOST_NEIGHBOURS:
+        raise ValueError(f"neighbours is {classifier.neighbours}; wanted at most {MOST_NEIGHBOURS}")
     if classifier.lr is not None and not (isinstance(classifier.lr, (int, float)) and 0 < classifier.lr < math.inf):
         raise ValueError(f"lr is {classifier.lr!r}; wanted a positive number")
     for name in ("label_smoothing", "validation_fraction"):

@@ -9,6 +9,7 @@ import torch
 from ..io import FilePath
 from ..models import model_file
 from ..models.network import Network, WideNetwork
+from . import previous_format
 from .columns import Columns
 from .hashed_text import HashedText
 from .linear import LinearNetwork
@@ -62,8 +63,10 @@ def load(path: FilePath, mmap: bool) -> SavedModel:
     Raises:
         ValueError: The file is cut off, damaged or holds no such model.
     """
-    tensors, model = model_file.load(path, FORMAT, mmap)
+    tensors, model, format = model_file.load(path, (FORMAT, previous_format.FORMAT), mmap)
     try:
+        if format == previous_format.FORMAT:
+            tensors, model = previous_format.converted(tensors, model)
         features = dict(model["features"])
         if features["char_ngrams"] is not None:
             features["char_ngrams"] = tuple(features["char_ngrams"])
@@ -89,5 +92,5 @@ def load(path: FilePath, mmap: bool) -> SavedModel:
             float(model["threshold"]),
             model["history"],
         )
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error
