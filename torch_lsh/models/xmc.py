@@ -35,8 +35,8 @@ class XMCClassifier(WideNetwork):
     The network is that of SLIDE (Chen et al., MLSys 2020) and of BOLT on Amazon-670K. The loss is softmax cross
     entropy; the labels of a row share its target equally. From 512 labels on, its logits are one of several kinds of
     evidence, beside the nearest training rows, centroids and linear classifiers of labels. A small network trained on
-    held-out rows ranks the labels (:class:`torch_lsh.models.ranker.LabelRanker`). Dense rows, and sets too small to hold
-    rows out, have the votes of the nearest rows only (:class:`torch_lsh.models.mixture.Mixture`).
+    held-out rows ranks the labels (:class:`torch_lsh.models.ranker.LabelRanker`). Dense rows, and sets too small to
+    hold rows out, have the votes of the nearest rows only (:class:`torch_lsh.models.mixture.Mixture`).
 
     Args:
         num_features: Number of features.
