@@ -87,3 +87,16 @@ def test_a_label_of_the_row_is_no_negative(rows):
     without = LinearClassifiers.of(rows, torch.full_like(own, -1))
     assert torch.equal(with_own.values, without.values)
     assert torch.equal(with_own.bias, without.bias)
+
+
+def test_pairs_of_label_and_row_may_be_more_than_32_bits():
+    count, labels = 70_000, 40_000
+    start = torch.zeros(count + 1, dtype=torch.int64)
+    start[-1] = 1  # one feature, in the last row
+    last = torch.tensor([labels - 1], dtype=torch.int32)
+    rows = XMCRows(start, torch.tensor([2]).int(), torch.ones(1), start, last, 3, labels)
+    negatives = torch.full((count, 1), -1, dtype=torch.int32)
+    negatives[-2:] = labels - 2
+    classifiers = LinearClassifiers.of(rows, negatives)
+    assert classifiers.start.diff().nonzero()[:, 0].tolist() == [labels - 2, labels - 1]
+    assert classifiers.values[0] < 0 < classifiers.values[1]

@@ -10,7 +10,7 @@ from torch_lsh.metrics import PrecisionAtK
 from torch_lsh.models.neighbours import neighbours_of
 from torch_lsh.models.ranker import LabelRanker, best_of
 
-LABELS = 500
+LABELS = 1500
 
 
 @pytest.fixture(scope="module")

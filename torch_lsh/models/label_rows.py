@@ -136,7 +136,7 @@ class LinearClassifiers(LabelRows):
 
         Args:
             rows: Rows of unit length with their labels.
-            negatives: ``[rows, M]`` int64: labels that each row may be mistaken for; negative numbers and labels of the
+            negatives: ``[rows, M]`` int64 or int32: labels that each row may be mistaken for; negative numbers and labels of the
                 row itself do not count.
             seed: Seed of the order of the rows.
         """
@@ -175,7 +175,7 @@ def _members(rows: XMCRows, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     number = torch.arange(count).unsqueeze(1).expand_as(negatives)[negatives >= 0]
     # The pair (label, row) as one number, even where the row has the label, so that such a pair comes first.
     positive = (rows.labels.long() * count + row) * 2
-    negative = (negatives[negatives >= 0] * count + number) * 2 + 1
+    negative = (negatives[negatives >= 0].long() * count + number) * 2 + 1
     pairs = torch.cat([positive, negative]).sort().values
     first = torch.ones_like(pairs, dtype=torch.bool)
     first[1:] = pairs[1:] >> 1 != pairs[:-1] >> 1
