@@ -136,8 +136,8 @@ class LinearClassifiers(LabelRows):
 
         Args:
             rows: Rows of unit length with their labels.
-            negatives: ``[rows, M]`` int64 or int32: labels that each row may be mistaken for; negative numbers and labels of the
-                row itself do not count.
+            negatives: Labels ``[rows, M]``, int64 or int32, that each row may be mistaken for; negative numbers and
+                labels of the row itself do not count.
             seed: Seed of the order of the rows.
         """
         members = _members(rows, negatives)
