@@ -58,10 +58,10 @@ class Settings(NamedTuple):
         if not 0 <= validation_fraction < 1:
             raise ValueError(f"validation_fraction is {validation_fraction!r}; wanted a number from 0 to below 1")
 
-    def for_data(self, rows: int, labels: int, held_out: bool) -> Settings:
+    def for_data(self, rows: int, labels: int, held_out_decides: bool) -> Settings:
         """The settings with nothing left to follow from the data, but for the epochs that held-out rows decide."""
         epochs = self.epochs
-        if epochs is None and not held_out:
+        if epochs is None and not held_out_decides:
             # Small sets get small batches and many passes, so that there are some hundred steps in all.
             epochs = min(40, max(3 if labels > WIDE else 4, 20_000 // rows))
         return self._replace(
@@ -105,8 +105,8 @@ def fit(
 ) -> Fitted:
     """Trains a network and adds its mixture.
 
-    Held-out rows say when to stop and with which shares neighbours vote; they are never trained on. In the end they
-    become neighbours as all other rows do, so that nothing that is known is lost.
+    Held-out rows say when to stop and with which shares neighbours vote, or train a ranker; the network is never
+    trained on them. In the end they become neighbours as all other rows do, so that nothing that is known is lost.
 
     Args:
         network: The network.
@@ -120,10 +120,11 @@ def fit(
     """
     if source.size == 0:
         raise ValueError("the training data has no rows")
-    settings = settings.for_data(source.size, network.num_labels, held_out is not None)
-    run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed, configuration)
     network.mixture = None
     mixture = _mixture(source, settings, network, with_ranker=held_out is not None)
+    decides = held_out is not None and not isinstance(mixture, LabelRanker)
+    settings = settings.for_data(source.size, network.num_labels, decides)
+    run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed, configuration)
     judge = None if held_out is None else HeldOut(held_out, network, mixture, metric)
 
     def measure() -> tuple[dict[str, float], float | None]:
@@ -132,6 +133,8 @@ def fit(
             found, quality = judge.measure()
             entry = {f"validation_{name}": value for name, value in found.items()}
         if evaluate is not None:
+            if judge is not None and isinstance(mixture, LabelRanker):
+                judge.tune()
             network.mixture = mixture
             entry.update(evaluate())
             network.mixture = None
@@ -140,8 +143,8 @@ def fit(
     if not carry_out(run, measure, options):
         return Fitted(run.history)
     network.eval()
-    if judge is not None and mixture is not None:
-        judge.measure()  # tunes it for the parameters of the best epoch
+    if judge is not None:
+        judge.tune()
     if isinstance(mixture, LabelRanker) or (mixture is not None and mixture.is_of_use):
         network.mixture = mixture
     if judge is None or held_out is None:
@@ -173,7 +176,7 @@ def fit_more(
     """
     mixture, network.mixture = network.mixture, None
     network.grow(rows.num_features, rows.num_labels)
-    settings = settings.for_data(source.size, network.num_labels, held_out=False)
+    settings = settings.for_data(source.size, network.num_labels, held_out_decides=False)
     run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed)
     carry_out(run, lambda: ({}, None), options)
     network.eval()
@@ -186,14 +189,14 @@ def fit_more(
 
 def _mixture(source: Source, settings: Settings, network: Network, with_ranker: bool) -> Mixture | LabelRanker | None:
     """The sources of scores beside the network; a ranker of sparse rows needs held-out rows."""
-    rows = source.sample() if settings.neighbours else None
+    neighbours = settings.neighbours_for(network.num_labels)
+    rows = source.sample() if neighbours > 0 else None
     if rows is None:
         return None
     rows = rows._replace(num_labels=network.num_labels)
-    assert settings.neighbours is not None
     if with_ranker and isinstance(rows, XMCRows):
-        return LabelRanker.of(rows, settings.neighbours, seed=settings.seed)
-    return Mixture([neighbours_of(rows, settings.neighbours)], source.label_counts)
+        return LabelRanker.of(rows, neighbours, seed=settings.seed)
+    return Mixture([neighbours_of(rows, neighbours)], source.label_counts)
 
 
 def _with_rows(mixture: Mixture | LabelRanker, rows: Rows, refit: bool = False) -> Mixture | LabelRanker:

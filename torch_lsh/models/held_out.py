@@ -22,7 +22,7 @@ MOST_HELD_OUT = 10_000
 _ENOUGH = 1_500  # rows to hold out
 _LARGEST_SHARE = 0.125
 _MOST_SCORES = 1 << 28  # of held-out rows, after an epoch
-_MOST_SCORED = 2_000  # held-out rows of which the scores of all labels are computed beside a ranker
+_MOST_SCORED = 1_000  # held-out rows of which the scores of all labels are computed beside a ranker
 _RANKED = 256  # rows at a time
 
 
@@ -112,8 +112,11 @@ class HeldOut:
         self._prepared: list[Any] = [] if mixture is None else [mixture.prepare(b.features) for b in self._mixed]
 
     @torch.no_grad()
-    def measure(self) -> tuple[dict[str, float], float]:
-        """The quality of the network alone by name; and one number, that of the tuned mixture if there is one."""
+    def measure(self) -> tuple[dict[str, float], float | None]:
+        """The quality of the network alone by name; and one number to stop by, that of the tuned mixture.
+
+        With a ranker the latter is None: it hardly depends on how long the network is trained.
+        """
         self.network.eval()
         metric = self._metric()
 
@@ -126,9 +129,16 @@ class HeldOut:
         if isinstance(self.mixture, Mixture):
             return metric.compute(), self.mixture.tune(scored())
         collections.deque(scored(), maxlen=0)
+        return metric.compute(), None if isinstance(self.mixture, LabelRanker) else metric.quality()
+
+    @torch.no_grad()
+    def tune(self) -> None:
+        """Tunes the mixture for the present parameters of the network."""
         if isinstance(self.mixture, LabelRanker):
-            return metric.compute(), self.mixture.tune(self._ranked())
-        return metric.compute(), metric.quality()
+            self.network.eval()
+            self.mixture.tune(self._ranked())
+        elif self.mixture is not None:
+            self.measure()
 
     def _ranked(self) -> Iterator[tuple[Evidence, Tensor, Tensor]]:
         for batch, evidence in zip(self._mixed, self._prepared):
