@@ -111,10 +111,11 @@ class XMCClassifier(WideNetwork):
         sample_weight: Any = None,
         class_weight: Any = None,
     ) -> list[dict[str, float]]:
-        """Trains with Adam, then adds the votes of the nearest rows.
+        """Trains with Adam, then adds other sources of scores (see the class).
 
-        Of at least 20,000 labelled rows, some are held out: they decide when to stop, and the neighbours' shares. They
-        are never trained on, but become neighbours as all other rows do, so that nothing that is known is lost.
+        Some labelled rows are held out if there are 20,000, or 2,000 where a ranker can be trained. They train the
+        ranker, or else decide when to stop and with which shares neighbours vote. The network is never trained on them,
+        but all other sources are in the end, so that little that is known is lost.
 
         With ``checkpoint``, the state of the run is written at the end of every epoch and every ``checkpoint_every``
         steps. A run that finds the file resumes from it and ends as an uninterrupted run with the same checkpoint
@@ -124,7 +125,7 @@ class XMCClassifier(WideNetwork):
             train_dataset: Rows to train on: a dataset, or for dense input a pair of features ``[rows, num_features]``
                 and labels (see :func:`torch_lsh.models.rows.rows_of`). Rows without labels add nothing.
             epochs: Most passes over the data, over which the learning rate falls to 0. None means as many as
-                held-out rows gain from; without held-out rows, as many as suit the number of rows.
+                held-out rows gain from; with a ranker or without held-out rows, as many as suit the number of rows.
             batch_size: Rows per step.
             lr: Adam's learning rate at the beginning; None means that it follows from the number of epochs.
             eval_dataset: Rows to measure precision@1/3/5 on after every epoch. They decide nothing.
