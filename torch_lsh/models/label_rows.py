@@ -15,7 +15,7 @@ _LEAST_WEIGHT = 0.03  # of a centroid of unit length; smaller entries take most 
 _MAX_POSTINGS = 1 << 12  # read per row that looks for centroids
 _COST = 0.3  # of errors of a classifier
 _PASSES = 10
-_LEAST_COEFFICIENT = 0.02  # of a classifier
+_LEAST_COEFFICIENT = 0.05  # of a classifier
 
 
 class LabelRows(nn.Module):
