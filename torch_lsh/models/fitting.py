@@ -21,6 +21,7 @@ from .training import RunOptions, TrainingRun, carry_out
 WIDE = 4096  # with more labels, the output layer is sampled
 MANY = 512  # with as many labels, neighbours vote
 _NEIGHBOURS = 64  # that vote
+_RANKED_ROWS = 60_000  # that a network beside a ranker is trained on, in one pass at least
 _REFIT = 100_000  # with fewer rows, classifiers are trained again with the rows that were held out
 
 
@@ -58,10 +59,13 @@ class Settings(NamedTuple):
         if not 0 <= validation_fraction < 1:
             raise ValueError(f"validation_fraction is {validation_fraction!r}; wanted a number from 0 to below 1")
 
-    def for_data(self, rows: int, labels: int, held_out_decides: bool) -> Settings:
+    def for_data(self, rows: int, labels: int, held_out_decides: bool, ranked: bool = False) -> Settings:
         """The settings with nothing left to follow from the data, but for the epochs that held-out rows decide."""
         epochs = self.epochs
-        if epochs is None and not held_out_decides:
+        if epochs is None and ranked:
+            # The network is one source of several, and adds little after the first passes.
+            epochs = min(40, max(1, _RANKED_ROWS // rows))
+        elif epochs is None and not held_out_decides:
             # Small sets get small batches and many passes, so that there are some hundred steps in all.
             epochs = min(40, max(3 if labels > WIDE else 4, 20_000 // rows))
         return self._replace(
@@ -122,8 +126,8 @@ def fit(
         raise ValueError("the training data has no rows")
     network.mixture = None
     mixture = _mixture(source, settings, network, with_ranker=held_out is not None)
-    decides = held_out is not None and not isinstance(mixture, LabelRanker)
-    settings = settings.for_data(source.size, network.num_labels, decides)
+    ranked = isinstance(mixture, LabelRanker)
+    settings = settings.for_data(source.size, network.num_labels, held_out is not None and not ranked, ranked)
     run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed, configuration)
     judge = None if held_out is None else HeldOut(held_out, network, mixture, metric)
 
@@ -133,7 +137,7 @@ def fit(
             found, quality = judge.measure()
             entry = {f"validation_{name}": value for name, value in found.items()}
         if evaluate is not None:
-            if judge is not None and isinstance(mixture, LabelRanker):
+            if judge is not None and ranked:
                 judge.tune()
             network.mixture = mixture
             entry.update(evaluate())

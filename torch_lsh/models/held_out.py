@@ -23,6 +23,7 @@ _ENOUGH = 1_500  # rows to hold out
 _LARGEST_SHARE = 0.125
 _MOST_SCORES = 1 << 28  # of held-out rows, after an epoch
 _MOST_SCORED = 1_000  # held-out rows of which the scores of all labels are computed beside a ranker
+_MOST_RANKED = 6_000  # held-out rows that train a ranker
 _RANKED = 256  # rows at a time
 
 
@@ -106,8 +107,10 @@ class HeldOut:
         counted = rows.take(torch.arange(min(num_rows(rows), most)))
         blocks = torch.arange(num_rows(counted)).split(network.rows_at_a_time)
         self._batches: list[Batch] = [batch_of(counted.take(block)) for block in blocks]
-        # A ranker looks at few labels of each row, so that all rows can count for it.
-        ranked = torch.arange(num_rows(rows)).split(_RANKED) if isinstance(mixture, LabelRanker) else None
+        # A ranker looks at few labels of each row, so that more rows can count for it.
+        ranked = (
+            torch.arange(min(num_rows(rows), _MOST_RANKED)).split(_RANKED) if isinstance(mixture, LabelRanker) else None
+        )
         self._mixed = self._batches if ranked is None else [batch_of(rows.take(block)) for block in ranked]
         self._prepared: list[Any] = [] if mixture is None else [mixture.prepare(b.features) for b in self._mixed]
 

@@ -107,12 +107,12 @@ class Centroids(LabelRows):
         label = torch.repeat_interleave(torch.arange(self.num_labels, dtype=torch.int32), self.start.diff())
         self.column_labels, self.column_values = label[order], self.values[order]
 
-    def search(self, features: Tensor, k: int) -> Tensor:
+    def search(self, features: Tensor, k: int, max_postings: int = _MAX_POSTINGS) -> Tensor:
         """Finds the labels with the nearest centroids: ``[B, k]`` int64, padded with -1."""
         query = features.crow_indices(), features.col_indices(), features.values()
         by_label = self.start, self.columns, self.values
         by_column = self.column_start, self.column_labels, self.column_values
-        return ops.nearest_rows(*query, *by_label, *by_column, k, 2 * k, _MAX_POSTINGS)[1]
+        return ops.nearest_rows(*query, *by_label, *by_column, k, 2 * k, max_postings)[1]
 
 
 class LinearClassifiers(LabelRows):
