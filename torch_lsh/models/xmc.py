@@ -33,8 +33,9 @@ class XMCClassifier(WideNetwork):
     """A classifier of rows of features: features -> ReLU units -> one logit per label, and votes of the nearest rows.
 
     The network is that of SLIDE (Chen et al., MLSys 2020) and of BOLT on Amazon-670K. The loss is softmax cross
-    entropy; the labels of a row share its target equally. Over more than 4096 labels, the nearest training rows vote in every
-    prediction, too (:class:`torch_lsh.models.neighbours.Neighbours`), with shares that held-out rows choose.
+    entropy; the labels of a row share its target equally. Over more than 4096 labels, the nearest training rows
+    vote in every prediction, too (:class:`torch_lsh.models.neighbours.Neighbours`), with shares that held-out rows
+    choose.
 
     Args:
         num_features: Number of features.
