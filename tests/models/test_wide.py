@@ -1,4 +1,4 @@
-"""What the wide model can beside plain training: held-out rows, budgets, weights, filters, growth, dense rows, mapping."""
+"""What the wide model can beside plain training: held-out rows, budgets, weights, filters, growth, dense rows."""
 
 from __future__ import annotations
 
@@ -105,7 +105,11 @@ def test_few_rows_are_all_trained_on():
 def test_weights_of_rows_and_labels_in_the_loss():
     logits = torch.randn(3, 4, requires_grad=True)
     log_p = logits.detach().log_softmax(1)
-    labels, weights, class_weight = torch.tensor([[0], [1], [2]]), torch.tensor([1.0, 3, 0]), torch.tensor([1.0, 2, 5, 1])
+    labels, weights, class_weight = (
+        torch.tensor([[0], [1], [2]]),
+        torch.tensor([1.0, 3, 0]),
+        torch.tensor([1.0, 2, 5, 1]),
+    )
     torch.testing.assert_close(softmax_loss(logits, labels, weights=weights), -(log_p[0, 0] + 3 * log_p[1, 1]) / 4)
     wanted = -(log_p[0, 0] + 2 * log_p[1, 1] + 5 * log_p[2, 2]) / 8
     torch.testing.assert_close(softmax_loss(logits, labels, class_weight=class_weight), wanted)
@@ -166,7 +170,7 @@ def test_a_label_of_large_weight_wins_over_a_more_frequent_one():
 
 
 def test_permitted_and_excluded_labels():
-    model, data, _ = trained()
+    model, _, _ = trained()
     queries = one_hot_rows([3, 5, 7], 20, 20)
     scores, labels = model.predict(queries, 20)
     assert labels[:, 0].tolist() == [3, 5, 7]
@@ -197,7 +201,7 @@ def test_filters_that_do_not_fit(labels):
 
 
 def test_new_labels_and_features_in_a_ready_model():
-    model, data, _ = trained()
+    model, _, _ = trained()
     before = model.output.weight.detach().clone()
     new = one_hot_rows([20, 21, 22] * 20 + list(range(20)), 23, 23)
     model.partial_fit(new, epochs=20, batch_size=20, lr=0.02)
@@ -232,7 +236,7 @@ def test_rows_of_partial_fit_become_neighbours():
 
 
 def test_a_quantised_model_does_not_grow():
-    model, data, _ = trained()
+    model, _, _ = trained()
     quantize_(model)
     with pytest.raises(RuntimeError, match="quantised"):
         model.partial_fit(one_hot_rows([25], 30, 30))

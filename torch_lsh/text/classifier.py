@@ -294,7 +294,7 @@ class TextClassifier:
         chunks = list(hashed(source, self.features_, labels))
         if not chunks:
             return self
-        rows = join_rows(chunks)._replace(num_labels=len(labels.numbers))
+        rows = join_rows(chunks)._replace(num_labels=len(labels.numbers))  # known ones included
         if not self.multilabel_ and bool((rows.label_start.diff() > 1).any()):
             raise ValueError("y has several labels of a text, and the classifier gives one")
         wider = self.columns_.with_those_of(rows)
@@ -302,7 +302,7 @@ class TextClassifier:
         weights = row_weights(sample_weight, num_rows(rows))
         linear = isinstance(self.network_, LinearNetwork)
         settings = Settings(epochs, self.batch_size, lr or (0.005 if linear else 0.001), seed=self.seed)
-        history = fit_more(self.network_, InMemory(rows, rows.num_labels, weights), settings, RunOptions(), rows)
+        history = fit_more(self.network_, InMemory(rows, rows.num_labels, weights), settings, RunOptions())
         self.columns_, self.classes_ = wider, np.array(list(labels.numbers))
         self.history_ = [*self.history_, *_of_texts(history)]
         return self
