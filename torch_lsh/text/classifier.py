@@ -330,39 +330,71 @@ class TextClassifier:
             for start in range(0, len(texts), size):
                 yield self.network_.scores(self.columns_.csr(*self.features_.csr(texts[start : start + size])))
 
-    def predict(self, X: Sequence[str]) -> Any:
+    def predict(self, X: Sequence[str], *, allowed: Any = None, excluded: Any = None) -> Any:
         """Predicts the label of each text.
 
         Args:
             X: Texts.
+            allowed: Labels that alone may be predicted: a list for all texts, or a list of lists, one for each text.
+            excluded: Labels that may not be predicted, in the same forms.
 
         Returns:
             An array ``[rows]`` of labels. For a multi-label task, a list of labels for each text, or zeros and ones
             ``[rows, C]`` if :meth:`fit` got those.
         """
-        if self._fitted_multilabel():
-            probabilities = self.predict_proba(X)
-            if self.multi_hot_:
-                return (probabilities >= self.threshold_).astype(np.int64)
-            return [self.classes_[row >= self.threshold_].tolist() for row in probabilities]
-        best = [logits.argmax(1) for logits in self._logits(X)]
-        return self.classes_[torch.cat(best).numpy()] if best else self.classes_[:0]
+        if not self._fitted_multilabel():
+            labels, _ = self.top_k(X, 1, allowed=allowed, excluded=excluded)
+            return labels[:, 0]
+        batches = list(self._filtered(X, allowed, excluded))
+        probabilities = torch.cat(batches).numpy() if batches else np.empty((0, len(self.classes_)), np.float32)
+        if self.multi_hot_:
+            return (probabilities >= self.threshold_).astype(np.int64)
+        return [self.classes_[row >= self.threshold_].tolist() for row in probabilities]
 
     def predict_proba(self, X: Sequence[str]) -> np.ndarray:
         """Predicts probabilities ``[rows, C]`` float32, classes in the order of ``classes_``."""
         batches = [self._probabilities(logits) for logits in self._logits(X)]
         return torch.cat(batches).numpy() if batches else np.empty((0, len(self.classes_)), np.float32)
 
-    def top_k(self, X: Sequence[str], k: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """Predicts the ``k`` likeliest labels of each text and their probabilities, both ``[rows, k]``, best first."""
+    def top_k(
+        self, X: Sequence[str], k: int = 5, *, allowed: Any = None, excluded: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predicts the ``k`` likeliest labels of each text and their probabilities, both ``[rows, k]``, best first.
+
+        Args:
+            X: Texts.
+            k: Labels per text.
+            allowed, excluded: See :meth:`predict`. The probabilities of labels do not depend on them.
+
+        Raises:
+            ValueError: ``k`` is out of range, or fewer labels are allowed for a text.
+        """
         self._check_fitted()
         if not 1 <= k <= len(self.classes_):
             raise ValueError(f"k is {k}; wanted 1 to {len(self.classes_)}")
-        best = [self._probabilities(logits).topk(k) for logits in self._logits(X)]
+        best = [probabilities.topk(k) for probabilities in self._filtered(X, allowed, excluded)]
         if not best:
             return self.classes_[:0].reshape(0, k), np.empty((0, k), np.float32)
-        numbers = torch.cat([some.indices for some in best]).numpy()
-        return self.classes_[numbers], torch.cat([some.values for some in best]).numpy()
+        numbers, values = (torch.cat([getattr(some, name) for some in best]) for name in ("indices", "values"))
+        if bool((values[:, -1] < 0).any()):
+            row = int((values[:, -1] < 0).nonzero()[0])
+            raise ValueError(f"k is {k}; but text {row} may have {int((values[row] >= 0).sum())} labels only")
+        return self.classes_[numbers.numpy()], values.numpy()
+
+    def _filtered(self, X: Sequence[str], allowed: Any, excluded: Any) -> Iterator[Tensor]:
+        """Probabilities of all classes in batches, -1 where a label is not allowed."""
+        labels, begin = None, 0
+        if allowed is not None or excluded is not None:
+            X = Texts(X, None).texts
+            numbers = Labels(self.classes_.tolist())
+            choices = (_numbered("allowed", allowed, numbers), _numbered("excluded", excluded, numbers))
+            labels = LabelFilter(*choices, len(self.classes_), len(X))
+        for logits in self._logits(X):
+            probabilities = self._probabilities(logits)
+            if labels is not None:
+                probabilities = probabilities.masked_fill(~labels.mask(begin, begin + len(logits)), -1.0)
+            begin += len(logits)
+            yield probabilities
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() if self.network_.binary else logits.softmax(1)
@@ -557,6 +589,20 @@ def _by_number(weights: Any, classes: list[Any]) -> Any:
     if unknown:
         raise ValueError(f"class_weight has the label {unknown[0]!r}, which no text has")
     return {numbers[label]: weight for label, weight in weights.items()}
+
+
+def _numbered(name: str, labels: Any, numbers: Labels) -> Any:
+    """The numbers of labels, in a list or in a list of lists."""
+    if labels is None:
+        return None
+    if isinstance(labels, (str, bytes)):
+        raise ValueError(f"{name} is {labels!r}; wanted a list of labels, or one for each text")
+    return [
+        [numbers.number(label, name) for label in some]
+        if isinstance(some, (list, tuple, set))
+        else numbers.number(some, name)
+        for some in labels
+    ]
 
 
 def _of_texts(history: list[dict[str, float]]) -> list[dict[str, float]]:
