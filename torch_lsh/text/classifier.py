@@ -22,6 +22,7 @@ from ..models.fitting import WIDE, Settings, fit, fit_more, label_weights
 from ..models.held_out import MOST_HELD_OUT
 from ..models.neighbours import MOST_NEIGHBOURS
 from ..models.network import Network, WideNetwork
+from ..models.ranking import LabelFilter
 from ..models.rows import InMemory, batch_of, num_rows, row_weights
 from ..models.schedule import seconds_of
 from ..models.training import RunOptions
@@ -343,8 +344,10 @@ class TextClassifier:
             ``[rows, C]`` if :meth:`fit` got those.
         """
         if not self._fitted_multilabel():
-            labels, _ = self.top_k(X, 1, allowed=allowed, excluded=excluded)
-            return labels[:, 0]
+            if allowed is not None or excluded is not None:
+                return self.top_k(X, 1, allowed=allowed, excluded=excluded)[0][:, 0]
+            best = [logits.argmax(1) for logits in self._logits(X)]
+            return self.classes_[torch.cat(best).numpy()] if best else self.classes_[:0]
         batches = list(self._filtered(X, allowed, excluded))
         probabilities = torch.cat(batches).numpy() if batches else np.empty((0, len(self.classes_)), np.float32)
         if self.multi_hot_:
