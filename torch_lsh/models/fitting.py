@@ -14,7 +14,7 @@ from .mixture import Mixture
 from .neighbours import MOST_NEIGHBOURS, neighbours_of
 from .network import Network
 from .ranker import LabelRanker
-from .rows import Rows, Source
+from .rows import InMemory, Rows, Source, label_counts
 from .schedule import DECAY, Schedule
 from .training import RunOptions, TrainingRun, carry_out
 
@@ -158,36 +158,30 @@ def fit(
         if run.history:
             found = validated.compute()
             run.history[-1].update({f"validation_neighbours_{name}": value for name, value in found.items()})
-        held_out = held_out._replace(num_labels=network.num_labels)
-        network.mixture = _with_rows(network.mixture, held_out, refit=source.size < _REFIT)
+        network.mixture = _with_rows(network.mixture, held_out, network.num_labels, refit=source.size < _REFIT)
     return Fitted(run.history, validated)
 
 
-def fit_more(
-    network: Network, source: Source, settings: Settings, options: RunOptions, rows: Rows
-) -> list[dict[str, float]]:
+def fit_more(network: Network, source: InMemory, settings: Settings, options: RunOptions) -> list[dict[str, float]]:
     """Trains a network further, on rows that may have more features and labels than it has.
 
     Args:
         network: The network.
-        source: Rows to train on.
+        source: Rows to train on; they become neighbours, where there are some.
         settings: What to do.
         options: How the run is carried out.
-        rows: Those that become neighbours, where there are some.
 
     Returns:
         A dict per epoch.
     """
     mixture, network.mixture = network.mixture, None
-    network.grow(rows.num_features, rows.num_labels)
+    network.grow(source.rows.num_features, len(source.label_counts))
     settings = settings.for_data(source.size, network.num_labels, held_out_decides=False)
     run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed)
     carry_out(run, lambda: ({}, None), options)
     network.eval()
     if mixture is not None:
-        if isinstance(mixture, Mixture):
-            mixture.count(source.label_counts)
-        network.mixture = _with_rows(mixture, rows._replace(num_labels=network.num_labels))
+        network.mixture = _with_rows(mixture, source.rows, network.num_labels)
     return run.history
 
 
@@ -203,12 +197,13 @@ def _mixture(source: Source, settings: Settings, network: Network, with_ranker: 
     return Mixture([neighbours_of(rows, neighbours)], source.label_counts)
 
 
-def _with_rows(mixture: Mixture | LabelRanker, rows: Rows, refit: bool = False) -> Mixture | LabelRanker:
-    """Makes rows neighbours, too."""
+def _with_rows(mixture: Mixture | LabelRanker, rows: Rows, labels: int, refit: bool = False) -> Mixture | LabelRanker:
+    """Makes rows neighbours, too, of a network with so many labels."""
+    rows = rows._replace(num_labels=labels)
     if isinstance(mixture, LabelRanker):
         assert isinstance(rows, XMCRows)
         return mixture.with_rows(rows, refit)
-    return mixture.with_rows(rows)
+    return mixture.with_rows(rows, label_counts(rows, labels))
 
 
 def label_weights(weights: Any, counts: Tensor) -> Tensor | None:

@@ -73,8 +73,9 @@ class Mixture(nn.Module):
         counts[: len(self.counts)] += self.counts
         self.counts, self.bucket = counts, bucket_of(counts)
 
-    def with_rows(self, rows: Rows) -> Mixture:
-        """The same mixture with more rows as neighbours."""
+    def with_rows(self, rows: Rows, counts: Tensor) -> Mixture:
+        """The same mixture with more rows, so many of each label ``[N]``, as neighbours."""
+        self.count(counts)
         for number, source in enumerate(self.sources):
             if isinstance(source, Neighbours):
                 self.sources[number] = with_more_rows(source, rows)

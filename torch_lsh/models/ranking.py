@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .network import WideNetwork
+from .network import Network
 from .ranker import LabelRanker, best_of
 
 
@@ -75,7 +75,7 @@ def _padded(name: str, labels: Any, num_labels: int, rows: int) -> Tensor | None
 
 @torch.no_grad()
 def best_labels(
-    network: WideNetwork, features: Tensor, k: int, labels: LabelFilter | None = None, begin: int = 0
+    network: Network, features: Tensor, k: int, labels: LabelFilter | None = None, begin: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Finds the labels of each row with the highest scores, exactly.
 

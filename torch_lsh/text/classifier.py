@@ -22,6 +22,8 @@ from ..models.fitting import WIDE, Settings, fit, fit_more, label_weights
 from ..models.held_out import MOST_HELD_OUT
 from ..models.neighbours import MOST_NEIGHBOURS
 from ..models.network import Network, WideNetwork
+from ..models.ranker import LabelRanker
+from ..models.ranking import LabelFilter, best_labels
 from ..models.rows import InMemory, batch_of, num_rows, row_weights
 from ..models.schedule import seconds_of
 from ..models.training import RunOptions
@@ -294,7 +296,7 @@ class TextClassifier:
         chunks = list(hashed(source, self.features_, labels))
         if not chunks:
             return self
-        rows = join_rows(chunks)._replace(num_labels=len(labels.numbers))
+        rows = join_rows(chunks)._replace(num_labels=len(labels.numbers))  # known ones included
         if not self.multilabel_ and bool((rows.label_start.diff() > 1).any()):
             raise ValueError("y has several labels of a text, and the classifier gives one")
         wider = self.columns_.with_those_of(rows)
@@ -302,7 +304,7 @@ class TextClassifier:
         weights = row_weights(sample_weight, num_rows(rows))
         linear = isinstance(self.network_, LinearNetwork)
         settings = Settings(epochs, self.batch_size, lr or (0.005 if linear else 0.001), seed=self.seed)
-        history = fit_more(self.network_, InMemory(rows, rows.num_labels, weights), settings, RunOptions(), rows)
+        history = fit_more(self.network_, InMemory(rows, rows.num_labels, weights), settings, RunOptions())
         self.columns_, self.classes_ = wider, np.array(list(labels.numbers))
         self.history_ = [*self.history_, *_of_texts(history)]
         return self
@@ -320,49 +322,94 @@ class TextClassifier:
             raise ValueError("the network is linear; wanted one with a hidden layer")
         return self.network_.hidden(self.columns_.csr(*self.features_.csr(texts)))
 
-    def _logits(self, texts: Sequence[str | bytes]) -> Iterator[Tensor]:
-        """Logits of all classes, in batches."""
+    def _features_of(self, texts: Sequence[str | bytes]) -> Iterator[Tensor]:
+        """Rows of features, in batches."""
         self._check_fitted()
         if isinstance(texts, (str, bytes)) or not hasattr(texts, "__getitem__"):
             texts = Texts(texts, None).texts
         size = self.network_.rows_at_a_time
-        with torch.inference_mode():
-            for start in range(0, len(texts), size):
-                yield self.network_.scores(self.columns_.csr(*self.features_.csr(texts[start : start + size])))
+        for start in range(0, len(texts), size):
+            yield self.columns_.csr(*self.features_.csr(texts[start : start + size]))
 
-    def predict(self, X: Sequence[str]) -> Any:
+    def _logits(self, texts: Sequence[str | bytes]) -> Iterator[Tensor]:
+        """Logits of all classes, in batches."""
+        with torch.inference_mode():
+            for features in self._features_of(texts):
+                yield self.network_.scores(features)
+
+    def predict(self, X: Sequence[str], *, allowed: Any = None, excluded: Any = None) -> Any:
         """Predicts the label of each text.
 
         Args:
             X: Texts.
+            allowed: Labels that alone may be predicted: a list for all texts, or a list of lists, one for each text.
+            excluded: Labels that may not be predicted, in the same forms.
 
         Returns:
             An array ``[rows]`` of labels. For a multi-label task, a list of labels for each text, or zeros and ones
             ``[rows, C]`` if :meth:`fit` got those.
         """
-        if self._fitted_multilabel():
-            probabilities = self.predict_proba(X)
-            if self.multi_hot_:
-                return (probabilities >= self.threshold_).astype(np.int64)
-            return [self.classes_[row >= self.threshold_].tolist() for row in probabilities]
-        best = [logits.argmax(1) for logits in self._logits(X)]
-        return self.classes_[torch.cat(best).numpy()] if best else self.classes_[:0]
+        if not self._fitted_multilabel():
+            if allowed is not None or excluded is not None:
+                return self.top_k(X, 1, allowed=allowed, excluded=excluded)[0][:, 0]
+            best = [logits.argmax(1) for logits in self._logits(X)]
+            return self.classes_[torch.cat(best).numpy()] if best else self.classes_[:0]
+        batches = list(self._filtered(X, allowed, excluded))
+        probabilities = torch.cat(batches).numpy() if batches else np.empty((0, len(self.classes_)), np.float32)
+        if self.multi_hot_:
+            return (probabilities >= self.threshold_).astype(np.int64)
+        return [self.classes_[row >= self.threshold_].tolist() for row in probabilities]
 
     def predict_proba(self, X: Sequence[str]) -> np.ndarray:
         """Predicts probabilities ``[rows, C]`` float32, classes in the order of ``classes_``."""
         batches = [self._probabilities(logits) for logits in self._logits(X)]
         return torch.cat(batches).numpy() if batches else np.empty((0, len(self.classes_)), np.float32)
 
-    def top_k(self, X: Sequence[str], k: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """Predicts the ``k`` likeliest labels of each text and their probabilities, both ``[rows, k]``, best first."""
+    def top_k(
+        self, X: Sequence[str], k: int = 5, *, allowed: Any = None, excluded: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predicts the ``k`` likeliest labels of each text and their probabilities, both ``[rows, k]``, best first.
+
+        Args:
+            X: Texts.
+            k: Labels per text.
+            allowed, excluded: See :meth:`predict`. The probabilities of labels do not depend on them.
+
+        Raises:
+            ValueError: ``k`` is out of range, or fewer labels are allowed for a text.
+        """
         self._check_fitted()
         if not 1 <= k <= len(self.classes_):
             raise ValueError(f"k is {k}; wanted 1 to {len(self.classes_)}")
-        best = [self._probabilities(logits).topk(k) for logits in self._logits(X)]
+        if allowed is None and excluded is None and isinstance(self.network_.mixture, LabelRanker):
+            # It need not look at all labels.
+            found = [best_labels(self.network_, features, k) for features in self._features_of(X)]
+            best = [(scores.exp(), numbers) for scores, numbers in found]
+        else:
+            sorted_labels = (probabilities.topk(k) for probabilities in self._filtered(X, allowed, excluded))
+            best = [(some.values, some.indices) for some in sorted_labels]
         if not best:
             return self.classes_[:0].reshape(0, k), np.empty((0, k), np.float32)
-        numbers = torch.cat([some.indices for some in best]).numpy()
-        return self.classes_[numbers], torch.cat([some.values for some in best]).numpy()
+        values, numbers = (torch.cat(some) for some in zip(*best))
+        if bool((values[:, -1] < 0).any()):
+            row = int((values[:, -1] < 0).nonzero()[0])
+            raise ValueError(f"k is {k}; but text {row} may have {int((values[row] >= 0).sum())} labels only")
+        return self.classes_[numbers.numpy()], values.numpy()
+
+    def _filtered(self, X: Sequence[str], allowed: Any, excluded: Any) -> Iterator[Tensor]:
+        """Probabilities of all classes in batches, -1 where a label is not allowed."""
+        labels, begin = None, 0
+        if allowed is not None or excluded is not None:
+            X = Texts(X, None).texts
+            numbers = Labels(self.classes_.tolist())
+            choices = (_numbered("allowed", allowed, numbers), _numbered("excluded", excluded, numbers))
+            labels = LabelFilter(*choices, len(self.classes_), len(X))
+        for logits in self._logits(X):
+            probabilities = self._probabilities(logits)
+            if labels is not None:
+                probabilities = probabilities.masked_fill(~labels.mask(begin, begin + len(logits)), -1.0)
+            begin += len(logits)
+            yield probabilities
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() if self.network_.binary else logits.softmax(1)
@@ -557,6 +604,20 @@ def _by_number(weights: Any, classes: list[Any]) -> Any:
     if unknown:
         raise ValueError(f"class_weight has the label {unknown[0]!r}, which no text has")
     return {numbers[label]: weight for label, weight in weights.items()}
+
+
+def _numbered(name: str, labels: Any, numbers: Labels) -> Any:
+    """The numbers of labels, in a list or in a list of lists."""
+    if labels is None:
+        return None
+    if isinstance(labels, (str, bytes)):
+        raise ValueError(f"{name} is {labels!r}; wanted a list of labels, or one for each text")
+    return [
+        [numbers.number(label, name) for label in some]
+        if isinstance(some, (list, tuple, set))
+        else numbers.number(some, name)
+        for some in labels
+    ]
 
 
 def _of_texts(history: list[dict[str, float]]) -> list[dict[str, float]]:
