@@ -169,3 +169,14 @@ def test_a_ranker_of_equal_sizes_takes_its_state(data, ranker):
     empty.check()
     for ours, theirs in zip(topk(empty, data[2], 5), topk(ranker, data[2], 5)):
         assert torch.equal(ours, theirs)
+
+
+def test_rows_without_right_candidates_leave_it_of_no_use(data):
+    train, held_out, _ = data
+    made = LabelRanker.of(train, 5)
+    prepared = made.prepare(collate_xmc(held_out)[0])
+    nothing = torch.full((len(prepared.labels), 1), -100)
+    assert made.tune([(prepared, torch.zeros(prepared.labels.shape), nothing)]) == 0
+    assert not made.is_of_use
+    assert made.tune([(prepared, torch.zeros(prepared.labels.shape), collate_xmc(held_out)[1])]) > 0
+    assert made.is_of_use

@@ -149,7 +149,7 @@ def fit(
     network.eval()
     if judge is not None:
         judge.tune()
-    if isinstance(mixture, LabelRanker) or (mixture is not None and mixture.is_of_use):
+    if mixture is not None and mixture.is_of_use:
         network.mixture = mixture
     if judge is None or held_out is None:
         return Fitted(run.history)

@@ -71,6 +71,7 @@ class LabelRanker(nn.Module):
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("deviation", torch.ones(size))
         self.rank = _small_network(size)
+        self.is_of_use = False  # whether a candidate of any row was right when it was tuned
 
     @classmethod
     def of(
@@ -203,9 +204,12 @@ class LabelRanker(nn.Module):
             The mean of precision@1, 3 and 5 of these rows.
         """
         rows = _TuningRows.of(batches)
-        known = torch.cat([rows.evidence.values, *_and_below_best(rows.logits, rows.none)], 2)[~rows.none]
-        self.mean, self.deviation = known.mean(0), known.std(0) + 1e-6
         found = rows.right.any(1).nonzero()[:, 0]
+        self.is_of_use = len(found) > 0
+        if not self.is_of_use:
+            return 0.0
+        known = torch.cat([rows.evidence.values, *_and_below_best(rows.logits, rows.none)], 2)[~rows.none]
+        self.mean, self.deviation = known.mean(0), known.std(0, correction=0) + 1e-6
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.rank = _small_network(len(self.mean))
