@@ -114,6 +114,7 @@ class LabelRanker(nn.Module):
         made = LabelRanker(weighting, near, centroids, classifiers)
         made.counts = _label_counts(everything)
         made.rank, made.mean, made.deviation = self.rank, self.mean, self.deviation
+        made.is_of_use = self.is_of_use
         return made
 
     def configuration(self) -> dict[str, Any]:
