@@ -95,7 +95,7 @@ class HeldOut:
 
     @torch.no_grad()
     def measure(self) -> tuple[dict[str, float], float]:
-        """The quality of the network alone by name; and one number, that of the tuned mixture if there is one."""
+        """The quality of the network alone by name; and one number for it and the tuned mixture, if there is one."""
         self.network.eval()
         metric = self._metric()
 
@@ -106,7 +106,8 @@ class HeldOut:
                 yield logits, prepared, batch.labels
 
         if self.mixture is not None:
-            quality = self.mixture.tune(scored())
+            # A network gains for a while before the mixture does, so both count.
+            quality = sum(self.mixture.tune(scored()))
         else:
             collections.deque(scored(), maxlen=0)
             quality = metric.quality()

@@ -75,7 +75,7 @@ class Mixture(nn.Module):
         return [source.prepare(features) for source in self.sources]  # type: ignore[operator]
 
     @torch.no_grad()
-    def tune(self, batches: Iterable[tuple[Tensor, list[Any], Tensor]]) -> float:
+    def tune(self, batches: Iterable[tuple[Tensor, list[Any], Tensor]]) -> tuple[float, float]:
         """Chooses shares and the settings of the sources by the precision of the mixture.
 
         Args:
@@ -83,14 +83,14 @@ class Mixture(nn.Module):
                 for them, and their labels ``[B, P]``, negative where there is none.
 
         Returns:
-            The mean of precision@1, 3 and 5.
+            The mean of precision@1, 3 and 5 of the network alone, and that of the mixture.
         """
         parts = []
         for logits, prepared, labels in batches:
             trials = [source.trials(some) for source, some in zip(self.sources, prepared)]  # type: ignore[operator]
             parts.append(Candidates.of(logits.softmax(1), trials, labels, self.bucket))
         candidates = Candidates.join(parts)
-        precision = candidates.precision(candidates.base)
+        alone = precision = candidates.precision(candidates.base)
         for number, source in enumerate(self.sources):
             found = [_best_shares(candidates, scores) for scores in candidates.trials[number]]
             best = max(range(len(found)), key=lambda trial: found[trial][1])
@@ -98,7 +98,7 @@ class Mixture(nn.Module):
             self.shares[number], precision = found[best]
             shares = self.shares[number][candidates.bucket]
             candidates = candidates._replace(base=candidates.base.lerp(candidates.trials[number][best], shares))
-        return precision
+        return alone, precision
 
 
 def bucket_of(counts: Tensor) -> Tensor:
