@@ -70,6 +70,12 @@ class Mixture(nn.Module):
         counts[: len(self.counts)] += self.counts
         self.counts, self.bucket = counts, bucket_of(counts)
 
+    def make_room(self, num_labels: int) -> None:
+        """Makes room for labels that no row has."""
+        self.count(torch.zeros(num_labels, dtype=torch.int32))
+        for source in self.sources:
+            source.num_labels = num_labels
+
     def prepare(self, features: Tensor) -> list[Any]:
         """What :meth:`tune` needs to know of features ``[B, F]``."""
         return [source.prepare(features) for source in self.sources]  # type: ignore[operator]

@@ -223,6 +223,7 @@ class TextClassifier:
         self,
         X: Source,
         y: Iterable[Any] | None = None,
+        classes: Iterable[Any] | None = None,
         *,
         epochs: int = 1,
         lr: float | None = None,
@@ -238,6 +239,7 @@ class TextClassifier:
 
         Args:
             X, y, text, label, label_separator, sample_weight: See :meth:`fit`.
+            classes: Further labels to make room for, as scikit-learn's callers give them.
             epochs: Passes over the texts.
             lr: Learning rate of Adam at the beginning; None means a quarter of that of :meth:`fit`.
 
@@ -246,9 +248,11 @@ class TextClassifier:
         """
         columns: dict[str, Any] = {"text": text, "label": label, "label_separator": label_separator}
         if not hasattr(self, "network_"):
-            return self.fit(X, y, **columns, sample_weight=sample_weight)
+            self.fit(X, y, **columns, sample_weight=sample_weight)
+            self._make_room(self._with_those_of(classes))
+            return self
         source = source_of(X, y, columns)
-        labels = Labels(self.classes_.tolist(), open_ended=True)
+        labels = self._with_those_of(classes)
         chunks = list(hashed(source, self.features_, labels))
         if not chunks:
             return self
@@ -264,6 +268,19 @@ class TextClassifier:
         self.columns_, self.classes_ = wider, np.array(list(labels.numbers))
         self.history_ = [*self.history_, *_of_texts(history)]
         return self
+
+    def _with_those_of(self, classes: Iterable[Any] | None) -> Labels:
+        """The labels of the classifier, then further ones."""
+        labels = Labels(self.classes_.tolist(), open_ended=True)
+        for label in [] if classes is None else np.asarray(classes).tolist():
+            labels.number(label, "classes")
+        return labels
+
+    def _make_room(self, labels: Labels) -> None:
+        self.network_.grow(len(self.columns_), len(labels.numbers))
+        if self.network_.mixture is not None:
+            self.network_.mixture.make_room(len(labels.numbers))
+        self.classes_ = np.array(list(labels.numbers))
 
     # --- inference ---
 
