@@ -31,6 +31,10 @@ class ScoreSource(Protocol):
         """Takes over the setting of this number."""
         ...
 
+    def make_room(self, num_labels: int) -> None:
+        """Makes room for new labels behind those that there are."""
+        ...
+
 
 class Mixture(nn.Module):
     """Mixes a network's probabilities with other scores, with a share for each frequency of labels.
@@ -74,7 +78,7 @@ class Mixture(nn.Module):
         """Makes room for labels that no row has."""
         self.count(torch.zeros(num_labels, dtype=torch.int32))
         for source in self.sources:
-            source.num_labels = num_labels
+            source.make_room(num_labels)  # type: ignore[operator]
 
     def prepare(self, features: Tensor) -> list[Any]:
         """What :meth:`tune` needs to know of features ``[B, F]``."""
