@@ -102,12 +102,13 @@ class Mixture(nn.Module):
         candidates = Candidates.join(parts)
         alone = precision = candidates.precision(candidates.base)
         for number, source in enumerate(self.sources):
-            found = [_best_shares(candidates, scores) for scores in candidates.trials[number]]
+            found = [_share_for_all(candidates, scores) for scores in candidates.trials[number]]
             best = max(range(len(found)), key=lambda trial: found[trial][1])
+            scores = candidates.trials[number][best]
             source.adopt(best)  # type: ignore[operator]
-            self.shares[number], precision = found[best]
+            self.shares[number], precision = _share_of_each(candidates, scores, *found[best])
             shares = self.shares[number][candidates.bucket]
-            candidates = candidates._replace(base=candidates.base.lerp(candidates.trials[number][best], shares))
+            candidates = candidates._replace(base=candidates.base.lerp(scores, shares))
         return alone, precision
 
 
@@ -159,18 +160,24 @@ class Candidates(NamedTuple):
         return sum(float(right[:, :k].sum()) / k for k in _KS) / (len(_KS) * max(1, len(right)))
 
 
-def _best_shares(candidates: Candidates, scores: Tensor) -> tuple[Tensor, float]:
-    """The shares ``[buckets]`` of a source with the best precision: one for all, then each by itself."""
+def _precision(candidates: Candidates, scores: Tensor, shares: Tensor) -> float:
+    return candidates.precision(candidates.base.lerp(scores, shares[candidates.bucket]))
 
-    def precision(shares: Tensor) -> float:
-        return candidates.precision(candidates.base.lerp(scores, shares[candidates.bucket]))
 
+def _share_for_all(candidates: Candidates, scores: Tensor) -> tuple[Tensor, float]:
+    """The share of a source with the best precision, the least among equals, for all buckets ``[buckets]``."""
     tried = [torch.full((_BUCKETS,), share) for share in _SHARES]
-    best, shares = max(((precision(some), -i, some) for i, some in enumerate(tried)), key=lambda item: item[:2])[::2]
+    precisions = [_precision(candidates, scores, shares) for shares in tried]
+    best = precisions.index(max(precisions))
+    return tried[best], precisions[best]
+
+
+def _share_of_each(candidates: Candidates, scores: Tensor, shares: Tensor, precision: float) -> tuple[Tensor, float]:
+    """Shares with a better precision, found by changing one bucket after the other."""
     for bucket in candidates.bucket.unique().tolist():
         for share in _SHARES:
             changed = shares.clone()
             changed[bucket] = share
-            if (reached := precision(changed)) > best:
-                shares, best = changed, reached
-    return shares, best
+            if (reached := _precision(candidates, scores, changed)) > precision:
+                shares, precision = changed, reached
+    return shares, precision
