@@ -118,16 +118,17 @@ def fit(
     mixture = _mixture(source, settings.neighbours or 0)
     judge = None if held_out is None else HeldOut(held_out, network, mixture, metric)
 
-    def measure() -> tuple[dict[str, float], float | None]:
-        entry, quality = {}, None
+    def measure() -> tuple[dict[str, float], tuple[float, ...]]:
+        entry: dict[str, float] = {}
+        qualities: tuple[float, ...] = ()
         if judge is not None:
-            found, quality = judge.measure()
+            found, qualities = judge.measure()
             entry = {f"validation_{name}": value for name, value in found.items()}
         if evaluate is not None:
             network.mixture = mixture
             entry.update(evaluate())
             network.mixture = None
-        return entry, quality
+        return entry, qualities
 
     if not carry_out(run, measure, options):
         return Fitted(run.history)
@@ -163,7 +164,7 @@ def fit_more(network: Network, source: InMemory, settings: Settings, options: Ru
     network.grow(source.rows.num_features, len(source.label_counts))
     settings = settings.for_data(source.size, network.num_labels, held_out=False)
     run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed)
-    carry_out(run, lambda: ({}, None), options)
+    carry_out(run, lambda: ({}, ()), options)
     network.eval()
     if mixture is not None:
         _keep(mixture, source.rows, source.label_counts)
