@@ -102,7 +102,7 @@ def test_the_shares_are_what_pays(right):
         "by frequency": [[4, -100], [1, -100]],  # only of the frequent label 1 the votes are right
     }[right]
     features = features_of([3], [0, 2])
-    precision = mixture.tune([(logits, mixture.prepare(features), torch.tensor(labels))])
+    _, precision = mixture.tune([(logits, mixture.prepare(features), torch.tensor(labels))])
     best = mixture(logits, features).argmax(1).tolist()
     assert best == {"network": [4, 0], "neighbours": [1, 1], "by frequency": [4, 1]}[right] or (
         right == "neighbours" and best == [2, 1]

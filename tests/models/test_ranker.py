@@ -180,3 +180,14 @@ def test_rows_without_right_candidates_leave_it_of_no_use(data):
     assert not made.is_of_use
     assert made.tune([(prepared, torch.zeros(prepared.labels.shape), collate_xmc(held_out)[1])]) > 0
     assert made.is_of_use
+
+
+def test_room_for_labels_changes_nothing_else(data):
+    train, held_out, test = data
+    made, _ = tuned(train, held_out)
+    wanted = topk(made, test, 5)
+    made.make_room(LABELS + 9)
+    assert made.num_labels == LABELS + 9
+    made.check()
+    for ours, theirs in zip(topk(made, test, 5), wanted):
+        assert torch.equal(ours, theirs)

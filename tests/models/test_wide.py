@@ -47,14 +47,15 @@ def test_the_rate_falls_in_the_last_part():
 
 def test_the_rate_falls_once_the_quality_no_longer_gains():
     schedule = Schedule(lr=1.0, epochs=None)
-    assert schedule.report(1, 0.2)
-    assert schedule.report(2, 0.3)
-    assert schedule.rate(2, 0) == 1
-    assert schedule.report(3, 0.301)  # a gain, but a small one
-    assert not schedule.report(4, 0.25)
-    assert (schedule.falls_from, schedule.end) == (3, 5)
-    assert schedule.rate(4, 0) == 0.5
-    assert [schedule.is_over(epoch, 0) for epoch in (4, 5)] == [False, True]
+    assert schedule.report(1, (0.1, 0.5))
+    assert not schedule.report(2, (0.2, 0.5))  # the network gains, though the mixture does not yet
+    assert schedule.report(3, (0.2, 0.6))
+    assert schedule.rate(3, 0) == 1
+    assert schedule.report(4, (0.2, 0.601))  # a gain, but a small one
+    assert not schedule.report(5, (0.1, 0.5))
+    assert (schedule.falls_from, schedule.end) == (4, 6)
+    assert schedule.rate(5, 0) == 0.5
+    assert [schedule.is_over(epoch, 0) for epoch in (5, 6)] == [False, True]
     resumed = Schedule(lr=1.0, epochs=None)
     resumed.load(schedule.state())
     assert vars(resumed) == vars(schedule)
@@ -63,7 +64,7 @@ def test_the_rate_falls_once_the_quality_no_longer_gains():
 def test_a_number_of_epochs_is_a_limit_and_patience_ends_before():
     schedule = Schedule(lr=1.0, epochs=10, patience=2)
     for epoch, quality in enumerate([0.3, 0.2, 0.1], 1):
-        schedule.report(epoch, quality)
+        schedule.report(epoch, [quality])
     assert schedule.is_over(3, 0)
 
 

@@ -350,7 +350,10 @@ def test_partial_fit_of_what_does_not_fit(model):
     model = copy.deepcopy(model)
     with pytest.raises(ValueError, match="several labels"):
         model.partial_fit(["a"], [["law", "food"]])
-    assert TextClassifier(epochs=1).partial_fit(*generate(50)).classes_.tolist() == ["food", "law", "sport"]
+    new = TextClassifier(epochs=3).partial_fit(*generate(300), classes=["law", "art"])
+    assert new.classes_.tolist() == ["food", "law", "sport", "art"]
+    assert new.predict_proba(["goal match"]).shape == (1, 4)
+    assert new.predict(["goal match"]) == ["sport"]
 
 
 def test_an_interrupted_fit_goes_on(tmp_path, monkeypatch):

@@ -131,10 +131,11 @@ def fit(
     run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed, configuration)
     judge = None if held_out is None else HeldOut(held_out, network, mixture, metric)
 
-    def measure() -> tuple[dict[str, float], float | None]:
-        entry, quality = {}, None
+    def measure() -> tuple[dict[str, float], tuple[float, ...]]:
+        entry: dict[str, float] = {}
+        qualities: tuple[float, ...] = ()
         if judge is not None:
-            found, quality = judge.measure()
+            found, qualities = judge.measure()
             entry = {f"validation_{name}": value for name, value in found.items()}
         if evaluate is not None:
             if judge is not None and ranked:
@@ -142,7 +143,7 @@ def fit(
             network.mixture = mixture
             entry.update(evaluate())
             network.mixture = None
-        return entry, quality
+        return entry, qualities
 
     if not carry_out(run, measure, options):
         return Fitted(run.history)
@@ -178,7 +179,7 @@ def fit_more(network: Network, source: InMemory, settings: Settings, options: Ru
     network.grow(source.rows.num_features, len(source.label_counts))
     settings = settings.for_data(source.size, network.num_labels, held_out_decides=False)
     run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed)
-    carry_out(run, lambda: ({}, None), options)
+    carry_out(run, lambda: ({}, ()), options)
     network.eval()
     if mixture is not None:
         network.mixture = _with_rows(mixture, source.rows, network.num_labels)

@@ -115,10 +115,10 @@ class HeldOut:
         self._prepared: list[Any] = [] if mixture is None else [mixture.prepare(b.features) for b in self._mixed]
 
     @torch.no_grad()
-    def measure(self) -> tuple[dict[str, float], float | None]:
-        """The quality of the network alone by name; and one number to stop by, that of the tuned mixture.
+    def measure(self) -> tuple[dict[str, float], tuple[float, ...]]:
+        """The quality of the network alone by name; and as one number, with that of the tuned mixture if any.
 
-        With a ranker the latter is None: it hardly depends on how long the network is trained.
+        With a ranker there are no numbers: what it finds hardly depends on how long the network is trained.
         """
         self.network.eval()
         metric = self._metric()
@@ -130,9 +130,11 @@ class HeldOut:
                 yield logits, prepared, batch.labels
 
         if isinstance(self.mixture, Mixture):
-            return metric.compute(), self.mixture.tune(scored())
-        collections.deque(scored(), maxlen=0)
-        return metric.compute(), None if isinstance(self.mixture, LabelRanker) else metric.quality()
+            qualities: tuple[float, ...] = self.mixture.tune(scored())
+        else:
+            collections.deque(scored(), maxlen=0)
+            qualities = () if isinstance(self.mixture, LabelRanker) else (metric.quality(),)
+        return metric.compute(), qualities
 
     @torch.no_grad()
     def tune(self) -> None:

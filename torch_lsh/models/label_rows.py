@@ -47,6 +47,10 @@ class LabelRows(nn.Module):
         query = features.crow_indices(), features.col_indices(), features.values()
         return ops.sparse_dot(*query, self.start, self.columns, self.values, self.num_features, labels)
 
+    def make_room(self, num_labels: int) -> None:
+        """Makes room for labels whose rows are empty."""
+        self.start = torch.cat([self.start, self.start[-1:].expand(num_labels - self.num_labels)])
+
     def check(self) -> None:
         """Raises a ValueError where the buffers are not sparse rows."""
         none = torch.zeros_like(self.start), torch.zeros(0, dtype=torch.int32)
@@ -150,12 +154,14 @@ class LinearClassifiers(LabelRows):
 
     def grown(self, num_labels: int, num_features: int) -> LinearClassifiers:
         """The same classifiers of more features, with more labels, whose classifiers are 0."""
-        made = LinearClassifiers(num_labels, num_features, 0)
-        more = num_labels - self.num_labels
-        made.start = torch.cat([self.start, self.start[-1:].expand(more)])
-        made.columns, made.values = self.columns, self.values
-        made.bias = torch.cat([self.bias, self.bias.new_zeros(more)])
+        made = LinearClassifiers(self.num_labels, num_features, 0)
+        made.start, made.columns, made.values, made.bias = self.start, self.columns, self.values, self.bias
+        made.make_room(num_labels)
         return made
+
+    def make_room(self, num_labels: int) -> None:
+        super().make_room(num_labels)
+        self.bias = torch.cat([self.bias, self.bias.new_zeros(num_labels - len(self.bias))])
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         return super().forward(features, labels) + self.bias[labels.clamp(min=0)]

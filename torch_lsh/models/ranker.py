@@ -117,6 +117,12 @@ class LabelRanker(nn.Module):
         made.is_of_use = self.is_of_use
         return made
 
+    def make_room(self, num_labels: int) -> None:
+        """Makes room for labels that no row has."""
+        for part in (self.neighbours, self.centroids, self.classifiers):
+            part.make_room(num_labels)
+        self.counts = torch.cat([self.counts, self.counts.new_zeros(num_labels - len(self.counts))])
+
     def configuration(self) -> dict[str, Any]:
         """What :meth:`empty` takes."""
         names = "weighting", "neighbours", "centroids", "classifiers"

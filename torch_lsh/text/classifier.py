@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,9 +17,8 @@ from torch import Tensor
 from ..config import LSHConfig
 from ..data import XMCRows
 from ..data.xmc import join_rows
-from ..models.fitting import WIDE, Settings, fit, fit_more, label_weights
+from ..models.fitting import Settings, fit, fit_more, label_weights
 from ..models.held_out import MOST_HELD_OUT
-from ..models.neighbours import MOST_NEIGHBOURS
 from ..models.network import Network, WideNetwork
 from ..models.ranker import LabelRanker
 from ..models.ranking import LabelFilter, best_labels
@@ -33,10 +31,9 @@ from .explanation import without_each_word
 from .hashed_text import HashedText
 from .linear import LinearNetwork
 from .quality import Quality
+from .settings import check_settings, hashing, network_for
 from .sources import Texts, is_multi_hot, source_of
 from .training_data import FeatureSource, Labels, TrainingData, hashed
-
-_LINEAR_CLASSES = 64  # with at most so many, the linear model is the better one, and small
 
 Source = Iterable[str] | str | os.PathLike[str]
 
@@ -179,7 +176,7 @@ class TextClassifier:
         multi_hot = is_multi_hot(y)
         data = TrainingData(
             source,
-            *self._hashing(source.bytes()),
+            *hashing(self, source.bytes()),
             self.validation_fraction if validation is None else 0.0,
             MOST_HELD_OUT,
             self.memory,
@@ -198,7 +195,7 @@ class TextClassifier:
         if validation is not None:
             held_out = self._validation_rows(validation, file_columns, data.features, Labels(found.classes))
         held_out = None if held_out is None else columns.rows(held_out)
-        network, settings = self._network(len(columns), len(found.classes), found.rows, multilabel)
+        network, settings = network_for(self, len(columns), len(found.classes), found.rows, multilabel)
         network.class_weight = label_weights(_by_number(class_weight, found.classes), found.label_counts)
         fitted = fit(
             network,
@@ -217,46 +214,6 @@ class TextClassifier:
         self.history_ = _of_texts(fitted.history)
         return self
 
-    def _hashing(self, text_bytes: int) -> tuple[HashedText, HashedText | None]:
-        """How texts are hashed, and how over many classes, where pairs of words are rare and get memorised."""
-        if self.features is not None:
-            return self.features, None
-        bits = _bits(text_bytes)
-        return HashedText(bits, 2, norm=None), HashedText(bits, 1, norm=None)
-
-    def _network(self, features: int, classes: int, rows: int, multilabel: bool) -> tuple[Network, Settings]:
-        """A new network, and the settings of its training."""
-        hidden = self.hidden
-        if hidden is None:
-            hidden = 0 if classes <= _LINEAR_CLASSES else 128 if classes > WIDE else 256
-        neighbours, smoothing = self.neighbours, self.label_smoothing
-        settings = Settings(self.epochs, self.batch_size, self.lr, self.patience, None, neighbours, self.seed)
-        network: Network
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            if hidden > 0:
-                network = WideNetwork(
-                    features,
-                    classes,
-                    hidden,
-                    sampled=classes > WIDE,
-                    config=self.config,
-                    activation="none",
-                    label_smoothing=smoothing or 0.0,
-                )
-                return network, settings
-            if neighbours and multilabel:
-                raise ValueError(
-                    f"neighbours is {neighbours}; wanted 0 for a multi-label task without a hidden layer, where every "
-                    "class is a decision of its own"
-                )
-            if smoothing is None:
-                smoothing = 0.1 if classes > 2 else 0.0
-            network = LinearNetwork(features, classes, multilabel, smoothing)
-        epochs = self.epochs or min(40, max(8, 20_000 // rows))
-        lr = self.lr or (0.05 if epochs == 1 else 0.02)
-        return network, settings._replace(epochs=epochs, lr=lr, decay=1.0)
-
     def _validation_rows(self, validation: Any, columns: Any, features: HashedText, labels: Labels) -> XMCRows | None:
         texts, y = validation if isinstance(validation, tuple) else (validation, None)
         source = source_of(texts, y, columns)
@@ -267,6 +224,7 @@ class TextClassifier:
         self,
         X: Source,
         y: Iterable[Any] | None = None,
+        classes: Iterable[Any] | None = None,
         *,
         epochs: int = 1,
         lr: float | None = None,
@@ -282,6 +240,7 @@ class TextClassifier:
 
         Args:
             X, y, text, label, label_separator, sample_weight: See :meth:`fit`.
+            classes: Further labels to make room for, as scikit-learn's callers give them.
             epochs: Passes over the texts.
             lr: Learning rate of Adam at the beginning; None means a quarter of that of :meth:`fit`.
 
@@ -290,9 +249,11 @@ class TextClassifier:
         """
         columns: dict[str, Any] = {"text": text, "label": label, "label_separator": label_separator}
         if not hasattr(self, "network_"):
-            return self.fit(X, y, **columns, sample_weight=sample_weight)
+            self.fit(X, y, **columns, sample_weight=sample_weight)
+            self._make_room(self._with_those_of(classes))
+            return self
         source = source_of(X, y, columns)
-        labels = Labels(self.classes_.tolist(), open_ended=True)
+        labels = self._with_those_of(classes)
         chunks = list(hashed(source, self.features_, labels))
         if not chunks:
             return self
@@ -308,6 +269,19 @@ class TextClassifier:
         self.columns_, self.classes_ = wider, np.array(list(labels.numbers))
         self.history_ = [*self.history_, *_of_texts(history)]
         return self
+
+    def _with_those_of(self, classes: Iterable[Any] | None) -> Labels:
+        """The labels of the classifier, then further ones."""
+        labels = Labels(self.classes_.tolist(), open_ended=True)
+        for label in [] if classes is None else np.asarray(classes).tolist():
+            labels.number(label, "classes")
+        return labels
+
+    def _make_room(self, labels: Labels) -> None:
+        self.network_.grow(len(self.columns_), len(labels.numbers))
+        if self.network_.mixture is not None:
+            self.network_.mixture.make_room(len(labels.numbers))
+        self.classes_ = np.array(list(labels.numbers))
 
     # --- inference ---
 
@@ -562,37 +536,6 @@ class TextClassifier:
         defaults = inspect.signature(type(self)).parameters
         changed = [f"{name}={value!r}" for name, value in self.get_params().items() if value != defaults[name].default]
         return f"TextClassifier({', '.join(changed)})"
-
-
-def check_settings(classifier: TextClassifier) -> None:
-    """Raises a ValueError that names the setting that does not fit."""
-    if classifier.features is not None and not isinstance(classifier.features, HashedText):
-        raise ValueError(f"features is {classifier.features!r}; wanted a HashedText or None")
-    for name, least in (
-        ("hidden", 0),
-        ("neighbours", 0),
-        ("epochs", 1),
-        ("batch_size", 1),
-        ("patience", 1),
-        ("memory", 0),
-    ):
-        value = getattr(classifier, name)
-        optional = value is None and name in ("hidden", "neighbours", "epochs", "batch_size")
-        if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ValueError(f"{name} is {value!r}; wanted a whole number of at least {least}")
-    if classifier.neighbours is not None and classifier.neighbours > MOST_NEIGHBOURS:
-        raise ValueError(f"neighbours is {classifier.neighbours}; wanted at most {MOST_NEIGHBOURS}")
-    if classifier.lr is not None and not (isinstance(classifier.lr, (int, float)) and 0 < classifier.lr < math.inf):
-        raise ValueError(f"lr is {classifier.lr!r}; wanted a positive number")
-    for name in ("label_smoothing", "validation_fraction"):
-        share = getattr(classifier, name)
-        if share is not None and not (isinstance(share, (int, float)) and 0 <= share < 1):
-            raise ValueError(f"{name} is {share!r}; wanted a number from 0 to below 1")
-
-
-def _bits(text_bytes: int) -> int:
-    """Chooses about one column per 4 bytes of text, so that few words and pairs collide; at most two million."""
-    return min(21, max(16, math.ceil(math.log2(text_bytes / 4 + 1))))
 
 
 def _by_number(weights: Any, classes: list[Any]) -> Any:
