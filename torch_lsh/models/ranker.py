@@ -21,7 +21,8 @@ _VOTED, _NEAREST = 100, 50  # candidates by votes and by centroids
 _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
 _HARD_NEIGHBOURS = 33, 66, 1 << 11  # whose labels those are: how many, of how many candidates, by how many postings
 _UNITS = 16
-_EPOCHS, _BATCH, _RATE, _DECAY = 8, 64, 0.01, 1e-3
+_EPOCHS, _LEAST_STEPS = 8, 400
+_BATCH, _RATE, _DECAY = 64, 0.01, 1e-3
 _ROWS = 1024  # at a time
 _KS = (1, 3, 5)
 _BEHIND = -50.0  # added to scores of labels that are not candidates
@@ -221,10 +222,11 @@ class LabelRanker(nn.Module):
             torch.manual_seed(seed)
             self.rank = _small_network(len(self.mean))
         optimizer = torch.optim.AdamW(self.rank.parameters(), lr=_RATE, weight_decay=_DECAY)
-        steps = _EPOCHS * max(1, -(-len(found) // _BATCH))
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, steps)
+        per_epoch = -(-len(found) // _BATCH)
+        epochs = max(_EPOCHS, -(-_LEAST_STEPS // per_epoch))
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, epochs * per_epoch)
         generator = torch.Generator().manual_seed(seed)
-        for _ in range(_EPOCHS):
+        for _ in range(epochs):
             for some in torch.randperm(len(found), generator=generator).split(_BATCH):
                 with torch.enable_grad():
                     loss = self._loss(rows.take(found[some]))
