@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import ops
 from ..config import LSHConfig
 from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear, SampledLogits
 from ..nn.logits.targets import as_target
 from .mixture import Mixture
+from .rows import Features, SparseFeatures
 
 ACTIVATIONS = ("relu", "none")
 _MOST_SCORES = 1 << 24  # in memory at a time
@@ -53,12 +55,11 @@ class Network(nn.Module):
         """Adds new features and labels behind those that there are."""
         raise NotImplementedError
 
-    def logits(self, features: Tensor) -> Tensor:
+    def logits(self, features: Features) -> Tensor:
         """Computes the logits ``[B, num_labels]`` of the network alone, in memory."""
-        logits = self(features)
-        return logits.dense() if isinstance(logits, SampledLogits) else logits
+        raise NotImplementedError
 
-    def scores(self, features: Tensor) -> Tensor:
+    def scores(self, features: Features) -> Tensor:
         """Computes logits ``[B, num_labels]`` in memory; with a mixture, the logarithms of its probabilities."""
         logits = self.logits(features)
         return logits if self.mixture is None else self.mixture(logits, features)
@@ -124,14 +125,24 @@ class WideNetwork(Network):
     def num_labels(self) -> int:
         return self.output.out_features
 
-    def hidden(self, features: Tensor) -> Tensor:
+    def hidden(self, features: Features) -> Tensor:
         """Computes the hidden activations ``[B, hidden]`` of features ``[B, num_features]``, sparse CSR or dense."""
-        hidden = self.input(features) + self.input_bias
+        if isinstance(features, SparseFeatures):
+            of_rows = features.crow_indices(), features.col_indices(), features.values()
+            hidden = ops.embedding_bag(self.input.weight, *of_rows) + self.input_bias
+        else:
+            hidden = self.input(features) + self.input_bias
         return F.relu(hidden) if self.activation == "relu" else hidden
 
     def forward(self, features: Tensor) -> Tensor:
         """Computes the logits ``[B, num_labels]`` of the network alone; lazy unless the output is an ``nn.Linear``."""
         return self.output(self.hidden(features))
+
+    def logits(self, features: Features) -> Tensor:
+        hidden = self.hidden(features)
+        if isinstance(self.output, nn.Linear):
+            return F.linear(hidden, self.output.weight, self.output.bias)
+        return self.output(hidden).dense()
 
     def loss(self, features: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Computes the softmax cross entropy, the mean over the rows that have labels."""

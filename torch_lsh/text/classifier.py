@@ -353,7 +353,7 @@ class TextClassifier:
         if not best:
             return self.classes_[:0].reshape(0, k), np.empty((0, k), np.float32)
         numbers, values = (torch.cat([getattr(some, name) for some in best]) for name in ("indices", "values"))
-        if bool((values[:, -1] < 0).any()):
+        if (allowed is not None or excluded is not None) and bool((values[:, -1] < 0).any()):
             row = int((values[:, -1] < 0).nonzero()[0])
             raise ValueError(f"k is {k}; but text {row} may have {int((values[row] >= 0).sum())} labels only")
         return self.classes_[numbers.numpy()], values.numpy()
