@@ -36,7 +36,10 @@ def test_values(log, idf):
     matrix = torch.sparse_csr_tensor(ours.feature_start, ours.features.long(), ours.values, (4, 3))
     torch.testing.assert_close(matrix.to_dense(), wanted)
     raw = torch.sparse_csr_tensor(rows.feature_start, rows.features.long(), rows.values, (4, 3))
-    torch.testing.assert_close(weighting(raw).to_dense(), wanted)
+    weighed = weighting(raw)
+    assert weighed.unit
+    parts = weighed.crow_indices(), weighed.col_indices(), weighed.values()
+    torch.testing.assert_close(torch.sparse_csr_tensor(*parts, (4, 3)).to_dense(), wanted)
 
 
 def test_columns_increase_and_repeated_ones_are_added_up():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..data import XMCRows
 from ..data.xmc import check_rows
+from .rows import Features
 
 _LEAST_WEIGHT = 0.03  # of a centroid of unit length; smaller entries take most of the memory and find hardly a label
 _MAX_POSTINGS = 1 << 12  # read per row that looks for centroids
@@ -42,7 +43,7 @@ class LabelRows(nn.Module):
     def num_labels(self) -> int:
         return len(self.start) - 1
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, features: Features, labels: Tensor) -> Tensor:
         """Products ``[B, K]`` of sparse CSR features ``[B, F]`` with the rows of labels ``[B, K]``; 0 for label -1."""
         query = features.crow_indices(), features.col_indices(), features.values()
         return ops.sparse_dot(*query, self.start, self.columns, self.values, self.num_features, labels)
@@ -111,7 +112,7 @@ class Centroids(LabelRows):
         label = torch.repeat_interleave(torch.arange(self.num_labels, dtype=torch.int32), self.start.diff())
         self.column_labels, self.column_values = label[order], self.values[order]
 
-    def search(self, features: Tensor, k: int, max_postings: int = _MAX_POSTINGS) -> Tensor:
+    def search(self, features: Features, k: int, max_postings: int = _MAX_POSTINGS) -> Tensor:
         """Finds the labels with the nearest centroids: ``[B, k]`` int64, padded with -1."""
         query = features.crow_indices(), features.col_indices(), features.values()
         by_label = self.start, self.columns, self.values
@@ -163,7 +164,7 @@ class LinearClassifiers(LabelRows):
         super().make_room(num_labels)
         self.bias = torch.cat([self.bias, self.bias.new_zeros(num_labels - len(self.bias))])
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, features: Features, labels: Tensor) -> Tensor:
         return super().forward(features, labels) + self.bias[labels.clamp(min=0)]
 
 

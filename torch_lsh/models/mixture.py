@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .neighbours import Neighbours, neighbours_from, with_more_rows
-from .rows import Rows
+from .rows import Features, Rows
 
 _BUCKETS = 8  # of labels, by powers of two of their frequency
 _SHARES = tuple(i / 10 for i in range(10))
@@ -20,9 +20,9 @@ _KS = (1, 3, 5)
 class ScoreSource(Protocol):
     """An ``nn.Module`` whose call gives scores ``[B, N]`` of features ``[B, F]``: from 0, with a sum up to 1."""
 
-    def __call__(self, features: Tensor) -> Tensor: ...
+    def __call__(self, features: Features) -> Tensor: ...
 
-    def prepare(self, features: Tensor) -> Any:
+    def prepare(self, features: Features) -> Any:
         """What the scores follow from, whatever the settings."""
         ...
 
@@ -53,7 +53,7 @@ class Mixture(nn.Module):
     """
 
     counts: Tensor  # [N] int32
-    bucket: Tensor  # [N] uint8
+    bucket: Tensor  # [N] int32
     shares: Tensor  # [sources, buckets] float32
 
     def __init__(self, sources: Sequence[nn.Module], counts: Tensor, share: float = 0.5) -> None:
@@ -63,11 +63,11 @@ class Mixture(nn.Module):
         self.register_buffer("bucket", bucket_of(counts))
         self.register_buffer("shares", torch.full((len(sources), _BUCKETS), share))
 
-    def forward(self, logits: Tensor, features: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, features: Features) -> Tensor:
         """Logarithms ``[B, N]`` of the mixture for logits ``[B, N]`` and features ``[B, F]``."""
-        mixture, bucket = logits.softmax(1), self.bucket.long()
-        for source, shares in zip(self.sources, self.shares):
-            mixture = mixture.lerp_(source(features), shares[bucket])
+        mixture = logits.softmax(1)
+        for number, source in enumerate(self.sources):
+            mixture.lerp_(source(features), self.shares[number].index_select(0, self.bucket))
         mixture /= mixture.sum(1, keepdim=True).clamp(min=1e-30)
         return mixture.clamp_(min=1e-30).log_()
 
@@ -112,7 +112,7 @@ class Mixture(nn.Module):
         for source in self.sources:
             source.make_room(num_labels)  # type: ignore[operator]
 
-    def prepare(self, features: Tensor) -> list[Any]:
+    def prepare(self, features: Features) -> list[Any]:
         """What :meth:`tune` needs to know of features ``[B, F]``."""
         return [source.prepare(features) for source in self.sources]  # type: ignore[operator]
 
@@ -145,8 +145,8 @@ class Mixture(nn.Module):
 
 
 def bucket_of(counts: Tensor) -> Tensor:
-    """The bucket of labels that so many rows have, uint8: 0 for at most one row, then one per power of two."""
-    return counts.clamp(min=1).float().log2().floor().clamp(max=_BUCKETS - 1).to(torch.uint8)
+    """The bucket of labels that so many rows have, int32: 0 for at most one row, then one per power of two."""
+    return counts.clamp(min=1).float().log2().floor().clamp(max=_BUCKETS - 1).int()
 
 
 class Candidates(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..data import XMCRows
 from ..data.xmc import check_rows, runs
-from .rows import DenseRows, Rows, join
+from .rows import DenseRows, Features, Rows, SparseFeatures, join
 
 _POWERS = (2.0, 3.0, 4.0)  # of the cosines, to choose from
 _MAX_POSTINGS = 1 << 14  # read per row; time grows with them, and beyond these they hardly find another neighbour
@@ -58,7 +58,7 @@ class Neighbours(nn.Module):
         """Raises a ValueError where the buffers are not rows with labels."""
         raise NotImplementedError
 
-    def search(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def search(self, features: Features) -> tuple[Tensor, Tensor]:
         """Finds the nearest kept rows: cosines and row numbers, both ``[B, k]``, padded with -inf and -1."""
         raise NotImplementedError
 
@@ -78,11 +78,11 @@ class Neighbours(nn.Module):
         votes = votes.view(len(rows), self.num_labels)
         return votes / votes.sum(1, keepdim=True).clamp(min=1e-30)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Features) -> Tensor:
         """The votes ``[B, N]`` for the labels of features ``[B, F]``."""
         return self.votes(*self.search(features))
 
-    def prepare(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self, features: Features) -> tuple[Tensor, Tensor]:
         """What :meth:`search` finds."""
         return self.search(features)
 
@@ -168,9 +168,11 @@ class SparseNeighbours(Neighbours):
         )
         check_rows(by_column)
 
-    def search(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        crow, col, values = in_order(features.crow_indices(), features.col_indices(), features.values())
-        values = unit_length(crow, values)
+    def search(self, features: Features) -> tuple[Tensor, Tensor]:
+        crow, col, values = features.crow_indices(), features.col_indices(), features.values()
+        if not (isinstance(features, SparseFeatures) and features.unit):
+            crow, col, values = in_order(crow, col, values)
+            values = unit_length(crow, values)
         by_row = self.row_start, self.columns, self.values
         by_column = self.column_start, self.column_rows, self.column_values
         return ops.nearest_rows(crow, col, values, *by_row, *by_column, self.k, _CANDIDATES * self.k, _MAX_POSTINGS)
@@ -202,7 +204,8 @@ class DenseNeighbours(Neighbours):
         none = torch.zeros_like(self.label_start)
         check_rows(XMCRows(none, entries, torch.zeros(0), self.label_start, self.labels, 0, self.num_labels))
 
-    def search(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def search(self, features: Features) -> tuple[Tensor, Tensor]:
+        assert not isinstance(features, SparseFeatures)
         found = min(self.k, len(self))
         unit = nn.functional.normalize(features, dim=1)
         cosines, rows = ops.linear_topk(unit.contiguous(), self.vectors, None, found)

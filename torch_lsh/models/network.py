@@ -12,6 +12,7 @@ from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear, SampledLogits
 from ..nn.logits.targets import as_target
 from .mixture import Mixture
 from .ranker import LabelRanker
+from .rows import Features, SparseFeatures
 
 ACTIVATIONS = ("relu", "none")
 _MOST_SCORES = 1 << 24  # in memory at a time
@@ -55,16 +56,15 @@ class Network(nn.Module):
         """Adds new features and labels behind those that there are."""
         raise NotImplementedError
 
-    def logits(self, features: Tensor) -> Tensor:
+    def logits(self, features: Features) -> Tensor:
         """Computes the logits ``[B, num_labels]`` of the network alone, in memory."""
-        logits = self(features)
-        return logits.dense() if isinstance(logits, SampledLogits) else logits
+        raise NotImplementedError
 
-    def logits_of(self, features: Tensor, labels: Tensor) -> Tensor:
+    def logits_of(self, features: Features, labels: Tensor) -> Tensor:
         """Computes the logits ``[B, K]`` of the network alone for labels ``[B, K]``; any number for negative ones."""
         return self.logits(features).gather(1, labels.clamp(min=0))
 
-    def scores(self, features: Tensor) -> Tensor:
+    def scores(self, features: Features) -> Tensor:
         """Computes logits ``[B, num_labels]`` in memory; with a mixture, the logarithms of its probabilities."""
         logits = self.logits(features)
         return logits if self.mixture is None else self.mixture(logits, features)
@@ -130,16 +130,26 @@ class WideNetwork(Network):
     def num_labels(self) -> int:
         return self.output.out_features
 
-    def hidden(self, features: Tensor) -> Tensor:
+    def hidden(self, features: Features) -> Tensor:
         """Computes the hidden activations ``[B, hidden]`` of features ``[B, num_features]``, sparse CSR or dense."""
-        hidden = self.input(features) + self.input_bias
+        if isinstance(features, SparseFeatures):
+            of_rows = features.crow_indices(), features.col_indices(), features.values()
+            hidden = ops.embedding_bag(self.input.weight, *of_rows) + self.input_bias
+        else:
+            hidden = self.input(features) + self.input_bias
         return F.relu(hidden) if self.activation == "relu" else hidden
 
     def forward(self, features: Tensor) -> Tensor:
         """Computes the logits ``[B, num_labels]`` of the network alone; lazy unless the output is an ``nn.Linear``."""
         return self.output(self.hidden(features))
 
-    def logits_of(self, features: Tensor, labels: Tensor) -> Tensor:
+    def logits(self, features: Features) -> Tensor:
+        hidden = self.hidden(features)
+        if isinstance(self.output, nn.Linear):
+            return F.linear(hidden, self.output.weight, self.output.bias)
+        return self.output(hidden).dense()
+
+    def logits_of(self, features: Features, labels: Tensor) -> Tensor:
         output = self.output
         if not isinstance(output, nn.Linear):
             return super().logits_of(features, labels)

@@ -13,6 +13,7 @@ from .. import ops
 from ..data import XMCRows, collate_xmc
 from .label_rows import Centroids, LinearClassifiers
 from .neighbours import SparseNeighbours, neighbours_from, neighbours_of, with_more_rows
+from .rows import Features
 from .weighting import FeatureWeighting
 
 _POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose the candidates
@@ -152,7 +153,7 @@ class LabelRanker(nn.Module):
         return len(self.counts)
 
     @torch.no_grad()
-    def prepare(self, features: Tensor) -> Evidence:
+    def prepare(self, features: Features) -> Evidence:
         """Finds the candidates of features ``[B, F]``, sparse CSR, and what is known of them but for the logits."""
         features = self.weighting(features)
         cosines, rows = self.neighbours.search(features)
@@ -186,7 +187,7 @@ class LabelRanker(nn.Module):
         scores = self.rank((values - self.mean) / self.deviation).squeeze(2)
         return scores.masked_fill(none, -torch.inf).log_softmax(1).masked_fill(none, -torch.inf)
 
-    def forward(self, logits: Tensor, features: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, features: Features) -> Tensor:
         """Scores ``[B, N]`` of all labels for logits ``[B, N]`` and features ``[B, F]``.
 
         Those of the candidates are logarithms of probabilities. Behind them come the other labels, in the order of the

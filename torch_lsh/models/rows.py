@@ -42,6 +42,33 @@ class DenseRows(NamedTuple):
 Rows = XMCRows | DenseRows
 
 
+class SparseFeatures:
+    """A sparse CSR matrix of features, without the checks and the time that a sparse CSR tensor takes.
+
+    Args:
+        crow, col: int64; valid.
+        values: float32.
+        unit: Whether rows are known to have length 1, and columns that increase.
+    """
+
+    __slots__ = ("_col", "_crow", "_values", "unit")
+
+    def __init__(self, crow: Tensor, col: Tensor, values: Tensor, unit: bool = False) -> None:
+        self._crow, self._col, self._values, self.unit = crow, col, values, unit
+
+    def crow_indices(self) -> Tensor:
+        return self._crow
+
+    def col_indices(self) -> Tensor:
+        return self._col
+
+    def values(self) -> Tensor:
+        return self._values
+
+
+Features = Tensor | SparseFeatures
+
+
 class Batch(NamedTuple):
     """A batch as networks take it.
 

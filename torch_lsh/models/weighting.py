@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..data import XMCRows, collate_xmc
 from .neighbours import in_order, neighbours_of, unit_length
+from .rows import Features, SparseFeatures
 
 _MOST_ROWS = 50_000  # to look for neighbours among
 _MOST_QUERIES = 2_000
@@ -73,11 +74,10 @@ class FeatureWeighting(nn.Module):
         made.weight = torch.cat([self.weight, self.weight.max().expand(more)]) if more else self.weight
         return made
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Features) -> SparseFeatures:
         """Weighs features ``[B, F]``, sparse CSR; columns increase within each row of the result."""
         start, columns, values = features.crow_indices().long(), features.col_indices().long(), features.values()
-        parts = self._weighed(start, columns, values.float())
-        return torch.sparse_csr_tensor(*parts, features.shape, check_invariants=False)
+        return SparseFeatures(*self._weighed(start, columns, values.float()), unit=True)
 
     def rows(self, rows: XMCRows) -> XMCRows:
         """Weighs rows."""

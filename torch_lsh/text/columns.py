@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..data import XMCRows
 from ..models.neighbours import unit_length
+from ..models.rows import SparseFeatures
 
 
 class Columns:
@@ -36,6 +37,7 @@ class Columns:
         self._feature_of[places] = torch.arange(len(places), dtype=torch.int32)
         if int((self._feature_of >= 0).sum()) != len(places):
             raise ValueError("columns holds a number twice")
+        self._increase = bool((places.diff() > 0).all())
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -58,10 +60,9 @@ class Columns:
         feature = feature.long()
         return crow, feature, unit_length(crow, values * self.idf[feature])
 
-    def csr(self, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
-        """The features ``[B, F]`` of hashed text as a sparse CSR tensor."""
-        shape = (len(crow) - 1, len(self))
-        return torch.sparse_csr_tensor(*self.features(crow, col, values), shape, check_invariants=False)
+    def csr(self, crow: Tensor, col: Tensor, values: Tensor) -> SparseFeatures:
+        """The features ``[B, F]`` of hashed text, as networks take them."""
+        return SparseFeatures(*self.features(crow, col, values), unit=self._increase)
 
     def rows(self, hashed: XMCRows) -> XMCRows:
         """The rows of hashed text with features in place of columns."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..models.network import Network, softmax_loss
+from ..models.rows import Features
 from ..nn import EmbeddingBag
 
 
@@ -36,8 +37,11 @@ class LinearNetwork(Network):
     def num_labels(self) -> int:
         return self.input.embedding_dim
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Features) -> Tensor:
         """Computes logits ``[B, C]`` of sparse CSR features ``[B, F]``."""
+        return self.logits(features)
+
+    def logits(self, features: Features) -> Tensor:
         crow, col, values = features.crow_indices(), features.col_indices(), features.values()
         return ops.embedding_bag(self.input.weight, crow, col, values) + self.bias
 
