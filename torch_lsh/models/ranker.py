@@ -102,7 +102,7 @@ class LabelRanker(nn.Module):
 
         Args:
             rows: More training rows; they may have more features and labels.
-            refit: Whether to train the classifiers again; they always are where a label has none yet.
+            refit: Whether to train the classifiers again.
             seed: Of all random choices.
         """
         weighting = self.weighting.grown(rows.num_features)
@@ -110,8 +110,7 @@ class LabelRanker(nn.Module):
         assert isinstance(near, SparseNeighbours)
         everything = near.rows()
         centroids = Centroids.of(everything)
-        known = torch.cat([self.classifiers.start.diff() > 0, torch.zeros(near.num_labels - self.num_labels) > 0])
-        if refit or not bool(known[rows.labels.long()].all()):
+        if refit:
             classifiers = LinearClassifiers.of(everything, _hard_labels(everything, near, centroids), seed)
         else:
             classifiers = self.classifiers.grown(everything.num_labels, everything.num_features)
@@ -120,6 +119,12 @@ class LabelRanker(nn.Module):
         made.rank, made.mean, made.deviation = self.rank, self.mean, self.deviation
         made.is_of_use = self.is_of_use
         return made
+
+    def lacks_classifiers(self, labels: Tensor) -> bool:
+        """Whether some of the labels ``[L]`` have no classifier."""
+        counts = self.classifiers.start.diff()
+        known = labels < len(counts)
+        return not bool(known.all()) or bool((counts[labels.long()] == 0).any())
 
     def make_room(self, num_labels: int) -> None:
         """Makes room for labels that no row has."""
