@@ -71,7 +71,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def running():
-    running = Running(Limits(request_timeout=0.6, idle_timeout=1.0, max_connections=6, max_waiting=2, stop_timeout=5))
+    running = Running(Limits(request_timeout=0.4, idle_timeout=0.6, max_connections=6, max_waiting=2, stop_timeout=5))
     yield running
     running.stop()
 
@@ -93,7 +93,7 @@ def test_a_half_sent_request_ends_with_408(running, part):
     received, seconds = until_closed(running.connect(part))
     assert received.startswith(b"HTTP/1.1 408 Request Timeout")
     assert b"connection: close" in received
-    assert 0.5 < seconds < 3
+    assert 0.3 < seconds < 3
 
 
 def test_a_trickle_is_no_progress(running):
@@ -116,7 +116,7 @@ def test_an_idle_connection_is_closed(running, requests):
     connection = running.connect((HEAD.replace(b"100", b"11") + b'{"size": 1}') * requests)
     received, seconds = until_closed(connection)
     assert received.count(b"HTTP/1.1 200") == requests
-    assert 0.9 < seconds < 4
+    assert 0.5 < seconds < 4
 
 
 def test_a_client_that_takes_no_answer_is_left(running):

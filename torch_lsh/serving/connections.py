@@ -15,9 +15,8 @@ from .metrics import Counter
 from .service import TOLD_WHY, Limits
 
 _MOST_HEAD_BYTES = 1 << 16
-_LINGER = 2.0  # seconds in which a client can read why its connection is closed
+_LINGER = 1.0  # seconds in which a client can read why its connection is closed
 _LEAST_WAIT = 1.0  # seconds before a waiting connection makes room for another one
-_SWEEP = 0.5
 
 
 def _response(status: str, *headers: str) -> bytes:
@@ -56,8 +55,9 @@ class Connections:
 
     async def sweep(self) -> None:
         """Closes connections that have waited too long, for ever."""
+        every = min(0.5, min(self._allowed.values()) / 4)
         while True:
-            await asyncio.sleep(_SWEEP)
+            await asyncio.sleep(every)
             now = asyncio.get_running_loop().time()
             for connection in list(self.open):
                 if connection.waits(now) > self._allowed[connection.state]:
