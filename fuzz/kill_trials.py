@@ -162,7 +162,7 @@ def train_text_result(folder: Path) -> Tensors:
 
 # --- two ranks --------------------------------------------------------------------------------------------------------
 
-_STEPS, _EVERY, _RANKS = 120, 4, 2
+_STEPS, _EVERY, _RANKS = 60, 4, 2
 
 
 def ddp_run(folder: Path) -> Run:
