@@ -92,6 +92,7 @@ def active_rows_loss(
     shares: Tensor,
     divisor: float | None = None,
     pushed_down: Callable[[Tensor], None] | None = None,
+    computed: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """Cross entropy over the active rows of a layer, as most models need it in a training step.
 
@@ -104,11 +105,13 @@ def active_rows_loss(
             any strides.
         rows: ``[A]`` int64, strictly increasing.
         pushed_down: called in the backward pass with the sums of the positive gradients of each row's logits ``[A]``.
+        computed: called in the forward pass with ``slopes`` and ``scale`` of :func:`linear_softmax_loss`, to read.
 
     Returns:
         ``[B]``, or ``[]`` with a divisor, of the dtype of ``shares``.
     """
-    loss: Tensor = _ActiveRowsLoss.apply(x, weight, bias, rows, log_weights, positions, shares, divisor, pushed_down)
+    hooks = pushed_down, computed
+    loss: Tensor = _ActiveRowsLoss.apply(x, weight, bias, rows, log_weights, positions, shares, divisor, *hooks)
     return loss
 
 
@@ -125,9 +128,12 @@ class _ActiveRowsLoss(torch.autograd.Function):
         shares: Tensor,
         divisor: float | None,
         pushed_down: Callable[[Tensor], None] | None,
+        computed: Callable[[Tensor, Tensor], None] | None,
     ) -> Tensor:
         x = x.contiguous()
         loss, slopes, scale = linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares, divisor)
+        if computed is not None:
+            computed(slopes, scale)
         ctx.save_for_backward(x, weight, rows, slopes, scale)
         ctx.of_weight, ctx.of_bias = RowGradient(weight), None if bias is None else RowGradient(bias)
         ctx.pushed_down = pushed_down
@@ -153,4 +159,4 @@ class _ActiveRowsLoss(torch.autograd.Function):
             ctx.of_weight.deliver_product(rows, slopes, x * factors.unsqueeze(1))
         elif needs_weight:
             grad_weight = ctx.of_weight.deliver(rows, of_rows, unique=True)
-        return grad_x.to(x.dtype) if needs_x else None, grad_weight, grad_bias, *(None,) * 6
+        return grad_x.to(x.dtype) if needs_x else None, grad_weight, grad_bias, *(None,) * 7
