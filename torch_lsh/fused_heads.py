@@ -145,7 +145,8 @@ def _fused(head: LSHLinear, hidden: Tensor, active: ActiveSet, wanted: list[str]
     )
     found = {"log_probs": -losses}
     if wanted:
-        found["entropy"], found["is_top1"] = _entropy_and_is_top1(*kept, log_weights, losses.detach())
+        slopes, scale = kept
+        found["entropy"], found["is_top1"] = _entropy_and_is_top1(slopes, scale, log_weights, losses.detach())
     return found
 
 
