@@ -296,7 +296,7 @@ def test_eval_models(graph, quantised):
 
 
 def test_the_whole_model_compiled_ahead_of_time():
-    model = nn.ModuleDict({"float": Model().head.eval(), "int8": torch_lsh.quantize_(Model().eval()).head})
+    model = nn.ModuleDict({"float32": Model().head.eval(), "int8": torch_lsh.quantize_(Model().eval()).head})
 
     class Both(nn.Module):
         def __init__(self):
@@ -304,12 +304,12 @@ def test_the_whole_model_compiled_ahead_of_time():
             self.model = model
 
         def forward(self, x):
-            return [self.model["float"](x), *self.model["float"].topk(x, 3), *self.model["int8"].topk(x, 3)]
+            return [self.model["float32"](x), *self.model["float32"].topk(x, 3), *self.model["int8"].topk(x, 3)]
 
     x = torch.randn(4, WIDTH)
     with torch.no_grad():
         package = torch._inductor.aoti_compile_and_package(torch.export.export(Both().eval(), (x,)))
-        want = [model["float"](x).dense(), *model["float"].topk(x, 3), *model["int8"].topk(x, 3)]
+        want = [model["float32"](x).dense(), *model["float32"].topk(x, 3), *model["int8"].topk(x, 3)]
         torch.testing.assert_close(list(torch._inductor.aoti_load_package(package)(x)), want)
 
 
@@ -318,10 +318,10 @@ def test_modes_of_the_compiler(mode):
     runs = []
     for compile_it in (lambda model: model, lambda model: torch.compile(model, mode=mode, dynamic=True)):
         model = Model()
-        losses, graphs = train(model, eager(compile_it(model)), torch_lsh.optim.Adam(model.parameters()), (4, 7, 5))
+        losses, graphs = train(model, eager(compile_it(model)), torch_lsh.optim.Adam(model.parameters()), (4, 7))
         runs.append(losses)
-        assert model.head.stats().paths["sampled"] == 3
-    assert graphs == [1, 1, 1]  # dynamic=True: one graph for any size
+        assert model.head.stats().paths["sampled"] == 2
+    assert graphs == [1, 1]  # dynamic=True: one graph for any size
     torch.testing.assert_close(*runs)
 
 

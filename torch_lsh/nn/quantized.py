@@ -49,9 +49,6 @@ class QuantizedLinear(nn.Module):
     torch.Size([4, 5])
     """
 
-    weight_int8: Tensor
-    scale: Tensor
-    bias: Tensor | None
     sampler: None = None  # no training
 
     # For torch.jit.script, which compiles the layer as its dense product.
@@ -61,6 +58,10 @@ class QuantizedLinear(nn.Module):
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
+        # Annotated here: torch.jit.script cannot read annotations of the class that are strings.
+        self.weight_int8: Tensor
+        self.scale: Tensor
+        self.bias: Tensor | None
         self.register_buffer("weight_int8", torch.zeros(out_features, in_features, dtype=torch.int8, device="cpu"))
         self.register_buffer("scale", torch.zeros(out_features, dtype=torch.float32, device="cpu"))
         self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device="cpu") if bias else None)

@@ -46,13 +46,16 @@ def give_dense_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: An
         return
     if isinstance(optimizer, torch.optim.SparseAdam) or _wraps_ours(optimizer):
         return
+    # A closure has yet to compute the gradients of the step.
+    closure = any(argument is not None for argument in (*args[1:], *kwargs.values()))
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             told = reporters(parameter)
-            if parameter.grad is None or not (told or marked_optimizers(parameter)):
+            comes = closure and parameter.requires_grad
+            if not (comes or parameter.grad is not None) or not (told or marked_optimizers(parameter)):
                 continue
             yield_to(parameter, optimizer)
-            if parameter.grad.layout is torch.sparse_coo:
+            if parameter.grad is not None and parameter.grad.layout is torch.sparse_coo:
                 parameter.grad = parameter.grad.to_dense()
             name = type(optimizer).__name__
             ours = f"torch_lsh.optim.{name}" if name in _OURS else "an optimizer of torch_lsh.optim"
