@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 
 import pytest
 import torch
@@ -295,6 +296,7 @@ def test_eval_models(graph, quantised):
             torch.testing.assert_close((values, classes), (best.values, best.indices))
 
 
+@pytest.mark.skipif("TORCH_LSH_SLOW" not in os.environ, reason="takes 20 seconds; TORCH_LSH_SLOW=1 runs it")
 def test_the_whole_model_compiled_ahead_of_time():
     model = nn.ModuleDict({"float32": Model().head.eval(), "int8": torch_lsh.quantize_(Model().eval()).head})
 
