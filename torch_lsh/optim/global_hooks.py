@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from ..row_sparse.parameters import marked_optimizers, reporters, take_back, yield_to
 from ..row_sparse.transposed import transpose_state
 from .base import RowSparseOptimizer
-from .clip import clamp_, clamp_max_, vector_norm
+from .clip import clamp, clamp_, clamp_max, clamp_max_, vector_norm
 from .sparse_kernels import KERNELS, with_dense
 
 
@@ -79,6 +79,9 @@ _sparse_kernels = torch.library.Library("aten", "IMPL", "SparseCPU")  # kernels 
 _present = set(torch._C._dispatch_get_registrations_for_dispatch_key("SparseCPU"))
 for _name, _kernel in {
     "linalg_vector_norm": vector_norm,
+    "clamp": clamp,
+    "clamp_min": clamp,
+    "clamp_max": clamp_max,
     "clamp_": clamp_,
     "clamp_min_": clamp_,
     "clamp_max_": clamp_max_,
