@@ -97,6 +97,9 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "linear_softmax_loss(Tensor x, Tensor weight, Tensor? bias, Tensor rows, Tensor? log_weights, "
       "Tensor positions, Tensor shares, float? divisor=None) -> (Tensor loss, Tensor slopes, Tensor scale)");
   m.def(
+      "linear_softmax_sums(Tensor x, Tensor weight, Tensor? bias, Tensor rows, Tensor? log_weights, "
+      "Tensor positions) -> (Tensor log_z, Tensor at_labels, Tensor slopes, Tensor scale)");
+  m.def(
       "linear_softmax_loss_backward(Tensor slopes, Tensor factors, Tensor x, Tensor weight, Tensor rows, "
       "bool needs_weight=True) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor positive)");
 

@@ -11,7 +11,12 @@ from .hadamard import cross_polytope_codes, hadamard_codes, hadamard_products
 from .hash import dwta_codes, simhash_codes, simhash_products
 from .hash_text import hash_text, word_spans
 from .largest_rows import largest_rows
-from .linear_softmax import labels_weigh_one, linear_softmax_loss, linear_softmax_loss_backward
+from .linear_softmax import (
+    labels_weigh_one,
+    linear_softmax_loss,
+    linear_softmax_loss_backward,
+    linear_softmax_sums,
+)
 from .nearest_rows import nearest_rows
 from .optimizer import row_sparse_adagrad_, row_sparse_adam_, row_sparse_lion_, row_sparse_sgd_
 from .partition import query_partition, residual_codes, search_partition, update_partition
@@ -48,6 +53,7 @@ __all__ = [
     "largest_rows",
     "linear_softmax_loss",
     "linear_softmax_loss_backward",
+    "linear_softmax_sums",
     "linear_topk",
     "nearest_rows",
     "parse_xmc",

@@ -20,6 +20,11 @@ def rounded(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     return numbers if dtype is torch.bfloat16 and not ops.multiplies_bfloat16() else numbers.to(dtype)
 
 
+def active_logits(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    logits = x.to(dtype) @ rounded(weight[rows], x.dtype).to(dtype).T
+    return logits if bias is None else logits + bias[rows].to(dtype)
+
+
 def linear_softmax_loss(
     x: Tensor,
     weight: Tensor,
@@ -30,10 +35,7 @@ def linear_softmax_loss(
     shares: Tensor,
     divisor: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    active, dtype = rounded(weight[rows], x.dtype), shares.dtype
-    logits = x.to(dtype) @ active.to(dtype).T
-    if bias is not None:
-        logits = logits + bias[rows].to(dtype)
+    logits = active_logits(x, weight, bias, rows, shares.dtype)
     largest = (logits if log_weights is None else logits + log_weights).amax(1, keepdim=True)
     if log_weights is not None:
         log_weights = labels_weigh_one(log_weights, positions)
@@ -47,6 +49,24 @@ def linear_softmax_loss(
     if divisor is not None:
         loss, scale = loss.sum() / divisor, scale / divisor
     return loss, slopes.T.contiguous(), scale
+
+
+def linear_softmax_sums(
+    x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, log_weights: Tensor | None, positions: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logits = active_logits(x, weight, bias, rows, torch.promote_types(x.dtype, torch.float32))
+    at_labels = logits.new_zeros(positions.shape)
+    for b, i in (positions >= 0).nonzero():
+        at_labels[b, i] = logits[b, positions[b, i]]
+    if len(rows) == 0:
+        nothing = logits.new_zeros(len(x))
+        return nothing - torch.inf, at_labels, logits.T.contiguous(), nothing
+    largest = (logits if log_weights is None else logits + log_weights).amax(1, keepdim=True)
+    if log_weights is not None:
+        logits = logits + labels_weigh_one(log_weights, positions)
+    powers = (logits - largest).exp()
+    total = powers.sum(1)
+    return largest.squeeze(1) + total.log(), at_labels, powers.T.contiguous(), 1 / total
 
 
 def linear_softmax_loss_backward(

@@ -198,6 +198,10 @@ def _linear_softmax_loss() -> list[Sample]:
     ]
 
 
+def _linear_softmax_sums() -> list[Sample]:
+    return [Sample(sample.arguments[:6]) for sample in _linear_softmax_loss()]
+
+
 def _linear_softmax_loss_backward() -> list[Sample]:
     arguments = torch.randn(3, 2), torch.randn(2), torch.randn(2, 4), torch.randn(9, 4), torch.tensor([1, 4, 7])
     return [Sample((*arguments, needs_weight)) for needs_weight in (True, False)]
@@ -291,6 +295,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "largest_rows": _largest_rows,
     "linear_softmax_loss": _linear_softmax_loss,
     "linear_softmax_loss_backward": _linear_softmax_loss_backward,
+    "linear_softmax_sums": _linear_softmax_sums,
     "linear_topk": _topk(),
     "nearest_rows": _nearest_rows,
     "parse_xmc": lambda: [Sample((_words(b"1,2 0:1.5 3:2\n\n"), 4, 3), has_fake=False)],

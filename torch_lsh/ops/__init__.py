@@ -15,7 +15,13 @@ from .hash import dwta_codes, simhash_codes, simhash_products
 from .hash_text import hash_text, word_spans
 from .huge_pages import prefer_huge_pages
 from .largest_rows import largest_rows
-from .linear_softmax import active_rows_loss, linear_softmax_loss, linear_softmax_loss_backward
+from .linear_softmax import (
+    active_rows_loss,
+    active_rows_sums,
+    linear_softmax_loss,
+    linear_softmax_loss_backward,
+    linear_softmax_sums,
+)
 from .nearest_rows import nearest_rows
 from .optimizer import row_sparse_adagrad_, row_sparse_adam_, row_sparse_lion_, row_sparse_sgd_
 from .partition import query_partition, residual_codes, search_partition, update_partition
@@ -32,6 +38,7 @@ from .xmc_reader import parse_xmc
 
 __all__ = [
     "active_rows_loss",
+    "active_rows_sums",
     "build_tables",
     "coalesce_rows",
     "count_touches_",
@@ -53,6 +60,7 @@ __all__ = [
     "largest_rows",
     "linear_softmax_loss",
     "linear_softmax_loss_backward",
+    "linear_softmax_sums",
     "linear_topk",
     "multiplies_bfloat16",
     "nearest_rows",

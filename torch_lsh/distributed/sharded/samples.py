@@ -80,6 +80,15 @@ class Samples:
         owned: Tensor = _ToOwners.apply(local, self, sizes)
         return owned
 
+    def join(self, parts: Tensor) -> Tensor:
+        """Brings what each shard found for all samples ``[all samples, C]`` to their owners; differentiable.
+
+        Returns:
+            ``[own samples, shards, C]``.
+        """
+        width, count = parts.shape[1], self.channel.size
+        return self.to_owners(parts, [width] * count).view(-1, count, width)
+
     def send_to_owners(self, local: Tensor, sizes: list[int]) -> Tensor:
         """:meth:`to_owners` without gradients."""
         if self.same:
