@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def timeout_of(group: dist.ProcessGroup | None) -> timedelta | None:
+    """How long collectives of ``group`` (None: all processes) wait; None: as long as PyTorch has them by default."""
+    try:
+        backend: Any = (group or dist.group.WORLD)._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
+    except RuntimeError:  # a group without CPUs
+        return None
+    timeout: timedelta | None = getattr(getattr(backend, "options", None), "_timeout", None)
+    return timeout
 
 
 class Channel:

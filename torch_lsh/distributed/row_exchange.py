@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..nn import EmbeddingBag, LSHLinear
 from ..nn.feedforward import DownProjection
-from .channel import Channel
+from .channel import Channel, timeout_of
 from .gradients import average, check_same, refuse_updated
 
 ROW_SPARSE = (LSHLinear, DownProjection, EmbeddingBag)  # layers with row-sparse gradients
@@ -82,7 +82,8 @@ class RowExchange:
         self.stop()
         # A group of its own: the order of collectives need not fit in with those of others, nor the backend.
         ranks = dist.get_process_group_ranks(group)
-        self._channel = Channel(dist.new_group(ranks, backend="gloo", use_local_synchronization=True))
+        own = dist.new_group(ranks, timeout_of(group), backend="gloo", use_local_synchronization=True)
+        self._channel = Channel(own)
         check_same(self.parameters, self._channel)
         self._copy_parameters(source=0)
         self._is_synchronised = is_synchronised

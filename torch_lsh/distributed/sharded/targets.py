@@ -31,23 +31,16 @@ class Gathered:
 def gather(layer: ShardOwner, x: Tensor, target: Target) -> Gathered:
     """Gathers inputs ``[B, in]`` and targets, padded to the most labels that a sample has in any process."""
     channel, same = layer.channel, layer.same_inputs
-    labels, shares, several = target.labels, target.shares, target.several
+    labels, shares, several, everyone = target.labels, target.shares, target.several, x
     samples = Samples(channel, (len(x),) * channel.size, same)
     if not same and channel.size > 1:
         sizes = torch.stack(channel.gather(torch.tensor([*labels.shape, several])))
         most, several = int(sizes[:, 1].max()), bool(sizes[:, 2].any())
         samples = Samples(channel, tuple(sizes[:, 0].tolist()), same)
         padding = (0, most - labels.shape[1])
-        parts = (F.pad(labels, padding, value=-1), F.pad(shares, padding))
-        # One message of bytes: a collective costs more than its bytes here.
-        packed = samples.gather(torch.cat([part.contiguous().view(torch.uint8) for part in parts], 1))
-        labels, shares = (
-            part.clone(memory_format=torch.contiguous_format).view(dtype)
-            for part, dtype in zip(
-                packed.split([8 * most, shares.element_size() * most], 1), (torch.int64, shares.dtype)
-            )
-        )
+        padded = [F.pad(labels, padding, value=-1), F.pad(shares, padding)]
+        everyone, labels, shares = samples.gather_packed([x, *padded])
     own = layer.shards.own
     elsewhere = (labels < own.start) | (labels >= own.stop)
     here = Target((labels - own.start).masked_fill(elsewhere, -1), shares.masked_fill(elsewhere, 0), several)
-    return Gathered(samples, samples.gather_inputs(x), here)
+    return Gathered(samples, samples.attach(x, everyone), here)
