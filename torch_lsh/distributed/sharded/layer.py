@@ -18,6 +18,7 @@ from ...nn.paths import RANKED, Paths
 from ...row_sparse.parameters import is_reduced, place_rows
 from ...sampling.sampler import Sampler
 from ..channel import Channel
+from .clip import clip_by_whole_norm
 from .logits import ShardedLogits
 from .ranking import topk
 from .shards import Shards
@@ -105,6 +106,7 @@ class ShardedLSHLinear(LinearWithSampler):
     def _place_rows(self) -> None:
         for parameter in self.parameters(recurse=False):
             place_rows(parameter, self.shards)
+            clip_by_whole_norm(parameter, self.shards)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
