@@ -25,7 +25,8 @@ def exchange_rows_(module: nn.Module, group: dist.ProcessGroup | None = None) ->
     """Makes ``DistributedDataParallel`` exchange row-sparse gradients as rows, in an unchanged training loop.
 
     Call it in every process with the module that is wrapped, before wrapping it; or with the wrapper.
-    ``DistributedDataParallel`` then leaves the parameters of this package's layers alone. Their gradients are averaged
+    ``DistributedDataParallel`` then leaves the parameters of this package's layers alone, and weights for which the
+    module has a :class:`torch_lsh.SamplerState`. Their gradients are averaged
     at the end of each backward pass that ``DistributedDataParallel`` synchronises: ``no_sync()``, ``join()``,
     ``find_unused_parameters`` and processes without gradients work as for the other parameters, and parameters start
     from those of process 0. The rows of :class:`ShardedLSHLinear` stay in their processes and are not averaged.
@@ -60,7 +61,10 @@ def exchange_rows_(module: nn.Module, group: dist.ProcessGroup | None = None) ->
         for name in (*layer._parameters, *layer._buffers)
     ]
     if not exchange.names and not sharded:
-        raise ValueError("module has no layer with row-sparse gradients; swap one in with torch_lsh.sparsify_")
+        raise ValueError(
+            "module has no layer with row-sparse gradients; swap one in with torch_lsh.sparsify_, or register a "
+            "torch_lsh.SamplerState for a weight that goes to torch_lsh.linear_cross_entropy"
+        )
     if isinstance(module, FSDPModule):
         _start_beside_fsdp(exchange, module, group)
         return exchange

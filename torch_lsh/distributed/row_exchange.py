@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..nn import EmbeddingBag, LSHLinear
 from ..nn.feedforward import DownProjection
+from ..nn.functional import SamplerState
 from .channel import Channel, timeout_of
 from .gradients import average, check_same, refuse_updated
 
@@ -20,10 +21,11 @@ ROW_SPARSE = (LSHLinear, DownProjection, EmbeddingBag)  # layers with row-sparse
 
 
 def parameters_of(module: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of layers of some kinds, under every name that they have."""
+    """The parameters of layers of some kinds, and the weights of :class:`SamplerState`, under every name they have."""
+    weights = {id(state.weight) for state in module.modules() if isinstance(state, SamplerState)}
     for prefix, layer in module.named_modules(remove_duplicate=False):
-        if isinstance(layer, kinds):
-            for name, parameter in layer.named_parameters(recurse=False, remove_duplicate=False):
+        for name, parameter in layer.named_parameters(recurse=False, remove_duplicate=False):
+            if isinstance(layer, kinds) or id(parameter) in weights:
                 yield f"{prefix}.{name}" if prefix else name, parameter
 
 

@@ -18,6 +18,7 @@ class _AdamRows(RowSparseOptimizer):
 
     _unsupported = ("amsgrad", "capturable", "differentiable")
     _moments = ("exp_avg", "exp_avg_sq")
+    _fuses_shards = True
     _counters = ("last_step",)  # the step at which each row was last brought up to date; with catch_up alone
 
     def __init__(self, params: Any, *args: Any, catch_up: bool = False, **kwargs: Any) -> None:

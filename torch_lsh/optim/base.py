@@ -44,6 +44,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
     _unsupported: tuple[str, ...] = ("differentiable",)  # options that need dense gradients
     _moments: tuple[str, ...]  # names of state of the parameter's shape
     _counters: tuple[str, ...] = ()  # names of state with an int32 per row
+    _fuses_shards = False  # whether PyTorch's fused step takes DTensors
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -302,6 +303,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         """Whether PyTorch's fused step may be chosen; it ignores strides, so everything has to be contiguous."""
         return (
             group.get("fused") is None
+            and (self._fuses_shards or not any(hasattr(parameter, "placements") for parameter in members))
             and group.get("foreach") is None
             and not group.get("capturable")
             and not group["differentiable"]

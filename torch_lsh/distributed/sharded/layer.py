@@ -174,6 +174,7 @@ class ShardedLSHLinear(LinearWithSampler):
 
     # --- forward ---
 
+    @torch.compiler.disable(reason="logits of a sharded layer cannot be part of a graph")
     def forward(self, input: Tensor) -> ShardedLogits:
         """The logits of this process's samples ``[*, in_features]``."""
         self.paths.watch(self.weight)
@@ -196,6 +197,7 @@ class ShardedLSHLinear(LinearWithSampler):
             raise TypeError(f"input has dtype {input.dtype}; wanted {self.weight.dtype}, the dtype of the weights")
         return input.to(self.weight.dtype)
 
+    @torch.compiler.disable
     def topk(self, x: Tensor, k: int, exact: bool = True, candidates: int | None = None) -> torch.return_types.topk:
         """The ``k`` highest scoring classes of each sample ``[*, in_features]``, without gradients.
 

@@ -90,6 +90,7 @@ class ShardedLogits:
 
     reshape = view
 
+    @torch.compiler.disable
     def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
         """``torch.topk``: exact, without gradients."""
         if not largest or dim % self.ndim != self.ndim - 1:
@@ -108,6 +109,7 @@ class ShardedLogits:
         classes = self.topk(1).indices
         return classes if keepdim else classes.squeeze(-1)
 
+    @torch.compiler.disable
     def dense(self) -> Tensor:
         """The ``[*, out_features]`` tensor, differentiable. Costs what the whole layer costs."""
         owner, flat = self.owner, self.flat_input()
@@ -132,6 +134,7 @@ class ShardedLogits:
         return f"ShardedLogits(shape={tuple(self.shape)}, dtype={self.dtype}, layer={self.owner})"
 
     @classmethod
+    @torch.compiler.disable(reason="results of a sharded layer communicate")
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         handler = _HANDLERS.get(func)
