@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -59,6 +60,24 @@ class Channel:
         padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         return [part[:length] for part, length in zip(self.gather(padded), lengths)]
+
+    def gather_into(self, tensors: list[Tensor], places: list[Sequence[Tensor]]) -> None:
+        """Copies ``tensors[i]`` of every process ``r`` into ``places[i][r]``; all are contiguous.
+
+        Nothing else is copied, and nothing is padded.
+        """
+        works: list[Any] = []
+        for tag, (tensor, places_of) in enumerate(zip(tensors, places)):
+            for other in range(self.size):
+                if other != self.rank and places_of[other].numel() > 0:
+                    works.append(dist.irecv(places_of[other], group=self.group, group_src=other, tag=tag))
+                if other != self.rank and tensor.numel() > 0:
+                    works.append(dist.isend(tensor, group=self.group, group_dst=other, tag=tag))
+            self._count((self.size - 1) * tensor.nbytes)
+        for tensor, places_of in zip(tensors, places):
+            places_of[self.rank].copy_(tensor)
+        for work in works:
+            work.wait()
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sums contiguous ``tensor`` over the processes, in place."""
