@@ -258,6 +258,24 @@ def estimates(rank: int, scope: str):
     return ratios.mean(0), ratios.std(0) / math.sqrt(200), layer.sampler.draws
 
 
+def labels_alone(rank: int, correction: str):
+    """The active rows are the labels of all, all of which are in the first shard."""
+    options = {"active": 60, "sampler": "in_batch", "correction": correction}
+    layer, whole, (x, y) = make_sharded(**options), make_whole(**options), make_batch()
+    counts = torch.arange(1, N + 1)
+    for one in (layer, whole):
+        one.set_label_counts(counts)
+    found = []
+    for smoothing in (0.0, 0.2):
+        part = halves(rank)
+        loss = F.cross_entropy(layer(x[part]), y[part] // 3, reduction="sum", label_smoothing=smoothing)
+        wanted = F.cross_entropy(whole(x), y // 3, reduction="none", label_smoothing=smoothing)
+        loss.backward()
+        wanted.sum().backward()
+        found += [(loss, wanted[part].sum()), (layer.weight.grad * 2, whole.weight.grad[layer.shards.own])]
+    return apart(*found)
+
+
 def errors(rank: int):
     with pytest.raises(ValueError, match="out_features is 1, which gives some of 2 processes none"):
         ShardedLSHLinear(D, 1)
@@ -274,6 +292,14 @@ def errors(rank: int):
         F.cross_entropy(layer(torch.zeros(1, D)), torch.tensor([N]))
     with pytest.raises(ValueError, match="a tensor has 500 rows; wanted 501"):
         layer.load_state_dict(nn.Linear(D, N - 1).state_dict())
+    optimizer, (x, y) = torch_lsh.optim.SGD(layer.parameters(), lr=0.1), make_batch()
+    logits = layer(x)
+    F.cross_entropy(logits, y).backward()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="were changed"):
+        F.cross_entropy(logits, y)
+    with pytest.warns(UserWarning, match="ranked by the new ones"):
+        logits.argmax(-1)
     even = ShardedLSHLinear(D, 2 * N)  # shards of equal shape, which DistributedDataParallel takes for copies
     wrapper = DistributedDataParallel(nn.Sequential(nn.Linear(D, D), even))
     with pytest.raises(RuntimeError, match=r"call torch_lsh.distributed.exchange_rows_\(model\)"):
@@ -292,8 +318,9 @@ def styles(rank: int):
         warnings.simplefilter("always")
         local = columns(x)
     whole = Model(make_whole()).eval()(x)
+    views = logits.view(3, -1, N).float().contiguous().view(-1, N)  # as losses of language models
     return (
-        isinstance(logits, ShardedLogits),
+        isinstance(logits, ShardedLogits) and isinstance(views, ShardedLogits),
         apart((best, whole.topk(3).indices), (local, whole.dense()[:, model.head.shards.own])),
         [str(warning.message) for warning in caught],
     )
@@ -372,6 +399,7 @@ class Work:
             "clipped": [clipped(rank, norm) for norm in (2.0, math.inf)],
             "without samples": without_samples(rank),
             "estimates": {scope: estimates(rank, scope) for scope in ("batch", "sample")},
+            "labels alone": [labels_alone(rank, correction) for correction in ("stratified", "none", "even")],
             "errors": errors(rank),
             "styles": styles(rank),
             "initial": initial(rank, 2),
@@ -452,6 +480,10 @@ def test_sampled_losses_are_unbiased(results, scope):
         assert draws == 200
         assert (error > 0).all()
         assert ((mean - 1).abs() < 4.5 * error).all()
+
+
+def test_a_shard_without_active_rows(results):
+    assert all(max(result["labels alone"]) < 1e-5 for result in results)
 
 
 def test_styles_of_tensor_parallelism(results):

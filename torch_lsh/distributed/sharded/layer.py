@@ -183,7 +183,7 @@ class ShardedLSHLinear(LinearWithSampler):
                 "DistributedDataParallel averages the rows of a sharded layer with rows of other processes, which are "
                 "others; call torch_lsh.distributed.exchange_rows_(model) before the model is wrapped"
             )
-        return ShardedLogits(self._converted(input), self)
+        return ShardedLogits.of(self._converted(input), self)
 
     def _converted(self, input: Tensor) -> Tensor:
         """The input in the dtype of the weights, as autocast allows."""

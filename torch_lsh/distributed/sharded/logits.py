@@ -44,13 +44,23 @@ class ShardedLogits:
 
     To wrappers of modules the logits are a container of the layer's input, which is the one tensor that they hold.
 
+    Logits are those of the parameters with which the layer was called. If these have changed since, computing them is
+    an error; rankings are by the new parameters, with one warning per layer.
+
     Attributes:
         input: ``[*, in_features]``.
         owner: the layer.
+        versions: of its parameters, when it was called.
     """
 
     input: Tensor
     owner: ShardOwner
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, input: Tensor, owner: ShardOwner) -> ShardedLogits:
+        """The logits of a layer for ``input``, with its parameters as they are now."""
+        return cls(input, owner, _versions(owner))
 
     @property
     def shape(self) -> torch.Size:
@@ -86,9 +96,17 @@ class ShardedLogits:
         lead = math.prod(self.shape[:-1])
         if len(sizes) < 2 or sizes[-1] not in (classes, -1) or (sizes[-1] == -1 and math.prod(sizes[:-1]) != lead):
             return self._announced_dense("view").view(*shape)
-        return ShardedLogits(self.input.reshape(*sizes[:-1], self.owner.in_features), self.owner)
+        return ShardedLogits(self.input.reshape(*sizes[:-1], self.owner.in_features), self.owner, self.versions)
 
     reshape = view
+
+    def contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> ShardedLogits:
+        """These logits."""
+        return self
+
+    def float(self) -> Any:
+        """These logits if they are float32, as losses of language models want them."""
+        return self if self.dtype is torch.float32 else self._announced_dense("float").float()
 
     @torch.compiler.disable
     def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
@@ -98,7 +116,9 @@ class ShardedLogits:
         if not 1 <= k <= self.owner.out_features:
             raise ValueError(f"k is {k}; wanted 1 to {self.owner.out_features}")
         self.owner.paths.took(RANKED)
-        values, classes = topk(self.owner, self.flat_input(), k)
+        if self.versions != _versions(self.owner):
+            self.owner.paths.say("stale")
+        values, classes = topk(self.owner, self._flat_input(), k)
         shape = (*self.input.shape[:-1], k)
         return torch.return_types.topk((values.reshape(shape), classes.reshape(shape)))
 
@@ -112,13 +132,25 @@ class ShardedLogits:
     @torch.compiler.disable
     def dense(self) -> Tensor:
         """The ``[*, out_features]`` tensor, differentiable. Costs what the whole layer costs."""
-        owner, flat = self.owner, self.flat_input()
+        owner, flat = self.owner, self.operand()
         samples = Samples.of(owner.channel, len(flat), owner.same_inputs)
         local = F.linear(samples.gather_inputs(flat), owner.weight, owner.bias)
         return samples.to_owners(local, owner.shards.sizes).reshape(self.shape)
 
-    def flat_input(self) -> Tensor:
-        """The input as ``[B, in_features]``."""
+    def operand(self) -> Tensor:
+        """The input as ``[B, in_features]``.
+
+        Raises:
+            RuntimeError: the parameters changed after the layer was called.
+        """
+        if self.versions != _versions(self.owner):
+            raise RuntimeError(
+                "the parameters of the layer were changed (by optimizer.step()?) before these logits were computed; "
+                "call logits.dense() before the change to keep the values"
+            )
+        return self._flat_input()
+
+    def _flat_input(self) -> Tensor:
         return self.input.reshape(-1, self.owner.in_features)
 
     def _announced_dense(self, name: str) -> Tensor:
@@ -151,6 +183,10 @@ class ShardedLogits:
         return func(*args, **kwargs)
 
 
+def _versions(owner: ShardOwner) -> tuple[int, ...]:
+    return tuple([-1 if one.is_inference() else one._version for one in (owner.weight, owner.bias) if one is not None])
+
+
 def _dense_operator(name: str) -> Callable[..., Any]:
     return lambda logits, *others: getattr(logits._announced_dense(name), name)(*others)
 
@@ -160,8 +196,8 @@ for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"
 
 register_pytree_node(
     ShardedLogits,
-    lambda logits: ([logits.input], logits.owner),
-    lambda leaves, owner: ShardedLogits(next(iter(leaves)), owner),
+    lambda logits: ([logits.input], (logits.owner, logits.versions)),
+    lambda leaves, others: ShardedLogits(next(iter(leaves)), *others),
 )
 
 
@@ -187,7 +223,7 @@ def _cross_entropy(
     if parsed is None:
         return NotImplemented
     options = Options(check_class_weight(weight, "weight", classes, dtype), label_smoothing, reduction)
-    loss = cross_entropy(logits.owner, logits.flat_input(), parsed, options)
+    loss = cross_entropy(logits.owner, logits.operand(), parsed, options)
     return (loss.reshape(logits.shape[:-1]) if reduction == "none" else loss).to(logits.dtype)
 
 
@@ -221,7 +257,7 @@ def _binary_cross_entropy(
         return F.binary_cross_entropy_with_logits(values, dense, weight, reduction=reduction, pos_weight=pos_weight)
     weight = check_class_weight(weight, "weight", classes, dtype)
     pos_weight = check_class_weight(pos_weight, "pos_weight", classes, dtype)
-    loss = binary_cross_entropy(logits.owner, logits.flat_input(), parsed, weight, pos_weight, reduction)
+    loss = binary_cross_entropy(logits.owner, logits.operand(), parsed, weight, pos_weight, reduction)
     return loss.to(logits.dtype)
 
 
