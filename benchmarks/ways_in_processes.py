@@ -17,6 +17,7 @@ from torch import nn
 from ways_of_training import Model, Setting, eager_step, loop, silence
 
 from torch_lsh.benchmarking import harness
+from torch_lsh.distributed.channel import Channel
 
 Step = Callable[[], None]
 
@@ -125,12 +126,12 @@ def _exchange(step: Step) -> list[float]:
 
         return call
 
-    functions = {name: getattr(dist, name) for name in ("all_gather", "all_reduce", "all_to_all_single")}
+    functions = {name: getattr(Channel, name) for name in ("gather", "gather_into", "exchange", "sum_")}
     for name, function in functions.items():
-        setattr(dist, name, noting(function))
+        setattr(Channel, name, noting(function))
     try:
         step()
     finally:
         for name, function in functions.items():
-            setattr(dist, name, function)
+            setattr(Channel, name, function)
     return harness.in_turn({"": lambda: [call() for call in calls]}, 20)[""]
