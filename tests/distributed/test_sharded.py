@@ -399,7 +399,7 @@ class Work:
             "clipped": [clipped(rank, norm) for norm in (2.0, math.inf)],
             "without samples": without_samples(rank),
             "estimates": {scope: estimates(rank, scope) for scope in ("batch", "sample")},
-            "labels alone": [labels_alone(rank, correction) for correction in ("stratified", "none", "even")],
+            "labels alone": [labels_alone(rank, correction) for correction in ("stratified", "none")],
             "errors": errors(rank),
             "styles": styles(rank),
             "initial": initial(rank, 2),
