@@ -61,25 +61,34 @@ def linear_softmax_loss(
 
 @operator
 def linear_softmax_loss_backward(
-    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, rows: Tensor, needs_weight: bool = True
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients that follow from ``slopes * factors``, the gradient of the logits of :func:`linear_softmax_loss`.
+    slopes: Tensor,
+    factors: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    needs_weight: bool = True,
+    grad: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients that follow from ``slopes * factors * grad``, the gradient of the logits.
 
     Args:
         slopes: ``[A, B]``, from :func:`linear_softmax_loss`.
-        factors: ``[B]``: the gradient of the loss times ``scale``.
+        factors: ``[B]``, its ``scale``.
         x, weight, rows: as in :func:`linear_softmax_loss`. Where a bfloat16 ``x`` rounds the active rows, it rounds the
             gradient of the logits, too.
         needs_weight: computes the gradient of the weight.
+        grad: ``[B]`` or ``[]``, the gradient of the loss; None: 1.
 
     Returns:
         The gradients of ``x`` ``[B, in]``, of the active rows of ``weight`` ``[A, in]`` (``[0, in]`` without
-        ``needs_weight``) and of ``bias`` ``[A]``; and the sums of the positive gradients of each row's logits ``[A]``.
-        All have the dtype of ``slopes``.
+        ``needs_weight``) and of ``bias`` ``[A]``; the sums of the positive gradients of each row's logits ``[A]``; and
+        ``x * factors * grad`` ``[B, in]`` (``[0, in]`` for a bfloat16 ``x``): the gradient of the active rows is the
+        product of ``slopes`` and this. All have the dtype of ``slopes``.
     """
-    count, width = rows.shape[0], weight.shape[1]
+    count, (batch, width) = rows.shape[0], x.shape
     of_weight = slopes.new_empty(count * needs_weight, width)
-    return slopes.new_empty(x.shape), of_weight, slopes.new_empty(count), slopes.new_empty(count)
+    scaled = slopes.new_empty(batch if x.dtype is slopes.dtype else 0, width)
+    return slopes.new_empty(x.shape), of_weight, slopes.new_empty(count), slopes.new_empty(count), scaled
 
 
 def active_rows_loss(
@@ -138,11 +147,10 @@ class _ActiveRowsLoss(torch.autograd.Function):
         check_first_order()
         x, weight, rows, slopes, scale = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        factors = grads[0] * scale
         # An optimizer takes the gradient as its two factors, except in bfloat16, which is multiplied faster here.
         as_factors = ctx.of_weight.goes_to_updater and x.dtype is slopes.dtype
-        grad_x, of_rows, of_offset, positive = linear_softmax_loss_backward(
-            slopes, factors, x, weight, rows, needs_weight and not as_factors
+        grad_x, of_rows, of_offset, positive, scaled = linear_softmax_loss_backward(
+            slopes, scale, x, weight, rows, needs_weight and not as_factors, grads[0].contiguous()
         )
         if ctx.pushed_down is not None:
             ctx.pushed_down(positive)
@@ -150,7 +158,9 @@ class _ActiveRowsLoss(torch.autograd.Function):
         if needs_bias:
             grad_bias = ctx.of_bias.deliver(rows, of_offset, unique=True)
         if needs_weight and as_factors:
-            ctx.of_weight.deliver_product(rows, slopes, x * factors.unsqueeze(1))
+            ctx.of_weight.deliver_product(rows, slopes, scaled)
         elif needs_weight:
             grad_weight = ctx.of_weight.deliver(rows, of_rows, unique=True)
-        return grad_x.to(x.dtype) if needs_x else None, grad_weight, grad_bias, *(None,) * 6
+        if grad_x.dtype is not x.dtype:
+            grad_x = grad_x.to(x.dtype)
+        return grad_x if needs_x else None, grad_weight, grad_bias, *(None,) * 6

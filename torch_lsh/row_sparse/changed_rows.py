@@ -58,7 +58,9 @@ class ChangedRows:
 
     def record(self, parameter: Tensor, rows: Tensor, version_before: int, version_after: int) -> None:
         """Counts one update of ``rows``; called by :func:`~torch_lsh.row_sparse.parameters.record_update`."""
-        number = next(i for i, watched in enumerate(self._parameters) if watched() is parameter)
+        number = 0
+        while self._parameters[number]() is not parameter:
+            number += 1
         self._everything |= version_before != self._versions[number]
         self._versions[number] = version_after
         if self._everything:

@@ -222,8 +222,6 @@ def needs_index(config: LSHConfig, num_rows: int) -> bool:
     return config.sampler == "lsh" and active < num_rows and config.random_rows(active) < active
 
 
-def labels_leave_room(labels: Tensor, num_rows: int, config: LSHConfig) -> bool:
-    """Whether the labels ``[B, P]`` of a batch leave room for rows found by hashing."""
-    active = config.active_rows(num_rows)
-    room = active - config.random_rows(active)
-    return config.scope == "sample" or labels.numel() < room or len(labels[labels >= 0].unique()) < room
+def labels_leave_room(labels: Tensor, room: int, scope: str) -> bool:
+    """Whether the labels ``[B, P]`` of a batch leave some of the ``room`` for labels and rows found by hashing."""
+    return scope == "sample" or labels.numel() < room or len(labels[labels >= 0].unique()) < room

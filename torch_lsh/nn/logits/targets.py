@@ -79,7 +79,8 @@ def as_target(
     if target.dtype is not torch.int64:
         raise TypeError(f"target has dtype {target.dtype}; wanted torch.int64 class indices")
     if target.shape == batch_shape:
-        labels = target.reshape(count, 1).contiguous()
+        labels = target.unsqueeze(1) if target.dim() == 1 else target.reshape(count, 1)
+        labels = labels if labels.is_contiguous() else labels.contiguous()
     elif target.shape == (*batch_shape, num_classes) and _is_one_hot(target):
         raise ValueError(
             f"target has dtype {target.dtype} and shape {tuple(target.shape)}, that of the logits, and holds "
