@@ -117,7 +117,8 @@ def active_rows_loss(
     Returns:
         ``[B]``, or ``[]`` with a divisor, of the dtype of ``shares``.
     """
-    loss: Tensor = _ActiveRowsLoss.apply(x, weight, bias, rows, log_weights, positions, shares, divisor, pushed_down)
+    others = (rows, log_weights, positions, shares, divisor, pushed_down)  # as one argument: apply() looks at each
+    loss: Tensor = _ActiveRowsLoss.apply(x, weight, bias, others)
     return loss
 
 
@@ -128,14 +129,10 @@ class _ActiveRowsLoss(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        rows: Tensor,
-        log_weights: Tensor | None,
-        positions: Tensor,
-        shares: Tensor,
-        divisor: float | None,
-        pushed_down: Callable[[Tensor], None] | None,
+        others: tuple[Any, ...],
     ) -> Tensor:
         x = x.contiguous()
+        rows, log_weights, positions, shares, divisor, pushed_down = others
         loss, slopes, scale = linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares, divisor)
         ctx.save_for_backward(x, weight, rows, slopes, scale)
         ctx.of_weight, ctx.of_bias = RowGradient(weight), None if bias is None else RowGradient(bias)
@@ -146,7 +143,7 @@ class _ActiveRowsLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         check_first_order()
         x, weight, rows, slopes, scale = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         # An optimizer takes the gradient as its two factors, except in bfloat16, which is multiplied faster here.
         as_factors = ctx.of_weight.goes_to_updater and x.dtype is slopes.dtype
         grad_x, of_rows, of_offset, positive, scaled = linear_softmax_loss_backward(
@@ -163,4 +160,4 @@ class _ActiveRowsLoss(torch.autograd.Function):
             grad_weight = ctx.of_weight.deliver(rows, of_rows, unique=True)
         if grad_x.dtype is not x.dtype:
             grad_x = grad_x.to(x.dtype)
-        return grad_x if needs_x else None, grad_weight, grad_bias, *(None,) * 6
+        return grad_x if needs_x else None, grad_weight, grad_bias, None

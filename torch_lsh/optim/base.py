@@ -229,9 +229,10 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         dense, row_sparse = self._split()
         if dense:
             self._dense_step(dense, [parameter for _, parameter, _, _ in row_sparse])
-        with torch.no_grad():
-            for group, parameter, rows, values in row_sparse:
-                self._update(group, parameter, rows, as_matrix(values))
+        if row_sparse:
+            with torch.no_grad():
+                for group, parameter, rows, values in row_sparse:
+                    self._update(group, parameter, rows, as_matrix(values))
         self._updated.clear()
         return loss
 

@@ -60,7 +60,7 @@ def as_target(
     """
     if not isinstance(target, Tensor):
         raise TypeError(f"target is a {type(target).__name__}; wanted a tensor")
-    if target.device.type != "cpu":
+    if not target.is_cpu:
         raise RuntimeError(f"target is on {target.device}; wanted cpu, the device of the logits")
     count = math.prod(batch_shape)
     if target.layout is torch.sparse_csr:
