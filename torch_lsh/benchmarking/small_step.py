@@ -33,12 +33,9 @@ def measure_small_step(systems: Sequence[type[LSH]] = (LSH, LSHInBackward)) -> l
     seconds = harness.in_turn(steps, _TURNS, warm_up=50, calls=_STEPS_OF_A_TURN)
     records = []
     for name, step in steps.items():
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            for _ in range(_PROFILED):
-                step()
-        inside = sum(event.self_cpu_time_total for event in profile.key_averages() if "torch_lsh::" in event.key)
-        whole = statistics.median(seconds[name]) * 1e6
-        record = {"system": name, "us": whole, "us_outside_operators": whole - inside / _PROFILED}
+        _, inside = harness.profiled(step, _PROFILED)
+        whole = statistics.median(seconds[name])
+        record = {"system": name, "us": whole * 1e6, "us_outside_operators": (whole - inside) * 1e6}
         records.append({"benchmark": "small_step", **record, **harness.summary(seconds[name]), "machine": info})
     torch.set_num_threads(threads)
     print(f"{ROWS:,} x {WIDTH}, batch {BATCH}, {ACTIVE} active rows, Adam, one thread")
