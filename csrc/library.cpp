@@ -100,8 +100,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def(
       "linear_softmax_loss_backward(Tensor slopes, Tensor factors, Tensor x, Tensor weight, Tensor rows, "
       "bool needs_weight=True, Tensor? grad=None) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, "
-      "Tensor "
-      "positive, Tensor scaled)");
+      "Tensor positive, Tensor scaled)");
 
   // inference
   m.def(

@@ -375,8 +375,9 @@ Tensor product_of(const std::optional<Tensor>& grad, const Tensor& factors) {
   if (!grad.has_value()) return factors;
   Tensor out = torch::stable::empty({factors.numel()}, factors.scalar_type());
   const Sum *const of_loss = data<Sum>(*grad), *const factor = data<Sum>(factors);
+  Sum* const product = mutable_data<Sum>(out);
   const int64_t step = grad->dim();
-  for (int64_t b = 0; b < factors.numel(); ++b) mutable_data<Sum>(out)[b] = of_loss[b * step] * factor[b];
+  for (int64_t b = 0, batch = factors.numel(); b < batch; ++b) product[b] = of_loss[b * step] * factor[b];
   return out;
 }
 

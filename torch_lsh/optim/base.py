@@ -384,7 +384,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
 
     def updates_in_backward(self, parameter: Tensor) -> bool:
         """Whether backward passes should call :meth:`update_in_backward` for ``parameter``."""
-        group = self._group_of(parameter, in_backward=True)
+        group = self._group_in_backward(parameter)
         return group is not None and self._takes_rows(group, parameter)
 
     def update_in_backward(
@@ -407,7 +407,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
                 self.update_in_backward(parameter, rows, values, factor, unique)
             return
         self._check_accumulates(parameter)
-        group = self._group_of(parameter, in_backward=True)
+        group = self._group_in_backward(parameter)
         assert group is not None
         if factor is None:
             if not unique:
@@ -416,10 +416,10 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         self._update(group, parameter, rows, values, factor)
         self._updated.add(id(parameter))
 
-    def _group_of(self, parameter: Tensor, in_backward: bool) -> dict[str, Any] | None:
-        """The group of a parameter, if it has this option. Plain loops: several calls are part of every step."""
+    def _group_in_backward(self, parameter: Tensor) -> dict[str, Any] | None:
+        """The group of a parameter, if it is updated in the backward pass; plain loops, as every step calls this."""
         for group in self.param_groups:
-            if bool(group.get("in_backward")) is in_backward:
+            if group.get("in_backward"):
                 for one in group["params"]:
                     if one is parameter:
                         return group
