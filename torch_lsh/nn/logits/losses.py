@@ -107,7 +107,8 @@ def class_weighted(target: Target, class_weight: Tensor | None) -> Tensor:
 def log_weights(active: ActiveSet, correction: str, dtype: torch.dtype) -> Tensor | None:
     """Returns the log importance weights, ``[A]`` or ``[B, A]``, of rows that are no label of a sample; None: all 0."""
     if correction == "stratified":
-        return active.log_weights().to(dtype)
+        weights = active.log_weights()
+        return weights if weights.dtype is dtype else weights.to(dtype)
     if correction == "even":
         return active.even_log_weights().to(dtype)
     return active.present.to(dtype).log() if active.per_sample else None
