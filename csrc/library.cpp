@@ -58,6 +58,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def("largest_rows(Tensor values, Tensor rows, int count, Tensor? log_weights=None) -> Tensor");
 
   // hashing
+  m.def("query_vectors(Tensor x, int zeros) -> Tensor");
   m.def("simhash_codes(Tensor x, Tensor projections, int hashes_per_table) -> Tensor");
   m.def("dwta_codes(Tensor x, Tensor bins, int hashes_per_table, int seed) -> Tensor");
 
@@ -101,7 +102,8 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "Tensor positions) -> (Tensor log_z, Tensor at_labels, Tensor slopes, Tensor scale)");
   m.def(
       "linear_softmax_loss_backward(Tensor slopes, Tensor factors, Tensor x, Tensor weight, Tensor rows, "
-      "bool needs_weight=True) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor positive)");
+      "bool needs_weight=True, Tensor? grad=None) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, "
+      "Tensor positive, Tensor scaled)");
 
   // inference
   m.def(

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "checks.h"
@@ -22,6 +23,26 @@ constexpr int64_t kBinBits = 3;
 
 // Random bins that an empty bin tries to borrow from; if half are empty, all fail with probability 2^-100.
 constexpr int64_t kBorrowAttempts = 100;
+
+// Rows of x may have any distance from each other: one copy instead of PyTorch's slice, conversion and cat.
+Tensor query_vectors(const Tensor& x, int64_t zeros) {
+  check_cpu(x, "x");
+  check_dim(x, "x", 2);
+  check_floating(x, "x");
+  TORCH_LSH_CHECK(zeros >= 0, "zeros is ", zeros, "; wanted at least 0");
+  const int64_t count = x.size(0), width = x.size(1), row = x.stride(0), column = x.stride(1);
+  Tensor out = torch::stable::empty({count, width + 1 + zeros}, ScalarType::Float);
+  auto* to = out.mutable_data_ptr<float>();
+  by_dtype(FloatingTypes{}, x.scalar_type(), "x", [&]<typename T>() {
+    for (int64_t i = 0; i < count; ++i) {
+      const T* const from = data<T>(x) + i * row;
+      for (int64_t j = 0; j < width; ++j) *to++ = static_cast<float>(number(from[j * column]));
+      *to++ = 1;
+      to = std::fill_n(to, zeros, 0.0f);
+    }
+  });
+  return out;
+}
 
 Tensor simhash_codes(const Tensor& x, const Tensor& projections, int64_t hashes_per_table) {
   check_floating(x, "x");
@@ -137,6 +158,7 @@ Tensor dwta_codes(const Tensor& x, const Tensor& bins, int64_t hashes_per_table,
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
+  m.impl("query_vectors", TORCH_BOX(&query_vectors));
   m.impl("simhash_codes", TORCH_BOX(&simhash_codes));
   m.impl("simhash_products", TORCH_BOX(&simhash_products));
   m.impl("dwta_codes", TORCH_BOX(&dwta_codes));

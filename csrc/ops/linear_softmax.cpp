@@ -418,17 +418,31 @@ class LinearSoftmaxBackward {
   int64_t count_, batch_, width_;
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Tensor& slopes,
-                                                                        const Tensor& factors,
-                                                                        const Tensor& x, const Tensor& weight,
-                                                                        const Tensor& rows,
-                                                                        bool needs_weight) {
+// grad * factors; factors if there is no gradient. One number of `grad` is for all samples.
+template <typename Sum>
+Tensor product_of(const std::optional<Tensor>& grad, const Tensor& factors) {
+  if (!grad.has_value()) return factors;
+  Tensor out = torch::stable::empty({factors.numel()}, factors.scalar_type());
+  const Sum *const of_loss = data<Sum>(*grad), *const factor = data<Sum>(factors);
+  Sum* const product = mutable_data<Sum>(out);
+  const int64_t step = grad->dim();
+  for (int64_t b = 0, batch = factors.numel(); b < batch; ++b) product[b] = of_loss[b * step] * factor[b];
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
+    const Tensor& slopes, const Tensor& scale, const Tensor& x, const Tensor& weight, const Tensor& rows,
+    bool needs_weight, std::optional<Tensor> grad) {
   check_floating(x, "x");
   const ScalarType dtype = x.scalar_type(), sums = sum_dtype(dtype);
   check_operand(slopes, "slopes", 2, sums);
   const int64_t count = slopes.size(0), batch = slopes.size(1), width = x.size(1);
-  check_operand(factors, "factors", 1, sums);
-  check_size(factors, "factors", 0, batch);
+  check_operand(scale, "factors", 1, sums);
+  check_size(scale, "factors", 0, batch);
+  if (grad.has_value()) {
+    check_operand(*grad, "grad", std::min<int64_t>(grad->dim(), 1), sums);
+    if (grad->dim() == 1) check_size(*grad, "grad", 0, batch);
+  }
   check_operand(x, "x", 2, dtype);
   check_size(x, "x", 0, batch);
   const ScalarType stored = stored_dtype(weight, dtype);
@@ -440,9 +454,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
   Tensor grad_x = torch::stable::empty({batch, width}, sums),
          grad_weight = pooled_tensor({needs_weight ? count : 0, width}, sums),
          grad_bias = torch::stable::empty({count}, sums), positive = torch::stable::empty({count}, sums);
+  Tensor returned;
   by_dtypes(OperandTypes{}, operand_dtype(dtype), stored, [&]<typename T, typename Stored>() {
     using Sum = SumOf<T>;
     using Backward = LinearSoftmaxBackward<T, Stored>;
+    const Tensor factors = product_of<Sum>(grad, scale);
     const auto scale_rows = [&](const Sum* from, Sum* to) {
       const Sum* factor = data<Sum>(factors);
       for (int64_t b = 0; b < batch; ++b)
@@ -453,6 +469,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
       scaled = torch::stable::empty({batch, width}, dtype_of<T>);
       scale_rows(data<T>(as_operand(x)), mutable_data<T>(scaled));
     }
+    returned = dtype == sums ? scaled : torch::stable::empty({0, width}, sums);
     const Backward gradients(slopes, factors, weight, rows,
                              needs_weight ? mutable_data<Sum>(grad_weight) : nullptr,
                              mutable_data<Sum>(grad_bias), mutable_data<Sum>(positive));
@@ -466,7 +483,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
       if constexpr (!Backward::kRounds) scale_rows(data<Sum>(grad_x), mutable_data<Sum>(grad_x));
     }
   });
-  return {grad_x, grad_weight, grad_bias, positive};
+  return {grad_x, grad_weight, grad_bias, positive, returned};
 }
 
 }  // namespace

@@ -8,7 +8,7 @@ from .embedding_bag import coalesce_rows, embedding_bag, embedding_bag_backward,
 from .first_touch import zero_rows_
 from .gather import gather_rows
 from .hadamard import cross_polytope_codes, hadamard_codes, hadamard_products
-from .hash import dwta_codes, simhash_codes, simhash_products
+from .hash import dwta_codes, query_vectors, simhash_codes, simhash_products
 from .hash_text import hash_text, word_spans
 from .largest_rows import largest_rows
 from .linear_softmax import (
@@ -62,6 +62,7 @@ __all__ = [
     "product",
     "query_partition",
     "query_tables",
+    "query_vectors",
     "residual_codes",
     "row_sparse_adagrad_",
     "row_sparse_adam_",

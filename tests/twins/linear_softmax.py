@@ -70,9 +70,17 @@ def linear_softmax_sums(
 
 
 def linear_softmax_loss_backward(
-    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, rows: Tensor, needs_weight: bool = True
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    slopes: Tensor,
+    factors: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    needs_weight: bool = True,
+    grad: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    factors = factors if grad is None else factors * grad
     gradient, dtype = slopes * factors, slopes.dtype
+    scaled = x * factors.unsqueeze(1) if x.dtype is dtype else slopes.new_empty(0, x.shape[1])
     left, active, x = rounded(gradient, x.dtype).to(dtype), rounded(weight[rows], x.dtype).to(dtype), x.to(dtype)
     of_weight = left @ x if needs_weight else active[:0]
-    return left.T @ active, of_weight, gradient.sum(1), gradient.clamp(min=0).sum(1)
+    return left.T @ active, of_weight, gradient.sum(1), gradient.clamp(min=0).sum(1), scaled

@@ -127,6 +127,11 @@ def _hadamard(*sizes: int) -> Callable[[], list[Sample]]:
     return samples
 
 
+def _query_vectors() -> list[Sample]:
+    x = torch.randn(6, 4)
+    return [Sample((x, 1)), Sample((x.double()[1::3], 0)), Sample((x.bfloat16().T, 2)), Sample((x[:0], 1))]
+
+
 def _simhash_codes() -> list[Sample]:
     return [Sample((torch.randn(5, 9), torch.randn(9, 12), 3))]
 
@@ -204,7 +209,8 @@ def _linear_softmax_sums() -> list[Sample]:
 
 def _linear_softmax_loss_backward() -> list[Sample]:
     arguments = torch.randn(3, 2), torch.randn(2), torch.randn(2, 4), torch.randn(9, 4), torch.tensor([1, 4, 7])
-    return [Sample((*arguments, needs_weight)) for needs_weight in (True, False)]
+    grads = None, torch.randn(2), torch.randn(())
+    return [Sample((*arguments, needs_weight, grad)) for needs_weight in (True, False) for grad in grads]
 
 
 def _topk(*rows: torch.Tensor) -> Callable[[], list[Sample]]:
@@ -319,6 +325,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "cpu_tuning": lambda: [Sample((), has_fake=False, has_twin=False)],
     "multiplies_bfloat16": lambda: [Sample((), has_fake=False, has_twin=False)],
     "simd_level": lambda: [Sample((), has_fake=False, has_twin=False)],
+    "query_vectors": _query_vectors,
     "simhash_codes": _simhash_codes,
     "simhash_products": _simhash_products,
     "sketch_candidates": _sketch_candidates,

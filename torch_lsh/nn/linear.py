@@ -180,10 +180,11 @@ class LSHLinear(LinearWithSampler, nn.Linear):
         if isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as the layers of torch.nn are
             path = input.tracer.path_of_module(self)
             return input.tracer.create_proxy("call_module", path, (input,), {})
-        self.paths.watch(self.weight)
-        for parameter in self._parameters.values():
-            if parameter is not None:
-                note_forward(parameter)
+        weight, bias = self.weight, self.bias
+        self.paths.watch(weight)
+        note_forward(weight)
+        if bias is not None:
+            note_forward(bias)
         reason = obstacle(self, input)
         if reason is None:
             return SampledLogits.of(input, self)

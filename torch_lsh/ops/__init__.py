@@ -11,7 +11,7 @@ from .embedding_bag import coalesce_rows, embedding_bag, embedding_bag_backward,
 from .first_touch import prepare_memory, zero_rows_
 from .gather import gather_rows
 from .hadamard import cross_polytope_codes, hadamard_codes, hadamard_products
-from .hash import dwta_codes, simhash_codes, simhash_products
+from .hash import dwta_codes, query_vectors, simhash_codes, simhash_products
 from .hash_text import hash_text, word_spans
 from .huge_pages import prefer_huge_pages
 from .largest_rows import largest_rows
@@ -72,6 +72,7 @@ __all__ = [
     "product",
     "query_partition",
     "query_tables",
+    "query_vectors",
     "residual_codes",
     "row_sparse_adagrad_",
     "row_sparse_adam_",

@@ -93,25 +93,34 @@ def linear_softmax_sums(
 
 @operator
 def linear_softmax_loss_backward(
-    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, rows: Tensor, needs_weight: bool = True
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients that follow from ``slopes * factors``, the gradient of the logits of :func:`linear_softmax_loss`.
+    slopes: Tensor,
+    factors: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    needs_weight: bool = True,
+    grad: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients that follow from ``slopes * factors * grad``, the gradient of the logits.
 
     Args:
         slopes: ``[A, B]``, from :func:`linear_softmax_loss`.
-        factors: ``[B]``: the gradient of the loss times ``scale``.
+        factors: ``[B]``, its ``scale``.
         x, weight, rows: as in :func:`linear_softmax_loss`. Where a bfloat16 ``x`` rounds the active rows, it rounds the
             gradient of the logits, too.
         needs_weight: computes the gradient of the weight.
+        grad: ``[B]`` or ``[]``, the gradient of the loss; None: 1.
 
     Returns:
         The gradients of ``x`` ``[B, in]``, of the active rows of ``weight`` ``[A, in]`` (``[0, in]`` without
-        ``needs_weight``) and of ``bias`` ``[A]``; and the sums of the positive gradients of each row's logits ``[A]``.
-        All have the dtype of ``slopes``.
+        ``needs_weight``) and of ``bias`` ``[A]``; the sums of the positive gradients of each row's logits ``[A]``; and
+        ``x * factors * grad`` ``[B, in]`` (``[0, in]`` for a bfloat16 ``x``): the gradient of the active rows is the
+        product of ``slopes`` and this. All have the dtype of ``slopes``.
     """
-    count, width = rows.shape[0], weight.shape[1]
+    count, (batch, width) = rows.shape[0], x.shape
     of_weight = slopes.new_empty(count * needs_weight, width)
-    return slopes.new_empty(x.shape), of_weight, slopes.new_empty(count), slopes.new_empty(count)
+    scaled = slopes.new_empty(batch if x.dtype is slopes.dtype else 0, width)
+    return slopes.new_empty(x.shape), of_weight, slopes.new_empty(count), slopes.new_empty(count), scaled
 
 
 def active_rows_loss(
@@ -140,7 +149,8 @@ def active_rows_loss(
     Returns:
         ``[B]``, or ``[]`` with a divisor, of the dtype of ``shares``.
     """
-    loss: Tensor = _ActiveRowsLoss.apply(x, weight, bias, rows, log_weights, positions, shares, divisor, pushed_down)
+    others = (rows, log_weights, positions, shares, divisor, pushed_down)  # as one argument: apply() looks at each
+    loss: Tensor = _ActiveRowsLoss.apply(x, weight, bias, others)
     return loss
 
 
@@ -174,14 +184,10 @@ class _ActiveRowsLoss(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        rows: Tensor,
-        log_weights: Tensor | None,
-        positions: Tensor,
-        shares: Tensor,
-        divisor: float | None,
-        pushed_down: Callable[[Tensor], None] | None,
+        others: tuple[Any, ...],
     ) -> Tensor:
         x = x.contiguous()
+        rows, log_weights, positions, shares, divisor, pushed_down = others
         loss, slopes, scale = linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares, divisor)
         ctx.save_for_backward(x, weight, rows, slopes, scale)
         ctx.gradients = _Gradients(weight, bias, pushed_down)
@@ -191,8 +197,10 @@ class _ActiveRowsLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         check_first_order()
         x, weight, rows, slopes, scale = ctx.saved_tensors
-        of_operands = ctx.gradients.of(slopes, grads[0] * scale, x, weight, rows, *ctx.needs_input_grad[:3])
-        return *of_operands, *(None,) * 6
+        of_operands = ctx.gradients.of(
+            slopes, scale, x, weight, rows, *ctx.needs_input_grad[:3], grad=grads[0].contiguous()
+        )
+        return *of_operands, None
 
 
 class _ActiveRowsSums(torch.autograd.Function):
@@ -252,12 +260,13 @@ class _Gradients:
         needs_x: bool,
         needs_weight: bool,
         needs_bias: bool,
+        grad: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The gradients of ``x``, weight and bias, from that of the logits, ``slopes * factors``."""
+        """The gradients of ``x``, weight and bias, from that of the logits, ``slopes * factors * grad``."""
         # An optimizer takes the gradient as its two factors, except in bfloat16, which is multiplied faster here.
         as_factors = self._of_weight.goes_to_updater and x.dtype is slopes.dtype
-        grad_x, of_rows, of_offset, positive = linear_softmax_loss_backward(
-            slopes, factors, x, weight, rows, needs_weight and not as_factors
+        grad_x, of_rows, of_offset, positive, scaled = linear_softmax_loss_backward(
+            slopes, factors, x, weight, rows, needs_weight and not as_factors, grad
         )
         if self._pushed_down is not None:
             self._pushed_down(positive)
@@ -265,7 +274,9 @@ class _Gradients:
         if needs_bias and self._of_bias is not None:
             grad_bias = self._of_bias.deliver(rows, of_offset, unique=True)
         if needs_weight and as_factors:
-            self._of_weight.deliver_product(rows, slopes, x * factors.unsqueeze(1))
+            self._of_weight.deliver_product(rows, slopes, scaled)
         elif needs_weight:
             grad_weight = self._of_weight.deliver(rows, of_rows, unique=True)
-        return grad_x.to(x.dtype) if needs_x else None, grad_weight, grad_bias
+        if grad_x.dtype is not x.dtype:
+            grad_x = grad_x.to(x.dtype)
+        return grad_x if needs_x else None, grad_weight, grad_bias

@@ -67,9 +67,10 @@ class _AdamRows(RowSparseOptimizer):
     def _step_rows(
         self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None
     ) -> None:
-        step = self._count_step(parameter)
-        first, second = (self._moment(group, parameter, name) for name in self._moments)
-        state = self.state[parameter]
+        state = self.state[parameter]  # once, as it hashes a tensor in Python
+        step = self._count_step(state)
+        first = self._moment(group, parameter, state, "exp_avg")
+        second = self._moment(group, parameter, state, "exp_avg_sq")
         beta1, beta2 = map(float, group["betas"])
         decays = None
         if group.get("catch_up"):

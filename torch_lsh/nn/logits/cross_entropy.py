@@ -131,7 +131,7 @@ def _nll_loss(
 
 def _of_active_rows(recipe: Recipe, sampler: Sampler, target: Target, options: Options) -> Tensor:
     x, owner = recipe.flat_input(), recipe.owner
-    active = sampler.draw(owner.weight, owner.bias, x.detach(), target.labels)
+    active = sampler.draw(owner.weight, owner.bias, x, target.labels)
     owner.paths.sampled(recipe.input, active)
     with part(sampler.stopwatch, "loss"), grad_mode(recipe):
         correction = correction_of(sampler, target.several)
@@ -140,7 +140,8 @@ def _of_active_rows(recipe: Recipe, sampler: Sampler, target: Target, options: O
             logits = sampled_logits(recipe, sampler, x, active, corrected)
             return sampled_cross_entropy(logits, active, target, correction, options)
         keep = sampler.keeper_of_hardest_rows(active, corrected)
-        x = x.to(recipe.product_dtype)
+        if x.dtype is not recipe.product_dtype:
+            x = x.to(recipe.product_dtype)
         return fused_cross_entropy(x, owner.weight, owner.bias, active, target, correction, options, keep)
 
 
