@@ -21,7 +21,7 @@ from .linear_with_sampler import LinearWithSampler
 from .logits.targets import as_target
 from .logits.tensor import SampledLogits
 from .paths import Paths
-from .sampled_path import check_can_sample, is_compiled, is_traced, obstacle
+from .sampled_path import check_can_sample, is_compiled, is_traced, obstacle, recorder
 from .topk_arguments import check_topk
 
 
@@ -172,7 +172,10 @@ class LSHLinear(LinearWithSampler, nn.Linear):
         if torch.jit.is_scripting():
             return F.linear(input, self.weight, self.bias)
         if is_traced():
-            return self._outside_of_graph(input) if self.training and is_compiled() else super().forward(input)
+            if self.training and is_compiled():
+                return self._outside_of_graph(input)
+            self.tell_traced()
+            return super().forward(input)
         return self._lazy_logits(input)
 
     @torch.jit.unused
@@ -190,6 +193,12 @@ class LSHLinear(LinearWithSampler, nn.Linear):
             return SampledLogits.of(input, self)
         self.paths.dense(reason, "operands")
         return super().forward(input)
+
+    @torch.jit.unused
+    def tell_traced(self) -> None:
+        """Warns if a tracer records a training step, which is dense in its graph."""
+        if self.training and (what := recorder()) is not None:
+            self.paths.dense(what, "traced")
 
     @torch.jit.unused
     @torch.compiler.disable(

@@ -18,6 +18,17 @@ def is_traced() -> bool:
     return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.PROXY, keys.FAKE))
 
 
+def recorder() -> str | None:
+    """What records the present computation for other inputs and to train with, without torch.compile; None: nothing."""
+    if torch.compiler.is_compiling():
+        return None
+    if torch.jit.is_tracing():
+        return "torch.jit.trace"
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return None
+    return "make_fx" if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None else None
+
+
 def is_compiled() -> bool:
     """Whether ``torch.compile`` traces the present computation, rather than ``torch.export`` or another tracer."""
     # Before PyTorch 2.12, torch.compile takes torch.compiler.is_exporting() for True; the flag that it returns is read.

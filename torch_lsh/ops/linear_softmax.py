@@ -133,6 +133,7 @@ def active_rows_loss(
     shares: Tensor,
     divisor: float | None = None,
     pushed_down: Callable[[Tensor], None] | None = None,
+    computed: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """Cross entropy over the active rows of a layer, as most models need it in a training step.
 
@@ -145,11 +146,12 @@ def active_rows_loss(
             any strides.
         rows: ``[A]`` int64, strictly increasing.
         pushed_down: called in the backward pass with the sums of the positive gradients of each row's logits ``[A]``.
+        computed: called in the forward pass with ``slopes`` and ``scale`` of :func:`linear_softmax_loss`, to read.
 
     Returns:
         ``[B]``, or ``[]`` with a divisor, of the dtype of ``shares``.
     """
-    others = (rows, log_weights, positions, shares, divisor, pushed_down)  # as one argument: apply() looks at each
+    others = (rows, log_weights, positions, shares, divisor, pushed_down, computed)  # as one: apply() looks at each
     loss: Tensor = _ActiveRowsLoss.apply(x, weight, bias, others)
     return loss
 
@@ -187,8 +189,10 @@ class _ActiveRowsLoss(torch.autograd.Function):
         others: tuple[Any, ...],
     ) -> Tensor:
         x = x.contiguous()
-        rows, log_weights, positions, shares, divisor, pushed_down = others
+        rows, log_weights, positions, shares, divisor, pushed_down, computed = others
         loss, slopes, scale = linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares, divisor)
+        if computed is not None:
+            computed(slopes, scale)
         ctx.save_for_backward(x, weight, rows, slopes, scale)
         ctx.gradients = _Gradients(weight, bias, pushed_down)
         return loss

@@ -194,7 +194,7 @@ class Sampler:
             insert_labels=config.index.insert_labels and training,
         )
         self._draws += 1
-        self._recomputed.keep(x, labels, active)
+        self._recomputed.keep(x, labels, active, -1 if weight.is_inference() else weight._version)
         return active
 
     @outside_inference_mode

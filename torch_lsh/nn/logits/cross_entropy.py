@@ -289,9 +289,13 @@ def reduced(loss: Tensor, shares: Tensor, target: Target, reduction: str) -> Ten
         return loss.sum()
     if _divides_by_batch(shares, target):
         return loss.mean()
-    # As in PyTorch, the mean of nothing is NaN and its gradient 0.
     divisor = shares.sum()
     nothing = divisor == 0
+    labelled = (target.labels >= 0).any(1)
+    if shares is not target.shares and bool(nothing & labelled.any()):
+        # Labels whose classes all weigh 0: NaN with the gradient NaN, as in PyTorch.
+        return loss.where(labelled, 0).sum() / divisor
+    # As in PyTorch, the mean of nothing is NaN and its gradient 0.
     return (loss.sum() / divisor.masked_fill(nothing, 1)).masked_fill(nothing, math.nan)
 
 
