@@ -25,8 +25,10 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/allocate.h"
 #include "ops/dtypes.h"
 #include "ops/gather.h"
+#include "ops/operator.h"
 #include "ops/product.h"
 #include "ops/tasks.h"
 
@@ -178,7 +180,7 @@ ScalarType stored_dtype(const Tensor& weight, ScalarType dtype) {
 template <typename Sum>
 Tensor reduced(const Tensor& loss, Sum* scale, Sum divisor) {
   const Sum* const value = data<Sum>(loss);
-  Tensor out = torch::stable::empty({}, loss.scalar_type());
+  Tensor out = new_tensor({}, loss.scalar_type());
   Sum sum = 0;
   for (int64_t b = 0; b < loss.numel(); ++b) {
     sum += value[b];
@@ -219,8 +221,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, const Te
   for (int64_t i = 0, size = positions.numel(); i < size; ++i)
     TORCH_LSH_CHECK(position[i] < count, "positions holds ", position[i], "; wanted at most ", count - 1);
 
-  Tensor loss = torch::stable::empty({batch}, sums), slopes = pooled_tensor({count, batch}, sums),
-         scale = torch::stable::empty({batch}, sums);
+  Tensor loss = new_tensor({batch}, sums), slopes = pooled_tensor({count, batch}, sums),
+         scale = new_tensor({batch}, sums);
   by_dtypes(OperandTypes{}, operand_dtype(dtype), stored, [&]<typename T, typename Stored>() {
     using Sum = SumOf<T>;
     LinearSoftmaxLoss<T, Stored>(as_operand(x), weight, bias, rows, log_weights, positions, shares)
@@ -388,9 +390,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
   check_operand(rows, "rows", 1, ScalarType::Long);
   check_size(rows, "rows", 0, count);
   check_rows_in_range(rows.const_data_ptr<int64_t>(), count, weight.size(0), "rows");
-  Tensor grad_x = torch::stable::empty({batch, width}, sums),
+  Tensor grad_x = new_tensor({batch, width}, sums),
          grad_weight = pooled_tensor({needs_weight ? count : 0, width}, sums),
-         grad_bias = torch::stable::empty({count}, sums), positive = torch::stable::empty({count}, sums);
+         grad_bias = new_tensor({count}, sums), positive = new_tensor({count}, sums);
   by_dtypes(OperandTypes{}, operand_dtype(dtype), stored, [&]<typename T, typename Stored>() {
     using Sum = SumOf<T>;
     using Backward = LinearSoftmaxBackward<T, Stored>;
@@ -401,7 +403,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
     };
     Tensor scaled = x;
     if constexpr (!Backward::kRounds) {
-      scaled = torch::stable::empty({batch, width}, dtype_of<T>);
+      scaled = new_tensor({batch, width}, dtype_of<T>);
       scale_rows(data<T>(as_operand(x)), mutable_data<T>(scaled));
     }
     const Backward gradients(slopes, factors, weight, rows,
@@ -423,8 +425,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("linear_softmax_loss", TORCH_BOX(&linear_softmax_loss));
-  m.impl("linear_softmax_loss_backward", TORCH_BOX(&linear_softmax_loss_backward));
+  TORCH_LSH_IMPL(m, "linear_softmax_loss", &linear_softmax_loss);
+  TORCH_LSH_IMPL(m, "linear_softmax_loss_backward", &linear_softmax_loss_backward);
 }
 
 }  // namespace torch_lsh

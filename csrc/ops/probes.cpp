@@ -1,12 +1,14 @@
 // probe_codes: the codes closest to a query's, by the cost of changing some of its hashes.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "checks.h"
+#include "ops/allocate.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 
 namespace torch_lsh {
 namespace {
@@ -85,19 +87,19 @@ Tensor probe_codes(const Tensor& codes, const Tensor& flips, const Tensor& costs
   check_operand(costs, "costs", 4, ScalarType::Float);
   const int64_t rows = codes.size(0), num_tables = codes.size(1);
   const int64_t hashes = flips.size(2), alternatives = flips.size(3),
-                changes_per_table = hashes * alternatives;
+                changes_per_table = checked_product({hashes, alternatives});
   check_size(flips, "flips", 0, rows);
   check_size(flips, "flips", 1, num_tables);
   for (int64_t dim = 0; dim < 4; ++dim) check_size(costs, "costs", dim, flips.size(dim));
   TORCH_LSH_CHECK(changes_per_table <= kMaxChanges, "flips has shape ", shape_of(flips), "; wanted at most ",
                   kMaxChanges, " changes per table");
-  TORCH_LSH_CHECK(probes >= 1, "probes is ", probes, "; wanted at least 1");
+  check_count(probes, "probes");
   const auto* code = codes.const_data_ptr<int32_t>();
   const auto* flip = flips.const_data_ptr<int32_t>();
   const auto* cost = costs.const_data_ptr<float>();
-  Tensor result = torch::stable::empty({rows, num_tables, probes}, ScalarType::Int);
+  Tensor result = new_tensor({rows, num_tables, probes}, ScalarType::Int);
   auto* out = result.mutable_data_ptr<int32_t>();
-  torch::stable::parallel_for(0, rows, kGrainRows, [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows, kGrainRows, [&](int64_t begin, int64_t end) {
     thread_local std::vector<Change> changes;
     thread_local Enumeration sets;
     for (int64_t i = begin * num_tables; i < end * num_tables; ++i) {
@@ -119,7 +121,7 @@ Tensor probe_codes(const Tensor& codes, const Tensor& flips, const Tensor& costs
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("probe_codes", TORCH_BOX(&probe_codes));
+  TORCH_LSH_IMPL(m, "probe_codes", &probe_codes);
 }
 
 }  // namespace torch_lsh
