@@ -379,10 +379,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
   check_floating(x, "x");
   const ScalarType dtype = x.scalar_type(), sums = sum_dtype(dtype);
   check_operand(slopes, "slopes", 2, sums);
+  check_operand(x, "x", 2, dtype);
   const int64_t count = slopes.size(0), batch = slopes.size(1), width = x.size(1);
   check_operand(factors, "factors", 1, sums);
   check_size(factors, "factors", 0, batch);
-  check_operand(x, "x", 2, dtype);
   check_size(x, "x", 0, batch);
   const ScalarType stored = stored_dtype(weight, dtype);
   check_operand(weight, "weight", 2, stored);

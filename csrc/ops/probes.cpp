@@ -104,9 +104,11 @@ Tensor probe_codes(const Tensor& codes, const Tensor& flips, const Tensor& costs
     thread_local Enumeration sets;
     for (int64_t i = begin * num_tables; i < end * num_tables; ++i) {
       changes.clear();
-      for (int64_t e = i * changes_per_table; e < (i + 1) * changes_per_table; ++e)
+      for (int64_t e = i * changes_per_table; e < (i + 1) * changes_per_table; ++e) {
+        TORCH_LSH_CHECK(!(cost[e] < 0), "costs holds ", cost[e], "; wanted at least 0");
         if (std::isfinite(cost[e]) && flip[e] != 0)
           changes.push_back({cost[e], flip[e], e % changes_per_table / alternatives});
+      }
       sets.start(changes);
       out[i * probes] = code[i];
       for (int64_t p = 1; p < probes; ++p) {
