@@ -172,4 +172,6 @@ def of_type(rng: random.Random, type_name: str) -> Any:
         return rng.random() < 0.5
     if type_name == "str":
         return rng.choice(STRINGS)
+    if type_name == "ScalarType":
+        return rng.choice(DTYPES)
     raise NotImplementedError(f"type_name is {type_name!r}; wanted one of a schema of torch_lsh: add it here")

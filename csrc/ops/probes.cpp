@@ -46,15 +46,15 @@ class Enumeration {
     push(0, 0, 0);
   }
 
-  // The bits flipped by the next set with at most one change per hash; 0 after the last.
-  int32_t next() {
+  // Sets the bits flipped by the next set with at most one change per hash; false after the last.
+  bool next(int32_t& flip) {
     while (!heap_.empty()) {
       std::pop_heap(heap_.begin(), heap_.end());
       const ChangeSet set = heap_.back();
       heap_.pop_back();
       push(set.before, set.members & ~(uint64_t{1} << set.last), set.last + 1);
       uint64_t hashes = 0;
-      int32_t flip = 0;
+      flip = 0;
       bool valid = true;
       for (uint64_t rest = set.members; rest != 0; rest &= rest - 1) {
         const Change& change = (*changes_)[__builtin_ctzll(rest)];
@@ -64,9 +64,9 @@ class Enumeration {
       }
       if (!valid) continue;  // nor are its supersets
       push(set.cost, set.members, set.last + 1);
-      return flip;
+      return true;
     }
-    return 0;
+    return false;
   }
 
  private:
@@ -112,8 +112,8 @@ Tensor probe_codes(const Tensor& codes, const Tensor& flips, const Tensor& costs
       sets.start(changes);
       out[i * probes] = code[i];
       for (int64_t p = 1; p < probes; ++p) {
-        const int32_t bits = sets.next();
-        out[i * probes + p] = bits == 0 ? -1 : code[i] ^ bits;
+        int32_t bits;
+        out[i * probes + p] = sets.next(bits) ? code[i] ^ bits : -1;
       }
     }
   });
