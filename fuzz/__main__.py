@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))  # the twins
 
 import children  # noqa: E402
 
-TARGETS = ("operators",)
+TARGETS = ("operators", "readers")
 
 
 def main() -> int:
