@@ -7,7 +7,25 @@ from collections.abc import Sequence
 from typing import Any
 
 _WORDS = (
-    *(b"\0", b"\n", b"\r\n", b"\r", b'"', b'""', b",", b":", b" ", b"\t", b"{", b"}", b"[", b"]", b"\\", b"\\ud800", b"-"),
+    *(
+        b"\0",
+        b"\n",
+        b"\r\n",
+        b"\r",
+        b'"',
+        b'""',
+        b",",
+        b":",
+        b" ",
+        b"\t",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b"\\",
+        b"\\ud800",
+        b"-",
+    ),
     *(b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80", b"\xf0\x9f\x99\x82", b"\xc3", b"e999", b"1e-400", b"nan"),
     *(b"inf", b"-0", b"0x1", b"1_000", b"2147483647", b"2147483648", b"9223372036854775808", b"9" * 4400, b"null"),
     *(b"true", b"[" * 3000, b"0:0", b"1:", b":1", b"0,0", b"PK\x03\x04", b"\x1f\x8b\x08", b"\x80\x02", b"a" * 70000),
