@@ -29,6 +29,7 @@
 #include "ops/dtypes.h"
 #include "ops/gather.h"
 #include "ops/operator.h"
+#include "ops/parallel.h"
 #include "ops/product.h"
 #include "ops/tasks.h"
 
@@ -279,7 +280,7 @@ class LinearSoftmaxBackward {
                              first > sum * step, scratch, partial + sum * size);
       }
     });
-    torch::stable::parallel_for(0, batch_, kGrainSamples, [&](int64_t begin, int64_t end) {
+    parallel_for(0, batch_, kGrainSamples, [&](int64_t begin, int64_t end) {
       std::fill(grad_x + begin * width_, grad_x + end * width_, Sum(0));
       for (int64_t sum = 0; sum < sums; ++sum)
         for (int64_t i = begin * width_; i < end * width_; ++i) grad_x[i] += partial[sum * size + i];
@@ -291,7 +292,7 @@ class LinearSoftmaxBackward {
   // The gradients other than by products: bias and positive; with kRounds also that of the logits, in rounded
   // [A, B].
   void all_rows(T* rounded) const {
-    torch::stable::parallel_for(0, count_, 64, [&](int64_t begin, int64_t end) {
+    parallel_for(0, count_, 64, [&](int64_t begin, int64_t end) {
       left(begin, end - begin, kRounds ? rounded + begin * batch_ : nullptr);
     });
   }
