@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from .. import optim
 from ..data import XMCDataset, collate_xmc
+from ..interrupts import interrupts_wait
 from ..io import load_archive, save_archive
 from ..progress import progress_bar
 
@@ -66,6 +68,8 @@ class TrainingRun:
         self.model, self.loss, self.configuration, self.dataset = model, loss, configuration, dataset
         self.optimizer = optim.Adam(model.parameters(), lr=lr)
         rows = dataset.rows
+        if len(rows.labels) == 0:
+            warnings.warn("torch_lsh: no row of the training data has a label, so nothing is learned", stacklevel=3)
         self.schedule: dict[str, Any] = {
             "batch_size": batch_size,
             "lr": lr,
@@ -96,7 +100,9 @@ class TrainingRun:
 
     def steps(self, num_workers: int, callbacks: Sequence[Callable[[], object]]) -> Iterator[None]:
         """Trains on the batches that are left of the epoch, and times that; yields after every step."""
-        for features, labels in self.batches(num_workers):
+        with interrupts_wait():  # workers inherit it: Ctrl-C is for this process, which ends them
+            batches = iter(self.batches(num_workers))
+        for features, labels in batches:
             start = time.perf_counter()
             self.step(features, labels)
             for callback in callbacks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from ..config import LSHConfig
 from ..data import XMCDataset, collate_xmc
 from ..index.config import INDEX_CONFIGS
-from ..io import check_can_write, load_archive, save_archive
+from ..io import check_can_write, load_archive, save_archive, sole_writer
 from ..metrics import PrecisionAtK
 from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear
 from ..nn.logits.targets import as_target
@@ -155,7 +156,7 @@ class XMCClassifier(nn.Module):
         Raises:
             ValueError: An argument does not fit, the data does not fit the model, or the checkpoint is damaged or
                 belongs to another run (model, data or schedule). Nothing was trained then.
-            OSError: The checkpoint cannot be written.
+            OSError: The checkpoint cannot be written, or another run writes it.
         """
         # Errors that would end a run after hours come before it.
         self._check_dataset(train_dataset)
@@ -171,20 +172,21 @@ class XMCClassifier(nn.Module):
             check_can_write(path)
             configuration = self.configuration()
         run = TrainingRun(self, self.loss, configuration, train_dataset, batch_size, lr, seed)
-        if path is not None and resume and path.exists():
-            run.load(path)
-        last_step = math.inf if max_steps is None else run.steps_done + max_steps
-        while run.epoch < epochs and run.steps_done < last_step:
-            for _ in with_progress_bar(run, run.steps(num_workers, callbacks), progress):
-                if run.at_end_of_epoch:
-                    break
-                if path is not None and checkpoint_every and run.position % checkpoint_every == 0:
+        with contextlib.nullcontext() if path is None else sole_writer(path):
+            if path is not None and resume and path.exists():
+                run.load(path)
+            last_step = math.inf if max_steps is None else run.steps_done + max_steps
+            while run.epoch < epochs and run.steps_done < last_step:
+                for _ in with_progress_bar(run, run.steps(num_workers, callbacks), progress):
+                    if run.at_end_of_epoch:
+                        break
+                    if path is not None and checkpoint_every and run.position % checkpoint_every == 0:
+                        run.save(path)
+                    if run.steps_done >= last_step:
+                        return run.history
+                run.end_epoch(evaluate)
+                if path is not None:
                     run.save(path)
-                if run.steps_done >= last_step:
-                    return run.history
-            run.end_epoch(evaluate)
-            if path is not None:
-                run.save(path)
         return run.history
 
     # --- inference ---
@@ -318,6 +320,6 @@ class XMCClassifier(nn.Module):
                 model.output = QuantizedLinear(model.input.embedding_dim, model.num_labels)
                 model.eval()
             model.load_state_dict(content["weights"], assign=True)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error
         return model

@@ -19,6 +19,7 @@ from ..data.xmc import join_rows
 from . import model_file
 from .explanation import without_each_word
 from .hashed_text import HashedText
+from .neighbours import MOST_NEIGHBOURS
 from .network import TextNetwork
 from .quality import BATCH, Quality, is_binary
 from .sources import Texts, is_multi_hot, source_of
@@ -384,6 +385,8 @@ def check_settings(classifier: TextClassifier) -> None:
         optional = value is None and name in ("hidden", "neighbours", "epochs", "batch_size")
         if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ValueError(f"{name} is {value!r}; wanted a whole number of at least {least}")
+    if classifier.neighbours is not None and classifier.neighbours > MOST_NEIGHBOURS:
+        raise ValueError(f"neighbours is {classifier.neighbours}; wanted at most {MOST_NEIGHBOURS}")
     if classifier.lr is not None and not (isinstance(classifier.lr, (int, float)) and 0 < classifier.lr < math.inf):
         raise ValueError(f"lr is {classifier.lr!r}; wanted a positive number")
     for name in ("label_smoothing", "validation_fraction"):

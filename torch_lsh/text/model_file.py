@@ -12,7 +12,8 @@ from .hashed_text import HashedText
 from .neighbours import TextNeighbours
 from .network import DENSE_CLASSES, TextNetwork
 
-FORMAT = "torch_lsh.TextClassifier/2"
+FORMAT = "torch_lsh.TextClassifier/3"
+_READ = (FORMAT, "torch_lsh.TextClassifier/2")  # the second has no checksum
 
 
 class SavedModel(NamedTuple):
@@ -59,9 +60,7 @@ def load(path: FilePath) -> SavedModel:
     Raises:
         ValueError: The file is cut off, damaged or holds no such model.
     """
-    tensors, metadata = load_safetensors(path)
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is of the format {metadata.get('format')!r}; wanted {FORMAT!r}")
+    tensors, metadata = load_safetensors(path, _READ)
     try:
         model = json.loads(metadata["model"])
         features = dict(model["features"])
@@ -69,6 +68,8 @@ def load(path: FilePath) -> SavedModel:
             features["char_ngrams"] = tuple(features["char_ngrams"])
         hashed = HashedText(**features)
         classes = len(model["classes"])
+        if model["columns"] != tensors["columns"].numel():
+            raise ValueError(f"columns is {model['columns']!r:.30}, but the file has {tensors['columns'].numel()}")
         sizes = hashed.num_features, model["columns"], classes, model["hidden"]
         with torch.device("meta"):
             network = TextNetwork(*sizes, sampled=classes > DENSE_CLASSES)
@@ -88,5 +89,5 @@ def load(path: FilePath) -> SavedModel:
             float(model["threshold"]),
             model["history"],
         )
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error

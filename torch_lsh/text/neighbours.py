@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -12,6 +13,7 @@ from ..data import XMCRows
 from ..data.xmc import check_rows, runs
 
 _MAX_POSTINGS = 1 << 14  # read per text; time grows with them, and beyond these they hardly find another neighbour
+MOST_NEIGHBOURS = 1 << 12  # of a text: a quarter of the postings, as candidates are four times as many
 _CANDIDATES = 4  # times the neighbours wanted
 _POWERS = (2.0, 3.0, 4.0)
 _SHARES = tuple(i / 10 for i in range(10))
@@ -57,9 +59,10 @@ class TextNeighbours(nn.Module):
         power: float = 3.0,
         share: float = 0.5,
     ) -> None:
-        if k < 1 or not 0 <= share < 1 or not power > 0:
+        if not 1 <= k <= MOST_NEIGHBOURS or not 0 <= share < 1 or not 0 < power < math.inf:
             raise ValueError(
-                f"k, power and share are {k}, {power} and {share}; wanted k >= 1, power > 0, share in [0, 1)"
+                f"k, power and share are {k}, {power} and {share}; "
+                f"wanted 1 <= k <= {MOST_NEIGHBOURS}, finite power > 0, share in [0, 1)"
             )
         super().__init__()
         self.num_features, self.num_classes = num_features, num_classes
