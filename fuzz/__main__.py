@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))  # the twins
 
 import children  # noqa: E402
 
-TARGETS = ("operators", "readers")
+TARGETS = ("operators", "readers", "model_files", "http_requests")
 
 
 def main() -> int:

@@ -79,6 +79,7 @@ def _run_child(case: Case, report: Report, end: int, stop: float) -> None:
     child = os.fork()
     if child == 0:
         os.close(read)
+        os.dup2(errors, 1)
         os.dup2(errors, 2)
         try:
             _cases(case, report.next_seed, end, stop, at, write)
