@@ -88,7 +88,9 @@ def send(data: bytes) -> str:
                 connection.settimeout(_SECONDS)
                 connection.shutdown(socket.SHUT_WR)
                 answer = _receive(connection, answer)
-                assert _is_whole(answer) or not answer, f"no end in {_SECONDS} seconds of {answer[:500]!r} to {data[:500]!r}"
+                assert _is_whole(answer) or not answer, (
+                    f"no end in {_SECONDS} seconds of {answer[:500]!r} to {data[:500]!r}"
+                )
         except (ConnectionResetError, BrokenPipeError):
             pass
     if not answer:
