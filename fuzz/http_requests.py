@@ -55,18 +55,21 @@ def _server(process: int) -> tuple[str, int]:
     return address
 
 
-def case(seed: int) -> str:
-    """One connection; see :data:`children.Case`."""
+def make(seed: int) -> tuple[bytes, bool]:
+    """The bytes of a seed, and whether the server is asked afterwards if it is ready."""
     rng = random.Random(seed)
+    asks = seed % 20 == 0
     if rng.random() < 0.5:
         content = json.dumps(changed_value(rng, rng.choice(_CONTENTS)), ensure_ascii=rng.random() < 0.5)
         body = content.encode(errors="surrogatepass")
-        data = request(damaged(rng, body) if rng.random() < 0.5 else body)
-    else:
-        data = damaged(rng, b"".join(rng.choices(_REQUESTS, k=rng.choice((1, 1, 2)))), _REQUESTS)
+        return request(damaged(rng, body) if rng.random() < 0.5 else body), asks
+    return damaged(rng, b"".join(rng.choices(_REQUESTS, k=rng.choice((1, 1, 2)))), _REQUESTS), asks
+
+
+def run(data: bytes, asks: bool = True) -> str:
+    """Sends bytes on a connection of their own."""
     status = send(data)
-    if seed % 20 == 0:
-        assert send(request(b"", "GET", "/health/ready")) == "200", "the server is not ready any more"
+    assert not asks or send(request(b"", "GET", "/health/ready")) == "200", "the server is not ready any more"
     return "answered" if status == "200" else "refused"
 
 

@@ -70,22 +70,28 @@ def _use_checkpoint(path: Path) -> None:
     XMCClassifier(8, 40, 8).fit(_dataset(), epochs=1, batch_size=2, checkpoint=path, progress=False)
 
 
-def case(seed: int) -> str:
-    """One file; see :data:`children.Case`."""
+def make(seed: int) -> tuple[str, bytes]:
+    """The file of a seed, and the kind that it should be."""
     rng = random.Random(seed)
     name = rng.choice(sorted(kinds()))
-    content, use = kinds()[name]
-    path = folder(os.getpid()) / "model"
+    content = kinds()[name].content
     if rng.random() < 0.4:
-        path.write_bytes(damaged(rng, content, [kind.content for kind in kinds().values()]))
-    elif name == "text":
+        return name, damaged(rng, content, [kind.content for kind in kinds().values()])
+    path = folder(os.getpid()) / "made"
+    if name == "text":
         _write_other_model(rng, content, path)
     else:
-        archive = torch.load(io.BytesIO(content), weights_only=True)
-        torch.save(_changed_content(rng, archive), path)
+        torch.save(_changed_content(rng, torch.load(io.BytesIO(content), weights_only=True)), path)
+    return name, path.read_bytes()
+
+
+def run(name: str, content: bytes) -> str:
+    """Loads a file, and predicts with what is in it, or resumes it."""
+    path = folder(os.getpid()) / "model"
+    path.write_bytes(content)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            use(path)
+            kinds()[name].use(path)
     except ValueError as error:
         assert str(path) in str(error), f"the error does not name the file: {error}"
         return "refused"

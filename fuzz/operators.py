@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import random
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import twins
@@ -57,29 +57,34 @@ def _samples(name: str, variant: int) -> list[Sample]:
     return SAMPLES[name]()
 
 
-def case(seed: int) -> str:
-    """One call; see :data:`children.Case`."""
+class Call(NamedTuple):
+    """One call of an operator; ``compared``: with its twin."""
+
+    operator: str
+    arguments: list[Any]
+    compared: bool
+    level: str
+    threads: int
+
+
+def make(seed: int) -> Call:
+    """The call of a seed."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    torch.set_num_threads(rng.choice((1, 1, 1, 2)))
-    ops.use_simd_level(rng.choice(_runnable_levels()))
-    full_name = rng.choice(sorted(_schemas()))
-    namespace, _, name = full_name.partition("::")
-    compared = False
+    threads, level = rng.choice((1, 1, 1, 2)), rng.choice(_runnable_levels())
+    operator = rng.choice(sorted(_schemas()))
+    name = operator.partition("::")[2]
     if name not in SAMPLES or rng.random() < 0.1:
-        arguments = [values.of_type(rng, str(argument.real_type)) for argument in _schemas()[full_name].arguments]
-    else:
-        sample = rng.choice(_samples(name, rng.randrange(20)))
-        arguments = _copies(list(sample.arguments))  # for calls change them
-        if rng.random() < 0.35:
-            arguments = _other_shapes(rng, arguments)
-            compared = sample.has_twin and rng.random() < 0.5
-        else:
-            for _ in range(rng.choice((1, 1, 1, 2, 3))):
-                if arguments:
-                    position = rng.randrange(len(arguments))
-                    arguments[position] = values.changed(rng, arguments[position])
-    return call(full_name, arguments, compared)
+        types = [str(argument.real_type) for argument in _schemas()[operator].arguments]
+        return Call(operator, [values.of_type(rng, one) for one in types], False, level, threads)
+    sample = rng.choice(_samples(name, rng.randrange(20)))
+    arguments = _copies(list(sample.arguments))  # for calls change them
+    if rng.random() < 0.35:
+        return Call(operator, _other_shapes(rng, arguments), sample.has_twin and rng.random() < 0.5, level, threads)
+    for _ in range(rng.choice((1, 1, 1, 2, 3)) if arguments else 0):
+        position = rng.randrange(len(arguments))
+        arguments[position] = values.changed(rng, arguments[position])
+    return Call(operator, arguments, False, level, threads)
 
 
 def _other_shapes(rng: random.Random, arguments: list[Any]) -> list[Any]:
@@ -125,7 +130,7 @@ def _same(one: Any, other: Any) -> bool:
     return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
-def call(full_name: str, arguments: list[Any], compared: bool = False) -> str:
+def run(full_name: str, arguments: list[Any], compared: bool, level: str, threads: int) -> str:
     """Calls an operator and checks what must hold of any call.
 
     Returns:
@@ -134,6 +139,8 @@ def call(full_name: str, arguments: list[Any], compared: bool = False) -> str:
     Raises:
         AssertionError: something does not hold.
     """
+    torch.set_num_threads(threads)
+    ops.use_simd_level(level if level in _runnable_levels() else "")
     namespace, _, name = full_name.partition("::")
     written = [
         argument.alias_info is not None and argument.alias_info.is_write for argument in _schemas()[full_name].arguments

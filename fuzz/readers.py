@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import twins
@@ -62,13 +63,14 @@ def folder(process: int) -> Path:
     return path
 
 
-def case(seed: int) -> str:
-    """One file or text; see :data:`children.Case`."""
+def make(seed: int) -> tuple[Any, ...]:
+    """The file or the texts of a seed, and how they are read."""
     rng = random.Random(seed)
-    torch.set_num_threads(rng.choice((1, 1, 2, 3)))
+    threads = rng.choice((1, 1, 2, 3))
     kind = rng.choice(("xmc", "xmc", "csv", "tsv", "jsonl", "text"))
     if kind == "text":
-        return hash_text(rng, [damaged(rng, rng.choice(TEXTS), TEXTS) for _ in range(rng.choice((0, 1, 2, 5)))])
+        texts = [damaged(rng, rng.choice(TEXTS), TEXTS) for _ in range(rng.choice((0, 1, 2, 5)))]
+        return "texts", texts, _settings(rng), threads
     contents = {"xmc": XMC, "csv": CSV, "tsv": TSV, "jsonl": JSONL}[kind]
     content = damaged(rng, rng.choice(contents), contents)
     suffix = ""
@@ -77,7 +79,25 @@ def case(seed: int) -> str:
         content = _COMPRESSED[suffix](content)
         if rng.random() < 0.5:
             content = damaged(rng, content)
-    return read(f"{'txt' if kind == 'xmc' else kind}{suffix}", content, rng.choice((None, "l2")))
+    return f"{'txt' if kind == 'xmc' else kind}{suffix}", content, rng.choice((None, "l2")), threads
+
+
+def run(kind: str, content: Any, how: Any, threads: int) -> str:
+    """Reads a file with the suffix ``kind``, or hashes texts."""
+    torch.set_num_threads(threads)
+    return hash_text(content, how) if kind == "texts" else read(kind, content, how)
+
+
+def _settings(rng: random.Random) -> dict[str, Any]:
+    return {
+        "bits": rng.choice((1, 8, 20, 31)),
+        "word_ngrams": rng.choice((1, 2, 3, 16)),
+        "char_ngrams": rng.choice((None, (1, 1), (3, 4), (2, 16))),
+        "signed": rng.random() < 0.5,
+        "tf": rng.choice(("log", "count", "binary")),
+        "norm": rng.choice(("l2", None)),
+        "seed": rng.choice((0, -(2**63), 2**63 - 1)),
+    }
 
 
 def read(suffix: str, content: bytes, normalize: str | None = None) -> str:
@@ -125,25 +145,17 @@ def _distinct(labels: Tensor, counts: Tensor) -> list[list[int]]:
     return [list(dict.fromkeys(of_row.tolist())) for of_row in labels.split(counts.tolist())]
 
 
-def hash_text(rng: random.Random, texts: list[bytes]) -> str:
+def hash_text(texts: list[bytes], settings: dict[str, Any]) -> str:
     """Hashes texts as the twin does."""
-    hashed = HashedText(
-        bits=rng.choice((1, 8, 20, 31)),
-        word_ngrams=rng.choice((1, 2, 3, 16)),
-        char_ngrams=rng.choice((None, (1, 1), (3, 4), (2, 16))),
-        signed=rng.random() < 0.5,
-        tf=rng.choice(("log", "count", "binary")),
-        norm=rng.choice(("l2", None)),
-        seed=rng.choice((0, -(2**63), 2**63 - 1)),
-    )
+    hashed = HashedText(**settings)
     ours = hashed.csr(texts)
     if sum(map(len, texts)) > 300:
         return "accepted"
     text = torch.frombuffer(bytearray(b"".join(texts)) or bytearray(1), dtype=torch.uint8)[: sum(map(len, texts))]
     offsets = torch.tensor([0, *map(len, texts)]).cumsum(0)
     least, largest = hashed.char_ngrams or (0, 0)
-    settings = hashed.signed, hashed.tf, hashed.norm is not None, hashed.seed
-    theirs = twins.hash_text(text, offsets, hashed.bits, hashed.word_ngrams, least, largest, *settings)
+    others = hashed.signed, hashed.tf, hashed.norm is not None, hashed.seed
+    theirs = twins.hash_text(text, offsets, hashed.bits, hashed.word_ngrams, least, largest, *others)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     return "compared"
