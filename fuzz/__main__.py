@@ -39,6 +39,8 @@ def main() -> int:
     first = time.time_ns() // 10**6 if options.seed is None else options.seed
     failed = 0
     for name in targets:
+        if options.corpus and not (CORPUS / name).is_dir():
+            continue
         target = importlib.import_module(name)
         if options.only is not None:
             _run_one(name, target, options.only, options.keep)

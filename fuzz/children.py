@@ -1,7 +1,7 @@
 """Runs cases in child processes, which may crash, hang or run out of memory.
 
-A case is a function of a seed. A child runs many, and says in shared memory which one it is at; when it dies, the parent
-notes that seed and goes on with the next one in a new child. Children are forked, so a parent must not have used
+A case is a function of a seed. A child runs many, and says in shared memory which one it is at; when it dies, the
+parent notes that seed and goes on with the next one in a new child. Children are forked, so a parent must not have used
 PyTorch's threads before.
 """
 

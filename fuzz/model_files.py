@@ -93,7 +93,8 @@ def run(name: str, content: bytes) -> str:
         with contextlib.redirect_stderr(io.StringIO()):
             kinds()[name].use(path)
     except ValueError as error:
-        assert str(path) in str(error), f"the error does not name the file: {error}"
+        if str(path) not in str(error):
+            raise AssertionError(f"the error does not name the file: {error}") from error
         return "refused"
     return "accepted"
 

@@ -156,7 +156,8 @@ def run(full_name: str, arguments: list[Any], compared: bool, level: str, thread
     except Exception as error:
         _check_error(full_name, error)
         unchanged = name in _WRITE_BEFORE_ERRORS or all(map(_same, before, arguments))
-        assert unchanged, f"{full_name} changed an argument before it raised {error}"
+        if not unchanged:
+            raise AssertionError(f"{full_name} changed an argument before it raised {error}") from error
         return "refused"
     for position, (old, value) in enumerate(zip(before, arguments)):
         assert written[position] or _same(old, value), f"{full_name} changed argument {position}"

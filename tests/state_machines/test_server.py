@@ -1,7 +1,7 @@
 """The server under any order of requests, reloads and a stop.
 
-Every accepted request is answered by the model that it came to, also while another one is loaded, and after the stop. The
-application runs in an event loop that the rules drive, so that a sequence repeats exactly.
+Every accepted request is answered by the model that it came to, also while another one is loaded, and after the stop.
+The application runs in an event loop that the rules drive, so that a sequence repeats exactly.
 """
 
 from __future__ import annotations

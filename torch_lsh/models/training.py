@@ -164,7 +164,7 @@ class TrainingRun:
                 if content[name] != here:
                     raise ValueError(f"{path} belongs to a run with {name} {content[name]}; this one has {here}")
             epoch, position, loss_sum, seconds = content["progress"]
-            if not 0 <= operator.index(epoch) or not 0 <= operator.index(position) <= self.steps_per_epoch:
+            if operator.index(epoch) < 0 or not 0 <= operator.index(position) <= self.steps_per_epoch:
                 raise ValueError(f"progress is {content['progress']}; wanted an epoch and one of its steps")
             history = [dict(entry) for entry in content["history"]]
             loss_sum, seconds = float(loss_sum), float(seconds)
