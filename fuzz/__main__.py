@@ -1,7 +1,7 @@
 """``python fuzz [TARGET ...]``: looks for inputs that break the library. Exit code 1: some were found.
 
-A target is a module with ``make(seed)``, which returns an input, and ``run(*input)``, which says how it ended and raises
-what is a failure. Inputs that once failed are kept in ``fuzz/corpus`` and run again by ``--corpus``.
+A target is a module with ``make(seed)``, which returns an input, and ``run(*input)``, which says how it ended and
+raises what is a failure. Inputs that once failed are kept in ``fuzz/corpus`` and run again by ``--corpus``.
 """
 
 from __future__ import annotations
