@@ -18,6 +18,9 @@
 #include <vector>
 
 #include "checks.h"
+#include "ops/allocate.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 #include "random.h"
 #include "unicode/words.h"
 
@@ -32,6 +35,7 @@ struct Settings {
 };
 
 constexpr uint64_t kMultiplier = 0x9e3779b97f4a7c15ull;
+constexpr int64_t kLongestGram = 64;  // bounds the features of a text by a multiple of its bytes
 constexpr uint32_t kWordBegin = 0x110000, kWordEnd = 0x110001;  // beyond the last code point
 
 uint64_t append(uint64_t state, uint64_t item) {
@@ -67,10 +71,7 @@ class Rows {
   explicit Rows(const Settings& settings)
       : settings_(settings),
         char_start_(random_bits(settings.seed, 0)),
-        word_start_(random_bits(settings.seed, 1)) {
-    for (int64_t n = 2; n <= settings.word_ngrams; ++n)
-      ngram_start_.push_back(random_bits(settings.seed, static_cast<uint64_t>(n)));
-  }
+        word_start_(random_bits(settings.seed, 1)) {}
 
   void add(const uint8_t* at, const uint8_t* end) {
     keys_.clear();
@@ -121,9 +122,10 @@ class Rows {
   }
 
   void add_word_ngrams() {
-    for (int64_t n = 2; n <= settings_.word_ngrams; ++n)
+    const int64_t longest = std::min(settings_.word_ngrams, static_cast<int64_t>(words_.size()));
+    for (int64_t n = 2; n <= longest; ++n)
       for (size_t i = 0; i + n <= words_.size(); ++i) {
-        uint64_t state = ngram_start_[n - 2];
+        uint64_t state = random_bits(settings_.seed, static_cast<uint64_t>(n));
         for (int64_t j = 0; j < n; ++j) state = append(state, words_[i + j]);
         add_feature(state);
       }
@@ -161,7 +163,7 @@ class Rows {
 
   const Settings settings_;
   const uint64_t char_start_, word_start_;
-  std::vector<uint64_t> ngram_start_, words_;
+  std::vector<uint64_t> words_;
   std::vector<uint32_t> word_, keys_, spare_;
 };
 
@@ -188,10 +190,12 @@ std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& o
   for (int64_t i = 1; i <= texts; ++i)
     TORCH_LSH_CHECK(starts[i] >= starts[i - 1], "offsets decreases at ", i, "; wanted increasing offsets");
   TORCH_LSH_CHECK(bits >= 1 && bits <= 31, "bits is ", bits, "; wanted 1 to 31");
-  TORCH_LSH_CHECK(word_ngrams >= 0, "word_ngrams is ", word_ngrams, "; wanted at least 0");
-  TORCH_LSH_CHECK((char_min == 0 && char_max == 0) || (char_min >= 1 && char_max >= char_min),
-                  "char_min and char_max are ", char_min, " and ", char_max,
-                  "; wanted 0 and 0, or 1 <= char_min <= char_max");
+  TORCH_LSH_CHECK(word_ngrams >= 0 && word_ngrams <= kLongestGram, "word_ngrams is ", word_ngrams,
+                  "; wanted 0 to ", kLongestGram);
+  TORCH_LSH_CHECK(
+      (char_min == 0 && char_max == 0) || (char_min >= 1 && char_max >= char_min && char_max <= kLongestGram),
+      "char_min and char_max are ", char_min, " and ", char_max,
+      "; wanted 0 and 0, or 1 <= char_min <= char_max <= ", kLongestGram);
   TORCH_LSH_CHECK(tf == "count" || tf == "log" || tf == "binary", "tf is '", tf,
                   "'; wanted 'count', 'log' or 'binary'");
   const Settings settings{
@@ -210,7 +214,7 @@ std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& o
   const std::vector<int64_t> bounds = cut(starts, texts, runs);
   const uint8_t* bytes = text.const_data_ptr<uint8_t>();
   std::vector<Rows> rows(static_cast<size_t>(runs), Rows(settings));
-  torch::stable::parallel_for(0, runs, 1, [&](int64_t first, int64_t last) {
+  parallel_for(0, runs, 1, [&](int64_t first, int64_t last) {
     for (int64_t run = first; run < last; ++run)
       for (int64_t i = bounds[run]; i < bounds[run + 1]; ++i)
         rows[run].add(bytes + starts[i], bytes + starts[i + 1]);
@@ -218,9 +222,9 @@ std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& o
 
   int64_t total = 0;
   for (const Rows& some : rows) total += static_cast<int64_t>(some.columns.size());
-  Tensor crow = torch::stable::empty({texts + 1}, ScalarType::Long);
-  Tensor columns = torch::stable::empty({total}, ScalarType::Long);
-  Tensor values = torch::stable::empty({total}, ScalarType::Float);
+  Tensor crow = new_tensor({texts + 1}, ScalarType::Long);
+  Tensor columns = new_tensor({total}, ScalarType::Long);
+  Tensor values = new_tensor({total}, ScalarType::Float);
   int64_t* row_start = crow.mutable_data_ptr<int64_t>();
   int64_t* column = columns.mutable_data_ptr<int64_t>();
   float* value = values.mutable_data_ptr<float>();
@@ -248,7 +252,7 @@ Tensor word_spans(const Tensor& text) {
     }
   }
   if (inside) bounds.push_back(text.numel());
-  Tensor spans = torch::stable::empty({static_cast<int64_t>(bounds.size()) / 2, 2}, ScalarType::Long);
+  Tensor spans = new_tensor({static_cast<int64_t>(bounds.size()) / 2, 2}, ScalarType::Long);
   std::copy(bounds.begin(), bounds.end(), spans.mutable_data_ptr<int64_t>());
   return spans;
 }
@@ -256,8 +260,8 @@ Tensor word_spans(const Tensor& text) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("hash_text", TORCH_BOX(&hash_text));
-  m.impl("word_spans", TORCH_BOX(&word_spans));
+  TORCH_LSH_IMPL(m, "hash_text", &hash_text);
+  TORCH_LSH_IMPL(m, "word_spans", &word_spans);
 }
 
 }  // namespace torch_lsh

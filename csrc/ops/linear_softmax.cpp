@@ -26,8 +26,11 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/allocate.h"
 #include "ops/dtypes.h"
 #include "ops/gather.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 #include "ops/product.h"
 #include "ops/tasks.h"
 
@@ -196,7 +199,7 @@ ScalarType stored_dtype(const Tensor& weight, ScalarType dtype) {
 template <typename Sum>
 Tensor reduced(const Tensor& loss, Sum* scale, Sum divisor) {
   const Sum* const value = data<Sum>(loss);
-  Tensor out = torch::stable::empty({}, loss.scalar_type());
+  Tensor out = new_tensor({}, loss.scalar_type());
   Sum sum = 0;
   for (int64_t b = 0; b < loss.numel(); ++b) {
     sum += value[b];
@@ -245,8 +248,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, const Te
   check_size(shares, "shares", 0, batch);
   check_size(shares, "shares", 1, positions.size(1));
 
-  Tensor loss = torch::stable::empty({batch}, sums), slopes = pooled_tensor({count, batch}, sums),
-         scale = torch::stable::empty({batch}, sums);
+  Tensor loss = new_tensor({batch}, sums), slopes = pooled_tensor({count, batch}, sums),
+         scale = new_tensor({batch}, sums);
   by_dtypes(OperandTypes{}, operand_dtype(dtype), stored_dtype(weight, dtype),
             [&]<typename T, typename Stored>() {
               using Sum = SumOf<T>;
@@ -266,9 +269,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_sums(const Tensor& x, 
   check_arguments(x, weight, bias, rows, log_weights, positions);
   const ScalarType dtype = x.scalar_type(), sums = sum_dtype(dtype);
   const int64_t batch = x.size(0);
-  Tensor log_z = torch::stable::empty({batch}, sums),
-         at_labels = torch::stable::empty({batch, positions.size(1)}, sums),
-         slopes = pooled_tensor({rows.numel(), batch}, sums), scale = torch::stable::empty({batch}, sums);
+  Tensor log_z = new_tensor({batch}, sums),
+         at_labels = new_tensor({batch, positions.size(1)}, sums),
+         slopes = pooled_tensor({rows.numel(), batch}, sums), scale = new_tensor({batch}, sums);
   by_dtypes(OperandTypes{}, operand_dtype(dtype), stored_dtype(weight, dtype),
             [&]<typename T, typename Stored>() {
               using Sum = SumOf<T>;
@@ -326,7 +329,7 @@ class LinearSoftmaxBackward {
                              first > sum * step, scratch, partial + sum * size);
       }
     });
-    torch::stable::parallel_for(0, batch_, kGrainSamples, [&](int64_t begin, int64_t end) {
+    parallel_for(0, batch_, kGrainSamples, [&](int64_t begin, int64_t end) {
       std::fill(grad_x + begin * width_, grad_x + end * width_, Sum(0));
       for (int64_t sum = 0; sum < sums; ++sum)
         for (int64_t i = begin * width_; i < end * width_; ++i) grad_x[i] += partial[sum * size + i];
@@ -338,7 +341,7 @@ class LinearSoftmaxBackward {
   // The gradients other than by products: bias and positive; with kRounds also that of the logits, in rounded
   // [A, B].
   void all_rows(T* rounded) const {
-    torch::stable::parallel_for(0, count_, 64, [&](int64_t begin, int64_t end) {
+    parallel_for(0, count_, 64, [&](int64_t begin, int64_t end) {
       left(begin, end - begin, kRounds ? rounded + begin * batch_ : nullptr);
     });
   }
@@ -422,7 +425,7 @@ class LinearSoftmaxBackward {
 template <typename Sum>
 Tensor product_of(const std::optional<Tensor>& grad, const Tensor& factors) {
   if (!grad.has_value()) return factors;
-  Tensor out = torch::stable::empty({factors.numel()}, factors.scalar_type());
+  Tensor out = new_tensor({factors.numel()}, factors.scalar_type());
   const Sum *const of_loss = data<Sum>(*grad), *const factor = data<Sum>(factors);
   Sum* const product = mutable_data<Sum>(out);
   const int64_t step = grad->dim();
@@ -436,6 +439,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
   check_floating(x, "x");
   const ScalarType dtype = x.scalar_type(), sums = sum_dtype(dtype);
   check_operand(slopes, "slopes", 2, sums);
+  check_operand(x, "x", 2, dtype);
   const int64_t count = slopes.size(0), batch = slopes.size(1), width = x.size(1);
   check_operand(scale, "factors", 1, sums);
   check_size(scale, "factors", 0, batch);
@@ -443,7 +447,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
     check_operand(*grad, "grad", std::min<int64_t>(grad->dim(), 1), sums);
     if (grad->dim() == 1) check_size(*grad, "grad", 0, batch);
   }
-  check_operand(x, "x", 2, dtype);
   check_size(x, "x", 0, batch);
   const ScalarType stored = stored_dtype(weight, dtype);
   check_operand(weight, "weight", 2, stored);
@@ -451,9 +454,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
   check_operand(rows, "rows", 1, ScalarType::Long);
   check_size(rows, "rows", 0, count);
   check_rows_in_range(rows.const_data_ptr<int64_t>(), count, weight.size(0), "rows");
-  Tensor grad_x = torch::stable::empty({batch, width}, sums),
+  Tensor grad_x = new_tensor({batch, width}, sums),
          grad_weight = pooled_tensor({needs_weight ? count : 0, width}, sums),
-         grad_bias = torch::stable::empty({count}, sums), positive = torch::stable::empty({count}, sums);
+         grad_bias = new_tensor({count}, sums), positive = new_tensor({count}, sums);
   Tensor returned;
   by_dtypes(OperandTypes{}, operand_dtype(dtype), stored, [&]<typename T, typename Stored>() {
     using Sum = SumOf<T>;
@@ -466,10 +469,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
     };
     Tensor scaled = x;
     if constexpr (!Backward::kRounds) {
-      scaled = torch::stable::empty({batch, width}, dtype_of<T>);
+      scaled = new_tensor({batch, width}, dtype_of<T>);
       scale_rows(data<T>(as_operand(x)), mutable_data<T>(scaled));
     }
-    returned = dtype == sums ? scaled : torch::stable::empty({0, width}, sums);
+    returned = dtype == sums ? scaled : new_tensor({0, width}, sums);
     const Backward gradients(slopes, factors, weight, rows,
                              needs_weight ? mutable_data<Sum>(grad_weight) : nullptr,
                              mutable_data<Sum>(grad_bias), mutable_data<Sum>(positive));
@@ -489,9 +492,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("linear_softmax_loss", TORCH_BOX(&linear_softmax_loss));
-  m.impl("linear_softmax_sums", TORCH_BOX(&linear_softmax_sums));
-  m.impl("linear_softmax_loss_backward", TORCH_BOX(&linear_softmax_loss_backward));
+  TORCH_LSH_IMPL(m, "linear_softmax_loss", &linear_softmax_loss);
+  TORCH_LSH_IMPL(m, "linear_softmax_sums", &linear_softmax_sums);
+  TORCH_LSH_IMPL(m, "linear_softmax_loss_backward", &linear_softmax_loss_backward);
 }
 
 }  // namespace torch_lsh

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -156,13 +158,26 @@ class TrainingRun:
             ValueError: The file is damaged or belongs to another run; nothing has changed then.
         """
         content = load_archive(path, FORMAT)
-        for name, here in (("schedule", self.schedule), ("configuration", self.configuration)):
-            if content[name] != here:
-                raise ValueError(f"{path} belongs to a run with {name} {content[name]}; this one has {here}")
-        self.model.load_state_dict(content["weights"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.epoch, self.position, self.loss_sum, self.seconds = content["progress"]
-        self.history = content["history"]
+        before = copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict()))
+        try:
+            for name, here in (("schedule", self.schedule), ("configuration", self.configuration)):
+                if content[name] != here:
+                    raise ValueError(f"{path} belongs to a run with {name} {content[name]}; this one has {here}")
+            epoch, position, loss_sum, seconds = content["progress"]
+            if operator.index(epoch) < 0 or not 0 <= operator.index(position) <= self.steps_per_epoch:
+                raise ValueError(f"progress is {content['progress']}; wanted an epoch and one of its steps")
+            history = [dict(entry) for entry in content["history"]]
+            loss_sum, seconds = float(loss_sum), float(seconds)
+            self.model.load_state_dict(content["weights"])
+            self.optimizer.load_state_dict(content["optimizer"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
+            self.model.load_state_dict(before[0])
+            self.optimizer.load_state_dict(before[1])
+            if str(path) in str(error):
+                raise
+            raise ValueError(f"{path} does not hold a training run that this version knows: {error}") from error
+        self.epoch, self.position, self.loss_sum, self.seconds = epoch, position, loss_sum, seconds
+        self.history = history
 
 
 def with_progress_bar(run: TrainingRun, steps: Iterator[None], show: bool) -> Iterator[None]:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from ..config import LSHConfig
 from ..data import XMCDataset, collate_xmc
 from ..index.config import INDEX_CONFIGS
-from ..io import check_can_write, load_archive, save_archive, sole_writer
+from ..io import assign_weights, check_can_write, load_archive, save_archive, sole_writer
 from ..metrics import PrecisionAtK
 from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear
 from ..nn.logits.targets import as_target
@@ -319,7 +319,7 @@ class XMCClassifier(nn.Module):
             if quantized:
                 model.output = QuantizedLinear(model.input.embedding_dim, model.num_labels)
                 model.eval()
-            model.load_state_dict(content["weights"], assign=True)
-        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            assign_weights(model, content["weights"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error
         return model

@@ -21,6 +21,7 @@ from .active_set import ActiveSet, choose_active_rows, hardest_rows, labels_leav
 from .inference_mode import outside_inference_mode
 from .label_counts import LabelCounts
 from .look_ups import LookUps
+from .one_at_a_time import OneAtATime
 from .recent_inputs import RecentInputs
 from .recomputation import RecomputedDraws
 from .scheduled_index import ScheduledIndex
@@ -66,6 +67,7 @@ class Sampler:
         self._carried: Tensor | None = None
         self._label_counts: LabelCounts | None = None
         self._states_taken = TakenStates()
+        self._training = OneAtATime("these rows are trained")
         self._settle(config)
         self._tables = ScheduledIndex(self._maker(config.index))
         self._look_ups = LookUps(self._look_up_maker())
@@ -164,7 +166,16 @@ class Sampler:
             labels: ``[B, P]`` int64, negative where a sample has fewer labels. They are always active.
             training: use tables as fresh as ``config.rehash`` wants them, count labels, and insert labels where the
                 index does so. Otherwise the tables are brought in step with the weights first.
+
+        Raises:
+            RuntimeError: another thread draws for training now.
         """
+        if not training:
+            return self._draw(weight, bias, x, labels, training)
+        with self._training:
+            return self._draw(weight, bias, x, labels, training)
+
+    def _draw(self, weight: Tensor, bias: Tensor | None, x: Tensor, labels: Tensor, training: bool) -> ActiveSet:
         self.fit(weight)
         repeated = self._recomputed.find(x, labels)
         if repeated is not None:

@@ -318,10 +318,13 @@ class TextClassifier:
         try:
             classifier = cls(**model.settings)
             check_settings(classifier)
+            classifier.classes_ = np.array(model.classes)
+            if classifier.classes_.ndim != 1:
+                raise ValueError(f"classes has {classifier.classes_.ndim} dimensions; wanted 1")
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error
         classifier.features_, classifier.network_ = model.features, model.network
-        classifier.classes_, classifier.history_ = np.array(model.classes), model.history
+        classifier.history_ = model.history
         classifier.multilabel_, classifier.multi_hot_ = model.multilabel, model.multi_hot
         classifier.threshold_ = model.threshold
         return classifier

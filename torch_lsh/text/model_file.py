@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..io import FilePath, load_safetensors, save_safetensors
+from ..io import FilePath, assign_weights, load_safetensors, save_safetensors
 from .hashed_text import HashedText
 from .neighbours import TextNeighbours
 from .network import DENSE_CLASSES, TextNetwork
@@ -75,7 +75,7 @@ def load(path: FilePath) -> SavedModel:
             network = TextNetwork(*sizes, sampled=classes > DENSE_CLASSES)
             if model["neighbours"] is not None:
                 network.neighbours = TextNeighbours(model["columns"], classes, **model["neighbours"])
-        network.load_state_dict(tensors, assign=True)
+        assign_weights(network, tensors)
         network.index_columns()
         if network.neighbours is not None:
             network.neighbours.index_rows()
