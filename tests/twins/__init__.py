@@ -12,6 +12,7 @@ from .hash import dwta_codes, simhash_codes, simhash_products
 from .hash_text import hash_text, word_spans
 from .largest_rows import largest_rows
 from .linear_softmax import labels_weigh_one, linear_softmax_loss, linear_softmax_loss_backward
+from .nearest_members import nearest_members
 from .nearest_rows import nearest_rows
 from .optimizer import row_sparse_adagrad_, row_sparse_adam_, row_sparse_lion_, row_sparse_sgd_
 from .partition import query_partition, residual_codes, search_partition, update_partition
@@ -49,6 +50,7 @@ __all__ = [
     "linear_softmax_loss",
     "linear_softmax_loss_backward",
     "linear_topk",
+    "nearest_members",
     "nearest_rows",
     "parse_xmc",
     "positive_sums",

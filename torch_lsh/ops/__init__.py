@@ -16,6 +16,7 @@ from .hash_text import hash_text, word_spans
 from .huge_pages import prefer_huge_pages
 from .largest_rows import largest_rows
 from .linear_softmax import active_rows_loss, linear_softmax_loss, linear_softmax_loss_backward
+from .nearest_members import nearest_members
 from .nearest_rows import nearest_rows
 from .optimizer import row_sparse_adagrad_, row_sparse_adam_, row_sparse_lion_, row_sparse_sgd_
 from .partition import query_partition, residual_codes, search_partition, update_partition
@@ -55,6 +56,7 @@ __all__ = [
     "linear_softmax_loss_backward",
     "linear_topk",
     "multiplies_bfloat16",
+    "nearest_members",
     "nearest_rows",
     "parse_xmc",
     "positive_sums",
