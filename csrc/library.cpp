@@ -122,6 +122,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def("sketch_candidates(Tensor x, Tensor codes, Tensor factors, int num_rows, int count) -> Tensor");
 
   // partition
+  m.def("nearest_members(Tensor x, Tensor groups, Tensor first, Tensor centers, Tensor offsets) -> Tensor");
   m.def(
       "residual_codes(Tensor x, Tensor centers, Tensor buckets, int bits) -> (Tensor codes, Tensor factors)");
   m.def(

@@ -266,6 +266,13 @@ def _search_partition() -> list[Sample]:
     return [Sample((*given, examined)) for examined in (3, 50)]
 
 
+def _nearest_members() -> list[Sample]:
+    first, centers = torch.tensor([0, 40, 40, 100]), torch.randn(100, 7)
+    return [
+        Sample((torch.randn(n, 7), torch.randint(2, (n, 2)) * 2, first, centers, torch.randn(100))) for n in (0, 1, 70)
+    ]
+
+
 def _residual_codes() -> list[Sample]:
     return [Sample((torch.randn(3, 16), torch.randn(4, 16), _int32(0, 3, 1), bits)) for bits in (1, 4)]
 
@@ -303,6 +310,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "linear_softmax_loss_backward": _linear_softmax_loss_backward,
     "linear_softmax_sums": _linear_softmax_sums,
     "linear_topk": _topk(),
+    "nearest_members": _nearest_members,
     "nearest_rows": _nearest_rows,
     "parse_xmc": lambda: [Sample((_words(b"1,2 0:1.5 3:2\n\n"), 4, 3), has_fake=False)],
     "positive_sums": lambda: [Sample((torch.randn(3, 4),)), Sample((torch.randn(4, 3).T,))],

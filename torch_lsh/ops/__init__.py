@@ -22,6 +22,7 @@ from .linear_softmax import (
     linear_softmax_loss_backward,
     linear_softmax_sums,
 )
+from .nearest_members import nearest_members
 from .nearest_rows import nearest_rows
 from .optimizer import row_sparse_adagrad_, row_sparse_adam_, row_sparse_lion_, row_sparse_sgd_
 from .partition import query_partition, residual_codes, search_partition, update_partition
@@ -63,6 +64,7 @@ __all__ = [
     "linear_softmax_sums",
     "linear_topk",
     "multiplies_bfloat16",
+    "nearest_members",
     "nearest_rows",
     "parse_xmc",
     "positive_sums",
