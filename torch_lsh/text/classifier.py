@@ -266,7 +266,7 @@ class TextClassifier:
         """
         self._check_fitted()
         number = None if label is None else Labels(self.classes_.tolist()).number(label, "explain")
-        words, variants = without_each_word(text, max_words)
+        words, variants = without_each_word(text, max_words, self.features_.split_characters)
         logits = torch.cat(list(self._logits(variants)))
         number = int(logits[0].argmax()) if number is None else number
         margins = logits[:, number]

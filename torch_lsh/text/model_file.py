@@ -64,7 +64,7 @@ def load(path: FilePath) -> SavedModel:
         raise ValueError(f"{path} is of the format {metadata.get('format')!r}; wanted {FORMAT!r}")
     try:
         model = json.loads(metadata["model"])
-        features = dict(model["features"])
+        features = {"split_characters": False, **model["features"]}  # files of 0.1 lack it
         if features["char_ngrams"] is not None:
             features["char_ngrams"] = tuple(features["char_ngrams"])
         hashed = HashedText(**features)
