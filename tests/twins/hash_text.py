@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .random_numbers import MASK, mix, random_bits
 
-
 WITHOUT_BLANKS = (
     *("CJK UNIFIED", "CJK COMPATIBILITY", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "BOPOMOFO"),
     *("THAI", "LAO", "KHMER", "MYANMAR"),

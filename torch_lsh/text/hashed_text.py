@@ -17,9 +17,9 @@ class HashedText:
 
     A word is a maximal run of Unicode letters, marks and numbers, lower-cased code point by code point. Anything else
     separates words, including bytes that are not UTF-8 and lone surrogates. In scripts without blanks between words
-    (Chinese, Japanese, Thai, Lao, Khmer, Burmese), each letter with its marks is a word. Character n-grams are taken from a word
-    with a mark at its beginning and its end, as in fastText. Unicode is not normalised: "é" as one code point and
-    as two are different words.
+    (Chinese, Japanese, Thai, Lao, Khmer, Burmese), each letter with its marks is a word. Character n-grams are taken
+    from a run with a mark at its beginning and its end, as in fastText. Unicode is not normalised: "é" as one code
+    point and as two are different words.
 
     The object holds settings only and learns nothing. Equal settings give a text the same row on every platform, with
     any number of threads.
