@@ -53,7 +53,25 @@ bool read_id(const char*& at, const char* end, int64_t bound, const char* what, 
   return true;
 }
 
-// Reads a float32, correctly rounded; returns false if there is none, or it overflows.
+// Whether a decimal number that is out of range is too small rather than too large.
+bool is_tiny(const char* at, const char* end) {
+  constexpr int64_t kFar = 1'000'000'000;  // more digits than a line has
+  int64_t power = 0, exponent = 0;         // the number is in [10^(power - 1), 10^power) times 10^exponent
+  bool after_point = false, significant = false;
+  for (; at < end && *at != 'e' && *at != 'E'; ++at) {
+    if (*at == '.') after_point = true;
+    if (*at < '0' || *at > '9') continue;
+    significant |= *at != '0';
+    power += significant && !after_point;
+    power -= !significant && after_point;
+  }
+  const bool negative = end - at > 1 && at[1] == '-';
+  for (; at < end; ++at)
+    if (*at >= '0' && *at <= '9') exponent = std::min(kFar, 10 * exponent + (*at - '0'));
+  return power + (negative ? -exponent : exponent) < 0;
+}
+
+// Reads a float32, correctly rounded: 0 if it is too small. Returns false if there is none, or it overflows.
 bool read_value(const char*& at, const char* end, float& value) {
   // Fast path: up to seven digits and their power of ten are exact as floats, so the quotient is rounded
   // once.
@@ -78,9 +96,10 @@ bool read_value(const char*& at, const char* end, float& value) {
   const char* start = at;
   if (end - at > 1 && at[0] == '+' && at[1] != '-') ++start;
   const auto [rest, status] = std::from_chars(start, end, value);
-  if (status == std::errc::result_out_of_range) {  // underflow, or overflow
-    double wide = 0;
-    if (std::from_chars(start, end, wide).ec != std::errc() || std::abs(wide) > 1) return false;
+  if (status == std::errc::result_out_of_range) {
+    if (!is_tiny(start, rest)) return false;
+    double wide = negative ? -0.0 : 0.0;
+    std::from_chars(start, rest, wide);  // the 0 stays where doubles have no such number either
     value = static_cast<float>(wide);
   } else if (status != std::errc()) {
     return false;

@@ -6,16 +6,15 @@ import copy
 import itertools
 import json
 import random
-import struct
 
 import numpy as np
 import pytest
 import torch
+from torch_lsh.text.neighbours import TextNeighbours
 
 from torch_lsh.data import HashedText, XMCRows
 from torch_lsh.io import load_safetensors, save_safetensors
 from torch_lsh.models import TextClassifier
-from torch_lsh.text.neighbours import TextNeighbours
 from torch_lsh.text.training_data import Texts, TrainingData
 
 
@@ -155,18 +154,27 @@ def test_damaged_tensors_are_refused(model, tmp_path, name, damage):
         TextClassifier.load(path)
 
 
-@pytest.mark.parametrize("change", [{"rows": 3}, {"k": 0}, {"share": "x"}, {"share": 1.5}, {"evil": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": 3},
+        {"rows": 2**70},
+        {"k": 0},
+        {"k": 10**9},
+        {"k": 2**70},
+        {"share": "x"},
+        {"share": 1.5},
+        {"power": 1e999},
+        {"evil": 1},
+    ],
+)
 def test_damaged_settings_are_refused(model, tmp_path, change):
     path = tmp_path / "model"
     model.save(path)
-    content = path.read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])
-    settings = json.loads(header["__metadata__"]["model"])
+    tensors, metadata = load_safetensors(path)
+    settings = json.loads(metadata["model"])
     settings["neighbours"].update(change)
-    header["__metadata__"]["model"] = json.dumps(settings)
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+    save_safetensors(tensors, path, {**metadata, "model": json.dumps(settings)})
     with pytest.raises(ValueError, match="does not hold a model that this version knows"):
         TextClassifier.load(path)
 

@@ -46,7 +46,8 @@ def as_target(
 
     Args:
         target: class indices of shape ``batch_shape``; or ``[*batch_shape, P]`` padded with ``ignore_index``, where the
-            labels of a sample have equal shares; or a sparse CSR tensor ``[B, num_classes]`` of probabilities.
+            target of a sample is the mean of the one-hot vectors of its entries (one that occurs twice has two
+            shares); or a sparse CSR tensor ``[B, num_classes]`` of probabilities.
         batch_shape: shape of the logits without the class dimension.
         num_classes: N.
         ignore_index: index that stands for no label.

@@ -1,0 +1,122 @@
+"""Rows held out from training: how many, which, and what the quality of a network on them is."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..metrics import PrecisionAtK
+from .mixture import Mixture
+from .network import Network
+from .rows import Batch, InMemory, Rows, batch_of, num_rows
+
+LEAST_TO_HOLD_OUT = 20_000  # with fewer rows, training on all of them is worth more than knowing when to stop
+MOST_HELD_OUT = 10_000
+_MOST_SCORES = 1 << 28  # of held-out rows, after an epoch
+
+
+def split(source: InMemory, fraction: float, seed: int) -> tuple[InMemory, Rows | None]:
+    """Splits rows at random into those to train on and those held out; the latter have labels.
+
+    Args:
+        source: The rows.
+        fraction: Share to hold out, at most 10,000 rows. Of fewer than 20,000 rows, none are.
+        seed: Seed of the choice.
+    """
+    rows, weights = source.rows, source.weights
+    labelled = rows.label_start.diff() > 0
+    if fraction == 0 or int(labelled.sum()) < LEAST_TO_HOLD_OUT:
+        return source, None
+    generator = torch.Generator().manual_seed(seed)
+    out = labelled & (torch.rand(num_rows(rows), generator=generator, dtype=torch.float64) < fraction)
+    out &= out.cumsum(0) <= MOST_HELD_OUT
+    kept = (~out).nonzero()[:, 0]
+    weights = None if weights is None else weights[kept]
+    return InMemory(rows.take(kept), len(source.label_counts), weights), rows.take(out.nonzero()[:, 0])
+
+
+class Metric(Protocol):
+    """Gathers the quality of logits."""
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Adds logits ``[B, N]`` and labels ``[B, P]``."""
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """The quality of all rows so far, by name."""
+        ...
+
+    def quality(self) -> float:
+        """One number, the greater the better."""
+        ...
+
+
+class Precision:
+    """A :class:`Metric`: precision@1, 3 and 5, and their mean."""
+
+    def __init__(self) -> None:
+        self._metric = PrecisionAtK((1, 3, 5))
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        best = logits.topk(min(5, logits.shape[1])).indices
+        self._metric.update(torch.nn.functional.pad(best, (0, 5 - best.shape[1]), value=-1), labels)
+
+    def compute(self) -> dict[str, float]:
+        return {f"precision@{k}": value for k, value in self._metric.compute().items()}
+
+    def quality(self) -> float:
+        return sum(self._metric.compute().values()) / 3
+
+
+class HeldOut:
+    """Measures a network on held-out rows, and tunes its mixture on them.
+
+    Args:
+        rows: The rows; where scoring them takes long, the first of them count.
+        network: The network.
+        mixture: The mixture; None means the network alone.
+        metric: Makes a metric.
+    """
+
+    def __init__(
+        self, rows: Rows, network: Network, mixture: Mixture | None, metric: Callable[[], Metric] = Precision
+    ) -> None:
+        self.network, self.mixture, self._metric = network, mixture, metric
+        most = max(512, _MOST_SCORES // network.num_labels)
+        counted = rows.take(torch.arange(min(num_rows(rows), most)))
+        blocks = torch.arange(num_rows(counted)).split(network.rows_at_a_time)
+        self._batches: list[Batch] = [batch_of(counted.take(block)) for block in blocks]
+        self._prepared = [mixture.prepare(batch.features) for batch in self._batches] if mixture is not None else []
+
+    @torch.no_grad()
+    def measure(self) -> tuple[dict[str, float], float]:
+        """The quality of the network alone by name; and one number, that of the tuned mixture if there is one."""
+        self.network.eval()
+        metric = self._metric()
+
+        def scored() -> Iterator[tuple[Tensor, Any, Tensor]]:
+            for batch, prepared in zip(self._batches, self._prepared or itertools.repeat(None)):
+                logits = self.network.logits(batch.features)
+                metric.update(logits, batch.labels)
+                yield logits, prepared, batch.labels
+
+        if self.mixture is not None:
+            quality = self.mixture.tune(scored())
+        else:
+            collections.deque(scored(), maxlen=0)
+            quality = metric.quality()
+        return metric.compute(), quality
+
+    @torch.no_grad()
+    def final(self) -> Metric:
+        """The quality of what the network predicts, mixed or not."""
+        self.network.eval()
+        metric = self._metric()
+        for batch in self._batches:
+            metric.update(self.network.scores(batch.features), batch.labels)
+        return metric

@@ -1,0 +1,166 @@
+"""Mixture: the probabilities of a network and other sources of scores, with shares that held-out rows choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+_BUCKETS = 8  # of labels, by powers of two of their frequency
+_SHARES = tuple(i / 10 for i in range(10))
+_BEST = 32  # labels of each source that can be among the best of a mixture
+_KS = (1, 3, 5)
+
+
+class ScoreSource(Protocol):
+    """An ``nn.Module`` whose call gives scores ``[B, N]`` of features ``[B, F]``: from 0, with a sum up to 1."""
+
+    def __call__(self, features: Tensor) -> Tensor: ...
+
+    def prepare(self, features: Tensor) -> Any:
+        """What the scores follow from, whatever the settings."""
+        ...
+
+    def trials(self, prepared: Any) -> list[Tensor]:
+        """The scores with each of the settings that there are to choose from."""
+        ...
+
+    def adopt(self, trial: int) -> None:
+        """Takes over the setting of this number."""
+        ...
+
+
+class Mixture(nn.Module):
+    """Mixes a network's probabilities with other scores, with a share for each frequency of labels.
+
+    Labels are sorted into buckets by the power of two of how many training rows have them: the votes of neighbours are
+    better on rare labels, those of a network on frequent ones. One source after the other joins: with it, the score of
+    a label is ``(1 - share) * score before + share * score of the source``, with the share of the label's bucket.
+
+    Args:
+        sources: Modules, see :class:`ScoreSource`.
+        counts: How many training rows have each label, ``[N]``.
+        share: Of each source at the beginning.
+    """
+
+    counts: Tensor  # [N] int32
+    bucket: Tensor  # [N] uint8
+    shares: Tensor  # [sources, buckets] float32
+
+    def __init__(self, sources: Sequence[nn.Module], counts: Tensor, share: float = 0.5) -> None:
+        super().__init__()
+        self.sources = nn.ModuleList(sources)
+        self.register_buffer("counts", counts.int())
+        self.register_buffer("bucket", bucket_of(counts))
+        self.register_buffer("shares", torch.full((len(sources), _BUCKETS), share))
+
+    def forward(self, logits: Tensor, features: Tensor) -> Tensor:
+        """Logarithms ``[B, N]`` of the mixture for logits ``[B, N]`` and features ``[B, F]``."""
+        mixture, bucket = logits.softmax(1), self.bucket.long()
+        for source, shares in zip(self.sources, self.shares):
+            mixture = mixture.lerp_(source(features), shares[bucket])
+        mixture /= mixture.sum(1, keepdim=True).clamp(min=1e-30)
+        return mixture.clamp_(min=1e-30).log_()
+
+    def count(self, counts: Tensor) -> None:
+        """Counts more training rows: how many have each label, ``[N]``; N may be larger than before."""
+        counts = counts.clone().int()
+        counts[: len(self.counts)] += self.counts
+        self.counts, self.bucket = counts, bucket_of(counts)
+
+    def prepare(self, features: Tensor) -> list[Any]:
+        """What :meth:`tune` needs to know of features ``[B, F]``."""
+        return [source.prepare(features) for source in self.sources]  # type: ignore[operator]
+
+    @torch.no_grad()
+    def tune(self, batches: Iterable[tuple[Tensor, list[Any], Tensor]]) -> float:
+        """Chooses shares and the settings of the sources by the precision of the mixture.
+
+        Args:
+            batches: Logits of the network ``[B, N]`` for rows that no source has seen, what :meth:`prepare` returned
+                for them, and their labels ``[B, P]``, negative where there is none.
+
+        Returns:
+            The mean of precision@1, 3 and 5.
+        """
+        parts = []
+        for logits, prepared, labels in batches:
+            trials = [source.trials(some) for source, some in zip(self.sources, prepared)]  # type: ignore[operator]
+            parts.append(Candidates.of(logits.softmax(1), trials, labels, self.bucket))
+        candidates = Candidates.join(parts)
+        precision = candidates.precision(candidates.base)
+        for number, source in enumerate(self.sources):
+            found = [_best_shares(candidates, scores) for scores in candidates.trials[number]]
+            best = max(range(len(found)), key=lambda trial: found[trial][1])
+            source.adopt(best)  # type: ignore[operator]
+            self.shares[number], precision = found[best]
+            shares = self.shares[number][candidates.bucket]
+            candidates = candidates._replace(base=candidates.base.lerp(candidates.trials[number][best], shares))
+        return precision
+
+
+def bucket_of(counts: Tensor) -> Tensor:
+    """The bucket of labels that so many rows have, uint8: 0 for at most one row, then one per power of two."""
+    return counts.clamp(min=1).float().log2().floor().clamp(max=_BUCKETS - 1).to(torch.uint8)
+
+
+class Candidates(NamedTuple):
+    """The labels that can be among the best of a mixture, for each of some rows.
+
+    Attributes:
+        base: ``[R, M]``, scores of the network; 0 at padding.
+        trials: ``[R, M]`` of each setting of each source.
+        right: ``[R, M]``, whether the row has the label.
+        bucket: ``[R, M]`` int64, that of the label.
+    """
+
+    base: Tensor
+    trials: list[list[Tensor]]
+    right: Tensor
+    bucket: Tensor
+
+    @classmethod
+    def of(cls, base: Tensor, trials: list[list[Tensor]], labels: Tensor, bucket: Tensor) -> Candidates:
+        """The best labels of each source of scores ``[B, N]``."""
+        found = min(_BEST, base.shape[1])
+        best = torch.cat([scores.topk(found).indices for scores in (base, *(some[0] for some in trials))], 1)
+        best = best.sort(1).values
+        repeated = torch.zeros_like(best, dtype=torch.bool)
+        repeated[:, 1:] = best[:, 1:] == best[:, :-1]
+
+        def gathered(scores: Tensor) -> Tensor:
+            return scores.gather(1, best).masked_fill_(repeated, 0)
+
+        right = (best.unsqueeze(2) == labels.unsqueeze(1)).any(2) & ~repeated
+        return cls(gathered(base), [[gathered(s) for s in some] for some in trials], right, bucket[best].long())
+
+    @classmethod
+    def join(cls, parts: Sequence[Candidates]) -> Candidates:
+        """The candidates of all rows."""
+        trials = [[torch.cat(scores) for scores in zip(*some)] for some in zip(*(part.trials for part in parts))]
+        base, right, bucket = (torch.cat([getattr(p, name) for p in parts]) for name in ("base", "right", "bucket"))
+        return cls(base, trials, right, bucket)
+
+    def precision(self, scores: Tensor) -> float:
+        """The mean of precision@1, 3 and 5 of scores ``[R, M]``."""
+        right = self.right.gather(1, scores.topk(min(max(_KS), scores.shape[1])).indices).float()
+        return sum(float(right[:, :k].sum()) / k for k in _KS) / (len(_KS) * max(1, len(right)))
+
+
+def _best_shares(candidates: Candidates, scores: Tensor) -> tuple[Tensor, float]:
+    """The shares ``[buckets]`` of a source with the best precision: one for all, then each by itself."""
+
+    def precision(shares: Tensor) -> float:
+        return candidates.precision(candidates.base.lerp(scores, shares[candidates.bucket]))
+
+    tried = [torch.full((_BUCKETS,), share) for share in _SHARES]
+    best, shares = max(((precision(some), -i, some) for i, some in enumerate(tried)), key=lambda item: item[:2])[::2]
+    for bucket in candidates.bucket.unique().tolist():
+        for share in _SHARES:
+            changed = shares.clone()
+            changed[bucket] = share
+            if (reached := precision(changed)) > best:
+                shares, best = changed, reached
+    return shares, best
