@@ -30,11 +30,15 @@ from .columns import Columns
 from .explanation import without_each_word
 from .hashed_text import HashedText
 from .linear import LinearNetwork
+from .naive_bayes import log_count_ratios
 from .quality import Quality
 from .sources import Texts, is_multi_hot, source_of
 from .training_data import FeatureSource, Labels, TrainingData, hashed
 
 _LINEAR_CLASSES = 64  # with at most so many, the linear model is the better one, and small
+_LINEAR_ROWS = 60_000  # that its training sees in all, at least
+_ENOUGH_FOR_TRIGRAMS = 8 << 20  # bytes of text
+_MOST_COUNTS = 1 << 26  # of features by classes, to weigh features by
 
 Source = Iterable[str] | str | os.PathLike[str]
 
@@ -177,7 +181,7 @@ class TextClassifier:
         multi_hot = is_multi_hot(y)
         data = TrainingData(
             source,
-            *self._hashing(source.bytes()),
+            self._hashing(source.bytes()),
             self.validation_fraction if validation is None else 0.0,
             MOST_HELD_OUT,
             self.memory,
@@ -195,8 +199,12 @@ class TextClassifier:
         held_out = found.held_out
         if validation is not None:
             held_out = self._validation_rows(validation, file_columns, data.features, Labels(found.classes))
-        held_out = None if held_out is None else columns.rows(held_out)
         network, settings = self._network(len(columns), len(found.classes), found.rows, multilabel)
+        if isinstance(network, LinearNetwork) and not multilabel and len(columns) * len(found.classes) < _MOST_COUNTS:
+            unweighted = Columns(found.columns, torch.ones(len(columns)), data.features.num_features)
+            ratios = log_count_ratios((unweighted.rows(block.rows) for block in data.blocks()), len(found.classes))
+            columns = Columns(found.columns, ratios, data.features.num_features)
+        held_out = None if held_out is None else columns.rows(held_out)
         network.class_weight = label_weights(_by_number(class_weight, found.classes), found.label_counts)
         fitted = fit(
             network,
@@ -215,12 +223,17 @@ class TextClassifier:
         self.history_ = _of_texts(fitted.history)
         return self
 
-    def _hashing(self, text_bytes: int) -> tuple[HashedText, HashedText | None]:
-        """How texts are hashed, and how over many classes, where pairs of words are rare and get memorised."""
+    def _hashing(self, text_bytes: int) -> HashedText | list[tuple[float, HashedText]]:
+        """How texts are hashed; over many classes, n-grams of words are rare and get memorised."""
         if self.features is not None:
-            return self.features, None
+            return self.features
         bits = _bits(text_bytes)
-        return HashedText(bits, 2, norm=None), HashedText(bits, 1, norm=None)
+        few = HashedText(bits, 3, norm=None) if text_bytes >= _ENOUGH_FOR_TRIGRAMS else HashedText(bits, 2, norm=None)
+        return [
+            (_LINEAR_CLASSES, few),
+            (WIDE, HashedText(bits, 2, norm=None)),
+            (math.inf, HashedText(bits, 1, norm=None)),
+        ]
 
     def _network(self, features: int, classes: int, rows: int, multilabel: bool) -> tuple[Network, Settings]:
         """A new network, and the settings of its training."""
@@ -251,8 +264,8 @@ class TextClassifier:
             if smoothing is None:
                 smoothing = 0.1 if classes > 2 else 0.0
             network = LinearNetwork(features, classes, multilabel, smoothing)
-        epochs = self.epochs or min(40, max(8, 20_000 // rows))
-        lr = self.lr or (0.05 if epochs == 1 else 0.02)
+        epochs = self.epochs or min(40, max(8, 20_000 // rows) if multilabel else max(2, round(400 * rows**-0.5)))
+        lr = self.lr or (0.02 if multilabel else 0.04)
         return network, settings._replace(epochs=epochs, lr=lr, decay=1.0)
 
     def _validation_rows(self, validation: Any, columns: Any, features: HashedText, labels: Labels) -> XMCRows | None:
