@@ -375,13 +375,17 @@ def save_safetensors(tensors: dict[str, Tensor], path: FilePath, metadata: dict[
     head = struct.pack("<Q", len(text)) + text
     checksum = zlib.crc32(head)
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(head)
-        for tensor in tensors.values():
-            data = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
-            checksum = zlib.crc32(data, checksum)
-            file.write(data)
-        file.seek(head.index(_NO_CHECKSUM.encode()))
-        file.write(f"{checksum:08x}".encode())
+        try:
+            file.write(head)
+            for tensor in tensors.values():
+                data = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
+                checksum = zlib.crc32(data, checksum)
+                file.write(data)
+            file.seek(head.index(_NO_CHECKSUM.encode()))
+            file.write(f"{checksum:08x}".encode())
+            file.flush()
+        except OSError as error:
+            raise OSError(error.errno, f"{path} could not be written: {error.strerror}") from error
 
 
 def load_safetensors(

@@ -12,7 +12,7 @@ from .held_out import HeldOut, Metric, Precision
 from .mixture import Mixture
 from .neighbours import MOST_NEIGHBOURS, Neighbours, neighbours_of, with_more_rows
 from .network import Network
-from .rows import Rows, Source
+from .rows import InMemory, Rows, Source, label_counts
 from .schedule import DECAY, Schedule
 from .training import RunOptions, TrainingRun, carry_out
 
@@ -118,16 +118,17 @@ def fit(
     mixture = _mixture(source, settings.neighbours or 0)
     judge = None if held_out is None else HeldOut(held_out, network, mixture, metric)
 
-    def measure() -> tuple[dict[str, float], float | None]:
-        entry, quality = {}, None
+    def measure() -> tuple[dict[str, float], tuple[float, ...]]:
+        entry: dict[str, float] = {}
+        qualities: tuple[float, ...] = ()
         if judge is not None:
-            found, quality = judge.measure()
+            found, qualities = judge.measure()
             entry = {f"validation_{name}": value for name, value in found.items()}
         if evaluate is not None:
             network.mixture = mixture
             entry.update(evaluate())
             network.mixture = None
-        return entry, quality
+        return entry, qualities
 
     if not carry_out(run, measure, options):
         return Fitted(run.history)
@@ -143,34 +144,30 @@ def fit(
         if run.history:
             found = validated.compute()
             run.history[-1].update({f"validation_neighbours_{name}": value for name, value in found.items()})
-        _keep(network.mixture, held_out)
+        _keep(network.mixture, held_out, label_counts(held_out, network.num_labels))
     return Fitted(run.history, validated)
 
 
-def fit_more(
-    network: Network, source: Source, settings: Settings, options: RunOptions, rows: Rows
-) -> list[dict[str, float]]:
+def fit_more(network: Network, source: InMemory, settings: Settings, options: RunOptions) -> list[dict[str, float]]:
     """Trains a network further, on rows that may have more features and labels than it has.
 
     Args:
         network: The network.
-        source: Rows to train on.
+        source: Rows to train on; they become neighbours, where there are some.
         settings: What to do.
         options: How the run is carried out.
-        rows: Those that become neighbours, where there are some.
 
     Returns:
         A dict per epoch.
     """
     mixture, network.mixture = network.mixture, None
-    network.grow(rows.num_features, rows.num_labels)
+    network.grow(source.rows.num_features, len(source.label_counts))
     settings = settings.for_data(source.size, network.num_labels, held_out=False)
     run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed)
-    carry_out(run, lambda: ({}, None), options)
+    carry_out(run, lambda: ({}, ()), options)
     network.eval()
     if mixture is not None:
-        mixture.count(source.label_counts)
-        _keep(mixture, rows)
+        _keep(mixture, source.rows, source.label_counts)
         network.mixture = mixture
     return run.history
 
@@ -180,8 +177,9 @@ def _mixture(source: Source, neighbours: int) -> Mixture | None:
     return None if rows is None else Mixture([neighbours_of(rows, neighbours)], source.label_counts)
 
 
-def _keep(mixture: Mixture, rows: Rows) -> None:
-    """Makes rows neighbours, too."""
+def _keep(mixture: Mixture, rows: Rows, counts: Tensor) -> None:
+    """Makes rows with so many of each label neighbours, too."""
+    mixture.count(counts)
     for number, source in enumerate(mixture.sources):
         if isinstance(source, Neighbours):
             mixture.sources[number] = with_more_rows(source, rows)

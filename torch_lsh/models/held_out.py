@@ -94,8 +94,8 @@ class HeldOut:
         self._prepared = [mixture.prepare(batch.features) for batch in self._batches] if mixture is not None else []
 
     @torch.no_grad()
-    def measure(self) -> tuple[dict[str, float], float]:
-        """The quality of the network alone by name; and one number, that of the tuned mixture if there is one."""
+    def measure(self) -> tuple[dict[str, float], tuple[float, ...]]:
+        """The quality of the network alone by name; and as one number, with that of the tuned mixture if any."""
         self.network.eval()
         metric = self._metric()
 
@@ -106,11 +106,11 @@ class HeldOut:
                 yield logits, prepared, batch.labels
 
         if self.mixture is not None:
-            quality = self.mixture.tune(scored())
+            qualities: tuple[float, ...] = self.mixture.tune(scored())
         else:
             collections.deque(scored(), maxlen=0)
-            quality = metric.quality()
-        return metric.compute(), quality
+            qualities = (metric.quality(),)
+        return metric.compute(), qualities
 
     @torch.no_grad()
     def final(self) -> Metric:

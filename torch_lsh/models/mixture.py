@@ -31,6 +31,10 @@ class ScoreSource(Protocol):
         """Takes over the setting of this number."""
         ...
 
+    def make_room(self, num_labels: int) -> None:
+        """Makes room for new labels behind those that there are."""
+        ...
+
 
 class Mixture(nn.Module):
     """Mixes a network's probabilities with other scores, with a share for each frequency of labels.
@@ -70,12 +74,18 @@ class Mixture(nn.Module):
         counts[: len(self.counts)] += self.counts
         self.counts, self.bucket = counts, bucket_of(counts)
 
+    def make_room(self, num_labels: int) -> None:
+        """Makes room for labels that no row has."""
+        self.count(torch.zeros(num_labels, dtype=torch.int32))
+        for source in self.sources:
+            source.make_room(num_labels)  # type: ignore[operator]
+
     def prepare(self, features: Tensor) -> list[Any]:
         """What :meth:`tune` needs to know of features ``[B, F]``."""
         return [source.prepare(features) for source in self.sources]  # type: ignore[operator]
 
     @torch.no_grad()
-    def tune(self, batches: Iterable[tuple[Tensor, list[Any], Tensor]]) -> float:
+    def tune(self, batches: Iterable[tuple[Tensor, list[Any], Tensor]]) -> tuple[float, float]:
         """Chooses shares and the settings of the sources by the precision of the mixture.
 
         Args:
@@ -83,22 +93,23 @@ class Mixture(nn.Module):
                 for them, and their labels ``[B, P]``, negative where there is none.
 
         Returns:
-            The mean of precision@1, 3 and 5.
+            The mean of precision@1, 3 and 5 of the network alone, and that of the mixture.
         """
         parts = []
         for logits, prepared, labels in batches:
             trials = [source.trials(some) for source, some in zip(self.sources, prepared)]  # type: ignore[operator]
             parts.append(Candidates.of(logits.softmax(1), trials, labels, self.bucket))
         candidates = Candidates.join(parts)
-        precision = candidates.precision(candidates.base)
+        alone = precision = candidates.precision(candidates.base)
         for number, source in enumerate(self.sources):
-            found = [_best_shares(candidates, scores) for scores in candidates.trials[number]]
+            found = [_share_for_all(candidates, scores) for scores in candidates.trials[number]]
             best = max(range(len(found)), key=lambda trial: found[trial][1])
+            scores = candidates.trials[number][best]
             source.adopt(best)  # type: ignore[operator]
-            self.shares[number], precision = found[best]
+            self.shares[number], precision = _share_of_each(candidates, scores, *found[best])
             shares = self.shares[number][candidates.bucket]
-            candidates = candidates._replace(base=candidates.base.lerp(candidates.trials[number][best], shares))
-        return precision
+            candidates = candidates._replace(base=candidates.base.lerp(scores, shares))
+        return alone, precision
 
 
 def bucket_of(counts: Tensor) -> Tensor:
@@ -149,18 +160,24 @@ class Candidates(NamedTuple):
         return sum(float(right[:, :k].sum()) / k for k in _KS) / (len(_KS) * max(1, len(right)))
 
 
-def _best_shares(candidates: Candidates, scores: Tensor) -> tuple[Tensor, float]:
-    """The shares ``[buckets]`` of a source with the best precision: one for all, then each by itself."""
+def _precision(candidates: Candidates, scores: Tensor, shares: Tensor) -> float:
+    return candidates.precision(candidates.base.lerp(scores, shares[candidates.bucket]))
 
-    def precision(shares: Tensor) -> float:
-        return candidates.precision(candidates.base.lerp(scores, shares[candidates.bucket]))
 
+def _share_for_all(candidates: Candidates, scores: Tensor) -> tuple[Tensor, float]:
+    """The share of a source with the best precision, the least among equals, for all buckets ``[buckets]``."""
     tried = [torch.full((_BUCKETS,), share) for share in _SHARES]
-    best, shares = max(((precision(some), -i, some) for i, some in enumerate(tried)), key=lambda item: item[:2])[::2]
+    precisions = [_precision(candidates, scores, shares) for shares in tried]
+    best = precisions.index(max(precisions))
+    return tried[best], precisions[best]
+
+
+def _share_of_each(candidates: Candidates, scores: Tensor, shares: Tensor, precision: float) -> tuple[Tensor, float]:
+    """Shares with a better precision, found by changing one bucket after the other."""
     for bucket in candidates.bucket.unique().tolist():
         for share in _SHARES:
             changed = shares.clone()
             changed[bucket] = share
-            if (reached := precision(changed)) > best:
-                shares, best = changed, reached
-    return shares, best
+            if (reached := _precision(candidates, scores, changed)) > precision:
+                shares, precision = changed, reached
+    return shares, precision

@@ -94,6 +94,10 @@ class Neighbours(nn.Module):
         """Takes over the power of this number."""
         self.power = _POWERS[trial]
 
+    def make_room(self, num_labels: int) -> None:
+        """Makes room for labels that no row has."""
+        self.num_labels = num_labels
+
     def extra_repr(self) -> str:
         return f"{len(self):,} rows, k={self.k}, power={self.power}"
 

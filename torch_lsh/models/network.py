@@ -160,7 +160,8 @@ class WideNetwork(Network):
             larger.input.weight[: self.num_features] = self.input.weight
             self.input = larger.input
         larger.output.weight[: self.num_labels] = self.output.weight
-        assert larger.output.bias is not None and self.output.bias is not None
+        assert larger.output.bias is not None
+        assert self.output.bias is not None
         larger.output.bias[: self.num_labels] = self.output.bias
         self.output = larger.output
 

@@ -81,6 +81,14 @@ def join(parts: Sequence[Rows]) -> Rows:
     )
 
 
+def widened(rows: Rows, num_features: int, num_labels: int) -> Rows:
+    """The same rows in a space of at least so many features, if they are sparse, and labels."""
+    num_labels = max(rows.num_labels, num_labels)
+    if isinstance(rows, DenseRows):
+        return rows._replace(num_labels=num_labels)
+    return rows._replace(num_features=max(rows.num_features, num_features), num_labels=num_labels)
+
+
 def label_counts(rows: Rows, num_labels: int) -> Tensor:
     """How many of the rows have each label, ``[num_labels]`` int64."""
     return torch.bincount(rows.labels.long(), minlength=num_labels)

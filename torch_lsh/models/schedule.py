@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 _MOST_EPOCHS = 40
-_LEAST_GAIN = 0.01  # of the quality, relative; a smaller one ends the constant part
+_LEAST_GAIN = 0.02  # of the quality, relative; a smaller one ends the constant part
 DECAY = 0.4  # of the run, in which the learning rate falls
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
@@ -35,7 +36,7 @@ class Schedule:
         self.open_ended = epochs is None
         self.end = epochs  # None while it is not known
         self.falls_from = 0.0 if epochs is None else (1 - decay) * epochs
-        self.best: float | None = None
+        self.best: list[float] = []  # qualities, each by itself
         self.since_best = 0
 
     def rate(self, progress: float, seconds: float) -> float:
@@ -45,13 +46,24 @@ class Schedule:
             factor = min(factor, (self.budget - seconds) / (self.decay * self.budget))
         return self.lr * min(1.0, max(0.0, factor))
 
-    def report(self, epoch: int, quality: float) -> bool:
-        """Takes note of the quality on held-out rows after ``epoch`` epochs; returns whether it is the best so far."""
-        least = -math.inf if self.best is None else self.best + _LEAST_GAIN * abs(self.best)
-        if self.end is None and quality <= least:
+    def report(self, epoch: int, qualities: Sequence[float]) -> bool:
+        """Takes note of the qualities on held-out rows after an epoch.
+
+        Args:
+            epoch: Number of epochs so far.
+            qualities: Of parts of the model, then that of the model. Training goes on while any of them gains: a
+                network does so for a while before its mixture with neighbours does.
+
+        Returns:
+            Whether the model is better than ever before.
+        """
+        before = self.best or [-math.inf] * len(qualities)
+        gains = (new > old + _LEAST_GAIN * abs(old) for new, old in zip(qualities, before) if old > -math.inf)
+        if self.end is None and self.best and not any(gains):
             self.falls_from, self.end = epoch, epoch + math.ceil(epoch / 2)
-        better = self.best is None or quality > self.best
-        self.best, self.since_best = (quality, 0) if better else (self.best, self.since_best + 1)
+        better = qualities[-1] > before[-1]
+        self.since_best = 0 if better else self.since_best + 1
+        self.best = [max(pair) for pair in zip(qualities, before)]
         return better
 
     def is_over(self, epoch: int, seconds: float) -> bool:

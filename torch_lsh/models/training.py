@@ -106,12 +106,12 @@ class TrainingRun:
         self.optimizer.zero_grad()
         self.loss_sum += float(loss.detach()) * len(labels)
 
-    def end_epoch(self, measured: dict[str, float], quality: float | None) -> None:
+    def end_epoch(self, measured: dict[str, float], qualities: Sequence[float]) -> None:
         """Adds the epoch to the history, and keeps the parameters if they are the best so far.
 
         Args:
             measured: What else was measured after it.
-            quality: On held-out rows; None if there are none.
+            qualities: On held-out rows, see :meth:`Schedule.report`; empty if there are none.
         """
         entry = {
             "epoch": self.epoch + 1,
@@ -122,7 +122,7 @@ class TrainingRun:
         self.history.append({**entry, **measured})
         self.seconds_before, self.seconds, self.loss_sum = self.all_seconds, 0.0, 0.0
         self.epoch, self.position, self.rows_done = self.epoch + 1, 0, 0
-        if quality is not None and self.schedule.report(self.epoch, quality):
+        if qualities and self.schedule.report(self.epoch, qualities):
             self.best = {name: value.detach().clone() for name, value in self.model.named_parameters()}
 
     @property
@@ -212,7 +212,7 @@ class RunOptions(NamedTuple):
             check_can_write(self.checkpoint)
 
 
-Measure = Callable[[], tuple[dict[str, float], float | None]]
+Measure = Callable[[], tuple[dict[str, float], Sequence[float]]]
 
 
 def carry_out(run: TrainingRun, measure: Measure, options: RunOptions) -> bool:
@@ -220,7 +220,7 @@ def carry_out(run: TrainingRun, measure: Measure, options: RunOptions) -> bool:
 
     Args:
         run: The run.
-        measure: Measures the model after every epoch: what to add to the history, and the quality on held-out rows.
+        measure: Measures the model after every epoch: what to add to the history, and the qualities on held-out rows.
         options: How.
 
     Returns:

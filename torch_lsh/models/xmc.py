@@ -21,7 +21,19 @@ from .fitting import Settings, fit, fit_more, label_weights
 from .held_out import split
 from .network import WideNetwork
 from .ranking import LabelFilter, best_labels
-from .rows import Batch, DenseRows, InMemory, Rows, batch_of, dense_features, num_rows, row_weights, rows_of, unlabelled
+from .rows import (
+    Batch,
+    DenseRows,
+    InMemory,
+    Rows,
+    batch_of,
+    dense_features,
+    num_rows,
+    row_weights,
+    rows_of,
+    unlabelled,
+    widened,
+)
 from .schedule import seconds_of
 from .training import RunOptions
 
@@ -33,8 +45,9 @@ class XMCClassifier(WideNetwork):
     """A classifier of rows of features: features -> ReLU units -> one logit per label, and votes of the nearest rows.
 
     The network is that of SLIDE (Chen et al., MLSys 2020) and of BOLT on Amazon-670K. The loss is softmax cross
-    entropy; the labels of a row share its target equally. Over more than 4096 labels, the nearest training rows vote in every
-    prediction, too (:class:`torch_lsh.models.neighbours.Neighbours`), with shares that held-out rows choose.
+    entropy; the labels of a row share its target equally. Over more than 4096 labels, the nearest training rows
+    vote in every prediction, too (:class:`torch_lsh.models.neighbours.Neighbours`), with shares that held-out rows
+    choose.
 
     Args:
         num_features: Number of features.
@@ -208,10 +221,11 @@ class XMCClassifier(WideNetwork):
             raise ValueError(f"dataset is a {type(dataset).__name__}, of another kind than the model's input")
         if self.dense_input and rows.num_features != self.num_features:
             raise ValueError(f"the data has {rows.num_features} features; the model takes {self.num_features}")
-        source = InMemory(rows, max(rows.num_labels, self.num_labels), row_weights(sample_weight, num_rows(rows)))
+        rows = widened(rows, self.num_features, self.num_labels)
+        source = InMemory(rows, rows.num_labels, row_weights(sample_weight, num_rows(rows)))
         settings = Settings(epochs, batch_size, lr, seed=seed)
         settings.check(0.0)
-        return fit_more(self, source, settings, RunOptions(progress=progress), rows)
+        return fit_more(self, source, settings, RunOptions(progress=progress))
 
     # --- inference ---
 

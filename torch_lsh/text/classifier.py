@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,10 +17,10 @@ from torch import Tensor
 from ..config import LSHConfig
 from ..data import XMCRows
 from ..data.xmc import join_rows
-from ..models.fitting import WIDE, Settings, fit, fit_more, label_weights
+from ..models.fitting import Settings, fit, fit_more, label_weights
 from ..models.held_out import MOST_HELD_OUT
-from ..models.neighbours import MOST_NEIGHBOURS
 from ..models.network import Network, WideNetwork
+from ..models.ranking import LabelFilter
 from ..models.rows import InMemory, batch_of, num_rows, row_weights
 from ..models.schedule import seconds_of
 from ..models.training import RunOptions
@@ -32,12 +31,10 @@ from .hashed_text import HashedText
 from .linear import LinearNetwork
 from .naive_bayes import log_count_ratios
 from .quality import Quality
+from .settings import check_settings, hashing, network_for
 from .sources import Texts, is_multi_hot, source_of
 from .training_data import FeatureSource, Labels, TrainingData, hashed
 
-_LINEAR_CLASSES = 64  # with at most so many, the linear model is the better one, and small
-_LINEAR_ROWS = 60_000  # that its training sees in all, at least
-_ENOUGH_FOR_TRIGRAMS = 8 << 20  # bytes of text
 _MOST_COUNTS = 1 << 26  # of features by classes, to weigh features by
 
 Source = Iterable[str] | str | os.PathLike[str]
@@ -181,7 +178,7 @@ class TextClassifier:
         multi_hot = is_multi_hot(y)
         data = TrainingData(
             source,
-            self._hashing(source.bytes()),
+            hashing(self, source.bytes()),
             self.validation_fraction if validation is None else 0.0,
             MOST_HELD_OUT,
             self.memory,
@@ -199,7 +196,7 @@ class TextClassifier:
         held_out = found.held_out
         if validation is not None:
             held_out = self._validation_rows(validation, file_columns, data.features, Labels(found.classes))
-        network, settings = self._network(len(columns), len(found.classes), found.rows, multilabel)
+        network, settings = network_for(self, len(columns), len(found.classes), found.rows, multilabel)
         if isinstance(network, LinearNetwork) and not multilabel and len(columns) * len(found.classes) < _MOST_COUNTS:
             unweighted = Columns(found.columns, torch.ones(len(columns)), data.features.num_features)
             ratios = log_count_ratios((unweighted.rows(block.rows) for block in data.blocks()), len(found.classes))
@@ -223,51 +220,6 @@ class TextClassifier:
         self.history_ = _of_texts(fitted.history)
         return self
 
-    def _hashing(self, text_bytes: int) -> HashedText | list[tuple[float, HashedText]]:
-        """How texts are hashed; over many classes, n-grams of words are rare and get memorised."""
-        if self.features is not None:
-            return self.features
-        bits = _bits(text_bytes)
-        few = HashedText(bits, 3, norm=None) if text_bytes >= _ENOUGH_FOR_TRIGRAMS else HashedText(bits, 2, norm=None)
-        return [
-            (_LINEAR_CLASSES, few),
-            (WIDE, HashedText(bits, 2, norm=None)),
-            (math.inf, HashedText(bits, 1, norm=None)),
-        ]
-
-    def _network(self, features: int, classes: int, rows: int, multilabel: bool) -> tuple[Network, Settings]:
-        """A new network, and the settings of its training."""
-        hidden = self.hidden
-        if hidden is None:
-            hidden = 0 if classes <= _LINEAR_CLASSES else 128 if classes > WIDE else 256
-        neighbours, smoothing = self.neighbours, self.label_smoothing
-        settings = Settings(self.epochs, self.batch_size, self.lr, self.patience, None, neighbours, self.seed)
-        network: Network
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            if hidden > 0:
-                network = WideNetwork(
-                    features,
-                    classes,
-                    hidden,
-                    sampled=classes > WIDE,
-                    config=self.config,
-                    activation="none",
-                    label_smoothing=smoothing or 0.0,
-                )
-                return network, settings
-            if neighbours and multilabel:
-                raise ValueError(
-                    f"neighbours is {neighbours}; wanted 0 for a multi-label task without a hidden layer, where every "
-                    "class is a decision of its own"
-                )
-            if smoothing is None:
-                smoothing = 0.1 if classes > 2 else 0.0
-            network = LinearNetwork(features, classes, multilabel, smoothing)
-        epochs = self.epochs or min(40, max(8, 20_000 // rows) if multilabel else max(2, round(400 * rows**-0.5)))
-        lr = self.lr or (0.02 if multilabel else 0.04)
-        return network, settings._replace(epochs=epochs, lr=lr, decay=1.0)
-
     def _validation_rows(self, validation: Any, columns: Any, features: HashedText, labels: Labels) -> XMCRows | None:
         texts, y = validation if isinstance(validation, tuple) else (validation, None)
         source = source_of(texts, y, columns)
@@ -278,6 +230,7 @@ class TextClassifier:
         self,
         X: Source,
         y: Iterable[Any] | None = None,
+        classes: Iterable[Any] | None = None,
         *,
         epochs: int = 1,
         lr: float | None = None,
@@ -293,6 +246,7 @@ class TextClassifier:
 
         Args:
             X, y, text, label, label_separator, sample_weight: See :meth:`fit`.
+            classes: Further labels to make room for, as scikit-learn's callers give them.
             epochs: Passes over the texts.
             lr: Learning rate of Adam at the beginning; None means a quarter of that of :meth:`fit`.
 
@@ -301,13 +255,15 @@ class TextClassifier:
         """
         columns: dict[str, Any] = {"text": text, "label": label, "label_separator": label_separator}
         if not hasattr(self, "network_"):
-            return self.fit(X, y, **columns, sample_weight=sample_weight)
+            self.fit(X, y, **columns, sample_weight=sample_weight)
+            self._make_room(self._with_those_of(classes))
+            return self
         source = source_of(X, y, columns)
-        labels = Labels(self.classes_.tolist(), open_ended=True)
+        labels = self._with_those_of(classes)
         chunks = list(hashed(source, self.features_, labels))
         if not chunks:
             return self
-        rows = join_rows(chunks)._replace(num_labels=len(labels.numbers))
+        rows = join_rows(chunks)._replace(num_labels=len(labels.numbers))  # known ones included
         if not self.multilabel_ and bool((rows.label_start.diff() > 1).any()):
             raise ValueError("y has several labels of a text, and the classifier gives one")
         wider = self.columns_.with_those_of(rows)
@@ -315,10 +271,23 @@ class TextClassifier:
         weights = row_weights(sample_weight, num_rows(rows))
         linear = isinstance(self.network_, LinearNetwork)
         settings = Settings(epochs, self.batch_size, lr or (0.005 if linear else 0.001), seed=self.seed)
-        history = fit_more(self.network_, InMemory(rows, rows.num_labels, weights), settings, RunOptions(), rows)
+        history = fit_more(self.network_, InMemory(rows, rows.num_labels, weights), settings, RunOptions())
         self.columns_, self.classes_ = wider, np.array(list(labels.numbers))
         self.history_ = [*self.history_, *_of_texts(history)]
         return self
+
+    def _with_those_of(self, classes: Iterable[Any] | None) -> Labels:
+        """The labels of the classifier, then further ones."""
+        labels = Labels(self.classes_.tolist(), open_ended=True)
+        for label in [] if classes is None else np.asarray(classes).tolist():
+            labels.number(label, "classes")
+        return labels
+
+    def _make_room(self, labels: Labels) -> None:
+        self.network_.grow(len(self.columns_), len(labels.numbers))
+        if self.network_.mixture is not None:
+            self.network_.mixture.make_room(len(labels.numbers))
+        self.classes_ = np.array(list(labels.numbers))
 
     # --- inference ---
 
@@ -343,39 +312,73 @@ class TextClassifier:
             for start in range(0, len(texts), size):
                 yield self.network_.scores(self.columns_.csr(*self.features_.csr(texts[start : start + size])))
 
-    def predict(self, X: Sequence[str]) -> Any:
+    def predict(self, X: Sequence[str], *, allowed: Any = None, excluded: Any = None) -> Any:
         """Predicts the label of each text.
 
         Args:
             X: Texts.
+            allowed: Labels that alone may be predicted: a list for all texts, or a list of lists, one for each text.
+            excluded: Labels that may not be predicted, in the same forms.
 
         Returns:
             An array ``[rows]`` of labels. For a multi-label task, a list of labels for each text, or zeros and ones
             ``[rows, C]`` if :meth:`fit` got those.
         """
-        if self._fitted_multilabel():
-            probabilities = self.predict_proba(X)
-            if self.multi_hot_:
-                return (probabilities >= self.threshold_).astype(np.int64)
-            return [self.classes_[row >= self.threshold_].tolist() for row in probabilities]
-        best = [logits.argmax(1) for logits in self._logits(X)]
-        return self.classes_[torch.cat(best).numpy()] if best else self.classes_[:0]
+        if not self._fitted_multilabel():
+            if allowed is not None or excluded is not None:
+                return self.top_k(X, 1, allowed=allowed, excluded=excluded)[0][:, 0]
+            best = [logits.argmax(1) for logits in self._logits(X)]
+            return self.classes_[torch.cat(best).numpy()] if best else self.classes_[:0]
+        batches = list(self._filtered(X, allowed, excluded))
+        probabilities = torch.cat(batches).numpy() if batches else np.empty((0, len(self.classes_)), np.float32)
+        if self.multi_hot_:
+            return (probabilities >= self.threshold_).astype(np.int64)
+        return [self.classes_[row >= self.threshold_].tolist() for row in probabilities]
 
     def predict_proba(self, X: Sequence[str]) -> np.ndarray:
         """Predicts probabilities ``[rows, C]`` float32, classes in the order of ``classes_``."""
         batches = [self._probabilities(logits) for logits in self._logits(X)]
         return torch.cat(batches).numpy() if batches else np.empty((0, len(self.classes_)), np.float32)
 
-    def top_k(self, X: Sequence[str], k: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """Predicts the ``k`` likeliest labels of each text and their probabilities, both ``[rows, k]``, best first."""
+    def top_k(
+        self, X: Sequence[str], k: int = 5, *, allowed: Any = None, excluded: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predicts the ``k`` likeliest labels of each text and their probabilities, both ``[rows, k]``, best first.
+
+        Args:
+            X: Texts.
+            k: Labels per text.
+            allowed, excluded: See :meth:`predict`. The probabilities of labels do not depend on them.
+
+        Raises:
+            ValueError: ``k`` is out of range, or fewer labels are allowed for a text.
+        """
         self._check_fitted()
         if not 1 <= k <= len(self.classes_):
             raise ValueError(f"k is {k}; wanted 1 to {len(self.classes_)}")
-        best = [self._probabilities(logits).topk(k) for logits in self._logits(X)]
+        best = [probabilities.topk(k) for probabilities in self._filtered(X, allowed, excluded)]
         if not best:
             return self.classes_[:0].reshape(0, k), np.empty((0, k), np.float32)
-        numbers = torch.cat([some.indices for some in best]).numpy()
-        return self.classes_[numbers], torch.cat([some.values for some in best]).numpy()
+        numbers, values = (torch.cat([getattr(some, name) for some in best]) for name in ("indices", "values"))
+        if bool((values[:, -1] < 0).any()):
+            row = int((values[:, -1] < 0).nonzero()[0])
+            raise ValueError(f"k is {k}; but text {row} may have {int((values[row] >= 0).sum())} labels only")
+        return self.classes_[numbers.numpy()], values.numpy()
+
+    def _filtered(self, X: Sequence[str], allowed: Any, excluded: Any) -> Iterator[Tensor]:
+        """Probabilities of all classes in batches, -1 where a label is not allowed."""
+        labels, begin = None, 0
+        if allowed is not None or excluded is not None:
+            X = Texts(X, None).texts
+            numbers = Labels(self.classes_.tolist())
+            choices = (_numbered("allowed", allowed, numbers), _numbered("excluded", excluded, numbers))
+            labels = LabelFilter(*choices, len(self.classes_), len(X))
+        for logits in self._logits(X):
+            probabilities = self._probabilities(logits)
+            if labels is not None:
+                probabilities = probabilities.masked_fill(~labels.mask(begin, begin + len(logits)), -1.0)
+            begin += len(logits)
+            yield probabilities
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() if self.network_.binary else logits.softmax(1)
@@ -530,37 +533,6 @@ class TextClassifier:
         return f"TextClassifier({', '.join(changed)})"
 
 
-def check_settings(classifier: TextClassifier) -> None:
-    """Raises a ValueError that names the setting that does not fit."""
-    if classifier.features is not None and not isinstance(classifier.features, HashedText):
-        raise ValueError(f"features is {classifier.features!r}; wanted a HashedText or None")
-    for name, least in (
-        ("hidden", 0),
-        ("neighbours", 0),
-        ("epochs", 1),
-        ("batch_size", 1),
-        ("patience", 1),
-        ("memory", 0),
-    ):
-        value = getattr(classifier, name)
-        optional = value is None and name in ("hidden", "neighbours", "epochs", "batch_size")
-        if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ValueError(f"{name} is {value!r}; wanted a whole number of at least {least}")
-    if classifier.neighbours is not None and classifier.neighbours > MOST_NEIGHBOURS:
-        raise ValueError(f"neighbours is {classifier.neighbours}; wanted at most {MOST_NEIGHBOURS}")
-    if classifier.lr is not None and not (isinstance(classifier.lr, (int, float)) and 0 < classifier.lr < math.inf):
-        raise ValueError(f"lr is {classifier.lr!r}; wanted a positive number")
-    for name in ("label_smoothing", "validation_fraction"):
-        share = getattr(classifier, name)
-        if share is not None and not (isinstance(share, (int, float)) and 0 <= share < 1):
-            raise ValueError(f"{name} is {share!r}; wanted a number from 0 to below 1")
-
-
-def _bits(text_bytes: int) -> int:
-    """Chooses about one column per 4 bytes of text, so that few words and pairs collide; at most two million."""
-    return min(21, max(16, math.ceil(math.log2(text_bytes / 4 + 1))))
-
-
 def _by_number(weights: Any, classes: list[Any]) -> Any:
     """A dict of weights by the number of a label, in place of the label."""
     if not isinstance(weights, dict):
@@ -570,6 +542,20 @@ def _by_number(weights: Any, classes: list[Any]) -> Any:
     if unknown:
         raise ValueError(f"class_weight has the label {unknown[0]!r}, which no text has")
     return {numbers[label]: weight for label, weight in weights.items()}
+
+
+def _numbered(name: str, labels: Any, numbers: Labels) -> Any:
+    """The numbers of labels, in a list or in a list of lists."""
+    if labels is None:
+        return None
+    if isinstance(labels, (str, bytes)):
+        raise ValueError(f"{name} is {labels!r}; wanted a list of labels, or one for each text")
+    return [
+        [numbers.number(label, name) for label in some]
+        if isinstance(some, (list, tuple, set))
+        else numbers.number(some, name)
+        for some in labels
+    ]
 
 
 def _of_texts(history: list[dict[str, float]]) -> list[dict[str, float]]:
