@@ -145,6 +145,8 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "str)");
   m.def(
       "hash_text(Tensor text, Tensor offsets, int bits, int word_ngrams, int char_min, int char_max, "
-      "bool is_signed, str tf, bool normalized, int seed) -> (Tensor crow, Tensor col, Tensor values)");
-  m.def("word_spans(Tensor text) -> Tensor");
+      "bool is_signed, str tf, bool normalized, int seed, bool split_characters) -> (Tensor crow, Tensor "
+      "col, "
+      "Tensor values)");
+  m.def("word_spans(Tensor text, bool split_characters) -> Tensor");
 }

@@ -299,7 +299,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "hadamard_codes": _hadamard(3),
     "hadamard_products": _hadamard(),
     "hash_text": lambda: [
-        Sample((_words(b"to be, or not"), torch.tensor([0, 5, 13]), 20, 2, 3, 4, True, "log", True, 7))
+        Sample((_words(b"to be, or not"), torch.tensor([0, 5, 13]), 20, 2, 3, 4, True, "log", True, 7, True))
     ],
     "insert_labels": _insert_labels,
     "is_increasing": lambda: [
@@ -341,5 +341,5 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "update_tables": _update_tables,
     "use_simd_level": lambda: [Sample((ops.simd_level(),), has_twin=False)],
     "zero_rows_": lambda: [Sample((torch.randn(5, 3),)), Sample((torch.randn(0, 3),)), Sample((torch.randn(7),))],
-    "word_spans": lambda: [Sample((_words(b"to be!"),))],
+    "word_spans": lambda: [Sample((_words(b"to be!"), True))],
 }
