@@ -119,6 +119,21 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "Tensor row_values, Tensor column_start, Tensor column_rows, Tensor column_values, int k, int "
       "candidates, "
       "int max_postings) -> (Tensor values, Tensor indices)");
+  // sparse rows per label
+  m.def(
+      "sum_rows(Tensor row_start, Tensor row_columns, Tensor row_values, int num_columns, Tensor "
+      "label_start, "
+      "Tensor label_rows) -> (Tensor start, Tensor columns, Tensor values)");
+  m.def(
+      "fit_linear_rows(Tensor row_start, Tensor row_columns, Tensor row_values, int num_columns, "
+      "Tensor label_start, Tensor label_rows, Tensor positive, float cost, int passes, float threshold, "
+      "int seed) -> (Tensor start, Tensor columns, Tensor weights, Tensor bias)");
+  m.def(
+      "label_votes(Tensor rows, Tensor weights, Tensor label_start, Tensor labels, int num_labels, int keep, "
+      "Tensor also) -> (Tensor labels, Tensor votes)");
+  m.def(
+      "sparse_dot(Tensor crow, Tensor col, Tensor values, Tensor row_start, Tensor row_columns, "
+      "Tensor row_values, int num_columns, Tensor rows) -> Tensor");
   m.def("sketch_candidates(Tensor x, Tensor codes, Tensor factors, int num_rows, int count) -> Tensor");
 
   // partition

@@ -10,6 +10,7 @@ from .gather import gather_rows
 from .hadamard import cross_polytope_codes, hadamard_codes, hadamard_products
 from .hash import dwta_codes, query_vectors, simhash_codes, simhash_products
 from .hash_text import hash_text, word_spans
+from .label_votes import label_votes
 from .largest_rows import largest_rows
 from .linear_softmax import (
     labels_weigh_one,
@@ -19,6 +20,7 @@ from .linear_softmax import (
 )
 from .nearest_members import nearest_members
 from .nearest_rows import nearest_rows
+from .one_vs_rest import fit_linear_rows, sparse_dot, sum_rows
 from .optimizer import row_sparse_adagrad_, row_sparse_adam_, row_sparse_lion_, row_sparse_sgd_
 from .partition import query_partition, residual_codes, search_partition, update_partition
 from .probes import probe_codes
@@ -43,6 +45,7 @@ __all__ = [
     "embedding_bag_backward",
     "embedding_bag_values_backward",
     "extremes",
+    "fit_linear_rows",
     "gather_matmul",
     "gather_rows",
     "hadamard_codes",
@@ -50,6 +53,7 @@ __all__ = [
     "hash_text",
     "insert_labels",
     "is_increasing",
+    "label_votes",
     "labels_weigh_one",
     "largest_rows",
     "linear_softmax_loss",
@@ -79,6 +83,8 @@ __all__ = [
     "simhash_codes",
     "simhash_products",
     "sketch_candidates",
+    "sparse_dot",
+    "sum_rows",
     "update_partition",
     "update_tables",
     "word_spans",

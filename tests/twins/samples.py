@@ -283,6 +283,27 @@ def _nearest_rows() -> list[Sample]:
     return [Sample((torch.tensor([0, 2]), torch.tensor([0, 1]), torch.ones(2), *by_row, *by_column, 2, 2, 10))]
 
 
+def _rows_of_labels() -> tuple[torch.Tensor, ...]:
+    rows = torch.tensor([0, 2, 3, 3]), _int32(0, 3, 1), torch.tensor([1.0, -2.0, 3.0])
+    return *rows, 4, torch.tensor([0, 2, 2, 5]), _int32(0, 1, 2, 1, 0)
+
+
+def _label_votes() -> list[Sample]:
+    rows, weights = torch.tensor([[1, 0, -1], [2, 2, 1]]), torch.rand(2, 3, 2) + 0.1
+    labels = torch.tensor([0, 2, 3, 3]), _int32(4, 0, 0), 5
+    return [Sample((rows, weights, *labels, keep, torch.tensor([[3, 0], [-1, 3]]))) for keep in (0, 1, 3)]
+
+
+def _fit_linear_rows() -> list[Sample]:
+    positive = torch.tensor([True, False, True, False, False])
+    return [Sample((*_rows_of_labels(), positive, 1.0, 5, 0.1, 7), has_fake=False)]
+
+
+def _sparse_dot() -> list[Sample]:
+    queries = torch.tensor([0, 2, 2]), torch.tensor([0, 1]), torch.ones(2)
+    return [Sample((*queries, *_rows_of_labels()[:4], torch.tensor([[2, 0, -1], [1, 1, 0]])))]
+
+
 #: The samples of each operator, made anew by every call, for tests change some.
 SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "build_tables": _build_tables,
@@ -295,6 +316,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "embedding_bag_backward": lambda: [Sample((torch.randn(3, 2), *_csr(), torch.randn(3)))],
     "embedding_bag_values_backward": lambda: [Sample((torch.randn(3, 2), torch.randn(6, 2), *_csr()))],
     "extremes": lambda: [Sample((torch.tensor([3, -1, 5]),), has_fake=False)],
+    "fit_linear_rows": _fit_linear_rows,
     "gather_rows": _gather_rows,
     "hadamard_codes": _hadamard(3),
     "hadamard_products": _hadamard(),
@@ -305,6 +327,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "is_increasing": lambda: [
         Sample((torch.tensor([1, 3, last]), below), has_fake=False) for last, below in ((5, None), (3, None), (5, 5))
     ],
+    "label_votes": _label_votes,
     "largest_rows": _largest_rows,
     "linear_softmax_loss": _linear_softmax_loss,
     "linear_softmax_loss_backward": _linear_softmax_loss_backward,
@@ -337,6 +360,8 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "simhash_codes": _simhash_codes,
     "simhash_products": _simhash_products,
     "sketch_candidates": _sketch_candidates,
+    "sparse_dot": _sparse_dot,
+    "sum_rows": lambda: [Sample(_rows_of_labels(), has_fake=False)],
     "update_partition": _update_partition,
     "update_tables": _update_tables,
     "use_simd_level": lambda: [Sample((ops.simd_level(),), has_twin=False)],

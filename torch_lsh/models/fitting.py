@@ -8,16 +8,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..data import XMCRows
 from .held_out import HeldOut, Metric, Precision
 from .mixture import Mixture
-from .neighbours import MOST_NEIGHBOURS, Neighbours, neighbours_of, with_more_rows
+from .neighbours import MOST_NEIGHBOURS, neighbours_of
 from .network import Network
+from .ranker import LabelRanker
 from .rows import InMemory, Rows, Source, label_counts
 from .schedule import DECAY, Schedule
 from .training import RunOptions, TrainingRun, carry_out
 
-WIDE = 4096  # with more labels, the output layer is sampled and neighbours vote
+WIDE = 4096  # with more labels, the output layer is sampled
+MANY = 512  # with as many labels, neighbours vote
 _NEIGHBOURS = 64  # that vote
+_RANKED_ROWS = 60_000  # that a network beside a ranker is trained on, in one pass at least
+_REFIT = 100_000  # with fewer rows, classifiers are trained again with the rows that were held out
 
 
 class Settings(NamedTuple):
@@ -54,18 +59,25 @@ class Settings(NamedTuple):
         if not 0 <= validation_fraction < 1:
             raise ValueError(f"validation_fraction is {validation_fraction!r}; wanted a number from 0 to below 1")
 
-    def for_data(self, rows: int, labels: int, held_out: bool) -> Settings:
+    def for_data(self, rows: int, labels: int, held_out_decides: bool, ranked: bool = False) -> Settings:
         """The settings with nothing left to follow from the data, but for the epochs that held-out rows decide."""
         epochs = self.epochs
-        if epochs is None and not held_out:
+        if epochs is None and ranked:
+            # The network is one source of several, and adds little after the first passes.
+            epochs = min(40, max(1, _RANKED_ROWS // rows))
+        elif epochs is None and not held_out_decides:
             # Small sets get small batches and many passes, so that there are some hundred steps in all.
             epochs = min(40, max(3 if labels > WIDE else 4, 20_000 // rows))
         return self._replace(
             epochs=epochs,
             batch_size=self.batch_size or (256 if rows >= 200_000 else min(64, max(8, rows // 32))),
             lr=self.lr or (0.01 if epochs == 1 else 0.004),
-            neighbours=self.neighbours if self.neighbours is not None else (_NEIGHBOURS if labels > WIDE else 0),
+            neighbours=self.neighbours_for(labels),
         )
+
+    def neighbours_for(self, labels: int) -> int:
+        """How many neighbours vote, given so many labels."""
+        return self.neighbours if self.neighbours is not None else (_NEIGHBOURS if labels >= MANY else 0)
 
     def schedule(self) -> Schedule:
         """The schedule of settings that :meth:`for_data` completed."""
@@ -97,8 +109,8 @@ def fit(
 ) -> Fitted:
     """Trains a network and adds its mixture.
 
-    Held-out rows say when to stop and with which shares neighbours vote; they are never trained on. In the end they
-    become neighbours as all other rows do, so that nothing that is known is lost.
+    Held-out rows say when to stop and with which shares neighbours vote, or train a ranker; the network is never
+    trained on them. In the end they become neighbours as all other rows do, so that nothing that is known is lost.
 
     Args:
         network: The network.
@@ -112,10 +124,11 @@ def fit(
     """
     if source.size == 0:
         raise ValueError("the training data has no rows")
-    settings = settings.for_data(source.size, network.num_labels, held_out is not None)
-    run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed, configuration)
     network.mixture = None
-    mixture = _mixture(source, settings.neighbours or 0)
+    mixture = _mixture(source, settings, network, with_ranker=held_out is not None)
+    ranked = isinstance(mixture, LabelRanker)
+    settings = settings.for_data(source.size, network.num_labels, held_out is not None and not ranked, ranked)
+    run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed, configuration)
     judge = None if held_out is None else HeldOut(held_out, network, mixture, metric)
 
     def measure() -> tuple[dict[str, float], tuple[float, ...]]:
@@ -125,6 +138,8 @@ def fit(
             found, qualities = judge.measure()
             entry = {f"validation_{name}": value for name, value in found.items()}
         if evaluate is not None:
+            if judge is not None and ranked:
+                judge.tune()
             network.mixture = mixture
             entry.update(evaluate())
             network.mixture = None
@@ -133,9 +148,9 @@ def fit(
     if not carry_out(run, measure, options):
         return Fitted(run.history)
     network.eval()
-    if judge is not None and mixture is not None:
-        judge.measure()  # tunes it for the parameters of the best epoch
-    if mixture is not None and bool((mixture.shares > 0).any()):
+    if judge is not None:
+        judge.tune()
+    if mixture is not None and mixture.is_of_use:
         network.mixture = mixture
     if judge is None or held_out is None:
         return Fitted(run.history)
@@ -144,7 +159,7 @@ def fit(
         if run.history:
             found = validated.compute()
             run.history[-1].update({f"validation_neighbours_{name}": value for name, value in found.items()})
-        _keep(network.mixture, held_out, label_counts(held_out, network.num_labels))
+        network.mixture = _with_rows(network.mixture, held_out, network.num_labels, refit=source.size < _REFIT)
     return Fitted(run.history, validated)
 
 
@@ -162,27 +177,34 @@ def fit_more(network: Network, source: InMemory, settings: Settings, options: Ru
     """
     mixture, network.mixture = network.mixture, None
     network.grow(source.rows.num_features, len(source.label_counts))
-    settings = settings.for_data(source.size, network.num_labels, held_out=False)
+    settings = settings.for_data(source.size, network.num_labels, held_out_decides=False)
     run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed)
     carry_out(run, lambda: ({}, ()), options)
     network.eval()
     if mixture is not None:
-        _keep(mixture, source.rows, source.label_counts)
-        network.mixture = mixture
+        network.mixture = _with_rows(mixture, source.rows, network.num_labels)
     return run.history
 
 
-def _mixture(source: Source, neighbours: int) -> Mixture | None:
+def _mixture(source: Source, settings: Settings, network: Network, with_ranker: bool) -> Mixture | LabelRanker | None:
+    """The sources of scores beside the network; a ranker of sparse rows needs held-out rows."""
+    neighbours = settings.neighbours_for(network.num_labels)
     rows = source.sample() if neighbours > 0 else None
-    return None if rows is None else Mixture([neighbours_of(rows, neighbours)], source.label_counts)
+    if rows is None:
+        return None
+    rows = rows._replace(num_labels=network.num_labels)
+    if with_ranker and isinstance(rows, XMCRows):
+        return LabelRanker.of(rows, neighbours, seed=settings.seed)
+    return Mixture([neighbours_of(rows, neighbours)], source.label_counts)
 
 
-def _keep(mixture: Mixture, rows: Rows, counts: Tensor) -> None:
-    """Makes rows with so many of each label neighbours, too."""
-    mixture.count(counts)
-    for number, source in enumerate(mixture.sources):
-        if isinstance(source, Neighbours):
-            mixture.sources[number] = with_more_rows(source, rows)
+def _with_rows(mixture: Mixture | LabelRanker, rows: Rows, labels: int, refit: bool = False) -> Mixture | LabelRanker:
+    """Makes rows neighbours, too, of a network with so many labels."""
+    rows = rows._replace(num_labels=labels)
+    if isinstance(mixture, LabelRanker):
+        assert isinstance(rows, XMCRows)
+        return mixture.with_rows(rows, refit)
+    return mixture.with_rows(rows, label_counts(rows, labels))
 
 
 def label_weights(weights: Any, counts: Tensor) -> Tensor | None:

@@ -13,25 +13,35 @@ from torch import Tensor
 from ..metrics import PrecisionAtK
 from .mixture import Mixture
 from .network import Network
+from .ranker import Evidence, LabelRanker
 from .rows import Batch, InMemory, Rows, batch_of, num_rows
 
 LEAST_TO_HOLD_OUT = 20_000  # with fewer rows, training on all of them is worth more than knowing when to stop
+LEAST_TO_RANK = 2_000  # with a ranker, since rows held out from the network are trained on by its other sources
 MOST_HELD_OUT = 10_000
+_ENOUGH = 1_500  # rows to hold out
+_LARGEST_SHARE = 0.125
 _MOST_SCORES = 1 << 28  # of held-out rows, after an epoch
+_MOST_SCORED = 1_000  # held-out rows of which the scores of all labels are computed beside a ranker
+_MOST_RANKED = 6_000  # held-out rows that train a ranker
+_RANKED = 256  # rows at a time
 
 
-def split(source: InMemory, fraction: float, seed: int) -> tuple[InMemory, Rows | None]:
+def split(source: InMemory, fraction: float, seed: int, least: int = LEAST_TO_HOLD_OUT) -> tuple[InMemory, Rows | None]:
     """Splits rows at random into those to train on and those held out; the latter have labels.
 
     Args:
         source: The rows.
-        fraction: Share to hold out, at most 10,000 rows. Of fewer than 20,000 rows, none are.
+        fraction: Share to hold out, at most 10,000 rows; of few rows it becomes larger, up to an eighth.
         seed: Seed of the choice.
+        least: Labelled rows below which none are held out.
     """
     rows, weights = source.rows, source.weights
     labelled = rows.label_start.diff() > 0
-    if fraction == 0 or int(labelled.sum()) < LEAST_TO_HOLD_OUT:
+    count = int(labelled.sum())
+    if fraction == 0 or count < least:
         return source, None
+    fraction = max(fraction, min(_ENOUGH / count, _LARGEST_SHARE))
     generator = torch.Generator().manual_seed(seed)
     out = labelled & (torch.rand(num_rows(rows), generator=generator, dtype=torch.float64) < fraction)
     out &= out.cumsum(0) <= MOST_HELD_OUT
@@ -84,18 +94,32 @@ class HeldOut:
     """
 
     def __init__(
-        self, rows: Rows, network: Network, mixture: Mixture | None, metric: Callable[[], Metric] = Precision
+        self,
+        rows: Rows,
+        network: Network,
+        mixture: Mixture | LabelRanker | None,
+        metric: Callable[[], Metric] = Precision,
     ) -> None:
         self.network, self.mixture, self._metric = network, mixture, metric
         most = max(512, _MOST_SCORES // network.num_labels)
+        if isinstance(mixture, LabelRanker):
+            most = min(most, _MOST_SCORED)
         counted = rows.take(torch.arange(min(num_rows(rows), most)))
         blocks = torch.arange(num_rows(counted)).split(network.rows_at_a_time)
         self._batches: list[Batch] = [batch_of(counted.take(block)) for block in blocks]
-        self._prepared = [mixture.prepare(batch.features) for batch in self._batches] if mixture is not None else []
+        # A ranker looks at few labels of each row, so that more rows can count for it.
+        ranked = (
+            torch.arange(min(num_rows(rows), _MOST_RANKED)).split(_RANKED) if isinstance(mixture, LabelRanker) else None
+        )
+        self._mixed = self._batches if ranked is None else [batch_of(rows.take(block)) for block in ranked]
+        self._prepared: list[Any] = [] if mixture is None else [mixture.prepare(b.features) for b in self._mixed]
 
     @torch.no_grad()
     def measure(self) -> tuple[dict[str, float], tuple[float, ...]]:
-        """The quality of the network alone by name; and as one number, with that of the tuned mixture if any."""
+        """The quality of the network alone by name; and as one number, with that of the tuned mixture if any.
+
+        With a ranker there are no numbers: what it finds hardly depends on how long the network is trained.
+        """
         self.network.eval()
         metric = self._metric()
 
@@ -105,12 +129,25 @@ class HeldOut:
                 metric.update(logits, batch.labels)
                 yield logits, prepared, batch.labels
 
-        if self.mixture is not None:
+        if isinstance(self.mixture, Mixture):
             qualities: tuple[float, ...] = self.mixture.tune(scored())
         else:
             collections.deque(scored(), maxlen=0)
-            qualities = (metric.quality(),)
+            qualities = () if isinstance(self.mixture, LabelRanker) else (metric.quality(),)
         return metric.compute(), qualities
+
+    @torch.no_grad()
+    def tune(self) -> None:
+        """Tunes the mixture for the present parameters of the network."""
+        if isinstance(self.mixture, LabelRanker):
+            self.network.eval()
+            self.mixture.tune(self._ranked())
+        elif self.mixture is not None:
+            self.measure()
+
+    def _ranked(self) -> Iterator[tuple[Evidence, Tensor, Tensor]]:
+        for batch, evidence in zip(self._mixed, self._prepared):
+            yield evidence, self.network.logits_of(batch.features, evidence.labels), batch.labels
 
     @torch.no_grad()
     def final(self) -> Metric:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from .rows import Features
+from .neighbours import Neighbours, neighbours_from, with_more_rows
+from .rows import Features, Rows
 
 _BUCKETS = 8  # of labels, by powers of two of their frequency
 _SHARES = tuple(i / 10 for i in range(10))
@@ -75,6 +76,35 @@ class Mixture(nn.Module):
         counts = counts.clone().int()
         counts[: len(self.counts)] += self.counts
         self.counts, self.bucket = counts, bucket_of(counts)
+
+    def with_rows(self, rows: Rows, counts: Tensor) -> Mixture:
+        """The same mixture with more rows, so many of each label ``[N]``, as neighbours."""
+        self.count(counts)
+        for number, source in enumerate(self.sources):
+            if isinstance(source, Neighbours):
+                self.sources[number] = with_more_rows(source, rows)
+        return self
+
+    @property
+    def is_of_use(self) -> bool:
+        """Whether any source has a share."""
+        return bool((self.shares > 0).any())
+
+    def configuration(self) -> dict[str, Any]:
+        """What :meth:`empty` takes."""
+        return {"kind": "mixture", "sources": [source.configuration() for source in self.sources]}  # type: ignore[operator]
+
+    @classmethod
+    def empty(cls, configuration: dict[str, Any], num_labels: int) -> Mixture:
+        """A mixture of the same sizes as the one that has this configuration."""
+        sources = [neighbours_from(some, num_labels) for some in configuration["sources"]]
+        return cls(sources, torch.zeros(num_labels))
+
+    def check(self) -> None:
+        """Raises a ValueError where buffers of sources are not rows with labels."""
+        for source in self.sources:
+            if isinstance(source, Neighbours):
+                source.check()
 
     def make_room(self, num_labels: int) -> None:
         """Makes room for labels that no row has."""

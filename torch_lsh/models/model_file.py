@@ -16,8 +16,8 @@ from ..io import FilePath, assign_weights, load_safetensors, save_safetensors
 from ..nn import LSHLinear, QuantizedLinear
 from ..rehash import Drift, ExponentialBackoff, FixedInterval
 from .mixture import Mixture
-from .neighbours import Neighbours, neighbours_from
 from .network import Network, WideNetwork
+from .ranker import LabelRanker
 
 _POLICIES = {policy.__name__: policy for policy in (FixedInterval, ExponentialBackoff, Drift)}
 
@@ -69,13 +69,11 @@ def describe(network: Network) -> dict[str, Any]:
     Raises:
         ValueError: The re-hash policy is of a class that files do not hold.
     """
-    mixture = network.mixture
-    sources = None if mixture is None else [source.configuration() for source in mixture.sources]  # type: ignore[operator]
     description: dict[str, Any] = {
         "num_features": network.num_features,
         "num_labels": network.num_labels,
         "hidden": 0,
-        "mixture": sources,
+        "mixture": None if network.mixture is None else network.mixture.configuration(),
     }
     if isinstance(network, WideNetwork):
         output = network.output
@@ -113,15 +111,18 @@ def restore(network: Network, description: dict[str, Any], tensors: dict[str, Te
         network.output = QuantizedLinear(len(network.input_bias), labels)
     if description["mixture"] is not None:
         with torch.device("meta"):
-            sources = [neighbours_from(configuration, labels) for configuration in description["mixture"]]
-            network.mixture = Mixture(sources, torch.zeros(labels))
+            network.mixture = _empty_mixture(description["mixture"], labels)
     assign_weights(network, tensors)
-    for source in [] if network.mixture is None or not check else network.mixture.sources:
-        if isinstance(source, Neighbours):
-            source.check()
+    if network.mixture is not None and check:
+        network.mixture.check()
     for parameter in network.parameters():
         parameter.requires_grad_()
     network.eval()
+
+
+def _empty_mixture(configuration: dict[str, Any], num_labels: int) -> Mixture | LabelRanker:
+    kind = LabelRanker if configuration["kind"] == "ranker" else Mixture
+    return kind.empty(configuration, num_labels)
 
 
 # --- settings of the output layer -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from ..config import LSHConfig
 from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear, SampledLogits
 from ..nn.logits.targets import as_target
 from .mixture import Mixture
+from .ranker import LabelRanker
 from .rows import Features, SparseFeatures
 
 ACTIVATIONS = ("relu", "none")
@@ -30,7 +31,7 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mixture: Mixture | None = None
+        self.mixture: Mixture | LabelRanker | None = None
         self.class_weight: Tensor | None = None
 
     @property
@@ -58,6 +59,10 @@ class Network(nn.Module):
     def logits(self, features: Features) -> Tensor:
         """Computes the logits ``[B, num_labels]`` of the network alone, in memory."""
         raise NotImplementedError
+
+    def logits_of(self, features: Features, labels: Tensor) -> Tensor:
+        """Computes the logits ``[B, K]`` of the network alone for labels ``[B, K]``; any number for negative ones."""
+        return self.logits(features).gather(1, labels.clamp(min=0))
 
     def scores(self, features: Features) -> Tensor:
         """Computes logits ``[B, num_labels]`` in memory; with a mixture, the logarithms of its probabilities."""
@@ -143,6 +148,13 @@ class WideNetwork(Network):
         if isinstance(self.output, nn.Linear):
             return F.linear(hidden, self.output.weight, self.output.bias)
         return self.output(hidden).dense()
+
+    def logits_of(self, features: Features, labels: Tensor) -> Tensor:
+        output = self.output
+        if not isinstance(output, nn.Linear):
+            return super().logits_of(features, labels)
+        products = ops.sampled_dot(self.hidden(features), output.weight, labels)
+        return products if output.bias is None else products + output.bias[labels.clamp(min=0)]
 
     def loss(self, features: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Computes the softmax cross entropy, the mean over the rows that have labels."""

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .network import WideNetwork
+from .network import Network
+from .ranker import LabelRanker, best_of
+from .rows import Features
 
 
 class LabelFilter:
@@ -74,7 +76,7 @@ def _padded(name: str, labels: Any, num_labels: int, rows: int) -> Tensor | None
 
 @torch.no_grad()
 def best_labels(
-    network: WideNetwork, features: Tensor, k: int, labels: LabelFilter | None = None, begin: int = 0
+    network: Network, features: Tensor, k: int, labels: LabelFilter | None = None, begin: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Finds the labels of each row with the highest scores, exactly.
 
@@ -91,6 +93,8 @@ def best_labels(
     if network.mixture is None and labels is None:
         found = network(features).topk(k)
         return found.values, found.indices
+    if labels is None and (ranked := ranked_labels(network, features, k)) is not None:
+        return ranked
     values, best = [], []
     for block in torch.arange(features.shape[0]).split(network.rows_at_a_time):
         first, end = int(block[0]), int(block[-1]) + 1
@@ -101,6 +105,21 @@ def best_labels(
         values.append(found.values)
         best.append(found.indices.masked_fill(found.values == -torch.inf, -1))
     return torch.cat(values), torch.cat(best)
+
+
+def ranked_labels(network: Network, features: Features, k: int) -> tuple[Tensor, Tensor] | None:
+    """The best labels that a ranker finds without a look at all of them: logarithms of probabilities, and labels.
+
+    Returns:
+        Both ``[B, k]``, best first; None without a ranker, and where it has fewer than ``k`` candidates for a row.
+    """
+    if not isinstance(network.mixture, LabelRanker):
+        return None
+    evidence = network.mixture.prepare(features)
+    if bool(((evidence.labels >= 0).sum(1) < k).any()):
+        return None
+    scores = network.mixture.scores(evidence, network.logits_of(features, evidence.labels))
+    return best_of(scores, evidence.labels, k)
 
 
 def rows_between(features: Tensor, begin: int, end: int) -> Tensor:

@@ -18,7 +18,7 @@ from ..io import is_safetensors, load_archive
 from ..metrics import PrecisionAtK
 from . import model_file
 from .fitting import Settings, fit, fit_more, label_weights
-from .held_out import split
+from .held_out import LEAST_TO_HOLD_OUT, LEAST_TO_RANK, split
 from .network import WideNetwork
 from .ranking import LabelFilter, best_labels
 from .rows import (
@@ -45,9 +45,10 @@ class XMCClassifier(WideNetwork):
     """A classifier of rows of features: features -> ReLU units -> one logit per label, and votes of the nearest rows.
 
     The network is that of SLIDE (Chen et al., MLSys 2020) and of BOLT on Amazon-670K. The loss is softmax cross
-    entropy; the labels of a row share its target equally. Over more than 4096 labels, the nearest training rows
-    vote in every prediction, too (:class:`torch_lsh.models.neighbours.Neighbours`), with shares that held-out rows
-    choose.
+    entropy; the labels of a row share its target equally. From 512 labels on, its logits are one of several kinds of
+    evidence, beside the nearest training rows, centroids and linear classifiers of labels. A small network trained on
+    held-out rows ranks the labels (:class:`torch_lsh.models.ranker.LabelRanker`). Dense rows, and sets too small to
+    hold rows out, have the votes of the nearest rows only (:class:`torch_lsh.models.mixture.Mixture`).
 
     Args:
         num_features: Number of features.
@@ -122,10 +123,11 @@ class XMCClassifier(WideNetwork):
         sample_weight: Any = None,
         class_weight: Any = None,
     ) -> list[dict[str, float]]:
-        """Trains with Adam, then adds the votes of the nearest rows.
+        """Trains with Adam, then adds other sources of scores (see the class).
 
-        Of at least 20,000 labelled rows, some are held out: they decide when to stop, and the neighbours' shares. They
-        are never trained on, but become neighbours as all other rows do, so that nothing that is known is lost.
+        Some labelled rows are held out if there are 20,000, or 2,000 where a ranker can be trained. They train the
+        ranker, or else decide when to stop and with which shares neighbours vote. The network is never trained on them,
+        but all other sources are in the end, so that little that is known is lost.
 
         With ``checkpoint``, the state of the run is written at the end of every epoch and every ``checkpoint_every``
         steps. A run that finds the file resumes from it and ends as an uninterrupted run with the same checkpoint
@@ -135,7 +137,7 @@ class XMCClassifier(WideNetwork):
             train_dataset: Rows to train on: a dataset, or for dense input a pair of features ``[rows, num_features]``
                 and labels (see :func:`torch_lsh.models.rows.rows_of`). Rows without labels add nothing.
             epochs: Most passes over the data, over which the learning rate falls to 0. None means as many as
-                held-out rows gain from; without held-out rows, as many as suit the number of rows.
+                held-out rows gain from; with a ranker or without held-out rows, as many as suit the number of rows.
             batch_size: Rows per step.
             lr: Adam's learning rate at the beginning; None means that it follows from the number of epochs.
             eval_dataset: Rows to measure precision@1/3/5 on after every epoch. They decide nothing.
@@ -149,7 +151,7 @@ class XMCClassifier(WideNetwork):
             progress: Show a progress bar (needs tqdm).
             callbacks: Functions to call after every step (:class:`torch_lsh.StatsWriter`, ``scheduler.step``, ...).
                 Their time counts as training.
-            neighbours: How many of the nearest rows vote; 0 means none. None means 64 above 4096 labels, else 0.
+            neighbours: How many of the nearest rows vote; 0 means none. None means 64 from 512 labels on, else 0.
             validation: Rows to decide with, in place of held-out ones; they become neighbours, too.
             validation_fraction: Share of the rows to hold out, at most 10,000.
             patience: Epochs without improvement on held-out rows before training stops, given ``epochs``.
@@ -179,7 +181,9 @@ class XMCClassifier(WideNetwork):
         settings.check(validation_fraction)
         source = InMemory(rows, self.num_labels, row_weights(sample_weight, num_rows(rows)))
         if held_out is None:
-            source, held_out = split(source, validation_fraction, seed)
+            ranks = not self.dense_input and settings.neighbours_for(self.num_labels) > 0
+            least = LEAST_TO_RANK if ranks else LEAST_TO_HOLD_OUT
+            source, held_out = split(source, validation_fraction, seed, least)
         configuration = self.configuration() if path is not None else None
         self.class_weight = label_weights(class_weight, source.label_counts)
         try:

@@ -20,8 +20,8 @@ from ..data.xmc import join_rows
 from ..models.fitting import Settings, fit, fit_more, label_weights
 from ..models.held_out import MOST_HELD_OUT
 from ..models.network import Network, WideNetwork
-from ..models.ranking import LabelFilter
-from ..models.rows import InMemory, batch_of, num_rows, row_weights
+from ..models.ranking import LabelFilter, ranked_labels
+from ..models.rows import Features, InMemory, batch_of, num_rows, row_weights
 from ..models.schedule import seconds_of
 from ..models.training import RunOptions
 from . import model_file
@@ -302,15 +302,20 @@ class TextClassifier:
             raise ValueError("the network is linear; wanted one with a hidden layer")
         return self.network_.hidden(self.columns_.csr(*self.features_.csr(texts)))
 
-    def _logits(self, texts: Sequence[str | bytes]) -> Iterator[Tensor]:
-        """Logits of all classes, in batches."""
+    def _features_of(self, texts: Sequence[str | bytes]) -> Iterator[Features]:
+        """Rows of features, in batches."""
         self._check_fitted()
         if isinstance(texts, (str, bytes)) or not hasattr(texts, "__getitem__"):
             texts = Texts(texts, None).texts
         size = self.network_.rows_at_a_time
+        for start in range(0, len(texts), size):
+            yield self.columns_.csr(*self.features_.csr(texts[start : start + size]))
+
+    def _logits(self, texts: Sequence[str | bytes]) -> Iterator[Tensor]:
+        """Logits of all classes, in batches."""
         with torch.inference_mode():
-            for start in range(0, len(texts), size):
-                yield self.network_.scores(self.columns_.csr(*self.features_.csr(texts[start : start + size])))
+            for features in self._features_of(texts):
+                yield self.network_.scores(features)
 
     def predict(self, X: Sequence[str], *, allowed: Any = None, excluded: Any = None) -> Any:
         """Predicts the label of each text.
@@ -356,14 +361,27 @@ class TextClassifier:
         self._check_fitted()
         if not 1 <= k <= len(self.classes_):
             raise ValueError(f"k is {k}; wanted 1 to {len(self.classes_)}")
-        best = [probabilities.topk(k) for probabilities in self._filtered(X, allowed, excluded)]
+        if allowed is None and excluded is None:
+            best = [self._best(features, k) for features in self._features_of(X)]
+        else:
+            sorted_labels = (probabilities.topk(k) for probabilities in self._filtered(X, allowed, excluded))
+            best = [(some.values, some.indices) for some in sorted_labels]
         if not best:
             return self.classes_[:0].reshape(0, k), np.empty((0, k), np.float32)
-        numbers, values = (torch.cat([getattr(some, name) for some in best]) for name in ("indices", "values"))
+        values, numbers = (torch.cat(some) for some in zip(*best))
         if (allowed is not None or excluded is not None) and bool((values[:, -1] < 0).any()):
             row = int((values[:, -1] < 0).nonzero()[0])
             raise ValueError(f"k is {k}; but text {row} may have {int((values[row] >= 0).sum())} labels only")
         return self.classes_[numbers.numpy()], values.numpy()
+
+    @torch.inference_mode()
+    def _best(self, features: Features, k: int) -> tuple[Tensor, Tensor]:
+        """The probabilities and numbers of the ``k`` likeliest labels, both ``[B, k]``."""
+        ranked = ranked_labels(self.network_, features, k)
+        if ranked is not None:
+            return ranked[0].exp(), ranked[1]
+        found = self._probabilities(self.network_.scores(features)).topk(k)
+        return found.values, found.indices
 
     def _filtered(self, X: Sequence[str], allowed: Any, excluded: Any) -> Iterator[Tensor]:
         """Probabilities of all classes in batches, -1 where a label is not allowed."""
