@@ -19,6 +19,7 @@ from torch_lsh import cli
 from torch_lsh.cli import bench, xmc
 from torch_lsh.data import XMCDataset, synthetic_xmc
 from torch_lsh.data.xmc import write_xmc
+from torch_lsh.io import sole_writer
 from torch_lsh.models import XMCClassifier
 
 F, N = 400, 90
@@ -37,7 +38,7 @@ def files(tmp_path_factory):
 
 def train_on(folder, model, *options):
     small = ["--epochs", "3", "--batch-size", "40", "--hidden", "16", "--active", "0.5", "--lr", "0.01", "--quiet"]
-    return cli.main(["train", str(model), str(folder / "train.txt"), *small, *map(str, options)])
+    return cli.main(["train", str(folder / "train.txt"), "--model", str(model), *small, *map(str, options)])
 
 
 def test_train(files, tmp_path, capsys):
@@ -63,11 +64,16 @@ def test_train_with_options(files, tmp_path, capsys):
     assert (config.index.hash, config.active) == ("dwta", 0.1)
 
 
-def test_train_without_a_file_generates_data(tmp_path, capsys, monkeypatch):
+def test_train_generates_data_on_request(tmp_path, capsys, monkeypatch):
     sizes = []
     monkeypatch.setattr(xmc, "synthetic_xmc", lambda seed: sizes.append(seed) or synthetic_xmc(100, 20, F, N, seed))
     model = tmp_path / "model.pt"
-    assert cli.main(["train", str(model), "--epochs", "1", "--hidden", "4", "--seed", "7", "--quiet"]) == 0
+    assert (
+        cli.main(
+            ["train", "--generate", "--model", str(model), "--epochs", "1", "--hidden", "4", "--seed", "7", "--quiet"]
+        )
+        == 0
+    )
     assert sizes == [7]
     assert "precision@1" in capsys.readouterr().out
     assert model.exists()
@@ -75,7 +81,7 @@ def test_train_without_a_file_generates_data(tmp_path, capsys, monkeypatch):
 
 def test_progress_bar(files, tmp_path, capsys):
     model = tmp_path / "model.pt"
-    assert cli.main(["train", str(model), str(files / "train.txt"), "--epochs", "1", "--hidden", "4"]) == 0
+    assert cli.main(["train", str(files / "train.txt"), "--model", str(model), "--epochs", "1", "--hidden", "4"]) == 0
     assert "epoch 1: 100%" in capsys.readouterr().err
 
 
@@ -84,14 +90,15 @@ def test_without_the_packages_of_the_extra(files, tmp_path, capsys, monkeypatch)
     find_spec = importlib.util.find_spec
     without = {"tqdm", "matplotlib"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in without else find_spec(name))
-    assert cli.main(["train", str(tmp_path / "m.pt"), str(files / "train.txt"), "--epochs", "1", "--hidden", "4"]) == 0
+    model = str(tmp_path / "m.pt")
+    assert cli.main(["train", str(files / "train.txt"), "--model", model, "--epochs", "1", "--hidden", "4"]) == 0
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(bench, "overview", lambda **_: pytest.fail("a benchmark"))
     assert_one_line(run(capsys, "bench", "--plot", tmp_path / "plot.png"), "drawing needs matplotlib")
 
 
 def test_evaluate(files, capsys):
-    status, output, errors = run(capsys, "evaluate", files / "model.pt", files / "test.txt.gz")
+    status, output, errors = run(capsys, "evaluate", files / "test.txt.gz", "--model", files / "model.pt")
     assert (status, errors) == (0, "")
     expected = XMCClassifier.load(files / "model.pt").evaluate(XMCDataset(files / "test.txt.gz"))
     assert json.loads(output) == expected
@@ -101,12 +108,12 @@ def test_evaluate(files, capsys):
 def test_evaluate_rows_without_labels(files, tmp_path, capsys):
     data = tmp_path / "data.txt"
     data.write_text(f"1 {F} {N}\n 0:1\n")
-    status, output, _ = run(capsys, "evaluate", files / "model.pt", data)
+    status, output, _ = run(capsys, "evaluate", data, "--model", files / "model.pt")
     assert (status, output) == (0, '{"precision@1": null, "precision@3": null, "precision@5": null}\n')
 
 
 def test_predict(files, capsys):
-    status, output, errors = run(capsys, "predict", files / "model.pt", files / "test.txt.gz", "-k", 3)
+    status, output, errors = run(capsys, "predict", files / "test.txt.gz", "--model", files / "model.pt", "-k", 3)
     assert (status, errors) == (0, "")
     scores, classes = XMCClassifier.load(files / "model.pt").predict(XMCDataset(files / "test.txt.gz"), 3)
     lines = [[pair.split(":") for pair in line.split(" ")] for line in output.splitlines()]
@@ -168,11 +175,11 @@ def test_checkpoint(files, tmp_path, monkeypatch, capsys):
 def test_missing_files(files, tmp_path, capsys):
     model, data, missing = files / "model.pt", files / "train.txt", tmp_path / "nothing.txt"
     for arguments in (
-        ("train", tmp_path / "model.pt", missing),
-        ("train", tmp_path / "model.pt", data, "--test", missing),
-        ("evaluate", model, missing),
-        ("predict", model, missing),
-        ("evaluate", missing, data),
+        ("train", missing, "--model", tmp_path / "model.pt"),
+        ("train", data, "--model", tmp_path / "model.pt", "--test", missing),
+        ("evaluate", missing, "--model", model),
+        ("predict", missing, "--model", model),
+        ("evaluate", data, "--model", missing),
     ):
         assert_one_line(run(capsys, *arguments), missing)
     assert os.listdir(tmp_path) == []
@@ -183,7 +190,7 @@ def test_malformed_data(files, tmp_path, capsys, command):
     data = tmp_path / "data.txt"
     data.write_text(f"3 {F} {N}\n1 0:1\n2 0:one\n3 0:1\n")
     model = tmp_path / "model.pt" if command == "train" else files / "model.pt"
-    output = assert_one_line(run(capsys, command, model, data), f"{data}, line 3: ", "'0:one'")
+    output = assert_one_line(run(capsys, command, data, "--model", model), f"{data}, line 3: ", "'0:one'")
     assert output == ""
     assert os.listdir(tmp_path) == ["data.txt"]
 
@@ -192,7 +199,9 @@ def test_malformed_data(files, tmp_path, capsys, command):
 def test_data_of_another_width(files, tmp_path, capsys, command):
     data = tmp_path / "data.txt"
     write_xmc(synthetic_xmc(5, 0, F + 1, N)[0], data)
-    assert_one_line(run(capsys, command, files / "model.pt", data), f"{F + 1} features", f"takes {F} and {N}")
+    assert_one_line(
+        run(capsys, command, data, "--model", files / "model.pt"), f"{F + 1} features", f"takes {F} and {N}"
+    )
 
 
 def test_test_rows_of_another_width_are_found_before_training(files, tmp_path, capsys, monkeypatch):
@@ -204,9 +213,13 @@ def test_test_rows_of_another_width_are_found_before_training(files, tmp_path, c
 
 
 def test_files_that_are_no_models(files, tmp_path, capsys):
-    assert_one_line(run(capsys, "evaluate", files / "train.txt", files / "train.txt"), "train.txt", "damaged")
+    assert_one_line(
+        run(capsys, "evaluate", files / "train.txt", "--model", files / "train.txt"),
+        "train.txt",
+        "damaged or was not written by torch_lsh",
+    )
     torch.save(torch.nn.Linear(1, 1), tmp_path / "module.pt")
-    assert_one_line(run(capsys, "predict", tmp_path / "module.pt", files / "train.txt"), "module.pt")
+    assert_one_line(run(capsys, "predict", files / "train.txt", "--model", tmp_path / "module.pt"), "module.pt")
 
 
 def test_paths_that_cannot_be_written_are_found_before_training(files, tmp_path, capsys, monkeypatch):
@@ -214,12 +227,12 @@ def test_paths_that_cannot_be_written_are_found_before_training(files, tmp_path,
     monkeypatch.setattr(bench, "overview", lambda **_: pytest.fail("a benchmark"))
     missing = tmp_path / "missing" / "file"
     for arguments in (
-        ("train", missing, files / "train.txt"),
-        ("train", tmp_path / "model.pt", files / "train.txt", "--checkpoint", missing),
+        ("train", files / "train.txt", "--model", missing),
+        ("train", files / "train.txt", "--model", tmp_path / "model.pt", "--checkpoint", missing),
         ("bench", "--plot", missing),
     ):
         assert_one_line(run(capsys, *arguments), missing, "there is no folder")
-    assert_one_line(run(capsys, "train", tmp_path, files / "train.txt"), tmp_path, "it is a folder")
+    assert_one_line(run(capsys, "train", files / "train.txt", "--model", tmp_path), tmp_path, "it is a folder")
 
 
 @pytest.mark.parametrize(
@@ -241,12 +254,12 @@ def test_bad_settings(files, tmp_path, capsys, options, message):
 
 
 def test_test_rows_without_training_rows(files, tmp_path, capsys):
-    result = run(capsys, "train", tmp_path / "model.pt", "--test", files / "test.txt.gz")
-    assert_one_line(result, "--test needs a training file")
+    result = run(capsys, "train", "--generate", "--model", tmp_path / "model.pt", "--test", files / "test.txt.gz")
+    assert_one_line(result, "--test was given beside --generate")
 
 
 def test_more_labels_asked_for_than_there_are(files, capsys):
-    result = run(capsys, "predict", files / "model.pt", files / "test.txt.gz", "-k", N + 1)
+    result = run(capsys, "predict", files / "test.txt.gz", "--model", files / "model.pt", "-k", N + 1)
     assert_one_line(result, f"k is {N + 1}; wanted 1 to {N}")
 
 
@@ -255,7 +268,6 @@ def test_more_labels_asked_for_than_there_are(files, capsys):
     [
         [],
         ["fly"],
-        ["train"],
         ["--threads", "0", "bench"],
         ["train", "m", "--epochs", "0"],
         ["train", "m", "--batch-size", "-4"],
@@ -263,7 +275,8 @@ def test_more_labels_asked_for_than_there_are(files, capsys):
         ["train", "m", "--active", "many"],
         ["train", "m", "--checkpoint-every", "0"],
         ["bench", "--rows", "0"],
-        ["predict", "m", "d", "-k", "0"],
+        ["predict", "d", "--model", "m", "-k", "0"],
+        ["predict", "d"],
     ],
     ids=" ".join,
 )
@@ -294,7 +307,7 @@ def test_other_errors_keep_their_traceback(files, monkeypatch, error):
 
     monkeypatch.setattr(XMCClassifier, "load", broken)
     with pytest.raises(type(error), match="a fault"):
-        cli.main(["evaluate", str(files / "model.pt"), str(files / "test.txt.gz")])
+        cli.main(["evaluate", str(files / "test.txt.gz"), "--model", str(files / "model.pt")])
 
 
 def test_output_that_nobody_reads_to_its_end(files, monkeypatch):
@@ -303,25 +316,134 @@ def test_output_that_nobody_reads_to_its_end(files, monkeypatch):
     os.close(reader)
     with os.fdopen(writer, "w") as output:
         monkeypatch.setattr(sys, "stdout", output)
-        assert cli.main(["predict", str(files / "model.pt"), str(files / "test.txt.gz")]) == 141
+        assert cli.main(["predict", str(files / "test.txt.gz"), "--model", str(files / "model.pt")]) == 141
 
 
-def test_an_interrupted_process(files, tmp_path):
-    options = ["--epochs", 100_000, "--checkpoint", tmp_path / "run.pt", "--checkpoint-every", 1, "--quiet"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torch_lsh", "train", *map(str, [tmp_path / "model.pt", files / "train.txt", *options])],
+# --- no command costs a file, or the work of hours --------------------------------------------------------------------
+
+
+def test_data_is_never_taken_for_the_model(files, tmp_path, capsys):
+    """``train train.txt`` once trained on generated data, and wrote the model over the file."""
+    data = tmp_path / "train.txt"
+    data.write_bytes((files / "train.txt").read_bytes())
+    for arguments, words in (
+        (["train"], "wanted either DATA, a training file, or --generate"),
+        (["train", data, "--generate"], "wanted either DATA, a training file, or --generate"),
+        (["train", data, "--model", data], "exists and is not a file of torch_lsh, so it is not overwritten"),
+        (["train", "--generate", "--model", data], "exists and is not a file of torch_lsh"),
+        (["train", data, "--model", tmp_path / "m.pt", "--checkpoint", data], "is not a file of torch_lsh"),
+        (["train", data, "--model", tmp_path / "m.pt", "--checkpoint", files / "model.pt"], "has the format"),
+        (["train", data, "--model", tmp_path / "m.pt", "--checkpoint", tmp_path / "m.pt"], "wanted a file for each"),
+        (["bench", "--plot", data], "no name of a drawing"),
+    ):
+        assert_one_line(run(capsys, *arguments), words)
+    assert data.read_bytes() == (files / "train.txt").read_bytes()
+    assert os.listdir(tmp_path) == ["train.txt"]
+
+
+def test_only_drawings_are_drawn_over(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "overview", lambda **_: pytest.fail("a benchmark"))
+    (tmp_path / "notes.png").write_text("notes")
+    assert_one_line(run(capsys, "bench", "--plot", tmp_path / "notes.png"), "exists and is no drawing")
+
+
+def test_a_model_is_replaced_by_a_model(files, tmp_path):
+    model = tmp_path / "model.pt"
+    for _ in range(2):
+        assert train_on(files, model, "--epochs", 1) == 0
+    assert XMCClassifier.load(model).num_labels == N
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a folder in which even root can make no file")
+def test_a_folder_that_cannot_be_written_is_found_before_training(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(XMCClassifier, "loss", lambda *_: pytest.fail("a training step"))
+    for options in (["--model", "/proc/m.pt"], ["--model", tmp_path / "m.pt", "--checkpoint", "/proc/run.pt"]):
+        assert_one_line(run(capsys, "train", files / "train.txt", *options), "cannot be written", "in folder /proc")
+
+
+def test_two_runs_of_one_checkpoint(files, tmp_path, capsys):
+    with sole_writer(tmp_path / "run.pt"):
+        result = train_on(files, tmp_path / "m.pt", "--checkpoint", tmp_path / "run.pt"), *capsys.readouterr()
+    assert_one_line(result, "run.pt is being written by another run; wanted a file of its own for every run")
+
+
+def test_the_right_command_is_named(files, tmp_path, capsys):
+    assert_one_line(
+        run(capsys, "serve", files / "model.pt"),
+        "model.pt holds an XMC model, which is for evaluate, predict, inspect; serve takes none",
+    )
+    options = ["--epochs", 1, "--checkpoint", tmp_path / "run.pt"]
+    assert train_on(files, tmp_path / "m.pt", *options) == 0
+    assert_one_line(
+        run(capsys, "evaluate", files / "train.txt", "--model", tmp_path / "run.pt"),
+        "holds the state of a training run, which is for inspect, train --checkpoint",
+    )
+
+
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch_lsh", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         # test runners in the background may ignore SIGINT, which children inherit
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        start_new_session=True,
     )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupted_process(files, tmp_path, workers):
+    options = ["--epochs", 100_000, "--checkpoint", tmp_path / "run.pt", "--checkpoint-every", 1, "--quiet"]
+    process = start("train", files / "train.txt", "--model", tmp_path / "model.pt", *options, "--workers", workers)
     while not (tmp_path / "run.pt").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
     output, errors = process.communicate()
     assert (process.returncode, errors) == (130, "torch_lsh: interrupted\n")
     assert "saved" not in output
     assert os.listdir(tmp_path) == ["run.pt"]
+
+
+SLOW_IMPORT = """
+import sys, time
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("importing", flush=True)
+            time.sleep(30)
+sys.meta_path.insert(0, Slow())
+"""
+
+
+def test_interrupted_while_it_imports(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(SLOW_IMPORT)
+    paths = os.pathsep.join([str(tmp_path), os.path.dirname(os.path.dirname(torch_lsh.__file__))])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch_lsh", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[1] == "torch_lsh: interrupted\n"
+    assert process.returncode == 130
+
+
+def test_other_processes_that_import_the_package_are_interrupted_as_ever():
+    code = "import signal, torch_lsh; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert result.stdout == "True\n"

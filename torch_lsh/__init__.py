@@ -4,6 +4,7 @@ Importing this package changes the following for the whole process, and nothing 
 ``optim/global_hooks.py``):
 
 * It loads the operators ``torch.ops.torch_lsh``.
+* In the process of the command line alone, SIGINT ends the process without a traceback (``interrupts.py``).
 * Before every ``step()`` of every PyTorch optimizer a hook brings state of parameters that
   :class:`LSHFeedForward` transposed into their new shape. It does nothing while no parameter was transposed.
 * After every ``step()`` of every PyTorch optimizer with ``fused=True`` a hook raises the versions of the parameters
@@ -24,6 +25,9 @@ Importing this package changes the following for the whole process, and nothing 
   instead of an error. All else goes to PyTorch's kernels.
 """
 
+from . import interrupts as _interrupts  # noqa: F401  # first, because the other imports can be interrupted
+
+# isort: split
 from . import data, distributed, metrics, models, nn, ops, optim, rehash
 from .callbacks import StatsWriter
 from .config import LSHConfig

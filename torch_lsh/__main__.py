@@ -1,7 +1,5 @@
 """``python -m torch_lsh``."""
 
-import sys
+from .cli import run
 
-from .cli import main
-
-sys.exit(main())
+run()

@@ -16,6 +16,9 @@
 #include <vector>
 
 #include "checks.h"
+#include "ops/allocate.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 
 namespace torch_lsh {
 namespace {
@@ -53,7 +56,25 @@ bool read_id(const char*& at, const char* end, int64_t bound, const char* what, 
   return true;
 }
 
-// Reads a float32, correctly rounded; returns false if there is none, or it overflows.
+// Whether a decimal number that is out of range is too small rather than too large.
+bool is_tiny(const char* at, const char* end) {
+  constexpr int64_t kFar = 1'000'000'000;  // more digits than a line has
+  int64_t power = 0, exponent = 0;         // the number is in [10^(power - 1), 10^power) times 10^exponent
+  bool after_point = false, significant = false;
+  for (; at < end && *at != 'e' && *at != 'E'; ++at) {
+    if (*at == '.') after_point = true;
+    if (*at < '0' || *at > '9') continue;
+    significant |= *at != '0';
+    power += significant && !after_point;
+    power -= !significant && after_point;
+  }
+  const bool negative = end - at > 1 && at[1] == '-';
+  for (; at < end; ++at)
+    if (*at >= '0' && *at <= '9') exponent = std::min(kFar, 10 * exponent + (*at - '0'));
+  return power + (negative ? -exponent : exponent) < 0;
+}
+
+// Reads a float32, correctly rounded: 0 if it is too small. Returns false if there is none, or it overflows.
 bool read_value(const char*& at, const char* end, float& value) {
   // Fast path: up to seven digits and their power of ten are exact as floats, so the quotient is rounded
   // once.
@@ -78,9 +99,10 @@ bool read_value(const char*& at, const char* end, float& value) {
   const char* start = at;
   if (end - at > 1 && at[0] == '+' && at[1] != '-') ++start;
   const auto [rest, status] = std::from_chars(start, end, value);
-  if (status == std::errc::result_out_of_range) {  // underflow, or overflow
-    double wide = 0;
-    if (std::from_chars(start, end, wide).ec != std::errc() || std::abs(wide) > 1) return false;
+  if (status == std::errc::result_out_of_range) {
+    if (!is_tiny(start, rest)) return false;
+    double wide = negative ? -0.0 : 0.0;
+    std::from_chars(start, rest, wide);  // the 0 stays where doubles have no such number either
     value = static_cast<float>(wide);
   } else if (status != std::errc()) {
     return false;
@@ -147,7 +169,7 @@ template <typename T>
 Tensor join(const std::vector<Piece>& pieces, std::vector<T> Piece::* field, ScalarType dtype) {
   size_t total = 0;
   for (const Piece& piece : pieces) total += (piece.*field).size();
-  Tensor joined = torch::stable::empty({static_cast<int64_t>(total)}, dtype);
+  Tensor joined = new_tensor({static_cast<int64_t>(total)}, dtype);
   T* to = static_cast<T*>(joined.mutable_data_ptr());
   for (const Piece& piece : pieces) to = std::copy((piece.*field).begin(), (piece.*field).end(), to);
   return joined;
@@ -159,6 +181,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::string> parse_xmc(const 
                                                                           int64_t num_features,
                                                                           int64_t num_labels) {
   check_operand(text, "text", 1, ScalarType::Byte);
+  check_count(num_features, "num_features", 0);
+  check_count(num_labels, "num_labels", 0);
   const char* begin = reinterpret_cast<const char*>(text.const_data_ptr<uint8_t>());
   const char* end = begin + text.numel();
   const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
@@ -170,7 +194,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::string> parse_xmc(const 
   }
   cuts.push_back(end);
   std::vector<Piece> pieces(static_cast<size_t>(threads));
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+  parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i)
       parse_piece(cuts[i], cuts[i + 1], num_features, num_labels, pieces[i]);
   });
@@ -191,7 +215,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::string> parse_xmc(const 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("parse_xmc", TORCH_BOX(&parse_xmc));
+  TORCH_LSH_IMPL(m, "parse_xmc", &parse_xmc);
 }
 
 }  // namespace torch_lsh

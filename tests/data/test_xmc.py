@@ -76,7 +76,9 @@ def test_compressed(tmp_path, suffix):
 @pytest.mark.parametrize(
     "text",
     ["1", "0.1", "-0.25", "+4", ".5", "5.", "1e5", "-1.5E-3", "123456789", "0.30000001192092896", "16777217", "1e-45",
-     "3.4028235e38", "1e-60", "0.000000000000000000000000000001", "00012.50", "-0", "9999999", "0.0000001"],
+     "3.4028235e38", "1e-60", "0.000000000000000000000000000001", "00012.50", "-0", "9999999", "0.0000001",
+     "1e-300", "1e-400", "-1e-400", "1e-99999999999999999999", "0." + "0" * 400 + "1", "0." + "0" * 400 + "1e370",
+     "1" + "0" * 400 + "e-500", "1" + "0" * 400 + "e-390"],
 )  # fmt: skip
 def test_values_are_rounded_correctly(tmp_path, text):
     value = read(tmp_path, f"1 1 1\n0 0:{text}\n").rows.values.numpy()[0]
@@ -184,6 +186,13 @@ def test_damaged_compression(tmp_path, suffix):
             read(tmp_path, damaged, "rows" + suffix)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_named_with_the_remedy(tmp_path, encoding):
+    name = encoding.upper().removesuffix("-SIG")
+    with pytest.raises(ValueError, match=rf"rows.txt, line 1: .*the byte order mark of {name}; wanted ASCII, which"):
+        read(tmp_path, "1 1 1\n0 0:1\n".encode(encoding))
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing"):
         XMCDataset(tmp_path / "nothing.txt")
@@ -205,7 +214,8 @@ def test_garbage_is_refused_or_read(tmp_path_factory, garbage):
 # --- the operator ---
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
-row = st.tuples(st.lists(st.integers(0, 4), max_size=4), st.lists(st.tuples(st.integers(0, 9), floats), max_size=6))
+labels = st.lists(st.integers(0, 4), max_size=4, unique=True)
+row = st.tuples(labels, st.lists(st.tuples(st.integers(0, 9), floats), max_size=6))
 
 
 @settings(max_examples=50, deadline=None)
@@ -319,6 +329,18 @@ def test_multi_hot_labels_are_valid_csr(tmp_path):
         labels.crow_indices(), labels.col_indices(), labels.values(), labels.shape, check_invariants=True
     )
     assert labels.to_dense().tolist() == [[1, 0, 1, 0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0, 0, 0, 1]]
+
+
+def test_a_repeated_label_counts_once_in_every_form(tmp_path):
+    dataset = read(tmp_path, "3 1 9\n7,2,7,7\n8\n1,1\n")
+    assert dataset.rows.labels.tolist() == [7, 2, 8, 1]
+    padded, multi = (collate_xmc(dataset.__getitems__([0, 1, 2]), labels=form)[1] for form in ("padded", "csr"))
+    assert padded.tolist() == [[7, 2], [8, -100], [1, -100]]
+    assert torch.equal(multi_hot(padded, 9), multi.to_dense())
+    rows = dataset.rows._replace(
+        label_start=torch.tensor([0, 4, 5, 7]), labels=torch.tensor([7, 2, 7, 7, 8, 1, 1], dtype=torch.int32)
+    )
+    assert XMCDataset.from_rows(rows).rows.labels.tolist() == [7, 2, 8, 1]
 
 
 def test_collate_refuses(dataset):

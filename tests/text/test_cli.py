@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from command_line import assert_one_line, run
@@ -35,7 +36,7 @@ def test_train_text(files, tmp_path, capsys):
     assert lines[3].startswith(f"saved {model}: 3 labels")
     loaded = TextClassifier.load(model)
     assert (loaded.features_.bits, loaded.features_.char_ngrams, loaded.seed) == (12, (3, 5), 4)
-    assert loaded.network_.features.embedding_dim == 8
+    assert loaded.network_.input.embedding_dim == 8
 
 
 def test_several_labels_by_number_without_a_header(tmp_path, capsys):
@@ -45,16 +46,16 @@ def test_several_labels_by_number_without_a_header(tmp_path, capsys):
     columns = ["--text", 1, "--label", 0, "--separator", "|"]
     model = tmp_path / "m"
     assert run(capsys, "train-text", path, "--model", model, *columns, "--quiet", "--epochs", 5)[0] == 0
-    status, output, _ = run(capsys, "evaluate", model, path, *columns)
+    status, output, _ = run(capsys, "evaluate", path, "--model", model, *columns)
     assert status == 0
     assert json.loads(output)["precision@1"] > 0.9
 
 
 def test_evaluate_and_predict_know_a_text_model(files, capsys):
-    status, output, _ = run(capsys, "evaluate", files / "model.safetensors", files / "test.csv")
+    status, output, _ = run(capsys, "evaluate", files / "test.csv", "--model", files / "model.safetensors")
     assert status == 0
     assert json.loads(output)["accuracy"] > 0.95
-    status, output, _ = run(capsys, "predict", files / "model.safetensors", files / "test.csv", "-k", 2)
+    status, output, _ = run(capsys, "predict", files / "test.csv", "--model", files / "model.safetensors", "-k", 2)
     assert status == 0
     rows = [json.loads(line) for line in output.splitlines()]
     model = TextClassifier.load(files / "model.safetensors")
@@ -66,7 +67,7 @@ def test_evaluate_and_predict_know_a_text_model(files, capsys):
 
 def test_predict_needs_no_labels(files, tmp_path, capsys):
     (tmp_path / "a.csv").write_text("text\ngoal match\n")
-    status, output, _ = run(capsys, "predict", files / "model.safetensors", tmp_path / "a.csv", "-k", 1)
+    status, output, _ = run(capsys, "predict", tmp_path / "a.csv", "--model", files / "model.safetensors", "-k", 1)
     assert (status, json.loads(output)["labels"]) == (0, ["sport"])
 
 
@@ -79,12 +80,44 @@ def test_bad_input_is_one_line(files, tmp_path, capsys):
     (tmp_path / "bad.csv").write_bytes(b"text,label\na,sport\n\xff,law\n")
     assert_one_line(run(capsys, "train-text", tmp_path / "bad.csv"), "row 2 (line 3): the text is not UTF-8")
     (tmp_path / "new.csv").write_text("text,label\na,sport\nb,news\n")
-    result = run(capsys, "evaluate", model, tmp_path / "new.csv")
+    result = run(capsys, "evaluate", tmp_path / "new.csv", "--model", model)
     assert_one_line(result, "row 2 (line 3)", "'news' did not occur in the training data")
     (tmp_path / "cut").write_bytes(model.read_bytes()[:-10])
     for command in (
-        ["evaluate", tmp_path / "cut", train],
-        ["predict", tmp_path / "cut", train],
+        ["evaluate", train, "--model", tmp_path / "cut"],
+        ["predict", train, "--model", tmp_path / "cut"],
         ["serve", tmp_path / "cut"],
     ):
         assert_one_line(run(capsys, *command), "cut is cut off, damaged")
+
+
+def test_no_command_costs_its_input(files, tmp_path, capsys):
+    train = tmp_path / "train.csv"
+    train.write_bytes((files / "train.csv").read_bytes())
+    assert_one_line(run(capsys, "train-text", train, "--model", train), "is not a file of torch_lsh")
+    assert train.read_bytes() == (files / "train.csv").read_bytes()
+    assert os.listdir(tmp_path) == ["train.csv"]
+
+
+def test_what_would_fail_at_the_end_is_tried_at_the_start(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(TextClassifier, "fit", lambda *_, **__: pytest.fail("training"))
+    train, model = files / "train.csv", tmp_path / "m"
+    (tmp_path / "other.csv").write_text("body\na\n")
+    for options, words in (
+        (["--test", tmp_path / "no.csv"], "no.csv: there is no such file"),
+        (["--test", tmp_path / "other.csv"], "has no column 'text'"),
+        (["--validation", tmp_path / "other.csv"], "has no column 'text'"),
+        (["--model", "/proc/m"], "/proc/m cannot be written"),
+    ):
+        assert_one_line(run(capsys, "train-text", train, "--model", model, *options), words)
+
+
+def test_a_bad_row_of_the_test_file_does_not_cost_the_model(files, tmp_path, capsys):
+    (tmp_path / "test.csv").write_text("text,label\na,sport\nb,news\n")
+    model = tmp_path / "m"
+    options = ["--model", model, "--test", tmp_path / "test.csv", "--epochs", 1, "--quiet"]
+    assert_one_line(run(capsys, "train-text", files / "train.csv", *options), "'news' did not occur")
+    assert (
+        TextClassifier.load(model).classes_.tolist()
+        == TextClassifier.load(files / "model.safetensors").classes_.tolist()
+    )

@@ -43,6 +43,27 @@ def test_csv_with_a_byte_order_mark_and_line_ends_of_windows(tmp_path):
     assert rows(path) == [("good", "pos")]
 
 
+def test_empty_fields_beyond_the_header_are_no_loss(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("text,label\na,b,,\nc,d\n")
+    assert rows(path) == [("a", "b"), ("c", "d")]
+
+
+def test_without_a_header_the_first_row_says_how_many_fields_there_are(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("pos,fine\npos,I liked it, very much\n")
+    with pytest.raises(ValueError, match=r"row 2 \(line 2\): there are 3 fields; wanted at most the 2"):
+        rows(path, text=1, label=0)
+
+
+def test_an_error_of_the_disk_is_not_one_of_the_content(tmp_path, monkeypatch):
+    path = tmp_path / "data.csv"
+    path.write_text("text,label\n")
+    monkeypatch.setattr(TextFile, "_open", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output error"):
+        rows(path)
+
+
 def test_tsv_has_no_quoting(tmp_path):
     path = tmp_path / "data.tsv"
     path.write_text('label\ttext\npos\t"good" he said\nneg\t"\n')
@@ -109,6 +130,29 @@ def test_ten_megabytes_in_one_field(tmp_path):
         ("a.jsonl", b'{"text": "\\ud800", "label": 1}\n', r"row 1 .*not UTF-8 \(surrogate U\+D800"),
         ("a.csv.gz", gzip.compress(b"text,label\n" + b"a,b\n" * 99_999)[:-50], "damaged or cut off"),
         ("a.csv.gz", b"text,label\n", "damaged or cut off"),
+        ("a.csv.bz2", b"text,label\n", r"a.csv.bz2: the compressed file is damaged or cut off \(Invalid data stream"),
+        ("a.csv.bz2", bz2.compress(b"text,label\n" + b"a,b\n" * 9)[:-9], "a.csv.bz2.*: the compressed file is damaged"),
+        ("a.jsonl.xz", b"[1]", r"a.jsonl.xz: the compressed file is damaged"),
+        (
+            "a.csv",
+            b"label,text\npos,I liked it, very much\n",
+            r"row 1 \(line 2\): there are 3 fields; wanted at most the 2",
+        ),
+        ("a.csv", b"label,text\npos,a\npos,,,b\n", r"row 2 \(line 3\): .*a field with ',' in it needs quotes$"),
+        ("a.tsv", b"label\ttext\npos\ta\tb\n", r"row 1 \(line 2\): there are 3 fields.*thus a .csv file"),
+        ("a.jsonl", b'{"text": "a", "label": ' + b"1" * 5000 + b"}", r"a.jsonl, row 1 \(line 1\): not JSON: Exceeds"),
+        (
+            "a.jsonl",
+            b'{"text": "a", "label": ' + b"1" * 50 + b"}",
+            r"row 1 .*: the label is 1+; wanted a whole number of",
+        ),
+        (
+            "a.csv",
+            "text,label\na,b\n".encode("utf-16"),
+            "a.csv is UTF-16; wanted UTF-8, which iconv -f UTF-16 -t UTF-8",
+        ),
+        ("a.tsv", "text\tlabel\na\tb\n".encode("utf-32"), "a.tsv is UTF-32; wanted UTF-8"),
+        ("a.jsonl.gz", gzip.compress('{"text": "a"}'.encode("utf-16")), "a.jsonl.gz is UTF-16; wanted UTF-8"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_row(tmp_path, name, content, words):

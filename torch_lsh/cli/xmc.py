@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 from collections.abc import Mapping
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 from ..config import LSHConfig
 from ..data import XMCDataset, collate_xmc, synthetic_xmc
 from ..index.config import INDEX_NAMES
-from ..io import check_can_write, load_archive
+from ..io import check_can_write, format_of, load_archive
 from ..models import XMCClassifier
+from ..models.training import FORMAT as CHECKPOINT_FORMAT
 from ..models.xmc import FORMAT
 from . import inspect as inspection
 from .arguments import active_rows, positive
@@ -37,8 +39,9 @@ def _add_normalize(parser: argparse.ArgumentParser) -> None:
 
 
 def train_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="file to write the model to")
-    parser.add_argument("data", nargs="?", help="training file (plain, .gz, .xz); default: generated data")
+    parser.add_argument("data", nargs="?", help="training file (plain, .gz, .xz)")
+    parser.add_argument("--generate", action="store_true", help="train on generated data in place of a file")
+    parser.add_argument("--model", default="model.pt", help="file to write the model to")
     _add_normalize(parser)
     parser.add_argument("--test", help="file to measure precision on after every epoch")
     parser.add_argument("--epochs", type=positive, default=5, help="passes over the data")
@@ -55,13 +58,24 @@ def train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="show no progress bar (it needs tqdm anyway)")
 
 
+def _check_train_files(arguments: argparse.Namespace) -> None:
+    """Raises what would otherwise end a run after hours, or cost a file."""
+    if (arguments.data is None) != arguments.generate:
+        raise ValueError("wanted either DATA, a training file, or --generate")
+    check_can_write(arguments.model, FORMAT)
+    if arguments.checkpoint is not None:
+        check_can_write(arguments.checkpoint, CHECKPOINT_FORMAT)
+        if os.path.realpath(arguments.checkpoint) == os.path.realpath(arguments.model):
+            raise ValueError(f"--checkpoint and --model are both {arguments.model}; wanted a file for each")
+
+
 def train(arguments: argparse.Namespace) -> int:
     test: XMCDataset | None
     config = _config(arguments)
-    check_can_write(arguments.model)  # before, not after, hours of training
+    _check_train_files(arguments)
     if arguments.data is None:
         if arguments.test is not None:
-            raise ValueError("--test needs a training file; generated data comes with test rows of its own")
+            raise ValueError("--test was given beside --generate; generated data comes with test rows of its own")
         train, test = synthetic_xmc(seed=arguments.seed)
     else:
         train = _read(arguments)
@@ -81,11 +95,11 @@ def train(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         progress=not arguments.quiet and importlib.util.find_spec("tqdm") is not None,
     )
+    model.save(arguments.model)  # before anything is printed: standard output may be closed
     for entry in history:
         precision = "  ".join(f"{key} {value:.4f}" for key, value in entry.items() if key.startswith("precision"))
         speed = f"{entry['samples_per_second']:,.0f} samples/s"
         print(f"epoch {entry['epoch']:.0f}  loss {entry['loss']:.4f}  {speed}  {precision}", flush=True)
-    model.save(arguments.model)
     print(f"saved {arguments.model}")
     return 0
 
@@ -94,8 +108,8 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="file of the model")
     parser.add_argument("data", help="file of rows with labels")
+    parser.add_argument("--model", required=True, help="file of the model")
     _add_normalize(parser)
 
 
@@ -107,8 +121,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def predict_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="file of the model")
     parser.add_argument("data", help="file of rows; their labels are ignored")
+    parser.add_argument("--model", required=True, help="file of the model")
     parser.add_argument("-k", type=positive, default=5, help="labels per row")
     _add_normalize(parser)
 
@@ -130,8 +144,8 @@ def inspect_options(parser: argparse.ArgumentParser) -> None:
 
 def inspect(arguments: argparse.Namespace) -> int:
     inspection.check(arguments)
-    content = load_archive(arguments.model)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not (format_of(arguments.model) or "").startswith("torch_lsh.XMCClassifier/"):
+        content = load_archive(arguments.model)
         for key in ("weights", "state_dict", "model"):  # of checkpoints
             if isinstance(content, dict) and isinstance(content.get(key), Mapping):
                 content = content[key]

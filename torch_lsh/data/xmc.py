@@ -11,7 +11,6 @@ import itertools
 import lzma
 import os
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .. import ops
-from ..io import replacing
+from ..io import DECOMPRESSION_ERRORS, byte_order_mark, is_damage, replacing
 
 _BLOCK_BYTES = 1 << 22  # read at a time; every thread gets a piece
 _LONGEST_LINE = 1 << 28
@@ -80,8 +79,9 @@ class XMCDataset(Dataset[XMCRows]):
     r"""Rows of sparse features with several labels each, read from a text file (plain, ``.gz`` or ``.xz``).
 
     An item is an :class:`XMCRows` of one row; ``DataLoader(dataset, 256, collate_fn=collate_xmc)`` makes batches. A
-    feature that occurs twice in a row is kept twice; products and dense tensors see the sum of its values. Reading
-    takes 1.5 times the memory of the CSR arrays. DataLoader workers share the arrays.
+    feature that occurs twice in a row is kept twice; products and dense tensors see the sum of its values. The labels
+    of a row are a set: one that occurs twice counts once. Reading takes 1.5 times the memory of the CSR arrays.
+    DataLoader workers share the arrays.
 
     Args:
         path: the file.
@@ -109,18 +109,18 @@ class XMCDataset(Dataset[XMCRows]):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, normalize: str | None = None) -> None:
-        self._rows = _normalised(_read(Path(path)), normalize)
+        self._rows = _normalised(_with_each_label_once(_read(Path(path))), normalize)
 
     @classmethod
     def from_rows(cls, rows: XMCRows) -> XMCDataset:
-        """A dataset of CSR arrays that exist already; they are not copied.
+        """A dataset of CSR arrays that exist already; they are not copied, unless a row has a label twice.
 
         Raises:
             ValueError: the arrays do not make CSR arrays of one another.
         """
         check_rows(rows)
         dataset = cls.__new__(cls)
-        dataset._rows = rows
+        dataset._rows = _with_each_label_once(rows)
         return dataset
 
     @classmethod
@@ -195,7 +195,7 @@ def collate_xmc(batch: XMCRows | Sequence[XMCRows], labels: str = "padded") -> t
         check_invariants=False,
     )
     if labels == "padded":
-        return features, padded_labels(rows)
+        return features, padded_labels(rows.label_start, rows.labels)
     if labels != "csr":
         raise ValueError(f"labels is {labels!r}; wanted 'padded' or 'csr'")
     # A sparse CSR tensor wants increasing columns without repetition in a row.
@@ -214,12 +214,12 @@ def collate_xmc(batch: XMCRows | Sequence[XMCRows], labels: str = "padded") -> t
     return features, multi_hot
 
 
-def padded_labels(rows: XMCRows) -> Tensor:
-    """The labels as ``[rows, P]`` int64, padded with -100; P is at least 1."""
-    counts = rows.label_start.diff()
+def padded_labels(label_start: Tensor, labels: Tensor) -> Tensor:
+    """The labels of rows as ``[rows, P]`` int64, padded with -100; P is at least 1."""
+    counts = label_start.diff()
     width = max(1, int(counts.max())) if len(counts) else 1
     padded = torch.full((len(counts), width), -100)
-    padded[torch.arange(width) < counts.unsqueeze(1)] = rows.labels.long()
+    padded[torch.arange(width) < counts.unsqueeze(1)] = labels.long()
     return padded
 
 
@@ -267,6 +267,23 @@ def check_rows(rows: XMCRows) -> None:
         )
     if not bool(rows.values.isfinite().all()):
         raise ValueError("values holds a NaN or an infinity")
+
+
+def _with_each_label_once(rows: XMCRows) -> XMCRows:
+    """Drops labels that occurred in their row already, so that padded and CSR form are the same target."""
+    ids, start = rows.labels, rows.label_start
+    row_of = torch.repeat_interleave(start.diff())
+    if not bool((ids[1:] <= ids[:-1]).logical_and_(row_of[1:] == row_of[:-1]).any()):
+        return rows  # increasing in every row
+    key = row_of * max(1, rows.num_labels) + ids
+    ordered, order = key.sort(stable=True)
+    first = torch.ones(len(key), dtype=torch.bool)
+    first[order[1:]] = ordered[1:] != ordered[:-1]
+    if bool(first.all()):
+        return rows
+    kept = torch.zeros(len(key) + 1, dtype=torch.int64)
+    torch.cumsum(first, 0, out=kept[1:])
+    return rows._replace(label_start=kept[start], labels=ids[first])
 
 
 def _normalised(rows: XMCRows, normalize: str | None) -> XMCRows:
@@ -344,7 +361,9 @@ def _read(path: Path) -> XMCRows:
             raise _LineError(f"the file ends after {line - 1} rows, but the header says {num_rows}")
     except _LineError as error:
         raise ValueError(f"{path}, line {line + 1}: {error}") from None
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+    except DECOMPRESSION_ERRORS as error:
+        if not is_damage(error):
+            raise
         raise ValueError(
             f"{path}, line {line + 1} or later: the compressed file is damaged or cut off ({error})"
         ) from error
@@ -359,6 +378,10 @@ def _read(path: Path) -> XMCRows:
 
 
 def _parse_header(header: bytes) -> tuple[int, int, int]:
+    encoding = byte_order_mark(header)
+    if encoding is not None:
+        remedy = f"iconv -f {encoding} -t ASCII" if encoding != "UTF-8" else "tail -c +4"
+        raise _LineError(f"the file begins with the byte order mark of {encoding}; wanted ASCII, which {remedy} makes")
     words = header.split()
     if len(words) != 3 or not all(word.isdigit() and len(word) < 19 for word in words):
         shown = header[:40].rstrip().decode("ascii", "replace")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ import torch
 from torch import Tensor
 
 from ..cli import inspect as inspection
-from ..cli.arguments import positive
-from ..io import check_can_write, load_safetensors
+from ..cli.arguments import positive, seconds
+from ..io import check_can_write, format_of, load_safetensors
+from ..models.service import XMCService
+from ..serving.service import Limits
 from .classifier import TextClassifier
 from .files import TextFile
 from .hashed_text import HashedText
 from .model_file import FORMAT
+from .service import TextService
 
 _PREDICTED_AT_A_TIME = 4096
 _READ_TEXTS = 65_536  # to draw inputs from, because a file may be sorted by label
@@ -61,7 +66,9 @@ def train_text_options(parser: argparse.ArgumentParser) -> None:
 
 
 def train_text(arguments: argparse.Namespace) -> int:
-    check_can_write(arguments.model)
+    check_can_write(arguments.model, FORMAT)
+    for path in filter(None, (arguments.validation, arguments.test)):
+        next(iter(TextFile(path, **_columns(arguments))), None)  # now, not after hours of training
     features = None
     if arguments.bits is not None or arguments.char_ngrams is not None:
         lengths = None if arguments.char_ngrams is None else tuple(arguments.char_ngrams)
@@ -78,12 +85,12 @@ def train_text(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet and importlib.util.find_spec("tqdm") is not None,
     )
     model.fit(arguments.data, **_columns(arguments), validation=arguments.validation)
+    model.save(arguments.model)  # before what may fail: a row of the test file, a closed standard output
     for entry in model.history_:
         shown = "  ".join(f"{key} {value:.4f}" for key, value in entry.items() if "loss" in key or "validation" in key)
         print(f"epoch {entry['epoch']:.0f}  {shown}  {entry['texts_per_second']:,.0f} texts/s")
     if arguments.test is not None:
         print(json.dumps({"test": model.evaluate(arguments.test, **_columns(arguments))}))
-    model.save(arguments.model)
     print(
         f"saved {arguments.model}: {len(model.classes_):,} labels, {Path(arguments.model).stat().st_size / 1e6:.1f} MB"
     )
@@ -139,7 +146,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     if metadata.get("format") != FORMAT:
         return inspection.show(inspection.layers_of_tensors(tensors, arguments), arguments)
     model = TextClassifier.load(arguments.model)
-    output = model.network_.output
+    output = getattr(model.network_, "output", None)
     if output is None:
         raise ValueError(f"{arguments.model} is a linear model; wanted one with an output layer, whose rows are hashed")
     inputs = None if arguments.data is None else _hidden_texts(model, arguments)
@@ -153,8 +160,7 @@ def _hidden_texts(model: TextClassifier, arguments: argparse.Namespace) -> Tenso
     texts = [row.text for row in itertools.islice(rows, _READ_TEXTS)]
     if not texts:
         raise ValueError(f"{arguments.data} has no texts")
-    hashed = model.features_.csr([texts[number] for number in inspection.random_choice(len(texts))])
-    return model.network_.hidden(*model.network_.rows(*hashed))
+    return model.hidden_activations([texts[number] for number in inspection.random_choice(len(texts))])
 
 
 # --- serve ------------------------------------------------------------------------------------------------------------
@@ -164,15 +170,31 @@ def serve_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="file of the model")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one")
-    parser.add_argument("--max-bytes", type=positive, default=1 << 20, help="most bytes of a request's body")
-    parser.add_argument("--max-texts", type=positive, default=256, help="most texts of a request")
-    parser.add_argument("--max-batch", type=positive, default=64, help="most texts to predict together")
+    default = Limits()
+    for name, kind, help in (
+        ("max_bytes", positive, "most bytes of a request's body"),
+        ("max_inputs", positive, "most texts of a request"),
+        ("max_batch", positive, "most texts to predict together"),
+        ("max_waiting", positive, "most texts that wait; requests beyond are refused with status 503"),
+        ("max_connections", positive, "most open connections; default: 1024, or what ulimit -n allows"),
+        ("request_timeout", seconds, "seconds to send the head of a request, its body, and to take the answer"),
+        ("idle_timeout", seconds, "seconds that a connection without a request is kept"),
+        ("stop_timeout", seconds, "seconds that accepted requests have after SIGTERM"),
+        ("workers", positive, "threads that predict"),
+    ):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=getattr(default, name), help=help)
+    parser.add_argument("--reuse-port", action="store_true", help="let several processes serve on the port")
+    parser.add_argument("--log-requests", action="store_true", help="log every request, as JSON lines")
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    from .server import Server  # needs starlette and uvicorn
+    from ..serving import logs
+    from ..serving.server import Server, listen  # needs starlette and uvicorn
 
-    model = TextClassifier.load(arguments.model)
-    server = Server(model, arguments.max_bytes, arguments.max_texts, arguments.max_batch)
-    server.run(arguments.host, arguments.port)
+    limits = Limits(**{field.name: getattr(arguments, field.name) for field in fields(Limits)})
+    is_xmc = (format_of(arguments.model) or "").startswith("torch_lsh.XMCClassifier/")
+    load = XMCService.load if is_xmc else TextService.load
+    server = Server(functools.partial(load, arguments.model), limits, arguments.log_requests)
+    logs.start()
+    server.run(listen(arguments.host, arguments.port, arguments.reuse_port))
     return 0

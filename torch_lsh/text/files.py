@@ -9,10 +9,11 @@ import json
 import lzma
 import os
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+
+from ..io import DECOMPRESSION_ERRORS, byte_order_mark, is_damage
 
 Column = str | int
 
@@ -112,13 +113,20 @@ class TextFile:
             for row in rows:
                 last = f"after {row.place}"
                 yield row
-        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        except DECOMPRESSION_ERRORS as error:
+            if not is_damage(error):
+                raise
             raise ValueError(f"{last}: the compressed file is damaged or cut off ({error})") from error
 
     def _open(self) -> IO[str]:
         # Bytes that are not UTF-8 come through as lone surrogates, so that the row they are in can be named.
         options: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
-        return (self._opener or open)(self.path, "rt", **options)  # type: ignore[operator]
+        opener: Any = self._opener or open
+        with opener(self.path, "rb") as file:
+            encoding = byte_order_mark(file.read(4)) or "UTF-8"
+        if encoding != "UTF-8":
+            raise ValueError(f"{self.path} is {encoding}; wanted UTF-8, which iconv -f {encoding} -t UTF-8 makes")
+        return opener(self.path, "rt", **options)
 
     def _delimited(self) -> Iterator[TextRow]:
         delimiter = _DELIMITED[self._format]
@@ -132,6 +140,7 @@ class TextFile:
             where = [self._position(names, column) for column in self.text]
             label_at = None if self.label is None else self._position(names, self.label)
             needed = max([*where, *([] if label_at is None else [label_at])]) + 1
+            most = None if names is None else len(names)
             number = 0
             while True:
                 number += 1
@@ -144,6 +153,12 @@ class TextFile:
                 place = self._place(number, reader.line_num)
                 if len(cells) < needed:
                     raise ValueError(f"{place}: there are {len(cells)} fields; wanted at least {needed}")
+                most = most or len(cells)  # without a header, the first row says
+                if len(cells) > most and any(cells[most:]):
+                    raise ValueError(
+                        f"{place}: there are {len(cells)} fields; wanted at most the {most} of the first line; a field "
+                        f"with {delimiter!r} in it needs quotes" + ("" if delimiter == "," else ", thus a .csv file")
+                    )
                 text = cells[where[0]] if len(where) == 1 else " ".join(cells[at] for at in where)
                 yield self._row(text, None if label_at is None else cells[label_at], place)
 
@@ -171,7 +186,7 @@ class TextFile:
                 place = self._place(number, line_number)
                 try:
                     record = json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as error:
+                except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
                     raise ValueError(f"{place}: not JSON: {error}") from None
                 if not isinstance(record, dict):
                     raise ValueError(f"{place}: a JSON {type(record).__name__}; wanted an object")
@@ -194,7 +209,9 @@ class TextFile:
                     for record in batch.to_pylist():
                         number += 1
                         yield self._record(record, self._place(number, None))
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             raise ValueError(f"{self.path}, after row {number}: not a Parquet file, or damaged: {error}") from error
 
     # --- cells ---
@@ -226,6 +243,8 @@ class TextFile:
         for label in labels:
             if label is None or label == "" or not isinstance(label, (str, int)):
                 raise ValueError(f"{place}: the label is {label!r}; wanted text or a whole number")
+            if isinstance(label, int) and not -(2**63) <= label < 2**63:
+                raise ValueError(f"{place}: the label is {label!r:.40}; wanted a whole number of 64 bits")
             if isinstance(label, str) and not label.isascii():
                 self._check_utf8(label, "the label", place)
         return labels

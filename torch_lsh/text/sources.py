@@ -96,4 +96,6 @@ def _plain(label: Any, row: int) -> Any:
         raise ValueError(f"label {row} is {label!r}; wanted text or a number")
     if isinstance(label, float) and not label.is_integer():
         raise ValueError(f"label {row} is {label!r}; wanted text or a whole number, not a continuous target")
+    if isinstance(label, int) and not -(2**63) <= label < 2**63:
+        raise ValueError(f"label {row} is {label!r:.40}; wanted a whole number of 64 bits")
     return label

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from torch_lsh.nn.logits.targets import as_target, multi_hot
 
@@ -38,6 +39,17 @@ def test_indices(target, ignore_index, labels, shares, complete):
     assert parsed.complete == complete
     assert parsed.several == (len(labels[0]) > 1)
     assert not parsed.probabilities
+
+
+def test_repeated_labels_are_the_mean_of_their_one_hot_vectors():
+    """As a distribution in PyTorch's sense, dense or CSR, would have it."""
+    labels = torch.tensor([[1, 1, 1, 2], [3, 3, -100, -100], [4, 5, -100, -100]])
+    dense = torch.stack([F.one_hot(row[row >= 0], N).double().mean(0) for row in labels])
+    for target in (labels, dense.to_sparse_csr()):
+        parsed = parse(target)
+        spread = torch.zeros(3, N, dtype=torch.float64)
+        spread.scatter_add_(1, parsed.labels.clamp(min=0), parsed.shares)
+        assert torch.equal(spread, dense)
 
 
 def test_csr():

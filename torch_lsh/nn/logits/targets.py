@@ -46,7 +46,8 @@ def as_target(
 
     Args:
         target: class indices of shape ``batch_shape``; or ``[*batch_shape, P]`` padded with ``ignore_index``, where the
-            labels of a sample have equal shares; or a sparse CSR tensor ``[B, num_classes]`` of probabilities.
+            target of a sample is the mean of the one-hot vectors of its entries (one that occurs twice has two
+            shares); or a sparse CSR tensor ``[B, num_classes]`` of probabilities.
         batch_shape: shape of the logits without the class dimension.
         num_classes: N.
         ignore_index: index that stands for no label.
@@ -60,7 +61,7 @@ def as_target(
     """
     if not isinstance(target, Tensor):
         raise TypeError(f"target is a {type(target).__name__}; wanted a tensor")
-    if target.device.type != "cpu":
+    if not target.is_cpu:
         raise RuntimeError(f"target is on {target.device}; wanted cpu, the device of the logits")
     count = math.prod(batch_shape)
     if target.layout is torch.sparse_csr:
@@ -79,7 +80,8 @@ def as_target(
     if target.dtype is not torch.int64:
         raise TypeError(f"target has dtype {target.dtype}; wanted torch.int64 class indices")
     if target.shape == batch_shape:
-        labels = target.reshape(count, 1).contiguous()
+        labels = target.unsqueeze(1) if target.dim() == 1 else target.reshape(count, 1)
+        labels = labels if labels.is_contiguous() else labels.contiguous()
     elif target.shape == (*batch_shape, num_classes) and _is_one_hot(target):
         raise ValueError(
             f"target has dtype {target.dtype} and shape {tuple(target.shape)}, that of the logits, and holds "
