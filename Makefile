@@ -2,6 +2,9 @@
 # make test    the same, then doctests and tests: what CI runs; PYTEST_ARGS="-x -k name" for some of them
 # make dist    source distribution in dist/, and a wheel built from it and tested with the oldest and the newest torch
 # make docs    the site in build/docs
+# make fuzz    looks for inputs that break the library, for SECONDS=60 in all; python fuzz --help says more
+# make sanitize, make sanitize-threads
+#              builds with AddressSanitizer and UndefinedBehaviorSanitizer, or with ThreadSanitizer, and runs tests
 # make demo    trains the SLIDE model on generated data of the shape of Amazon-670K; DATA=train.txt TEST=test.txt for yours
 #
 # Each sets up .venv first, with PYTHON and TORCH:
@@ -18,9 +21,10 @@ TORCH_INDEX ?=
 EXTRAS ?= test,trainers
 BIN := $(VENV)/bin
 DOCS := sphinx furo myst-parser sphinx-copybutton sphinxcontrib-mermaid
+SECONDS ?= 60
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: test lint dist docs demo clean
+.PHONY: test lint dist docs fuzz sanitize sanitize-threads demo clean
 test: lint
 	$(BIN)/python -m pytest --doctest-modules torch_lsh tests $(PYTEST_ARGS)
 
@@ -36,6 +40,16 @@ dist: $(VENV)/.ready
 docs: $(VENV)/.ready
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(DOCS)
 	$(BIN)/python -m sphinx -qW --keep-going docs build/docs
+
+fuzz: $(VENV)/.ready
+	$(BIN)/python fuzz --seconds $(SECONDS)
+	TORCH_LSH_FUZZ=1 TORCH_LSH_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/state_machines $(PYTEST_ARGS)
+
+sanitize: $(VENV)/.ready
+	.ci/sanitize $(BIN)/python address,undefined $(if $(FUZZ),--seconds $(SECONDS),$(PYTEST_ARGS))
+
+sanitize-threads: $(VENV)/.ready
+	.ci/sanitize $(BIN)/python thread $(PYTEST_ARGS)
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/amazon670k.py $(if $(DATA),--train $(DATA)) $(if $(TEST),--test $(TEST)) $(ARGS)

@@ -25,10 +25,13 @@ if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (MAJOR, MINOR
     sys.exit(f"{INSTALL_TORCH} (torch {torch.__version__} was found).")
 
 debug = os.environ.get("TORCH_LSH_DEBUG") == "1"
+sanitizers = os.environ.get("TORCH_LSH_SANITIZE")  # as of -fsanitize=; .ci/sanitize runs the result
 compile_args = [
     "-std=c++20",
-    "-O0" if debug else "-O3",
-    *(["-g", "-D_GLIBCXX_ASSERTIONS"] if debug else ["-g0"]),
+    "-O0" if debug else "-O1" if sanitizers else "-O3",
+    *(["-g", "-D_GLIBCXX_ASSERTIONS"] if debug or sanitizers else ["-g0"]),
+    *([f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if sanitizers else []),
+    *(["-DTORCH_LSH_PLAIN_THREADS"] if sanitizers == "thread" else []),
     "-fvisibility=hidden",
     "-fopenmp-simd",
     "-fno-math-errno",  # lets sqrt and friends become vector instructions; results do not change
@@ -53,6 +56,7 @@ setup(
             include_dirs=[str(root / "csrc")],
             depends=[str(path) for path in (root / "csrc").rglob("*.h")],
             extra_compile_args={"cxx": compile_args},
+            extra_link_args=[f"-fsanitize={sanitizers}"] if sanitizers else [],
             py_limited_api=True,
         )
     ],

@@ -62,6 +62,12 @@ inline void check_size(const Tensor& tensor, const char* name, int64_t dim, int6
                   " in dimension ", dim);
 }
 
+// Of a number of rows, candidates or results. Rows are numbered by int32.
+inline void check_count(int64_t count, const char* name, int64_t least = 1) {
+  TORCH_LSH_CHECK(count >= least && count <= INT32_MAX, name, " is ", count, "; wanted ", least, " to ",
+                  INT32_MAX);
+}
+
 inline void check_contiguous(const Tensor& tensor, const char* name) {
   TORCH_LSH_CHECK(tensor.is_contiguous(), name, " is not contiguous; call .contiguous() first");
 }

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if sys.platform != "win32":
     import fcntl
@@ -44,6 +44,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "I8": torch.int8,
 }
+_FLOATING = (torch.float32, torch.float64, torch.bfloat16)
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LONGEST_HEADER = 100_000_000  # the limit of the safetensors format
 _LARGEST = 2**63 - 1  # number of elements that a tensor can have
@@ -325,11 +326,38 @@ def _check_extents(content: Any) -> None:
     while waiting:
         item = waiting.pop()
         if isinstance(item, Tensor):
-            if item.layout is torch.strided and item.nbytes > item.untyped_storage().nbytes():
+            if item.layout is not torch.strided or item.device.type != "cpu":
+                raise ValueError(f"a tensor is {item.layout} on {item.device}; wanted torch.strided on cpu")
+            if item.nbytes > item.untyped_storage().nbytes():
                 raise ValueError(f"a tensor of shape {list(item.shape)} has {item.untyped_storage().nbytes()} bytes")
         elif isinstance(item, (dict, list, tuple, set)) and id(item) not in seen:
             seen.add(id(item))
             waiting.extend(item.values() if isinstance(item, dict) else item)
+
+
+def assign_weights(module: nn.Module, weights: dict[str, Any]) -> None:
+    """Makes the tensors of a file those of ``module``, which keeps their dtypes.
+
+    Args:
+        module: On any device; its own tensors are dropped.
+        weights: What ``module.state_dict()`` returned.
+
+    Raises:
+        ValueError: A tensor cannot be one of the module.
+        RuntimeError: Names or shapes differ.
+    """
+    own = module.state_dict()
+    for name in own.keys() & weights.keys():
+        given, dtype = weights[name], own[name].dtype
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{name} is a {type(given).__name__}; wanted a tensor")
+        fits = given.dtype in _FLOATING if dtype in _FLOATING else given.dtype is dtype
+        if not fits or not given.is_contiguous():
+            raise ValueError(f"{name} has dtype {given.dtype} and strides {given.stride()}; wanted {dtype}, contiguous")
+    found = {given.dtype for given in weights.values() if given.dtype in _FLOATING}
+    if len(found) > 1 and not any(tensor.dtype is torch.int8 for tensor in own.values()):
+        raise ValueError(f"weights have dtypes {', '.join(sorted(map(str, found)))}; wanted one")
+    module.load_state_dict(weights, assign=True)
 
 
 # --- safetensors ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "checks.h"
+#include "ops/operator.h"
 
 namespace torch_lsh {
 namespace {
@@ -23,7 +24,7 @@ void count_touches_(Tensor touches, const Tensor& rows) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("count_touches_", TORCH_BOX(&count_touches_));
+  TORCH_LSH_IMPL(m, "count_touches_", &count_touches_);
 }
 
 }  // namespace torch_lsh

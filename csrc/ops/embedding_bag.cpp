@@ -13,9 +13,12 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/allocate.h"
 #include "ops/dtypes.h"
 #include "ops/group_rows.h"
 #include "ops/memory_pool.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 
 namespace torch_lsh {
 namespace {
@@ -68,7 +71,7 @@ template <typename Run>
 void split_runs(const std::vector<Runs>& lists, const Run& run) {
   int64_t work = 0;
   for (const Runs& runs : lists) work += runs.work_before(runs.count);
-  torch::stable::parallel_for(0, work, kGrainEntries, [&](int64_t begin, int64_t end) {
+  parallel_for(0, work, kGrainEntries, [&](int64_t begin, int64_t end) {
     for (size_t list = 0; list < lists.size(); ++list) {
       const Runs& runs = lists[list];
       const int64_t first = runs.first_from(begin), last = runs.first_from(end);
@@ -85,7 +88,7 @@ Tensor embedding_bag(const Tensor& weight, const Tensor& crow, const Tensor& col
   check_operand(weight, "weight", 2, weight.scalar_type());
   check_csr(crow, col, values, weight.size(0), weight.scalar_type());
   const int64_t batch = crow.numel() - 1, width = weight.size(1);
-  Tensor out = torch::stable::empty({batch, width}, weight.scalar_type());
+  Tensor out = new_tensor({batch, width}, weight.scalar_type());
   const auto* start = crow.const_data_ptr<int64_t>();
   const auto* rows = col.const_data_ptr<int64_t>();
   by_dtype(FloatingTypes{}, weight.scalar_type(), "weight", [&]<typename T>() {
@@ -112,7 +115,7 @@ std::tuple<Tensor, Tensor> sums_of_equal(const int64_t* rows, int64_t count, uin
   thread_local std::vector<RowGroups<T>> scratch;
   scratch.resize(std::max<size_t>(scratch.size(), parts));
   RowGroups<T>* const groups = scratch.data();
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) group_rows(rows, count, border, p, values, sources, groups[p]);
   });
 
@@ -123,8 +126,8 @@ std::tuple<Tensor, Tensor> sums_of_equal(const int64_t* rows, int64_t count, uin
     offset.push_back(offset[p] + groups[p].count);
   }
   const int64_t width = table.dim() == 1 ? 1 : table.size(1);
-  Tensor unique = torch::stable::empty({offset[parts]}, ScalarType::Long);
-  Tensor sums = table.dim() == 1 ? torch::stable::empty({offset[parts]}, table.scalar_type())
+  Tensor unique = new_tensor({offset[parts]}, ScalarType::Long);
+  Tensor sums = table.dim() == 1 ? new_tensor({offset[parts]}, table.scalar_type())
                                  : pooled_tensor({offset[parts], width}, table.scalar_type());
   auto* const row = unique.mutable_data_ptr<int64_t>();
   T* const sum = mutable_data<T>(sums);
@@ -145,7 +148,7 @@ std::tuple<Tensor, Tensor> embedding_bag_backward(const Tensor& grad, const Tens
   check_floating(grad, "grad");
   check_operand(grad, "grad", 2, grad.scalar_type());
   const uint64_t largest = check_csr(crow, col, values, INT64_MAX, grad.scalar_type());
-  check_size(crow, "crow", 0, grad.size(0) + 1);
+  check_size(grad, "grad", 0, crow.numel() - 1);
   const auto samples = [start = crow.const_data_ptr<int64_t>()] {
     return [start, sample = int64_t{0}](int64_t i) mutable {
       while (i >= start[sample + 1]) ++sample;
@@ -165,9 +168,9 @@ Tensor embedding_bag_values_backward(const Tensor& grad, const Tensor& weight, c
   check_operand(weight, "weight", 2, weight.scalar_type());
   check_operand(grad, "grad", 2, weight.scalar_type());
   check_size(grad, "grad", 1, weight.size(1));
-  Tensor out = torch::stable::empty({col.numel()}, weight.scalar_type());
+  Tensor out = new_tensor({col.numel()}, weight.scalar_type());
   check_csr(crow, col, std::nullopt, weight.size(0), weight.scalar_type());
-  check_size(crow, "crow", 0, grad.size(0) + 1);
+  check_size(grad, "grad", 0, crow.numel() - 1);
   const auto* starts = crow.const_data_ptr<int64_t>();
   const auto* rows = col.const_data_ptr<int64_t>();
   const int64_t width = grad.size(1);
@@ -175,7 +178,7 @@ Tensor embedding_bag_values_backward(const Tensor& grad, const Tensor& weight, c
     const auto dot_rows = kernels<DotKernels<T>>().dot_rows;
     const T *const grads = data<T>(grad), *const table = data<T>(weight);
     T* const to = mutable_data<T>(out);
-    torch::stable::parallel_for(0, grad.size(0), kGrainSums, [&](int64_t begin, int64_t end) {
+    parallel_for(0, grad.size(0), kGrainSums, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
         dot_rows(grads + b * width, table, rows + starts[b], starts[b + 1] - starts[b], width,
                  to + starts[b]);
@@ -205,10 +208,10 @@ std::tuple<Tensor, Tensor> coalesce_rows(const Tensor& rows, const Tensor& value
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("embedding_bag", TORCH_BOX(&embedding_bag));
-  m.impl("embedding_bag_backward", TORCH_BOX(&embedding_bag_backward));
-  m.impl("embedding_bag_values_backward", TORCH_BOX(&embedding_bag_values_backward));
-  m.impl("coalesce_rows", TORCH_BOX(&coalesce_rows));
+  TORCH_LSH_IMPL(m, "embedding_bag", &embedding_bag);
+  TORCH_LSH_IMPL(m, "embedding_bag_backward", &embedding_bag_backward);
+  TORCH_LSH_IMPL(m, "embedding_bag_values_backward", &embedding_bag_values_backward);
+  TORCH_LSH_IMPL(m, "coalesce_rows", &coalesce_rows);
 }
 
 }  // namespace torch_lsh

@@ -2,11 +2,12 @@
 // the node of the thread that writes to it first; operators give each thread a contiguous part of the sorted
 // active rows, which is about the same part of all rows.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <cstring>
 
 #include "checks.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 
 namespace torch_lsh {
 namespace {
@@ -19,7 +20,7 @@ void zero_rows_(Tensor table) {
   if (table.numel() == 0) return;
   const int64_t bytes = table.numel() / rows * table.element_size();
   auto* const memory = static_cast<char*>(table.mutable_data_ptr());
-  torch::stable::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
     std::memset(memory + begin * bytes, 0, static_cast<size_t>((end - begin) * bytes));
   });
 }
@@ -27,7 +28,7 @@ void zero_rows_(Tensor table) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("zero_rows_", TORCH_BOX(&zero_rows_));
+  TORCH_LSH_IMPL(m, "zero_rows_", &zero_rows_);
 }
 
 }  // namespace torch_lsh

@@ -2,12 +2,14 @@
 #include "ops/gather.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/allocate.h"
 #include "ops/dtypes.h"
 #include "ops/memory_pool.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 
 namespace torch_lsh {
 namespace {
@@ -26,15 +28,15 @@ Tensor gather_rows(const Tensor& table, const Tensor& rows, std::optional<Scalar
   check_operand(rows, "rows", 1, ScalarType::Long);
   check_rows_in_range(rows.const_data_ptr<int64_t>(), rows.numel(), table.size(0), "rows");
   const ScalarType from = table.scalar_type(), to = dtype.value_or(from);
-  Tensor out = table.dim() == 1 ? torch::stable::empty({rows.numel()}, to)
-                                : pooled_tensor({rows.numel(), table.size(1)}, to);
+  Tensor out =
+      table.dim() == 1 ? new_tensor({rows.numel()}, to) : pooled_tensor({rows.numel(), table.size(1)}, to);
   const auto* ids = rows.const_data_ptr<int64_t>();
   const int64_t width = table.dim() == 1 ? 1 : table.size(1);
   const bool found = by_dtypes(GatherTypes{}, from, to, [&]<typename From, typename To>() {
     const auto gather = kernels<GatherKernels<From, To>>().gather;
     const From* const source = data<From>(table);
     To* const target = mutable_data<To>(out);
-    torch::stable::parallel_for(0, rows.numel(), kGrainRows, [&](int64_t begin, int64_t end) {
+    parallel_for(0, rows.numel(), kGrainRows, [&](int64_t begin, int64_t end) {
       gather(source, ids + begin, end - begin, width, target + begin * width);
     });
   });
@@ -45,7 +47,7 @@ Tensor gather_rows(const Tensor& table, const Tensor& rows, std::optional<Scalar
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("gather_rows", TORCH_BOX(&gather_rows));
+  TORCH_LSH_IMPL(m, "gather_rows", &gather_rows);
 }
 
 }  // namespace torch_lsh

@@ -1,13 +1,15 @@
 // hadamard_products, hadamard_codes, cross_polytope_codes: hash codes from structured random projections.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/allocate.h"
 #include "ops/hashes.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 
 namespace torch_lsh {
 namespace {
@@ -37,10 +39,11 @@ Projection projection_of(const Tensor& x, const Tensor& signs, const Tensor& res
 // Calls use(first row, number of rows, products [count][kHadamardRows]) for every tile, in parallel.
 template <typename Use>
 void for_each_tile(const Tensor& x, const Projection& projection, const Use& use) {
+  if (projection.count == 0) return;
   const auto* rows = x.const_data_ptr<float>();
   const auto project = kernels<HadamardKernels>().project;
   const int64_t total = x.size(0), tiles = (total + kHadamardRows - 1) / kHadamardRows;
-  torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> scratch;
     scratch.resize(projection.scratch());
     float* const products = scratch.data() + (projection.width + projection.size) * kHadamardRows;
@@ -56,7 +59,7 @@ void for_each_tile(const Tensor& x, const Projection& projection, const Use& use
 Tensor hadamard_products(const Tensor& x, const Tensor& signs, const Tensor& rest) {
   const Projection projection = projection_of(x, signs, rest);
   const int64_t count = projection.count;
-  Tensor out = torch::stable::empty({x.size(0), count}, ScalarType::Float);
+  Tensor out = new_tensor({x.size(0), count}, ScalarType::Float);
   auto* product = out.mutable_data_ptr<float>();
   for_each_tile(x, projection, [&](int64_t first, int64_t height, const float* tile) {
     for (int64_t r = 0; r < height; ++r)
@@ -68,7 +71,7 @@ Tensor hadamard_products(const Tensor& x, const Tensor& signs, const Tensor& res
 Tensor hadamard_codes(const Tensor& x, const Tensor& signs, const Tensor& rest, int64_t hashes_per_table) {
   const Projection projection = projection_of(x, signs, rest);
   const int64_t num_tables = count_tables(rest, "rest", 1, hashes_per_table, 1);
-  Tensor codes = torch::stable::empty({x.size(0), num_tables}, ScalarType::Int);
+  Tensor codes = new_tensor({x.size(0), num_tables}, ScalarType::Int);
   auto* out = codes.mutable_data_ptr<int32_t>();
   const auto pack = kernels<HadamardKernels>().pack_signs;
   for_each_tile(x, projection, [&](int64_t first, int64_t height, const float* tile) {
@@ -87,7 +90,7 @@ Tensor cross_polytope_codes(const Tensor& x, const Tensor& signs, const Tensor& 
   const int64_t per_table = hashes_per_table * dimension, num_tables = projection.count / per_table;
   TORCH_LSH_CHECK(projection.count % per_table == 0, "rest has shape ", shape_of(rest),
                   "; wanted a multiple of hashes_per_table * dimension = ", per_table, " in dimension 1");
-  Tensor codes = torch::stable::empty({x.size(0), num_tables}, ScalarType::Int);
+  Tensor codes = new_tensor({x.size(0), num_tables}, ScalarType::Int);
   auto* out = codes.mutable_data_ptr<int32_t>();
   const auto pack = kernels<HadamardKernels>().pack_vertices;
   for_each_tile(x, projection, [&](int64_t first, int64_t height, const float* tile) {
@@ -99,9 +102,9 @@ Tensor cross_polytope_codes(const Tensor& x, const Tensor& signs, const Tensor& 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("hadamard_products", TORCH_BOX(&hadamard_products));
-  m.impl("hadamard_codes", TORCH_BOX(&hadamard_codes));
-  m.impl("cross_polytope_codes", TORCH_BOX(&cross_polytope_codes));
+  TORCH_LSH_IMPL(m, "hadamard_products", &hadamard_products);
+  TORCH_LSH_IMPL(m, "hadamard_codes", &hadamard_codes);
+  TORCH_LSH_IMPL(m, "cross_polytope_codes", &cross_polytope_codes);
 }
 
 }  // namespace torch_lsh

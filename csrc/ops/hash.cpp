@@ -2,14 +2,17 @@
 //
 // A code packs a table's K hashes into an int32, the first in the lowest bits.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/allocate.h"
 #include "ops/dtypes.h"
 #include "ops/hashes.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 #include "random.h"
 
 namespace torch_lsh {
@@ -23,20 +26,41 @@ constexpr int64_t kBinBits = 3;
 // Random bins that an empty bin tries to borrow from; if half are empty, all fail with probability 2^-100.
 constexpr int64_t kBorrowAttempts = 100;
 
+// Rows of x may have any distance from each other: one copy instead of PyTorch's slice, conversion and cat.
+Tensor query_vectors(const Tensor& x, int64_t zeros) {
+  check_cpu(x, "x");
+  check_dim(x, "x", 2);
+  check_floating(x, "x");
+  TORCH_LSH_CHECK(zeros >= 0, "zeros is ", zeros, "; wanted at least 0");
+  const int64_t count = x.size(0), width = x.size(1), row = x.stride(0), column = x.stride(1);
+  Tensor out = new_tensor({count, width + 1 + zeros}, ScalarType::Float);
+  auto* to = out.mutable_data_ptr<float>();
+  by_dtype(FloatingTypes{}, x.scalar_type(), "x", [&]<typename T>() {
+    for (int64_t i = 0; i < count; ++i) {
+      const T* const from = data<T>(x) + i * row;
+      for (int64_t j = 0; j < width; ++j) *to++ = static_cast<float>(number(from[j * column]));
+      *to++ = 1;
+      to = std::fill_n(to, zeros, 0.0f);
+    }
+  });
+  return out;
+}
+
 Tensor simhash_codes(const Tensor& x, const Tensor& projections, int64_t hashes_per_table) {
   check_floating(x, "x");
   check_operand(x, "x", 2, x.scalar_type());
   check_operand(projections, "projections", 2, ScalarType::Float);
   check_size(x, "x", 1, projections.size(0));
   const int64_t num_tables = count_tables(projections, "projections", 1, hashes_per_table, 1);
-  Tensor codes = torch::stable::empty({x.size(0), num_tables}, ScalarType::Int);
+  Tensor codes = new_tensor({x.size(0), num_tables}, ScalarType::Int);
+  if (codes.numel() == 0) return codes;
   const auto* projection = projections.const_data_ptr<float>();
   auto* out = codes.mutable_data_ptr<int32_t>();
   const int64_t width = x.size(1);
   by_dtype(FloatingTypes{}, x.scalar_type(), "x", [&]<typename T>() {
     const auto simhash = kernels<SimHashKernels<T>>().simhash;
     const T* const rows = data<T>(x);
-    torch::stable::parallel_for(0, x.size(0), kGrainRows, [&](int64_t begin, int64_t end) {
+    parallel_for(0, x.size(0), kGrainRows, [&](int64_t begin, int64_t end) {
       thread_local std::vector<float> scratch;
       scratch.resize(kHashRows * (width + num_tables * hashes_per_table) + kCodeBits);
       simhash(rows + begin * width, end - begin, width, projection, num_tables, hashes_per_table,
@@ -51,12 +75,13 @@ Tensor simhash_products(const Tensor& x, const Tensor& projections) {
   check_operand(projections, "projections", 2, ScalarType::Float);
   check_size(x, "x", 1, projections.size(0));
   const int64_t width = x.size(1), count = projections.size(1);
-  Tensor products = torch::stable::empty({x.size(0), count}, ScalarType::Float);
+  Tensor products = new_tensor({x.size(0), count}, ScalarType::Float);
+  if (products.numel() == 0) return products;
   const auto* rows = x.const_data_ptr<float>();
   const auto* projection = projections.const_data_ptr<float>();
   auto* out = products.mutable_data_ptr<float>();
   const auto project = kernels<HashKernels>().project;
-  torch::stable::parallel_for(0, x.size(0), kGrainRows, [&](int64_t begin, int64_t end) {
+  parallel_for(0, x.size(0), kGrainRows, [&](int64_t begin, int64_t end) {
     project(rows + begin * width, end - begin, width, projection, count, out + begin * count);
   });
   return products;
@@ -116,11 +141,12 @@ Tensor dwta_codes(const Tensor& x, const Tensor& bins, int64_t hashes_per_table,
   const int64_t width = x.size(1);
   const WinnerTakeAll family = winner_take_all(bins, width, hashes_per_table, seed);
   const int64_t num_tables = family.num_hashes / hashes_per_table;
-  Tensor codes = torch::stable::empty({x.size(0), num_tables}, ScalarType::Int);
+  Tensor codes = new_tensor({x.size(0), num_tables}, ScalarType::Int);
+  if (codes.numel() == 0) return codes;
   auto* out = codes.mutable_data_ptr<int32_t>();
   by_dtype(FloatingTypes{}, x.scalar_type(), "x", [&]<typename T>() {
     const T* const from = data<T>(x);
-    torch::stable::parallel_for(0, x.size(0), kGrainRows, [&](int64_t begin, int64_t end) {
+    parallel_for(0, x.size(0), kGrainRows, [&](int64_t begin, int64_t end) {
       thread_local std::vector<float> row;
       thread_local std::vector<int32_t> winners;
       row.resize(width);
@@ -137,9 +163,10 @@ Tensor dwta_codes(const Tensor& x, const Tensor& bins, int64_t hashes_per_table,
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("simhash_codes", TORCH_BOX(&simhash_codes));
-  m.impl("simhash_products", TORCH_BOX(&simhash_products));
-  m.impl("dwta_codes", TORCH_BOX(&dwta_codes));
+  TORCH_LSH_IMPL(m, "query_vectors", &query_vectors);
+  TORCH_LSH_IMPL(m, "simhash_codes", &simhash_codes);
+  TORCH_LSH_IMPL(m, "simhash_products", &simhash_products);
+  TORCH_LSH_IMPL(m, "dwta_codes", &dwta_codes);
 }
 
 }  // namespace torch_lsh

@@ -18,6 +18,9 @@
 #include <vector>
 
 #include "checks.h"
+#include "ops/allocate.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 #include "random.h"
 #include "unicode/words.h"
 
@@ -26,12 +29,13 @@ namespace {
 
 struct Settings {
   int64_t bits, word_ngrams, char_min, char_max;
-  bool is_signed, normalized;
+  bool is_signed, normalized, split_characters;
   enum { kCount, kLog, kBinary } tf;
   uint64_t seed;
 };
 
 constexpr uint64_t kMultiplier = 0x9e3779b97f4a7c15ull;
+constexpr int64_t kLongestGram = 64;  // bounds the features of a text by a multiple of its bytes
 constexpr uint32_t kWordBegin = 0x110000, kWordEnd = 0x110001;  // beyond the last code point
 
 uint64_t append(uint64_t state, uint64_t item) {
@@ -67,10 +71,7 @@ class Rows {
   explicit Rows(const Settings& settings)
       : settings_(settings),
         char_start_(random_bits(settings.seed, 0)),
-        word_start_(random_bits(settings.seed, 1)) {
-    for (int64_t n = 2; n <= settings.word_ngrams; ++n)
-      ngram_start_.push_back(random_bits(settings.seed, static_cast<uint64_t>(n)));
-  }
+        word_start_(random_bits(settings.seed, 1)) {}
 
   void add(const uint8_t* at, const uint8_t* end) {
     keys_.clear();
@@ -78,12 +79,13 @@ class Rows {
     while (at < end) {
       uint32_t character = unicode::word_character(unicode::decode(at, end));
       if (character == 0) continue;
-      word_.assign(1, kWordBegin);
+      run_.assign(1, kWordBegin);
       do {
-        word_.push_back(character);
+        run_.push_back(character);
         character = at < end ? unicode::word_character(unicode::decode(at, end)) : 0;
       } while (character != 0);
-      add_word();
+      if (settings_.word_ngrams > 0) add_words();
+      if (settings_.char_max > 0) add_char_ngrams();
     }
     add_word_ngrams();
     sort_by_column(keys_, spare_, settings_.bits);
@@ -95,36 +97,52 @@ class Rows {
   std::vector<float> values;
 
  private:
+  struct Word {
+    uint64_t state;  // of its hash
+    bool alone;      // one letter of a script without blanks
+  };
+
   void add_feature(uint64_t state) {
     const uint64_t hash = mix(state);
     keys_.push_back(static_cast<uint32_t>(hash >> (64 - settings_.bits) << 1 | (hash & 1)));
   }
 
-  void add_word() {
-    uint64_t state = word_start_;
-    for (size_t i = 1; i < word_.size(); ++i) state = append(state, word_[i]);
-    if (settings_.word_ngrams > 0) {
-      add_feature(state);
-      words_.push_back(state);
+  // The words of a run: the run itself, or its pieces.
+  void add_words() {
+    unicode::Cuts cuts;
+    Word word{word_start_, false};
+    for (size_t i = 1; i < run_.size(); ++i) {
+      if (settings_.split_characters && cuts.begins_word(run_[i])) {
+        if (i > 1) words_.push_back(word);
+        word = {word_start_, cuts.alone()};
+      }
+      word.state = append(word.state, run_[i]);
     }
-    if (settings_.char_max == 0) return;
-    word_.push_back(kWordEnd);
-    const int64_t length = static_cast<int64_t>(word_.size());
+    words_.push_back(word);
+  }
+
+  void add_char_ngrams() {
+    run_.push_back(kWordEnd);
+    const int64_t length = static_cast<int64_t>(run_.size());
     for (int64_t i = 0; i + settings_.char_min <= length; ++i) {
       uint64_t gram = char_start_;
       const int64_t last = std::min(length - i, settings_.char_max);
       for (int64_t n = 1; n <= last; ++n) {
-        gram = append(gram, word_[i + n - 1]);
+        gram = append(gram, run_[i + n - 1]);
         if (n >= settings_.char_min) add_feature(gram);
       }
     }
   }
 
+  // A letter alone says little, so two of them are a feature even where n-grams of words are not.
   void add_word_ngrams() {
-    for (int64_t n = 2; n <= settings_.word_ngrams; ++n)
-      for (size_t i = 0; i + n <= words_.size(); ++i) {
-        uint64_t state = ngram_start_[n - 2];
-        for (int64_t j = 0; j < n; ++j) state = append(state, words_[i + j]);
+    for (const Word& word : words_) add_feature(word.state);
+    const auto count = static_cast<int64_t>(words_.size());
+    for (int64_t n = 2; n <= std::min(std::max<int64_t>(2, settings_.word_ngrams), count); ++n)
+      for (int64_t i = 0; i + n <= count; ++i) {
+        if (n > settings_.word_ngrams && !(words_[i].alone && words_[i + 1].alone)) continue;
+        uint64_t state = random_bits(settings_.seed, static_cast<uint64_t>(n));
+        for (int64_t j = 0; j < n; ++j) state = append(state, words_[i + j].state);
         add_feature(state);
       }
   }
@@ -161,8 +179,8 @@ class Rows {
 
   const Settings settings_;
   const uint64_t char_start_, word_start_;
-  std::vector<uint64_t> ngram_start_, words_;
-  std::vector<uint32_t> word_, keys_, spare_;
+  std::vector<Word> words_;                   // of the present text
+  std::vector<uint32_t> run_, keys_, spare_;  // run_: of word characters, after kWordBegin
 };
 
 // Cuts the texts into `runs` runs of about as many bytes each; returns the runs + 1 bounds.
@@ -177,7 +195,8 @@ std::vector<int64_t> cut(const int64_t* offsets, int64_t texts, int64_t runs) {
 
 std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& offsets, int64_t bits,
                                              int64_t word_ngrams, int64_t char_min, int64_t char_max,
-                                             bool is_signed, std::string tf, bool normalized, int64_t seed) {
+                                             bool is_signed, std::string tf, bool normalized, int64_t seed,
+                                             bool split_characters) {
   check_operand(text, "text", 1, ScalarType::Byte);
   check_operand(offsets, "offsets", 1, ScalarType::Long);
   TORCH_LSH_CHECK(offsets.numel() > 0, "offsets is empty; wanted one offset more than texts");
@@ -188,10 +207,12 @@ std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& o
   for (int64_t i = 1; i <= texts; ++i)
     TORCH_LSH_CHECK(starts[i] >= starts[i - 1], "offsets decreases at ", i, "; wanted increasing offsets");
   TORCH_LSH_CHECK(bits >= 1 && bits <= 31, "bits is ", bits, "; wanted 1 to 31");
-  TORCH_LSH_CHECK(word_ngrams >= 0, "word_ngrams is ", word_ngrams, "; wanted at least 0");
-  TORCH_LSH_CHECK((char_min == 0 && char_max == 0) || (char_min >= 1 && char_max >= char_min),
-                  "char_min and char_max are ", char_min, " and ", char_max,
-                  "; wanted 0 and 0, or 1 <= char_min <= char_max");
+  TORCH_LSH_CHECK(word_ngrams >= 0 && word_ngrams <= kLongestGram, "word_ngrams is ", word_ngrams,
+                  "; wanted 0 to ", kLongestGram);
+  TORCH_LSH_CHECK(
+      (char_min == 0 && char_max == 0) || (char_min >= 1 && char_max >= char_min && char_max <= kLongestGram),
+      "char_min and char_max are ", char_min, " and ", char_max,
+      "; wanted 0 and 0, or 1 <= char_min <= char_max <= ", kLongestGram);
   TORCH_LSH_CHECK(tf == "count" || tf == "log" || tf == "binary", "tf is '", tf,
                   "'; wanted 'count', 'log' or 'binary'");
   const Settings settings{
@@ -201,6 +222,7 @@ std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& o
       char_max,
       is_signed,
       normalized,
+      split_characters,
       tf == "count" ? Settings::kCount : (tf == "log" ? Settings::kLog : Settings::kBinary),
       static_cast<uint64_t>(seed)};
 
@@ -210,7 +232,7 @@ std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& o
   const std::vector<int64_t> bounds = cut(starts, texts, runs);
   const uint8_t* bytes = text.const_data_ptr<uint8_t>();
   std::vector<Rows> rows(static_cast<size_t>(runs), Rows(settings));
-  torch::stable::parallel_for(0, runs, 1, [&](int64_t first, int64_t last) {
+  parallel_for(0, runs, 1, [&](int64_t first, int64_t last) {
     for (int64_t run = first; run < last; ++run)
       for (int64_t i = bounds[run]; i < bounds[run + 1]; ++i)
         rows[run].add(bytes + starts[i], bytes + starts[i + 1]);
@@ -218,9 +240,9 @@ std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& o
 
   int64_t total = 0;
   for (const Rows& some : rows) total += static_cast<int64_t>(some.columns.size());
-  Tensor crow = torch::stable::empty({texts + 1}, ScalarType::Long);
-  Tensor columns = torch::stable::empty({total}, ScalarType::Long);
-  Tensor values = torch::stable::empty({total}, ScalarType::Float);
+  Tensor crow = new_tensor({texts + 1}, ScalarType::Long);
+  Tensor columns = new_tensor({total}, ScalarType::Long);
+  Tensor values = new_tensor({total}, ScalarType::Float);
   int64_t* row_start = crow.mutable_data_ptr<int64_t>();
   int64_t* column = columns.mutable_data_ptr<int64_t>();
   float* value = values.mutable_data_ptr<float>();
@@ -234,21 +256,28 @@ std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& o
 }
 
 // The first byte of each word, and the one after its last.
-Tensor word_spans(const Tensor& text) {
+Tensor word_spans(const Tensor& text, bool split_characters) {
   check_operand(text, "text", 1, ScalarType::Byte);
   const uint8_t* begin = text.const_data_ptr<uint8_t>();
   const uint8_t* end = begin + text.numel();
   std::vector<int64_t> bounds;
   bool inside = false;
+  unicode::Cuts cuts;
   for (const uint8_t* at = begin; at < end;) {
-    const uint8_t* here = at;
-    if ((unicode::word_character(unicode::decode(at, end)) != 0) != inside) {
-      bounds.push_back(here - begin);
-      inside = !inside;
+    const int64_t here = at - begin;
+    const uint32_t character = unicode::word_character(unicode::decode(at, end));
+    if (character == 0) {
+      if (inside) bounds.push_back(here);
+    } else {
+      if (!inside) cuts = {};
+      const bool cut = cuts.begins_word(character) && split_characters;
+      if (inside && cut) bounds.push_back(here);
+      if (!inside || cut) bounds.push_back(here);
     }
+    inside = character != 0;
   }
   if (inside) bounds.push_back(text.numel());
-  Tensor spans = torch::stable::empty({static_cast<int64_t>(bounds.size()) / 2, 2}, ScalarType::Long);
+  Tensor spans = new_tensor({static_cast<int64_t>(bounds.size()) / 2, 2}, ScalarType::Long);
   std::copy(bounds.begin(), bounds.end(), spans.mutable_data_ptr<int64_t>());
   return spans;
 }
@@ -256,8 +285,8 @@ Tensor word_spans(const Tensor& text) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("hash_text", TORCH_BOX(&hash_text));
-  m.impl("word_spans", TORCH_BOX(&word_spans));
+  TORCH_LSH_IMPL(m, "hash_text", &hash_text);
+  TORCH_LSH_IMPL(m, "word_spans", &word_spans);
 }
 
 }  // namespace torch_lsh

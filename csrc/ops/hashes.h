@@ -10,7 +10,7 @@ constexpr int64_t kMaxCodeBits = 30;  // keeps codes non-negative
 // Returns the number of tables; checks that the parameters fill whole tables of hashes of `bits` bits.
 inline int64_t count_tables(const Tensor& parameters, const char* name, int64_t dim, int64_t hashes_per_table,
                             int64_t bits) {
-  TORCH_LSH_CHECK(hashes_per_table >= 1 && hashes_per_table * bits <= kMaxCodeBits, "hashes_per_table is ",
+  TORCH_LSH_CHECK(hashes_per_table >= 1 && hashes_per_table <= kMaxCodeBits / bits, "hashes_per_table is ",
                   hashes_per_table, "; wanted 1 to ", kMaxCodeBits / bits);
   TORCH_LSH_CHECK(parameters.size(dim) % hashes_per_table == 0, name, " has shape ", shape_of(parameters),
                   "; wanted a multiple of hashes_per_table = ", hashes_per_table, " in dimension ", dim);

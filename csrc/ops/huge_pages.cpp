@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "checks.h"
+#include "ops/operator.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -38,7 +39,7 @@ bool prefer_huge_pages_of(const Tensor& tensor, bool move) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("prefer_huge_pages", TORCH_BOX(&prefer_huge_pages_of));
+  TORCH_LSH_IMPL(m, "prefer_huge_pages", &prefer_huge_pages_of);
 }
 
 }  // namespace torch_lsh

@@ -1,6 +1,5 @@
 // largest_rows: the rows of the largest values, or values / weights, largest first.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cmath>
@@ -8,6 +7,8 @@
 #include <vector>
 
 #include "checks.h"
+#include "ops/allocate.h"
+#include "ops/operator.h"
 #include "ops/radix_sort.h"
 #include "ops/rank.h"
 
@@ -50,7 +51,7 @@ Tensor largest_rows(const Tensor& values, const Tensor& rows, int64_t count,
   const auto key = [&](int64_t i) { return ~static_cast<uint32_t>(key_of(value[i], 0) >> 32); };
   radix_sort<uint32_t>(all, key, UINT32_MAX, entries, spare);
   const int64_t taken = std::min(count, all);
-  Tensor out = torch::stable::empty({taken}, ScalarType::Long);
+  Tensor out = new_tensor({taken}, ScalarType::Long);
   const auto* row = rows.const_data_ptr<int64_t>();
   auto* result = out.mutable_data_ptr<int64_t>();
   for (int64_t i = 0; i < taken; ++i) result[i] = row[entries[i].index];
@@ -60,7 +61,7 @@ Tensor largest_rows(const Tensor& values, const Tensor& rows, int64_t count,
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("largest_rows", TORCH_BOX(&largest_rows));
+  TORCH_LSH_IMPL(m, "largest_rows", &largest_rows);
 }
 
 }  // namespace torch_lsh

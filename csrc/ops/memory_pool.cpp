@@ -10,12 +10,14 @@
 #include <vector>
 
 #include "checks.h"
+#include "ops/allocate.h"
 #include "ops/huge_pages.h"
 
 namespace torch_lsh {
 namespace {
 
 constexpr size_t kLine = 64, kHugePage = size_t{2} << 20;
+constexpr size_t kLargest = size_t{1} << 50;  // more than any system has
 constexpr size_t kAlwaysKept = size_t{128} << 20;
 constexpr int64_t kSmallestPooled = int64_t{256} << 10;  // bytes; malloc recycles smaller blocks itself
 
@@ -27,6 +29,7 @@ int64_t size_of(ScalarType dtype) {
 
 // Rounds up to an eighth of the power of two below, so that similar numbers of rows share a size.
 size_t size_class(size_t bytes) {
+  if (bytes > kLargest) throw std::bad_alloc();
   size_t step = kLine;
   while (16 * step <= bytes) step *= 2;
   return (std::max<size_t>(bytes, 1) + step - 1) / step * step;
@@ -116,9 +119,8 @@ void give_memory_back(void* memory, size_t bytes) {
 
 torch::stable::Tensor pooled_tensor(std::initializer_list<int64_t> sizes,
                                     torch::headeronly::ScalarType dtype) {
-  int64_t bytes = size_of(dtype);
-  for (const int64_t size : sizes) bytes *= size;
-  if (bytes < kSmallestPooled) return torch::stable::empty(sizes, dtype);
+  const int64_t bytes = size_of(dtype) * checked_product(sizes);
+  if (bytes < kSmallestPooled) return new_tensor(sizes, dtype);
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t d = sizes.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * sizes.begin()[d];
   const auto size = static_cast<size_t>(bytes);

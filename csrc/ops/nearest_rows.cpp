@@ -15,6 +15,9 @@
 #include <vector>
 
 #include "checks.h"
+#include "ops/allocate.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 #include "ops/row_set.h"
 #include "ops/shortlist.h"
 
@@ -60,6 +63,7 @@ class Search {
            int64_t candidates, int64_t max_postings, float* values, int64_t* indices) {
     touched_.reserve(rows.outer);
     if (static_cast<int64_t>(sums_.size()) < rows.outer) sums_.resize(rows.outer);
+    const Zeroed zeroed{*this};
     bool sound = accumulate(columns, query, rows.outer, max_postings);
     Shortlist shortlist(candidates);
     touched_.drain([&](int64_t row) {
@@ -92,6 +96,14 @@ class Search {
   }
 
  private:
+  // Ends a search that runs out of memory as it should.
+  struct Zeroed {
+    Search& search;
+    ~Zeroed() {
+      search.touched_.drain([&](int64_t row) { search.sums_[row] = 0; });
+    }
+  };
+
   bool accumulate(const Compressed& columns, const Query& query, int64_t num_rows, int64_t max_postings) {
     order_.clear();
     for (int64_t i = 0; i < query.count; ++i)
@@ -151,7 +163,8 @@ std::tuple<Tensor, Tensor> nearest_rows(const Tensor& crow, const Tensor& col, c
   TORCH_LSH_CHECK(rows.entries == columns.entries, "row_columns and column_rows have ", rows.entries, " and ",
                   columns.entries, " entries; wanted equal numbers");
   TORCH_LSH_CHECK(rows.outer <= INT32_MAX, "row_start has ", rows.outer, " rows; wanted at most ", INT32_MAX);
-  TORCH_LSH_CHECK(k >= 1, "k is ", k, "; wanted at least 1");
+  check_count(k, "k");
+  check_count(candidates, "candidates");
   TORCH_LSH_CHECK(candidates >= k, "candidates is ", candidates, "; wanted at least k, ", k);
   TORCH_LSH_CHECK(max_postings >= 0, "max_postings is ", max_postings, "; wanted at least 0");
   TORCH_LSH_CHECK(crow.numel() > 0, "crow is empty; wanted one offset more than queries");
@@ -172,14 +185,14 @@ std::tuple<Tensor, Tensor> nearest_rows(const Tensor& crow, const Tensor& col, c
                       "] is no offset; wanted increasing offsets of column_rows");
     }
 
-  Tensor best = torch::stable::empty({batch, k}, ScalarType::Float);
-  Tensor indices = torch::stable::empty({batch, k}, ScalarType::Long);
+  Tensor best = new_tensor({batch, k}, ScalarType::Float);
+  Tensor indices = new_tensor({batch, k}, ScalarType::Long);
   float* best_out = best.mutable_data_ptr<float>();
   int64_t* indices_out = indices.mutable_data_ptr<int64_t>();
   const float* value = values.const_data_ptr<float>();
   std::atomic<bool> sound = true;
   const int64_t parts = std::min<int64_t>(batch, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+  parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
     thread_local Search search;
     for (int64_t part = first; part < last; ++part)
       for (int64_t i = batch * part / parts; i < batch * (part + 1) / parts; ++i) {
@@ -197,7 +210,7 @@ std::tuple<Tensor, Tensor> nearest_rows(const Tensor& crow, const Tensor& col, c
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("nearest_rows", TORCH_BOX(&nearest_rows));
+  TORCH_LSH_IMPL(m, "nearest_rows", &nearest_rows);
 }
 
 }  // namespace torch_lsh

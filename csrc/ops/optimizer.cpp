@@ -3,7 +3,6 @@
 //
 // Rows are strictly increasing, so each belongs to one thread.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <initializer_list>
@@ -13,6 +12,7 @@
 #include "checks.h"
 #include "kernels/kernels.h"
 #include "ops/dtypes.h"
+#include "ops/operator.h"
 #include "ops/product.h"
 #include "ops/tasks.h"
 
@@ -179,10 +179,10 @@ void row_sparse_lion_(const Tensor& parameter, const Tensor& average, const Tens
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("row_sparse_adam_", TORCH_BOX(&row_sparse_adam_));
-  m.impl("row_sparse_sgd_", TORCH_BOX(&row_sparse_sgd_));
-  m.impl("row_sparse_adagrad_", TORCH_BOX(&row_sparse_adagrad_));
-  m.impl("row_sparse_lion_", TORCH_BOX(&row_sparse_lion_));
+  TORCH_LSH_IMPL(m, "row_sparse_adam_", &row_sparse_adam_);
+  TORCH_LSH_IMPL(m, "row_sparse_sgd_", &row_sparse_sgd_);
+  TORCH_LSH_IMPL(m, "row_sparse_adagrad_", &row_sparse_adagrad_);
+  TORCH_LSH_IMPL(m, "row_sparse_lion_", &row_sparse_lion_);
 }
 
 }  // namespace torch_lsh

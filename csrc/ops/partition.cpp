@@ -12,7 +12,6 @@
 #include "ops/partition.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cmath>
@@ -21,6 +20,9 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/allocate.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 
 namespace torch_lsh {
 namespace {
@@ -103,13 +105,13 @@ std::tuple<Tensor, Tensor> residual_codes(const Tensor& x, const Tensor& centers
   for (int64_t i = 0; i < rows; ++i)
     TORCH_LSH_CHECK(bucket[i] >= 0 && bucket[i] < centers.size(0), "buckets holds ", bucket[i],
                     "; wanted 0 to ", centers.size(0) - 1);
-  Tensor codes = torch::stable::empty({rows, bits * bytes}, ScalarType::Byte);
-  Tensor factors = torch::stable::empty({rows}, ScalarType::Float);
+  Tensor codes = new_tensor({rows, bits * bytes}, ScalarType::Byte);
+  Tensor factors = new_tensor({rows}, ScalarType::Float);
   const auto* from = x.const_data_ptr<float>();
   const auto* center = centers.const_data_ptr<float>();
   auto* code = codes.mutable_data_ptr<uint8_t>();
   auto* factor = factors.mutable_data_ptr<float>();
-  torch::stable::parallel_for(0, rows, kGrainRows, [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows, kGrainRows, [&](int64_t begin, int64_t end) {
     Encoder encoder(width, bits);
     for (int64_t i = begin; i < end; ++i)
       factor[i] = encoder.encode(from + i * width, center + bucket[i] * width, code + i * bits * bytes);
@@ -146,7 +148,8 @@ class Partition {
         heads_(reinterpret_cast<Head*>(heads.mutable_data_ptr<int32_t>())),
         free_(heads_[heads.size(0) - 1].block),
         places_(places.mutable_data_ptr<int32_t>()),
-        row_buckets_(row_buckets.mutable_data_ptr<int32_t>()) {}
+        row_buckets_(row_buckets.mutable_data_ptr<int32_t>()),
+        num_rows_(places.size(0)) {}
 
   // Writes a row's code, moving the row to `bucket`; returns whether it moved.
   bool put(int64_t row, int32_t bucket, const uint8_t* code, const BFloat16* factors) {
@@ -197,6 +200,8 @@ class Partition {
       for (int64_t j = 0; j < bytes_; ++j) *byte(block, position, j) = *byte(from, last, j);
       for (int64_t i = 0; i < 2; ++i) *factor(block, position, i) = *factor(from, last, i);
       const int32_t moved = ids_[from * kSketchRows + last];
+      TORCH_LSH_CHECK(moved >= 0 && moved < num_rows_, "ids[", from, ", ", last, "] is ", moved,
+                      "; wanted 0 to ", num_rows_ - 1);
       ids_[place] = moved;
       places_[moved] = static_cast<int32_t>(place);
     }
@@ -217,6 +222,7 @@ class Partition {
   Head* heads_;
   int32_t& free_;
   int32_t *places_, *row_buckets_;
+  int64_t num_rows_;
 };
 
 Tensor update_partition(Tensor codes, Tensor factors, Tensor ids, Tensor next, Tensor heads, Tensor places,
@@ -257,7 +263,7 @@ Tensor update_partition(Tensor codes, Tensor factors, Tensor ids, Tensor next, T
   int64_t moved = 0;
   for (int64_t i = 0; i < count; ++i)
     moved += partition.put(row[i], bucket[i], code + i * bytes, factor + 2 * i);
-  Tensor total = torch::stable::empty({}, ScalarType::Long);
+  Tensor total = new_tensor({}, ScalarType::Long);
   *total.mutable_data_ptr<int64_t>() = moved;
   return total;
 }
@@ -265,8 +271,8 @@ Tensor update_partition(Tensor codes, Tensor factors, Tensor ids, Tensor next, T
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("residual_codes", TORCH_BOX(&residual_codes));
-  m.impl("update_partition", TORCH_BOX(&update_partition));
+  TORCH_LSH_IMPL(m, "residual_codes", &residual_codes);
+  TORCH_LSH_IMPL(m, "update_partition", &update_partition);
 }
 
 }  // namespace torch_lsh

@@ -28,6 +28,8 @@ inline void check_partition_shapes(const Tensor& codes, const Tensor& factors, c
   check_size(ids, "ids", 1, kSketchRows);
   check_size(next, "next", 0, blocks);
   check_size(heads, "heads", 1, 2);
+  TORCH_LSH_CHECK(blocks <= INT32_MAX / kSketchRows, "codes has shape ", shape_of(codes), "; wanted at most ",
+                  INT32_MAX / kSketchRows, " blocks");
   TORCH_LSH_CHECK(heads.size(0) >= 2, "heads has shape ", shape_of(heads), "; wanted at least one bucket");
 }
 

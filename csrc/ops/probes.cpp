@@ -1,12 +1,14 @@
 // probe_codes: the codes closest to a query's, by the cost of changing some of its hashes.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "checks.h"
+#include "ops/allocate.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 
 namespace torch_lsh {
 namespace {
@@ -44,15 +46,15 @@ class Enumeration {
     push(0, 0, 0);
   }
 
-  // The bits flipped by the next set with at most one change per hash; 0 after the last.
-  int32_t next() {
+  // Sets the bits flipped by the next set with at most one change per hash; false after the last.
+  bool next(int32_t& flip) {
     while (!heap_.empty()) {
       std::pop_heap(heap_.begin(), heap_.end());
       const ChangeSet set = heap_.back();
       heap_.pop_back();
       push(set.before, set.members & ~(uint64_t{1} << set.last), set.last + 1);
       uint64_t hashes = 0;
-      int32_t flip = 0;
+      flip = 0;
       bool valid = true;
       for (uint64_t rest = set.members; rest != 0; rest &= rest - 1) {
         const Change& change = (*changes_)[__builtin_ctzll(rest)];
@@ -62,9 +64,9 @@ class Enumeration {
       }
       if (!valid) continue;  // nor are its supersets
       push(set.cost, set.members, set.last + 1);
-      return flip;
+      return true;
     }
-    return 0;
+    return false;
   }
 
  private:
@@ -85,31 +87,33 @@ Tensor probe_codes(const Tensor& codes, const Tensor& flips, const Tensor& costs
   check_operand(costs, "costs", 4, ScalarType::Float);
   const int64_t rows = codes.size(0), num_tables = codes.size(1);
   const int64_t hashes = flips.size(2), alternatives = flips.size(3),
-                changes_per_table = hashes * alternatives;
+                changes_per_table = checked_product({hashes, alternatives});
   check_size(flips, "flips", 0, rows);
   check_size(flips, "flips", 1, num_tables);
   for (int64_t dim = 0; dim < 4; ++dim) check_size(costs, "costs", dim, flips.size(dim));
   TORCH_LSH_CHECK(changes_per_table <= kMaxChanges, "flips has shape ", shape_of(flips), "; wanted at most ",
                   kMaxChanges, " changes per table");
-  TORCH_LSH_CHECK(probes >= 1, "probes is ", probes, "; wanted at least 1");
+  check_count(probes, "probes");
   const auto* code = codes.const_data_ptr<int32_t>();
   const auto* flip = flips.const_data_ptr<int32_t>();
   const auto* cost = costs.const_data_ptr<float>();
-  Tensor result = torch::stable::empty({rows, num_tables, probes}, ScalarType::Int);
+  Tensor result = new_tensor({rows, num_tables, probes}, ScalarType::Int);
   auto* out = result.mutable_data_ptr<int32_t>();
-  torch::stable::parallel_for(0, rows, kGrainRows, [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows, kGrainRows, [&](int64_t begin, int64_t end) {
     thread_local std::vector<Change> changes;
     thread_local Enumeration sets;
     for (int64_t i = begin * num_tables; i < end * num_tables; ++i) {
       changes.clear();
-      for (int64_t e = i * changes_per_table; e < (i + 1) * changes_per_table; ++e)
+      for (int64_t e = i * changes_per_table; e < (i + 1) * changes_per_table; ++e) {
+        TORCH_LSH_CHECK(!(cost[e] < 0), "costs holds ", cost[e], "; wanted at least 0");
         if (std::isfinite(cost[e]) && flip[e] != 0)
           changes.push_back({cost[e], flip[e], e % changes_per_table / alternatives});
+      }
       sets.start(changes);
       out[i * probes] = code[i];
       for (int64_t p = 1; p < probes; ++p) {
-        const int32_t bits = sets.next();
-        out[i * probes + p] = bits == 0 ? -1 : code[i] ^ bits;
+        int32_t bits;
+        out[i * probes + p] = sets.next(bits) ? code[i] ^ bits : -1;
       }
     }
   });
@@ -119,7 +123,7 @@ Tensor probe_codes(const Tensor& codes, const Tensor& flips, const Tensor& costs
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("probe_codes", TORCH_BOX(&probe_codes));
+  TORCH_LSH_IMPL(m, "probe_codes", &probe_codes);
 }
 
 }  // namespace torch_lsh

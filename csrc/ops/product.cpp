@@ -9,6 +9,8 @@
 #include <optional>
 #include <type_traits>
 
+#include "ops/operator.h"
+#include "ops/parallel.h"
 #include "ops/tasks.h"
 
 namespace torch_lsh {
@@ -78,7 +80,7 @@ Tensor as_floats(const Tensor& tensor) {
   Tensor out = pooled_tensor({rows, columns}, ScalarType::Float);
   const auto* const from = data<BFloat16>(tensor);
   auto* const to = mutable_data<float>(out);
-  torch::stable::parallel_for(0, rows, 64, [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows, 64, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
       for (int64_t c = 0; c < columns; ++c) to[r * columns + c] = number(from[r * across + c * along]);
   });
@@ -120,7 +122,7 @@ Tensor product(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bi
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("product", TORCH_BOX(&product));
+  TORCH_LSH_IMPL(m, "product", &product);
 }
 
 }  // namespace torch_lsh

@@ -1,14 +1,14 @@
 // A right operand packed for kernels/product.h, shared by threads.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/allocate.h"
 #include "ops/dtypes.h"
 #include "ops/memory_pool.h"
+#include "ops/parallel.h"
 
 namespace torch_lsh {
 
@@ -16,10 +16,11 @@ namespace torch_lsh {
 template <typename T>
 int64_t count_panels(int64_t columns) {
   const int64_t width = kernels<ProductKernels<T>>().panel_width;
-  return (columns + width - 1) / width;
+  return columns / width + (columns % width != 0);
 }
 template <typename T>
 int64_t packed_size(int64_t depth, int64_t columns) {
+  if (checked_product({depth, columns}) == 0) return 0;
   return count_panels<T>(columns) * kernels<ProductKernels<T>>().panel_size(depth);
 }
 
@@ -36,7 +37,7 @@ class PackedMatrix {
     const T* from = data<T>(b);
     const int64_t b_row = b.stride(transposed), b_col = b.stride(!transposed);
     const int64_t blocks = (depth_ + kPackRows - 1) / kPackRows;
-    torch::stable::parallel_for(0, blocks * panels(), 1, [&](int64_t first, int64_t last) {
+    parallel_for(0, blocks * panels(), 1, [&](int64_t first, int64_t last) {
       for (int64_t task = first; task < last; ++task) {
         const int64_t begin = task / panels() * kPackRows;
         kernels_.pack_panel(from, b_row, b_col, depth_, columns_, task % panels(), begin,

@@ -70,6 +70,10 @@ class RowSet {
     std::fill(some.summary_.begin(), some.summary_.end(), 0);
   }
 
+  void clear() {
+    drain([](int64_t) {});
+  }
+
  private:
   static constexpr int64_t kLineWords = 8;
 
@@ -87,6 +91,18 @@ class RowSet {
   }
 
   std::vector<uint64_t> words_, summary_;
+};
+
+// Empties a set at the end of a scope, also where that runs out of memory: sets of threads serve later calls.
+class EmptiedAtEnd {
+ public:
+  explicit EmptiedAtEnd(RowSet& set) : set_(set) {}
+  ~EmptiedAtEnd() { set_.clear(); }
+  EmptiedAtEnd(const EmptiedAtEnd&) = delete;
+  EmptiedAtEnd& operator=(const EmptiedAtEnd&) = delete;
+
+ private:
+  RowSet& set_;
 };
 
 }  // namespace torch_lsh

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "checks.h"
+#include "ops/operator.h"
 
 namespace torch_lsh {
 namespace {
@@ -38,8 +39,8 @@ std::tuple<int64_t, int64_t> extremes(const Tensor& numbers) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("is_increasing", TORCH_BOX(&is_increasing));
-  m.impl("extremes", TORCH_BOX(&extremes));
+  TORCH_LSH_IMPL(m, "is_increasing", &is_increasing);
+  TORCH_LSH_IMPL(m, "extremes", &extremes);
 }
 
 }  // namespace torch_lsh

@@ -5,7 +5,6 @@
 // scores (query_partition), or they are estimates from codes, as those of rows are (search_partition): one
 // call answers a query then, and all that it reads are codes. One thread answers a query.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <atomic>
@@ -17,6 +16,9 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/allocate.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 #include "ops/partition.h"
 #include "ops/shortlist.h"
 #include "ops/sketch.h"
@@ -102,7 +104,7 @@ class BucketOrder {
 
 // A partition that is not changed while it is searched.
 struct Store {
-  int64_t width, bits, bytes, blocks, num_buckets;
+  int64_t width, bytes, blocks, num_buckets, bits;
   const float* centers;
   const uint8_t* codes;
   const BFloat16* factors;
@@ -113,7 +115,6 @@ struct Store {
   Store(const Tensor& wide, const char* name, int64_t dim, const Tensor& centers, const Tensor& codes,
         const Tensor& factors, const Tensor& ids, const Tensor& next, const Tensor& heads)
       : width(wide.size(dim)),
-        bits(8 * codes.size(1) / std::max<int64_t>(1, width)),
         bytes(codes.size(1)),
         blocks(codes.size(0)),
         num_buckets(heads.size(0) - 1),
@@ -123,9 +124,11 @@ struct Store {
         ids(ids.const_data_ptr<int32_t>()),
         next(next.const_data_ptr<int32_t>()),
         heads(reinterpret_cast<const Head*>(heads.const_data_ptr<int32_t>())) {
-    TORCH_LSH_CHECK(width > 0 && width % 8 == 0 && bytes > 0 && 8 * bytes % width == 0 && 2 * bytes <= width,
-                    name, " has shape ", shape_of(wide), "; wanted 1 to 4 bits per column in the ", bytes,
-                    " bytes of a code");
+    TORCH_LSH_CHECK(
+        width > 0 && width % 8 == 0 && bytes > 0 && bytes % (width / 8) == 0 && bytes / (width / 8) <= 4,
+        name, " has shape ", shape_of(wide), "; wanted 1 to 4 bits per column in the ", bytes,
+        " bytes of a code");
+    bits = bytes / (width / 8);
     const int64_t widest = UINT16_MAX / ((1 << bits) - 1) * 4;
     TORCH_LSH_CHECK(width <= widest, name, " has ", width, dim == 0 ? " rows" : " columns",
                     "; wanted at most ", widest, " with ", bits, " bits");
@@ -229,10 +232,8 @@ class Search {
 template <typename Answer>
 void for_each_query(const Store& store, int64_t batch, int64_t max_candidates, int64_t examined,
                     const Answer& answer) {
-  TORCH_LSH_CHECK(max_candidates >= 1, "max_candidates is ", max_candidates, "; wanted at least 1");
-  TORCH_LSH_CHECK(examined >= 1, "examined is ", examined, "; wanted at least 1");
   std::atomic<bool> damaged = false;
-  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
     Search search(store, max_candidates, examined);
     for (int64_t b = begin; b < end; ++b)
       if (!answer(search, b)) damaged = true;
@@ -253,8 +254,9 @@ Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& cent
   const Store store(x, "x", 1, centers, codes, factors, ids, next, heads);
   check_size(scores, "scores", 0, batch);
   check_size(scores, "scores", 1, store.num_buckets);
-  TORCH_LSH_CHECK(max_candidates >= 1, "max_candidates is ", max_candidates, "; wanted at least 1");
-  Tensor candidates = torch::stable::empty({batch, max_candidates}, ScalarType::Long);
+  check_count(max_candidates, "max_candidates");
+  check_count(examined, "examined");
+  Tensor candidates = new_tensor({batch, max_candidates}, ScalarType::Long);
   auto* out = candidates.mutable_data_ptr<int64_t>();
   const auto* query = x.const_data_ptr<float>();
   const auto* score = scores.const_data_ptr<float>();
@@ -285,8 +287,9 @@ Tensor search_partition(const Tensor& x, const Tensor& query_map, const Tensor& 
   check_size(bucket_factors, "bucket_factors", 0, bucket_blocks);
   check_size(bucket_factors, "bucket_factors", 1, 2);
   check_size(bucket_factors, "bucket_factors", 2, kSketchRows);
-  TORCH_LSH_CHECK(max_candidates >= 1, "max_candidates is ", max_candidates, "; wanted at least 1");
-  Tensor candidates = torch::stable::empty({batch, max_candidates}, ScalarType::Long);
+  check_count(max_candidates, "max_candidates");
+  check_count(examined, "examined");
+  Tensor candidates = new_tensor({batch, max_candidates}, ScalarType::Long);
   auto* out = candidates.mutable_data_ptr<int64_t>();
   const auto* sample = x.const_data_ptr<float>();
   const auto* map = query_map.const_data_ptr<float>();
@@ -312,8 +315,8 @@ Tensor search_partition(const Tensor& x, const Tensor& query_map, const Tensor& 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("query_partition", TORCH_BOX(&query_partition));
-  m.impl("search_partition", TORCH_BOX(&search_partition));
+  TORCH_LSH_IMPL(m, "query_partition", &query_partition);
+  TORCH_LSH_IMPL(m, "search_partition", &search_partition);
 }
 
 }  // namespace torch_lsh

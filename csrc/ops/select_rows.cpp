@@ -1,7 +1,6 @@
 // The active rows of a step, without duplicates. select_rows: labels ∪ candidates ∪ uniformly random rows.
 // draw_rows: labels ∪ random rows drawn by weight.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cmath>
@@ -11,6 +10,9 @@
 #include <vector>
 
 #include "checks.h"
+#include "ops/allocate.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 #include "ops/row_set.h"
 #include "random.h"
 
@@ -43,6 +45,7 @@ void select(const int64_t* labels, int64_t num_labels, const Candidates& candida
   // Kept between calls: a step allocates nothing the size of the layer.
   thread_local RowSet kept[2];
   RowSet &all = kept[0], &random = kept[1];
+  const EmptiedAtEnd all_emptied(all), random_emptied(random);
   for (RowSet& set : kept) {
     set.reserve(budget.num_rows);
     set.prefetch(budget.active);
@@ -56,7 +59,8 @@ void select(const int64_t* labels, int64_t num_labels, const Candidates& candida
     if (row >= 0 && fixed < room) fixed += all.insert(row);
   };
   const int64_t *carried = candidates.carried, *const carried_end = carried + candidates.num_carried;
-  for (int64_t rank = 0; rank < candidates.ranks && fixed < room; ++rank)
+  const int64_t ranks = candidates.lists == 0 ? 0 : candidates.ranks;
+  for (int64_t rank = 0; rank < ranks && fixed < room; ++rank)
     for (int64_t list = 0; list < candidates.lists; ++list) {
       if (carried != carried_end) add(*carried++);
       add(candidates.found[list * candidates.ranks + rank]);
@@ -129,6 +133,7 @@ void draw(const int64_t* labels, int64_t num_labels, const Weights& weights, int
   };
   thread_local std::vector<Drawn> drawn;
   thread_local RowSet all;
+  const EmptiedAtEnd emptied(all);
   all.reserve(weights.num_rows);
   drawn.clear();
   out.valid = true;
@@ -167,7 +172,6 @@ void draw(const int64_t* labels, int64_t num_labels, const Weights& weights, int
   }
 
   std::sort(drawn.begin(), drawn.end());
-  all.drain([](int64_t) {});
   out.rows.clear();
   out.is_random.clear();
   out.inclusion.clear();
@@ -189,7 +193,7 @@ Tensor padded(const std::vector<Selection>& selections, bool per_sample, ScalarT
   size_t longest = 0;
   for (const Selection& selection : selections) longest = std::max(longest, selection.rows.size());
   const auto count = static_cast<int64_t>(longest), sets = static_cast<int64_t>(selections.size());
-  Tensor out = per_sample ? torch::stable::empty({sets, count}, dtype) : torch::stable::empty({count}, dtype);
+  Tensor out = per_sample ? new_tensor({sets, count}, dtype) : new_tensor({count}, dtype);
   auto* value = static_cast<T*>(out.mutable_data_ptr());
   std::fill(value, value + sets * count, padding);
   for (int64_t i = 0; i < sets; ++i) {
@@ -205,11 +209,11 @@ template <typename Make>
 Result make_selections(const Tensor& labels, bool per_sample, const Make& make) {
   const auto* label = labels.const_data_ptr<int64_t>();
   const int64_t batch = labels.size(0), width = labels.size(1);
-  Tensor positions = torch::stable::empty({batch, width}, ScalarType::Long);
+  Tensor positions = new_tensor({batch, width}, ScalarType::Long);
   auto* position_of = positions.mutable_data_ptr<int64_t>();
   std::vector<Selection> selections(per_sample ? batch : 1);
   if (per_sample) {
-    torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) {
         make(label + b * width, width, b, selections[b]);
         for (int64_t i = b * width; i < (b + 1) * width; ++i)
@@ -262,7 +266,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_rows(const Tensor& labels, con
     check_operand(*carried, "carried", 1, ScalarType::Long);
     TORCH_LSH_CHECK(!per_sample, "carried is given with per_sample; wanted None");
   }
-  TORCH_LSH_CHECK(num_rows > 0, "num_rows is ", num_rows, "; wanted at least 1");
+  check_count(num_rows, "num_rows");
   TORCH_LSH_CHECK(active > 0 && active <= num_rows, "active is ", active, "; wanted 1 to ", num_rows);
   TORCH_LSH_CHECK(num_random >= 0 && num_random <= active, "num_random is ", num_random, "; wanted 0 to ",
                   active);
@@ -317,8 +321,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> draw_rows(const Tensor& labels, const
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("select_rows", TORCH_BOX(&select_rows));
-  m.impl("draw_rows", TORCH_BOX(&draw_rows));
+  TORCH_LSH_IMPL(m, "select_rows", &select_rows);
+  TORCH_LSH_IMPL(m, "draw_rows", &draw_rows);
 }
 
 }  // namespace torch_lsh

@@ -15,6 +15,9 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/allocate.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 #include "ops/shortlist.h"
 
 namespace torch_lsh {
@@ -29,16 +32,18 @@ Tensor sketch_candidates(const Tensor& x, const Tensor& codes, const Tensor& fac
   check_operand(codes, "codes", 3, ScalarType::Byte);
   check_operand(factors, "factors", 3, ScalarType::BFloat16);
   const int64_t batch = x.size(0), width = x.size(1), blocks = codes.size(0), bytes = codes.size(1);
-  TORCH_LSH_CHECK(width == 8 * bytes && bytes > 0 && width <= 4 * UINT16_MAX, "x has shape ", shape_of(x),
-                  "; wanted ", 8 * bytes, " columns, at most ", 4 * UINT16_MAX);
+  TORCH_LSH_CHECK(width > 0 && width % 8 == 0 && width / 8 == bytes && width <= 4 * UINT16_MAX,
+                  "x has shape ", shape_of(x), "; wanted ", 8 * bytes, " columns, at most ", 4 * UINT16_MAX);
   check_size(codes, "codes", 2, kSketchRows);
   check_size(factors, "factors", 0, blocks);
   check_size(factors, "factors", 1, 2);
   check_size(factors, "factors", 2, kSketchRows);
+  TORCH_LSH_CHECK(blocks <= INT32_MAX / kSketchRows, "codes has shape ", shape_of(codes), "; wanted at most ",
+                  INT32_MAX / kSketchRows, " blocks");
   TORCH_LSH_CHECK(num_rows > (blocks - 1) * kSketchRows && num_rows <= blocks * kSketchRows, "num_rows is ",
                   num_rows, "; wanted ", (blocks - 1) * kSketchRows + 1, " to ", blocks * kSketchRows);
   TORCH_LSH_CHECK(count >= 1 && count <= num_rows, "count is ", count, "; wanted 1 to ", num_rows);
-  Tensor candidates = torch::stable::empty({batch, count}, ScalarType::Long);
+  Tensor candidates = new_tensor({batch, count}, ScalarType::Long);
   auto* out = candidates.mutable_data_ptr<int64_t>();
   const auto* code = codes.const_data_ptr<uint8_t>();
   const auto* factor = static_cast<const BFloat16*>(factors.const_data_ptr());
@@ -53,7 +58,7 @@ Tensor sketch_candidates(const Tensor& x, const Tensor& codes, const Tensor& fac
   const int64_t worthwhile = std::min(groups, groups * batch / kGroupsPerThread + 1);
   const int64_t num_parts = std::min<int64_t>(worthwhile, torch::stable::get_num_threads());
   std::vector<std::vector<Shortlist>> parts(num_parts, std::vector<Shortlist>(batch, Shortlist(count)));
-  torch::stable::parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
     float scores[kGroup * kSketchRows], thresholds[64];
     int32_t hits[kGroup * kSketchRows + 1];
     for (int64_t part = begin; part < end; ++part)
@@ -71,7 +76,7 @@ Tensor sketch_candidates(const Tensor& x, const Tensor& codes, const Tensor& fac
         }
       }
   });
-  torch::stable::parallel_for(0, batch, 4, [&](int64_t begin, int64_t end) {
+  parallel_for(0, batch, 4, [&](int64_t begin, int64_t end) {
     std::vector<uint64_t> all;
     for (int64_t b = begin; b < end; ++b) {
       all.clear();
@@ -87,7 +92,7 @@ Tensor sketch_candidates(const Tensor& x, const Tensor& codes, const Tensor& fac
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("sketch_candidates", TORCH_BOX(&sketch_candidates));
+  TORCH_LSH_IMPL(m, "sketch_candidates", &sketch_candidates);
 }
 
 }  // namespace torch_lsh

@@ -16,7 +16,10 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/allocate.h"
 #include "ops/dtypes.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 
 namespace torch_lsh {
 namespace {
@@ -102,7 +105,7 @@ void log_partition_by_columns(const View<T>& in, T* log_z) {
   const auto kernel = kernels<SoftmaxKernels<T>>().column_sums;
   const int64_t blocks = (in.count + kBlockRows - 1) / kBlockRows;
   std::vector<T> largest(blocks * in.batch), sums(blocks * in.batch);
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * kBlockRows;
       kernel(in.logits + first * in.batch, in.log_weights == nullptr ? nullptr : in.log_weights + first,
@@ -130,7 +133,7 @@ void forward(const View<T>& in, T* loss, T* log_z) {
     log_partition_by_columns(in, log_z);
   } else {
     const auto kernel = kernels<SoftmaxKernels<T>>().log_sum_exp;
-    torch::stable::parallel_for(0, in.batch, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, in.batch, 1, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
         log_z[b] = kernel(in.logits + b * in.count, in.weights_of(b), in.count);
     });
@@ -155,13 +158,13 @@ void backward(const View<T>& in, const T* grad, const T* log_z, T* out) {
   if (in.by_columns()) {
     std::vector<T> factor(in.batch);
     for (int64_t b = 0; b < in.batch; ++b) factor[b] = grad[b] * in.mass_of(b);
-    torch::stable::parallel_for(0, in.count, kGrainRows, [&](int64_t begin, int64_t end) {
+    parallel_for(0, in.count, kGrainRows, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
         k.column_softmax(in.logits + row * in.batch, in.log_weights == nullptr ? T(0) : in.log_weights[row],
                          in.batch, log_z, factor.data(), out + row * in.batch);
     });
   } else {
-    torch::stable::parallel_for(0, in.batch, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, in.batch, 1, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
         k.scaled_softmax(in.logits + b * in.count, in.weights_of(b), in.count, log_z[b],
                          grad[b] * in.mass_of(b), out + b * in.count);
@@ -176,8 +179,8 @@ void backward(const View<T>& in, const T* grad, const T* log_z, T* out) {
 std::tuple<Tensor, Tensor> sampled_softmax_loss(const Tensor& logits, std::optional<Tensor> log_weights,
                                                 const Tensor& positions, const Tensor& shares) {
   check(logits, log_weights, positions, shares);
-  Tensor loss = torch::stable::empty({logits.size(0)}, logits.scalar_type());
-  Tensor log_z = torch::stable::empty({logits.size(0)}, logits.scalar_type());
+  Tensor loss = new_tensor({logits.size(0)}, logits.scalar_type());
+  Tensor log_z = new_tensor({logits.size(0)}, logits.scalar_type());
   by_dtype(SumTypes{}, logits.scalar_type(), "logits", [&]<typename T>() {
     forward(View<T>(logits, log_weights, positions, shares), mutable_data<T>(loss), mutable_data<T>(log_z));
   });
@@ -192,7 +195,10 @@ Tensor sampled_softmax_loss_backward(const Tensor& grad, const Tensor& log_z, co
   check_operand(log_z, "log_z", 1, logits.scalar_type());
   check_size(grad, "grad", 0, logits.size(0));
   check_size(log_z, "log_z", 0, logits.size(0));
-  Tensor out = torch::stable::empty_like(logits);  // same strides
+  const int64_t batch = logits.size(0), count = logits.size(1);
+  Tensor out = is_by_columns(logits, "logits")
+                   ? torch::stable::transpose(new_tensor({count, batch}, logits.scalar_type()), 0, 1)
+                   : new_tensor({batch, count}, logits.scalar_type());
   by_dtype(SumTypes{}, logits.scalar_type(), "logits", [&]<typename T>() {
     backward(View<T>(logits, log_weights, positions, shares), data<T>(grad), data<T>(log_z),
              mutable_data<T>(out));
@@ -206,13 +212,13 @@ void sum_positive(const Tensor& gradient, T* sums) {
   const int64_t rows = gradient.size(0), columns = gradient.size(1);
   const T* values = data<T>(gradient);
   if (is_by_columns(gradient, "gradient")) {
-    torch::stable::parallel_for(0, columns, kGrainRows, [&](int64_t begin, int64_t end) {
+    parallel_for(0, columns, kGrainRows, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) sums[c] = k.positive_sum(values + c * rows, rows);
     });
     return;
   }
   constexpr int64_t kBlock = 1024;  // sums that fit in L1
-  torch::stable::parallel_for(0, (columns + kBlock - 1) / kBlock, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, (columns + kBlock - 1) / kBlock, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * kBlock, count = std::min(kBlock, columns - first);
       std::fill(sums + first, sums + first + count, T(0));
@@ -224,7 +230,7 @@ void sum_positive(const Tensor& gradient, T* sums) {
 
 Tensor positive_sums(const Tensor& gradient) {
   check_matrix(gradient, "gradient");
-  Tensor sums = torch::stable::empty({gradient.size(1)}, gradient.scalar_type());
+  Tensor sums = new_tensor({gradient.size(1)}, gradient.scalar_type());
   by_dtype(SumTypes{}, gradient.scalar_type(), "gradient",
            [&]<typename T>() { sum_positive<T>(gradient, mutable_data<T>(sums)); });
   return sums;
@@ -233,9 +239,9 @@ Tensor positive_sums(const Tensor& gradient) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("sampled_softmax_loss", TORCH_BOX(&sampled_softmax_loss));
-  m.impl("sampled_softmax_loss_backward", TORCH_BOX(&sampled_softmax_loss_backward));
-  m.impl("positive_sums", TORCH_BOX(&positive_sums));
+  TORCH_LSH_IMPL(m, "sampled_softmax_loss", &sampled_softmax_loss);
+  TORCH_LSH_IMPL(m, "sampled_softmax_loss_backward", &sampled_softmax_loss_backward);
+  TORCH_LSH_IMPL(m, "positive_sums", &positive_sums);
 }
 
 }  // namespace torch_lsh

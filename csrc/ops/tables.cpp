@@ -9,16 +9,19 @@
 //
 // Threads: build and update give each table to one thread; a query belongs to one thread.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <functional>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/allocate.h"
 #include "ops/huge_pages.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 #include "random.h"
 
 namespace torch_lsh {
@@ -116,11 +119,18 @@ void check_buckets(const int32_t* buckets, int64_t count, int64_t num_buckets, c
                   lowest < allowed ? lowest : highest, "; wanted 0 to ", num_buckets - 1);
 }
 
+void check_rows_are_int32(const Tensor& row_buckets) {
+  TORCH_LSH_CHECK(row_buckets.size(0) <= INT32_MAX, "row_buckets has shape ", shape_of(row_buckets),
+                  "; wanted at most ", INT32_MAX, " rows");
+}
+
 void check_tables(const Tensor& ids, const Tensor& counts) {
   check_operand(ids, "ids", 3, ScalarType::Int);
   check_operand(counts, "counts", 2, ScalarType::Int);
   check_size(counts, "counts", 0, ids.size(0));
   check_size(counts, "counts", 1, ids.size(1));
+  TORCH_LSH_CHECK(ids.size(1) >= 1 && ids.size(2) >= 1, "ids has shape ", shape_of(ids),
+                  "; wanted at least one bucket with room for one row");
 }
 
 std::tuple<Tensor, Tensor> build_tables(const Tensor& row_buckets, int64_t bucket_bits, int64_t bucket_size,
@@ -128,21 +138,19 @@ std::tuple<Tensor, Tensor> build_tables(const Tensor& row_buckets, int64_t bucke
   check_operand(row_buckets, "row_buckets", 2, ScalarType::Int);
   TORCH_LSH_CHECK(bucket_bits >= 0 && bucket_bits <= kMaxBucketBits, "bucket_bits is ", bucket_bits,
                   "; wanted 0 to ", kMaxBucketBits);
-  TORCH_LSH_CHECK(bucket_size >= 1 && bucket_size <= INT32_MAX, "bucket_size is ", bucket_size,
-                  "; wanted at least 1");
-  TORCH_LSH_CHECK(row_buckets.size(0) <= INT32_MAX, "row_buckets has shape ", shape_of(row_buckets),
-                  "; wanted at most ", INT32_MAX, " rows");
+  check_count(bucket_size, "bucket_size");
+  check_rows_are_int32(row_buckets);
   const int64_t num_rows = row_buckets.size(0), num_tables = row_buckets.size(1);
   const int64_t num_buckets = int64_t{1} << bucket_bits;
   const auto* bucket = row_buckets.const_data_ptr<int32_t>();
   check_buckets(bucket, row_buckets.numel(), num_buckets, "row_buckets");
-  Tensor ids = torch::stable::empty({num_tables, num_buckets, bucket_size}, ScalarType::Int);
-  Tensor counts = torch::stable::empty({num_tables, num_buckets}, ScalarType::Int);
+  Tensor ids = new_tensor({num_tables, num_buckets, bucket_size}, ScalarType::Int);
+  Tensor counts = new_tensor({num_tables, num_buckets}, ScalarType::Int);
   prefer_huge_pages(ids.const_data_ptr(), ids.numel() * 4, false);
   prefer_huge_pages(counts.const_data_ptr(), counts.numel() * 4, false);
   auto* id = ids.mutable_data_ptr<int32_t>();
   auto* count = counts.mutable_data_ptr<int32_t>();
-  torch::stable::parallel_for(0, num_tables, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, num_tables, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const Table table = table_of(id, count, num_buckets, bucket_size, t, seed, fifo);
       std::fill_n(table.ids, num_buckets * bucket_size, -1);
@@ -168,6 +176,7 @@ Tensor update_tables(Tensor ids, Tensor counts, Tensor row_buckets, const Tensor
   const int64_t num_tables = ids.size(0), num_buckets = ids.size(1), bucket_size = ids.size(2);
   check_operand(row_buckets, "row_buckets", 2, ScalarType::Int);
   check_size(row_buckets, "row_buckets", 1, num_tables);
+  check_rows_are_int32(row_buckets);
   check_operand(rows, "rows", 1, ScalarType::Long);
   check_operand(buckets, "buckets", 2, ScalarType::Int);
   check_size(buckets, "buckets", 0, rows.size(0));
@@ -185,10 +194,13 @@ Tensor update_tables(Tensor ids, Tensor counts, Tensor row_buckets, const Tensor
     check_buckets(current + row[i] * num_tables, num_tables, num_buckets, "row_buckets");
   }
 
+  // The pass below leaves row_buckets alone until the end, but a repeated row must be found where it went.
+  const bool repeats =
+      std::adjacent_find(row, row + num_updates, std::greater_equal<>()) != row + num_updates;
   auto* id = ids.mutable_data_ptr<int32_t>();
   auto* count = counts.mutable_data_ptr<int32_t>();
   std::vector<int64_t> moved(num_tables);
-  torch::stable::parallel_for(0, num_tables, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, num_tables, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const Table table = table_of(id, count, num_buckets, bucket_size, t, seed, fifo);
       int64_t changed = 0;
@@ -205,17 +217,19 @@ Tensor update_tables(Tensor ids, Tensor counts, Tensor row_buckets, const Tensor
         if (from == to) continue;
         table.remove(from, static_cast<int32_t>(row[i]));
         if (!table.contains(to, static_cast<int32_t>(row[i]))) table.insert(to, static_cast<int32_t>(row[i]));
+        if (repeats) current[row[i] * num_tables + t] = to;
         ++changed;
       }
       moved[t] = changed;
     }
   });
-  // A separate pass by rows: the tables' threads would write to shared cache lines.
-  torch::stable::parallel_for(0, num_updates, kGrainRows, [&](int64_t begin, int64_t end) {
+  // A separate pass by rows: the tables' threads would write to shared cache lines. Of a repeated row, all is
+  // written.
+  parallel_for(0, repeats ? 0 : num_updates, kGrainRows, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       std::copy_n(wanted + i * num_tables, num_tables, current + row[i] * num_tables);
   });
-  Tensor total = torch::stable::empty({}, ScalarType::Long);
+  Tensor total = new_tensor({}, ScalarType::Long);
   int64_t sum = 0;
   for (const int64_t count_of_table : moved) sum += count_of_table;
   *total.mutable_data_ptr<int64_t>() = sum;
@@ -230,6 +244,7 @@ Tensor insert_labels(Tensor ids, Tensor counts, const Tensor& buckets, const Ten
   const int64_t num_tables = ids.size(0), num_buckets = ids.size(1), bucket_size = ids.size(2);
   check_size(buckets, "buckets", 1, num_tables);
   check_size(labels, "labels", 0, buckets.size(0));
+  check_count(num_rows, "num_rows", 0);
   const int64_t batch = labels.size(0), width = labels.size(1);
   const auto* bucket = buckets.const_data_ptr<int32_t>();
   const auto* label = labels.const_data_ptr<int64_t>();
@@ -242,7 +257,7 @@ Tensor insert_labels(Tensor ids, Tensor counts, const Tensor& buckets, const Ten
   const auto table = [&](int64_t t) { return table_of(id, count, num_buckets, bucket_size, t, seed, fifo); };
   // Decide which labels a look-up misses before inserting any.
   std::vector<uint8_t> missing(batch * width);
-  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * width; i < end * width; ++i) {
       bool found = label[i] < 0;
       for (int64_t t = 0; t < num_tables && !found; ++t)
@@ -250,7 +265,7 @@ Tensor insert_labels(Tensor ids, Tensor counts, const Tensor& buckets, const Ten
       missing[i] = !found;
     }
   });
-  torch::stable::parallel_for(0, num_tables, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, num_tables, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
       for (int64_t i = 0; i < batch * width; ++i) {
         const int32_t number = missing[i] ? bucket[i / width * num_tables + t] : 0;
@@ -258,7 +273,7 @@ Tensor insert_labels(Tensor ids, Tensor counts, const Tensor& buckets, const Ten
         if (missing[i] && !table(t).contains(number, row)) table(t).insert(number, row, true);
       }
   });
-  Tensor total = torch::stable::empty({}, ScalarType::Long);
+  Tensor total = new_tensor({}, ScalarType::Long);
   *total.mutable_data_ptr<int64_t>() = std::count(missing.begin(), missing.end(), uint8_t{1});
   return total;
 }
@@ -381,12 +396,17 @@ class Search {
   void run(int64_t query, int64_t* out) {
     const int32_t* const probed = probed_of(query);
     for (int64_t t = 0; t < in_.num_tables; ++t) scratch_.nearest[t] = probed[t * in_.probes];
+    const Cleared cleared{scratch_.tally};
     collect(probed);
     rank(query, matching(), out);
-    scratch_.tally.clear();
   }
 
  private:
+  // The tally serves later calls, also where this one runs out of memory.
+  struct Cleared {
+    Tally& tally;
+    ~Cleared() { tally.clear(); }
+  };
   struct Matches {
     const int32_t *ids, *counts;  // rows, and the number of buckets that hold each
     int64_t size;
@@ -418,8 +438,8 @@ class Search {
   }
 
   void add(const int32_t* row, const int32_t* end) {
-    for (; row != end; ++row)  // ids are unchecked input: only valid ones may index row_codes
-      if (in_.row_codes == nullptr || (*row >= 0 && *row < in_.num_rows)) scratch_.tally.add(*row);
+    for (; row != end; ++row)  // ids are unchecked input: only valid ones are rows
+      if (*row >= 0 && *row < in_.num_rows) scratch_.tally.add(*row);
   }
 
   // The rows in at least min_matches of the buckets.
@@ -484,7 +504,7 @@ Lookup checked_lookup(const Tensor& ids, const Tensor& counts, const std::option
   TORCH_LSH_CHECK(min_matches >= 1, "min_matches is ", min_matches, "; wanted at least 1");
   const int64_t num_tables = ids.size(0), num_buckets = ids.size(1), bucket_size = ids.size(2);
   check_size(buckets, "buckets", 1, num_tables);
-  int64_t num_rows = 0, words = 0;
+  int64_t num_rows = int64_t{INT32_MAX} + 1, words = 0;
   if (row_codes.has_value()) {
     check_operand(*row_codes, "row_codes", 2, ScalarType::Int);
     num_rows = row_codes->size(0);
@@ -499,8 +519,10 @@ Lookup checked_lookup(const Tensor& ids, const Tensor& counts, const std::option
   } else {
     TORCH_LSH_CHECK(!query_codes.has_value(), "query_codes is given without row_codes; wanted both or none");
   }
-  TORCH_LSH_CHECK(max_candidates >= 1, "max_candidates is ", max_candidates, "; wanted at least 1");
-  TORCH_LSH_CHECK(num_tables * probes * bucket_size < int64_t{1} << 30, "ids has shape ", shape_of(ids),
+  check_count(max_candidates, "max_candidates");
+  constexpr int64_t kMostReachable = int64_t{1} << 30;
+  const int64_t probed_buckets = buckets.size(0) == 0 ? 0 : num_tables * probes;
+  TORCH_LSH_CHECK(probed_buckets < kMostReachable / bucket_size, "ids has shape ", shape_of(ids),
                   "; wanted fewer than 2^30 entries in the probed buckets of a query");
   const auto* probed = buckets.const_data_ptr<int32_t>();
   check_buckets(probed, buckets.numel(), num_buckets, "buckets", probes > 1 ? -1 : 0);
@@ -525,9 +547,9 @@ Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional
                     const std::optional<Tensor>& query_codes) {
   const Lookup lookup =
       checked_lookup(ids, counts, row_codes, buckets, max_candidates, min_matches, vanilla, query_codes);
-  Tensor candidates = torch::stable::empty({buckets.size(0), max_candidates}, ScalarType::Long);
+  Tensor candidates = new_tensor({buckets.size(0), max_candidates}, ScalarType::Long);
   auto* out = candidates.mutable_data_ptr<int64_t>();
-  torch::stable::parallel_for(0, buckets.size(0), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, buckets.size(0), 1, [&](int64_t begin, int64_t end) {
     thread_local Scratch scratch;
     Search search(lookup, scratch);
     if (begin < end) search.prefetch(begin);
@@ -542,10 +564,10 @@ Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("build_tables", TORCH_BOX(&build_tables));
-  m.impl("update_tables", TORCH_BOX(&update_tables));
-  m.impl("insert_labels", TORCH_BOX(&insert_labels));
-  m.impl("query_tables", TORCH_BOX(&query_tables));
+  TORCH_LSH_IMPL(m, "build_tables", &build_tables);
+  TORCH_LSH_IMPL(m, "update_tables", &update_tables);
+  TORCH_LSH_IMPL(m, "insert_labels", &insert_labels);
+  TORCH_LSH_IMPL(m, "query_tables", &query_tables);
 }
 
 }  // namespace torch_lsh

@@ -13,6 +13,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "ops/parallel.h"
+
 namespace torch_lsh {
 
 class TaskQueues {
@@ -67,7 +69,7 @@ template <typename Work>
 void share_tasks(int64_t tasks, const Work& work) {
   const int64_t threads = std::min<int64_t>(tasks, torch::stable::get_num_threads());
   TaskQueues queues(tasks, threads);
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) work([&] { return queues.take(part); });
   });
 }

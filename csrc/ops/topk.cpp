@@ -16,8 +16,11 @@
 
 #include "checks.h"
 #include "kernels/kernels.h"
+#include "ops/allocate.h"
 #include "ops/dtypes.h"
 #include "ops/memory_pool.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 #include "ops/rank.h"
 
 namespace torch_lsh {
@@ -184,22 +187,21 @@ void search(const Layer<T>& layer, const SampleOf<T>* x, int64_t batch, int64_t 
   const Groups groups = make_groups(kernel, batch, width);
   const Workspace workspace(sizeof(Value) * groups.packed_size);
   auto* const packed = static_cast<Value*>(workspace.data());
-  torch::stable::parallel_for(
-      0, static_cast<int64_t>(groups.list.size()), 4, [&](int64_t begin, int64_t end) {
-        for (int64_t g = begin; g < end; ++g) {
-          const Group& group = groups.list[g];
-          kernel.pack(x + group.first * width, group.samples, width, packed + group.packed);
-        }
-      });
+  parallel_for(0, static_cast<int64_t>(groups.list.size()), 4, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      const Group& group = groups.list[g];
+      kernel.pack(x + group.first * width, group.samples, width, packed + group.packed);
+    }
+  });
   const int64_t blocks = (layer.num_rows + kernel.block_rows - 1) / kernel.block_rows;
   const int64_t num_parts = std::min<int64_t>(blocks, torch::stable::get_num_threads());
   std::vector<Best<Value>> parts(num_parts, Best<Value>(batch, k));
-  torch::stable::parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part)
       search_blocks(layer, groups, packed, blocks * part / num_parts, blocks * (part + 1) / num_parts,
                     parts[part]);
   });
-  torch::stable::parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
+  parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) merge(parts, b, k, values + b * k, indices + b * k);
   });
 }
@@ -216,7 +218,7 @@ void search_rows(const Layer<T>& layer, const SampleOf<T>* x, const int64_t* row
   const int64_t idle = torch::stable::get_num_threads() / std::max<int64_t>(1, batch);
   const int64_t segments = std::max<int64_t>(1, std::min(idle, worthwhile));
   std::vector<Best<Value>> parts(segments, Best<Value>(batch, k));
-  torch::stable::parallel_for(0, batch * segments, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, batch * segments, 1, [&](int64_t begin, int64_t end) {
     thread_local std::vector<Value> packed;
     packed.resize(kernel.packed_size(1, width));
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -276,8 +278,8 @@ void with_layer(const Tensor& x, const Tensor& weight, const std::optional<Tenso
 }
 
 std::tuple<Tensor, Tensor> empty_result(const Tensor& x, int64_t k) {
-  return {torch::stable::empty({x.size(0), k}, sum_dtype(x.scalar_type())),
-          torch::stable::empty({x.size(0), k}, ScalarType::Long)};
+  return {new_tensor({x.size(0), k}, sum_dtype(x.scalar_type())),
+          new_tensor({x.size(0), k}, ScalarType::Long)};
 }
 
 std::tuple<Tensor, Tensor> linear_topk(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
@@ -297,7 +299,7 @@ std::tuple<Tensor, Tensor> rows_topk(const Tensor& x, const Tensor& weight, std:
   check(x, weight, bias, scale);
   check_operand(rows, "rows", 2, ScalarType::Long);
   check_size(rows, "rows", 0, x.size(0));
-  TORCH_LSH_CHECK(k >= 1, "k is ", k, "; wanted at least 1");
+  check_count(k, "k");
   const auto* ids = rows.const_data_ptr<int64_t>();
   for (int64_t i = 0, size = rows.numel(); i < size; ++i)
     TORCH_LSH_CHECK(ids[i] < weight.size(0), "rows holds ", ids[i], "; wanted at most ", weight.size(0) - 1);
@@ -312,8 +314,8 @@ std::tuple<Tensor, Tensor> rows_topk(const Tensor& x, const Tensor& weight, std:
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("linear_topk", TORCH_BOX(&linear_topk));
-  m.impl("rows_topk", TORCH_BOX(&rows_topk));
+  TORCH_LSH_IMPL(m, "linear_topk", &linear_topk);
+  TORCH_LSH_IMPL(m, "rows_topk", &rows_topk);
 }
 
 }  // namespace torch_lsh

@@ -16,6 +16,9 @@
 #include <vector>
 
 #include "checks.h"
+#include "ops/allocate.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 
 namespace torch_lsh {
 namespace {
@@ -166,7 +169,7 @@ template <typename T>
 Tensor join(const std::vector<Piece>& pieces, std::vector<T> Piece::* field, ScalarType dtype) {
   size_t total = 0;
   for (const Piece& piece : pieces) total += (piece.*field).size();
-  Tensor joined = torch::stable::empty({static_cast<int64_t>(total)}, dtype);
+  Tensor joined = new_tensor({static_cast<int64_t>(total)}, dtype);
   T* to = static_cast<T*>(joined.mutable_data_ptr());
   for (const Piece& piece : pieces) to = std::copy((piece.*field).begin(), (piece.*field).end(), to);
   return joined;
@@ -178,6 +181,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::string> parse_xmc(const 
                                                                           int64_t num_features,
                                                                           int64_t num_labels) {
   check_operand(text, "text", 1, ScalarType::Byte);
+  check_count(num_features, "num_features", 0);
+  check_count(num_labels, "num_labels", 0);
   const char* begin = reinterpret_cast<const char*>(text.const_data_ptr<uint8_t>());
   const char* end = begin + text.numel();
   const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
@@ -189,7 +194,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::string> parse_xmc(const 
   }
   cuts.push_back(end);
   std::vector<Piece> pieces(static_cast<size_t>(threads));
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+  parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i)
       parse_piece(cuts[i], cuts[i + 1], num_features, num_labels, pieces[i]);
   });
@@ -210,7 +215,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::string> parse_xmc(const 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("parse_xmc", TORCH_BOX(&parse_xmc));
+  TORCH_LSH_IMPL(m, "parse_xmc", &parse_xmc);
 }
 
 }  // namespace torch_lsh

@@ -173,7 +173,7 @@ def test_streamed_rows_are_those_in_memory():
     texts, labels = generate(22_000)
     features = HashedText(bits=12, word_ngrams=1)
     kept, streamed = (
-        TrainingData(Texts(texts, labels), features, None, 0.1, 500, memory, seed=3) for memory in (1 << 30, 1000)
+        TrainingData(Texts(texts, labels), features, 0.1, 500, memory, seed=3) for memory in (1 << 30, 1000)
     )
     assert kept.statistics.cached is not None
     assert streamed.statistics.cached is None

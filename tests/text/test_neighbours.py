@@ -117,7 +117,7 @@ def test_damaged_settings_are_refused(model, tmp_path, change):
 def test_of_more_texts_than_fit_in_memory_a_choice_is_kept():
     texts, labels = generate(15_000, 0)
     features = HashedText(bits=14, word_ngrams=1, norm=None)
-    data = TrainingData(Texts(texts, labels), features, None, 0.1, 500, 1 << 19, seed=0)
+    data = TrainingData(Texts(texts, labels), features, 0.1, 500, 1 << 19, seed=0)
     assert data.statistics.cached is None
     kept = data.sample(data.statistics.bytes // 3)
     assert len(kept.feature_start) == pytest.approx(5_000, rel=0.05)

@@ -8,11 +8,17 @@ from .embedding_bag import coalesce_rows, embedding_bag, embedding_bag_backward,
 from .first_touch import zero_rows_
 from .gather import gather_rows
 from .hadamard import cross_polytope_codes, hadamard_codes, hadamard_products
-from .hash import dwta_codes, simhash_codes, simhash_products
+from .hash import dwta_codes, query_vectors, simhash_codes, simhash_products
 from .hash_text import hash_text, word_spans
 from .label_votes import label_votes
 from .largest_rows import largest_rows
-from .linear_softmax import labels_weigh_one, linear_softmax_loss, linear_softmax_loss_backward
+from .linear_softmax import (
+    labels_weigh_one,
+    linear_softmax_loss,
+    linear_softmax_loss_backward,
+    linear_softmax_sums,
+)
+from .nearest_members import nearest_members
 from .nearest_rows import nearest_rows
 from .one_vs_rest import fit_linear_rows, sparse_dot, sum_rows
 from .optimizer import row_sparse_adagrad_, row_sparse_adam_, row_sparse_lion_, row_sparse_sgd_
@@ -52,7 +58,9 @@ __all__ = [
     "largest_rows",
     "linear_softmax_loss",
     "linear_softmax_loss_backward",
+    "linear_softmax_sums",
     "linear_topk",
+    "nearest_members",
     "nearest_rows",
     "parse_xmc",
     "positive_sums",
@@ -60,6 +68,7 @@ __all__ = [
     "product",
     "query_partition",
     "query_tables",
+    "query_vectors",
     "residual_codes",
     "row_sparse_adagrad_",
     "row_sparse_adam_",

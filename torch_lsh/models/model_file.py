@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import LSHConfig
 from ..index.config import INDEX_CONFIGS
-from ..io import FilePath, load_safetensors, save_safetensors
+from ..io import FilePath, assign_weights, load_safetensors, save_safetensors
 from ..nn import LSHLinear, QuantizedLinear
 from ..rehash import Drift, ExponentialBackoff, FixedInterval
 from .mixture import Mixture
@@ -112,7 +112,7 @@ def restore(network: Network, description: dict[str, Any], tensors: dict[str, Te
     if description["mixture"] is not None:
         with torch.device("meta"):
             network.mixture = _empty_mixture(description["mixture"], labels)
-    network.load_state_dict(tensors, assign=True)
+    assign_weights(network, tensors)
     if network.mixture is not None and check:
         network.mixture.check()
     for parameter in network.parameters():

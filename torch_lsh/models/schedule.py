@@ -82,7 +82,13 @@ class Schedule:
         return {name: getattr(self, name) for name in names}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes over what :meth:`state` returned."""
+        """Takes over what :meth:`state` returned.
+
+        Raises:
+            ValueError: The state is of another kind of schedule.
+        """
+        if state.keys() != self.state().keys():
+            raise ValueError(f"the schedule has {', '.join(map(str, state))}; wanted {', '.join(self.state())}")
         vars(self).update(state)
 
 

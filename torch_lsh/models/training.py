@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 import warnings
@@ -161,13 +162,38 @@ class TrainingRun:
             ValueError: The file is damaged or belongs to another run; nothing has changed then.
         """
         content = load_archive(path, FORMAT)
-        for name, here in (("schedule", self._identity()), ("configuration", self.configuration)):
-            if content[name] != here:
-                raise ValueError(f"{path} belongs to a run with {name} {content[name]}; this one has {here}")
-        self.model.load_state_dict(content["weights"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        vars(self).update(content["progress"])
-        self.schedule.load(content["end"])
+        before = copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict(), self.schedule.state()))
+        try:
+            for name, here in (("schedule", self._identity()), ("configuration", self.configuration)):
+                if content[name] != here:
+                    raise ValueError(f"{path} belongs to a run with {name} {content[name]}; this one has {here}")
+            progress = _checked(content["progress"], {name: getattr(self, name) for name in _PROGRESS})
+            self.model.load_state_dict(content["weights"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.schedule.load(content["end"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
+            self.model.load_state_dict(before[0])
+            self.optimizer.load_state_dict(before[1])
+            self.schedule.load(before[2])
+            if str(path) in str(error):
+                raise
+            raise ValueError(f"{path} does not hold a training run that this version knows: {error}") from error
+        vars(self).update(progress)
+
+
+def _checked(progress: dict[str, Any], present: dict[str, Any]) -> dict[str, Any]:
+    """Progress from a file, if it could be that of a run.
+
+    Raises:
+        ValueError: It could not.
+    """
+    if progress.keys() != present.keys():
+        raise ValueError(f"progress has {', '.join(map(str, progress))}; wanted {', '.join(present)}")
+    for name, value in progress.items():
+        kind = type(present[name])
+        if not isinstance(value, kind) or (kind in (int, float) and value < 0):
+            raise ValueError(f"{name} is {value!r:.50}; wanted {kind.__name__}")
+    return progress
 
 
 _PROGRESS = (

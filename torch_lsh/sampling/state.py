@@ -99,6 +99,8 @@ def unpack(packed: Tensor) -> dict[str, Any]:
         ValueError: ``packed`` is not a sampler's state.
     """
     size = 8 * len(_FIELDS)
+    if not isinstance(packed, Tensor):
+        raise ValueError(f"the sampler's state is a {type(packed).__name__}; wanted a uint8 tensor")
     if packed.dtype is not torch.uint8 or packed.dim() != 1 or len(packed) < size:
         raise ValueError(
             f"the sampler's state has dtype {packed.dtype} and shape {list(packed.shape)}; "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -90,26 +91,37 @@ class SynchronisedIndex:
         changed = self._changes(weight, bias)
         if self.index is None or full or changed is None:
             return self.build(weight, bias, queries)
-        rows = changed.take(touches)
-        self._trained = False
-        if rows is None:
-            self.index.rehash(self._read(weight), _detached(bias), queries)
-            self._collect(weight, bias)
-            return len(weight)
-        if len(rows) > self._rebuild_share * len(weight):
-            return self.build(weight, bias, queries)
-        if len(rows) > 0:
-            self.index.update(self._read(weight), _detached(bias), rows)
-        return len(rows)
+        with self._whole_or_forgotten():
+            rows = changed.take(touches)
+            self._trained = False
+            if rows is None:
+                self.index.rehash(self._read(weight), _detached(bias), queries)
+                self._collect(weight, bias)
+                return len(weight)
+            if len(rows) > self._rebuild_share * len(weight):
+                return self.build(weight, bias, queries)
+            if len(rows) > 0:
+                self.index.update(self._read(weight), _detached(bias), rows)
+            return len(rows)
 
     def build(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> int:
         """Builds the index anew; returns the number of rows."""
-        if self.index is None:
-            self.index = self._make()
-        self.index.stopwatch = self.stopwatch
-        self.index.build(self._read(weight), _detached(bias), queries)
-        self._collect(weight, bias)
-        return len(weight)
+        with self._whole_or_forgotten():
+            if self.index is None:
+                self.index = self._make()
+            self.index.stopwatch = self.stopwatch
+            self.index.build(self._read(weight), _detached(bias), queries)
+            self._collect(weight, bias)
+            return len(weight)
+
+    @contextlib.contextmanager
+    def _whole_or_forgotten(self) -> Iterator[None]:
+        """Drops the index where a change of it ends early, for want of memory or by Ctrl-C."""
+        try:
+            yield
+        except BaseException:
+            self.forget()
+            raise
 
     def _collect(self, weight: Tensor, bias: Tensor | None) -> None:
         self._changed = ChangedRows(*([weight] if bias is None else [weight, bias]))

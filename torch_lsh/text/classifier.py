@@ -29,10 +29,13 @@ from .columns import Columns
 from .explanation import without_each_word
 from .hashed_text import HashedText
 from .linear import LinearNetwork
+from .naive_bayes import log_count_ratios
 from .quality import Quality
 from .settings import check_settings, hashing, network_for
 from .sources import Texts, is_multi_hot, source_of
 from .training_data import FeatureSource, Labels, TrainingData, hashed
+
+_MOST_COUNTS = 1 << 26  # of features by classes, to weigh features by
 
 Source = Iterable[str] | str | os.PathLike[str]
 
@@ -175,7 +178,7 @@ class TextClassifier:
         multi_hot = is_multi_hot(y)
         data = TrainingData(
             source,
-            *hashing(self, source.bytes()),
+            hashing(self, source.bytes()),
             self.validation_fraction if validation is None else 0.0,
             MOST_HELD_OUT,
             self.memory,
@@ -193,8 +196,12 @@ class TextClassifier:
         held_out = found.held_out
         if validation is not None:
             held_out = self._validation_rows(validation, file_columns, data.features, Labels(found.classes))
-        held_out = None if held_out is None else columns.rows(held_out)
         network, settings = network_for(self, len(columns), len(found.classes), found.rows, multilabel)
+        if isinstance(network, LinearNetwork) and not multilabel and len(columns) * len(found.classes) < _MOST_COUNTS:
+            unweighted = Columns(found.columns, torch.ones(len(columns)), data.features.num_features)
+            ratios = log_count_ratios((unweighted.rows(block.rows) for block in data.blocks()), len(found.classes))
+            columns = Columns(found.columns, ratios, data.features.num_features)
+        held_out = None if held_out is None else columns.rows(held_out)
         network.class_weight = label_weights(_by_number(class_weight, found.classes), found.label_counts)
         fitted = fit(
             network,
@@ -441,7 +448,7 @@ class TextClassifier:
         """
         self._check_fitted()
         number = None if label is None else Labels(self.classes_.tolist()).number(label, "explain")
-        words, variants = without_each_word(text, max_words)
+        words, variants = without_each_word(text, max_words, self.features_.split_characters)
         logits = torch.cat(list(self._logits(variants)))
         number = int(logits[0].argmax()) if number is None else number
         margins = logits[:, number]
@@ -493,10 +500,13 @@ class TextClassifier:
         try:
             classifier = cls(**model.settings)
             check_settings(classifier)
+            classifier.classes_ = np.array(model.classes)
+            if classifier.classes_.ndim != 1:
+                raise ValueError(f"classes has {classifier.classes_.ndim} dimensions; wanted 1")
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error
         classifier.features_, classifier.columns_, classifier.network_ = model.features, model.columns, model.network
-        classifier.classes_, classifier.history_ = np.array(model.classes), model.history
+        classifier.history_ = model.history
         classifier.multilabel_, classifier.multi_hot_ = model.multilabel, model.multi_hot
         classifier.threshold_ = model.threshold
         return classifier

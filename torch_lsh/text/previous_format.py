@@ -45,4 +45,5 @@ def converted(tensors: dict[str, Tensor], model: dict[str, Any]) -> tuple[dict[s
         mixture = Mixture([neighbours], counts, settings["share"])
         network["mixture"] = [neighbours.configuration()]
         own.update({f"mixture.{name}": value for name, value in mixture.state_dict().items()})
-    return own, {**model, "network": network}
+    features = {"split_characters": False, **model["features"]}
+    return own, {**model, "network": network, "features": features}

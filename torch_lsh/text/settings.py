@@ -15,6 +15,7 @@ from .hashed_text import HashedText
 from .linear import LinearNetwork
 
 _LINEAR_CLASSES = 64  # with at most so many, the linear model is the better one, and small
+_ENOUGH_FOR_TRIGRAMS = 8 << 20  # bytes of text
 
 
 class Chosen(Protocol):
@@ -60,12 +61,14 @@ def check_settings(chosen: Chosen) -> None:
             raise ValueError(f"{name} is {share!r}; wanted a number from 0 to below 1")
 
 
-def hashing(chosen: Chosen, text_bytes: int) -> tuple[HashedText, HashedText | None]:
-    """How texts are hashed, and how over many classes, where pairs of words are rare and get memorised."""
+def hashing(chosen: Chosen, text_bytes: int) -> HashedText | list[tuple[float, HashedText]]:
+    """How texts are hashed, by the number of classes; over many of them, n-grams are rare and get memorised."""
     if chosen.features is not None:
-        return chosen.features, None
+        return chosen.features
     bits = _bits(text_bytes)
-    return HashedText(bits, 2, norm=None), HashedText(bits, 1, norm=None)
+    longest = 3 if text_bytes >= _ENOUGH_FOR_TRIGRAMS else 2
+    lengths = ((_LINEAR_CLASSES, longest), (WIDE, 2), (math.inf, 1))
+    return [(classes, HashedText(bits, length, norm=None)) for classes, length in lengths]
 
 
 def _bits(text_bytes: int) -> int:
@@ -106,6 +109,9 @@ def network_for(chosen: Chosen, features: int, classes: int, rows: int, multilab
         if smoothing is None:
             smoothing = 0.1 if classes > 2 else 0.0
         network = LinearNetwork(features, classes, multilabel, smoothing)
-    epochs = chosen.epochs or min(40, max(8, 20_000 // rows))
-    lr = chosen.lr or (0.05 if epochs == 1 else 0.02)
+    if multilabel:
+        epochs, lr = max(8, 20_000 // rows), 0.02
+    else:  # features weighed by their classes need few passes, and overfit with many
+        epochs, lr = max(2, round(400 * rows**-0.5)), 0.03
+    epochs, lr = chosen.epochs or min(40, epochs), chosen.lr or lr
     return network, settings._replace(epochs=epochs, lr=lr, decay=1.0)

@@ -7,6 +7,7 @@ shuffles within each block.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from ..data import XMCRows
 from ..data.xmc import join_rows
-from ..models.fitting import WIDE
 from ..models.held_out import LEAST_TO_HOLD_OUT
 from ..models.rows import num_rows
 from .columns import Columns
@@ -104,8 +104,8 @@ class TrainingData:
 
     Args:
         source: texts or a file; read once per pass.
-        features: how texts are hashed.
-        wide_features: how they are hashed with more than 4096 labels; None: the same.
+        features: how texts are hashed; or pairs of a number of labels and how they are hashed with at most so many, by
+            increasing numbers, the last of them infinite.
         hold_out: share of the rows to hold out.
         most_held_out: most rows to hold out. Fewer than 20,000 rows that fit in memory are all trained on.
         memory: bytes of hashed features to keep.
@@ -117,8 +117,7 @@ class TrainingData:
     def __init__(
         self,
         source: Texts | TextFile,
-        features: HashedText,
-        wide_features: HashedText | None,
+        features: HashedText | Sequence[tuple[float, HashedText]],
         hold_out: float,
         most_held_out: int,
         memory: int,
@@ -127,7 +126,8 @@ class TrainingData:
         weights: Tensor | None = None,
     ) -> None:
         self.source, self._weights = source, weights
-        self.features, self._wide_features = features, wide_features
+        choices = [(math.inf, features)] if isinstance(features, HashedText) else list(features)
+        (self._most_labels, self.features), *self._for_more_labels = choices
         self.labels, self._classes = Labels(classes), classes
         self._hold_out, self._most_held_out, self._seed = hold_out, most_held_out, seed
         self.statistics = self._first_pass(memory)
@@ -162,8 +162,9 @@ class TrainingData:
         train: list[Weighted] | None = []
         held_out: list[Weighted] = []
         for some, out in self._split():
-            if self._wide_features is not None and len(self.labels.numbers) > WIDE:
-                self.features, self._wide_features, self.labels = self._wide_features, None, Labels(self._classes)
+            if len(self.labels.numbers) > self._most_labels:
+                (self._most_labels, self.features), *self._for_more_labels = self._for_more_labels
+                self.labels = Labels(self._classes)
                 return self._first_pass(memory)
             chunk = some.rows
             documents.index_add_(0, chunk.features.long(), torch.ones(len(chunk.features), dtype=torch.int64))
