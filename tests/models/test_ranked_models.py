@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from torch_lsh.data import XMCDataset, collate_xmc, synthetic_xmc
+from torch_lsh.data import XMCDataset, XMCRows, collate_xmc, synthetic_xmc
 from torch_lsh.models import TextClassifier, XMCClassifier
 from torch_lsh.models.mixture import Mixture
 from torch_lsh.models.ranker import LabelRanker
@@ -85,14 +85,19 @@ def test_files(data, model, tmp_path, mmap):
         assert torch.equal(ours, theirs)
 
 
-def test_more_rows_with_new_labels(data, model):
+def test_more_rows_with_new_labels_and_features(data, model):
+    """The new label has a feature of its own, beside one that rows with other labels have."""
     made = copy.deepcopy(model)
-    rows = data[1].rows
-    new = torch.full((len(data[1]),), LABELS + 3, dtype=torch.int32)
-    start = torch.arange(len(new) + 1)
-    made.partial_fit(XMCDataset.from_rows(rows._replace(label_start=start, labels=new, num_labels=LABELS + 4)))
-    assert made.num_labels == LABELS + 4
-    assert (made.predict(data[1], k=1)[1] == LABELS + 3).float().mean() > 0.5
+    start, count = torch.arange(31), 30
+    features = torch.tensor([5, FEATURES] * count, dtype=torch.int32)
+    labels = torch.full((count,), LABELS + 3, dtype=torch.int32)
+    new = XMCRows(2 * start, features, torch.ones(2 * count), start, labels, FEATURES + 1, LABELS + 4)
+    made.partial_fit(XMCDataset.from_rows(new))
+    assert (made.num_features, made.num_labels) == (FEATURES + 1, LABELS + 4)
+    assert made.evaluate(XMCDataset.from_rows(new))["precision@1"] > 0.9
+    old = data[1].rows._replace(num_features=FEATURES + 1)
+    before, after = model.evaluate(data[1]), made.evaluate(XMCDataset.from_rows(old))
+    assert after["precision@1"] > before["precision@1"] - 0.05
 
 
 def test_runs_of_equal_seeds_are_equal(data, model):
