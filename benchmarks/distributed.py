@@ -240,10 +240,10 @@ class Model:
             "dense DDP": (2 * others / machines * rows * (width + 1) * 4, 2, self.dense),
             "row exchange": (
                 others * active * (4 * width + 4 + 2 * 8),
-                3,
+                2,
                 alone + self.merge * machines * active,
             ),
-            "row-sharded": (others * batch * (8 * width + 40), 7, alone),
+            "row-sharded": (others * batch * (8 * width + 28), 5, alone),
         }[system]
         link = float("inf") if gbit is None else gbit * self.share
         sent += 2 * others / machines * width * (width + 1) * 4  # the layer before, which is dense

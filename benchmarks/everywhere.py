@@ -6,7 +6,8 @@
 Each way takes turns with the eager loop, a step of the one and a step of the other. Processes do not: there the eager
 loop runs before and after. The ways of a language model are compared with the eager loop of that model. Processes share
 the cores and the batch; bytes are those that a process sends per step, counted on the loopback interface, over which
-nothing else may run.
+nothing else may run. Beside them: "at once", eager steps of as many processes, each on its part of the batch, without
+any exchange; and "exchange", the messages of a step alone.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ WAYS = {
 }
 
 
+OF_PROCESSES = {"at_once_ms": "at_once", "exchange_ms": "exchange"}  # columns, and what in_processes calls them
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", nargs="+", metavar="WORD", help="those whose names contain one of the words")
@@ -99,6 +103,7 @@ def compare(way: Way, size: dict[str, int], steps: int, dense_steps: int) -> dic
         "times_eager": milliseconds["median_ms"] / eager,
         "path": ours["path"],
         "gradient": str(ours["layout"]).removeprefix("torch."),
+        **{name: statistics.median(ours[key]) * 1e3 for name, key in OF_PROCESSES.items() if key in ours},
         "sent_mb": statistics.median(ours["sent"]) / 1e6 if way.processes > 1 else 0.0,
         "dense_sent_mb": statistics.median(dense["sent"]) / 1e6 if dense and way.processes > 1 else 0.0,
     }
@@ -125,8 +130,10 @@ def run(way: Way, size: dict[str, int], steps: int, lsh: bool = True) -> dict[st
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    columns = ("dense_ms", "median_ms", "min_ms", "max_ms", "eager_ms", "times_eager", "path", "gradient", "sent_mb")
-    header = ("way", "nn.Linear ms", "ms", "min", "max", "eager ms", "times eager", "path", "gradient", "MB sent")
+    columns = ("dense_ms", "median_ms", "min_ms", "max_ms", "eager_ms", "times_eager", *OF_PROCESSES)
+    columns += ("path", "gradient", "sent_mb")
+    header = ("way", "nn.Linear ms", "ms", "min", "max", "eager ms", "times eager", "at once ms", "exchange ms")
+    header += ("path", "gradient", "MB sent")
     rows = [[record["way"], *(record.get(name) for name in columns)] for record in records if "skipped" not in record]
     return harness.table(rows, header)
 

@@ -1,6 +1,7 @@
 """Makes docs/benchmarks.md and its plots from what benchmarks wrote with --json.
 
     for name in step scaling latency everywhere; do python benchmarks/$name.py --json results.jsonl; done
+    python benchmarks/latency.py --layers synthetic --clustered 6700910 --opponents --threads 1 --json results.jsonl
     python benchmarks/report.py results.jsonl
 
 The page has a section per benchmark in the file. Of several runs of the same system the last one counts.
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import everywhere
 import scaling
+import single_queries
 
 from torch_lsh import plots
 from torch_lsh.benchmarking import latency, step
@@ -27,13 +29,14 @@ Record = dict[str, Any]
 
 
 class Section(NamedTuple):
-    """What the page says about a benchmark. ``columns`` maps headings to keys of its records."""
+    """What the page says about a benchmark, and the command for it. ``columns`` maps headings to keys of records."""
 
     title: str
     text: str
     draw: Callable[[Any, list[Record]], None]
     key: tuple[str, ...]
     columns: dict[str, str]
+    command: str
 
 
 MILLISECONDS = {"median ms": "median_ms", "min": "min_ms", "max": "max_ms"}
@@ -44,6 +47,7 @@ SECTIONS = {
         step.draw,
         ("system",),
         {"output layer": "system", **MILLISECONDS, "times torch_lsh": "times_ours"},
+        "step.py",
     ),
     "scaling": Section(
         "Width of the layer",
@@ -51,6 +55,7 @@ SECTIONS = {
         scaling.draw,
         ("rows",),
         {"rows": "rows", **MILLISECONDS, "mean": "mean_ms", "tables, MB": "index_mb", "to build, s": "build_s"},
+        "scaling.py",
     ),
     "latency": Section(
         "The five best classes",
@@ -58,6 +63,27 @@ SECTIONS = {
         latency.draw,
         ("system", "batch"),
         {"call": "system", "batch": "batch", **MILLISECONDS, "p99": "p99_ms", "speed-up": "speedup"},
+        "latency.py",
+    ),
+    "single queries": Section(
+        "The ten best classes of single inputs",
+        "Approximate, at several recalls, beside the nearest-neighbour indexes of faiss and hnswlib, which get the "
+        "bias as one more coordinate. Rows of a trained layer (synthetic), and rows around random centers, a hundred "
+        "to each (clustered). The bound is the bytes that a look-up reads over the measured bandwidth.",
+        single_queries.draw,
+        ("layer", "system"),
+        {
+            "rows": "rows",
+            "call": "system",
+            "recall@1": "recall@1",
+            "recall@10": "recall@10",
+            "p50 ms": "p50_ms",
+            "p99": "p99_ms",
+            "bound": "bound_ms",
+            "to build, s": "build_s",
+            "index, MB": "index_mb",
+        },
+        "latency.py --layers synthetic --clustered 6700910 --opponents --threads 1",
     ),
     "everywhere": Section(
         "Ways to train",
@@ -77,6 +103,7 @@ SECTIONS = {
             "MB": "sent_mb",
             "MB of `nn.Linear`": "dense_sent_mb",
         },
+        "everywhere.py",
     ),
 }
 
@@ -90,7 +117,7 @@ def main() -> None:
     for name, section in SECTIONS.items():
         mine = latest([record for record in records if record.get("benchmark") == name], section.key)
         if mine:
-            plots.draw(DOCS / "pictures" / f"benchmark_{name}.svg", partial(section.draw, records=mine))
+            plots.draw(DOCS / "pictures" / picture_of(name), partial(section.draw, records=mine))
             parts.append(page_of(name, section, mine))
     (DOCS / "benchmarks.md").write_text("\n".join(parts))
 
@@ -110,14 +137,18 @@ def latest(records: list[Record], key: tuple[str, ...]) -> list[Record]:
     return sorted(found.values(), key=lambda record: order.index(record["way"]) if "way" in record else 0)
 
 
+def picture_of(name: str) -> str:
+    return f"benchmark_{name.replace(' ', '_')}.svg"
+
+
 def page_of(name: str, section: Section, records: list[Record]) -> str:
     machine = records[-1]["machine"]
     rows = [[cell(record.get(column)) for column in section.columns.values()] for record in records]
     lines = [
         f"## {section.title}\n",
         f"{section.text} {machine['cpu']} ({machine['simd']}), threads: {machine['threads']}, PyTorch "
-        f"{machine['torch']}: `python benchmarks/{name}.py`.\n",
-        f"![{section.title}](pictures/benchmark_{name}.svg)\n",
+        f"{machine['torch']}: `python benchmarks/{section.command}`.\n",
+        f"![{section.title}](pictures/{picture_of(name)})\n",
         f"| {' | '.join(section.columns)} |",
         "|---" * len(section.columns) + "|",
         *(f"| {' | '.join(cells)} |" for cells in rows),

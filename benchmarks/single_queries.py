@@ -86,8 +86,7 @@ def _opponents(layer: TrainedLayer, folder: Path) -> Iterator[Measured]:
     for library, package in nearest_neighbours.missing().items():
         print(f"{library} is not installed and not measured; pip install {package}")
     folder.mkdir(parents=True, exist_ok=True)
-    vectors = nearest_neighbours.augmented(layer.weight, layer.bias)
-    for opponent in nearest_neighbours.opponents(vectors, folder):
+    for opponent in nearest_neighbours.opponents(layer.weight, layer.bias, folder):
 
         def find(x: Tensor, opponent: nearest_neighbours.Opponent = opponent) -> Tensor:
             query = nearest_neighbours.augmented(x, torch.ones(1))
@@ -141,3 +140,15 @@ def measure(
             record["bound_ms"] = system.bytes_read / bandwidth * 1e3
         records.append(record)
     return records
+
+
+def draw(axis: Any, records: list[dict[str, Any]]) -> None:
+    """Median milliseconds by the share of the ten best that is missed, a line per library and layer."""
+    for layer in dict.fromkeys(record["layer"] for record in records):
+        for library in ("topk(", "faiss IVF", "faiss HNSW", "hnswlib"):
+            mine = [r for r in records if r["layer"] == layer and r["system"].startswith(library)]
+            points = sorted((1 - r["recall@10"], r["p50_ms"]) for r in mine)
+            if points:
+                axis.plot(*zip(*points), marker="o", linestyle="", label=f"{library.rstrip('(')}, {layer}")
+    axis.set(yscale="log", xlabel="share of the ten best classes that is missed", ylabel="milliseconds for one input")
+    axis.legend()

@@ -2,9 +2,9 @@
 
     python benchmarks/threads.py --memory-bandwidth 300
 
-Every operator of the step is timed alone, with one thread and with two. The time of the step beyond the sum of its
-operators is called serial (Python, autograd, dispatch) as far as a second thread does not shorten it, and shared
-otherwise (caches are colder in a step than in repeated calls).
+Every operator of the step is timed alone, with one thread and with two. Inside of the step PyTorch's profiler tells the
+time of all operators from the rest. The rest is called serial: Python, autograd, dispatch. The operators take longer
+in the step than alone, because its caches are colder; this time is called shared.
 
 The model divides the time of an operator by the number of cores or of its tasks, whichever is smaller, and bounds it
 from below by its bytes over the bandwidth: one core's times the number of cores, up to the machine's. It ignores
@@ -218,12 +218,14 @@ def main() -> None:
     print(info, f"bandwidth of one core {one_core / 1e9:.1f} GB/s", sep="\n")
     sizes = (arguments.rows, arguments.width, arguments.batch, arguments.active)
     turns, calls = arguments.turns, arguments.calls
-    whole = seconds_by_threads(make_training_step(*sizes), {1, here}, 5 * turns // 2, calls)
+    step = make_training_step(*sizes)
+    whole = seconds_by_threads(step, {1, here}, 5 * turns // 2, calls)
+    torch.set_num_threads(1)
+    in_all, inside = harness.profiled(step, calls)
     parts = parts_of(*sizes)
     alone = {part.name: seconds_by_threads(part.run, {1, here}, turns, calls) for part in parts}
-    beyond = {threads: max(0.0, whole[threads] - sum(part[threads] for part in alone.values())) for threads in whole}
-    serial = min(beyond[1], max(0.0, 2 * beyond[here] - beyond[1]))
-    shared = beyond[1] - serial
+    serial = in_all - inside
+    shared = max(0.0, whole[1] - sum(part[1] for part in alone.values()) - serial)
 
     def modelled(part: Part, cores: int) -> float:
         bandwidth = min(cores * one_core, max(one_core, arguments.memory_bandwidth * 1e9))

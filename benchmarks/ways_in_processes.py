@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +14,24 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from ways_of_training import Model, Setting, loop, silence
+from ways_of_training import Model, Setting, eager_step, loop, silence
+
+from torch_lsh.benchmarking import harness
+from torch_lsh.distributed.channel import Channel
+
+Step = Callable[[], None]
 
 
-def ddp(setting: Setting) -> None:
+def ddp(setting: Setting) -> Step:
     from torch_lsh.distributed import exchange_rows_
 
     model = setting.model()
     if setting.lsh:
         exchange_rows_(model)
-    _train(setting, nn.parallel.DistributedDataParallel(model))
+    return _train(setting, nn.parallel.DistributedDataParallel(model))
 
 
-def fsdp(setting: Setting) -> None:
+def fsdp(setting: Setting) -> Step:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -36,10 +44,10 @@ def fsdp(setting: Setting) -> None:
     else:
         fully_shard(model, mesh=mesh)
         setting.watch(model)  # of the Parameters that replaced those of before
-    _train(setting, model)
+    return _train(setting, model)
 
 
-def sharded(setting: Setting) -> None:
+def sharded(setting: Setting) -> Step:
     """Rows of the head spread over the processes; nn.Linear in DistributedDataParallel."""
     from torch_lsh.distributed import ShardedLSHLinear, exchange_rows_
 
@@ -52,8 +60,15 @@ def sharded(setting: Setting) -> None:
     return _train(setting, nn.parallel.DistributedDataParallel(model))
 
 
-def _train(setting: Setting, model: nn.Module) -> None:
-    loop(lambda x, y: F.cross_entropy(model(x), y), setting.optimizer(model), setting.batches)
+def _train(setting: Setting, model: nn.Module) -> Step:
+    """Trains, and returns what takes one more step."""
+    optimizer, batches = setting.optimizer(model), itertools.cycle(zip(setting.batches.x, setting.batches.y))
+
+    def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(model(x), y)
+
+    loop(loss_of, optimizer, setting.batches)
+    return lambda: loop(loss_of, optimizer, [next(batches)])
 
 
 WAYS = {"ddp": ddp, "fsdp": fsdp, "sharded": sharded}
@@ -71,12 +86,52 @@ def _work(rank: int, way: str, options: dict[str, Any], folder: str) -> None:
     count = options["processes"]
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
+    found: dict[str, Any] = {}
+    if options["lsh"]:
+        found["at_once"] = _at_once(Setting(**options, rank=rank))
     setting = Setting(**options, rank=rank)
     with silence():
-        WAYS[way](setting)
+        step = WAYS[way](setting)
+    found["exchange"] = _exchange(step) if options["lsh"] else []
     if rank == 0:
         seconds, _, sent = setting.batches.spent()
-        found = {"seconds": seconds, "sent": [bytes / count for bytes in sent]}
+        found.update(seconds=seconds, sent=[bytes / count for bytes in sent])
         torch.save({**found, "layout": setting.layout, "path": setting.path}, Path(folder, "result.pt"))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _at_once(setting: Setting) -> list[float]:
+    """Seconds of eager steps that all processes take at once, each on its part of the batch, without any exchange.
+
+    They share the cores' caches and the memory's bandwidth, as the steps of a way do.
+    """
+    with silence():
+        step = eager_step(setting)
+        dist.barrier()
+        return harness.in_turn({"": step}, setting.steps)[""]
+
+
+def _exchange(step: Step) -> list[float]:
+    """Seconds of the messages that this library sends in a step: those of one step, again and again, and nothing else.
+
+    The few small ones of PyTorch's wrappers, for the layers before, are not among them.
+    """
+    calls: list[Callable[[], Any]] = []
+
+    def noting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(functools.partial(function, *args, **kwargs))
+            return function(*args, **kwargs)
+
+        return call
+
+    functions = {name: getattr(Channel, name) for name in ("gather", "gather_into", "exchange", "sum_")}
+    for name, function in functions.items():
+        setattr(Channel, name, noting(function))
+    try:
+        step()
+    finally:
+        for name, function in functions.items():
+            setattr(Channel, name, function)
+    return harness.in_turn({"": lambda: [call() for call in calls]}, 20)[""]

@@ -58,6 +58,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def("largest_rows(Tensor values, Tensor rows, int count, Tensor? log_weights=None) -> Tensor");
 
   // hashing
+  m.def("query_vectors(Tensor x, int zeros) -> Tensor");
   m.def("simhash_codes(Tensor x, Tensor projections, int hashes_per_table) -> Tensor");
   m.def("dwta_codes(Tensor x, Tensor bins, int hashes_per_table, int seed) -> Tensor");
 
@@ -97,8 +98,12 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "linear_softmax_loss(Tensor x, Tensor weight, Tensor? bias, Tensor rows, Tensor? log_weights, "
       "Tensor positions, Tensor shares, float? divisor=None) -> (Tensor loss, Tensor slopes, Tensor scale)");
   m.def(
+      "linear_softmax_sums(Tensor x, Tensor weight, Tensor? bias, Tensor rows, Tensor? log_weights, "
+      "Tensor positions) -> (Tensor log_z, Tensor at_labels, Tensor slopes, Tensor scale)");
+  m.def(
       "linear_softmax_loss_backward(Tensor slopes, Tensor factors, Tensor x, Tensor weight, Tensor rows, "
-      "bool needs_weight=True) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor positive)");
+      "bool needs_weight=True, Tensor? grad=None) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, "
+      "Tensor positive, Tensor scaled)");
 
   // inference
   m.def(
@@ -114,9 +119,25 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "Tensor row_values, Tensor column_start, Tensor column_rows, Tensor column_values, int k, int "
       "candidates, "
       "int max_postings) -> (Tensor values, Tensor indices)");
+  // sparse rows per label
+  m.def(
+      "sum_rows(Tensor row_start, Tensor row_columns, Tensor row_values, int num_columns, Tensor "
+      "label_start, "
+      "Tensor label_rows) -> (Tensor start, Tensor columns, Tensor values)");
+  m.def(
+      "fit_linear_rows(Tensor row_start, Tensor row_columns, Tensor row_values, int num_columns, "
+      "Tensor label_start, Tensor label_rows, Tensor positive, float cost, int passes, float threshold, "
+      "int seed) -> (Tensor start, Tensor columns, Tensor weights, Tensor bias)");
+  m.def(
+      "label_votes(Tensor rows, Tensor weights, Tensor label_start, Tensor labels, int num_labels, int keep, "
+      "Tensor also) -> (Tensor labels, Tensor votes)");
+  m.def(
+      "sparse_dot(Tensor crow, Tensor col, Tensor values, Tensor row_start, Tensor row_columns, "
+      "Tensor row_values, int num_columns, Tensor rows) -> Tensor");
   m.def("sketch_candidates(Tensor x, Tensor codes, Tensor factors, int num_rows, int count) -> Tensor");
 
   // partition
+  m.def("nearest_members(Tensor x, Tensor groups, Tensor first, Tensor centers, Tensor offsets) -> Tensor");
   m.def(
       "residual_codes(Tensor x, Tensor centers, Tensor buckets, int bits) -> (Tensor codes, Tensor factors)");
   m.def(
@@ -139,6 +160,8 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "str)");
   m.def(
       "hash_text(Tensor text, Tensor offsets, int bits, int word_ngrams, int char_min, int char_max, "
-      "bool is_signed, str tf, bool normalized, int seed) -> (Tensor crow, Tensor col, Tensor values)");
-  m.def("word_spans(Tensor text) -> Tensor");
+      "bool is_signed, str tf, bool normalized, int seed, bool split_characters) -> (Tensor crow, Tensor "
+      "col, "
+      "Tensor values)");
+  m.def("word_spans(Tensor text, bool split_characters) -> Tensor");
 }

@@ -55,11 +55,13 @@ class Run:
     Attributes:
         folder: What they write to.
         commands: One for each process; ``LIFE`` in it stands for the number of the start.
-        check: Called after every kill.
+        look: Called after every kill; returns what must be the final result, where that is there already.
     """
 
-    def __init__(self, folder: Path, commands: list[list[str]], check: Callable[[], None] = lambda: None) -> None:
-        self.folder, self.commands, self.check = folder, commands, check
+    def __init__(
+        self, folder: Path, commands: list[list[str]], look: Callable[[], Tensors | None] = lambda: None
+    ) -> None:
+        self.folder, self.commands, self.look = folder, commands, look
         self.lives = 0
 
     def start(self) -> list[subprocess.Popen[bytes]]:
@@ -107,7 +109,8 @@ def trials(name: str, kills: int, make: Callable[[Path], Run], result: Callable[
             run = make(disturbed)
             while killed < kills and run.is_killed(random.uniform(startup, 1.1 * seconds)):
                 killed += 1
-                run.check()
+                found = run.look()
+                wrong += found is not None and not same(found, expected)
             run.seconds()  # what is left, or nothing
             ended += 1
             wrong += not same(result(disturbed), expected)
@@ -143,14 +146,14 @@ def train_text_run(folder: Path) -> Run:
     model = folder / "model.safetensors"
     command = ["train-text", folder / "train.csv", "--model", model, "--epochs", 2, "--hidden", 64, "--quiet"]
     Run(folder, [torch_lsh_command(*command, "--seed", 1)]).seconds()
-    old, _ = load_safetensors(model)
+    old, content = load_safetensors(model)[0], model.read_bytes()
 
-    def check() -> None:
+    def look() -> Tensors | None:
         present, _ = load_safetensors(model)  # refuses what is not whole
-        if not same(present, old):
-            print("killed after the new model was written", file=sys.stderr)
+        model.write_bytes(content)
+        return None if same(present, old) else present
 
-    return Run(folder, [torch_lsh_command(*command)], check)
+    return Run(folder, [torch_lsh_command(*command)], look)
 
 
 def train_text_result(folder: Path) -> Tensors:
@@ -159,7 +162,7 @@ def train_text_result(folder: Path) -> Tensors:
 
 # --- two ranks --------------------------------------------------------------------------------------------------------
 
-_STEPS, _EVERY, _RANKS = 120, 4, 2
+_STEPS, _EVERY, _RANKS = 60, 4, 2
 
 
 def ddp_run(folder: Path) -> Run:

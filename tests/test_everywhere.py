@@ -279,9 +279,39 @@ def test_a_tied_embedding_follows_the_optimizer_and_densify_ends_it():
     assert not copied.embedding._forward_pre_hooks
 
 
-def test_a_compiled_tied_embedding_is_told_and_the_remedy_works():
+@pytest.mark.parametrize("padding_idx", [None, 3])
+def test_a_compiled_tied_embedding_is_row_sparse(padding_idx):
     x, y = torch.randint(N, (20,)), torch.randint(N, (20,))
-    model = tied_models(0.1)[1]
+    x[:5] = 3
+    models = [tied_models(0.1)[1] for _ in range(2)]
+    models[1] = copy.deepcopy(models[1])
+    calls = models[0], torch.compile(models[1], backend="aot_eager")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="torch_lsh")
+        for model, call in zip(models, calls):
+            model.embedding.padding_idx = padding_idx
+            optimizer = torch_lsh.optim.Adam(model.parameters(), lr=0.1)
+            for _ in range(3):
+                optimizer.zero_grad()
+                F.cross_entropy(call(x), y).backward()
+                assert model.head.weight.grad.layout is torch.sparse_coo
+                optimizer.step()
+    torch.testing.assert_close(models[1].state_dict(), models[0].state_dict(), rtol=0, atol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(calls[1].eval()(x), models[0].eval()(x))
+
+
+class Scaled(nn.Embedding):
+    def forward(self, input):
+        return super().forward(input) * 2
+
+
+def test_a_compiled_tied_embedding_of_another_kind_is_told_and_the_remedy_works():
+    x, y = torch.randint(N, (20,)), torch.randint(N, (20,))
+    model = Tied(nn.Linear(D, N))
+    model.embedding = Scaled(N, D)
+    model.head.weight = model.embedding.weight
+    torch_lsh.sparsify_(model, LSHConfig(active=0.1), filter_fn=lambda *_: True)
     optimizer = torch_lsh.optim.Adam(model.parameters())
     with pytest.warns(UserWarning, match=r"another use of the weight.*compile what lies between") as warned:
         train(torch.compile(model, backend="aot_eager"), optimizer, x, y, 2)
@@ -331,6 +361,25 @@ def test_an_optimizer_of_torch_after_one_of_ours(batch, name):
     assert layer.weight.grad.layout is torch.sparse_coo
 
 
+@pytest.mark.parametrize("name", ["Adam", "LBFGS"])
+def test_an_optimizer_of_torch_with_a_closure(batch, name):
+    layer, (x, y) = layer_of(), batch
+    ours = torch_lsh.optim.SGD(layer.parameters(), lr=0.1)
+    train(layer, ours, x, y, 1)
+    ours.zero_grad()
+    optimizer = getattr(torch.optim, name)(layer.parameters(), lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(layer(x), y)
+        loss.backward()
+        return loss
+
+    with pytest.warns(UserWarning, match=f"torch's {name} updates all 500 rows"):
+        optimizer.step(closure)
+    assert layer.weight.grad.layout is torch.strided
+
+
 def test_an_optimizer_around_one_of_ours_is_ours(batch):
     class Around(torch.optim.Optimizer):
         def __init__(self, inner):
@@ -353,6 +402,62 @@ def test_signatures_show_the_options_of_torch(name):
     assert set(theirs) < set(ours)
     assert all(ours[key].default == theirs[key].default for key in theirs)
     assert {"stochastic_rounding", "moment_dtype", "in_backward"} == set(ours) - set(theirs) - {"catch_up"}
+
+
+# --- more ways of being dense -----------------------------------------------------------------------------------------
+
+
+def record_by_jit(layer, x):
+    return torch.jit.trace(layer, (x,), check_trace=False)
+
+
+def record_by_make_fx(layer, x):
+    return torch.fx.experimental.proxy_tensor.make_fx(lambda x: layer(x))(x)
+
+
+@pytest.mark.parametrize("record", [record_by_jit, record_by_make_fx])
+def test_a_recorded_training_step_is_told(batch, record):
+    layer = layer_of(0.1)
+    with pytest.warns(UserWarning, match=r"records the computation of nn.Linear.*train with torch.compile") as warned:
+        graph = record(layer, batch[0])
+    assert sum("records the computation" in str(one.message) for one in warned) == 1
+    torch.testing.assert_close(graph(batch[0]), F.linear(batch[0], layer.weight, layer.bias))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="torch_lsh")
+        record(layer_of(0.1).eval(), batch[0])
+
+
+def test_a_hook_on_a_part_of_a_block_is_told(batch):
+    block, seen = torch_lsh.LSHFeedForward(D, N, config=LSHConfig(active=50)), []
+    block.activation.register_forward_hook(lambda *args: seen.append(args[2].shape[-1]))
+    with pytest.warns(UserWarning, match="a hook on a part of the feed-forward block sees all 500 hidden neurons"):
+        out = block(batch[0])
+    torch.testing.assert_close(out, block.exact(batch[0]))
+    assert seen[0] == N
+    assert block.up.paths.counts["why: hooks"] == 1
+
+
+def test_numbers_per_sample_and_class_are_told(batch):
+    layer, others = layer_of(0.1), torch.randn(16, N)
+    with pytest.warns(UserWarning, match="modules_to_save"):
+        total = layer(batch[0]) + others
+    torch.testing.assert_close(total, F.linear(batch[0], layer.weight, layer.bias) + others)
+    for use in (lambda z: z * others, lambda z: z.masked_fill(others > 0, 0.0), lambda z: z - others):
+        with pytest.warns(UserWarning, match="has no sampled path"):
+            use(layer_of(0.1)(batch[0]))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_classes_that_all_weigh_nothing(batch, training):
+    (x, y), layer = batch, layer_of(1.0).train(training)
+    y[:3] = -100
+    results = []
+    for logits_of in (layer, lambda h: F.linear(h, layer.weight, layer.bias)):
+        leaf = x.clone().requires_grad_()
+        loss = F.cross_entropy(logits_of(leaf), y, weight=torch.zeros(N))
+        results.append([loss, *torch.autograd.grad(loss, [leaf, layer.weight])])
+    torch.testing.assert_close(*results, equal_nan=True)
+    assert results[0][0].isnan()
 
 
 # --- label smoothing by hand ------------------------------------------------------------------------------------------

@@ -45,9 +45,9 @@ def test_the_loss_of_the_model_itself(tied):
     assert (models[1].lm_head.weight is models[1].transformer.wte.weight) == tied
 
 
-def fused(model, outputs):
+def fused(model, outputs, temperature=0.7):
     utilities = pytest.importorskip("trl.trainer.utils")
-    utilities.add_fused_lm_head(model, temperature=0.7, outputs=outputs)
+    utilities.add_fused_lm_head(model, temperature, outputs=outputs)
     return model
 
 
@@ -80,6 +80,24 @@ def test_the_fused_head_of_trl_computes_active_rows_alone():
         exact = model(input_ids=ids, labels=ids, fused_lm_head=True)
         logits = model(input_ids=ids).logits.dense()[:, :-1] / 0.7
     torch.testing.assert_close(exact.log_probs, logits.log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("tied", [True, False])
+def test_entropy_and_accuracy_of_active_rows_do_not_depend_on_the_way(tied, temperature):
+    """Mean logits are not fused: then the logits of the active rows are made. The draws are the same."""
+    ids, results = tokens(), []
+    ids[:, 1::2] = ids[:, :-1:2]  # the token that was read last is the best
+    for outputs in (OUTPUTS, ("log_probs", "entropy", "is_top1")):
+        model = torch_lsh.patch(language_model(tied), SOME)
+        with torch.no_grad():
+            model.lm_head.weight.copy_(model.transformer.wte.weight.mul_(20))
+        output = fused(model, outputs, temperature)(input_ids=ids, labels=ids, fused_lm_head=True)
+        output.log_probs[0, 2:].sum().backward()
+        results.append([output.log_probs, output.entropy, output.is_top1, gradients(model)])
+        assert model.lm_head.stats().paths["sampled"] == 1
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+    assert 0 < results[0][2].sum() < results[0][2].numel()
 
 
 def test_other_models_keep_the_fused_head_of_trl():

@@ -331,9 +331,9 @@ def test_files_of_the_previous_version():
     torch.testing.assert_close(scores, torch.tensor(expected["scores"]))
 
 
-def test_a_run_of_the_previous_version_goes_on(tmp_path):
+def test_a_run_of_the_previous_version_is_refused(tmp_path):
     (tmp_path / "run.pt").write_bytes((PREVIOUS / "xmc_run_1.pt").read_bytes())
     train, _ = synthetic_xmc(40, 0, 30, 20)
     model = XMCClassifier(30, 20, hidden=4)
-    history = model.fit(train, epochs=2, batch_size=10, progress=False, checkpoint=tmp_path / "run.pt")
-    assert [entry["epoch"] for entry in history] == [1, 2]
+    with pytest.raises(ValueError, match=r"has the format torch_lsh\.XMCClassifier\.fit/1; wanted torch_lsh\.fit/2"):
+        model.fit(train, epochs=2, batch_size=10, progress=False, checkpoint=tmp_path / "run.pt")

@@ -12,8 +12,9 @@ Importing this package changes the following for the whole process, and nothing 
 * Before every ``step()`` of every other optimizer a hook looks for parameters of the layers here. It turns row-sparse
   gradients dense, and tells once per layer that the optimizer updates all of its rows.
 * Whenever a module becomes part of a module a hook looks whether an ``nn.Linear`` replaces an :class:`LSHLinear`.
-* Sparse CPU tensors get ``aten::linalg_vector_norm``, ``aten::clamp_``, ``aten::clamp_min_`` and ``aten::clamp_max_``,
-  where PyTorch has none, so that :mod:`torch.nn.utils` can clip row-sparse gradients.
+* Sparse CPU tensors get ``aten::linalg_vector_norm``, ``aten::clamp``, ``aten::clamp_min``, ``aten::clamp_max``,
+  ``aten::clamp_``, ``aten::clamp_min_`` and ``aten::clamp_max_``, where PyTorch has none, so that
+  :mod:`torch.nn.utils` and hooks can clip row-sparse gradients.
 * Sparse CPU tensors get what loggers of gradients ask for, where PyTorch has none: ``aten::max``, ``aten::min``,
   ``aten::amax``, ``aten::amin``, ``aten::aminmax``, ``aten::mean.dim``, ``aten::var.correction``,
   ``aten::std.correction``, ``aten::var_mean.correction``, ``aten::std_mean.correction``, ``aten::histc``,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from .nn.convert import why_left_dense
-from .nn.linear import LSHLinear
+from .nn.linear_with_sampler import LinearWithSampler
 from .nn.paths import Paths
 from .nn.quantized import QuantizedLinear
 from .nn.speedup import NARROW
@@ -78,7 +78,8 @@ def explain(model: nn.Module) -> Explanation:
     Raises:
         TypeError: ``model`` is no module.
 
-    >>> model = nn.Sequential(nn.Linear(16, 32), LSHLinear(32, 20_000))
+    >>> import torch_lsh
+    >>> model = nn.Sequential(nn.Linear(16, 32), torch_lsh.LSHLinear(32, 20_000))
     >>> explanation = explain(model)
     1: LSHLinear(32 -> 20,000)
         last result none yet
@@ -91,7 +92,7 @@ def explain(model: nn.Module) -> Explanation:
         raise TypeError(f"model is a {type(model).__name__}; wanted torch.nn.Module")
     layers, narrow = [], 0
     for name, module in model.named_modules():
-        if isinstance(module, (LSHLinear, QuantizedLinear)):
+        if isinstance(module, (LinearWithSampler, QuantizedLinear)):
             layers.append(_swapped(model, name, module))
         elif isinstance(module, nn.Linear) and module.out_features >= NARROW:
             shape = (module.in_features, module.out_features)
@@ -105,11 +106,11 @@ def explain(model: nn.Module) -> Explanation:
     return explanation
 
 
-def _swapped(model: nn.Module, name: str, module: LSHLinear | QuantizedLinear) -> LayerPath:
+def _swapped(model: nn.Module, name: str, module: LinearWithSampler | QuantizedLinear) -> LayerPath:
     paths: Paths = module.paths
     shape = (module.in_features, module.out_features)
     notes = list(paths.why.values())
-    if isinstance(module, LSHLinear):
+    if isinstance(module, LinearWithSampler):
         notes = [*_about_gradients(module.weight), *_about_embeddings(model, module.weight), *notes]
     return LayerPath(name, type(module).__name__, shape, True, paths.last, dict(paths.counts), tuple(notes))
 

@@ -19,6 +19,8 @@ from .nn.tied import follow_tied_embeddings
 from .row_sparse.parameters import note_forward
 from .sampling.active_set import ActiveSet
 
+_BLOCK_ROWS = 512  # of which the slopes stay in cache
+
 _heads: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> weak reference to its LSHLinear
 
 
@@ -98,29 +100,78 @@ class _ActiveRowsOfPatchedHeads:
             arguments = (hidden, weight, bias, targets, temperature, chunk_size, softcap, logit_scale, outputs)
             return tuple(self.function.apply(*arguments))
 
-        def transform(logits: Tensor) -> Tensor:
-            logits = logits if logit_scale == 1 else logits * logit_scale
-            logits = logits if softcap is None else softcap * (logits / softcap).tanh()
-            return logits if temperature == 1 else logits / temperature
-
-        active, logits = _active_logits(head, hidden, targets)
-        softmax = _SampledSoftmax(active, transform(logits))
+        for parameter in head.parameters():
+            note_forward(parameter)
+        active = head.sampler.draw(head.weight, head.bias, hidden.detach(), targets.reshape(-1, 1))
+        head.paths.sampled(hidden, active)
         order = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-        with torch.no_grad():
-            return softmax.log_probs, *(getattr(softmax, name)() if name in outputs else None for name in order)
+        wanted = [name for name in order if name in outputs]
+        multiplier = logit_scale / temperature
+        if softcap is None and (multiplier == 1 or head.bias is None) and _is_fusible(active, wanted):
+            found = _fused(head, hidden if multiplier == 1 else hidden * multiplier, active, wanted)
+        else:
+
+            def transform(logits: Tensor) -> Tensor:
+                logits = logits if logit_scale == 1 else logits * logit_scale
+                logits = logits if softcap is None else softcap * (logits / softcap).tanh()
+                return logits if temperature == 1 else logits / temperature
+
+            softmax = _SampledSoftmax(active, transform(_active_logits(head, hidden, active)))
+            with torch.no_grad():
+                found = {"log_probs": softmax.log_probs, **{name: getattr(softmax, name)() for name in wanted}}
+        return found["log_probs"], *(found.get(name) for name in order)
 
 
-def _active_logits(head: LSHLinear, hidden: Tensor, targets: Tensor) -> tuple[ActiveSet, Tensor]:
-    for parameter in head.parameters():
-        note_forward(parameter)
-    sampler = head.sampler
-    active = sampler.draw(head.weight, head.bias, hidden.detach(), targets.reshape(-1, 1))
-    head.paths.sampled(hidden, active)
+def _is_fusible(active: ActiveSet, wanted: list[str]) -> bool:
+    """Whether :func:`_fused` computes what is wanted."""
+    shared = not active.per_sample and (active.inclusion is None or active.inclusion.dim() == 1)
+    return shared and {*wanted} <= {"entropy", "is_top1"}
+
+
+def _fused(head: LSHLinear, hidden: Tensor, active: ActiveSet, wanted: list[str]) -> dict[str, Tensor]:
+    """Log-probabilities and what else is wanted, ``[B]`` each, by the operator that computes layer and loss at once.
+
+    The slopes that it computes are probabilities but for a factor per sample, and not over 0 at the label.
+    """
+    weight, bias, rows = head.weight, head.bias, active.rows
+    x = hidden.to(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    log_weights = active.log_weights().to(dtype)
+    shares = torch.ones(len(x), 1, dtype=dtype, device="cpu")
+    keep = head.sampler.keeper_of_hardest_rows(active, corrected=True)
+    kept: list[Tensor] = []
+    losses = ops.active_rows_loss(
+        x, weight, bias, rows, log_weights, active.positions, shares, None, keep, lambda *tensors: kept.extend(tensors)
+    )
+    found = {"log_probs": -losses}
+    if wanted:
+        slopes, scale = kept
+        found["entropy"], found["is_top1"] = _entropy_and_is_top1(slopes, scale, log_weights, losses.detach())
+    return found
+
+
+def _entropy_and_is_top1(slopes: Tensor, scale: Tensor, log_weights: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+    """Both ``[B]``, from slopes ``[A, B]`` in one pass over them."""
+    total, best = torch.zeros_like(scale), torch.zeros_like(scale)
+    weights = log_weights.neg().exp().unsqueeze(1)
+    for start in range(0, len(slopes), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        powers = slopes[block].clamp(min=torch.finfo(slopes.dtype).tiny)  # of all rows but the label
+        best = torch.maximum(best, (powers * weights[block]).amax(0))
+        total += log_weights[block] @ powers
+        total -= powers.log().mul_(powers).sum(0)
+    at_label = losses.neg().exp()
+    # The mean of log_z - logit: of the other rows, then of the label.
+    entropy = scale * total + losses.neg().expm1() * scale.log() + at_label * losses
+    return entropy, at_label >= best * scale
+
+
+def _active_logits(head: LSHLinear, hidden: Tensor, active: ActiveSet) -> Tensor:
     logits = head.active_logits(hidden, active.rows).float()
-    keep = sampler.keeper_of_hardest_rows(active, corrected=True)
+    keep = head.sampler.keeper_of_hardest_rows(active, corrected=True)
     if keep is not None and logits.requires_grad:
         logits.register_hook(lambda gradient: keep(ops.positive_sums(gradient)))
-    return active, logits
+    return logits
 
 
 class _SampledSoftmax:

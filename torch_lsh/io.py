@@ -42,6 +42,7 @@ _DTYPES = {
     "I64": torch.int64,
     "I32": torch.int32,
     "U8": torch.uint8,
+    "I8": torch.int8,
 }
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16)
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -385,6 +386,8 @@ def save_safetensors(tensors: dict[str, Tensor], path: FilePath, metadata: dict[
     """
     header: dict[str, Any] = {"__metadata__": {"crc32": _NO_CHECKSUM, **(metadata or {})}}
     end = 0
+    # The widest numbers first: each tensor then begins at a multiple of its item size, as mapped memory has to.
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.itemsize
         header[name] = {
@@ -400,16 +403,22 @@ def save_safetensors(tensors: dict[str, Tensor], path: FilePath, metadata: dict[
     head = struct.pack("<Q", len(text)) + text
     checksum = zlib.crc32(head)
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(head)
-        for tensor in tensors.values():
-            data = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
-            checksum = zlib.crc32(data, checksum)
-            file.write(data)
-        file.seek(head.index(_NO_CHECKSUM.encode()))
-        file.write(f"{checksum:08x}".encode())
+        try:
+            file.write(head)
+            for tensor in tensors.values():
+                data = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
+                checksum = zlib.crc32(data, checksum)
+                file.write(data)
+            file.seek(head.index(_NO_CHECKSUM.encode()))
+            file.write(f"{checksum:08x}".encode())
+            file.flush()
+        except OSError as error:
+            raise OSError(error.errno, f"{path} could not be written: {error.strerror}") from error
 
 
-def load_safetensors(path: FilePath, formats: Sequence[str] = ()) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_safetensors(
+    path: FilePath, formats: Sequence[str] = (), mmap: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Reads the tensors and the metadata of a file.
 
     A checksum in the metadata, as :func:`save_safetensors` writes it, is compared and left out of the result.
@@ -418,6 +427,9 @@ def load_safetensors(path: FilePath, formats: Sequence[str] = ()) -> tuple[dict[
         path: The file.
         formats: What the metadata may hold under ``"format"``, the newest first, which must have a checksum. None of
             them means any file; other programs write no checksum.
+        mmap: Map the file to memory: pages are read when they are used, and processes share them, so the checksum is
+            not compared. What is written to the tensors stays in this process. The file must not be overwritten in
+            place meanwhile; replacing it, as :func:`save_safetensors` does, is safe.
 
     Raises:
         ValueError: The file is cut off, damaged, not a safetensors file or of another format.
@@ -430,18 +442,16 @@ def load_safetensors(path: FilePath, formats: Sequence[str] = ()) -> tuple[dict[
         try:
             header = _read_header(file, size)
             found = header.metadata.get("format")
-            _check_checksum(file, header, needed=found in formats[:1])
+            if not mmap:
+                _check_checksum(file, header, needed=found in formats[:1])
         except _MALFORMED as error:
             raise ValueError(f"{path} is cut off, damaged or not a safetensors file: {error}") from error
         if formats and found not in formats:
             check_format(path, found, formats[0])
-        tensors = {}
-        for name, (dtype, shape, begin, stop) in header.entries.items():
-            data = torch.empty(stop - begin, dtype=torch.uint8)
-            file.seek(len(header.head) + begin)
-            if file.readinto(data.numpy().data) != stop - begin:
-                raise ValueError(f"{path} is cut off in {name}")
-            tensors[name] = data.view(dtype).view(shape)
+        if mmap:
+            tensors = _mapped(path, size, header)
+        else:
+            tensors = {name: _read_tensor(path, file, header, name) for name in header.entries}
     return tensors, {name: value for name, value in header.metadata.items() if name != "crc32"}
 
 
@@ -452,6 +462,28 @@ class _Header(NamedTuple):
     head: bytes  # all bytes before those of the tensors
     entries: dict[str, _Entry]
     metadata: dict[str, str]
+
+
+def _read_tensor(path: FilePath, file: IO[bytes], header: _Header, name: str) -> Tensor:
+    dtype, shape, begin, stop = header.entries[name]
+    data = torch.empty(stop - begin, dtype=torch.uint8)
+    file.seek(len(header.head) + begin)
+    if file.readinto(data.numpy().data) != stop - begin:  # type: ignore[attr-defined]  # binary files have it
+        raise ValueError(f"{path} is cut off in {name}")
+    return data.view(dtype).view(shape)
+
+
+def _mapped(path: FilePath, size: int, header: _Header) -> dict[str, Tensor]:
+    """The tensors of a file in memory that is mapped to it."""
+    content = torch.from_file(os.fspath(path), shared=False, size=size, dtype=torch.uint8)
+    tensors = {}
+    for name, (dtype, shape, begin, stop) in header.entries.items():
+        first = len(header.head) + begin
+        data = content[first : len(header.head) + stop]
+        if first % dtype.itemsize != 0:  # as other programs may write it
+            data = data.clone()
+        tensors[name] = data.view(dtype).view(shape)
+    return tensors
 
 
 def _read_header(file: IO[bytes], size: int) -> _Header:

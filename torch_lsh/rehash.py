@@ -9,6 +9,7 @@ re-hashed.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,13 +61,17 @@ class ExponentialBackoff:
 
     def interval(self, rehashes: int) -> int:
         """Steps to wait after the ``rehashes``-th re-hash."""
-        # min() before the power keeps it from overflowing in a long run
-        steps = self.initial
-        for _ in range(rehashes):
-            if steps >= self.maximum:
-                return self.maximum
-            steps = max(steps + (self.factor > 1), int(steps * self.factor))
-        return min(self.maximum, steps)
+        return _backed_off(self.initial, self.factor, self.maximum, rehashes)
+
+
+@functools.lru_cache(maxsize=16)
+def _backed_off(steps: int, factor: float, maximum: int, rehashes: int) -> int:
+    """``steps`` after so many increases; cached, as every training step asks."""
+    for _ in range(rehashes):
+        if steps >= maximum:
+            return maximum
+        steps = max(steps + (factor > 1), int(steps * factor))
+    return min(maximum, steps)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 // A code packs a table's K hashes into an int32, the first in the lowest bits.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "checks.h"
@@ -24,6 +25,26 @@ constexpr int64_t kBinBits = 3;
 
 // Random bins that an empty bin tries to borrow from; if half are empty, all fail with probability 2^-100.
 constexpr int64_t kBorrowAttempts = 100;
+
+// Rows of x may have any distance from each other: one copy instead of PyTorch's slice, conversion and cat.
+Tensor query_vectors(const Tensor& x, int64_t zeros) {
+  check_cpu(x, "x");
+  check_dim(x, "x", 2);
+  check_floating(x, "x");
+  TORCH_LSH_CHECK(zeros >= 0, "zeros is ", zeros, "; wanted at least 0");
+  const int64_t count = x.size(0), width = x.size(1), row = x.stride(0), column = x.stride(1);
+  Tensor out = new_tensor({count, width + 1 + zeros}, ScalarType::Float);
+  auto* to = out.mutable_data_ptr<float>();
+  by_dtype(FloatingTypes{}, x.scalar_type(), "x", [&]<typename T>() {
+    for (int64_t i = 0; i < count; ++i) {
+      const T* const from = data<T>(x) + i * row;
+      for (int64_t j = 0; j < width; ++j) *to++ = static_cast<float>(number(from[j * column]));
+      *to++ = 1;
+      to = std::fill_n(to, zeros, 0.0f);
+    }
+  });
+  return out;
+}
 
 Tensor simhash_codes(const Tensor& x, const Tensor& projections, int64_t hashes_per_table) {
   check_floating(x, "x");
@@ -142,6 +163,7 @@ Tensor dwta_codes(const Tensor& x, const Tensor& bins, int64_t hashes_per_table,
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
+  TORCH_LSH_IMPL(m, "query_vectors", &query_vectors);
   TORCH_LSH_IMPL(m, "simhash_codes", &simhash_codes);
   TORCH_LSH_IMPL(m, "simhash_products", &simhash_products);
   TORCH_LSH_IMPL(m, "dwta_codes", &dwta_codes);

@@ -29,7 +29,7 @@ namespace {
 
 struct Settings {
   int64_t bits, word_ngrams, char_min, char_max;
-  bool is_signed, normalized;
+  bool is_signed, normalized, split_characters;
   enum { kCount, kLog, kBinary } tf;
   uint64_t seed;
 };
@@ -79,12 +79,13 @@ class Rows {
     while (at < end) {
       uint32_t character = unicode::word_character(unicode::decode(at, end));
       if (character == 0) continue;
-      word_.assign(1, kWordBegin);
+      run_.assign(1, kWordBegin);
       do {
-        word_.push_back(character);
+        run_.push_back(character);
         character = at < end ? unicode::word_character(unicode::decode(at, end)) : 0;
       } while (character != 0);
-      add_word();
+      if (settings_.word_ngrams > 0) add_words();
+      if (settings_.char_max > 0) add_char_ngrams();
     }
     add_word_ngrams();
     sort_by_column(keys_, spare_, settings_.bits);
@@ -96,37 +97,52 @@ class Rows {
   std::vector<float> values;
 
  private:
+  struct Word {
+    uint64_t state;  // of its hash
+    bool alone;      // one letter of a script without blanks
+  };
+
   void add_feature(uint64_t state) {
     const uint64_t hash = mix(state);
     keys_.push_back(static_cast<uint32_t>(hash >> (64 - settings_.bits) << 1 | (hash & 1)));
   }
 
-  void add_word() {
-    uint64_t state = word_start_;
-    for (size_t i = 1; i < word_.size(); ++i) state = append(state, word_[i]);
-    if (settings_.word_ngrams > 0) {
-      add_feature(state);
-      words_.push_back(state);
+  // The words of a run: the run itself, or its pieces.
+  void add_words() {
+    unicode::Cuts cuts;
+    Word word{word_start_, false};
+    for (size_t i = 1; i < run_.size(); ++i) {
+      if (settings_.split_characters && cuts.begins_word(run_[i])) {
+        if (i > 1) words_.push_back(word);
+        word = {word_start_, cuts.alone()};
+      }
+      word.state = append(word.state, run_[i]);
     }
-    if (settings_.char_max == 0) return;
-    word_.push_back(kWordEnd);
-    const int64_t length = static_cast<int64_t>(word_.size());
+    words_.push_back(word);
+  }
+
+  void add_char_ngrams() {
+    run_.push_back(kWordEnd);
+    const int64_t length = static_cast<int64_t>(run_.size());
     for (int64_t i = 0; i + settings_.char_min <= length; ++i) {
       uint64_t gram = char_start_;
       const int64_t last = std::min(length - i, settings_.char_max);
       for (int64_t n = 1; n <= last; ++n) {
-        gram = append(gram, word_[i + n - 1]);
+        gram = append(gram, run_[i + n - 1]);
         if (n >= settings_.char_min) add_feature(gram);
       }
     }
   }
 
+  // A letter alone says little, so two of them are a feature even where n-grams of words are not.
   void add_word_ngrams() {
-    const int64_t longest = std::min(settings_.word_ngrams, static_cast<int64_t>(words_.size()));
-    for (int64_t n = 2; n <= longest; ++n)
-      for (size_t i = 0; i + n <= words_.size(); ++i) {
+    for (const Word& word : words_) add_feature(word.state);
+    const auto count = static_cast<int64_t>(words_.size());
+    for (int64_t n = 2; n <= std::min(std::max<int64_t>(2, settings_.word_ngrams), count); ++n)
+      for (int64_t i = 0; i + n <= count; ++i) {
+        if (n > settings_.word_ngrams && !(words_[i].alone && words_[i + 1].alone)) continue;
         uint64_t state = random_bits(settings_.seed, static_cast<uint64_t>(n));
-        for (int64_t j = 0; j < n; ++j) state = append(state, words_[i + j]);
+        for (int64_t j = 0; j < n; ++j) state = append(state, words_[i + j].state);
         add_feature(state);
       }
   }
@@ -163,8 +179,8 @@ class Rows {
 
   const Settings settings_;
   const uint64_t char_start_, word_start_;
-  std::vector<uint64_t> words_;
-  std::vector<uint32_t> word_, keys_, spare_;
+  std::vector<Word> words_;                   // of the present text
+  std::vector<uint32_t> run_, keys_, spare_;  // run_: of word characters, after kWordBegin
 };
 
 // Cuts the texts into `runs` runs of about as many bytes each; returns the runs + 1 bounds.
@@ -179,7 +195,8 @@ std::vector<int64_t> cut(const int64_t* offsets, int64_t texts, int64_t runs) {
 
 std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& offsets, int64_t bits,
                                              int64_t word_ngrams, int64_t char_min, int64_t char_max,
-                                             bool is_signed, std::string tf, bool normalized, int64_t seed) {
+                                             bool is_signed, std::string tf, bool normalized, int64_t seed,
+                                             bool split_characters) {
   check_operand(text, "text", 1, ScalarType::Byte);
   check_operand(offsets, "offsets", 1, ScalarType::Long);
   TORCH_LSH_CHECK(offsets.numel() > 0, "offsets is empty; wanted one offset more than texts");
@@ -205,6 +222,7 @@ std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& o
       char_max,
       is_signed,
       normalized,
+      split_characters,
       tf == "count" ? Settings::kCount : (tf == "log" ? Settings::kLog : Settings::kBinary),
       static_cast<uint64_t>(seed)};
 
@@ -238,18 +256,25 @@ std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& o
 }
 
 // The first byte of each word, and the one after its last.
-Tensor word_spans(const Tensor& text) {
+Tensor word_spans(const Tensor& text, bool split_characters) {
   check_operand(text, "text", 1, ScalarType::Byte);
   const uint8_t* begin = text.const_data_ptr<uint8_t>();
   const uint8_t* end = begin + text.numel();
   std::vector<int64_t> bounds;
   bool inside = false;
+  unicode::Cuts cuts;
   for (const uint8_t* at = begin; at < end;) {
-    const uint8_t* here = at;
-    if ((unicode::word_character(unicode::decode(at, end)) != 0) != inside) {
-      bounds.push_back(here - begin);
-      inside = !inside;
+    const int64_t here = at - begin;
+    const uint32_t character = unicode::word_character(unicode::decode(at, end));
+    if (character == 0) {
+      if (inside) bounds.push_back(here);
+    } else {
+      if (!inside) cuts = {};
+      const bool cut = cuts.begins_word(character) && split_characters;
+      if (inside && cut) bounds.push_back(here);
+      if (!inside || cut) bounds.push_back(here);
     }
+    inside = character != 0;
   }
   if (inside) bounds.push_back(text.numel());
   Tensor spans = new_tensor({static_cast<int64_t>(bounds.size()) / 2, 2}, ScalarType::Long);

@@ -1,6 +1,7 @@
 // linear_softmax_loss: logits of the active rows and their cross entropy, fused. It overwrites the logits
 // with their gradient, so a training step computes each exponential once. linear_softmax_loss_backward: all
-// other gradients, in one pass over that of the logits.
+// other gradients, in one pass over that of the logits. linear_softmax_sums: the part of the active rows
+// where the loss joins several such parts; it leaves the exponentials.
 //
 // Layout: logits are [A, B], for A active rows and B samples. Threads share blocks of active rows. Block
 // sizes do not depend on the number of threads, and sums over blocks are added in order, so neither do
@@ -46,18 +47,16 @@ constexpr int64_t kLargestSum = 1 << 16;     // largest partial gradient of x th
 
 // The forward. x is stored as T, weight and bias as Stored.
 template <typename T, typename Stored>
-class LinearSoftmaxLoss {
+class LinearSoftmax {
  public:
   using Sum = SumOf<T>;
 
-  LinearSoftmaxLoss(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                    const Tensor& rows, const std::optional<Tensor>& log_weights, const Tensor& positions,
-                    const Tensor& shares)
+  LinearSoftmax(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& rows,
+                const std::optional<Tensor>& log_weights, const Tensor& positions)
       : right_(x, true),
         weight_(data<Stored>(weight)),
         bias_(data<Stored>(bias)),
         log_weights_(data<Sum>(log_weights)),
-        shares_(data<Sum>(shares)),
         row_(rows.const_data_ptr<int64_t>()),
         position_(positions.const_data_ptr<int64_t>()),
         batch_(x.size(0)),
@@ -65,17 +64,45 @@ class LinearSoftmaxLoss {
         width_(weight.size(1)),
         labels_(positions.size(1)) {}
 
-  void run(Sum* loss, Sum* slopes, Sum* scale) const {
+  void loss(const Sum* shares, Sum* loss, Sum* slopes, Sum* scale) const {
+    std::vector<Sum> at_labels(batch_ * labels_), mass(batch_);
+    for_labels([&](int64_t b, int64_t i) { mass[b] += shares[i]; });
+    auto [largest, sums] = exponentials(mass, at_labels.data(), slopes);
+    for (int64_t b = 0; b < batch_; ++b) {
+      loss[b] = 0;
+      scale[b] = 1 / sums[b];
+      largest[b] += std::log(sums[b]);
+    }
+    for_labels([&](int64_t b, int64_t i) {
+      loss[b] += shares[i] * (largest[b] - at_labels[i]);
+      slopes[position_[i] * batch_ + b] -= shares[i] * sums[b];
+    });
+  }
+
+  void sums(Sum* log_z, Sum* at_labels, Sum* slopes, Sum* scale) const {
+    std::fill_n(at_labels, batch_ * labels_, Sum(0));
+    const auto [largest, sums] = exponentials(std::vector<Sum>(batch_, 1), at_labels, slopes);
+    for (int64_t b = 0; b < batch_; ++b) {
+      scale[b] = sums[b] == 0 ? 0 : 1 / sums[b];  // 0: no row counts
+      log_z[b] = largest[b] + std::log(sums[b]);
+    }
+  }
+
+ private:
+  struct Exponentials {
+    std::vector<Sum> largest, sums;  // of each sample
+  };
+
+  // Writes exp(logits + log_weights - largest) times mass to slopes, and the logits of labels to at_labels.
+  // The sums are without mass.
+  Exponentials exponentials(const std::vector<Sum>& mass, Sum* at_labels, Sum* slopes) const {
     const auto& k = kernels<SoftmaxKernels<Sum>>();
     std::vector<Sum> largest = logits_and_maxima(slopes);
     for (Sum& value : largest)
       if (value == -std::numeric_limits<Sum>::infinity()) value = 0;  // -inf - -inf would be NaN
 
-    std::vector<Sum> at_labels(batch_ * labels_), mass(batch_), sums(batch_);
-    for_labels([&](int64_t b, int64_t i) {
-      at_labels[i] = slopes[position_[i] * batch_ + b];
-      mass[b] += shares_[i];
-    });
+    std::vector<Sum> sums(batch_);
+    for_labels([&](int64_t b, int64_t i) { at_labels[i] = slopes[position_[i] * batch_ + b]; });
     // Importance weights are for negatives: a sample's own labels weigh 1.
     if (log_weights_ != nullptr)
       for_labels([&](int64_t b, int64_t i) {
@@ -92,18 +119,9 @@ class LinearSoftmaxLoss {
     });
     for (int64_t block = 0; block < blocks; ++block)
       for (int64_t b = 0; b < batch_; ++b) sums[b] += of_blocks[block * batch_ + b];
-    for (int64_t b = 0; b < batch_; ++b) {
-      loss[b] = 0;
-      scale[b] = 1 / sums[b];
-      largest[b] += std::log(sums[b]);
-    }
-    for_labels([&](int64_t b, int64_t i) {
-      loss[b] += shares_[i] * (largest[b] - at_labels[i]);
-      slopes[position_[i] * batch_ + b] -= shares_[i] * sums[b];
-    });
+    return {std::move(largest), std::move(sums)};
   }
 
- private:
   // Writes the logits; returns the maximum of logits + log_weights per sample.
   std::vector<Sum> logits_and_maxima(Sum* slopes) const {
     const auto& k = kernels<SoftmaxKernels<Sum>>();
@@ -151,7 +169,7 @@ class LinearSoftmaxLoss {
 
   const PackedMatrix<T> right_;
   const Stored *weight_, *bias_;
-  const Sum *log_weights_, *shares_;
+  const Sum* log_weights_;
   const int64_t *row_, *position_;
   int64_t batch_, count_, width_, labels_;
 };
@@ -191,13 +209,11 @@ Tensor reduced(const Tensor& loss, Sum* scale, Sum divisor) {
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, const Tensor& weight,
-                                                       std::optional<Tensor> bias, const Tensor& rows,
-                                                       std::optional<Tensor> log_weights,
-                                                       const Tensor& positions, const Tensor& shares,
-                                                       std::optional<double> divisor) {
+// What the forward takes but shares.
+void check_arguments(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                     const Tensor& rows, const std::optional<Tensor>& log_weights, const Tensor& positions) {
   check_floating(x, "x");
-  const ScalarType dtype = x.scalar_type(), sums = sum_dtype(dtype);
+  const ScalarType dtype = x.scalar_type();
   check_operand(x, "x", 2, dtype);
   const ScalarType stored = stored_dtype(weight, dtype);
   check_operand(weight, "weight", 2, stored);
@@ -207,30 +223,63 @@ std::tuple<Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, const Te
     check_size(*bias, "bias", 0, weight.size(0));
   }
   check_operand(rows, "rows", 1, ScalarType::Long);
-  const int64_t batch = x.size(0), count = rows.numel();
+  const int64_t count = rows.numel();
   check_rows_in_range(rows.const_data_ptr<int64_t>(), count, weight.size(0), "rows");
   if (log_weights.has_value()) {
-    check_operand(*log_weights, "log_weights", 1, sums);
+    check_operand(*log_weights, "log_weights", 1, sum_dtype(dtype));
     check_size(*log_weights, "log_weights", 0, count);
   }
   check_operand(positions, "positions", 2, ScalarType::Long);
-  check_size(positions, "positions", 0, batch);
-  check_operand(shares, "shares", 2, sums);
-  check_size(shares, "shares", 0, batch);
-  check_size(shares, "shares", 1, positions.size(1));
+  check_size(positions, "positions", 0, x.size(0));
   const auto* position = positions.const_data_ptr<int64_t>();
   for (int64_t i = 0, size = positions.numel(); i < size; ++i)
     TORCH_LSH_CHECK(position[i] < count, "positions holds ", position[i], "; wanted at most ", count - 1);
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, const Tensor& weight,
+                                                       std::optional<Tensor> bias, const Tensor& rows,
+                                                       std::optional<Tensor> log_weights,
+                                                       const Tensor& positions, const Tensor& shares,
+                                                       std::optional<double> divisor) {
+  check_arguments(x, weight, bias, rows, log_weights, positions);
+  const ScalarType dtype = x.scalar_type(), sums = sum_dtype(dtype);
+  const int64_t batch = x.size(0), count = rows.numel();
+  check_operand(shares, "shares", 2, sums);
+  check_size(shares, "shares", 0, batch);
+  check_size(shares, "shares", 1, positions.size(1));
 
   Tensor loss = new_tensor({batch}, sums), slopes = pooled_tensor({count, batch}, sums),
          scale = new_tensor({batch}, sums);
-  by_dtypes(OperandTypes{}, operand_dtype(dtype), stored, [&]<typename T, typename Stored>() {
-    using Sum = SumOf<T>;
-    LinearSoftmaxLoss<T, Stored>(as_operand(x), weight, bias, rows, log_weights, positions, shares)
-        .run(mutable_data<Sum>(loss), mutable_data<Sum>(slopes), mutable_data<Sum>(scale));
-    if (divisor.has_value()) loss = reduced<Sum>(loss, mutable_data<Sum>(scale), static_cast<Sum>(*divisor));
-  });
+  by_dtypes(OperandTypes{}, operand_dtype(dtype), stored_dtype(weight, dtype),
+            [&]<typename T, typename Stored>() {
+              using Sum = SumOf<T>;
+              LinearSoftmax<T, Stored>(as_operand(x), weight, bias, rows, log_weights, positions)
+                  .loss(data<Sum>(shares), mutable_data<Sum>(loss), mutable_data<Sum>(slopes),
+                        mutable_data<Sum>(scale));
+              if (divisor.has_value())
+                loss = reduced<Sum>(loss, mutable_data<Sum>(scale), static_cast<Sum>(*divisor));
+            });
   return {loss, slopes, scale};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_sums(const Tensor& x, const Tensor& weight,
+                                                               std::optional<Tensor> bias, const Tensor& rows,
+                                                               std::optional<Tensor> log_weights,
+                                                               const Tensor& positions) {
+  check_arguments(x, weight, bias, rows, log_weights, positions);
+  const ScalarType dtype = x.scalar_type(), sums = sum_dtype(dtype);
+  const int64_t batch = x.size(0);
+  Tensor log_z = new_tensor({batch}, sums),
+         at_labels = new_tensor({batch, positions.size(1)}, sums),
+         slopes = pooled_tensor({rows.numel(), batch}, sums), scale = new_tensor({batch}, sums);
+  by_dtypes(OperandTypes{}, operand_dtype(dtype), stored_dtype(weight, dtype),
+            [&]<typename T, typename Stored>() {
+              using Sum = SumOf<T>;
+              LinearSoftmax<T, Stored>(as_operand(x), weight, bias, rows, log_weights, positions)
+                  .sums(mutable_data<Sum>(log_z), mutable_data<Sum>(at_labels), mutable_data<Sum>(slopes),
+                        mutable_data<Sum>(scale));
+            });
+  return {log_z, at_labels, slopes, scale};
 }
 
 // The backward. x is stored as T, the weight as Stored. The gradient of the logits is slopes * factors.
@@ -372,18 +421,32 @@ class LinearSoftmaxBackward {
   int64_t count_, batch_, width_;
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Tensor& slopes,
-                                                                        const Tensor& factors,
-                                                                        const Tensor& x, const Tensor& weight,
-                                                                        const Tensor& rows,
-                                                                        bool needs_weight) {
+// grad * factors; factors if there is no gradient. One number of `grad` is for all samples.
+template <typename Sum>
+Tensor product_of(const std::optional<Tensor>& grad, const Tensor& factors) {
+  if (!grad.has_value()) return factors;
+  Tensor out = new_tensor({factors.numel()}, factors.scalar_type());
+  const Sum *const of_loss = data<Sum>(*grad), *const factor = data<Sum>(factors);
+  Sum* const product = mutable_data<Sum>(out);
+  const int64_t step = grad->dim();
+  for (int64_t b = 0, batch = factors.numel(); b < batch; ++b) product[b] = of_loss[b * step] * factor[b];
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
+    const Tensor& slopes, const Tensor& scale, const Tensor& x, const Tensor& weight, const Tensor& rows,
+    bool needs_weight, std::optional<Tensor> grad) {
   check_floating(x, "x");
   const ScalarType dtype = x.scalar_type(), sums = sum_dtype(dtype);
   check_operand(slopes, "slopes", 2, sums);
   check_operand(x, "x", 2, dtype);
   const int64_t count = slopes.size(0), batch = slopes.size(1), width = x.size(1);
-  check_operand(factors, "factors", 1, sums);
-  check_size(factors, "factors", 0, batch);
+  check_operand(scale, "factors", 1, sums);
+  check_size(scale, "factors", 0, batch);
+  if (grad.has_value()) {
+    check_operand(*grad, "grad", std::min<int64_t>(grad->dim(), 1), sums);
+    if (grad->dim() == 1) check_size(*grad, "grad", 0, batch);
+  }
   check_size(x, "x", 0, batch);
   const ScalarType stored = stored_dtype(weight, dtype);
   check_operand(weight, "weight", 2, stored);
@@ -394,9 +457,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
   Tensor grad_x = new_tensor({batch, width}, sums),
          grad_weight = pooled_tensor({needs_weight ? count : 0, width}, sums),
          grad_bias = new_tensor({count}, sums), positive = new_tensor({count}, sums);
+  Tensor returned;
   by_dtypes(OperandTypes{}, operand_dtype(dtype), stored, [&]<typename T, typename Stored>() {
     using Sum = SumOf<T>;
     using Backward = LinearSoftmaxBackward<T, Stored>;
+    const Tensor factors = product_of<Sum>(grad, scale);
     const auto scale_rows = [&](const Sum* from, Sum* to) {
       const Sum* factor = data<Sum>(factors);
       for (int64_t b = 0; b < batch; ++b)
@@ -407,6 +472,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
       scaled = new_tensor({batch, width}, dtype_of<T>);
       scale_rows(data<T>(as_operand(x)), mutable_data<T>(scaled));
     }
+    returned = dtype == sums ? scaled : new_tensor({0, width}, sums);
     const Backward gradients(slopes, factors, weight, rows,
                              needs_weight ? mutable_data<Sum>(grad_weight) : nullptr,
                              mutable_data<Sum>(grad_bias), mutable_data<Sum>(positive));
@@ -420,13 +486,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(const Te
       if constexpr (!Backward::kRounds) scale_rows(data<Sum>(grad_x), mutable_data<Sum>(grad_x));
     }
   });
-  return {grad_x, grad_weight, grad_bias, positive};
+  return {grad_x, grad_weight, grad_bias, positive, returned};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
   TORCH_LSH_IMPL(m, "linear_softmax_loss", &linear_softmax_loss);
+  TORCH_LSH_IMPL(m, "linear_softmax_sums", &linear_softmax_sums);
   TORCH_LSH_IMPL(m, "linear_softmax_loss_backward", &linear_softmax_loss_backward);
 }
 

@@ -1,4 +1,4 @@
-"""Writes ranges.h: word characters and simple lower-case mappings, from Python's unicodedata.
+"""Writes ranges.h: word characters, simple lower-case mappings and scripts without blanks, from Python's unicodedata.
 
     python csrc/unicode/generate.py > csrc/unicode/ranges.h
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
+from collections.abc import Callable
 
 
 def is_word(code: int) -> bool:
@@ -16,14 +17,32 @@ def is_word(code: int) -> bool:
     return unicodedata.category(chr(code))[0] in "LMN"
 
 
+# Scripts that write no blanks between words, by the beginning of their letters' names.
+_WITHOUT_BLANKS = (
+    *("CJK UNIFIED", "CJK COMPATIBILITY", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "BOPOMOFO"),
+    *("THAI", "LAO", "KHMER", "MYANMAR"),
+)
+
+
+def stands_alone(code: int) -> bool:
+    """Whether a code point is a letter of a script without blanks."""
+    name = unicodedata.name(chr(code), "")
+    return name.startswith(_WITHOUT_BLANKS) and unicodedata.category(chr(code)) in ("Lo", "Lm", "Nl")
+
+
+def is_mark(code: int) -> bool:
+    """Whether a code point belongs to the letter before it."""
+    return unicodedata.category(chr(code))[0] == "M"
+
+
 def lower(code: int) -> int:
     """The lower case of a code point; the first code point if Unicode maps it to several (only U+0130)."""
     return ord(chr(code).lower()[0])
 
 
-def word_ranges() -> list[tuple[int, int]]:
+def ranges_of(belongs: Callable[[int], bool]) -> list[tuple[int, int]]:
     ranges: list[tuple[int, int]] = []
-    for code in filter(is_word, range(sys.maxunicode + 1)):
+    for code in filter(belongs, range(sys.maxunicode + 1)):
         if ranges and ranges[-1][1] == code - 1:
             ranges[-1] = (ranges[-1][0], code)
         else:
@@ -59,14 +78,23 @@ if __name__ == "__main__":
 
 namespace torch_lsh::unicode {{
 
-struct WordRange {{
+struct Range {{
   uint32_t first, last;
 }};
 
 // Letters, marks and numbers.
 // clang-format off
-inline constexpr WordRange kWords[] = {{
-{rows(word_ranges(), 5)}
+inline constexpr Range kWords[] = {{
+{rows(ranges_of(is_word), 5)}
+}};
+
+// Letters of scripts without blanks between words.
+inline constexpr Range kAlone[] = {{
+{rows(ranges_of(stands_alone), 5)}
+}};
+
+inline constexpr Range kMarks[] = {{
+{rows(ranges_of(is_mark), 5)}
 }};
 // clang-format on
 

@@ -46,10 +46,10 @@ inline int32_t decode(const uint8_t*& at, const uint8_t* end) {
 
 // The number of the only range that may contain `code`, the last one that begins at or before it; -1 if none
 // does.
-template <typename Range, size_t N>
-constexpr int64_t range_of(const Range (&ranges)[N], uint32_t code) {
-  const Range* after = std::upper_bound(std::begin(ranges), std::end(ranges), code,
-                                        [](uint32_t c, const Range& range) { return c < range.first; });
+template <typename R, size_t N>
+constexpr int64_t range_of(const R (&ranges)[N], uint32_t code) {
+  const R* after = std::upper_bound(std::begin(ranges), std::end(ranges), code,
+                                    [](uint32_t c, const R& range) { return c < range.first; });
   return after - std::begin(ranges) - 1;
 }
 
@@ -77,5 +77,31 @@ inline uint32_t word_character(int32_t code) {
   const uint32_t c = static_cast<uint32_t>(code);
   return c < kCommon.size() ? kCommon[c] : look_up(c);
 }
+
+template <size_t N>
+bool contains(const Range (&ranges)[N], uint32_t code) {
+  const int64_t range = range_of(ranges, code);
+  return range >= 0 && code <= ranges[range].last;
+}
+
+// Says where a run of word characters is cut, so that a letter of a script without blanks, with its marks, is
+// a word of its own. One per run.
+class Cuts {
+ public:
+  // Whether a word begins at the next character of the run, as word_character gives it.
+  bool begins_word(uint32_t character) {
+    const bool alone = character >= kAlone[0].first && contains(kAlone, character);
+    const bool begins = first_ || alone || (alone_ && !contains(kMarks, character));
+    if (begins) alone_ = alone;
+    first_ = false;
+    return begins;
+  }
+
+  // Whether the present word is such a letter.
+  bool alone() const { return alone_; }
+
+ private:
+  bool first_ = true, alone_ = false;
+};
 
 }  // namespace torch_lsh::unicode

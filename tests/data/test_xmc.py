@@ -214,7 +214,8 @@ def test_garbage_is_refused_or_read(tmp_path_factory, garbage):
 # --- the operator ---
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
-row = st.tuples(st.lists(st.integers(0, 4), max_size=4), st.lists(st.tuples(st.integers(0, 9), floats), max_size=6))
+labels = st.lists(st.integers(0, 4), max_size=4, unique=True)
+row = st.tuples(labels, st.lists(st.tuples(st.integers(0, 9), floats), max_size=6))
 
 
 @settings(max_examples=50, deadline=None)

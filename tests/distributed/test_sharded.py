@@ -58,6 +58,22 @@ def targets(y: torch.Tensor) -> dict[str, tuple[torch.Tensor, dict]]:
         "weighted": (y, {"weight": torch.linspace(0.5, 2, N)}),
         "several": (several, {"reduction": "sum"}),
         "probabilities": (shares.to_sparse_csr(), {}),
+        "smoothed": (torch.where(y % 3 == 0, -100, y), {"label_smoothing": 0.2}),
+        "smoothed and weighted": (y, {"label_smoothing": 0.2, "weight": torch.linspace(0.5, 2, N)}),
+        "smoothed probabilities": (shares.to_sparse_csr(), {"label_smoothing": 0.2, "reduction": "none"}),
+    }
+
+
+def binary_targets(y: torch.Tensor) -> dict[str, tuple[torch.Tensor, dict]]:
+    """Targets of binary cross entropy, with arguments of the loss."""
+    several = torch.stack([y, (y + 7) % N, torch.full_like(y, -100)], 1)
+    values = torch.zeros(B, N).scatter_(1, several[:, :2], torch.tensor([[0.5, 1.0]]).expand(B, 2))
+    weights = {"weight": torch.linspace(0.5, 2, N), "pos_weight": torch.linspace(3, 1, N)}
+    return {
+        "padded": (several, {}),
+        "values": (values.to_sparse_csr(), {"reduction": "sum"}),
+        "weighted": (several, weights),
+        "of every class": (values.to_sparse_csr(), {"reduction": "none"}),
     }
 
 
@@ -68,14 +84,22 @@ def reference(logits: torch.Tensor, target: torch.Tensor, **options) -> torch.Te
     return F.cross_entropy(logits, target, **options)
 
 
+def binary_reference(logits: torch.Tensor, target: torch.Tensor, **options) -> torch.Tensor:
+    if not target.is_floating_point():
+        target = F.one_hot(target[:, :2], N).sum(1).float()
+    return F.binary_cross_entropy_with_logits(logits, target, **options)
+
+
 # --- what the two processes do: each returns the largest differences from the whole layer -----------------------------
 
 
 def apart(*pairs) -> float:
-    return max(float((one - other).abs().max()) if one.numel() else 0.0 for one, other in pairs)
+    """The largest difference, relative to the size of the numbers where that is over 1."""
+    differences = [(one - other).abs().max() / other.abs().max().clamp(min=1) for one, other in pairs if one.numel()]
+    return float(max(differences, default=0.0))
 
 
-def losses(rank: int, same_inputs: bool):
+def losses(rank: int, same_inputs: bool, loss_of=F.cross_entropy, reference=reference, targets=targets):
     layer, (x, y), found = make_sharded(same_inputs), make_batch(), {}
     part, own = part_of(rank, same_inputs), layer.shards.own
     for name, (target, options) in targets(y).items():
@@ -89,7 +113,7 @@ def losses(rank: int, same_inputs: bool):
         mine = x[part].clone().requires_grad_()
         labels = rows[part].to_sparse_csr() if target.layout is torch.sparse_csr else target[part]
         layer.zero_grad()
-        loss = F.cross_entropy(layer(mine), labels, **options)
+        loss = loss_of(layer(mine), labels, **options)
         loss.sum().backward()
         found[name] = apart(
             (loss, wanted[0 if same_inputs else rank]),
@@ -98,10 +122,13 @@ def losses(rank: int, same_inputs: bool):
             (layer.bias.grad, whole.bias.grad[own]),
         )
         with torch.no_grad():
-            exact = F.cross_entropy(layer.eval()(x[part]), labels, **options)
+            exact = loss_of(layer.eval()(x[part]), labels, **options)
         found[f"{name} in eval"] = apart((exact, wanted[0 if same_inputs else rank]))
         layer.train()
     return found
+
+
+BINARY = F.binary_cross_entropy_with_logits, binary_reference, binary_targets
 
 
 def rankings(rank: int, same_inputs: bool):
@@ -231,6 +258,24 @@ def estimates(rank: int, scope: str):
     return ratios.mean(0), ratios.std(0) / math.sqrt(200), layer.sampler.draws
 
 
+def labels_alone(rank: int, correction: str):
+    """The active rows are the labels of all, all of which are in the first shard."""
+    options = {"active": 60, "sampler": "in_batch", "correction": correction}
+    layer, whole, (x, y) = make_sharded(**options), make_whole(**options), make_batch()
+    counts = torch.arange(1, N + 1)
+    for one in (layer, whole):
+        one.set_label_counts(counts)
+    found = []
+    for smoothing in (0.0, 0.2):
+        part = halves(rank)
+        loss = F.cross_entropy(layer(x[part]), y[part] // 3, reduction="sum", label_smoothing=smoothing)
+        wanted = F.cross_entropy(whole(x), y // 3, reduction="none", label_smoothing=smoothing)
+        loss.backward()
+        wanted.sum().backward()
+        found += [(loss, wanted[part].sum()), (layer.weight.grad * 2, whole.weight.grad[layer.shards.own])]
+    return apart(*found)
+
+
 def errors(rank: int):
     with pytest.raises(ValueError, match="out_features is 1, which gives some of 2 processes none"):
         ShardedLSHLinear(D, 1)
@@ -247,6 +292,14 @@ def errors(rank: int):
         F.cross_entropy(layer(torch.zeros(1, D)), torch.tensor([N]))
     with pytest.raises(ValueError, match="a tensor has 500 rows; wanted 501"):
         layer.load_state_dict(nn.Linear(D, N - 1).state_dict())
+    optimizer, (x, y) = torch_lsh.optim.SGD(layer.parameters(), lr=0.1), make_batch()
+    logits = layer(x)
+    F.cross_entropy(logits, y).backward()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="were changed"):
+        F.cross_entropy(logits, y)
+    with pytest.warns(UserWarning, match="ranked by the new ones"):
+        logits.argmax(-1)
     even = ShardedLSHLinear(D, 2 * N)  # shards of equal shape, which DistributedDataParallel takes for copies
     wrapper = DistributedDataParallel(nn.Sequential(nn.Linear(D, D), even))
     with pytest.raises(RuntimeError, match=r"call torch_lsh.distributed.exchange_rows_\(model\)"):
@@ -265,8 +318,9 @@ def styles(rank: int):
         warnings.simplefilter("always")
         local = columns(x)
     whole = Model(make_whole()).eval()(x)
+    views = logits.view(3, -1, N).float().contiguous().view(-1, N)  # as losses of language models
     return (
-        isinstance(logits, ShardedLogits),
+        isinstance(logits, ShardedLogits) and isinstance(views, ShardedLogits),
         apart((best, whole.topk(3).indices), (local, whole.dense()[:, model.head.shards.own])),
         [str(warning.message) for warning in caught],
     )
@@ -338,12 +392,14 @@ class Work:
     def __call__(self, rank: int):
         return {
             "losses": [losses(rank, same) for same in (False, True)],
+            "binary losses": [losses(rank, same, *BINARY) for same in (False, True)],
             "rankings": [rankings(rank, same) for same in (False, True)],
             "dense": [dense_values(rank, same) for same in (False, True)],
             "data parallel": {name: data_parallel(rank, **way) for name, way in WRAPPERS.items()},
             "clipped": [clipped(rank, norm) for norm in (2.0, math.inf)],
             "without samples": without_samples(rank),
             "estimates": {scope: estimates(rank, scope) for scope in ("batch", "sample")},
+            "labels alone": [labels_alone(rank, correction) for correction in ("stratified", "none")],
             "errors": errors(rank),
             "styles": styles(rank),
             "initial": initial(rank, 2),
@@ -374,11 +430,19 @@ def results(folder, of_four):
 
 
 @pytest.mark.parametrize("same_inputs", [False, True])
-@pytest.mark.parametrize("name", list(targets(torch.zeros(1, dtype=torch.int64))))
+@pytest.mark.parametrize("name", list(targets(torch.zeros(B, dtype=torch.int64))))
 def test_losses_and_gradients_are_those_of_the_whole_layer(results, name, same_inputs):
     for result in results:
         assert result["losses"][same_inputs][name] < 1e-5
         assert result["losses"][same_inputs][f"{name} in eval"] < 1e-5
+
+
+@pytest.mark.parametrize("same_inputs", [False, True])
+@pytest.mark.parametrize("name", list(binary_targets(torch.zeros(B, dtype=torch.int64))))
+def test_binary_losses_and_gradients_are_those_of_the_whole_layer(results, name, same_inputs):
+    for result in results:
+        assert result["binary losses"][same_inputs][name] < 1e-5
+        assert result["binary losses"][same_inputs][f"{name} in eval"] < 1e-5
 
 
 @pytest.mark.parametrize("same_inputs", [False, True])
@@ -392,7 +456,7 @@ def test_other_functions_get_dense_values_with_one_warning(results, same_inputs)
     for difference, messages in (result["dense"][same_inputs] for result in results):
         assert difference < 1e-4
         assert len(messages) == 1
-        assert "has no sampled path for a sharded layer, so all 501 outputs are computed" in messages[0]
+        assert "mul__ has no sampled path, so all 501 outputs of the layer are computed" in messages[0]
 
 
 @pytest.mark.parametrize("way", WRAPPERS)
@@ -416,6 +480,10 @@ def test_sampled_losses_are_unbiased(results, scope):
         assert draws == 200
         assert (error > 0).all()
         assert ((mean - 1).abs() < 4.5 * error).all()
+
+
+def test_a_shard_without_active_rows(results):
+    assert all(max(result["labels alone"]) < 1e-5 for result in results)
 
 
 def test_styles_of_tensor_parallelism(results):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import twins
 
 from torch_lsh import LSHConfig, LSHLinear, PartitionConfig, ops, optim
-from torch_lsh.index.families import LearnedPartition
+from torch_lsh.index.families import LearnedPartition, learned
 from torch_lsh.index.hash_tables import HashTableIndex
 from torch_lsh.index.partition import Partition, PartitionIndex
 from torch_lsh.index.sign_codes import SignCodeIndex
@@ -287,9 +287,39 @@ def test_codes_are_the_nearest_centers_of_the_nearest_group(threads):
     assert distances.gather(1, codes[:, None]).square().mean() < 0.85 * random.square().mean()
 
 
+def test_rows_that_are_compared_with_all_groups_are_with_the_nearest_center(threads):
+    rows = clustered()[0]
+    apart, together = LearnedPartition(D, 6), LearnedPartition(D, 6, compared=8)
+    distance = []
+    for family in (apart, together):
+        family.fit(rows)
+        distances = torch.cdist(rows, family.centers)
+        distance.append(distances.gather(1, family.buckets(rows).long()[:, None])[:, 0])
+    torch.testing.assert_close(distance[1], distances.min(1).values, atol=1e-3, rtol=1e-3)
+    assert distance[1].square().mean() < 0.97 * distance[0].square().mean()
+    assert together.buckets(rows).unique().numel() == 64
+
+
+def test_scores_of_the_buckets_that_most_queries_visit_are_learned(monkeypatch):
+    weight, _, queries = clustered()
+    family = LearnedPartition(D, 7, compared=4)
+    family.fit(weight)
+    buckets = family.buckets(weight).long()[(queries @ weight.T).topk(20).indices]
+    monkeypatch.setattr(learned, "_CONTESTED", 48)
+    family.fit_queries(queries, buckets)
+    moved = (family.directions != family.centers).any(1)
+    assert int(moved.sum()) == 48
+    assert moved[buckets].float().mean() > 0.9
+    looked_up = family.scores(queries).topk(8).indices
+    share = (buckets.unsqueeze(2) == looked_up.unsqueeze(1)).any(2).float().mean()
+    before = (buckets.unsqueeze(2) == (queries @ family.centers.T).topk(8).indices.unsqueeze(1)).any(2).float().mean()
+    assert share > before
+
+
+@pytest.mark.parametrize("compared", [1, 4])
 @pytest.mark.parametrize("rows", [1, 3, 50])
-def test_fewer_rows_than_centers(rows):
-    family = LearnedPartition(D, 5)
+def test_fewer_rows_than_centers(rows, compared):
+    family = LearnedPartition(D, 5, compared)
     x = torch.randn(rows, D)
     family.fit(x)
     codes = family.buckets(x)
@@ -390,12 +420,13 @@ def test_without_queries_and_with_few():
         assert recall(index.query(queries[600:], 400), weight, bias, queries[600:]) > 0.5
 
 
-def test_results_do_not_depend_on_the_number_of_threads():
+@pytest.mark.parametrize("compared", [1, 4])
+def test_results_do_not_depend_on_the_number_of_threads(compared):
     results = []
     for threads in (1, 2):
         torch.manual_seed(0)
         torch.set_num_threads(threads)
-        index, weight, bias, x = built()
+        index, weight, bias, x = built(compared=compared)
         rows = torch.arange(0, N, 7)
         weight[rows] += 0.3 * torch.randn(len(rows), D)
         index.update(weight, bias, rows)
@@ -404,8 +435,9 @@ def test_results_do_not_depend_on_the_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
 
-def test_update_moves_rows_to_where_they_would_be_hashed():
-    index, weight, bias, x = built()
+@pytest.mark.parametrize("compared", [1, 4])
+def test_update_moves_rows_to_where_they_would_be_hashed(compared):
+    index, weight, bias, x = built(compared=compared)
     fresh = copy.deepcopy(index)
     rows = torch.randperm(N)[:500]
     weight[rows], bias[rows] = torch.randn(500, D), torch.randn(500)
@@ -451,12 +483,13 @@ def test_outdated_when_recall_falls_or_queries_come():
     assert reason.startswith(f"recall fell from {index.learned_recall:.3f} to 0.")
 
 
-def test_what_is_not_finite():
+@pytest.mark.parametrize("compared", [1, 4])
+def test_what_is_not_finite(compared):
     weight, bias, queries = clustered()
     weight[3, 2], weight[7, 1], bias[9] = math.nan, math.inf, -math.inf
     queries[5, 0] = math.nan
     before = weight.clone(), bias.clone(), queries.clone()
-    index = PartitionIndex(N, D)
+    index = PartitionIndex(N, D, compared=compared)
     index.build(weight, bias, queries)
     for mine, other in zip((weight, bias, queries), before):
         torch.testing.assert_close(mine, other, rtol=0, atol=0, equal_nan=True)
@@ -475,6 +508,8 @@ def test_what_is_not_finite():
     ("call", "message"),
     [
         (lambda: PartitionIndex(5, 4, probes=0), "probes is 0; wanted a positive int"),
+        (lambda: PartitionIndex(5, 4, compared=0), "compared is 0; wanted a positive int"),
+        (lambda: LearnedPartition(4, 2, compared=0), "compared is 0; wanted at least 1"),
         (lambda: LearnedPartition(0, 3), "in_features is 0; wanted at least 1"),
         (lambda: LearnedPartition(4, 21), "hashes_per_table is 21; wanted 1 to 20"),
         (

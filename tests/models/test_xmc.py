@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 import resource
 import signal
@@ -17,6 +18,7 @@ import torch
 from torch_lsh import ExponentialBackoff, FixedInterval, HashTableConfig, LSHConfig
 from torch_lsh.data import XMCDataset, synthetic_xmc
 from torch_lsh.data.xmc import XMCRows, join_rows
+from torch_lsh.io import load_safetensors, save_safetensors
 from torch_lsh.models import XMCClassifier
 
 F, N = 300, 600
@@ -246,9 +248,11 @@ def saved(tmp_path):
 
 
 def edited(path, edit):
-    content = torch.load(path)
-    edit(content)
-    torch.save(content, path)
+    """Changes tensors and content of a saved model."""
+    tensors, metadata = load_safetensors(path)
+    content = json.loads(metadata["model"])
+    edit(tensors, content, metadata)
+    save_safetensors(tensors, path, {**metadata, "model": json.dumps(content)})
 
 
 DAMAGE = {
@@ -264,12 +268,12 @@ DAMAGE = {
     ),
     "other tensors": lambda path: torch.save({"weight": torch.zeros(3)}, path),
     "a module": lambda path: torch.save(torch.nn.Linear(1, 1), path),
-    "other format": lambda path: edited(path, lambda c: c.update(format="torch_lsh.XMCClassifier/2")),
-    "no configuration": lambda path: edited(path, lambda c: c.pop("configuration")),
-    "unknown setting": lambda path: edited(path, lambda c: c["configuration"]["config"].update(colour="red")),
-    "unknown policy": lambda path: edited(path, lambda c: c["configuration"]["config"]["rehash"].update(policy="x")),
-    "a weight is missing": lambda path: edited(path, lambda c: c["weights"].pop("input_bias")),
-    "a weight has another shape": lambda path: edited(path, lambda c: c["configuration"].update(hidden=5)),
+    "other format": lambda path: edited(path, lambda t, c, m: m.update(format="torch_lsh.XMCClassifier/9")),
+    "no content": lambda path: edited(path, lambda t, c, m: c.clear()),
+    "unknown setting": lambda path: edited(path, lambda t, c, m: c["config"].update(colour="red")),
+    "unknown policy": lambda path: edited(path, lambda t, c, m: c["config"]["rehash"].update(policy="x")),
+    "a weight is missing": lambda path: edited(path, lambda t, c, m: t.pop("input_bias")),
+    "a weight has another shape": lambda path: edited(path, lambda t, c, m: c.update(hidden=5)),
 }
 
 
@@ -292,13 +296,11 @@ def test_files_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_interrupted_saving_leaves_the_old_file(saved, monkeypatch, error):
     before = saved.read_bytes()
-    save = torch.save
 
-    def fail_halfway(content, path):
-        save(content, path)
+    def fail_halfway(source, target):
         raise error
 
-    monkeypatch.setattr(torch, "save", fail_halfway)
+    monkeypatch.setattr(os, "replace", fail_halfway)
     with pytest.raises(type(error)):
         make_model(dense=True).save(saved)
     assert saved.read_bytes() == before
@@ -478,9 +480,7 @@ def test_a_damaged_checkpoint_is_refused(data, tmp_path, damage):
 
 
 def test_a_model_is_no_checkpoint(data, saved):
-    with pytest.raises(
-        ValueError, match=r"has the format torch_lsh.XMCClassifier/1; wanted torch_lsh.XMCClassifier.fit/1"
-    ):
+    with pytest.raises(ValueError, match=r"has the format torch_lsh\.XMCClassifier/2; wanted torch_lsh\.fit/2"):
         fit(make_model(), data[0], checkpoint=saved)
 
 

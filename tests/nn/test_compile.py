@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 
 import pytest
 import torch
@@ -266,7 +267,21 @@ def mapped(model, x):
     return torch.vmap(model)
 
 
-@pytest.mark.parametrize("graph", [exported, traced, compiled, mapped])
+def exported_to_onnx(model, x):
+    for name in ("onnx", "onnxscript"):
+        pytest.importorskip(name)
+    runtime = pytest.importorskip("onnxruntime")
+    file = torch.onnx.export(model, (x,), dynamo=True, verbose=False).model_proto.SerializeToString()
+    session = runtime.InferenceSession(file)
+
+    def run(x):
+        out = [torch.from_numpy(one) for one in session.run(None, {session.get_inputs()[0].name: x.numpy()})]
+        return out[0] if len(out) == 1 else out
+
+    return run
+
+
+@pytest.mark.parametrize("graph", [exported, traced, compiled, mapped, exported_to_onnx])
 @pytest.mark.parametrize("quantised", [False, True])
 def test_eval_models(graph, quantised):
     model, x = Model().eval(), torch.randn(4, WIDTH)
@@ -281,6 +296,41 @@ def test_eval_models(graph, quantised):
             torch.testing.assert_close((values, classes), (best.values, best.indices))
 
 
+@pytest.mark.skipif("TORCH_LSH_SLOW" not in os.environ, reason="takes 20 seconds; TORCH_LSH_SLOW=1 runs it")
+def test_the_whole_model_compiled_ahead_of_time():
+    model = nn.ModuleDict({"float32": Model().head.eval(), "int8": torch_lsh.quantize_(Model().eval()).head})
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return [self.model["float32"](x), *self.model["float32"].topk(x, 3), *self.model["int8"].topk(x, 3)]
+
+    x = torch.randn(4, WIDTH)
+    with torch.no_grad():
+        program, fast_to_compile = (
+            torch.export.export(Both().eval(), (x,)),
+            {"aot_inductor.compile_wrapper_opt_level": "O0"},
+        )
+        package = torch._inductor.aoti_compile_and_package(program, inductor_configs=fast_to_compile)
+        want = [model["float32"](x).dense(), *model["float32"].topk(x, 3), *model["int8"].topk(x, 3)]
+        torch.testing.assert_close(list(torch._inductor.aoti_load_package(package)(x)), want)
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune-no-cudagraphs"])
+def test_modes_of_the_compiler(mode):
+    runs = []
+    for compile_it in (lambda model: model, lambda model: torch.compile(model, mode=mode, dynamic=True)):
+        model = Model()
+        losses, graphs = train(model, eager(compile_it(model)), torch_lsh.optim.Adam(model.parameters()), (4, 7))
+        runs.append(losses)
+        assert model.head.stats().paths["sampled"] == 2
+    assert graphs == [1, 1]  # dynamic=True: one graph for any size
+    torch.testing.assert_close(*runs)
+
+
 def test_the_approximate_topk_in_a_whole_graph():
     head, x = Model().head.eval(), torch.randn(4, WIDTH)
     with torch.no_grad():
@@ -288,8 +338,13 @@ def test_the_approximate_topk_in_a_whole_graph():
         torch.testing.assert_close(got, head.topk(x, 3, exact=False, candidates=50))
 
 
-def test_script_leaves_the_callers_model_alone():
-    model, x = nn.Sequential(nn.Linear(WIDTH, WIDTH), Model().head), torch.randn(4, WIDTH)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("quantised", [False, True])
+def test_script_leaves_the_callers_model_alone(quantised, bias):
+    model, x = nn.Sequential(nn.Linear(WIDTH, WIDTH), LSHLinear(WIDTH, N, bias)), torch.randn(4, WIDTH)
+    if quantised:
+        model = torch_lsh.quantize_(model.eval())
+    kind = type(model[1])
     scripted = torch.jit.script(model)
-    assert type(model[1]) is LSHLinear
+    assert type(model[1]) is kind
     torch.testing.assert_close(scripted(x), model(x).dense())

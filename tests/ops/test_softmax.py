@@ -181,6 +181,8 @@ def assert_layer_equals_twin(dtypes, shape, bias, divisor):
     ]
     results, expected = (op.linear_softmax_loss(*inputs, divisor) for op in (ops, twins))
     assert_all_close(results, expected, rtol=1e-5, atol=1e-5)
+    sums, expected_sums = (op.linear_softmax_sums(*inputs[:6]) for op in (ops, twins))
+    assert_all_close(sums, expected_sums, rtol=1e-5, atol=1e-5)
     factors = torch.randn(batch, dtype=expected[0].dtype)
     for needs_weight in (True, False):
         arguments = (expected[1], factors, inputs[0], inputs[1], inputs[3], needs_weight)
@@ -253,6 +255,37 @@ def test_active_rows_loss_in_bfloat16_is_that_of_float64_up_to_rounding(product_
 def test_active_rows_loss_passes_gradcheck(divisor):
     x, weight, offset, rows, *rest = layer_arguments(FLOAT64, 3, 8, 4, 2)
     torch.autograd.gradcheck(lambda x, w, b: ops.active_rows_loss(x, w, b, rows, *rest, divisor), (x, weight, offset))
+
+
+def test_active_rows_sums_pass_gradcheck():
+    x, weight, offset, rows, log_weights, positions, _ = layer_arguments(FLOAT64, 3, 8, 4, 2)
+    positions[2] = positions[2, 0]  # a label twice
+    arguments = (rows, log_weights, positions)
+    torch.autograd.gradcheck(lambda x, w, b: ops.active_rows_sums(x, w, b, *arguments), (x, weight, offset))
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("outweighed", [False, True])
+def test_joined_sums_of_parts_are_the_loss(parts, outweighed):
+    """Rows in several parts, as processes have them; outweighed ones have a share of exp(-300) of the partition sum."""
+    x, weight, offset, rows, log_weights, positions, shares = layer_arguments(FLOAT32, 6, 40, 5, 3)
+    shares = shares.masked_fill(positions < 0, 0)
+    with torch.no_grad():
+        offset[rows[: 40 // parts]] -= 300.0 * outweighed
+    loss = ops.active_rows_loss(x, weight, offset, rows, log_weights, positions, shares)
+    sums, begin = [], 0
+    for part in rows.chunk(parts):
+        here = (positions >= begin) & (positions < begin + len(part))
+        own = (log_weights[begin : begin + len(part)], (positions - begin).masked_fill(~here, -1))
+        sums.append(ops.active_rows_sums(x, weight, offset, part, *own))
+        begin += len(part)
+    log_z, at_labels = torch.stack([part[0] for part in sums]).logsumexp(0), sum(part[1] for part in sums)
+    joined = shares.sum(1) * log_z - (shares * at_labels).sum(1)
+    torch.testing.assert_close(joined, loss)
+    for _ in range(2):  # a second backward pass finds what the first one did
+        wanted = torch.autograd.grad(loss.sum(), [x, weight, offset], retain_graph=True)
+        for gradient, other in zip(torch.autograd.grad(joined.sum(), [x, weight, offset], retain_graph=True), wanted):
+            torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_weight_that_changed_before_the_backward_pass_is_an_error():

@@ -119,3 +119,26 @@ def test_loops_that_clip_as_in_pytorch_go_on_working():
     optimizer.step()
     moved = sum((now.detach() - was).square().sum() for now, was in zip(layer.parameters(), before)).sqrt()
     assert float(moved) == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("bounds", [(-0.1, 0.1), (None, 0.2), (-0.3, None), (0.5, 1.0), (None, -0.5)])
+def test_clamps_of_a_hook(bounds):
+    """Row-sparse gradients are clamped after repeated rows are summed; bounds beside 0 make them dense."""
+    gradient = torch.sparse_coo_tensor(torch.tensor([[3, 1, 3]]), torch.randn(3, 2), (5, 2))
+    clamped = gradient.clamp(*bounds)
+    torch.testing.assert_close(clamped.to_dense(), gradient.to_dense().clamp(*bounds))
+    assert (clamped.layout is torch.sparse_coo) == (not (bounds[0] or -1) > 0 and not (bounds[1] or 1) < 0)
+    for name, bound in zip(("clamp_min", "clamp_max"), bounds):
+        if bound is not None:
+            one = getattr(gradient, name)(bound)
+            torch.testing.assert_close(one.to_dense(), getattr(gradient.to_dense(), name)(bound))
+
+
+def test_a_hook_that_clamps_leaves_gradients_row_sparse():
+    layer = torch_lsh.LSHLinear(4, 500, config=torch_lsh.LSHConfig(active=50))
+    optimizer = torch_lsh.optim.SGD(layer.parameters(), lr=0.1)
+    layer.weight.register_hook(lambda gradient: gradient.clamp(-1e-3, 1e-3))
+    nn.functional.cross_entropy(layer(torch.randn(8, 4)), torch.arange(8)).backward()
+    assert layer.weight.grad.layout is torch.sparse_coo
+    assert layer.weight.grad._values().abs().max() <= 1e-3
+    optimizer.step()

@@ -225,6 +225,24 @@ def test_hooks_run_once_per_step():
     assert calls == ["before", "after"]
 
 
+def test_a_hook_before_the_step_may_change_its_arguments():
+    weight = nn.Parameter(torch.zeros(N, D))
+    optimizer = optim.Adam([weight])
+    changing = optimizer.register_step_pre_hook(lambda self, arguments, named: ((self, lambda: 7), named))
+    assert optimizer.step() == 7
+    changing.remove()
+    optimizer.register_step_pre_hook(lambda *_: 3)
+    with pytest.raises(RuntimeError, match=r"returned 3; wanted None or \(args, kwargs\)"):
+        optimizer.step()
+
+
+def test_the_profiler_sees_the_step():
+    optimizer = optim.Adam([nn.Parameter(torch.zeros(N, D))])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    assert "Optimizer.step#Adam.step" in {event.key for event in profile.key_averages()}
+
+
 # --- dense steps ----------------------------------------------------------------------------------------------------
 
 

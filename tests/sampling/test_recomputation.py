@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,3 +58,29 @@ def test_a_draw_inside_of_a_backward_pass_that_repeats_none_is_new():
     x.register_hook(lambda _: draws.append(F.cross_entropy(layer(torch.ones(4, WIDTH)), torch.arange(4))))
     x.sum().backward()
     assert len(draws) == layer.sampler.draws == 1
+
+
+def test_draws_are_kept_until_the_weight_changes():
+    head = LSHLinear(WIDTH, N, config=LSHConfig(active=100))
+    optimizer = torch_lsh.optim.SGD(head.parameters(), lr=0.1)
+    rows = []
+    draw = head.sampler.draw
+
+    def note(*args, **options):
+        active = draw(*args, **options)
+        rows.append(weakref.ref(active.rows))
+        return active
+
+    head.sampler.draw = note
+    for _ in range(4):
+        losses = [
+            checkpoint(lambda x: F.cross_entropy(head(x), torch.arange(4)), torch.randn(4, WIDTH), use_reentrant=False)
+            for _ in range(3)
+        ]
+        sum(losses).backward()
+        del losses
+        gc.collect()
+        assert len({id(one()) for one in rows if one() is not None}) <= 3
+        optimizer.step()
+        optimizer.zero_grad()
+    assert head.sampler.draws == 12

@@ -71,7 +71,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def running():
-    running = Running(Limits(request_timeout=0.6, idle_timeout=1.0, max_connections=6, max_waiting=2, stop_timeout=5))
+    running = Running(Limits(request_timeout=0.4, idle_timeout=0.6, max_connections=6, max_waiting=2, stop_timeout=5))
     yield running
     running.stop()
 
@@ -80,7 +80,7 @@ def until_closed(connection):
     """What comes before the end of a connection, and after how many seconds that is."""
     start, received = time.monotonic(), b""
     with connection:
-        while data := connection.recv(1000):
+        while data := connection.recv(1 << 20):
             received += data
     return received, time.monotonic() - start
 
@@ -93,7 +93,7 @@ def test_a_half_sent_request_ends_with_408(running, part):
     received, seconds = until_closed(running.connect(part))
     assert received.startswith(b"HTTP/1.1 408 Request Timeout")
     assert b"connection: close" in received
-    assert 0.5 < seconds < 3
+    assert 0.3 < seconds < 3
 
 
 def test_a_trickle_is_no_progress(running):
@@ -116,14 +116,18 @@ def test_an_idle_connection_is_closed(running, requests):
     connection = running.connect((HEAD.replace(b"100", b"11") + b'{"size": 1}') * requests)
     received, seconds = until_closed(connection)
     assert received.count(b"HTTP/1.1 200") == requests
-    assert 0.9 < seconds < 4
+    assert 0.5 < seconds < 4
 
 
-def test_a_client_that_takes_no_answer_is_reset(running):
+def test_a_client_that_takes_no_answer_is_left(running):
     connection = running.connect(HEAD.replace(b"100", b"18") + b'{"size": 30000000}')
-    time.sleep(2.5)
-    assert running.server.connections.expired.values["sending"] == 1
-    connection.close()
+    while not any(one.state == "sending" for one in running.server.connections.open):
+        time.sleep(0.01)
+    start = time.monotonic()
+    while running.server.connections.open:
+        time.sleep(0.01)
+        assert time.monotonic() - start < 8
+    assert len(until_closed(connection)[0]) < 30_000_000
     assert running.ask()[0].status == 200
 
 
@@ -132,10 +136,11 @@ def test_too_long_a_head(running):
     try:
         for _ in range(40):
             connection.sendall(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 1000)
-    except ConnectionError:
-        return
-    received, _ = until_closed(connection)
-    assert received.startswith(b"HTTP/1.1 4")
+        received, _ = until_closed(connection)
+        assert received.startswith(b"HTTP/1.1 4")
+    except ConnectionError:  # reset before the reason was read
+        pass
+    assert running.ask()[0].status == 200
 
 
 def test_beyond_the_limit_of_connections(running):
@@ -209,6 +214,15 @@ def test_while_it_drains_clients_are_told_to_close():
     thread.join(10)
     running.stop()
     assert (answers[0].status, answers[0].headers["connection"]) == (200, "close")
+
+
+def test_a_half_sent_request_delays_the_stop_no_longer_than_its_limit():
+    running = Running(Limits(request_timeout=60, stop_timeout=1))
+    with running.connect(HEAD + b"{"):
+        assert running.ask()[0].status == 200
+        start = time.monotonic()
+        running.stop()
+        assert 0.9 < time.monotonic() - start < 4
 
 
 def test_two_servers_on_one_port():

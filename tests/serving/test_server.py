@@ -272,35 +272,21 @@ def half_a_body(port):
     return connection
 
 
-def test_a_half_sent_request_delays_the_stop_no_longer_than_its_limit(model):
-    server = Process(model.path, "--stop-timeout", "1", "--request-timeout", "60")
-    with half_a_body(server.port):
-        assert server.predict(text="good")[0] == 200
-        start = time.monotonic()
-        code, errors = server.stop(signal.SIGTERM)
-        assert 0.9 < time.monotonic() - start < 8
-    assert code == 0
-    assert json.loads(errors.splitlines()[-1])["event"] == "stopped"
-
-
-def test_a_second_signal_ends_it_at_once(model):
-    server = Process(model.path, "--stop-timeout", "60", "--request-timeout", "60")
-    with half_a_body(server.port):
-        assert server.predict(text="good")[0] == 200
-        server.process.send_signal(signal.SIGTERM)
-        assert json.loads(server.process.stderr.readline())["event"] == "serving"
-        assert json.loads(server.process.stderr.readline())["event"] == "stopping"
-        start = time.monotonic()
-        code, _ = server.stop(signal.SIGTERM)
-        assert time.monotonic() - start < 3
-    assert code == 128 + signal.SIGTERM
-
-
-def test_a_reload_under_load_loses_no_request(model, tmp_path):
-    """SIGHUP: first a damaged file, which changes nothing, then a model with other labels."""
-    path = tmp_path / "model"
+@pytest.fixture(scope="module")
+def another(model, tmp_path_factory):
+    """A process with a model file of its own, which the last of its tests ends."""
+    path = tmp_path_factory.mktemp("another") / "model"
     path.write_bytes(model.path.read_bytes())
-    server = Process(path, "--log-requests")
+    server = Process(path, "--log-requests", "--stop-timeout", "60", "--request-timeout", "60")
+    server.path = path
+    yield server
+    server.process.kill()
+    server.process.communicate()
+
+
+def test_a_reload_under_load_loses_no_request(model, another):
+    """SIGHUP: first a damaged file, which changes nothing, then a model with other labels."""
+    server, path = another, another.path
     results, done = [], threading.Event()
 
     def client():
@@ -333,4 +319,15 @@ def test_a_reload_under_load_loses_no_request(model, tmp_path):
         thread.join(30)
     assert set(results) == {(200, "pos", "neg"), (200, "yes", "no")}
     assert logged("request").keys() >= {"time", "level", "status", "seconds", "inputs", "client"}
-    assert server.stop(signal.SIGTERM)[0] == 0
+
+
+def test_a_second_signal_ends_it_at_once(another):
+    with half_a_body(another.port):
+        assert another.predict(text="good")[0] == 200
+        another.process.send_signal(signal.SIGTERM)
+        while json.loads(another.process.stderr.readline())["event"] != "stopping":
+            pass
+        start = time.monotonic()
+        code, _ = another.stop(signal.SIGTERM)
+        assert time.monotonic() - start < 3
+    assert code == 128 + signal.SIGTERM

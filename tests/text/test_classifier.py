@@ -17,6 +17,7 @@ from torch_lsh import LSHLinear
 from torch_lsh.data import HashedText
 from torch_lsh.io import load_safetensors, save_safetensors
 from torch_lsh.models import TextClassifier
+from torch_lsh.models.network import WideNetwork
 from torch_lsh.text.training_data import Texts, TrainingData
 
 
@@ -48,7 +49,7 @@ def test_learns(model):
 
 def test_learns_with_a_hidden_layer():
     model = TextClassifier(hidden=8).fit(*generate(1000))
-    assert model.network_.features.embedding_dim == 8
+    assert model.network_.input.embedding_dim == 8
     assert model.score(*generate(300, seed=1)) > 0.95
 
 
@@ -106,7 +107,7 @@ def test_the_same_seed_gives_the_same_model_with_any_number_of_threads():
         torch.manual_seed(threads)  # of no influence
         states.append(TextClassifier(seed=seed, epochs=1).fit(*generate(600)).network_.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert not torch.equal(states[0]["features.weight"], states[2]["features.weight"])
+    assert not torch.equal(states[0]["input.weight"], states[2]["input.weight"])
 
 
 def test_global_random_state_is_left_alone():
@@ -172,7 +173,7 @@ def test_streamed_rows_are_those_in_memory():
     texts, labels = generate(22_000)
     features = HashedText(bits=12, word_ngrams=1)
     kept, streamed = (
-        TrainingData(Texts(texts, labels), features, None, 0.1, 500, memory, seed=3) for memory in (1 << 30, 1000)
+        TrainingData(Texts(texts, labels), features, 0.1, 500, memory, seed=3) for memory in (1 << 30, 1000)
     )
     assert kept.statistics.cached is not None
     assert streamed.statistics.cached is None
@@ -180,8 +181,10 @@ def test_streamed_rows_are_those_in_memory():
     assert torch.equal(kept.statistics.held_out.features, streamed.statistics.held_out.features)
     assert len(kept.statistics.held_out.feature_start) == 501
     (block,), blocks = list(kept.blocks()), list(streamed.blocks())
-    assert torch.equal(block.features, torch.cat([some.features for some in blocks]))
-    assert torch.equal(block.labels, torch.cat([some.labels for some in blocks]))
+    assert torch.equal(block.rows.features, torch.cat([some.rows.features for some in blocks]))
+    assert torch.equal(block.rows.labels, torch.cat([some.rows.labels for some in blocks]))
+    assert torch.equal(kept.statistics.label_counts, torch.bincount(block.rows.labels))
+    assert torch.equal(streamed.statistics.label_counts, kept.statistics.label_counts)
 
 
 def test_cells_with_several_labels(tmp_path):
@@ -288,10 +291,7 @@ def test_truncated_and_foreign_files_are_refused(model, tmp_path):
     "change",
     [
         {"classes": ["a", "b"]},
-        {"hidden": 5},
-        {"hidden": 2**70},
-        {"columns": 2**70},
-        {"columns": "many"},
+        {"network": {"hidden": 5}},
         {"settings": {"evil": 1}},
         {"settings": {"epochs": -1}},
         {"features": {"bits": 40}},
@@ -313,6 +313,93 @@ def test_copies(model):
     texts, _ = generate(20, seed=4)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         np.testing.assert_array_equal(other.predict_proba(texts), model.predict_proba(texts))
+
+
+# --- what the wide model can, with texts ------------------------------------------------------------------------------
+
+
+def test_weights_of_texts_and_labels():
+    texts, labels = ["word"] * 30, ["a"] * 20 + ["b"] * 10
+    settings = {"epochs": 20, "features": HashedText(bits=8)}
+    assert TextClassifier(**settings).fit(texts, labels).predict(["word"]).tolist() == ["a"]
+    for weights in (
+        {"class_weight": {"b": 10.0}},
+        {"sample_weight": [1.0] * 20 + [10.0] * 10},
+        {"sample_weight": np.r_[np.zeros(20), np.ones(10)]},
+    ):
+        assert TextClassifier(**settings).fit(texts, labels, **weights).predict(["word"]).tolist() == ["b"]
+    with pytest.raises(ValueError, match="class_weight has the label 'c', which no text has"):
+        TextClassifier().fit(texts, labels, class_weight={"c": 1})
+    with pytest.raises(ValueError, match="sample_weight has 29 numbers"):
+        TextClassifier().fit(texts, labels, sample_weight=[1.0] * 29)
+
+
+@pytest.mark.parametrize("settings", [{}, {"hidden": 8}, {"hidden": 8, "neighbours": 3}])
+def test_learns_new_labels_and_words(settings):
+    texts, labels = generate(400)
+    model = TextClassifier(epochs=10, **settings).fit(texts, labels)
+    more = [f"planet orbit noise{i % 7}" for i in range(100)]
+    model.partial_fit(texts[:100] + more, labels[:100] + ["space"] * 100, epochs=10, lr=0.02)
+    assert model.classes_.tolist() == ["food", "law", "sport", "space"]
+    assert model.predict(["orbit planet", "goal match", "soup oven"]).tolist() == ["space", "sport", "food"]
+    assert model.score(*generate(200, seed=1)) > 0.9
+    assert len(model.history_) == 20
+
+
+def test_partial_fit_of_what_does_not_fit(model):
+    model = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="several labels"):
+        model.partial_fit(["a"], [["law", "food"]])
+    new = TextClassifier(epochs=3).partial_fit(*generate(300), classes=["law", "art"])
+    assert new.classes_.tolist() == ["food", "law", "sport", "art"]
+    assert new.predict_proba(["goal match"]).shape == (1, 4)
+    assert new.predict(["goal match"]) == ["sport"]
+
+
+def test_an_interrupted_fit_goes_on(tmp_path, monkeypatch):
+    texts, labels = generate(600)
+    settings = {"epochs": 3, "hidden": 8, "features": HashedText(bits=12)}
+    wanted = TextClassifier(**settings).fit(texts, labels, checkpoint=tmp_path / "other", checkpoint_every=7)
+    step, steps = WideNetwork.loss, []
+
+    def interrupted(self, *batch):
+        steps.append(None)
+        if len(steps) == 40:
+            raise KeyboardInterrupt
+        return step(self, *batch)
+
+    monkeypatch.setattr(WideNetwork, "loss", interrupted)
+    options = {"checkpoint": tmp_path / "run", "checkpoint_every": 7}
+    with pytest.raises(KeyboardInterrupt):
+        TextClassifier(**settings).fit(texts, labels, **options)
+    model = TextClassifier(**settings).fit(texts, labels, **options)
+    assert len(steps) < 40 + 3 * 34
+    for name, value in wanted.network_.state_dict().items():
+        assert torch.equal(value, model.network_.state_dict()[name])
+    with pytest.raises(ValueError, match="belongs to a run with configuration"):
+        TextClassifier(**{**settings, "hidden": 9}).fit(texts, labels, **options)
+
+
+def test_a_mapped_model_is_the_same(model, several, tmp_path):
+    texts, _ = generate(20, seed=4)
+    for some in (model, several):
+        some.save(tmp_path / "model")
+        mapped = TextClassifier.load(tmp_path / "model", mmap=True)
+        np.testing.assert_array_equal(mapped.predict_proba(texts), some.predict_proba(texts))
+
+
+def test_permitted_and_excluded_labels(model):
+    text = ["goal match"]
+    assert model.top_k(text, 1)[0].tolist() == [["sport"]]
+    labels, probabilities = model.top_k(text, 3)
+    order = labels[0].tolist()
+    found, some = model.top_k(text, 2, excluded=["sport"])
+    assert found[0].tolist() == [name for name in order if name != "sport"]
+    np.testing.assert_allclose(some[0], [probabilities[0, order.index(name)] for name in found[0]], rtol=1e-5)
+    assert model.top_k(text * 2, 1, allowed=[["law"], ["food", "law"]])[0][0, 0] == "law"
+    assert model.predict(text, excluded=["sport"])[0] != "sport"
+    with pytest.raises(ValueError, match="the label 'news' did not occur"):
+        model.top_k(text, 1, allowed=["news"])
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def test_train_text(files, tmp_path, capsys):
     assert lines[3].startswith(f"saved {model}: 3 labels")
     loaded = TextClassifier.load(model)
     assert (loaded.features_.bits, loaded.features_.char_ngrams, loaded.seed) == (12, (3, 5), 4)
-    assert loaded.network_.features.embedding_dim == 8
+    assert loaded.network_.input.embedding_dim == 8
 
 
 def test_several_labels_by_number_without_a_header(tmp_path, capsys):

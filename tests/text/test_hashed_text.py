@@ -36,6 +36,7 @@ texts = st.lists(
     st.one_of(
         st.text(st.characters().filter(is_known)),
         st.text("aàAÀİıΣσςЖ北京 .'\ud800e\u0301"),
+        st.text("北京市a1カナー々〇ก็ที่ລາວကျ ", max_size=20),
         st.binary(),
         st.binary().map(lambda tail: "naïve café 北京 🙂".encode() + tail),
     ),
@@ -50,6 +51,7 @@ arguments = st.tuples(
     st.sampled_from(["count", "log", "binary"]),
     st.booleans(),
     st.integers(-(2**63), 2**63 - 1),
+    st.booleans(),
 )
 
 
@@ -70,7 +72,8 @@ def test_hash_text_is_its_twin(texts, arguments):
 def test_word_spans_are_their_twin(texts):
     for text in texts:
         packed, _ = pack_texts([text])
-        assert torch.equal(ops.word_spans(packed), twins.word_spans(packed))
+        for split in (False, True):
+            assert torch.equal(ops.word_spans(packed, split), twins.word_spans(packed, split))
 
 
 def test_long_texts_are_sorted_by_digits():
@@ -79,7 +82,7 @@ def test_long_texts_are_sorted_by_digits():
     numbers = torch.randint(3000, (2, 1000), generator=generator).tolist()
     text, offsets = pack_texts([" ".join(map(str, row)) for row in numbers])
     for bits in (3, 11, 12, 22, 23, 31):
-        arguments = (text, offsets, bits, 2, 3, 5, True, "log", True, 7)
+        arguments = (text, offsets, bits, 2, 3, 5, True, "log", True, 7, True)
         for ours, theirs in zip(ops.hash_text(*arguments), twins.hash_text(*arguments)):
             assert torch.equal(ours, theirs)
 
@@ -126,6 +129,33 @@ def test_the_features_of_a_release_are_those_of_the_next():
 
 FROZEN_COLUMNS = [22586, 43728, 76268, 112904]
 FROZEN_VALUES = [0.158245, 0.267931]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("北京 is 大", ["北", "京", "is", "大"]),
+        ("a北b", ["a", "北", "b"]),
+        ("カナー", ["カ", "ナ", "ー"]),
+        ("ที่", ["ที่"]),  # one letter with two marks
+        ("한국어 Жук", ["한국어", "Жук"]),  # scripts with blanks
+    ],
+)
+def test_letters_of_scripts_without_blanks_are_words(text, words):
+    packed, _ = pack_texts([text])
+    raw = text.encode()
+    assert [raw[begin:end].decode() for begin, end in ops.word_spans(packed, True)] == words
+    separated, joined = HashedText(word_ngrams=2).csr([" ".join(words)]), HashedText(word_ngrams=2).csr([text])
+    assert all(torch.equal(*both) for both in zip(separated, joined))
+
+
+def test_pairs_of_letters_are_features_without_pairs_of_words():
+    def count(text, **settings):
+        return len(HashedText(word_ngrams=1, **settings).csr([text])[1])
+
+    assert count("北京市") == 3 + 2
+    assert count("北京市", split_characters=False) == 1
+    assert count("to be") == 2
 
 
 def test_invalid_bytes_separate_words():
@@ -247,7 +277,7 @@ def test_what_is_not_text_is_named_by_its_row(value):
     ],
 )
 def test_bad_arguments_of_the_operator(change, words):
-    arguments = [torch.zeros(3, dtype=torch.uint8), torch.tensor([0, 3]), 10, 1, 3, 5, False, "log", True, 0]
+    arguments = [torch.zeros(3, dtype=torch.uint8), torch.tensor([0, 3]), 10, 1, 3, 5, False, "log", True, 0, True]
     for place, value in change.items():
         arguments[place] = value
     with pytest.raises(RuntimeError, match=words):

@@ -30,6 +30,11 @@ class RowsAsTexts(TextClassifier):
         X, y = validate_data(self, X, y, multi_output=True)
         return super().fit(as_texts(X), y)
 
+    def partial_fit(self, X, y, classes=None):
+        first = not hasattr(self, "network_")
+        X = validate_data(self, X, reset=first)
+        return super().partial_fit(X if first else as_texts(X), y, classes)
+
     def predict(self, X):
         return super().predict(self.texts(X))
 

@@ -8,11 +8,19 @@ from .embedding_bag import coalesce_rows, embedding_bag, embedding_bag_backward,
 from .first_touch import zero_rows_
 from .gather import gather_rows
 from .hadamard import cross_polytope_codes, hadamard_codes, hadamard_products
-from .hash import dwta_codes, simhash_codes, simhash_products
+from .hash import dwta_codes, query_vectors, simhash_codes, simhash_products
 from .hash_text import hash_text, word_spans
+from .label_votes import label_votes
 from .largest_rows import largest_rows
-from .linear_softmax import labels_weigh_one, linear_softmax_loss, linear_softmax_loss_backward
+from .linear_softmax import (
+    labels_weigh_one,
+    linear_softmax_loss,
+    linear_softmax_loss_backward,
+    linear_softmax_sums,
+)
+from .nearest_members import nearest_members
 from .nearest_rows import nearest_rows
+from .one_vs_rest import fit_linear_rows, sparse_dot, sum_rows
 from .optimizer import row_sparse_adagrad_, row_sparse_adam_, row_sparse_lion_, row_sparse_sgd_
 from .partition import query_partition, residual_codes, search_partition, update_partition
 from .probes import probe_codes
@@ -37,6 +45,7 @@ __all__ = [
     "embedding_bag_backward",
     "embedding_bag_values_backward",
     "extremes",
+    "fit_linear_rows",
     "gather_matmul",
     "gather_rows",
     "hadamard_codes",
@@ -44,11 +53,14 @@ __all__ = [
     "hash_text",
     "insert_labels",
     "is_increasing",
+    "label_votes",
     "labels_weigh_one",
     "largest_rows",
     "linear_softmax_loss",
     "linear_softmax_loss_backward",
+    "linear_softmax_sums",
     "linear_topk",
+    "nearest_members",
     "nearest_rows",
     "parse_xmc",
     "positive_sums",
@@ -56,6 +68,7 @@ __all__ = [
     "product",
     "query_partition",
     "query_tables",
+    "query_vectors",
     "residual_codes",
     "row_sparse_adagrad_",
     "row_sparse_adam_",
@@ -70,6 +83,8 @@ __all__ = [
     "simhash_codes",
     "simhash_products",
     "sketch_candidates",
+    "sparse_dot",
+    "sum_rows",
     "update_partition",
     "update_tables",
     "word_spans",

@@ -12,6 +12,10 @@ def pack(hashes: Tensor, hashes_per_table: int, bits: int) -> Tensor:
     return (hashes.long().unflatten(1, (-1, hashes_per_table)) << shifts).sum(2).int()
 
 
+def query_vectors(x: Tensor, zeros: int) -> Tensor:
+    return torch.cat([x.float(), torch.ones(len(x), 1), torch.zeros(len(x), zeros)], 1)
+
+
 def simhash_codes(x: Tensor, projections: Tensor, hashes_per_table: int) -> Tensor:
     return pack(x.float() @ projections > 0, hashes_per_table, bits=1)
 

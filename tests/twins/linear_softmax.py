@@ -20,6 +20,11 @@ def rounded(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     return numbers if dtype is torch.bfloat16 and not ops.multiplies_bfloat16() else numbers.to(dtype)
 
 
+def active_logits(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    logits = x.to(dtype) @ rounded(weight[rows], x.dtype).to(dtype).T
+    return logits if bias is None else logits + bias[rows].to(dtype)
+
+
 def linear_softmax_loss(
     x: Tensor,
     weight: Tensor,
@@ -30,10 +35,7 @@ def linear_softmax_loss(
     shares: Tensor,
     divisor: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    active, dtype = rounded(weight[rows], x.dtype), shares.dtype
-    logits = x.to(dtype) @ active.to(dtype).T
-    if bias is not None:
-        logits = logits + bias[rows].to(dtype)
+    logits = active_logits(x, weight, bias, rows, shares.dtype)
     largest = (logits if log_weights is None else logits + log_weights).amax(1, keepdim=True)
     if log_weights is not None:
         log_weights = labels_weigh_one(log_weights, positions)
@@ -49,10 +51,36 @@ def linear_softmax_loss(
     return loss, slopes.T.contiguous(), scale
 
 
-def linear_softmax_loss_backward(
-    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, rows: Tensor, needs_weight: bool = True
+def linear_softmax_sums(
+    x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, log_weights: Tensor | None, positions: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logits = active_logits(x, weight, bias, rows, torch.promote_types(x.dtype, torch.float32))
+    at_labels = logits.new_zeros(positions.shape)
+    for b, i in (positions >= 0).nonzero():
+        at_labels[b, i] = logits[b, positions[b, i]]
+    if len(rows) == 0:
+        nothing = logits.new_zeros(len(x))
+        return nothing - torch.inf, at_labels, logits.T.contiguous(), nothing
+    largest = (logits if log_weights is None else logits + log_weights).amax(1, keepdim=True)
+    if log_weights is not None:
+        logits = logits + labels_weigh_one(log_weights, positions)
+    powers = (logits - largest).exp()
+    total = powers.sum(1)
+    return largest.squeeze(1) + total.log(), at_labels, powers.T.contiguous(), 1 / total
+
+
+def linear_softmax_loss_backward(
+    slopes: Tensor,
+    factors: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    needs_weight: bool = True,
+    grad: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    factors = factors if grad is None else factors * grad
     gradient, dtype = slopes * factors, slopes.dtype
+    scaled = x * factors.unsqueeze(1) if x.dtype is dtype else slopes.new_empty(0, x.shape[1])
     left, active, x = rounded(gradient, x.dtype).to(dtype), rounded(weight[rows], x.dtype).to(dtype), x.to(dtype)
     of_weight = left @ x if needs_weight else active[:0]
-    return left.T @ active, of_weight, gradient.sum(1), gradient.clamp(min=0).sum(1)
+    return left.T @ active, of_weight, gradient.sum(1), gradient.clamp(min=0).sum(1), scaled

@@ -127,6 +127,11 @@ def _hadamard(*sizes: int) -> Callable[[], list[Sample]]:
     return samples
 
 
+def _query_vectors() -> list[Sample]:
+    x = torch.randn(6, 4)
+    return [Sample((x, 1)), Sample((x.double()[1::3], 0)), Sample((x.bfloat16().T, 2)), Sample((x[:0], 1))]
+
+
 def _simhash_codes() -> list[Sample]:
     return [Sample((torch.randn(5, 9), torch.randn(9, 12), 3))]
 
@@ -198,9 +203,14 @@ def _linear_softmax_loss() -> list[Sample]:
     ]
 
 
+def _linear_softmax_sums() -> list[Sample]:
+    return [Sample(sample.arguments[:6]) for sample in _linear_softmax_loss()]
+
+
 def _linear_softmax_loss_backward() -> list[Sample]:
     arguments = torch.randn(3, 2), torch.randn(2), torch.randn(2, 4), torch.randn(9, 4), torch.tensor([1, 4, 7])
-    return [Sample((*arguments, needs_weight)) for needs_weight in (True, False)]
+    grads = None, torch.randn(2), torch.randn(())
+    return [Sample((*arguments, needs_weight, grad)) for needs_weight in (True, False) for grad in grads]
 
 
 def _topk(*rows: torch.Tensor) -> Callable[[], list[Sample]]:
@@ -256,6 +266,13 @@ def _search_partition() -> list[Sample]:
     return [Sample((*given, examined)) for examined in (3, 50)]
 
 
+def _nearest_members() -> list[Sample]:
+    first, centers = torch.tensor([0, 40, 40, 100]), torch.randn(100, 7)
+    return [
+        Sample((torch.randn(n, 7), torch.randint(2, (n, 2)) * 2, first, centers, torch.randn(100))) for n in (0, 1, 70)
+    ]
+
+
 def _residual_codes() -> list[Sample]:
     return [Sample((torch.randn(3, 16), torch.randn(4, 16), _int32(0, 3, 1), bits)) for bits in (1, 4)]
 
@@ -264,6 +281,27 @@ def _nearest_rows() -> list[Sample]:
     by_row = torch.tensor([0, 1, 3]), _int32(1, 0, 1), torch.tensor([5.0, 7.0, 2.0])
     by_column = torch.tensor([0, 1, 3]), _int32(1, 0, 1), torch.tensor([7.0, 5.0, 2.0])
     return [Sample((torch.tensor([0, 2]), torch.tensor([0, 1]), torch.ones(2), *by_row, *by_column, 2, 2, 10))]
+
+
+def _rows_of_labels() -> tuple[torch.Tensor, ...]:
+    rows = torch.tensor([0, 2, 3, 3]), _int32(0, 3, 1), torch.tensor([1.0, -2.0, 3.0])
+    return *rows, 4, torch.tensor([0, 2, 2, 5]), _int32(0, 1, 2, 1, 0)
+
+
+def _label_votes() -> list[Sample]:
+    rows, weights = torch.tensor([[1, 0, -1], [2, 2, 1]]), torch.rand(2, 3, 2) + 0.1
+    labels = torch.tensor([0, 2, 3, 3]), _int32(4, 0, 0), 5
+    return [Sample((rows, weights, *labels, keep, torch.tensor([[3, 0], [-1, 3]]))) for keep in (0, 1, 3)]
+
+
+def _fit_linear_rows() -> list[Sample]:
+    positive = torch.tensor([True, False, True, False, False])
+    return [Sample((*_rows_of_labels(), positive, 1.0, 5, 0.1, 7), has_fake=False)]
+
+
+def _sparse_dot() -> list[Sample]:
+    queries = torch.tensor([0, 2, 2]), torch.tensor([0, 1]), torch.ones(2)
+    return [Sample((*queries, *_rows_of_labels()[:4], torch.tensor([[2, 0, -1], [1, 1, 0]])))]
 
 
 #: The samples of each operator, made anew by every call, for tests change some.
@@ -278,20 +316,24 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "embedding_bag_backward": lambda: [Sample((torch.randn(3, 2), *_csr(), torch.randn(3)))],
     "embedding_bag_values_backward": lambda: [Sample((torch.randn(3, 2), torch.randn(6, 2), *_csr()))],
     "extremes": lambda: [Sample((torch.tensor([3, -1, 5]),), has_fake=False)],
+    "fit_linear_rows": _fit_linear_rows,
     "gather_rows": _gather_rows,
     "hadamard_codes": _hadamard(3),
     "hadamard_products": _hadamard(),
     "hash_text": lambda: [
-        Sample((_words(b"to be, or not"), torch.tensor([0, 5, 13]), 20, 2, 3, 4, True, "log", True, 7))
+        Sample((_words(b"to be, or not"), torch.tensor([0, 5, 13]), 20, 2, 3, 4, True, "log", True, 7, True))
     ],
     "insert_labels": _insert_labels,
     "is_increasing": lambda: [
         Sample((torch.tensor([1, 3, last]), below), has_fake=False) for last, below in ((5, None), (3, None), (5, 5))
     ],
+    "label_votes": _label_votes,
     "largest_rows": _largest_rows,
     "linear_softmax_loss": _linear_softmax_loss,
     "linear_softmax_loss_backward": _linear_softmax_loss_backward,
+    "linear_softmax_sums": _linear_softmax_sums,
     "linear_topk": _topk(),
+    "nearest_members": _nearest_members,
     "nearest_rows": _nearest_rows,
     "parse_xmc": lambda: [Sample((_words(b"1,2 0:1.5 3:2\n\n"), 4, 3), has_fake=False)],
     "positive_sums": lambda: [Sample((torch.randn(3, 4),)), Sample((torch.randn(4, 3).T,))],
@@ -314,12 +356,15 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "cpu_tuning": lambda: [Sample((), has_fake=False, has_twin=False)],
     "multiplies_bfloat16": lambda: [Sample((), has_fake=False, has_twin=False)],
     "simd_level": lambda: [Sample((), has_fake=False, has_twin=False)],
+    "query_vectors": _query_vectors,
     "simhash_codes": _simhash_codes,
     "simhash_products": _simhash_products,
     "sketch_candidates": _sketch_candidates,
+    "sparse_dot": _sparse_dot,
+    "sum_rows": lambda: [Sample(_rows_of_labels(), has_fake=False)],
     "update_partition": _update_partition,
     "update_tables": _update_tables,
     "use_simd_level": lambda: [Sample((ops.simd_level(),), has_twin=False)],
     "zero_rows_": lambda: [Sample((torch.randn(5, 3),)), Sample((torch.randn(0, 3),)), Sample((torch.randn(7),))],
-    "word_spans": lambda: [Sample((_words(b"to be!"),))],
+    "word_spans": lambda: [Sample((_words(b"to be!"), True))],
 }

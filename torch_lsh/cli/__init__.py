@@ -28,7 +28,8 @@ class Command(NamedTuple):
     Attributes:
         help: One line for ``--help``.
         module: The module that runs it.
-        safetensors: The module that runs it on a model in a safetensors file and adds options for that; None: the same.
+        safetensors: The module that runs it on a safetensors file other than an XMC model's and adds options for that;
+            None: the same.
         reads_model: Whether ``arguments.model`` is a file that it reads.
     """
 
@@ -52,7 +53,7 @@ COMMANDS = {
     "evaluate": Command("measure the quality of a model on a file", _XMC, _TEXT, True),
     "predict": Command("print the best labels of each row: label:logit, or JSON lines for texts", _XMC, _TEXT, True),
     "train-text": Command("train a text classifier on a CSV, TSV, JSONL or Parquet file", _TEXT),
-    "serve": Command("answer HTTP requests with a text classifier", _TEXT, None, True),
+    "serve": Command("answer HTTP requests with a model", _TEXT, None, True),
     "inspect": Command("show what the hash tables of a saved model find, and how full they are", _XMC, _TEXT, True),
     "bench": Command("time a training step and top-k beside PyTorch's, on this machine", "torch_lsh.cli.bench"),
 }
@@ -60,8 +61,8 @@ COMMANDS = {
 #: By the name of the format, without its version.
 KINDS = {
     "torch_lsh.TextClassifier": Kind("a text model", ("evaluate", "predict", "inspect", "serve")),
-    "torch_lsh.XMCClassifier": Kind("an XMC model", ("evaluate", "predict", "inspect")),
-    "torch_lsh.XMCClassifier.fit": Kind("the state of a training run", ("inspect", "train --checkpoint")),
+    "torch_lsh.XMCClassifier": Kind("an XMC model", ("evaluate", "predict", "inspect", "serve")),
+    "torch_lsh.fit": Kind("the state of a training run", ("inspect", "train --checkpoint")),
 }
 
 
@@ -89,7 +90,8 @@ def _run(arguments: argparse.Namespace) -> int:
         _check_takes(arguments.command, arguments.model)
     name = command.module
     if command.safetensors is not None and is_safetensors(arguments.model):
-        name = command.safetensors
+        is_xmc = (format_of(arguments.model) or "").startswith("torch_lsh.XMCClassifier/")
+        name = command.module if is_xmc else command.safetensors
     return int(_function(importlib.import_module(name), arguments.command)(arguments))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import LSHConfig
 from ..data import XMCDataset, collate_xmc, synthetic_xmc
 from ..index.config import INDEX_NAMES
-from ..io import check_can_write, load_archive
+from ..io import check_can_write, format_of, load_archive
 from ..models import XMCClassifier
 from ..models.training import FORMAT as CHECKPOINT_FORMAT
 from ..models.xmc import FORMAT
@@ -144,8 +144,8 @@ def inspect_options(parser: argparse.ArgumentParser) -> None:
 
 def inspect(arguments: argparse.Namespace) -> int:
     inspection.check(arguments)
-    content = load_archive(arguments.model)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not (format_of(arguments.model) or "").startswith("torch_lsh.XMCClassifier/"):
+        content = load_archive(arguments.model)
         for key in ("weights", "state_dict", "model"):  # of checkpoints
             if isinstance(content, dict) and isinstance(content.get(key), Mapping):
                 content = content[key]

@@ -195,7 +195,7 @@ def collate_xmc(batch: XMCRows | Sequence[XMCRows], labels: str = "padded") -> t
         check_invariants=False,
     )
     if labels == "padded":
-        return features, padded_labels(rows)
+        return features, padded_labels(rows.label_start, rows.labels)
     if labels != "csr":
         raise ValueError(f"labels is {labels!r}; wanted 'padded' or 'csr'")
     # A sparse CSR tensor wants increasing columns without repetition in a row.
@@ -214,12 +214,12 @@ def collate_xmc(batch: XMCRows | Sequence[XMCRows], labels: str = "padded") -> t
     return features, multi_hot
 
 
-def padded_labels(rows: XMCRows) -> Tensor:
-    """The labels as ``[rows, P]`` int64, padded with -100; P is at least 1."""
-    counts = rows.label_start.diff()
+def padded_labels(label_start: Tensor, labels: Tensor) -> Tensor:
+    """The labels of rows as ``[rows, P]`` int64, padded with -100; P is at least 1."""
+    counts = label_start.diff()
     width = max(1, int(counts.max())) if len(counts) else 1
     padded = torch.full((len(counts), width), -100)
-    padded[torch.arange(width) < counts.unsqueeze(1)] = rows.labels.long()
+    padded[torch.arange(width) < counts.unsqueeze(1)] = labels.long()
     return padded
 
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def timeout_of(group: dist.ProcessGroup | None) -> timedelta | None:
+    """How long collectives of ``group`` (None: all processes) wait; None: as long as PyTorch has them by default."""
+    try:
+        backend: Any = (group or dist.group.WORLD)._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
+    except RuntimeError:  # a group without CPUs
+        return None
+    timeout: timedelta | None = getattr(getattr(backend, "options", None), "_timeout", None)
+    return timeout
 
 
 class Channel:
@@ -48,6 +60,24 @@ class Channel:
         padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         return [part[:length] for part, length in zip(self.gather(padded), lengths)]
+
+    def gather_into(self, tensors: list[Tensor], places: list[Sequence[Tensor]]) -> None:
+        """Copies ``tensors[i]`` of every process ``r`` into ``places[i][r]``; all are contiguous.
+
+        Nothing else is copied, and nothing is padded.
+        """
+        works: list[Any] = []
+        for tag, (tensor, places_of) in enumerate(zip(tensors, places)):
+            for other in range(self.size):
+                if other != self.rank and places_of[other].numel() > 0:
+                    works.append(dist.irecv(places_of[other], group=self.group, group_src=other, tag=tag))
+                if other != self.rank and tensor.numel() > 0:
+                    works.append(dist.isend(tensor, group=self.group, group_dst=other, tag=tag))
+            self._count((self.size - 1) * tensor.nbytes)
+        for tensor, places_of in zip(tensors, places):
+            places_of[self.rank].copy_(tensor)
+        for work in works:
+            work.wait()
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sums contiguous ``tensor`` over the processes, in place."""

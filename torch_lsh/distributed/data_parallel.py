@@ -25,7 +25,8 @@ def exchange_rows_(module: nn.Module, group: dist.ProcessGroup | None = None) ->
     """Makes ``DistributedDataParallel`` exchange row-sparse gradients as rows, in an unchanged training loop.
 
     Call it in every process with the module that is wrapped, before wrapping it; or with the wrapper.
-    ``DistributedDataParallel`` then leaves the parameters of this package's layers alone. Their gradients are averaged
+    ``DistributedDataParallel`` then leaves the parameters of this package's layers alone, and weights for which the
+    module has a :class:`torch_lsh.SamplerState`. Their gradients are averaged
     at the end of each backward pass that ``DistributedDataParallel`` synchronises: ``no_sync()``, ``join()``,
     ``find_unused_parameters`` and processes without gradients work as for the other parameters, and parameters start
     from those of process 0. The rows of :class:`ShardedLSHLinear` stay in their processes and are not averaged.
@@ -60,7 +61,10 @@ def exchange_rows_(module: nn.Module, group: dist.ProcessGroup | None = None) ->
         for name in (*layer._parameters, *layer._buffers)
     ]
     if not exchange.names and not sharded:
-        raise ValueError("module has no layer with row-sparse gradients; swap one in with torch_lsh.sparsify_")
+        raise ValueError(
+            "module has no layer with row-sparse gradients; swap one in with torch_lsh.sparsify_, or register a "
+            "torch_lsh.SamplerState for a weight that goes to torch_lsh.linear_cross_entropy"
+        )
     if isinstance(module, FSDPModule):
         _start_beside_fsdp(exchange, module, group)
         return exchange
@@ -119,14 +123,22 @@ def _fsdp_reduces(reference: weakref.ref[FSDPModule]) -> bool:
 def _note_submodule(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
     """Starts the exchange of a module when ``DistributedDataParallel`` wraps it, in all processes."""
     exchange = None if submodule is None else _exchanges.get(submodule)
-    if exchange is None or submodule is None or not isinstance(module, DistributedDataParallel) or not exchange.names:
+    if exchange is None or submodule is None or not isinstance(module, DistributedDataParallel):
         return
+    names: Any = submodule._ddp_params_and_buffers_to_ignore
+    ignored = {f"module.{name.lstrip('.')}" for name in names}
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)  # by a wrapper of the wrapper
     wrapper = weakref.ref(module)
+    if any(isinstance(layer, ShardedLSHLinear) for layer in submodule.modules()):
+        module.join_hook = _refuse_join  # type: ignore[method-assign]
+    if not exchange.names:
+        return
     # In every synchronised backward pass of every process at least one parameter gets a gradient.
     triggers = [parameter for parameter in submodule.parameters() if parameter.requires_grad]
     handles = exchange.start(module.process_group, functools.partial(_wrapper_reduces, wrapper), triggers)
     weakref.finalize(module, exchange.stop, handles).atexit = False
-    module.join_hook = functools.partial(_JoinBoth, exchange, wrapper)  # type: ignore[method-assign]
+    if module.join_hook is not _refuse_join:
+        module.join_hook = functools.partial(_JoinBoth, exchange, wrapper)  # type: ignore[method-assign]
 
 
 def _wrapper_reduces(reference: weakref.ref[DistributedDataParallel]) -> bool:
@@ -158,6 +170,13 @@ def _set_up_again(wrapper: DistributedDataParallel) -> None:
     wrapper.training = training
     for hook, state in hooks:
         wrapper.register_comm_hook(state, hook)
+
+
+def _refuse_join(**options: Any) -> JoinHook:
+    raise RuntimeError(
+        "join() lets processes leave the loop one by one, but a step of a row-sharded layer takes all of them; wanted "
+        "a loop of equal length, in which a process without samples brings an empty batch"
+    )
 
 
 class _JoinBoth(JoinHook):

@@ -84,17 +84,27 @@ def check_same(parameters: list[Tensor], channel: Channel) -> None:
 
 
 @torch.no_grad()
-def average(parameters: list[Tensor], channel: Channel, takes_part: bool = True, of_all: bool = True) -> None:
+def average(
+    parameters: list[Tensor],
+    channel: Channel,
+    takes_part: bool = True,
+    of_all: bool = True,
+    note: Tensor | None = None,
+) -> list[Tensor]:
     """:func:`average_gradients` of parameters that are known to be the same in all processes.
 
     Args:
         parameters, channel: see there.
         takes_part: False: this process has no gradients, and gets none; the others need it to communicate.
         of_all: divide by the number of processes; otherwise by the number of those that take part.
+        note: int64 numbers, as many in each process, for all others.
+
+    Returns:
+        The notes of all processes.
     """
     own = torch.zeros(len(parameters) + 1, 2, dtype=torch.int64)  # kind and number of rows, and who takes part
     own[-1, 0] = takes_part
-    parts: list[tuple[Tensor, Tensor] | None] = [None] * len(parameters)
+    parts: dict[int, tuple[Tensor, Tensor]] = {}
     for number, parameter in enumerate(parameters):
         gradient = parameter.grad
         if gradient is None or not takes_part:
@@ -104,7 +114,8 @@ def average(parameters: list[Tensor], channel: Channel, takes_part: bool = True,
         else:
             rows, values = parts[number] = rows_and_values(gradient)
             own[number] = torch.tensor([_ROW_SPARSE, len(rows)])
-    kinds, counts = torch.stack(channel.gather(own)).unbind(2)
+    messages = channel.gather(own.flatten() if note is None else torch.cat([own.flatten(), note]))
+    kinds, counts = torch.stack([message[: own.numel()].view_as(own) for message in messages]).unbind(2)
     divisor = channel.size if of_all else int(kinds[:, -1].sum())
     means: dict[int, Tensor] = {}
     by_rows = []
@@ -113,17 +124,17 @@ def average(parameters: list[Tensor], channel: Channel, takes_part: bool = True,
             means[number] = _dense_mean(parameters[number], channel, takes_part, divisor)
         elif kind == _ROW_SPARSE:
             by_rows.append(number)
-    sums = _sums_of_rows(
-        [parameters[number] for number in by_rows],
-        [parts[number] for number in by_rows],
-        counts[:, by_rows].tolist(),
-        channel,
-        takes_part,
+    gathered = _gather_rows(
+        [parameters[i] for i in by_rows], [parts.get(i) for i in by_rows], counts[:, by_rows], channel
     )
-    for number, (rows, values) in zip(by_rows, sums):
-        means[number] = row_sparse(rows, values.div_(divisor), parameters[number].shape)
-    for number, mean in means.items() if takes_part else ():
-        parameters[number].grad = mean
+    if takes_part:
+        for number, (rows, values) in zip(by_rows, gathered):
+            parameter = parameters[number]
+            rows, values = sum_repeated_rows(rows, values, len(parameter))
+            means[number] = row_sparse(rows, values.div_(divisor), parameter.shape)
+        for number, mean in means.items():
+            parameters[number].grad = mean
+    return [message[own.numel() :] for message in messages]
 
 
 def _dense_mean(parameter: Tensor, channel: Channel, takes_part: bool, divisor: int) -> Tensor:
@@ -132,53 +143,24 @@ def _dense_mean(parameter: Tensor, channel: Channel, takes_part: bool, divisor: 
     return channel.sum_(dense).div_(divisor)
 
 
-def _sums_of_rows(
-    parameters: list[Tensor],
-    parts: list[tuple[Tensor, Tensor] | None],
-    counts: list[list[int]],
-    channel: Channel,
-    wanted: bool,
+def _gather_rows(
+    parameters: list[Tensor], parts: list[tuple[Tensor, Tensor] | None], counts: Tensor, channel: Channel
 ) -> list[tuple[Tensor, Tensor]]:
-    """The rows that the processes bring and the sums of their values, for each parameter.
+    """The rows of all processes and their values, one process after the other, for each parameter.
 
     Args:
         parameters: they give shapes and dtypes.
         parts: rows and values of this process.
-        counts: ``[processes][parameters]``: how many rows each process brings.
+        counts: ``[processes, parameters]``: how many rows each process brings.
         channel: the processes.
-        wanted: whether this process needs the result; an empty list otherwise.
     """
-    if not parameters:
-        return []
-    bytes_per_row = [parameter.dtype.itemsize * parameter.shape[1:].numel() for parameter in parameters]
-    lengths = [sum(_room(8 * n) + _room(size * n) for n, size in zip(brought, bytes_per_row)) for brought in counts]
-    packed = torch.zeros(lengths[channel.rank], dtype=torch.uint8)
-    offset = 0
-    for tensor in (tensor for part in parts if part is not None for tensor in part):
-        packed[offset : offset + tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
-        offset += _room(tensor.nbytes)
-    gathered = channel.gather_lengths(packed, lengths)
-    if not wanted:
-        return []
-    offsets = [0] * channel.size
-
-    def taken(process: int, dtype: torch.dtype, *shape: int) -> Tensor:
-        """The next tensor of a process's message."""
-        start, size = offsets[process], dtype.itemsize * torch.Size(shape).numel()
-        offsets[process] += _room(size)
-        return gathered[process][start : start + size].view(dtype).view(shape)
-
-    sums = []
-    for number, parameter in enumerate(parameters):
-        brought = [
-            (taken(process, torch.int64, n), taken(process, parameter.dtype, n, *parameter.shape[1:]))
-            for process, n in enumerate(counts_of[number] for counts_of in counts)
-        ]
-        rows, values = (torch.cat(tensors) for tensors in zip(*brought))
-        sums.append(sum_repeated_rows(rows, values, len(parameter)))
-    return sums
-
-
-def _room(size: int) -> int:
-    """Bytes for ``size`` bytes in a message: parts start at multiples of 8, as views of other dtypes want."""
-    return -(-size // 8) * 8
+    own: list[Tensor] = []
+    wholes: list[Tensor] = []
+    for parameter, part, total in zip(parameters, parts, counts.sum(0).tolist()):
+        none = parameter.new_empty(0, dtype=torch.int64), parameter.new_empty(0, *parameter.shape[1:])
+        for tensor in none if part is None else part:
+            own.append(tensor.contiguous())
+            wholes.append(tensor.new_empty(total, *tensor.shape[1:]))
+    lengths = counts.repeat_interleave(2, dim=1).tolist()
+    channel.gather_into(own, [whole.split(list(sizes)) for whole, sizes in zip(wholes, zip(*lengths))])
+    return list(zip(wholes[::2], wholes[1::2]))

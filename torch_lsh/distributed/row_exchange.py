@@ -13,17 +13,20 @@ from torch.utils.hooks import RemovableHandle
 
 from ..nn import EmbeddingBag, LSHLinear
 from ..nn.feedforward import DownProjection
-from .channel import Channel
+from ..nn.functional import SamplerState
+from ..sampling.sampler import Sampler
+from .channel import Channel, timeout_of
 from .gradients import average, check_same, refuse_updated
 
 ROW_SPARSE = (LSHLinear, DownProjection, EmbeddingBag)  # layers with row-sparse gradients
 
 
 def parameters_of(module: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of layers of some kinds, under every name that they have."""
+    """The parameters of layers of some kinds, and the weights of :class:`SamplerState`, under every name they have."""
+    weights = {id(state.weight) for state in module.modules() if isinstance(state, SamplerState)}
     for prefix, layer in module.named_modules(remove_duplicate=False):
-        if isinstance(layer, kinds):
-            for name, parameter in layer.named_parameters(recurse=False, remove_duplicate=False):
+        for name, parameter in layer.named_parameters(recurse=False, remove_duplicate=False):
+            if isinstance(layer, kinds) or id(parameter) in weights:
                 yield f"{prefix}.{name}" if prefix else name, parameter
 
 
@@ -82,7 +85,8 @@ class RowExchange:
         self.stop()
         # A group of its own: the order of collectives need not fit in with those of others, nor the backend.
         ranks = dist.get_process_group_ranks(group)
-        self._channel = Channel(dist.new_group(ranks, backend="gloo", use_local_synchronization=True))
+        own = dist.new_group(ranks, timeout_of(group), backend="gloo", use_local_synchronization=True)
+        self._channel = Channel(own)
         check_same(self.parameters, self._channel)
         self._copy_parameters(source=0)
         self._is_synchronised = is_synchronised
@@ -122,27 +126,12 @@ class RowExchange:
         assert self._channel is not None
         parameters = [parameter for parameter in self.parameters if parameter.requires_grad]
         refuse_updated(parameters)
-        average(parameters, self._channel, takes_part, self._of_all)
-        self._agree_on_carried_rows(takes_part)
+        samplers = [sampler for sampler in self._samplers() if sampler.packed_sizes()["carried_room"] > 0]
+        notes = average(parameters, self._channel, takes_part, self._of_all, _carried_rows(samplers, takes_part))
+        _agree_on_carried_rows(samplers, notes)
 
-    @torch.no_grad()
-    def _agree_on_carried_rows(self, takes_part: bool) -> None:
-        """Lets all processes carry over the same rows: the hardest of each in turn.
-
-        They then choose more rows in common, and the state of one process resumes all of them.
-        """
-        assert self._channel is not None
-        for sampler in (layer.sampler for one in self._layers if (layer := one()) is not None):
-            room = sampler.packed_sizes()["carried_room"]
-            if room == 0:
-                continue
-            own = torch.full((room,), -1)
-            if takes_part and sampler.carried is not None:
-                own[: len(sampler.carried)] = sampler.carried
-            in_turn = torch.stack(self._channel.gather(own)).T.flatten()
-            in_turn = _first_of_each(in_turn[in_turn >= 0])
-            if len(in_turn) > 0:
-                sampler.carry(in_turn)
+    def _samplers(self) -> list[Sampler]:
+        return [layer.sampler for one in self._layers if (layer := one()) is not None]
 
     # --- processes that ran out of inputs ---
 
@@ -159,6 +148,30 @@ class RowExchange:
         assert self._channel is not None
         ranks = self._channel.gather(torch.tensor([self._channel.rank if is_last else -1]))
         self._copy_parameters(int(torch.cat(ranks).max()))
+
+
+def _carried_rows(samplers: list[Sampler], takes_part: bool) -> Tensor:
+    """The rows that each sampler carries over, padded with -1 to the room that it has for them."""
+    notes = []
+    for sampler in samplers:
+        note = torch.full((sampler.packed_sizes()["carried_room"],), -1)
+        if takes_part and sampler.carried is not None:
+            note[: len(sampler.carried)] = sampler.carried
+        notes.append(note)
+    return torch.cat(notes) if notes else torch.empty(0, dtype=torch.int64)
+
+
+def _agree_on_carried_rows(samplers: list[Sampler], notes: list[Tensor]) -> None:
+    """Lets all processes carry over the same rows: the hardest of each in turn.
+
+    They then choose more rows in common, and the state of one process resumes all of them.
+    """
+    rooms = [sampler.packed_sizes()["carried_room"] for sampler in samplers]
+    for sampler, notes_of in zip(samplers, zip(*(note.split(rooms) for note in notes))):
+        in_turn = torch.stack(notes_of).T.flatten()
+        in_turn = _first_of_each(in_turn[in_turn >= 0])
+        if len(in_turn) > 0:
+            sampler.carry(in_turn)
 
 
 def _first_of_each(rows: Tensor) -> Tensor:

@@ -163,7 +163,6 @@ class Index(ABC):
     # --- queries ---
 
     @timed("look-up")
-    @torch.no_grad()
     def query(self, x: Tensor, max_candidates: int, labels: Tensor | None = None) -> Tensor:
         """Looks up rows with large inner products.
 
@@ -193,7 +192,7 @@ class Index(ABC):
                 raise ValueError(
                     f"labels has shape {list(labels.shape)}, dtype {labels.dtype}; wanted [{len(x)}, P] int64"
                 )
-        return self._query(x, max_candidates, labels)
+        return self._query(x.detach() if x.requires_grad else x, max_candidates, labels)
 
     @torch.no_grad()
     def outdated(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> str | None:

@@ -206,7 +206,7 @@ class HashTableIndex(Index):
         if queries is not None:
             sampled = torch.arange(0, self.num_rows, -(-self.num_rows // _MOMENT_ROWS), device="cpu")
             sample = self._centered(_take(weight, sampled), None if bias is None else _take(bias, sampled))
-            self._maps = Balance.fit(_second_moment(sample), _second_moment(self._with_one(queries)))
+            self._maps = Balance.fit(_second_moment(sample), _second_moment(ops.query_vectors(queries, 0)))
         norms = torch.empty(self.num_rows, dtype=torch.float32, device="cpu")
         for some, rows, biases in row_blocks(weight, bias):
             norms[some] = self._centered(rows, biases).norm(dim=1)
@@ -224,12 +224,9 @@ class HashTableIndex(Index):
 
     def _query(self, x: Tensor, max_candidates: int, labels: Tensor | None) -> Tensor:
         ids, counts, row_buckets = self._built()
-        queries = self._with_one(x)
-        if self._maps is not None:
-            queries = self._maps.map_queries(queries)
-        if self.mips:
-            queries = F.pad(queries, (0, 1))
-        buckets = self._of_codes(self.family.probes(queries, self.probes))
+        queries = self._query_vectors(x)
+        several = self.probes > 1
+        buckets = self._of_codes(self.family.probes(queries, self.probes) if several else self.family.codes(queries))
         # The Hamming distance of codes ranks finer than the number of shared buckets, but needs one bit per hash.
         one_bit = self.family.bits_per_hash == 1 and self.bucket_bits == self.family.code_bits
         row_codes, query_codes = (row_buckets if one_bit else None), None
@@ -242,7 +239,7 @@ class HashTableIndex(Index):
             ids, counts, row_codes, buckets, max_candidates, self.min_matches, vanilla, query_codes
         )
         if labels is not None:
-            own = buckets[:, :, 0].contiguous()
+            own = buckets[:, :, 0].contiguous() if several else buckets
             ops.insert_labels(ids, counts, own, labels.contiguous(), self.num_rows, self.seed, self._fifo)
         return found
 
@@ -260,9 +257,11 @@ class HashTableIndex(Index):
         vectors = self._row_vectors(_take(weight, rows), None if bias is None else _take(bias, rows))
         return self._of_codes(self.family.codes(vectors)), vectors
 
-    def _with_one(self, x: Tensor) -> Tensor:
-        """``[h, 1]`` in float32."""
-        return torch.cat([x.float(), x.new_ones(len(x), 1, dtype=torch.float32)], 1)
+    def _query_vectors(self, x: Tensor) -> Tensor:
+        """The vectors to hash for queries: float32 ``[n, family.in_features]``."""
+        if self._maps is None:
+            return ops.query_vectors(x, 1 if self.mips else 0)
+        return F.pad(self._maps.map_queries(ops.query_vectors(x, 0)), (0, 1))
 
     def _centered(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``[w, b] - c`` in float32, in the coordinates that are hashed."""

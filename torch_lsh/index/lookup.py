@@ -22,7 +22,8 @@ _CANDIDATES, _CANDIDATES_PER_RESULT = 512, 16  # rows scored exactly where recal
 _MOST_CANDIDATES = 4096
 _CONFIDENCE = 1.645  # standard errors by which measured recall exceeds the target: 95 %
 _K, _RECALL = 10, 0.95  # what the kinds are compared at
-_BUCKETS_PER_ROOT = 10  # buckets: so many times the root of the number of rows
+_BUCKETS_PER_ROOT, _ROWS_PER_BUCKET = 10, 96  # buckets: so many times the root of the number of rows, or more
+_COMPARED = 8  # groups of buckets that a row is compared with
 _GATHERED = 2  # a byte of a row scored exactly costs as much as so many of codes read in order
 
 _log = logging.getLogger("torch_lsh")
@@ -53,9 +54,9 @@ class LookupIndex(Index):
 
     A build decides by the number of rows and by measurement. Below 32,768 rows, or with fewer than 256 queries to
     learn from, it makes a :class:`SignCodeIndex`, whose cost per query is ``width / 8 + 4`` bytes of every row. Above,
-    it makes a :class:`PartitionIndex` of about ``10 * sqrt(N)`` buckets and measures how many rows that has to examine
-    for a recall@10 of 0.95; if reading these takes longer than all sign codes (rows without structure), it makes sign
-    codes after all.
+    it makes a :class:`PartitionIndex` of about ``10 * sqrt(N)`` buckets, or ``N / 96`` where that is more, and measures
+    how many rows that has to examine for a recall@10 of 0.95; if reading these takes longer than all sign codes (rows
+    without structure), it makes sign codes after all.
 
     :meth:`effort` finds, by measurement on the latest queries, how many rows to examine and how many to score exactly
     for a recall. Costs are bytes read, not seconds, so equal builds have equal results.
@@ -150,12 +151,16 @@ class LookupIndex(Index):
 
     def _partition(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> PartitionIndex | None:
         """Learned buckets; None where sign codes cost less."""
-        bits = round(math.log2(_BUCKETS_PER_ROOT * math.sqrt(self.num_rows)))
-        partition = PartitionIndex(self.num_rows, self.in_features, hashes_per_table=bits, seed=self.seed)
+        buckets = max(_BUCKETS_PER_ROOT * math.sqrt(self.num_rows), self.num_rows / _ROWS_PER_BUCKET)
+        bits = round(math.log2(buckets))
+        partition = PartitionIndex(
+            self.num_rows, self.in_features, hashes_per_table=bits, compared=_COMPARED, seed=self.seed
+        )
         partition.build(weight, bias, queries)
-        effort = _measured(partition, self._judges, _best_rows(self._judges, weight, bias, _K), _RECALL)
-        cost = _cost(partition, effort.examined, effort.candidates)
         all_codes = self.num_rows * (self.in_features // 8 + 4)
+        best = _best_rows(self._judges, weight, bias, _K)
+        effort = _measured(partition, self._judges, best, _RECALL, most=all_codes)
+        cost = _cost(partition, effort.examined, effort.candidates)
         reached = effort.recall >= _RECALL
         chosen = "learned buckets" if reached and cost < all_codes else "sign codes"
         _log.info(
@@ -271,11 +276,12 @@ def _best_rows(queries: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> 
     return ops.linear_topk(queries.to(weight.dtype).contiguous(), weight.contiguous(), bias, k)[1]
 
 
-def _measured(kind: SignCodeIndex | PartitionIndex, judges: Tensor, best: Tensor, recall: float) -> Effort:
-    """The cheapest effort that reaches the recall, else the one with the highest."""
+def _measured(
+    kind: SignCodeIndex | PartitionIndex, judges: Tensor, best: Tensor, recall: float, most: float = math.inf
+) -> Effort:
+    """The cheapest effort that reaches the recall, else the one with the highest of those that cost up to ``most``."""
     k, num_rows = best.shape[1], kind.num_rows
-    most = min(num_rows, max(_MOST_CANDIDATES, 64 * k))
-    counts = _grid(k, most)
+    counts = _grid(k, min(num_rows, max(_MOST_CANDIDATES, 64 * k)))
     tried: list[tuple[float, Effort]] = []
     for examined in _grid(min(num_rows, 1024), num_rows) if isinstance(kind, PartitionIndex) else [num_rows]:
         ranks = _ranks(kind, judges, best, counts, examined)
@@ -286,7 +292,7 @@ def _measured(kind: SignCodeIndex | PartitionIndex, judges: Tensor, best: Tensor
                 tried.append((_cost(kind, examined, count), Effort(k, recall, examined, count, mean, error)))
                 break
         reached = [one for one in tried if one[1].recall >= recall]
-        if reached and min(reached)[0] < _cost(kind, examined, k):
+        if min([most, *(cost for cost, _ in reached)]) < _cost(kind, examined, k):
             break  # what follows costs more
     if reached:
         return min(reached)[1]

@@ -110,6 +110,8 @@ class PartitionIndex(Index):
         hashes_per_table: K; there are ``2**K`` buckets. Default: the power of two nearest to ``2.5 * sqrt(N)``. With
             more buckets, scoring and visiting them costs more than ranking the rows in them.
         probes: how many rows a look-up examines, in buckets of average size. Default: ``N / 16 + 4096`` rows.
+        compared: groups of buckets that a row is compared with (:class:`LearnedPartition`). More: a row is in the
+            bucket that suits it best, and building takes longer.
         seed: of k-means and of the rotation.
 
     Raises:
@@ -136,15 +138,17 @@ class PartitionIndex(Index):
         *,
         hashes_per_table: int | None = None,
         probes: int | None = None,
+        compared: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__(num_rows, in_features, seed)
         if probes is not None:
             check_int("probes", probes)
+        check_int("compared", compared)
         if hashes_per_table is None:
             hashes_per_table = max(1, round(math.log2(2.5 * math.sqrt(num_rows))))
         self._width = -(-in_features // 8) * 8
-        self.family = LearnedPartition(self._width, hashes_per_table, seed=seed)
+        self.family = LearnedPartition(self._width, hashes_per_table, compared, seed)
         self.probes = probes
         average = num_rows / self.family.num_buckets
         examined = num_rows // 16 + 4096 if probes is None else math.ceil(probes * average)
@@ -320,6 +324,7 @@ class PartitionIndex(Index):
             "in_features": self.in_features,
             "hashes_per_table": self.hashes_per_table,
             "probes": self.probes,
+            "compared": self.family.compared,
             "seed": self.seed,
         }
 

@@ -1,53 +1,40 @@
-"""One training run of an XMC model: the order of its rows, its optimizer, and the checkpoints that it resumes from."""
+"""One training run: steps in an order that the seed decides, an optimizer, and checkpoints that it resumes from."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import operator
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor
 
 from .. import optim
-from ..data import XMCDataset, collate_xmc
-from ..interrupts import interrupts_wait
-from ..io import load_archive, save_archive
+from ..io import FilePath, check_can_write, load_archive, save_archive, sole_writer
 from ..progress import progress_bar
+from .network import Network
+from .rows import Batch, Source, epoch_batches
+from .schedule import Schedule
 
-FORMAT = "torch_lsh.XMCClassifier.fit/1"
-
-
-class BatchOrder(Sampler[list[int]]):
-    """The batches of an epoch from a position on; seed and epoch alone decide the order."""
-
-    def __init__(self, rows: int, batch_size: int, seed: int, epoch: int, position: int) -> None:
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-        self._batches = torch.randperm(rows, generator=generator).split(batch_size)[position:]
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (batch.tolist() for batch in self._batches)
-
-    def __len__(self) -> int:
-        return len(self._batches)
+FORMAT = "torch_lsh.fit/2"
+_MOST_LABELS = 64  # of a row in one step, drawn at random
 
 
 class TrainingRun:
     """The state of a training run: everything that a checkpoint holds.
 
     Args:
-        model: The model.
-        loss: Loss of a batch of features and labels.
-        configuration: What the model was made with; a checkpoint of another model is refused.
-        dataset: Rows to train on.
+        model: What is trained.
+        source: Rows to train on.
+        schedule: Learning rate and end of the training.
         batch_size: Rows per step.
-        lr: Adam's learning rate.
         seed: Seed of the order of the rows.
+        configuration: What the model was made with; a checkpoint of another model is refused.
 
     Raises:
         ValueError: An argument does not fit.
@@ -55,143 +42,268 @@ class TrainingRun:
 
     def __init__(
         self,
-        model: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        configuration: dict[str, Any],
-        dataset: XMCDataset,
+        model: Network,
+        source: Source,
+        schedule: Schedule,
         batch_size: int,
-        lr: float,
         seed: int,
+        configuration: dict[str, Any] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; wanted at least 1")
-        if len(dataset) == 0:
+        if source.size == 0:
             raise ValueError("the training data has no rows")
-        self.model, self.loss, self.configuration, self.dataset = model, loss, configuration, dataset
-        self.optimizer = optim.Adam(model.parameters(), lr=lr)
-        rows = dataset.rows
-        if len(rows.labels) == 0:
-            warnings.warn("torch_lsh: no row of the training data has a label, so nothing is learned", stacklevel=3)
-        self.schedule: dict[str, Any] = {
-            "batch_size": batch_size,
-            "lr": lr,
-            "seed": seed,
-            "rows": len(dataset),
-            "features": len(rows.features),
-            "labels": len(rows.labels),
-        }
-        self.steps_per_epoch = -(-len(dataset) // batch_size)
-        self.epoch = self.position = 0
-        self.loss_sum = self.seconds = 0.0
+        if not bool((source.label_counts > 0).any()):
+            warnings.warn("torch_lsh: no row of the training data has a label, so nothing is learned", stacklevel=4)
+        self.model, self.source, self.schedule = model, source, schedule
+        self.batch_size, self.seed, self.configuration = batch_size, seed, configuration
+        self.optimizer = optim.Adam(model.parameters(), lr=schedule.lr)
+        self.epoch = self.position = self.rows_done = self.steps_done = 0
+        self.loss_sum = self.seconds = self.seconds_before = 0.0
         self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}  # the parameters after the best epoch, empty if that is the last one
+
+    # --- steps ---
 
     @property
     def at_end_of_epoch(self) -> bool:
-        return self.position == self.steps_per_epoch
+        return self.rows_done == self.source.size
 
     @property
-    def steps_done(self) -> int:
-        """Steps since the first epoch began, those of the runs that it resumed included."""
-        return self.epoch * self.steps_per_epoch + self.position
+    def out_of_time(self) -> bool:
+        return self.schedule.is_out_of_time(self.all_seconds)
 
-    def batches(self, num_workers: int) -> DataLoader[Any]:
-        """The batches that are left of the epoch."""
-        schedule = self.schedule
-        order = BatchOrder(len(self.dataset), schedule["batch_size"], schedule["seed"], self.epoch, self.position)
-        return DataLoader(self.dataset, batch_sampler=order, collate_fn=collate_xmc, num_workers=num_workers)
+    @property
+    def all_seconds(self) -> float:
+        """Seconds of training since the first epoch began."""
+        return self.seconds_before + self.seconds
 
     def steps(self, num_workers: int, callbacks: Sequence[Callable[[], object]]) -> Iterator[None]:
         """Trains on the batches that are left of the epoch, and times that; yields after every step."""
-        with interrupts_wait():  # workers inherit it: Ctrl-C is for this process, which ends them
-            batches = iter(self.batches(num_workers))
-        for features, labels in batches:
+        for batch in epoch_batches(self.source, self.batch_size, self.seed, self.epoch, self.position, num_workers):
             start = time.perf_counter()
-            self.step(features, labels)
+            self._step(batch)
             for callback in callbacks:
                 callback()
             self.seconds += time.perf_counter() - start
             yield
 
-    def step(self, features: Tensor, labels: Tensor) -> None:
-        """Trains on a batch."""
+    def _step(self, batch: Batch) -> None:
+        features, labels, weights = batch
         self.model.train()
+        progress = self.epoch + self.rows_done / self.source.size
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate(progress, self.all_seconds)
         self.position += 1
+        self.steps_done += 1
+        self.rows_done += len(labels)
         if labels.shape[1] == 0 or bool((labels < 0).all()):
             return  # no row of the batch has a label
-        loss = self.loss(features, labels)
+        if labels.shape[1] > _MOST_LABELS:
+            labels = _some_of_each_row(labels, self.seed + self.steps_done)
+        loss = self.model.loss(features, labels, *(() if weights is None else (weights,)))
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.loss_sum += loss.item()
+        self.loss_sum += float(loss.detach()) * len(labels)
 
-    def end_epoch(self, evaluate: Callable[[], dict[str, float]] | None) -> None:
-        """Adds the epoch to the history, with what ``evaluate`` measures."""
+    def end_epoch(self, measured: dict[str, float], qualities: Sequence[float]) -> None:
+        """Adds the epoch to the history, and keeps the parameters if they are the best so far.
+
+        Args:
+            measured: What else was measured after it.
+            qualities: On held-out rows, see :meth:`Schedule.report`; empty if there are none.
+        """
         entry = {
             "epoch": self.epoch + 1,
-            "loss": self.loss_sum / max(1, self.position),
+            "loss": self.loss_sum / self.rows_done,
             "seconds": self.seconds,
-            "samples_per_second": self.schedule["rows"] / self.seconds,
+            "samples_per_second": self.rows_done / max(self.seconds, 1e-9),
         }
-        if evaluate is not None:
-            entry.update(evaluate())
-        self.history.append(entry)
-        self.epoch, self.position = self.epoch + 1, 0
-        self.loss_sum = self.seconds = 0.0
+        self.history.append({**entry, **measured})
+        self.seconds_before, self.seconds, self.loss_sum = self.all_seconds, 0.0, 0.0
+        self.epoch, self.position, self.rows_done = self.epoch + 1, 0, 0
+        if qualities and self.schedule.report(self.epoch, qualities):
+            self.best = {name: value.detach().clone() for name, value in self.model.named_parameters()}
 
-    def save(self, path: Path) -> None:
+    @property
+    def is_over(self) -> bool:
+        return self.schedule.is_over(self.epoch, self.all_seconds)
+
+    @torch.no_grad()
+    def go_back_to_best(self) -> None:
+        """Gives the parameters the values after the best epoch, where held-out rows say which one that is."""
+        for name, value in self.model.named_parameters():
+            if name in self.best:
+                value.copy_(self.best[name])
+
+    # --- checkpoints ---
+
+    def _identity(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "lr": self.schedule.lr, "seed": self.seed, **self.source.identity()}
+
+    def save(self, path: FilePath) -> None:
         """Writes a checkpoint."""
         content = {
             "format": FORMAT,
-            "schedule": self.schedule,
+            "schedule": self._identity(),
             "configuration": self.configuration,
             "weights": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "progress": [self.epoch, self.position, self.loss_sum, self.seconds],
-            "history": self.history,
+            "progress": {name: getattr(self, name) for name in _PROGRESS},
+            "end": self.schedule.state(),
         }
         save_archive(content, path)
 
-    def load(self, path: Path) -> None:
+    def load(self, path: FilePath) -> None:
         """Resumes from a checkpoint.
 
         Raises:
             ValueError: The file is damaged or belongs to another run; nothing has changed then.
         """
         content = load_archive(path, FORMAT)
-        before = copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict()))
+        before = copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict(), self.schedule.state()))
         try:
-            for name, here in (("schedule", self.schedule), ("configuration", self.configuration)):
+            for name, here in (("schedule", self._identity()), ("configuration", self.configuration)):
                 if content[name] != here:
                     raise ValueError(f"{path} belongs to a run with {name} {content[name]}; this one has {here}")
-            epoch, position, loss_sum, seconds = content["progress"]
-            if operator.index(epoch) < 0 or not 0 <= operator.index(position) <= self.steps_per_epoch:
-                raise ValueError(f"progress is {content['progress']}; wanted an epoch and one of its steps")
-            history = [dict(entry) for entry in content["history"]]
-            loss_sum, seconds = float(loss_sum), float(seconds)
+            progress = _checked(content["progress"], {name: getattr(self, name) for name in _PROGRESS})
             self.model.load_state_dict(content["weights"])
             self.optimizer.load_state_dict(content["optimizer"])
+            self.schedule.load(content["end"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as error:
             self.model.load_state_dict(before[0])
             self.optimizer.load_state_dict(before[1])
+            self.schedule.load(before[2])
             if str(path) in str(error):
                 raise
             raise ValueError(f"{path} does not hold a training run that this version knows: {error}") from error
-        self.epoch, self.position, self.loss_sum, self.seconds = epoch, position, loss_sum, seconds
-        self.history = history
+        vars(self).update(progress)
+
+
+def _checked(progress: dict[str, Any], present: dict[str, Any]) -> dict[str, Any]:
+    """Progress from a file, if it could be that of a run.
+
+    Raises:
+        ValueError: It could not.
+    """
+    if progress.keys() != present.keys():
+        raise ValueError(f"progress has {', '.join(map(str, progress))}; wanted {', '.join(present)}")
+    for name, value in progress.items():
+        kind = type(present[name])
+        if not isinstance(value, kind) or (kind in (int, float) and value < 0):
+            raise ValueError(f"{name} is {value!r:.50}; wanted {kind.__name__}")
+    return progress
+
+
+_PROGRESS = (
+    "epoch",
+    "position",
+    "rows_done",
+    "steps_done",
+    "loss_sum",
+    "seconds",
+    "seconds_before",
+    "history",
+    "best",
+)
+
+
+class RunOptions(NamedTuple):
+    """How a run is carried out; what it ends in does not depend on them.
+
+    Attributes:
+        checkpoint: File of the run's state; None means none.
+        checkpoint_every: Steps between checkpoints within an epoch; None means none within an epoch.
+        resume: Whether to resume from the checkpoint if it exists.
+        max_steps: Stop after so many steps.
+        num_workers: Worker processes that make batches.
+        progress: Show a progress bar.
+        callbacks: Functions to call after every step.
+    """
+
+    checkpoint: Path | None = None
+    checkpoint_every: int | None = None
+    resume: bool = True
+    max_steps: int | None = None
+    num_workers: int = 0
+    progress: bool = False
+    callbacks: Sequence[Callable[[], object]] = ()
+
+    def check(self) -> None:
+        """Raises the error that the run would end in, as far as the options tell."""
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every is {self.checkpoint_every}; wanted at least 1")
+        if self.checkpoint is not None:
+            check_can_write(self.checkpoint)
+
+
+Measure = Callable[[], tuple[dict[str, float], Sequence[float]]]
+
+
+def carry_out(run: TrainingRun, measure: Measure, options: RunOptions) -> bool:
+    """Trains until the schedule says that it is over, and goes back to the best epoch.
+
+    Args:
+        run: The run.
+        measure: Measures the model after every epoch: what to add to the history, and the qualities on held-out rows.
+        options: How.
+
+    Returns:
+        False if ``max_steps`` stopped the run before.
+
+    Raises:
+        OSError: The checkpoint cannot be written, or another run writes it.
+    """
+    with contextlib.nullcontext() if options.checkpoint is None else sole_writer(options.checkpoint):
+        if options.checkpoint is not None and options.resume and options.checkpoint.exists():
+            run.load(options.checkpoint)
+        last_step = math.inf if options.max_steps is None else run.steps_done + options.max_steps
+        while not run.is_over:
+            if run.steps_done >= last_step or not _epoch(run, options, last_step):
+                return False
+            run.end_epoch(*measure())
+            if options.checkpoint is not None:
+                run.save(options.checkpoint)
+    run.go_back_to_best()
+    return True
+
+
+def _epoch(run: TrainingRun, options: RunOptions, last_step: float) -> bool:
+    """Trains until the epoch or the time ends; False if the last step came before."""
+    path, every = options.checkpoint, options.checkpoint_every
+    for _ in with_progress_bar(run, run.steps(options.num_workers, options.callbacks), options.progress):
+        if run.at_end_of_epoch or run.out_of_time:
+            break
+        if path is not None and every and run.position % every == 0:
+            run.save(path)
+        if run.steps_done >= last_step:
+            return False
+    return True
 
 
 def with_progress_bar(run: TrainingRun, steps: Iterator[None], show: bool) -> Iterator[None]:
     """Goes through the ``steps`` of an epoch, and shows how far it is."""
     with progress_bar(
         show,
-        total=run.steps_per_epoch,
-        initial=run.position,
+        total=run.source.size,
+        initial=run.rows_done,
         desc=f"epoch {run.epoch + 1}",
-        unit="batch",
-        postfix=f"batches of {run.schedule['batch_size']}",
+        unit="row",
+        unit_scale=True,
+        postfix=f"batches of {run.batch_size}",
     ) as bar:
+        shown = run.rows_done
         for _ in steps:
             if run.position % 10 == 0:
-                bar.set_postfix_str(f"loss {run.loss_sum / run.position:.3f}")
-            bar.update()
+                bar.set_postfix_str(f"loss {run.loss_sum / run.rows_done:.3f}")
+            bar.update(run.rows_done - shown)
+            shown = run.rows_done
             yield
+
+
+def _some_of_each_row(labels: Tensor, seed: int) -> Tensor:
+    """A random choice of the labels ``[B, P]`` of each row, padded with -100."""
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    order = torch.rand(labels.shape, generator=generator).masked_fill_(labels < 0, -1)
+    return labels.gather(1, order.topk(_MOST_LABELS).indices)

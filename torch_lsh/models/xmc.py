@@ -1,40 +1,54 @@
-"""XMCClassifier: the SLIDE model, sparse features -> hidden ReLU layer -> very many labels."""
+"""XMCClassifier: a wide model of rows of features that exist already, sparse or dense."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from ..config import LSHConfig
-from ..data import XMCDataset, collate_xmc
-from ..index.config import INDEX_CONFIGS
-from ..io import assign_weights, check_can_write, load_archive, save_archive, sole_writer
+from ..data import XMCDataset
+from ..io import is_safetensors, load_archive
 from ..metrics import PrecisionAtK
-from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear
-from ..nn.logits.targets import as_target
-from ..rehash import Drift, ExponentialBackoff, FixedInterval
-from .training import TrainingRun, with_progress_bar
+from . import model_file
+from .fitting import Settings, fit, fit_more, label_weights
+from .held_out import LEAST_TO_HOLD_OUT, LEAST_TO_RANK, split
+from .network import WideNetwork
+from .ranking import LabelFilter, best_labels
+from .rows import (
+    Batch,
+    DenseRows,
+    InMemory,
+    Rows,
+    batch_of,
+    dense_features,
+    num_rows,
+    row_weights,
+    rows_of,
+    unlabelled,
+    widened,
+)
+from .schedule import seconds_of
+from .training import RunOptions
 
-FORMAT = "torch_lsh.XMCClassifier/1"
-_POLICIES = {policy.__name__: policy for policy in (FixedInterval, ExponentialBackoff, Drift)}
+FORMAT = "torch_lsh.XMCClassifier/2"
+_PREVIOUS = "torch_lsh.XMCClassifier/1"  # an archive
 
 
-class XMCClassifier(nn.Module):
-    """A classifier of sparse rows: features -> ReLU units -> one logit per label.
+class XMCClassifier(WideNetwork):
+    """A classifier of rows of features: features -> ReLU units -> one logit per label, and votes of the nearest rows.
 
-    This is the model of SLIDE (Chen et al., MLSys 2020) and of BOLT on Amazon-670K. The loss is softmax cross entropy;
-    the labels of a row share its target equally.
+    The network is that of SLIDE (Chen et al., MLSys 2020) and of BOLT on Amazon-670K. The loss is softmax cross
+    entropy; the labels of a row share its target equally. From 512 labels on, its logits are one of several kinds of
+    evidence, beside the nearest training rows, centroids and linear classifiers of labels. A small network trained on
+    held-out rows ranks the labels (:class:`torch_lsh.models.ranker.LabelRanker`). Dense rows, and sets too small to
+    hold rows out, have the votes of the nearest rows only (:class:`torch_lsh.models.mixture.Mixture`).
 
     Args:
         num_features: Number of features.
@@ -42,9 +56,11 @@ class XMCClassifier(nn.Module):
         hidden: Width of the hidden layer.
         config: Settings of the output layer; None means ``LSHConfig()``.
         dense: Use an ``nn.Linear`` output layer, for comparison.
+        dense_input: Rows are dense, ``[rows, num_features]``, as embeddings are.
+        activation: Of the hidden layer, ``"relu"`` or ``"none"``.
 
     Raises:
-        ValueError: A size is not a positive int.
+        ValueError: A size is not a positive int, or ``activation`` is another one.
 
     >>> from torch_lsh.data import synthetic_xmc
     >>> train, test = synthetic_xmc(512, 64, num_features=2_000, num_labels=5_000)
@@ -64,61 +80,33 @@ class XMCClassifier(nn.Module):
         hidden: int = 128,
         config: LSHConfig | None = None,
         dense: bool = False,
+        dense_input: bool = False,
+        activation: str = "relu",
     ) -> None:
-        super().__init__()
         for name, value in (("num_features", num_features), ("num_labels", num_labels), ("hidden", hidden)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; wanted a positive int")
+        super().__init__(
+            num_features,
+            num_labels,
+            hidden,
+            sampled=not dense,
+            config=config,
+            dense_input=dense_input,
+            activation=activation,
+        )
         self.dense = dense
-        self.input = EmbeddingBag(num_features, hidden, mode="sum")
-        # Rows have unit length, so at this scale hidden vectors have about unit length, too.
-        nn.init.normal_(self.input.weight, std=hidden**-0.5)
-        self.input_bias = nn.Parameter(torch.zeros(hidden))
-        self.output: nn.Linear | QuantizedLinear
-        self.output = nn.Linear(hidden, num_labels) if dense else LSHLinear(hidden, num_labels, config=config)
-
-    @property
-    def num_features(self) -> int:
-        return self.input.num_embeddings
-
-    @property
-    def num_labels(self) -> int:
-        return self.output.out_features
-
-    def hidden(self, features: Tensor) -> Tensor:
-        """Computes the hidden activations ``[B, hidden]`` of a sparse CSR batch ``[B, num_features]``."""
-        return F.relu(self.input(features) + self.input_bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Computes the logits ``[B, num_labels]`` of a sparse CSR batch; lazy unless the model is dense."""
-        return self.output(self.hidden(features))
-
-    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Computes the softmax cross entropy, the mean over the rows that have labels.
-
-        Args:
-            features: Sparse CSR batch ``[B, num_features]``.
-            labels: ``[B, P]`` int64, padded with -100.
-        """
-        logits = self(features)
-        if not self.dense:
-            return F.cross_entropy(logits, labels)
-        # A dense target would have the shape of the logits; this needs none.
-        target = as_target(labels, logits.shape[:1], self.num_labels, -100, logits.dtype)
-        assert target is not None
-        log_p = logits.gather(1, target.labels.clamp(min=0)) - logits.logsumexp(1, keepdim=True)
-        return -(target.shares * log_p).sum() / target.shares.sum()
 
     # --- training ---
 
     def fit(
         self,
-        train_dataset: XMCDataset,
+        train_dataset: XMCDataset | tuple[Any, Any],
         *,
-        epochs: int,
+        epochs: int | None = None,
         batch_size: int = 256,
-        lr: float = 1e-3,
-        eval_dataset: XMCDataset | None = None,
+        lr: float | None = None,
+        eval_dataset: XMCDataset | tuple[Any, Any] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
         resume: bool = True,
@@ -127,28 +115,49 @@ class XMCClassifier(nn.Module):
         seed: int = 0,
         progress: bool = True,
         callbacks: Sequence[Callable[[], object]] = (),
+        neighbours: int | None = None,
+        validation: XMCDataset | tuple[Any, Any] | None = None,
+        validation_fraction: float = 0.05,
+        patience: int = 2,
+        budget: float | str | None = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
     ) -> list[dict[str, float]]:
-        """Trains with Adam.
+        """Trains with Adam, then adds other sources of scores (see the class).
+
+        Some labelled rows are held out if there are 20,000, or 2,000 where a ranker can be trained. They train the
+        ranker, or else decide when to stop and with which shares neighbours vote. The network is never trained on them,
+        but all other sources are in the end, so that little that is known is lost.
 
         With ``checkpoint``, the state of the run is written at the end of every epoch and every ``checkpoint_every``
         steps. A run that finds the file resumes from it and ends as an uninterrupted run with the same checkpoint
         schedule does, bit for bit.
 
         Args:
-            train_dataset: Rows to train on. Rows without labels add nothing.
-            epochs: Passes over the data.
+            train_dataset: Rows to train on: a dataset, or for dense input a pair of features ``[rows, num_features]``
+                and labels (see :func:`torch_lsh.models.rows.rows_of`). Rows without labels add nothing.
+            epochs: Most passes over the data, over which the learning rate falls to 0. None means as many as
+                held-out rows gain from; with a ranker or without held-out rows, as many as suit the number of rows.
             batch_size: Rows per step.
-            lr: Adam's learning rate.
-            eval_dataset: Rows to measure precision@1/3/5 on after every epoch.
+            lr: Adam's learning rate at the beginning; None means that it follows from the number of epochs.
+            eval_dataset: Rows to measure precision@1/3/5 on after every epoch. They decide nothing.
             checkpoint: File of the run's state.
             checkpoint_every: Steps between checkpoints within an epoch; None writes none within an epoch.
             resume: Whether to resume from ``checkpoint`` if it exists.
-            max_steps: Stop after so many steps of this call. The history then ends with the last whole epoch.
-            num_workers: Worker processes of the DataLoader.
-            seed: Seed of the order of the rows.
+            max_steps: Stop after so many steps of this call. The history then ends with the last whole epoch, and there
+                are no neighbours yet.
+            num_workers: Worker processes that make batches.
+            seed: Seed of the order of the rows, and of the choice of held-out rows.
             progress: Show a progress bar (needs tqdm).
             callbacks: Functions to call after every step (:class:`torch_lsh.StatsWriter`, ``scheduler.step``, ...).
                 Their time counts as training.
+            neighbours: How many of the nearest rows vote; 0 means none. None means 64 from 512 labels on, else 0.
+            validation: Rows to decide with, in place of held-out ones; they become neighbours, too.
+            validation_fraction: Share of the rows to hold out, at most 10,000.
+            patience: Epochs without improvement on held-out rows before training stops, given ``epochs``.
+            budget: Time to train, in seconds or as text such as ``"60s"`` or ``"5m"``.
+            sample_weight: Weight of each row ``[rows]``.
+            class_weight: Weight of each label: ``[num_labels]``, a dict of some labels, or ``"balanced"``.
 
         Returns:
             A dict per epoch: epoch, loss, seconds (of training), samples_per_second, precision@k.
@@ -156,69 +165,124 @@ class XMCClassifier(nn.Module):
         Raises:
             ValueError: An argument does not fit, the data does not fit the model, or the checkpoint is damaged or
                 belongs to another run (model, data or schedule). Nothing was trained then.
-            OSError: The checkpoint cannot be written, or another run writes it.
+            OSError: The checkpoint cannot be written.
         """
         # Errors that would end a run after hours come before it.
-        self._check_dataset(train_dataset)
+        rows = self._rows(train_dataset)
+        held_out = None if validation is None else self._rows(validation)
         evaluate = None
         if eval_dataset is not None:
-            self._check_dataset(eval_dataset)
+            self._rows(eval_dataset)
             evaluate = functools.partial(self.evaluate, eval_dataset)
-        if checkpoint_every is not None and checkpoint_every < 1:
-            raise ValueError(f"checkpoint_every is {checkpoint_every}; wanted at least 1")
         path = None if checkpoint is None else Path(checkpoint)
-        configuration: dict[str, Any] = {}
-        if path is not None:
-            check_can_write(path)
-            configuration = self.configuration()
-        run = TrainingRun(self, self.loss, configuration, train_dataset, batch_size, lr, seed)
-        with contextlib.nullcontext() if path is None else sole_writer(path):
-            if path is not None and resume and path.exists():
-                run.load(path)
-            last_step = math.inf if max_steps is None else run.steps_done + max_steps
-            while run.epoch < epochs and run.steps_done < last_step:
-                for _ in with_progress_bar(run, run.steps(num_workers, callbacks), progress):
-                    if run.at_end_of_epoch:
-                        break
-                    if path is not None and checkpoint_every and run.position % checkpoint_every == 0:
-                        run.save(path)
-                    if run.steps_done >= last_step:
-                        return run.history
-                run.end_epoch(evaluate)
-                if path is not None:
-                    run.save(path)
-        return run.history
+        options = RunOptions(path, checkpoint_every, resume, max_steps, num_workers, progress, callbacks)
+        options.check()
+        settings = Settings(epochs, batch_size, lr, patience, seconds_of(budget), neighbours, seed)
+        settings.check(validation_fraction)
+        source = InMemory(rows, self.num_labels, row_weights(sample_weight, num_rows(rows)))
+        if held_out is None:
+            ranks = not self.dense_input and settings.neighbours_for(self.num_labels) > 0
+            least = LEAST_TO_RANK if ranks else LEAST_TO_HOLD_OUT
+            source, held_out = split(source, validation_fraction, seed, least)
+        configuration = self.configuration() if path is not None else None
+        self.class_weight = label_weights(class_weight, source.label_counts)
+        try:
+            return fit(
+                self, source, held_out, settings, options, evaluate=evaluate, configuration=configuration
+            ).history
+        finally:
+            self.class_weight = None
+
+    def partial_fit(
+        self,
+        dataset: XMCDataset | tuple[Any, Any],
+        *,
+        epochs: int = 1,
+        batch_size: int = 256,
+        lr: float = 1e-3,
+        seed: int = 0,
+        progress: bool = False,
+        sample_weight: Any = None,
+    ) -> list[dict[str, float]]:
+        """Trains a ready model further, on rows that may have more labels and features than the model has.
+
+        Rows are added to the output layer for new labels, and to the input layer for new features; all others keep
+        their numbers. The rows become neighbours, where there are some.
+
+        Args:
+            dataset: New rows; see :meth:`fit`.
+            epochs: Passes over them, over which the learning rate falls to 0.
+            batch_size, lr, seed, progress, sample_weight: See :meth:`fit`.
+
+        Returns:
+            A dict per epoch.
+
+        Raises:
+            ValueError: An argument does not fit.
+        """
+        rows = rows_of(dataset)
+        if isinstance(rows, DenseRows) != self.dense_input:
+            raise ValueError(f"dataset is a {type(dataset).__name__}, of another kind than the model's input")
+        if self.dense_input and rows.num_features != self.num_features:
+            raise ValueError(f"the data has {rows.num_features} features; the model takes {self.num_features}")
+        rows = widened(rows, self.num_features, self.num_labels)
+        source = InMemory(rows, rows.num_labels, row_weights(sample_weight, num_rows(rows)))
+        settings = Settings(epochs, batch_size, lr, seed=seed)
+        settings.check(0.0)
+        return fit_more(self, source, settings, RunOptions(progress=progress))
 
     # --- inference ---
 
     @torch.no_grad()
-    def predict(self, rows: XMCDataset | Tensor, k: int = 5, batch_size: int = 256) -> tuple[Tensor, Tensor]:
-        """Finds the labels of each row with the highest logits, exactly.
+    def predict(
+        self,
+        rows: XMCDataset | Tensor | Any,
+        k: int = 5,
+        batch_size: int = 256,
+        *,
+        allowed: Any = None,
+        excluded: Any = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Finds the labels of each row with the highest scores, exactly.
 
         Args:
-            rows: A dataset, or a sparse CSR tensor ``[rows, num_features]``.
+            rows: A dataset; a sparse CSR tensor ``[rows, num_features]``; for dense input a tensor or array of that
+                shape, or such a pair as :meth:`fit` takes.
             k: Labels per row.
             batch_size: Rows per batch.
+            allowed: Labels that alone may be predicted: ``[A]`` for all rows, or a list for each row, or ``[rows, A]``
+                padded with negative numbers.
+            excluded: Labels that may not be predicted, in the same forms.
 
         Returns:
-            Logits (float32) and label ids (int64), both ``[rows, k]``, best first.
+            Scores (float32) and label ids (int64), both ``[rows, k]``, best first. Scores are logits; with neighbours,
+            logarithms of probabilities. They are -inf, and ids -1, where fewer than ``k`` labels are allowed.
 
         Raises:
-            ValueError: ``k`` is out of range, or the rows do not fit the model.
+            ValueError: ``k`` is out of range, the rows do not fit the model, or labels do not exist.
         """
         if not 1 <= k <= self.num_labels:
             raise ValueError(f"k is {k}; wanted 1 to {self.num_labels}")
-        results = [self(features).topk(k) for features, _ in self._inference_batches(rows, batch_size)]
-        if not results:
+        rows = self._rows(rows)
+        labels = None
+        if allowed is not None or excluded is not None:
+            labels = LabelFilter(allowed, excluded, self.num_labels, num_rows(rows))
+        parts = [
+            best_labels(self, batch.features, k, labels, begin)
+            for begin, batch in self._inference_batches(rows, batch_size)
+        ]
+        if not parts:
             return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
-        return torch.cat([result.values for result in results]), torch.cat([result.indices for result in results])
+        return torch.cat([scores for scores, _ in parts]), torch.cat([found for _, found in parts])
 
     @torch.no_grad()
-    def evaluate(self, dataset: XMCDataset, ks: Sequence[int] = (1, 3, 5), batch_size: int = 256) -> dict[str, float]:
+    def evaluate(
+        self, dataset: XMCDataset | tuple[Any, Any], ks: Sequence[int] = (1, 3, 5), batch_size: int = 256
+    ) -> dict[str, float]:
         """Measures exact precision@k over the rows that have labels.
 
         Args:
-            dataset: Rows with labels.
+            dataset: Rows with labels, as :meth:`fit` takes them.
             ks: The values of k.
             batch_size: Rows per batch.
 
@@ -227,32 +291,41 @@ class XMCClassifier(nn.Module):
         """
         metric = PrecisionAtK(ks)
         found = min(max(ks), self.num_labels)
-        for features, labels in self._inference_batches(dataset, batch_size):
-            best = self(features).topk(found).indices
-            metric.update(F.pad(best, (0, max(ks) - found), value=-1), labels)
+        for _, batch in self._inference_batches(self._rows(dataset), batch_size):
+            _, best = best_labels(self, batch.features, found)
+            metric.update(F.pad(best, (0, max(ks) - found), value=-1), batch.labels)
         return {f"precision@{k}": value for k, value in metric.compute().items()}
 
-    def _inference_batches(self, rows: XMCDataset | Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        self._check_dataset(rows)
-        if isinstance(rows, Tensor):
-            yield rows, torch.empty(rows.shape[0], 0, dtype=torch.int64)
-            return
+    def _inference_batches(self, rows: Rows, batch_size: int) -> Iterator[tuple[int, Batch]]:
+        """Yields the number of the first row of each batch, and the batch."""
         training = self.training
         self.eval()
         try:
-            yield from DataLoader(rows, batch_size, collate_fn=collate_xmc)
+            for some in torch.arange(num_rows(rows)).split(batch_size):
+                if len(some) > 0:
+                    yield int(some[0]), batch_of(rows.take(some))
         finally:
             self.train(training)
 
-    def _check_dataset(self, rows: XMCDataset | Tensor) -> None:
-        if isinstance(rows, Tensor):
-            if rows.layout is not torch.sparse_csr or rows.dim() != 2 or rows.shape[1] != self.num_features:
-                raise ValueError(f"rows has shape {tuple(rows.shape)}; wanted sparse CSR [B, {self.num_features}]")
-        elif rows.num_features != self.num_features or rows.num_labels > self.num_labels:
+    def _rows(self, data: Any) -> Rows:
+        """Reads rows in any form, and checks that they fit the model."""
+        kind = "dense" if self.dense_input else "sparse CSR"
+        if self.dense_input and not isinstance(data, (XMCDataset, tuple)):
+            data = torch.as_tensor(data)
+        if isinstance(data, Tensor):
+            sparse = data.layout is torch.sparse_csr
+            if sparse == self.dense_input or data.dim() != 2 or data.shape[1] != self.num_features:
+                raise ValueError(f"rows has shape {tuple(data.shape)}; wanted {kind} [B, {self.num_features}]")
+            return unlabelled(data if sparse else dense_features(data))
+        rows = rows_of(data, self.num_labels)
+        if isinstance(rows, DenseRows) != self.dense_input:
+            raise ValueError(f"the data are of the kind {type(data).__name__}; the model takes {kind} input")
+        if rows.num_features != self.num_features or rows.num_labels > self.num_labels:
             raise ValueError(
                 f"the data has {rows.num_features} features and {rows.num_labels} labels; "
                 f"the model takes {self.num_features} and {self.num_labels}"
             )
+        return rows
 
     # --- files ---
 
@@ -262,25 +335,10 @@ class XMCClassifier(nn.Module):
         Raises:
             ValueError: The re-hash policy is of a class that files do not hold.
         """
-        config = None
-        if isinstance(self.output, LSHLinear):
-            config = asdict(self.output.config)
-            policy = self.output.config.rehash
-            if type(policy).__name__ not in _POLICIES:
-                raise ValueError(f"rehash is {policy!r}; wanted one of {', '.join(_POLICIES)}, which files can hold")
-            config["index"] = {"kind": type(self.output.config.index).__name__, **config["index"]}
-            config["rehash"] = {"policy": type(policy).__name__, **asdict(policy)}  # type: ignore[call-overload]
-        return {
-            "num_features": self.num_features,
-            "num_labels": self.num_labels,
-            "hidden": self.input.embedding_dim,
-            "dense": self.dense,
-            "config": config,
-            "quantized": isinstance(self.output, QuantizedLinear),
-        }
+        return {**model_file.describe(self), "dense": self.dense}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes configuration and weights to one file, whole or not at all.
+        """Writes the model to one file, whole or not at all: tensors as safetensors, settings as JSON in its header.
 
         Args:
             path: The file.
@@ -288,38 +346,38 @@ class XMCClassifier(nn.Module):
         Raises:
             OSError: The file cannot be written.
         """
-        content = {"format": FORMAT, "configuration": self.configuration(), "weights": self.state_dict()}
-        save_archive(content, path)
+        model_file.save(self, self.configuration(), path, FORMAT)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> XMCClassifier:
+    def load(cls, path: str | os.PathLike[str], mmap: bool = False) -> XMCClassifier:
         """Reads what :meth:`save` wrote. Nothing in the file is executed.
 
         Args:
             path: The file.
+            mmap: Map the file to memory: start-up takes no time, and pages are read when they are used. The numbers
+                are then not looked at before.
 
         Raises:
             ValueError: The file is damaged or holds no model.
         """
-        content = load_archive(path, FORMAT)
+        if is_safetensors(path):
+            tensors, content, _ = model_file.load(path, [FORMAT], mmap)
+        else:
+            tensors, content = _of_previous_format(load_archive(path, _PREVIOUS))
         try:
-            configuration = dict(content["configuration"])
-            config = configuration.pop("config")
-            quantized = configuration.pop("quantized", False)
-            if config is not None:
-                policy = dict(config.pop("rehash"))
-                index = dict(config.pop("index"))
-                config = LSHConfig(
-                    **config,
-                    rehash=_POLICIES[policy.pop("policy")](**policy),
-                    index=INDEX_CONFIGS[index.pop("kind")](**index),
-                )
+            sizes = content["num_features"], content["num_labels"], content["hidden"]
+            chosen = model_file.arguments(content)
+            del chosen["sampled"]
             with torch.device("meta"):
-                model = cls(**configuration, config=config)
-            if quantized:
-                model.output = QuantizedLinear(model.input.embedding_dim, model.num_labels)
-                model.eval()
-            assign_weights(model, content["weights"])
+                model = cls(*sizes, dense=content["dense"], **chosen)
+            model_file.restore(model, content, tensors, check=not mmap)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error
         return model
+
+
+def _of_previous_format(archive: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and configuration of a file of the previous format as the present one has them."""
+    configuration = archive.get("configuration") or {}
+    added = {"dense_input": False, "activation": "relu", "mixture": None, "sampled": True, "quantized": False}
+    return archive.get("weights", {}), {**added, **configuration}

@@ -1,4 +1,4 @@
-"""The loss of a wide layer as one operator of a compiled graph.
+"""The loss of a wide layer, and the look-up of a tied embedding, as operators of a compiled graph.
 
 A training step of a wide layer draws rows, follows the weights with its tables and delivers row-sparse gradients; no
 graph of tensors can hold that. In a graph of ``torch.compile`` one operator stands for layer and loss. When it runs,
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._library.effects import EffectType
 
+from ..row_sparse.parameters import wants_row_sparse
 from .sampled_path import is_compiled, is_traced
 from .topk_arguments import check_topk
 
@@ -83,6 +84,17 @@ def _owner(handle: Tensor) -> Any:
     if owner is None:
         raise RuntimeError("the layer of a compiled graph does not exist any more; wanted a living one")
     return owner
+
+
+def _weight_of_owner(alias: Tensor) -> nn.Parameter:
+    """The weight that compilers passed an alias of, which cannot take a gradient."""
+    for owner in list(_owners.values()):
+        weight = owner._parameters.get("weight") if isinstance(owner, nn.Module) else None
+        if weight is not None and shares_memory(weight, alias):
+            return weight
+    raise RuntimeError(
+        "the layer tied with an embedding of a compiled graph does not exist any more; wanted a living one"
+    )
 
 
 def shares_memory(one: Tensor, other: Tensor) -> bool:
@@ -169,14 +181,42 @@ class _CrossEntropy(torch.autograd.Function):
         return (grad_x if ctx.wants_grad_of_x else None, *(None,) * 12)
 
 
-def _recorded_cross_entropy(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """The kernel for autograd; ``torch.library.register_autograd`` does the same in four times the time."""
-    if torch.is_grad_enabled():
-        recorded: tuple[Tensor, Tensor] = _CrossEntropy.apply(*arguments)
-        return recorded
-    with torch._C._AutoDispatchBelowAutograd():
-        result: tuple[Tensor, Tensor] = torch.ops.torch_lsh_nn.cross_entropy(*arguments)
-        return result
+def _embedding(indices: Tensor, weight: Tensor, anchor: Tensor, padding_idx: int | None) -> tuple[Tensor, Tensor]:
+    parameter = _weight_of_owner(weight)
+    with torch._C._ForceDispatchKeyGuard(*_KEYS), torch.enable_grad():
+        rows = F.embedding(indices, parameter, padding_idx, sparse=wants_row_sparse(parameter))
+        return rows.detach(), _Step.of(indices, rows)
+
+
+def _fake_embedding(indices: Tensor, weight: Tensor, anchor: Tensor, padding_idx: int | None) -> tuple[Tensor, Tensor]:
+    return weight.new_empty(*indices.shape, weight.shape[1]), indices.new_empty(1, dtype=torch.int64)
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            rows, step = torch.ops.torch_lsh_nn.embedding(*arguments)
+        ctx.save_for_backward(step)
+        ctx.mark_non_differentiable(step)
+        return rows, step
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        torch.ops.torch_lsh_nn.cross_entropy_backward(*ctx.saved_tensors, grads[0].contiguous(), grads[0], False)
+        return (None,) * 4
+
+
+def embedding_in_graph(indices: Tensor, weight: Tensor, padding_idx: int | None) -> Tensor:
+    """``F.embedding`` in a graph of ``torch.compile``; the gradient of the weight is row-sparse where that is wanted.
+
+    Args:
+        indices: int64.
+        weight: ``[N, width]``, the weight of a layer with a handle.
+        padding_idx: the index whose row has no gradient, or None.
+    """
+    rows, _ = torch.ops.torch_lsh_nn.embedding(indices, weight.detach(), _ANCHOR, padding_idx)
+    return rows
 
 
 def _topk(x: Tensor, handle: Tensor, k: int, candidates: int | None, recall: float) -> tuple[Tensor, Tensor]:
@@ -214,7 +254,30 @@ _define(
     _topk,
     _fake_topk,
 )
-_library.impl("cross_entropy", _recorded_cross_entropy, "Autograd")
+_define(
+    "embedding(Tensor indices, Tensor weight, Tensor anchor, int? padding_idx) -> (Tensor, Tensor)",
+    _embedding,
+    _fake_embedding,
+)
+
+
+def _record(name: str, function: type[torch.autograd.Function]) -> None:
+    """Gives an operator its kernel for autograd; ``torch.library.register_autograd`` takes four times as long."""
+    operator = getattr(torch.ops.torch_lsh_nn, name)
+
+    def kernel(*arguments: Any) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            recorded: tuple[Tensor, Tensor] = function.apply(*arguments)
+            return recorded
+        with torch._C._AutoDispatchBelowAutograd():
+            result: tuple[Tensor, Tensor] = operator(*arguments)
+            return result
+
+    _library.impl(name, kernel, "Autograd")
+
+
+_record("cross_entropy", _CrossEntropy)
+_record("embedding", _Embedding)
 
 
 # --- methods of layers while a graph is made --------------------------------------------------------------------------
@@ -256,6 +319,7 @@ def cross_entropy_in_graph(
     loss = Loss(ignore_index, reduction, label_smoothing)
     # torch.func.functional_call replaces Parameters by other tensors, of which the layer's tables know nothing.
     if not is_compiled() or not isinstance(layer.weight, nn.Parameter):
+        layer.tell_traced()
         return F.cross_entropy(F.linear(x, layer.weight, layer.bias), target, weight, **loss._asdict())
     wants_grad = wants_gradient(x, layer.weight, layer.bias)
     return call_loss(layer.handle, x, None, None, target, weight, loss, wants_grad)

@@ -112,8 +112,10 @@ def apply_block(
     """
     if sample is None:
         sample = up.training or up.config.scope == "sample"
-    # Hooks of the parts see what they would see in a dense block.
-    if not sample or obstacle(up, x) is not None or any(is_hooked(module) for module in (up, *middle, down)):
+    hooked = sample and any(is_hooked(module) for module in (up, *middle, down))
+    if hooked:  # they see what they would see in a dense block
+        up.paths.dense("a hook", "hooks")
+    if not sample or hooked or obstacle(up, x) is not None:
         hidden = up(x)
         hidden = hidden.dense() if isinstance(hidden, SampledLogits) else hidden
         for module in middle:

@@ -174,6 +174,11 @@ class SamplerState(nn.Module):
         sampler_of(weight, config)
 
     @property
+    def weight(self) -> nn.Parameter:
+        """The weight, which belongs to another module."""
+        return self._weight[0]
+
+    @property
     def sampler(self) -> Sampler:
         """The sampler of the weight."""
         return sampler_of(self._weight[0])

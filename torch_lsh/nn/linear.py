@@ -16,17 +16,16 @@ from ..row_sparse.parameters import note_forward
 from ..sampling.active_set import ActiveSet
 from ..sampling.sampler import Sampler
 from ..sampling.state import pack, unpack
-from ..stopwatch import part
 from .compiled import Loss, cross_entropy_in_graph, handle_of, in_graphs, topk_in_graph
 from .linear_with_sampler import LinearWithSampler
 from .logits.targets import as_target
 from .logits.tensor import SampledLogits
 from .paths import Paths
-from .sampled_path import check_can_sample, is_compiled, is_traced, obstacle
+from .sampled_path import check_can_sample, is_compiled, is_traced, obstacle, recorder
 from .topk_arguments import check_topk
 
 
-class LSHLinear(LinearWithSampler):
+class LSHLinear(LinearWithSampler, nn.Linear):
     """A linear layer for very wide outputs, trained through a sampled set of its rows.
 
     It *is* an :class:`torch.nn.Linear`: same constructor, initialisation and parameters. In training, ``forward``
@@ -173,7 +172,10 @@ class LSHLinear(LinearWithSampler):
         if torch.jit.is_scripting():
             return F.linear(input, self.weight, self.bias)
         if is_traced():
-            return self._outside_of_graph(input) if self.training and is_compiled() else super().forward(input)
+            if self.training and is_compiled():
+                return self._outside_of_graph(input)
+            self.tell_traced()
+            return super().forward(input)
         return self._lazy_logits(input)
 
     @torch.jit.unused
@@ -181,15 +183,22 @@ class LSHLinear(LinearWithSampler):
         if isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as the layers of torch.nn are
             path = input.tracer.path_of_module(self)
             return input.tracer.create_proxy("call_module", path, (input,), {})
-        self.paths.watch(self.weight)
-        for parameter in self._parameters.values():
-            if parameter is not None:
-                note_forward(parameter)
+        weight, bias = self.weight, self.bias
+        self.paths.watch(weight)
+        note_forward(weight)
+        if bias is not None:
+            note_forward(bias)
         reason = obstacle(self, input)
         if reason is None:
             return SampledLogits.of(input, self)
         self.paths.dense(reason, "operands")
         return super().forward(input)
+
+    @torch.jit.unused
+    def tell_traced(self) -> None:
+        """Warns if a tracer records a training step, which is dense in its graph."""
+        if self.training and (what := recorder()) is not None:
+            self.paths.dense(what, "traced")
 
     @torch.jit.unused
     @torch.compiler.disable(
@@ -264,7 +273,7 @@ class LSHLinear(LinearWithSampler):
         check_topk(k, self.out_features, candidates, recall)
         if exact:
             return torch.topk(self(x), k)
-        check_can_sample(self, x)
+        self.check_can_sample(x)
         flat = x.reshape(-1, self.in_features)
         # Entering a context takes longer than asking.
         autocast = torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
@@ -289,7 +298,7 @@ class LSHLinear(LinearWithSampler):
             x: ``[*, in_features]``.
             target: as in :meth:`cross_entropy`, or None: no labels.
         """
-        check_can_sample(self, x)
+        self.check_can_sample(x)
         flat = x.detach().reshape(-1, self.in_features)
         labels = torch.empty(len(flat), 0, dtype=torch.int64, device="cpu")
         if target is not None:
@@ -300,6 +309,10 @@ class LSHLinear(LinearWithSampler):
                 )
             labels = parsed.labels
         return self.sampler.draw(self.weight, self.bias, flat, labels, self.training)
+
+    def check_can_sample(self, input: Tensor) -> None:
+        """Raises a RuntimeError if there is no sampled path for ``input`` ``[*, in_features]``."""
+        check_can_sample(self, input)
 
     # --- what lazy logits ask of their owner ---
 
@@ -313,17 +326,6 @@ class LSHLinear(LinearWithSampler):
             if offset is not None:
                 bias = (offset if bias is None else bias + offset).to(self.weight.dtype)
             return ops.linear_topk(self._as_weight(x), self.weight, bias, k)
-
-    def active_logits(self, x: Tensor, rows: Tensor) -> Tensor:
-        """``[B, A]`` logits of the active rows ``[A]`` or ``[B, A]`` for ``x`` ``[B, in]``; differentiable."""
-        with part(self.sampler.stopwatch, "logits"):
-            if rows.dim() == 1:
-                return ops.gather_matmul(x, self.weight, self.bias, rows)
-            logits = ops.sampled_dot(x.contiguous(), self.weight, rows)
-            if self.bias is not None:
-                bias = ops.gather_rows(self.bias, rows.clamp(min=0).flatten()).view_as(rows)
-                logits = logits + bias.to(logits.dtype) * (rows >= 0)
-            return logits
 
     def _as_weight(self, x: Tensor) -> Tensor:
         return x.to(self.weight.dtype).contiguous()

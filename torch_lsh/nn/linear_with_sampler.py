@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
+from .. import ops
 from ..sampling.sampler import Sampler
 from ..sampling.stats import LayerStats
+from ..stopwatch import part
 from .paths import Paths
-from .sampled_path import check_can_sample
 
 
-class LinearWithSampler(nn.Linear):
-    """An ``nn.Linear`` that owns a sampler of its rows; :class:`torch_lsh.LSHLinear` adds what it computes by them.
+class LinearWithSampler(nn.Module):
+    """A linear layer, or some rows of one, with a sampler of its rows: a base of :class:`torch_lsh.LSHLinear`.
 
     Attributes:
+        in_features: size of an input sample.
+        out_features: N, the number of classes.
+        weight: ``[rows, in_features]``.
+        bias: ``[rows]`` or None.
         sampler: draws the rows of a step.
         paths: counts which way results took.
     """
 
+    in_features: int
+    out_features: int
+    weight: Tensor
+    bias: Any  # a Tensor or None, which nn.Linear does not say
     sampler: Sampler
     paths: Paths
 
@@ -59,8 +69,23 @@ class LinearWithSampler(nn.Linear):
         >>> 0 <= stats.recall.mean <= 1, stats.queries, stats.stale_rows
         (True, 64, None)
         """
-        check_can_sample(self, self.weight if inputs is None else inputs)
+        self.check_can_sample(self.weight if inputs is None else inputs)
         stats = self.sampler.stats(
             self.weight, self.bias, inputs, k=k, queries=queries, batch_size=batch_size, seed=seed
         )
         return replace(stats, paths=dict(self.paths.counts))
+
+    def check_can_sample(self, input: Tensor) -> None:
+        """Raises an error if there is no sampled path for ``input`` ``[*, in_features]``."""
+        raise NotImplementedError
+
+    def active_logits(self, x: Tensor, rows: Tensor) -> Tensor:
+        """``[B, A]`` logits of the active rows ``[A]`` or ``[B, A]`` for ``x`` ``[B, in]``; differentiable."""
+        with part(self.sampler.stopwatch, "logits"):
+            if rows.dim() == 1:
+                return ops.gather_matmul(x, self.weight, self.bias, rows)
+            logits = ops.sampled_dot(x.contiguous(), self.weight, rows)
+            if self.bias is not None:
+                bias = ops.gather_rows(self.bias, rows.clamp(min=0).flatten()).view_as(rows)
+                logits = logits + bias.to(logits.dtype) * (rows >= 0)
+            return logits

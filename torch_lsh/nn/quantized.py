@@ -49,14 +49,19 @@ class QuantizedLinear(nn.Module):
     torch.Size([4, 5])
     """
 
-    weight_int8: Tensor
-    scale: Tensor
-    bias: Tensor | None
     sampler: None = None  # no training
+
+    # For torch.jit.script, which compiles the layer as its dense product.
+    __jit_ignored_attributes__ = ["sampler", "paths"]  # noqa: RUF012  (PyTorch reads a list)
+    __jit_unused_properties__ = ["weight"]  # noqa: RUF012
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
+        # Annotated here: torch.jit.script cannot read annotations of the class that are strings.
+        self.weight_int8: Tensor
+        self.scale: Tensor
+        self.bias: Tensor | None
         self.register_buffer("weight_int8", torch.zeros(out_features, in_features, dtype=torch.int8, device="cpu"))
         self.register_buffer("scale", torch.zeros(out_features, dtype=torch.float32, device="cpu"))
         self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device="cpu") if bias else None)
@@ -114,6 +119,12 @@ class QuantizedLinear(nn.Module):
             TypeError: the input has another dtype or device.
             ValueError: the input has another width.
         """
+        if torch.jit.is_scripting():
+            return self._all_logits(input)
+        return self._eager_logits(input)
+
+    @torch.jit.unused
+    def _eager_logits(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as the layers of torch.nn are
             path = input.tracer.path_of_module(self)
             return input.tracer.create_proxy("call_module", path, (input,), {})
@@ -140,7 +151,10 @@ class QuantizedLinear(nn.Module):
     def _all_logits(self, input: Tensor) -> Tensor:
         """The logits ``[*, out_features]``, computed by operators of PyTorch alone."""
         logits = F.linear(input.float(), self.weight_int8.float()) * self.scale
-        return (logits if self.bias is None else logits + self.bias).to(input.dtype)
+        bias = self.bias
+        if bias is not None:
+            logits = logits + bias
+        return logits.to(input.dtype)
 
     def topk(
         self, x: Tensor, k: int, exact: bool = True, candidates: int | None = None, recall: float = 0.95

@@ -18,6 +18,17 @@ def is_traced() -> bool:
     return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.PROXY, keys.FAKE))
 
 
+def recorder() -> str | None:
+    """What records the present computation for other inputs and to train with, without torch.compile; None: nothing."""
+    if torch.compiler.is_compiling():
+        return None
+    if torch.jit.is_tracing():
+        return "torch.jit.trace"
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return None
+    return "make_fx" if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None else None
+
+
 def is_compiled() -> bool:
     """Whether ``torch.compile`` traces the present computation, rather than ``torch.export`` or another tracer."""
     # Before PyTorch 2.12, torch.compile takes torch.compiler.is_exporting() for True; the flag that it returns is read.
@@ -44,26 +55,27 @@ def obstacle(layer: nn.Linear, input: Tensor) -> str | None:
     weight, bias = layer.weight, layer.bias
     if type(weight) is not nn.Parameter and hasattr(weight, "placements"):
         return "a DTensor weight (torch_lsh.distributed.ShardedRows has one in the place of ColwiseParallel)"
-    for tensor in (input, weight):
-        if tensor.device.type != "cpu":
-            return f"a tensor on {tensor.device}"
+    if not (input.is_cpu and weight.is_cpu):
+        return f"a tensor on {weight.device if input.is_cpu else input.device}"
     if input.dim() < 1 or input.shape[-1] != layer.in_features:
         raise ValueError(
             f"input has shape {tuple(input.shape)}; wanted {layer.in_features} features in the last dimension"
         )
     if _is_transformed_when_run() if torch.compiler.is_compiling() else is_transformed():
         return "a function transform or forward-mode differentiation"
-    dtypes = {input.dtype, weight.dtype}
+    dtype = weight.dtype
+    dtypes: tuple[torch.dtype, ...] = (dtype,)
     if torch.is_autocast_enabled("cpu"):
-        dtypes.add(torch.get_autocast_dtype("cpu"))
+        dtypes = (dtype, input.dtype, torch.get_autocast_dtype("cpu"))
         # Autocast converts every floating dtype but float64.
-        same = input.dtype is weight.dtype or (input.is_floating_point() and torch.float64 not in dtypes)
+        same = input.dtype is dtype or (input.is_floating_point() and torch.float64 not in dtypes)
     else:
-        same = len(dtypes) == 1
+        same = input.dtype is dtype
     if not same:
-        raise TypeError(f"input has dtype {input.dtype}; wanted {weight.dtype}, the dtype of the weights")
-    for dtype in dtypes - _DTYPES:
-        return str(dtype)
+        raise TypeError(f"input has dtype {input.dtype}; wanted {dtype}, the dtype of the weights")
+    for dtype in dtypes:
+        if dtype not in _DTYPES:
+            return str(dtype)
     if input.layout is not torch.strided:
         return f"input of layout {input.layout}"
     if weight.shape != (layer.out_features, layer.in_features):

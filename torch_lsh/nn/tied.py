@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..row_sparse.parameters import wants_row_sparse
+from .compiled import embedding_in_graph, wants_gradient
 from .linear import LSHLinear
+from .sampled_path import is_compiled
 
 
 def tied_embeddings(model: nn.Module, weight: Tensor) -> list[tuple[str, nn.Embedding]]:
@@ -35,6 +37,7 @@ def follow_optimizer(embedding: nn.Embedding) -> None:
     """
     if not embedding.sparse and not embedding.scale_grad_by_freq and not follows_optimizer(embedding):
         embedding.register_forward_pre_hook(_choose_layout)
+        embedding.register_forward_hook(_take_operator)
 
 
 def follows_optimizer(embedding: nn.Embedding) -> bool:
@@ -44,12 +47,21 @@ def follows_optimizer(embedding: nn.Embedding) -> bool:
 
 def stop_following(embedding: nn.Embedding) -> None:
     """Undoes :func:`follow_optimizer`."""
-    for number, hook in list(embedding._forward_pre_hooks.items()):
-        if hook is _choose_layout:
-            del embedding._forward_pre_hooks[number]
-            embedding.sparse = False
+    for hooks in (embedding._forward_pre_hooks, embedding._forward_hooks):
+        for number, hook in list(hooks.items()):
+            if hook in (_choose_layout, _take_operator):
+                del hooks[number]
+                embedding.sparse = False
 
 
 def _choose_layout(embedding: nn.Embedding, args: Any) -> None:
-    # Compiled graphs have no sparse gradients.
+    # Compiled graphs have no sparse gradients of their own.
     embedding.sparse = not torch.compiler.is_compiling() and wants_row_sparse(embedding.weight)
+
+
+def _take_operator(embedding: nn.Embedding, args: Any, output: Tensor) -> Tensor | None:
+    """The output in a compiled graph, computed by an operator that has row-sparse gradients."""
+    plain = type(embedding).forward is nn.Embedding.forward and embedding.max_norm is None and len(args) == 1
+    if not plain or not is_compiled() or not wants_gradient(embedding.weight):
+        return None
+    return embedding_in_graph(args[0], embedding.weight, embedding.padding_idx)

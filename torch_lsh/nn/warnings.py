@@ -15,6 +15,19 @@ REASONS = {
         "{what} has no sampled path, so all {out_features} outputs of the layer are computed, as by nn.Linear; wanted "
         "contiguous float32, float64 or bfloat16 tensors on the CPU"
     ),
+    "adapter": (
+        "{what} with a tensor of a number per sample and class (of an adapter on the layer, such as LoRA?) has no "
+        "sampled path, so all {out_features} outputs of the layer are computed, as by nn.Linear; train the layer "
+        "itself, with PEFT by modules_to_save in place of target_modules, or add a number per sample or per class"
+    ),
+    "hooks": (
+        "a hook on a part of the feed-forward block sees all {out_features} hidden neurons, so they are computed, as "
+        "by nn.Linear; hook the block itself"
+    ),
+    "traced": (
+        "{what} records the computation of nn.Linear, so its graph computes all {out_features} outputs of the layer in "
+        "every step; train with torch.compile or without a graph, and call model.eval() to record a model for serving"
+    ),
     "parameters": (
         "{what} is computed from all {out_features} rows, as the weight with which the layer was called is no longer "
         "its own (torch.func.functional_call?), so no tables follow it; wanted a Parameter of the layer"

@@ -11,12 +11,21 @@ from .embedding_bag import coalesce_rows, embedding_bag, embedding_bag_backward,
 from .first_touch import prepare_memory, zero_rows_
 from .gather import gather_rows
 from .hadamard import cross_polytope_codes, hadamard_codes, hadamard_products
-from .hash import dwta_codes, simhash_codes, simhash_products
+from .hash import dwta_codes, query_vectors, simhash_codes, simhash_products
 from .hash_text import hash_text, word_spans
 from .huge_pages import prefer_huge_pages
+from .label_votes import label_votes
 from .largest_rows import largest_rows
-from .linear_softmax import active_rows_loss, linear_softmax_loss, linear_softmax_loss_backward
+from .linear_softmax import (
+    active_rows_loss,
+    active_rows_sums,
+    linear_softmax_loss,
+    linear_softmax_loss_backward,
+    linear_softmax_sums,
+)
+from .nearest_members import nearest_members
 from .nearest_rows import nearest_rows
+from .one_vs_rest import fit_linear_rows, sparse_dot, sum_rows
 from .optimizer import row_sparse_adagrad_, row_sparse_adam_, row_sparse_lion_, row_sparse_sgd_
 from .partition import query_partition, residual_codes, search_partition, update_partition
 from .probes import probe_codes
@@ -32,6 +41,7 @@ from .xmc_reader import parse_xmc
 
 __all__ = [
     "active_rows_loss",
+    "active_rows_sums",
     "build_tables",
     "coalesce_rows",
     "count_touches_",
@@ -43,6 +53,7 @@ __all__ = [
     "embedding_bag_backward",
     "embedding_bag_values_backward",
     "extremes",
+    "fit_linear_rows",
     "gather_matmul",
     "gather_rows",
     "hadamard_codes",
@@ -50,11 +61,14 @@ __all__ = [
     "hash_text",
     "insert_labels",
     "is_increasing",
+    "label_votes",
     "largest_rows",
     "linear_softmax_loss",
     "linear_softmax_loss_backward",
+    "linear_softmax_sums",
     "linear_topk",
     "multiplies_bfloat16",
+    "nearest_members",
     "nearest_rows",
     "parse_xmc",
     "positive_sums",
@@ -64,6 +78,7 @@ __all__ = [
     "product",
     "query_partition",
     "query_tables",
+    "query_vectors",
     "residual_codes",
     "row_sparse_adagrad_",
     "row_sparse_adam_",
@@ -79,6 +94,8 @@ __all__ = [
     "simhash_codes",
     "simhash_products",
     "sketch_candidates",
+    "sparse_dot",
+    "sum_rows",
     "update_partition",
     "update_tables",
     "use_simd_level",

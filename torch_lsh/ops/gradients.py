@@ -46,7 +46,7 @@ class RowGradient:
         if values.dtype is not self.dtype:
             values = values.to(self.dtype)
         if self.updater is not None and self.parameter is not None:
-            self.updater.update_in_backward(self.parameter, rows, values)
+            self.updater.update_in_backward(self.parameter, rows, values, unique=unique)
             return None
         if self.row_sparse:
             return torch.sparse_coo_tensor(

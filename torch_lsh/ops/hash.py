@@ -9,6 +9,23 @@ from .declaration import operator
 
 
 @operator
+def query_vectors(x: Tensor, zeros: int) -> Tensor:
+    """Computes ``[x, 1, 0, ...]``: inputs as the vectors that an index compares with rows ``[w, b, ...]``.
+
+    Args:
+        x: ``[n, in]`` float32, float64 or bfloat16, of any strides.
+        zeros: the number of zeros in every row.
+
+    Returns:
+        ``[n, in + 1 + zeros]`` float32.
+
+    >>> query_vectors(torch.tensor([[2.0, 3.0]]), 1)
+    tensor([[2., 3., 1., 0.]])
+    """
+    return x.new_empty(x.shape[0], x.shape[1] + 1 + zeros, dtype=torch.float32)
+
+
+@operator
 def simhash_codes(x: Tensor, projections: Tensor, hashes_per_table: int) -> Tensor:
     """SimHash codes: the signs of random projections, K of them packed into the code of a table.
 

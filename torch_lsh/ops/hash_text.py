@@ -20,6 +20,7 @@ def hash_text(
     tf: str,
     normalized: bool,
     seed: int,
+    split_characters: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Hashes the n-grams of words and of characters of texts into the ``2**bits`` columns of a CSR matrix.
 
@@ -35,12 +36,15 @@ def hash_text(
         tf: ``"count"``, ``"log"`` (1 + ln count) or ``"binary"``.
         normalized: divides each row by its Euclidean norm.
         seed: of the hash.
+        split_characters: makes a word of each letter of a script without blanks (Chinese, Japanese, Thai, Lao, Khmer,
+            Burmese), with its marks. Two of them in a row are a feature even if ``word_ngrams`` is 1. N-grams of
+            characters do not change.
 
     Returns:
         ``crow`` ``[B + 1]`` int64, ``col`` ``[nnz]`` int64, increasing within a row, and ``values`` ``[nnz]`` float32.
 
     >>> text = torch.frombuffer(bytearray(b"to be or not to be"), dtype=torch.uint8)
-    >>> hash_text(text, torch.tensor([0, 18]), 20, 1, 0, 0, False, "count", False, 0)[2]
+    >>> hash_text(text, torch.tensor([0, 18]), 20, 1, 0, 0, False, "count", False, 0, True)[2]
     tensor([1., 1., 2., 2.])
 
     Weinberger et al., *Feature Hashing for Large Scale Multitask Learning*, ICML 2009.
@@ -50,16 +54,17 @@ def hash_text(
 
 
 @operator
-def word_spans(text: Tensor) -> Tensor:
+def word_spans(text: Tensor, split_characters: bool) -> Tensor:
     """Finds the words of :func:`hash_text`.
 
     Args:
         text: ``[bytes]`` uint8.
+        split_characters: whether each letter of a script without blanks is a word.
 
     Returns:
         ``[words, 2]`` int64: the first byte of each word, and the byte after its last one.
 
-    >>> word_spans(torch.frombuffer(bytearray(b"to be!"), dtype=torch.uint8))
+    >>> word_spans(torch.frombuffer(bytearray(b"to be!"), dtype=torch.uint8), True)
     tensor([[0, 2],
             [3, 5]])
     """

@@ -60,26 +60,67 @@ def linear_softmax_loss(
 
 
 @operator
-def linear_softmax_loss_backward(
-    slopes: Tensor, factors: Tensor, x: Tensor, weight: Tensor, rows: Tensor, needs_weight: bool = True
+def linear_softmax_sums(
+    x: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, log_weights: Tensor | None, positions: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients that follow from ``slopes * factors``, the gradient of the logits of :func:`linear_softmax_loss`.
+    """What some rows contribute to :func:`linear_softmax_loss`, where others contribute more, in other processes.
+
+    Not differentiable; :func:`active_rows_sums` is. All arguments are contiguous.
+
+    Args:
+        x, weight, bias, rows, log_weights, positions: as in :func:`linear_softmax_loss`.
+
+    Returns:
+        ``log_z`` ``[B]``: the log partition function over the rows, -inf without any; ``at_labels`` ``[B, P]``: the
+        logits at ``positions``, 0 where there is no label; ``slopes`` ``[A, B]`` and ``scale`` ``[B]``: the softmax
+        over the rows is ``slopes[a, b] * scale[b]``. All have the dtype of the logits.
+
+    >>> x = torch.zeros(1, 3)
+    >>> log_z, at_labels, slopes, scale = linear_softmax_sums(
+    ...     x, torch.eye(3), None, torch.tensor([0, 2]), None, torch.tensor([[1, -1]])
+    ... )
+    >>> log_z.exp(), at_labels, slopes.T * scale
+    (tensor([2.]), tensor([[0., 0.]]), tensor([[0.5000, 0.5000]]))
+    """
+    batch, count, dtype = x.shape[0], rows.shape[0], torch.promote_types(x.dtype, torch.float32)
+    return (
+        x.new_empty(batch, dtype=dtype),
+        x.new_empty(positions.shape, dtype=dtype),
+        x.new_empty(count, batch, dtype=dtype),
+        x.new_empty(batch, dtype=dtype),
+    )
+
+
+@operator
+def linear_softmax_loss_backward(
+    slopes: Tensor,
+    factors: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    needs_weight: bool = True,
+    grad: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients that follow from ``slopes * factors * grad``, the gradient of the logits.
 
     Args:
         slopes: ``[A, B]``, from :func:`linear_softmax_loss`.
-        factors: ``[B]``: the gradient of the loss times ``scale``.
+        factors: ``[B]``, its ``scale``.
         x, weight, rows: as in :func:`linear_softmax_loss`. Where a bfloat16 ``x`` rounds the active rows, it rounds the
             gradient of the logits, too.
         needs_weight: computes the gradient of the weight.
+        grad: ``[B]`` or ``[]``, the gradient of the loss; None: 1.
 
     Returns:
         The gradients of ``x`` ``[B, in]``, of the active rows of ``weight`` ``[A, in]`` (``[0, in]`` without
-        ``needs_weight``) and of ``bias`` ``[A]``; and the sums of the positive gradients of each row's logits ``[A]``.
-        All have the dtype of ``slopes``.
+        ``needs_weight``) and of ``bias`` ``[A]``; the sums of the positive gradients of each row's logits ``[A]``; and
+        ``x * factors * grad`` ``[B, in]`` (``[0, in]`` for a bfloat16 ``x``): the gradient of the active rows is the
+        product of ``slopes`` and this. All have the dtype of ``slopes``.
     """
-    count, width = rows.shape[0], weight.shape[1]
+    count, (batch, width) = rows.shape[0], x.shape
     of_weight = slopes.new_empty(count * needs_weight, width)
-    return slopes.new_empty(x.shape), of_weight, slopes.new_empty(count), slopes.new_empty(count)
+    scaled = slopes.new_empty(batch if x.dtype is slopes.dtype else 0, width)
+    return slopes.new_empty(x.shape), of_weight, slopes.new_empty(count), slopes.new_empty(count), scaled
 
 
 def active_rows_loss(
@@ -92,6 +133,7 @@ def active_rows_loss(
     shares: Tensor,
     divisor: float | None = None,
     pushed_down: Callable[[Tensor], None] | None = None,
+    computed: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """Cross entropy over the active rows of a layer, as most models need it in a training step.
 
@@ -104,12 +146,37 @@ def active_rows_loss(
             any strides.
         rows: ``[A]`` int64, strictly increasing.
         pushed_down: called in the backward pass with the sums of the positive gradients of each row's logits ``[A]``.
+        computed: called in the forward pass with ``slopes`` and ``scale`` of :func:`linear_softmax_loss`, to read.
 
     Returns:
         ``[B]``, or ``[]`` with a divisor, of the dtype of ``shares``.
     """
-    loss: Tensor = _ActiveRowsLoss.apply(x, weight, bias, rows, log_weights, positions, shares, divisor, pushed_down)
+    others = (rows, log_weights, positions, shares, divisor, pushed_down, computed)  # as one: apply() looks at each
+    loss: Tensor = _ActiveRowsLoss.apply(x, weight, bias, others)
     return loss
+
+
+def active_rows_sums(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor,
+    log_weights: Tensor | None,
+    positions: Tensor,
+    pushed_down: Callable[[Tensor], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The parts of a loss over active rows that are joined with those of rows elsewhere.
+
+    Differentiable (once) in ``x``, ``weight`` and ``bias``, as :func:`active_rows_loss` is, at the same cost.
+
+    Args:
+        x, weight, bias, rows, log_weights, positions, pushed_down: as in :func:`active_rows_loss`.
+
+    Returns:
+        ``log_z`` ``[B]`` and ``at_labels`` ``[B, P]`` of :func:`linear_softmax_sums`.
+    """
+    sums: tuple[Tensor, Tensor] = _ActiveRowsSums.apply(x, weight, bias, rows, log_weights, positions, pushed_down)
+    return sums
 
 
 class _ActiveRowsLoss(torch.autograd.Function):
@@ -119,38 +186,101 @@ class _ActiveRowsLoss(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        rows: Tensor,
-        log_weights: Tensor | None,
-        positions: Tensor,
-        shares: Tensor,
-        divisor: float | None,
-        pushed_down: Callable[[Tensor], None] | None,
+        others: tuple[Any, ...],
     ) -> Tensor:
         x = x.contiguous()
+        rows, log_weights, positions, shares, divisor, pushed_down, computed = others
         loss, slopes, scale = linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares, divisor)
+        if computed is not None:
+            computed(slopes, scale)
         ctx.save_for_backward(x, weight, rows, slopes, scale)
-        ctx.of_weight, ctx.of_bias = RowGradient(weight), None if bias is None else RowGradient(bias)
-        ctx.pushed_down = pushed_down
+        ctx.gradients = _Gradients(weight, bias, pushed_down)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         check_first_order()
         x, weight, rows, slopes, scale = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        factors = grads[0] * scale
-        # An optimizer takes the gradient as its two factors, except in bfloat16, which is multiplied faster here.
-        as_factors = ctx.of_weight.goes_to_updater and x.dtype is slopes.dtype
-        grad_x, of_rows, of_offset, positive = linear_softmax_loss_backward(
-            slopes, factors, x, weight, rows, needs_weight and not as_factors
+        of_operands = ctx.gradients.of(
+            slopes, scale, x, weight, rows, *ctx.needs_input_grad[:3], grad=grads[0].contiguous()
         )
-        if ctx.pushed_down is not None:
-            ctx.pushed_down(positive)
+        return *of_operands, None
+
+
+class _ActiveRowsSums(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: Tensor,
+        log_weights: Tensor | None,
+        positions: Tensor,
+        pushed_down: Callable[[Tensor], None] | None,
+    ) -> tuple[Tensor, Tensor]:
+        x = x.contiguous()
+        log_z, at_labels, slopes, scale = linear_softmax_sums(x, weight, bias, rows, log_weights, positions)
+        ctx.save_for_backward(x, weight, rows, slopes, scale, positions)
+        ctx.gradients = _Gradients(weight, bias, pushed_down)
+        return log_z, at_labels
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        check_first_order()
+        x, weight, rows, slopes, scale, positions = ctx.saved_tensors
+        of_log_z, of_labels = grads
+        of_labels = of_labels.masked_fill(positions < 0, 0)
+        factors = of_log_z * scale
+        # A label's gradient goes into the slopes, divided by what multiplies them. That may be 0, where other rows
+        # outweigh these by far; a factor that is as good as 0 takes its place.
+        least = torch.finfo(factors.dtype).tiny ** 0.5
+        factors = factors.masked_fill((factors.abs() < least) & (of_labels != 0).any(1), least)
+        ratios = of_labels / factors.masked_fill(factors == 0, 1).unsqueeze(1)
+        sample, label = (positions >= 0).nonzero(as_tuple=True)
+        places = positions[sample, label], sample
+        slopes = slopes.data  # changed and changed back: its version stays
+        softmax = slopes[places]
+        slopes.index_put_(places, ratios[sample, label], accumulate=True)
+        of_operands = ctx.gradients.of(slopes, factors, x, weight, rows, *ctx.needs_input_grad[:3])
+        slopes.index_put_(places, softmax)
+        return *of_operands, *(None,) * 4
+
+
+class _Gradients:
+    """The way of the gradient of active rows' logits to input, weight and bias."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, pushed_down: Callable[[Tensor], None] | None) -> None:
+        self._of_weight, self._of_bias = RowGradient(weight), None if bias is None else RowGradient(bias)
+        self._pushed_down = pushed_down
+
+    def of(
+        self,
+        slopes: Tensor,
+        factors: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        rows: Tensor,
+        needs_x: bool,
+        needs_weight: bool,
+        needs_bias: bool,
+        grad: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients of ``x``, weight and bias, from that of the logits, ``slopes * factors * grad``."""
+        # An optimizer takes the gradient as its two factors, except in bfloat16, which is multiplied faster here.
+        as_factors = self._of_weight.goes_to_updater and x.dtype is slopes.dtype
+        grad_x, of_rows, of_offset, positive, scaled = linear_softmax_loss_backward(
+            slopes, factors, x, weight, rows, needs_weight and not as_factors, grad
+        )
+        if self._pushed_down is not None:
+            self._pushed_down(positive)
         grad_weight = grad_bias = None
-        if needs_bias:
-            grad_bias = ctx.of_bias.deliver(rows, of_offset, unique=True)
+        if needs_bias and self._of_bias is not None:
+            grad_bias = self._of_bias.deliver(rows, of_offset, unique=True)
         if needs_weight and as_factors:
-            ctx.of_weight.deliver_product(rows, slopes, x * factors.unsqueeze(1))
+            self._of_weight.deliver_product(rows, slopes, scaled)
         elif needs_weight:
-            grad_weight = ctx.of_weight.deliver(rows, of_rows, unique=True)
-        return grad_x.to(x.dtype) if needs_x else None, grad_weight, grad_bias, *(None,) * 6
+            grad_weight = self._of_weight.deliver(rows, of_rows, unique=True)
+        if grad_x.dtype is not x.dtype:
+            grad_x = grad_x.to(x.dtype)
+        return grad_x if needs_x else None, grad_weight, grad_bias

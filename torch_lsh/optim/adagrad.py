@@ -54,12 +54,12 @@ class Adagrad(RowSparseOptimizer, torch.optim.Adagrad):
         self._sum(group, parameter)
 
     def _sum(self, group: dict[str, Any], parameter: Tensor) -> Tensor:
-        return self._moment(group, parameter, "sum", self.defaults["initial_accumulator_value"])
+        return self._moment(group, parameter, self.state[parameter], "sum", self.defaults["initial_accumulator_value"])
 
     def _step_rows(
         self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None
     ) -> None:
-        step = self._count_step(parameter)
+        step = self._count_step(self.state[parameter])
         ops.row_sparse_adagrad_(
             as_matrix(parameter),
             self._sum(group, parameter),

@@ -18,6 +18,7 @@ class _AdamRows(RowSparseOptimizer):
 
     _unsupported = ("amsgrad", "capturable", "differentiable")
     _moments = ("exp_avg", "exp_avg_sq")
+    _fuses_shards = True
     _counters = ("last_step",)  # the step at which each row was last brought up to date; with catch_up alone
 
     def __init__(self, params: Any, *args: Any, catch_up: bool = False, **kwargs: Any) -> None:
@@ -66,9 +67,10 @@ class _AdamRows(RowSparseOptimizer):
     def _step_rows(
         self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None
     ) -> None:
-        step = self._count_step(parameter)
-        first, second = (self._moment(group, parameter, name) for name in self._moments)
-        state = self.state[parameter]
+        state = self.state[parameter]  # once, as it hashes a tensor in Python
+        step = self._count_step(state)
+        first = self._moment(group, parameter, state, "exp_avg")
+        second = self._moment(group, parameter, state, "exp_avg_sq")
         beta1, beta2 = map(float, group["betas"])
         decays = None
         if group.get("catch_up"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from .. import ops
 from ..row_sparse.parameters import (
@@ -44,6 +46,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
     _unsupported: tuple[str, ...] = ("differentiable",)  # options that need dense gradients
     _moments: tuple[str, ...]  # names of state of the parameter's shape
     _counters: tuple[str, ...] = ()  # names of state with an int32 per row
+    _fuses_shards = False  # whether PyTorch's fused step takes DTensors
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -59,7 +62,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         **kwargs: Any,
     ) -> None:
         check_moment_dtype(moment_dtype)
-        self._updated: set[Tensor] = set()  # in the backward pass, since the last step
+        self._updated: set[int] = set()  # ids of parameters, in the backward pass since the last step
         self._on_huge_pages: set[int] = set()  # ids, which keep no parameter alive
         super().__init__(params, *args, **kwargs)
         self._add_options(stochastic_rounding=stochastic_rounding, moment_dtype=moment_dtype, in_backward=in_backward)
@@ -89,8 +92,15 @@ class RowSparseOptimizer(torch.optim.Optimizer):
             and parameter.device.type == "cpu"
             and parameter.dim() > 0
             and parameter.is_contiguous()
-            and not any(group.get(option) for option in self._unsupported)
+            and not self._chosen_unsupported(group)
         )
+
+    def _chosen_unsupported(self, group: dict[str, Any]) -> str | None:
+        """The first option in use that needs dense gradients."""
+        for option in self._unsupported:
+            if group.get(option):
+                return option
+        return None
 
     # --- state ---
 
@@ -143,26 +153,28 @@ class RowSparseOptimizer(torch.optim.Optimizer):
                     elif name in self._moments and value is not None and self._takes_rows(group, parameter):
                         self.state[parameter][name] = value.to(state_dtype(group, parameter))
 
-    def _moment(self, group: dict[str, Any], parameter: Tensor, name: str, fill: float = 0.0) -> Tensor:
+    def _moment(
+        self, group: dict[str, Any], parameter: Tensor, state: dict[str, Any], name: str, fill: float = 0.0
+    ) -> Tensor:
         """State of the parameter's shape as a matrix, allocated at its first use and filled with ``fill``."""
-        state, dtype = self.state[parameter], state_dtype(group, parameter)
+        dtype = state_dtype(group, parameter)
         moment = state.get(name)
         if moment is None:
             moment = untouched_zeros(parameter, dtype)
             if fill != 0.0:
                 moment.fill_(fill)
+            state[name] = moment
         elif moment.dtype is not dtype or not moment.is_contiguous():
-            moment = moment.to(dtype).contiguous()
-        state[name] = moment
+            state[name] = moment = moment.to(dtype).contiguous()
         return as_matrix(moment)
 
-    def _count_step(self, parameter: Tensor) -> int:
-        """Counts a step of ``parameter``; the first is 1."""
-        state = self.state[parameter]
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-        step = int(state["step"]) + 1
-        state["step"].fill_(step)
+    def _count_step(self, state: dict[str, Any]) -> int:
+        """Counts a step of the parameter with this state; the first is 1."""
+        count = state.get("step")
+        if count is None:
+            count = state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
+        step = int(count.item()) + 1
+        count.fill_(step)
         return step
 
     def _rounding_seed(self, group: dict[str, Any], parameter: Tensor, step: int) -> int:
@@ -171,13 +183,39 @@ class RowSparseOptimizer(torch.optim.Optimizer):
 
     def _to_huge_pages(self, parameter: Tensor) -> None:
         """Moves a parameter, and state that was loaded, before this optimizer's first step on some of its rows."""
-        if id(parameter) not in self._on_huge_pages:
-            self._on_huge_pages.add(id(parameter))
-            for tensor in (parameter, *self.state[parameter].values()):
-                if isinstance(tensor, Tensor):
-                    ops.prefer_huge_pages(tensor, move=True)
+        self._on_huge_pages.add(id(parameter))
+        for tensor in (parameter, *self.state[parameter].values()):
+            if isinstance(tensor, Tensor):
+                ops.prefer_huge_pages(tensor, move=True)
 
     # --- steps ---
+
+    @staticmethod
+    def profile_hook_step(step: Callable[..., Any]) -> Callable[..., Any]:
+        """Runs the hooks of a ``step``, as in PyTorch, which wraps every ``step`` in this.
+
+        PyTorch also labels the step for its profiler. That takes longer than the hooks, so it is done only while a
+        profiler runs.
+        """
+        labelled = torch.optim.Optimizer.profile_hook_step(step)
+
+        @functools.wraps(step)
+        def hooked(self: RowSparseOptimizer, *arguments: Any, **named: Any) -> Any:
+            if torch.autograd._profiler_enabled():
+                return labelled(self, *arguments, **named)
+            passed: tuple[Any, ...] = (self, *arguments)
+            for before in (*_global_optimizer_pre_hooks.values(), *self._optimizer_step_pre_hooks.values()):
+                changed = before(self, passed, named)
+                if isinstance(changed, tuple) and len(changed) == 2:
+                    passed, named = changed
+                elif changed is not None:
+                    raise RuntimeError(f"a hook before step() returned {changed!r}; wanted None or (args, kwargs)")
+            result = step(*passed, **named)
+            for after in (*self._optimizer_step_post_hooks.values(), *_global_optimizer_post_hooks.values()):
+                after(self, passed, named)
+            return result
+
+        return hooked
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; calls ``closure`` first, if given, and returns its result.
@@ -192,9 +230,10 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         dense, row_sparse = self._split()
         if dense:
             self._dense_step(dense, [parameter for _, parameter, _, _ in row_sparse])
-        with torch.no_grad():
-            for group, parameter, rows, values in row_sparse:
-                self._update(group, parameter, rows, as_matrix(values))
+        if row_sparse:
+            with torch.no_grad():
+                for group, parameter, rows, values in row_sparse:
+                    self._update(group, parameter, rows, as_matrix(values))
         self._updated.clear()
         return loss
 
@@ -227,9 +266,9 @@ class RowSparseOptimizer(torch.optim.Optimizer):
 
     def _report(self, reporter: Reporter, group: dict[str, Any], parameter: Tensor) -> None:
         """Tells why the gradient of a layer that is trained by samples is dense."""
-        chosen = [option for option in self._unsupported if group.get(option)]
-        if chosen:
-            reporter.updated_densely("options", what=f"{type(self).__name__}({chosen[0]}=True)")
+        chosen = self._chosen_unsupported(group)
+        if chosen is not None:
+            reporter.updated_densely("options", what=f"{type(self).__name__}({chosen}=True)")
         elif in_data_parallel(parameter):
             reporter.updated_densely("data_parallel")
         else:
@@ -242,12 +281,12 @@ class RowSparseOptimizer(torch.optim.Optimizer):
     def _check_takes_rows(self, group: dict[str, Any], parameter: Tensor) -> None:
         if self._takes_rows(group, parameter):
             return
-        for option in self._unsupported:
-            if group.get(option):
-                raise RuntimeError(
-                    f"{type(self).__name__}: {option}=True does not work with row-sparse gradients; "
-                    "leave it off, or have the layer produce dense ones"
-                )
+        option = self._chosen_unsupported(group)
+        if option is not None:
+            raise RuntimeError(
+                f"{type(self).__name__}: {option}=True does not work with row-sparse gradients; "
+                "leave it off, or have the layer produce dense ones"
+            )
         raise RuntimeError(
             f"a parameter with a row-sparse gradient is {parameter.dtype} of strides {parameter.stride()} on "
             f"{parameter.device}; wanted a contiguous float32, float64 or bfloat16 tensor on the CPU"
@@ -256,7 +295,8 @@ class RowSparseOptimizer(torch.optim.Optimizer):
     def _update(
         self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None
     ) -> None:
-        self._to_huge_pages(parameter)
+        if id(parameter) not in self._on_huge_pages:
+            self._to_huge_pages(parameter)
         version = parameter._version
         self._step_rows(group, parameter, rows, values, factor)
         record_update(parameter, rows, version)
@@ -302,6 +342,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         """Whether PyTorch's fused step may be chosen; it ignores strides, so everything has to be contiguous."""
         return (
             group.get("fused") is None
+            and (self._fuses_shards or not any(hasattr(parameter, "placements") for parameter in members))
             and group.get("foreach") is None
             and not group.get("capturable")
             and not group["differentiable"]
@@ -345,13 +386,12 @@ class RowSparseOptimizer(torch.optim.Optimizer):
 
     def updates_in_backward(self, parameter: Tensor) -> bool:
         """Whether backward passes should call :meth:`update_in_backward` for ``parameter``."""
-        if not any(group.get("in_backward") for group in self.param_groups):
-            return False
-        group = self._group_of(parameter)
-        return group is not None and bool(group.get("in_backward")) and self._takes_rows(group, parameter)
+        group = self._group_in_backward(parameter)
+        return group is not None and self._takes_rows(group, parameter)
 
-    @torch.no_grad()
-    def update_in_backward(self, parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None) -> None:
+    def update_in_backward(
+        self, parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None, unique: bool = False
+    ) -> None:
         """One step on ``rows``; backward passes of layers call this.
 
         Args:
@@ -359,24 +399,36 @@ class RowSparseOptimizer(torch.optim.Optimizer):
             rows: ``[A]`` int64. They may repeat, unless there is a ``factor``.
             values: gradient of the rows, ``[A, ...]``; or, with ``factor``, ``[A, K]``.
             factor: ``[K, width]`` or None. The gradient is then ``values @ factor``.
+            unique: states that ``rows`` are strictly increasing.
 
         Raises:
             RuntimeError: the parameter was updated already since the last :meth:`step`.
         """
+        if torch.is_grad_enabled():  # seldom; entering a context takes longer than asking
+            with torch.no_grad():
+                self.update_in_backward(parameter, rows, values, factor, unique)
+            return
         self._check_accumulates(parameter)
-        group = self._group_of(parameter)
+        group = self._group_in_backward(parameter)
         assert group is not None
         if factor is None:
-            rows, values = sum_repeated_rows(rows.contiguous(), values.contiguous(), len(parameter))
+            if not unique:
+                rows, values = sum_repeated_rows(rows.contiguous(), values.contiguous(), parameter.shape[0])
             values = as_matrix(values)
         self._update(group, parameter, rows, values, factor)
-        self._updated.add(parameter)
+        self._updated.add(id(parameter))
 
-    def _group_of(self, parameter: Tensor) -> dict[str, Any] | None:
-        return next((group for group in self.param_groups if any(parameter is one for one in group["params"])), None)
+    def _group_in_backward(self, parameter: Tensor) -> dict[str, Any] | None:
+        """The group of a parameter, if it is updated in the backward pass; plain loops, as every step calls this."""
+        for group in self.param_groups:
+            if group.get("in_backward"):
+                for one in group["params"]:
+                    if one is parameter:
+                        return group
+        return None
 
     def _check_accumulates(self, parameter: Tensor) -> None:
-        if parameter in self._updated:
+        if id(parameter) in self._updated:
             raise RuntimeError(
                 f"a parameter of shape {tuple(parameter.shape)} got a second gradient since the last step(), but its "
                 "rows were updated with the first one; with in_backward=True call step() after every backward(), or "

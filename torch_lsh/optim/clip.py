@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from .gradients import rows_and_values
 
-__all__ = ["clamp_", "clamp_max_", "clip_grad_norm_", "clip_grad_value_", "vector_norm"]
+__all__ = ["clamp", "clamp_", "clamp_max", "clamp_max_", "clip_grad_norm_", "clip_grad_value_", "vector_norm"]
 
 
 def vector_norm(
@@ -30,6 +30,22 @@ def vector_norm(
     if values.numel() == 0 or (ord < 0 and values.numel() < tensor.numel()):  # all entries are 0, or the smallest is
         return torch.zeros((), dtype=dtype or values.dtype, device="cpu")
     return torch.linalg.vector_norm(values, ord, dtype=dtype)
+
+
+def clamp(tensor: Tensor, least: float | None = None, largest: float | None = None) -> Tensor:
+    """``tensor.clamp`` of a sparse tensor: sparse if 0 is between the bounds, so that zeros stay; else dense."""
+    if (least is not None and least > 0) or (largest is not None and largest < 0):
+        return tensor.to_dense().clamp(least, largest)
+    tensor = tensor.coalesce()
+    values = tensor._values().clamp(least, largest)
+    return torch.sparse_coo_tensor(
+        tensor._indices(), values, tensor.shape, is_coalesced=True, check_invariants=False, device=values.device
+    )
+
+
+def clamp_max(tensor: Tensor, largest: float) -> Tensor:
+    """``tensor.clamp_max`` of a sparse tensor; as :func:`clamp`."""
+    return clamp(tensor, None, largest)
 
 
 def clamp_(tensor: Tensor, least: float | None = None, largest: float | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from ..row_sparse.parameters import marked_optimizers, reporters, take_back, yield_to
 from ..row_sparse.transposed import transpose_state
 from .base import RowSparseOptimizer
-from .clip import clamp_, clamp_max_, vector_norm
+from .clip import clamp, clamp_, clamp_max, clamp_max_, vector_norm
 from .sparse_kernels import KERNELS, with_dense
 
 
@@ -46,13 +46,16 @@ def give_dense_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: An
         return
     if isinstance(optimizer, torch.optim.SparseAdam) or _wraps_ours(optimizer):
         return
+    # A closure has yet to compute the gradients of the step.
+    closure = any(argument is not None for argument in (*args[1:], *kwargs.values()))
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             told = reporters(parameter)
-            if parameter.grad is None or not (told or marked_optimizers(parameter)):
+            comes = closure and parameter.requires_grad
+            if not (comes or parameter.grad is not None) or not (told or marked_optimizers(parameter)):
                 continue
             yield_to(parameter, optimizer)
-            if parameter.grad.layout is torch.sparse_coo:
+            if parameter.grad is not None and parameter.grad.layout is torch.sparse_coo:
                 parameter.grad = parameter.grad.to_dense()
             name = type(optimizer).__name__
             ours = f"torch_lsh.optim.{name}" if name in _OURS else "an optimizer of torch_lsh.optim"
@@ -76,6 +79,9 @@ _sparse_kernels = torch.library.Library("aten", "IMPL", "SparseCPU")  # kernels 
 _present = set(torch._C._dispatch_get_registrations_for_dispatch_key("SparseCPU"))
 for _name, _kernel in {
     "linalg_vector_norm": vector_norm,
+    "clamp": clamp,
+    "clamp_min": clamp,
+    "clamp_max": clamp_max,
     "clamp_": clamp_,
     "clamp_min_": clamp_,
     "clamp_max_": clamp_max_,

@@ -72,12 +72,13 @@ class Lion(RowSparseOptimizer):
     def _step_rows(
         self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None
     ) -> None:
+        state = self.state[parameter]
         beta1, beta2 = map(float, group["betas"])
         # Steps are counted for the seed alone.
         rounds = has_bfloat16(group, parameter) and group.get("stochastic_rounding")
         ops.row_sparse_lion_(
             as_matrix(parameter),
-            self._moment(group, parameter, "exp_avg"),
+            self._moment(group, parameter, state, "exp_avg"),
             rows,
             values,
             float(group["lr"]),
@@ -86,5 +87,5 @@ class Lion(RowSparseOptimizer):
             float(group["weight_decay"]),
             bool(group["maximize"]),
             factor,
-            self._count_step(parameter) if rounds else -1,
+            self._count_step(state) if rounds else -1,
         )

@@ -38,11 +38,11 @@ class SGD(RowSparseOptimizer, torch.optim.SGD):
     def _step_rows(
         self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None
     ) -> None:
-        buffer, dampening = None, float(group["dampening"])
+        state, buffer, dampening = self.state[parameter], None, float(group["dampening"])
         if group["momentum"] != 0:
-            if self.state[parameter].get("momentum_buffer") is None:
+            if state.get("momentum_buffer") is None:
                 dampening = 0.0  # as in PyTorch, the first gradient enters whole
-            buffer = self._moment(group, parameter, "momentum_buffer")
+            buffer = self._moment(group, parameter, state, "momentum_buffer")
         # Steps are counted for the seed alone: the state of torch.optim.SGD holds no count.
         rounds = has_bfloat16(group, parameter) and group.get("stochastic_rounding")
         ops.row_sparse_sgd_(
@@ -57,5 +57,5 @@ class SGD(RowSparseOptimizer, torch.optim.SGD):
             bool(group["nesterov"]),
             bool(group["maximize"]),
             factor,
-            self._count_step(parameter) if rounds else -1,
+            self._count_step(state) if rounds else -1,
         )

@@ -14,6 +14,8 @@ from torch import Tensor
 from .. import _library  # noqa: F401  (registers torch.ops.torch_lsh)
 from .parameters import listen
 
+_count_touches = torch.ops.torch_lsh.count_touches_.default
+
 
 class ChangedRows:
     """Collects which rows of some parameters change from now on.
@@ -58,14 +60,16 @@ class ChangedRows:
 
     def record(self, parameter: Tensor, rows: Tensor, version_before: int, version_after: int) -> None:
         """Counts one update of ``rows``; called by :func:`~torch_lsh.row_sparse.parameters.record_update`."""
-        number = next(i for i, watched in enumerate(self._parameters) if watched() is parameter)
+        number = 0
+        while self._parameters[number]() is not parameter:
+            number += 1
         self._everything |= version_before != self._versions[number]
         self._versions[number] = version_after
         if self._everything:
             return
         # Weight and bias change in the same rows, one after the other. That is one touch.
         if number in self._updated or not self._counted_last(rows):
-            torch.ops.torch_lsh.count_touches_(self._touches, rows)
+            _count_touches(self._touches, rows)
             self._some = True
             self._last, self._updated = (rows, rows._version), set()
         self._updated.add(number)
@@ -78,14 +82,23 @@ class ChangedRows:
 
     def are_of(self, *parameters: Tensor | None) -> bool:
         """Whether exactly these parameters are watched; None stands for a parameter that a layer does not have."""
-        wanted = [parameter for parameter in parameters if parameter is not None]
-        return len(wanted) == len(self._parameters) and all(
-            watched() is parameter for watched, parameter in zip(self._parameters, wanted)
-        )
+        count = 0
+        for parameter in parameters:
+            if parameter is not None:
+                if count == len(self._parameters) or self._parameters[count]() is not parameter:
+                    return False
+                count += 1
+        return count == len(self._parameters)
 
     def unrecorded(self) -> bool:
         """Whether a parameter changed and nobody recorded the rows."""
-        return self._everything or self._versions != [parameter._version for parameter in self._living()]
+        if self._everything:
+            return True
+        for watched, version in zip(self._parameters, self._versions):
+            parameter = watched()
+            if parameter is None or parameter._version != version:
+                return self._versions != [parameter._version for parameter in self._living()]
+        return False
 
     def any(self) -> bool:
         """Whether anything changed since the rows were last taken."""

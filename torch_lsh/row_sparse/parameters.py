@@ -27,7 +27,7 @@ class Updater(Protocol):
     def updates_in_backward(self, parameter: Tensor) -> bool: ...
 
     def update_in_backward(
-        self, parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None
+        self, parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None, unique: bool = False
     ) -> None: ...
 
 
@@ -63,22 +63,29 @@ class _Facts:
         self.placement: Placement | None = None
 
 
-_facts: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> _Facts
+# By the id of a living parameter. A WeakIdKeyDictionary takes a microsecond per look-up, and a step has several.
+_facts: dict[int, _Facts] = {}
 _NOTHING = _Facts()
-_reported: set[int] = set()  # ids of the living parameters with reporters: a look-up that takes no time
 _yielding: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters with a dense_optimizer
-_in_data_parallel: weakref.WeakSet[_Facts] = weakref.WeakSet()  # those of parameters that a wrapper reduces
+_in_data_parallel: set[int] = set()  # ids of the living parameters that a wrapper reduces
 _reduced: weakref.WeakKeyDictionary[torch.nn.Module, frozenset[int]] = weakref.WeakKeyDictionary()  # by wrapper
 
 
 def _facts_to_change(parameter: Tensor) -> _Facts:
-    facts: _Facts = _facts.setdefault(parameter, _Facts())
+    facts = _facts.get(id(parameter))
+    if facts is None:
+        facts = _facts[id(parameter)] = _Facts()
+        weakref.finalize(parameter, _forget, id(parameter)).atexit = False
     return facts
+
+
+def _forget(number: int) -> None:
+    _facts.pop(number, None)
+    _in_data_parallel.discard(number)
 
 
 def _known(parameter: Tensor) -> _Facts:
-    facts: _Facts = _facts.get(parameter, _NOTHING)
-    return facts
+    return _facts.get(id(parameter), _NOTHING)
 
 
 def mark(parameter: Tensor, optimizer: Updater) -> None:
@@ -157,9 +164,9 @@ def note_forward(parameter: Tensor) -> None:
     facts = _facts_to_change(parameter)
     facts.in_data_parallel = is_reduced(parameter)
     if not facts.in_data_parallel:
-        _in_data_parallel.discard(facts)
-    elif wrapper is not None and facts not in _in_data_parallel:
-        _in_data_parallel.add(facts)
+        _in_data_parallel.discard(id(parameter))
+    elif wrapper is not None and id(parameter) not in _in_data_parallel:
+        _in_data_parallel.add(id(parameter))
         if facts.optimizers:
             for reporter in reporters(parameter):
                 reporter.updated_densely("data_parallel")
@@ -196,15 +203,10 @@ def report_to(parameter: Tensor, reporter: Reporter) -> None:
     if any(reference() is reporter for reference in reporters):
         return
     reporters.append(weakref.ref(reporter, reporters.remove))
-    if id(parameter) not in _reported:
-        _reported.add(id(parameter))
-        weakref.finalize(parameter, _reported.discard, id(parameter)).atexit = False
 
 
 def reporters(parameter: Tensor) -> list[Reporter]:
     """Who is told why all rows of ``parameter`` are updated."""
-    if id(parameter) not in _reported:
-        return []
     return [reporter for reference in _known(parameter).reporters if (reporter := reference()) is not None]
 
 

@@ -108,7 +108,7 @@ def choose_active_rows(
     Raises:
         ValueError: ``index`` or ``counts`` is None, but the configuration needs it.
     """
-    active = config.active_rows(num_rows)
+    active, batch = config.active_rows(num_rows), x.shape[0]
     if config.sampler == "in_batch":
         return _labels_of_the_batch(labels, num_rows, _needed(counts))
     if config.sampler in ("log_uniform", "frequency") and active < num_rows:
@@ -124,9 +124,9 @@ def choose_active_rows(
     per_sample = config.scope == "sample"
     candidates: Tensor | None = None
     room = active - num_random
-    if index is None and len(x) > 0 and labels.numel() < room:
+    if index is None and batch > 0 and labels.numel() < room:
         raise ValueError("index is None, but the configuration wants rows found by hashing")
-    if index is None or room == 0 or len(x) == 0:
+    if index is None or room == 0 or batch == 0:
         carried = None
     else:
         if per_sample:
@@ -134,13 +134,13 @@ def choose_active_rows(
             candidates = _look_up(index, x, room, labels if insert_labels else None, seed)
         elif carried is None or config.carry == 0:
             carried = None
-            candidates = _look_up(index, x, _share(room, len(x)), labels if insert_labels else None, seed)
+            candidates = _look_up(index, x, _share(room, batch), labels if insert_labels else None, seed)
         else:
             # Look-ups of earlier steps found the carried rows, so this step needs to look up a few samples only.
-            stride = -(-len(x) // _LOOKED_UP)
+            stride = -(-batch // _LOOKED_UP)
             some = slice(seed % stride, None, stride)
             looked_up = x[some]
-            share = _share(room // 2, len(looked_up))
+            share = _share(room // 2, looked_up.shape[0])
             candidates = _look_up(index, looked_up, share, labels[some] if insert_labels else None, seed)
     rows, is_random, positions, log_weights = ops.select_rows(
         labels,
@@ -222,8 +222,6 @@ def needs_index(config: LSHConfig, num_rows: int) -> bool:
     return config.sampler == "lsh" and active < num_rows and config.random_rows(active) < active
 
 
-def labels_leave_room(labels: Tensor, num_rows: int, config: LSHConfig) -> bool:
-    """Whether the labels ``[B, P]`` of a batch leave room for rows found by hashing."""
-    active = config.active_rows(num_rows)
-    room = active - config.random_rows(active)
-    return config.scope == "sample" or labels.numel() < room or len(labels[labels >= 0].unique()) < room
+def labels_leave_room(labels: Tensor, room: int, scope: str) -> bool:
+    """Whether the labels ``[B, P]`` of a batch leave some of the ``room`` for labels and rows found by hashing."""
+    return scope == "sample" or labels.numel() < room or len(labels[labels >= 0].unique()) < room

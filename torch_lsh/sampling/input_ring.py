@@ -32,7 +32,8 @@ class InputRing:
         begin = self._kept % self._room
         first = min(len(x), self._room - begin)
         self._inputs[begin : begin + first] = x[:first]
-        self._inputs[: len(x) - first] = x[first:]
+        if first < len(x):
+            self._inputs[: len(x) - first] = x[first:]
         self._kept += len(x)
 
     def tensor(self) -> Tensor:

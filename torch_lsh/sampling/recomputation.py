@@ -29,9 +29,16 @@ class RecomputedDraws:
 
     def __init__(self) -> None:
         self._draws: deque[_Draw] = deque(maxlen=_KEPT)
+        self._version = -1  # of the weight at the latest draw
 
-    def keep(self, x: Tensor, labels: Tensor, active: ActiveSet) -> None:
-        """Takes a draw for inputs ``[B, in]`` and labels ``[B, P]``, if it may be repeated."""
+    def keep(self, x: Tensor, labels: Tensor, active: ActiveSet, version: int) -> None:
+        """Takes a draw for inputs ``[B, in]`` and labels ``[B, P]``, if it may be repeated.
+
+        ``version`` is that of the weight: what was drawn for an earlier one has been repeated, or never will be.
+        """
+        if version != self._version:
+            self._draws.clear()
+            self._version = version
         if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
             self._draws.append(_Draw(labels, _sum(x), active))
 

@@ -68,9 +68,17 @@ class Sampler:
         self._label_counts: LabelCounts | None = None
         self._states_taken = TakenStates()
         self._training = OneAtATime("these rows are trained")
-        self.config = config
+        self._settle(config)
         self._tables = ScheduledIndex(self._maker(config.index))
         self._look_ups = LookUps(self._look_up_maker())
+
+    def _settle(self, config: LSHConfig) -> None:
+        """Computes once what every step asks of the settings."""
+        self.config = config
+        active = config.active_rows(self.num_rows)
+        self._needs_index = needs_index(config, self.num_rows)
+        self._room = active - config.random_rows(active)  # for labels and rows found by hashing
+        self._carried_count = math.ceil(config.carry * active)
 
     def _look_up_maker(self) -> Callable[[], LookupIndex]:
         return functools.partial(LookupIndex, self.num_rows, self.in_features, seed=self.config.seed)
@@ -80,9 +88,9 @@ class Sampler:
 
     def reconfigure(self, config: LSHConfig) -> None:
         """Takes over other settings. Tables are built anew at their next use; the random stream goes on."""
-        self.config = config
+        self._settle(config)
         if self._carried is not None:
-            self._carried = self._carried[: self._carried_count()]
+            self._carried = self._carried[: self._carried_count]
         self._inputs.trim(config.index.query_history)
         self._tables.remake(self._maker(config.index))
         self._look_ups.remake(self._look_up_maker())
@@ -106,7 +114,7 @@ class Sampler:
     @property
     def needs_index(self) -> bool:
         """Whether a training step looks rows up."""
-        return needs_index(self.config, self.num_rows)
+        return self._needs_index
 
     @property
     def tables(self) -> Index | None:
@@ -135,7 +143,7 @@ class Sampler:
 
     def carry(self, rows: Tensor) -> None:
         """Takes ``rows`` ``[n]`` int64, hardest first, for the hardest of the last step."""
-        self._carried = rows[: self._carried_count()]
+        self._carried = rows[: self._carried_count]
 
     @property
     def watched_inputs(self) -> Tensor | None:
@@ -172,14 +180,14 @@ class Sampler:
         repeated = self._recomputed.find(x, labels)
         if repeated is not None:
             return repeated
-        config = self.config
+        config, x = self.config, x.detach()
         if self.stopwatch is not None:
-            self._watched = x[-WATCHED:].detach().clone()
-        self._inputs.keep(x.detach(), config.index.query_history, self._draws, training)
+            self._watched = x[-WATCHED:].clone()
+        self._inputs.keep(x, config.index.query_history, self._draws, training)
         if training:
-            self._look_ups.keep(x.detach(), self._draws)
+            self._look_ups.keep(x, self._draws)
         index = None
-        if self.needs_index and labels_leave_room(labels, self.num_rows, config):
+        if self._needs_index and labels_leave_room(labels, self._room, config.scope):
             if training:
                 policy = None if self.scheduled else config.rehash
                 index = self._tables.for_training(weight, bias, self._inputs.tensor, policy)
@@ -197,7 +205,7 @@ class Sampler:
             insert_labels=config.index.insert_labels and training,
         )
         self._draws += 1
-        self._recomputed.keep(x, labels, active)
+        self._recomputed.keep(x, labels, active, -1 if weight.is_inference() else weight._version)
         return active
 
     @outside_inference_mode
@@ -239,17 +247,14 @@ class Sampler:
             active: the active set of the step.
             corrected: the gradients of random rows carry their importance weights.
         """
-        count = self._carried_count()
-        if active.per_sample or count == 0 or not self.needs_index:
+        count = self._carried_count
+        if active.per_sample or count == 0 or not self._needs_index:
             return None
 
         def keep(pushed_down: Tensor) -> None:
             self._carried = hardest_rows(pushed_down, active, count, corrected)
 
         return keep
-
-    def _carried_count(self) -> int:
-        return math.ceil(self.config.carry * self.config.active_rows(self.num_rows))
 
     def keep_queries(self, queries: Tensor) -> None:
         """Takes inputs ``[Q, in]`` as those of recent steps, for the next build of an index."""
@@ -439,7 +444,7 @@ class Sampler:
         return {
             "num_rows": self.num_rows,
             "in_features": self.in_features,
-            "carried_room": self._carried_count() if self.needs_index else 0,
+            "carried_room": self._carried_count if self.needs_index else 0,
             "queries_room": self.config.index.query_history.total,
             "counts_room": self.num_rows if self._counts_labels() else 0,
         }

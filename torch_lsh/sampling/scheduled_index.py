@@ -91,4 +91,5 @@ class ScheduledIndex(SynchronisedIndex):
 
 def _name(weight: Tensor) -> str:
     """Names the rows in log lines."""
-    return f"{len(weight)} rows of {weight.shape[1]} numbers"
+    rows, width = weight.shape
+    return f"{rows} rows of {width} numbers"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
 import itertools
 import time
@@ -40,7 +41,9 @@ class Batcher:
         self.batch_inputs = Histogram("torch_lsh_batch_inputs", "Inputs that were predicted together.", _SIZES)
         self.queue_seconds = Histogram("torch_lsh_queue_seconds", "Time from request to prediction.", _SECONDS)
         self.predict_seconds = Histogram("torch_lsh_predict_seconds", "Time of a prediction.", _SECONDS)
-        self._requests: asyncio.Queue[_Request | None] = asyncio.Queue()
+        self._requests: collections.deque[_Request] = collections.deque()
+        self._changed = asyncio.Event()  # a request came, or the end
+        self._stopped = False
         self._threads = concurrent.futures.ThreadPoolExecutor(limits.workers, thread_name_prefix="predict")
 
     async def predict(self, service: Service, inputs: list[Any], k: int) -> list[dict[str, Any]]:
@@ -54,7 +57,8 @@ class Batcher:
             raise QueueFull(f"{self.waiting} inputs are waiting already; try again later")
         answer: asyncio.Future[list[dict[str, Any]]] = asyncio.get_running_loop().create_future()
         self.waiting += len(inputs)
-        self._requests.put_nowait(_Request(service, inputs, k, answer, time.perf_counter()))
+        self._requests.append(_Request(service, inputs, k, answer, time.perf_counter()))
+        self._changed.set()
         return await answer
 
     async def run(self) -> None:
@@ -63,24 +67,26 @@ class Batcher:
         self._threads.shutdown()
 
     def stop(self) -> None:
-        for _ in range(self.limits.workers):
-            self._requests.put_nowait(None)
+        self._stopped = True
+        self._changed.set()
 
     async def _work(self) -> None:
-        following: _Request | None = await self._requests.get()
-        while following is not None:
-            batch, following = [following], None
-            stopped = False
-            while sum(len(request.inputs) for request in batch) < self.limits.max_batch and not self._requests.empty():
-                following = self._requests.get_nowait()
-                if following is None or following.service is not batch[0].service:
-                    stopped = following is None
-                    break
-                batch.append(following)
-                following = None
-            await self._answer(batch)
-            if following is None and not stopped:
-                following = await self._requests.get()
+        while True:
+            while not self._requests:
+                if self._stopped:
+                    return
+                self._changed.clear()
+                await self._changed.wait()
+            await self._answer(self._next_batch())
+
+    def _next_batch(self) -> list[_Request]:
+        """Takes the requests of one service that have waited longest."""
+        batch = [self._requests.popleft()]
+        size = len(batch[0].inputs)
+        while size < self.limits.max_batch and self._requests and self._requests[0].service is batch[0].service:
+            batch.append(self._requests.popleft())
+            size += len(batch[-1].inputs)
+        return batch
 
     async def _answer(self, batch: list[_Request]) -> None:
         inputs = [one for request in batch for one in request.inputs]

@@ -12,12 +12,11 @@ from typing import Any
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from .metrics import Counter
-from .service import REFUSED_AT_ONCE, Limits
+from .service import TOLD_WHY, Limits
 
 _MOST_HEAD_BYTES = 1 << 16
-_LINGER = 2.0  # seconds in which a client can read why its connection is closed
+_LINGER = 1.0  # seconds in which a client can read why its connection is closed
 _LEAST_WAIT = 1.0  # seconds before a waiting connection makes room for another one
-_SWEEP = 0.5
 
 
 def _response(status: str, *headers: str) -> bytes:
@@ -56,8 +55,9 @@ class Connections:
 
     async def sweep(self) -> None:
         """Closes connections that have waited too long, for ever."""
+        every = min(0.5, min(self._allowed.values()) / 4)
         while True:
-            await asyncio.sleep(_SWEEP)
+            await asyncio.sleep(every)
             now = asyncio.get_running_loop().time()
             for connection in list(self.open):
                 if connection.waits(now) > self._allowed[connection.state]:
@@ -68,11 +68,12 @@ class Connections:
     def admit(self, new: Connection) -> None:
         """Takes a new connection, or refuses it."""
         self.open.add(new)
+        now = asyncio.get_running_loop().time()
+        closing = [(connection.waits(now), connection) for connection in self.open if connection.state == "closing"]
+        if len(closing) > TOLD_WHY:
+            max(closing, key=lambda pair: pair[0])[1].transport.abort()
         present = [connection for connection in self.open if connection.state != "closing"]
-        if len(self.open) > self.limits.max_connections + REFUSED_AT_ONCE:
-            self.refused.add()
-            new.transport.abort()
-        elif len(present) > self.limits.max_connections and not self._make_room(present):
+        if len(present) > self.limits.max_connections and not self._make_room(present):
             self.refused.add()
             new.dismiss(_BUSY)
 
@@ -137,11 +138,13 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen 
         cycle = self.cycle
         if self._dismissed or self.transport.is_closing():
             return "closing"
+        if self.transport.get_write_buffer_size() > 0:
+            return "sending"
         if cycle is None or cycle.response_complete:
             return "head" if self._head_bytes > 0 else "idle"
         if cycle.more_body:
             return "body"
-        return "sending" if cycle.response_started else "computing"
+        return "computing"
 
     def expire(self) -> None:
         """Ends a connection that has waited too long."""

@@ -50,6 +50,9 @@ except ImportError as error:
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
+_LOOK = 0.1  # seconds between looks whether a reload is wanted
+
+
 class RequestError(Exception):
     """A request that is refused, with the status of the response."""
 
@@ -74,7 +77,7 @@ class Server:
         self.connections = Connections(self.limits)
         self.stopping = False
         self._uvicorn: _Uvicorn | None = None
-        self._reload_wanted = asyncio.Event()
+        self._reload_wanted = False
         self.responses = Counter("torch_lsh_responses_total", "Responses of /predict.", "status")
         self.inputs = Counter("torch_lsh_inputs_total", "Inputs that were answered.")
         self.reloads = Counter("torch_lsh_reloads_total", "Reloads of the model.", "result")
@@ -93,8 +96,6 @@ class Server:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         answering = asyncio.create_task(self.batcher.run())
         others = [asyncio.create_task(self.connections.sweep()), asyncio.create_task(self._reload_when_wanted())]
-        if sys.platform != "win32" and _in_main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
         yield
         # Uvicorn has answered every request by now, or given up after stop_timeout.
         for task in others:
@@ -106,9 +107,10 @@ class Server:
 
     async def _reload_when_wanted(self) -> None:
         while True:
-            await self._reload_wanted.wait()
-            self._reload_wanted.clear()
-            await self.reload()
+            await asyncio.sleep(_LOOK)  # a handler of signals cannot wake the event loop
+            if self._reload_wanted:
+                self._reload_wanted = False
+                await self.reload()
 
     async def reload(self) -> None:
         """Loads the model anew, without losing a request. A model that cannot be loaded changes nothing."""
@@ -233,12 +235,6 @@ class Server:
         Args:
             listener: As :func:`listen` makes it; it is closed.
         """
-        host, port = listener.getsockname()[:2]
-        print(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-        log("serving", host=host, port=port, pid=os.getpid(), classes=self.service.classes)
-        # Objects of the imports live on; scanning them for garbage would stop the server for 0.1 s now and then.
-        gc.collect()
-        gc.freeze()
         config = uvicorn.Config(
             self.app,
             http=self.connections.connect,  # type: ignore[arg-type]  # called as the class would be
@@ -251,9 +247,41 @@ class Server:
             timeout_keep_alive=math.ceil(self.limits.idle_timeout),
             timeout_graceful_shutdown=math.ceil(self.limits.stop_timeout),
         )
-        self._uvicorn = _Uvicorn(config, self)
-        self._uvicorn.run(sockets=[listener])
+        self._uvicorn = _Uvicorn(config)
+        host, port = listener.getsockname()[:2]
+        with self._signals():
+            print(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+            log("serving", host=host, port=port, pid=os.getpid(), classes=self.service.classes)
+            # Objects of the imports live on; scanning them for garbage would stop the server for 0.1 s now and then.
+            gc.collect()
+            gc.freeze()
+            self._uvicorn.run(sockets=[listener])
         log("stopped")
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Handles the signals of the process from before anybody is told that it serves."""
+        handlers: dict[int, Any] = {signal.SIGINT: self._told_to_stop, signal.SIGTERM: self._told_to_stop}
+        if sys.platform != "win32":
+            handlers[signal.SIGHUP] = self._told_to_reload
+        if threading.current_thread() is not threading.main_thread():
+            handlers = {}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _told_to_stop(self, number: int, frame: Any) -> None:
+        if self.stopping:
+            os.write(2, b'{"level": "error", "event": "stopped at once by a second signal"}\n')
+            os._exit(128 + number)
+        self.stop()
+        log("stopping", signal=signal.Signals(number).name)
+
+    def _told_to_reload(self, number: int, frame: Any) -> None:
+        self._reload_wanted = True
 
     def stop(self) -> None:
         """Takes no more connections, answers the accepted requests, and lets :meth:`run` return. From any thread."""
@@ -280,10 +308,6 @@ def listen(host: str = "127.0.0.1", port: int = 8000, reuse_port: bool = False) 
     return listener
 
 
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
 def _resident_bytes() -> float:
     try:
         with open("/proc/self/statm") as file:
@@ -293,25 +317,8 @@ def _resident_bytes() -> float:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Uvicorn that ends with status 0 after a stop that was asked for, and at once when it is asked again."""
-
-    def __init__(self, config: uvicorn.Config, server: Server) -> None:
-        super().__init__(config)
-        self._server = server
+    """Uvicorn that leaves the signals to :class:`Server`."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # uvicorn raises the signals anew afterwards
-        numbers = (signal.SIGINT, signal.SIGTERM) if _in_main_thread() else ()
-        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        if self.should_exit:
-            os.write(2, b'{"level": "error", "event": "stopped at once by a second signal"}\n')
-            os._exit(128 + sig)
-        self._server.stop()
-        log("stopping", signal=signal.Signals(sig).name)
+    def capture_signals(self) -> Iterator[None]:
+        yield

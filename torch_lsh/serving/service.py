@@ -10,7 +10,7 @@ if sys.platform != "win32":
     import resource
 
 _OTHER_FILES = 64  # that the process has open beside connections
-REFUSED_AT_ONCE = 32  # connections beyond the limit that are told so; those beyond are reset
+TOLD_WHY = 32  # connections beyond the limit that are being told why they are closed
 
 
 class Service(Protocol):
@@ -81,4 +81,4 @@ def _default_connections() -> int:
     if sys.platform == "win32":
         return most
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return most if files == resource.RLIM_INFINITY else max(1, min(most, files - _OTHER_FILES - REFUSED_AT_ONCE))
+    return most if files == resource.RLIM_INFINITY else max(1, min(most, files - _OTHER_FILES - TOLD_WHY))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,25 @@ from torch import Tensor
 from ..config import LSHConfig
 from ..data import XMCRows
 from ..data.xmc import join_rows
+from ..models.fitting import Settings, fit, fit_more, label_weights
+from ..models.held_out import MOST_HELD_OUT
+from ..models.network import Network, WideNetwork
+from ..models.ranking import LabelFilter, ranked_labels
+from ..models.rows import Features, InMemory, batch_of, num_rows, row_weights
+from ..models.schedule import seconds_of
+from ..models.training import RunOptions
 from . import model_file
+from .columns import Columns
 from .explanation import without_each_word
 from .hashed_text import HashedText
-from .neighbours import MOST_NEIGHBOURS
-from .network import TextNetwork
-from .quality import BATCH, Quality, is_binary
+from .linear import LinearNetwork
+from .naive_bayes import log_count_ratios
+from .quality import Quality
+from .settings import check_settings, hashing, network_for
 from .sources import Texts, is_multi_hot, source_of
-from .training import Trainer
-from .training_data import Labels, TrainingData, hashed
+from .training_data import FeatureSource, Labels, TrainingData, hashed
+
+_MOST_COUNTS = 1 << 26  # of features by classes, to weigh features by
 
 Source = Iterable[str] | str | os.PathLike[str]
 
@@ -34,7 +45,7 @@ class TextClassifier:
 
     The number of classes decides the network: linear up to 64, a hidden layer above, an
     :class:`torch_lsh.LSHLinear` output above 4096. Above 4096 the nearest training texts vote in every prediction, too
-    (:class:`torch_lsh.text.neighbours.TextNeighbours`); the held-out texts decide their share, which is one half
+    (:class:`torch_lsh.models.neighbours.Neighbours`); the held-out texts decide their share, which is one half
     without held-out texts. Settings that are None follow from the number of texts and classes.
 
     The class follows scikit-learn's conventions (``get_params``, ``clone``, pipelines, grid search). A label is text or
@@ -66,7 +77,7 @@ class TextClassifier:
         multi_hot_: whether they were given as zeros and ones.
         threshold_: probability from which on :meth:`predict` gives a label (multi-label).
         history_: a dict per epoch.
-        network_: the :class:`torch_lsh.text.network.TextNetwork`.
+        network_: a :class:`torch_lsh.models.network.WideNetwork`, or up to 64 classes a linear one.
 
     >>> texts = ["a fine film", "good fun", "dull and long", "a bad film"] * 10
     >>> model = TextClassifier(epochs=5).fit(texts, ["pos", "pos", "neg", "neg"] * 10)
@@ -81,8 +92,9 @@ class TextClassifier:
     multi_hot_: bool
     threshold_: float
     history_: list[dict[str, float]]
-    network_: TextNetwork
+    network_: Network
     features_: HashedText
+    columns_: Columns
 
     def __init__(
         self,
@@ -125,8 +137,18 @@ class TextClassifier:
         label: str | int = "label",
         label_separator: str | None = None,
         validation: tuple[Iterable[str], Iterable[Any]] | str | os.PathLike[str] | None = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        budget: float | str | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+        resume: bool = True,
     ) -> TextClassifier:
         """Trains on texts and labels, or on a file, which is read as a stream.
+
+        Held-out texts decide when to stop and the share of the neighbours. They are never trained on, but become
+        neighbours as all other texts do. With ``checkpoint``, an interrupted run that is begun again resumes, and ends
+        as it would have ended.
 
         Args:
             X: Texts; or the path of a CSV, TSV, JSONL or Parquet file (:class:`torch_lsh.text.TextFile`).
@@ -135,37 +157,67 @@ class TextClassifier:
             label: Column of the label in the file.
             label_separator: Separator of several labels in a cell of the file.
             validation: Texts and labels, or a file of the same form, in place of held-out texts.
+            sample_weight: Weight of each text.
+            class_weight: A dict from labels to weights (the others have weight 1), or ``"balanced"``.
+            budget: Time to train, in seconds or as text such as ``"60s"`` or ``"5m"``.
+            checkpoint: File of the run's state, written after every epoch.
+            checkpoint_every: Steps between checkpoints within an epoch; None writes none within an epoch.
+            resume: Whether to resume from ``checkpoint`` if it exists.
 
         Raises:
             ValueError: A setting, a text or a label (named by its row) does not fit. The classifier is unchanged then.
         """
         check_settings(self)
-        columns = {"text": text, "label": label, "label_separator": label_separator}
-        source = source_of(X, y, columns)
-        bits = _bits(source.bytes())
-        features, wide_features = self.features, None
-        if features is None:
-            # Over many classes, pairs of words are rare and the network memorises them.
-            features, wide_features = (HashedText(bits, n, norm=None) for n in (2, 1))
-        hold_out = self.validation_fraction if validation is None else 0.0
+        options = RunOptions(
+            None if checkpoint is None else Path(checkpoint), checkpoint_every, resume, progress=self.progress
+        )
+        options.check()
+        seconds = seconds_of(budget)
+        file_columns = {"text": text, "label": label, "label_separator": label_separator}
+        source = source_of(X, y, file_columns)
         multi_hot = is_multi_hot(y)
-        columns_of_y = range(y.shape[1]) if multi_hot else None  # type: ignore[union-attr]  # all, whether in use or not
-        data = TrainingData(source, features, wide_features, hold_out, 10_000, self.memory, self.seed, columns_of_y)
-        features, found = data.features, data.statistics
+        data = TrainingData(
+            source,
+            hashing(self, source.bytes()),
+            self.validation_fraction if validation is None else 0.0,
+            MOST_HELD_OUT,
+            self.memory,
+            self.seed,
+            range(y.shape[1]) if multi_hot else None,  # type: ignore[union-attr]  # all, whether in use or not
+            None if sample_weight is None else row_weights(sample_weight, len(sample_weight)),
+        )
+        found = data.statistics
         multilabel = found.several or (source.several if isinstance(source, Texts) else label_separator is not None)
         if found.rows == 0:
             raise ValueError("X holds no text with a label; wanted some")
         if len(found.classes) < 2 and not multilabel:
             raise ValueError(f"y holds one class only, {found.classes[0]!r}; wanted at least two")
+        columns = Columns(found.columns, found.idf, data.features.num_features)
         held_out = found.held_out
         if validation is not None:
-            held_out = self._validation_rows(validation, columns, features, Labels(found.classes))
-        trainer = Trainer(self, data, held_out, multilabel)
-        trainer.run()
-        self.features_, self.network_ = features, trainer.network.eval()
+            held_out = self._validation_rows(validation, file_columns, data.features, Labels(found.classes))
+        network, settings = network_for(self, len(columns), len(found.classes), found.rows, multilabel)
+        if isinstance(network, LinearNetwork) and not multilabel and len(columns) * len(found.classes) < _MOST_COUNTS:
+            unweighted = Columns(found.columns, torch.ones(len(columns)), data.features.num_features)
+            ratios = log_count_ratios((unweighted.rows(block.rows) for block in data.blocks()), len(found.classes))
+            columns = Columns(found.columns, ratios, data.features.num_features)
+        held_out = None if held_out is None else columns.rows(held_out)
+        network.class_weight = label_weights(_by_number(class_weight, found.classes), found.label_counts)
+        fitted = fit(
+            network,
+            FeatureSource(data, columns, self.memory),
+            held_out,
+            settings._replace(budget=seconds),
+            options,
+            metric=functools.partial(Quality, multilabel, network.binary),
+            configuration=None if checkpoint is None else model_file.describe_run(network, data.features),
+        )
+        network.class_weight = None
+        self.features_, self.columns_, self.network_ = data.features, columns, network.eval()
         self.classes_, self.multilabel_, self.multi_hot_ = np.array(found.classes), multilabel, multi_hot
-        self.threshold_ = 0.5 if held_out is None else trainer.best_threshold()
-        self.history_ = trainer.history
+        validated = fitted.validated
+        self.threshold_ = validated.best_threshold() if isinstance(validated, Quality) and multilabel else 0.5
+        self.history_ = _of_texts(fitted.history)
         return self
 
     def _validation_rows(self, validation: Any, columns: Any, features: HashedText, labels: Labels) -> XMCRows | None:
@@ -174,55 +226,180 @@ class TextClassifier:
         rows = list(hashed(source, features, labels))
         return join_rows(rows)._replace(num_labels=len(labels.numbers)) if rows else None
 
+    def partial_fit(
+        self,
+        X: Source,
+        y: Iterable[Any] | None = None,
+        classes: Iterable[Any] | None = None,
+        *,
+        epochs: int = 1,
+        lr: float | None = None,
+        text: str | int | Sequence[str | int] = "text",
+        label: str | int = "label",
+        label_separator: str | None = None,
+        sample_weight: Any = None,
+    ) -> TextClassifier:
+        """Trains a fitted classifier further, on texts that may have new labels and new words.
+
+        New labels follow the others in ``classes_``, which keep their places. The texts become neighbours, where there
+        are some. An unfitted classifier is fitted.
+
+        Args:
+            X, y, text, label, label_separator, sample_weight: See :meth:`fit`.
+            classes: Further labels to make room for, as scikit-learn's callers give them.
+            epochs: Passes over the texts.
+            lr: Learning rate of Adam at the beginning; None means a quarter of that of :meth:`fit`.
+
+        Raises:
+            ValueError: A text or a label does not fit.
+        """
+        columns: dict[str, Any] = {"text": text, "label": label, "label_separator": label_separator}
+        if not hasattr(self, "network_"):
+            self.fit(X, y, **columns, sample_weight=sample_weight)
+            self._make_room(self._with_those_of(classes))
+            return self
+        source = source_of(X, y, columns)
+        labels = self._with_those_of(classes)
+        chunks = list(hashed(source, self.features_, labels))
+        if not chunks:
+            return self
+        rows = join_rows(chunks)._replace(num_labels=len(labels.numbers))  # known ones included
+        if not self.multilabel_ and bool((rows.label_start.diff() > 1).any()):
+            raise ValueError("y has several labels of a text, and the classifier gives one")
+        wider = self.columns_.with_those_of(rows)
+        rows = wider.rows(rows)
+        weights = row_weights(sample_weight, num_rows(rows))
+        linear = isinstance(self.network_, LinearNetwork)
+        settings = Settings(epochs, self.batch_size, lr or (0.005 if linear else 0.001), seed=self.seed)
+        history = fit_more(self.network_, InMemory(rows, rows.num_labels, weights), settings, RunOptions())
+        self.columns_, self.classes_ = wider, np.array(list(labels.numbers))
+        self.history_ = [*self.history_, *_of_texts(history)]
+        return self
+
+    def _with_those_of(self, classes: Iterable[Any] | None) -> Labels:
+        """The labels of the classifier, then further ones."""
+        labels = Labels(self.classes_.tolist(), open_ended=True)
+        for label in [] if classes is None else np.asarray(classes).tolist():
+            labels.number(label, "classes")
+        return labels
+
+    def _make_room(self, labels: Labels) -> None:
+        self.network_.grow(len(self.columns_), len(labels.numbers))
+        if self.network_.mixture is not None:
+            self.network_.mixture.make_room(len(labels.numbers))
+        self.classes_ = np.array(list(labels.numbers))
+
     # --- inference ---
 
-    def _logits(self, texts: Sequence[str | bytes]) -> Iterator[Tensor]:
-        """Logits of all classes, in batches."""
+    def hidden_activations(self, texts: Sequence[str | bytes]) -> Tensor:
+        """Computes the input of the output layer ``[rows, hidden]``.
+
+        Raises:
+            ValueError: The network has no hidden layer.
+        """
+        self._check_fitted()
+        if not isinstance(self.network_, WideNetwork):
+            raise ValueError("the network is linear; wanted one with a hidden layer")
+        return self.network_.hidden(self.columns_.csr(*self.features_.csr(texts)))
+
+    def _features_of(self, texts: Sequence[str | bytes]) -> Iterator[Features]:
+        """Rows of features, in batches."""
         self._check_fitted()
         if isinstance(texts, (str, bytes)) or not hasattr(texts, "__getitem__"):
             texts = Texts(texts, None).texts
-        network = self.network_
-        with torch.inference_mode():
-            for start in range(0, len(texts), BATCH):
-                hashed_texts = self.features_.csr(texts[start : start + BATCH])
-                yield network.dense_logits(*network.rows(*hashed_texts))
+        size = self.network_.rows_at_a_time
+        for start in range(0, len(texts), size):
+            yield self.columns_.csr(*self.features_.csr(texts[start : start + size]))
 
-    def predict(self, X: Sequence[str]) -> Any:
+    def _logits(self, texts: Sequence[str | bytes]) -> Iterator[Tensor]:
+        """Logits of all classes, in batches."""
+        with torch.inference_mode():
+            for features in self._features_of(texts):
+                yield self.network_.scores(features)
+
+    def predict(self, X: Sequence[str], *, allowed: Any = None, excluded: Any = None) -> Any:
         """Predicts the label of each text.
 
         Args:
             X: Texts.
+            allowed: Labels that alone may be predicted: a list for all texts, or a list of lists, one for each text.
+            excluded: Labels that may not be predicted, in the same forms.
 
         Returns:
             An array ``[rows]`` of labels. For a multi-label task, a list of labels for each text, or zeros and ones
             ``[rows, C]`` if :meth:`fit` got those.
         """
-        if self._fitted_multilabel():
-            probabilities = self.predict_proba(X)
-            if self.multi_hot_:
-                return (probabilities >= self.threshold_).astype(np.int64)
-            return [self.classes_[row >= self.threshold_].tolist() for row in probabilities]
-        best = [logits.argmax(1) for logits in self._logits(X)]
-        return self.classes_[torch.cat(best).numpy()] if best else self.classes_[:0]
+        if not self._fitted_multilabel():
+            if allowed is not None or excluded is not None:
+                return self.top_k(X, 1, allowed=allowed, excluded=excluded)[0][:, 0]
+            best = [logits.argmax(1) for logits in self._logits(X)]
+            return self.classes_[torch.cat(best).numpy()] if best else self.classes_[:0]
+        batches = list(self._filtered(X, allowed, excluded))
+        probabilities = torch.cat(batches).numpy() if batches else np.empty((0, len(self.classes_)), np.float32)
+        if self.multi_hot_:
+            return (probabilities >= self.threshold_).astype(np.int64)
+        return [self.classes_[row >= self.threshold_].tolist() for row in probabilities]
 
     def predict_proba(self, X: Sequence[str]) -> np.ndarray:
         """Predicts probabilities ``[rows, C]`` float32, classes in the order of ``classes_``."""
         batches = [self._probabilities(logits) for logits in self._logits(X)]
         return torch.cat(batches).numpy() if batches else np.empty((0, len(self.classes_)), np.float32)
 
-    def top_k(self, X: Sequence[str], k: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """Predicts the ``k`` likeliest labels of each text and their probabilities, both ``[rows, k]``, best first."""
+    def top_k(
+        self, X: Sequence[str], k: int = 5, *, allowed: Any = None, excluded: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predicts the ``k`` likeliest labels of each text and their probabilities, both ``[rows, k]``, best first.
+
+        Args:
+            X: Texts.
+            k: Labels per text.
+            allowed, excluded: See :meth:`predict`. The probabilities of labels do not depend on them.
+
+        Raises:
+            ValueError: ``k`` is out of range, or fewer labels are allowed for a text.
+        """
         self._check_fitted()
         if not 1 <= k <= len(self.classes_):
             raise ValueError(f"k is {k}; wanted 1 to {len(self.classes_)}")
-        best = [self._probabilities(logits).topk(k) for logits in self._logits(X)]
+        if allowed is None and excluded is None:
+            best = [self._best(features, k) for features in self._features_of(X)]
+        else:
+            sorted_labels = (probabilities.topk(k) for probabilities in self._filtered(X, allowed, excluded))
+            best = [(some.values, some.indices) for some in sorted_labels]
         if not best:
             return self.classes_[:0].reshape(0, k), np.empty((0, k), np.float32)
-        numbers = torch.cat([some.indices for some in best]).numpy()
-        return self.classes_[numbers], torch.cat([some.values for some in best]).numpy()
+        values, numbers = (torch.cat(some) for some in zip(*best))
+        if (allowed is not None or excluded is not None) and bool((values[:, -1] < 0).any()):
+            row = int((values[:, -1] < 0).nonzero()[0])
+            raise ValueError(f"k is {k}; but text {row} may have {int((values[row] >= 0).sum())} labels only")
+        return self.classes_[numbers.numpy()], values.numpy()
+
+    @torch.inference_mode()
+    def _best(self, features: Features, k: int) -> tuple[Tensor, Tensor]:
+        """The probabilities and numbers of the ``k`` likeliest labels, both ``[B, k]``."""
+        ranked = ranked_labels(self.network_, features, k)
+        if ranked is not None:
+            return ranked[0].exp(), ranked[1]
+        found = self._probabilities(self.network_.scores(features)).topk(k)
+        return found.values, found.indices
+
+    def _filtered(self, X: Sequence[str], allowed: Any, excluded: Any) -> Iterator[Tensor]:
+        """Probabilities of all classes in batches, -1 where a label is not allowed."""
+        labels, begin = None, 0
+        if allowed is not None or excluded is not None:
+            X = Texts(X, None).texts
+            numbers = Labels(self.classes_.tolist())
+            choices = (_numbered("allowed", allowed, numbers), _numbered("excluded", excluded, numbers))
+            labels = LabelFilter(*choices, len(self.classes_), len(X))
+        for logits in self._logits(X):
+            probabilities = self._probabilities(logits)
+            if labels is not None:
+                probabilities = probabilities.masked_fill(~labels.mask(begin, begin + len(logits)), -1.0)
+            begin += len(logits)
+            yield probabilities
 
     def _probabilities(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid() if is_binary(self.multilabel_, self.network_) else logits.softmax(1)
+        return logits.sigmoid() if self.network_.binary else logits.softmax(1)
 
     def evaluate(
         self,
@@ -241,10 +418,14 @@ class TextClassifier:
         self._check_fitted()
         source = source_of(X, y, {"text": text, "label": label, "label_separator": label_separator})
         labels = Labels(self.classes_.tolist())
-        metric = Quality(self.network_, self.multilabel_, self.threshold_)
-        for chunk in hashed(source, self.features_, labels):
-            metric.update(chunk)
-        return metric.compute()
+        metric = Quality(self.multilabel_, self.network_.binary, self.threshold_)
+        size = self.network_.rows_at_a_time
+        with torch.inference_mode():
+            for chunk in hashed(source, self.features_, labels):
+                for some in torch.arange(num_rows(chunk)).split(size):
+                    features, true, _ = batch_of(self.columns_.rows(chunk.take(some)))
+                    metric.update(self.network_.scores(features), true)
+        return {**metric.compute(), "rows": metric.rows}
 
     def score(self, X: Source, y: Iterable[Any] | None = None) -> float:
         """Measures accuracy, or precision@1 where a text may have several labels."""
@@ -267,11 +448,11 @@ class TextClassifier:
         """
         self._check_fitted()
         number = None if label is None else Labels(self.classes_.tolist()).number(label, "explain")
-        words, variants = without_each_word(text, max_words)
+        words, variants = without_each_word(text, max_words, self.features_.split_characters)
         logits = torch.cat(list(self._logits(variants)))
         number = int(logits[0].argmax()) if number is None else number
         margins = logits[:, number]
-        if not is_binary(self.multilabel_, self.network_):
+        if not self.network_.binary:
             margins = margins - (logits.sum(1) - logits[:, number]) / max(1, logits.shape[1] - 1)
         losses = (margins[0] - margins[1:]).tolist()
         return sorted(zip(words, losses), key=lambda item: -item[1])
@@ -280,8 +461,6 @@ class TextClassifier:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the fitted model to one file: weights as safetensors, settings and labels as JSON in its header.
-
-        The settings of an LSHLinear output, which only training uses, are left out.
 
         Args:
             path: The file.
@@ -295,6 +474,7 @@ class TextClassifier:
         model = model_file.SavedModel(
             settings,
             self.features_,
+            self.columns_,
             self.network_,
             self.classes_.tolist(),
             self.multilabel_,
@@ -305,16 +485,18 @@ class TextClassifier:
         model_file.save(model, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> TextClassifier:
+    def load(cls, path: str | os.PathLike[str], mmap: bool = False) -> TextClassifier:
         """Reads what :meth:`save` wrote. Nothing in the file is executed.
 
         Args:
             path: The file.
+            mmap: Map the file to memory: start-up takes no time, and pages are read when they are used. The numbers
+                are then not looked at before.
 
         Raises:
             ValueError: The file is cut off, damaged or holds no such model.
         """
-        model = model_file.load(path)
+        model = model_file.load(path, mmap)
         try:
             classifier = cls(**model.settings)
             check_settings(classifier)
@@ -323,7 +505,7 @@ class TextClassifier:
                 raise ValueError(f"classes has {classifier.classes_.ndim} dimensions; wanted 1")
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error
-        classifier.features_, classifier.network_ = model.features, model.network
+        classifier.features_, classifier.columns_, classifier.network_ = model.features, model.columns, model.network
         classifier.history_ = model.history
         classifier.multilabel_, classifier.multi_hot_ = model.multilabel, model.multi_hot
         classifier.threshold_ = model.threshold
@@ -372,32 +554,31 @@ class TextClassifier:
         return f"TextClassifier({', '.join(changed)})"
 
 
-def check_settings(classifier: TextClassifier) -> None:
-    """Raises a ValueError that names the setting that does not fit."""
-    if classifier.features is not None and not isinstance(classifier.features, HashedText):
-        raise ValueError(f"features is {classifier.features!r}; wanted a HashedText or None")
-    for name, least in (
-        ("hidden", 0),
-        ("neighbours", 0),
-        ("epochs", 1),
-        ("batch_size", 1),
-        ("patience", 1),
-        ("memory", 0),
-    ):
-        value = getattr(classifier, name)
-        optional = value is None and name in ("hidden", "neighbours", "epochs", "batch_size")
-        if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ValueError(f"{name} is {value!r}; wanted a whole number of at least {least}")
-    if classifier.neighbours is not None and classifier.neighbours > MOST_NEIGHBOURS:
-        raise ValueError(f"neighbours is {classifier.neighbours}; wanted at most {MOST_NEIGHBOURS}")
-    if classifier.lr is not None and not (isinstance(classifier.lr, (int, float)) and 0 < classifier.lr < math.inf):
-        raise ValueError(f"lr is {classifier.lr!r}; wanted a positive number")
-    for name in ("label_smoothing", "validation_fraction"):
-        share = getattr(classifier, name)
-        if share is not None and not (isinstance(share, (int, float)) and 0 <= share < 1):
-            raise ValueError(f"{name} is {share!r}; wanted a number from 0 to below 1")
+def _by_number(weights: Any, classes: list[Any]) -> Any:
+    """A dict of weights by the number of a label, in place of the label."""
+    if not isinstance(weights, dict):
+        return weights
+    numbers = {label: number for number, label in enumerate(classes)}
+    unknown = [label for label in weights if label not in numbers]
+    if unknown:
+        raise ValueError(f"class_weight has the label {unknown[0]!r}, which no text has")
+    return {numbers[label]: weight for label, weight in weights.items()}
 
 
-def _bits(text_bytes: int) -> int:
-    """Chooses about one column per 4 bytes of text, so that few words and pairs collide; at most two million."""
-    return min(21, max(16, math.ceil(math.log2(text_bytes / 4 + 1))))
+def _numbered(name: str, labels: Any, numbers: Labels) -> Any:
+    """The numbers of labels, in a list or in a list of lists."""
+    if labels is None:
+        return None
+    if isinstance(labels, (str, bytes)):
+        raise ValueError(f"{name} is {labels!r}; wanted a list of labels, or one for each text")
+    return [
+        [numbers.number(label, name) for label in some]
+        if isinstance(some, (list, tuple, set))
+        else numbers.number(some, name)
+        for some in labels
+    ]
+
+
+def _of_texts(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The history with the speed in texts."""
+    return [{name.replace("samples", "texts"): value for name, value in entry.items()} for entry in history]

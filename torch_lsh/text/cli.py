@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..cli import inspect as inspection
 from ..cli.arguments import positive, seconds
-from ..io import check_can_write, load_safetensors
+from ..io import check_can_write, format_of, load_safetensors
+from ..models.service import XMCService
 from ..serving.service import Limits
 from .classifier import TextClassifier
 from .files import TextFile
@@ -145,7 +146,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     if metadata.get("format") != FORMAT:
         return inspection.show(inspection.layers_of_tensors(tensors, arguments), arguments)
     model = TextClassifier.load(arguments.model)
-    output = model.network_.output
+    output = getattr(model.network_, "output", None)
     if output is None:
         raise ValueError(f"{arguments.model} is a linear model; wanted one with an output layer, whose rows are hashed")
     inputs = None if arguments.data is None else _hidden_texts(model, arguments)
@@ -159,8 +160,7 @@ def _hidden_texts(model: TextClassifier, arguments: argparse.Namespace) -> Tenso
     texts = [row.text for row in itertools.islice(rows, _READ_TEXTS)]
     if not texts:
         raise ValueError(f"{arguments.data} has no texts")
-    hashed = model.features_.csr([texts[number] for number in inspection.random_choice(len(texts))])
-    return model.network_.hidden(*model.network_.rows(*hashed))
+    return model.hidden_activations([texts[number] for number in inspection.random_choice(len(texts))])
 
 
 # --- serve ------------------------------------------------------------------------------------------------------------
@@ -192,7 +192,9 @@ def serve(arguments: argparse.Namespace) -> int:
     from ..serving.server import Server, listen  # needs starlette and uvicorn
 
     limits = Limits(**{field.name: getattr(arguments, field.name) for field in fields(Limits)})
-    server = Server(functools.partial(TextService.load, arguments.model), limits, arguments.log_requests)
+    is_xmc = (format_of(arguments.model) or "").startswith("torch_lsh.XMCClassifier/")
+    load = XMCService.load if is_xmc else TextService.load
+    server = Server(functools.partial(load, arguments.model), limits, arguments.log_requests)
     logs.start()
     server.run(listen(arguments.host, arguments.port, arguments.reuse_port))
     return 0

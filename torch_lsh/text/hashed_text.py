@@ -16,9 +16,10 @@ class HashedText:
     """Words, word n-grams and character n-grams of texts, hashed into ``2**bits`` features (feature hashing).
 
     A word is a maximal run of Unicode letters, marks and numbers, lower-cased code point by code point. Anything else
-    separates words, including bytes that are not UTF-8 and lone surrogates. Character n-grams are taken from a word
-    with a mark at its beginning and its end, as in fastText. Unicode is not normalised: "é" as one code point and
-    as two are different words.
+    separates words, including bytes that are not UTF-8 and lone surrogates. In scripts without blanks between words
+    (Chinese, Japanese, Thai, Lao, Khmer, Burmese), each letter with its marks is a word. Character n-grams are taken
+    from a run with a mark at its beginning and its end, as in fastText. Unicode is not normalised: "é" as one code
+    point and as two are different words.
 
     The object holds settings only and learns nothing. Equal settings give a text the same row on every platform, with
     any number of threads.
@@ -32,6 +33,8 @@ class HashedText:
         tf: value of a column in which ``n`` occurrences stand: ``"log"``: 1 + ln n, ``"count"``: n, ``"binary"``: 1.
         norm: ``"l2"``: divide rows by their Euclidean norm; None: leave them.
         seed: of the hash, 64 bits.
+        split_characters: makes words of the letters of scripts without blanks, and features of pairs of them even if
+            ``word_ngrams`` is 1; False: a run of them is one word.
 
     As a ``collate_fn`` it takes texts, or pairs of text and target. It is also a scikit-learn transformer
     (:meth:`transform` returns a scipy CSR matrix) and can be pickled.
@@ -57,6 +60,7 @@ class HashedText:
         tf: str = "log",
         norm: str | None = "l2",
         seed: int = 0,
+        split_characters: bool = True,
     ) -> None:
         self.bits = bits
         self.word_ngrams = word_ngrams
@@ -65,6 +69,7 @@ class HashedText:
         self.tf = tf
         self.norm = norm
         self.seed = seed
+        self.split_characters = split_characters
         self._check()
 
     def _check(self) -> None:
@@ -83,8 +88,9 @@ class HashedText:
                 )
         if self.word_ngrams == 0 and self.char_ngrams is None:
             raise ValueError("word_ngrams is 0 and char_ngrams is None; wanted some features")
-        if not isinstance(self.signed, bool):
-            raise ValueError(f"signed is {self.signed!r}; wanted True or False")
+        for name in ("signed", "split_characters"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; wanted True or False")
         if self.tf not in ("log", "count", "binary"):
             raise ValueError(f"tf is {self.tf!r}; wanted 'log', 'count' or 'binary'")
         if self.norm not in ("l2", None):
@@ -115,6 +121,7 @@ class HashedText:
             self.tf,
             self.norm is not None,
             self.seed,
+            self.split_characters,
         )
 
     def __call__(self, batch: Sequence[Any]) -> Any:

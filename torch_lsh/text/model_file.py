@@ -1,19 +1,20 @@
-"""The file of a text classifier: weights as safetensors, settings and labels as JSON in its header."""
+"""The file of a text classifier: that of its network, with the hashing of texts and the labels."""
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
 import torch
 
-from ..io import FilePath, assign_weights, load_safetensors, save_safetensors
+from ..io import FilePath
+from ..models import model_file
+from ..models.network import Network, WideNetwork
+from . import previous_format
+from .columns import Columns
 from .hashed_text import HashedText
-from .neighbours import TextNeighbours
-from .network import DENSE_CLASSES, TextNetwork
+from .linear import LinearNetwork
 
 FORMAT = "torch_lsh.TextClassifier/3"
-_READ = (FORMAT, "torch_lsh.TextClassifier/2")  # the second has no checksum
 
 
 class SavedModel(NamedTuple):
@@ -22,8 +23,9 @@ class SavedModel(NamedTuple):
     Attributes:
         settings: Arguments of the classifier.
         features: How texts are hashed.
+        columns: Which hashed columns are features.
         network: The trained network.
-        classes: The labels, sorted.
+        classes: The labels.
         multilabel: Whether a text may have several labels.
         multi_hot: Whether labels were given as zeros and ones.
         threshold: Probability from which on a label is predicted (multi-label).
@@ -32,7 +34,8 @@ class SavedModel(NamedTuple):
 
     settings: dict[str, Any]
     features: HashedText
-    network: TextNetwork
+    columns: Columns
+    network: Network
     classes: list[Any]
     multilabel: bool
     multi_hot: bool
@@ -42,47 +45,47 @@ class SavedModel(NamedTuple):
 
 def save(model: SavedModel, path: FilePath) -> None:
     """Writes a model, whole or not at all."""
-    network, neighbours = model.network, model.network.neighbours
-    content = {
-        **model._asdict(),
-        "features": model.features.get_params(),
-        "columns": len(network.columns),
-        "hidden": 0 if network.output is None else network.features.embedding_dim,
-        "neighbours": None if neighbours is None else neighbours.settings(),
-    }
-    del content["network"]
-    save_safetensors(network.state_dict(), path, {"format": FORMAT, "model": json.dumps(content)})
+    network = model.network
+    content = {**model._asdict(), "features": model.features.get_params(), "network": model_file.describe(network)}
+    del content["columns"]
+    tensors = {"columns": model.columns.columns, "idf": model.columns.idf}
+    model_file.save(network, content, path, FORMAT, tensors)
 
 
-def load(path: FilePath) -> SavedModel:
+def describe_run(network: Network, features: HashedText) -> dict[str, Any]:
+    """What a checkpoint has to agree with."""
+    return {**model_file.describe(network), "hashing": features.get_params()}
+
+
+def load(path: FilePath, mmap: bool) -> SavedModel:
     """Reads a model. Nothing in the file is executed.
 
     Raises:
         ValueError: The file is cut off, damaged or holds no such model.
     """
-    tensors, metadata = load_safetensors(path, _READ)
+    tensors, model, format = model_file.load(path, (FORMAT, previous_format.FORMAT), mmap)
     try:
-        model = json.loads(metadata["model"])
+        if format == previous_format.FORMAT:
+            tensors, model = previous_format.converted(tensors, model)
         features = dict(model["features"])
         if features["char_ngrams"] is not None:
             features["char_ngrams"] = tuple(features["char_ngrams"])
         hashed = HashedText(**features)
-        classes = len(model["classes"])
-        if model["columns"] != tensors["columns"].numel():
-            raise ValueError(f"columns is {model['columns']!r:.30}, but the file has {tensors['columns'].numel()}")
-        sizes = hashed.num_features, model["columns"], classes, model["hidden"]
+        columns = Columns(tensors.pop("columns"), tensors.pop("idf"), hashed.num_features)
+        description = model["network"]
+        sizes = len(columns), len(model["classes"])
+        network: Network
         with torch.device("meta"):
-            network = TextNetwork(*sizes, sampled=classes > DENSE_CLASSES)
-            if model["neighbours"] is not None:
-                network.neighbours = TextNeighbours(model["columns"], classes, **model["neighbours"])
-        assign_weights(network, tensors)
-        network.index_columns()
-        if network.neighbours is not None:
-            network.neighbours.index_rows()
+            if description["hidden"] == 0:
+                network = LinearNetwork(*sizes, binary=bool(model["multilabel"]))
+            else:
+                network = WideNetwork(*sizes, description["hidden"], **model_file.arguments(description))
+        model_file.restore(network, description, tensors, check=not mmap)
         return SavedModel(
             model["settings"],
             hashed,
-            network.eval(),
+            columns,
+            network,
             model["classes"],
             bool(model["multilabel"]),
             bool(model["multi_hot"]),

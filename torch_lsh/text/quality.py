@@ -2,69 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from ..data import XMCRows
-from ..data.xmc import padded_labels
 from ..metrics import PrecisionAtK
-from .network import TextNetwork
 
-BATCH = 256  # texts
 _THRESHOLDS = torch.cat([torch.arange(0.01, 0.1, 0.01), torch.arange(0.1, 0.95, 0.05)])
 
 
-def is_binary(multilabel: bool, network: TextNetwork) -> bool:
-    """Whether every class is a decision of its own. Over many classes a softmax ranks them better."""
-    return multilabel and network.output is None
-
-
-def batches_of(network: TextNetwork, rows: XMCRows) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Yields hashed rows as the network takes them, and their labels ``[B, P]`` padded with -100."""
-    for some in torch.arange(len(rows.feature_start) - 1).split(BATCH):
-        batch = rows.take(some)
-        yield *network.rows(batch.feature_start, batch.features, batch.values), padded_labels(batch)
-
-
 class Quality:
-    """Gathers the quality of a network over rows, with all classes scored.
+    """A :class:`torch_lsh.models.held_out.Metric` of texts.
 
     Args:
-        network: The network.
         multilabel: Whether a row may have several labels.
+        binary: Whether every class is a decision of its own.
         threshold: Probability from which on a label counts as given; None tries many and takes the best.
     """
 
-    def __init__(self, network: TextNetwork, multilabel: bool, threshold: float | None = None) -> None:
-        self.network, self.multilabel = network, multilabel
+    def __init__(self, multilabel: bool, binary: bool, threshold: float | None = None) -> None:
+        self.multilabel, self.binary = multilabel, binary
         self.thresholds = _THRESHOLDS if threshold is None else torch.tensor([threshold])
         self.precision: PrecisionAtK | None = None
         self.loss = self.rows = 0.0
         self.counts = torch.zeros(3, len(self.thresholds), dtype=torch.int64)  # given and right, given, right
 
-    @torch.inference_mode()
-    def update(self, rows: XMCRows) -> None:
-        """Adds rows."""
-        for crow, col, values, labels in batches_of(self.network, rows):
-            logits = self.network.dense_logits(crow, col, values)
-            classes = logits.shape[1]
-            if self.precision is None:
-                self.precision = PrecisionAtK([k for k in (1, 3, 5) if k <= classes])
-            best = logits.topk(min(classes, 50))
-            self.precision.update(best.indices, labels)
-            if self.multilabel:
-                binary = is_binary(True, self.network)
-                probabilities = best.values.sigmoid() if binary else (best.values - logits.logsumexp(1, True)).exp()
-                given = probabilities.unsqueeze(0) >= self.thresholds.view(-1, 1, 1)
-                right = (best.indices.unsqueeze(2) == labels.unsqueeze(1)).any(2)
-                self.counts[0] += (given & right).sum((1, 2))
-                self.counts[1] += given.sum((1, 2))
-                self.counts[2] += (labels >= 0).sum()
-            else:
-                self.loss += float(torch.nn.functional.cross_entropy(logits, labels[:, 0], reduction="sum"))
-            self.rows += len(labels)
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Adds rows: logits ``[B, C]``, and labels ``[B, P]`` padded with -100."""
+        classes = logits.shape[1]
+        if self.precision is None:
+            self.precision = PrecisionAtK([k for k in (1, 3, 5) if k <= classes])
+        best = logits.topk(min(classes, 50))
+        self.precision.update(best.indices, labels)
+        if self.multilabel:
+            values = best.values
+            probabilities = values.sigmoid() if self.binary else (values - logits.logsumexp(1, True)).exp()
+            given = probabilities.unsqueeze(0) >= self.thresholds.view(-1, 1, 1)
+            right = (best.indices.unsqueeze(2) == labels.unsqueeze(1)).any(2)
+            self.counts[0] += (given & right).sum((1, 2))
+            self.counts[1] += given.sum((1, 2))
+            self.counts[2] += (labels >= 0).sum()
+        else:
+            self.loss += float(torch.nn.functional.cross_entropy(logits, labels[:, 0], reduction="sum"))
+        self.rows += len(labels)
 
     def f1(self) -> Tensor:
         """Computes micro F1 per threshold."""
@@ -80,9 +59,14 @@ class Quality:
             raise ValueError("there are no rows to evaluate on")
         precision = self.precision.compute()
         if not self.multilabel:
-            return {"accuracy": precision[1], "loss": self.loss / self.rows, "rows": self.rows}
+            return {"accuracy": precision[1], "loss": self.loss / self.rows}
         at_k = {f"precision@{k}": value for k, value in precision.items()}
-        return {**at_k, "micro_f1": float(self.f1().max()), "rows": self.rows}
+        return {**at_k, "micro_f1": float(self.f1().max())}
+
+    def quality(self) -> float:
+        """Precision@1, or less the loss where there is one: it depends less on a few texts than accuracy does."""
+        result = self.compute()
+        return result["precision@1"] if self.multilabel else -result["loss"]
 
     def best_threshold(self) -> float:
         """The threshold with the best micro F1."""

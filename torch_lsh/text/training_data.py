@@ -7,6 +7,7 @@ shuffles within each block.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,22 +17,23 @@ from torch import Tensor
 
 from ..data import XMCRows
 from ..data.xmc import join_rows
+from ..models.held_out import LEAST_TO_HOLD_OUT
+from ..models.rows import num_rows
+from .columns import Columns
 from .files import TextFile, TextRow
 from .hashed_text import HashedText
 from .sources import Texts
 
 _CHUNK = 4096  # texts hashed at a time
-_LEAST_TO_HOLD_OUT = 20_000  # with fewer texts, training on all of them is worth more than stopping early
-WIDE = 4096  # with more labels, wide_features are used
 _BLOCK_CHUNKS = 16  # chunks that are shuffled together where features do not fit in memory
 
 
 class Labels:
     """Numbers the labels: in order of appearance, then in sorted order once all are known."""
 
-    def __init__(self, classes: Sequence[Any] | None = None) -> None:
+    def __init__(self, classes: Sequence[Any] | None = None, open_ended: bool = False) -> None:
         self.numbers: dict[Any, int] = {} if classes is None else {label: i for i, label in enumerate(classes)}
-        self._known = classes is not None
+        self._known = classes is not None and not open_ended
 
     def number(self, label: Any, place: str) -> int:
         number = self.numbers.get(label)
@@ -68,6 +70,21 @@ def hashed(source: Iterable[TextRow], features: HashedText, labels: Labels) -> I
         yield XMCRows(crow, col.int(), values, torch.from_numpy(starts), flat, features.num_features, 2**31 - 1)
 
 
+class Weighted(NamedTuple):
+    """Rows with their weights ``[rows]``; None means 1."""
+
+    rows: XMCRows
+    weights: Tensor | None
+
+    def take(self, rows: Tensor) -> Weighted:
+        return Weighted(self.rows.take(rows), None if self.weights is None else self.weights[rows])
+
+    @classmethod
+    def join(cls, parts: Sequence[Weighted]) -> Weighted:
+        weights = [part.weights for part in parts if part.weights is not None]
+        return cls(join_rows([part.rows for part in parts]), torch.cat(weights) if weights else None)
+
+
 class Statistics(NamedTuple):
     """What the first pass over the training data finds."""
 
@@ -77,8 +94,9 @@ class Statistics(NamedTuple):
     columns: Tensor  # [F] int32: those that occur, increasing
     idf: Tensor  # [F] float32
     bytes: int  # of the hashed features of all rows
+    label_counts: Tensor  # [C] int64, of the training rows
     held_out: XMCRows | None
-    cached: XMCRows | None  # the training rows, where they fit in memory
+    cached: Weighted | None  # the training rows, where they fit in memory
 
 
 class TrainingData:
@@ -86,98 +104,149 @@ class TrainingData:
 
     Args:
         source: texts or a file; read once per pass.
-        features: how texts are hashed.
-        wide_features: how they are hashed with more than 4096 labels; None: the same.
+        features: how texts are hashed; or pairs of a number of labels and how they are hashed with at most so many, by
+            increasing numbers, the last of them infinite.
         hold_out: share of the rows to hold out.
         most_held_out: most rows to hold out. Fewer than 20,000 rows that fit in memory are all trained on.
         memory: bytes of hashed features to keep.
         seed: seed of the choice of the held-out rows.
         classes: the labels, sorted, if they are known in advance.
+        weights: of the texts of the source, ``[texts]``; None means 1.
     """
 
     def __init__(
         self,
         source: Texts | TextFile,
-        features: HashedText,
-        wide_features: HashedText | None,
+        features: HashedText | Sequence[tuple[float, HashedText]],
         hold_out: float,
         most_held_out: int,
         memory: int,
         seed: int,
         classes: Sequence[Any] | None = None,
+        weights: Tensor | None = None,
     ) -> None:
-        self.source = source
-        self.features, self._wide_features = features, wide_features
+        self.source, self._weights = source, weights
+        choices = [(math.inf, features)] if isinstance(features, HashedText) else list(features)
+        (self._most_labels, self.features), *self._for_more_labels = choices
         self.labels, self._classes = Labels(classes), classes
         self._hold_out, self._most_held_out, self._seed = hold_out, most_held_out, seed
         self.statistics = self._first_pass(memory)
 
-    def _split(self, chunks: Iterable[XMCRows]) -> Iterator[tuple[XMCRows, XMCRows]]:
-        """Yields rows to train on and held-out rows, the same in every pass; rows without a label are in neither."""
+    def _split(self) -> Iterator[tuple[Weighted, Weighted]]:
+        """Yields rows to train on and held-out rows, the same in every pass; rows without a label are in neither.
+
+        Raises:
+            ValueError: There are not as many weights as texts.
+        """
         generator = torch.Generator().manual_seed(self._seed)
-        left = self._most_held_out
-        for chunk in chunks:
+        left, begin = self._most_held_out, 0
+        for chunk in hashed(self.source, self.features, self.labels):
             labelled = chunk.label_start.diff() > 0
             out = labelled & (torch.rand(len(labelled), generator=generator, dtype=torch.float64) < self._hold_out)
             out &= out.cumsum(0) <= left
             left -= int(out.sum())
-            yield chunk.take((labelled & ~out).nonzero()[:, 0]), chunk.take(out.nonzero()[:, 0])
+            end = begin + len(labelled)
+            some = Weighted(chunk, None if self._weights is None else self._weights[begin:end])
+            if some.weights is not None and len(some.weights) < len(labelled):
+                break
+            yield some.take((labelled & ~out).nonzero()[:, 0]), some.take(out.nonzero()[:, 0])
+            begin = end
+        if self._weights is not None and len(self._weights) != begin:
+            raise ValueError(f"sample_weight has {len(self._weights)} numbers; wanted one for each text")
 
     def _first_pass(self, memory: int) -> Statistics:
         documents = torch.zeros(self.features.num_features, dtype=torch.int64)
+        counts = torch.zeros(0, dtype=torch.int64)
         rows = total = 0
         several = False
-        train: list[XMCRows] | None = []
-        held_out: list[XMCRows] = []
-        for chunk, out in self._split(hashed(self.source, self.features, self.labels)):
-            if self._wide_features is not None and len(self.labels.numbers) > WIDE:
-                self.features, self._wide_features, self.labels = self._wide_features, None, Labels(self._classes)
+        train: list[Weighted] | None = []
+        held_out: list[Weighted] = []
+        for some, out in self._split():
+            if len(self.labels.numbers) > self._most_labels:
+                (self._most_labels, self.features), *self._for_more_labels = self._for_more_labels
+                self.labels = Labels(self._classes)
                 return self._first_pass(memory)
+            chunk = some.rows
             documents.index_add_(0, chunk.features.long(), torch.ones(len(chunk.features), dtype=torch.int64))
-            rows += len(chunk.feature_start) - 1
-            several = several or any(bool((part.label_start.diff() > 1).any()) for part in (chunk, out))
-            if len(out.feature_start) > 1:
+            counts = torch.nn.functional.pad(counts, (0, len(self.labels.numbers) - len(counts)))
+            counts += torch.bincount(chunk.labels, minlength=len(counts))
+            rows += num_rows(chunk)
+            several = several or any(bool((part.rows.label_start.diff() > 1).any()) for part in (some, out))
+            if num_rows(out.rows) > 0:
                 held_out.append(out)
             total += 8 * len(chunk.features) + 4 * len(chunk.labels) + 16 * len(chunk.feature_start)
             if total > memory:
                 train = None
             elif train is not None:
-                train.append(chunk)
-        if train is not None and rows < _LEAST_TO_HOLD_OUT:
-            rows += sum(len(out.feature_start) - 1 for out in held_out)
+                train.append(some)
+        if train is not None and rows < LEAST_TO_HOLD_OUT:
+            for out in held_out:
+                rows += num_rows(out.rows)
+                counts += torch.bincount(out.rows.labels, minlength=len(counts))
             train += held_out
             held_out = []
         classes, numbers = self.labels.sort()
 
-        def joined(parts: list[XMCRows] | None) -> XMCRows | None:
+        def joined(parts: list[Weighted] | None) -> Weighted | None:
             if not parts:
                 return None
-            some = join_rows(parts)
+            some = Weighted.join(parts)
             parts.clear()
-            return some._replace(labels=numbers[some.labels.long()].int(), num_labels=len(classes))
+            labels = numbers[some.rows.labels.long()].int()
+            return some._replace(rows=some.rows._replace(labels=labels, num_labels=len(classes)))
 
         columns = documents.nonzero()[:, 0]
         idf = torch.log((1 + rows) / (1 + documents[columns]).float()) + 1
-        return Statistics(rows, several, classes, columns.int(), idf, total, joined(held_out), joined(train))
+        sorted_counts = torch.zeros(len(classes), dtype=torch.int64)
+        sorted_counts[numbers[: len(counts)]] = counts
+        kept, cached = joined(held_out), joined(train)
+        held_out_rows = None if kept is None else kept.rows
+        return Statistics(rows, several, classes, columns.int(), idf, total, sorted_counts, held_out_rows, cached)
 
-    def blocks(self) -> Iterator[XMCRows]:
+    def blocks(self) -> Iterator[Weighted]:
         """Yields the training rows of an epoch: all at once, or in blocks."""
         if self.statistics.cached is not None:
             yield self.statistics.cached
             return
-        chunks = (train for train, _ in self._split(hashed(self.source, self.features, self.labels)))
-        while some := list(itertools.islice(chunks, _BLOCK_CHUNKS)):
-            yield join_rows(some)._replace(num_labels=len(self.statistics.classes))
+        chunks = (train for train, _ in self._split())
+        while parts := list(itertools.islice(chunks, _BLOCK_CHUNKS)):
+            some = Weighted.join(parts)
+            yield some._replace(rows=some.rows._replace(num_labels=len(self.statistics.classes)))
 
     def sample(self, memory: int) -> XMCRows | None:
         """Returns the training rows, or a random choice of them that takes about ``memory`` bytes."""
         if self.statistics.cached is not None:
-            return self.statistics.cached
+            return self.statistics.cached.rows
         share = min(1.0, memory / self.statistics.bytes)
         generator = torch.Generator().manual_seed(self._seed)
         parts = []
-        for block in self.blocks():
-            chosen = torch.rand(len(block.feature_start) - 1, generator=generator, dtype=torch.float64) < share
+        for block, _ in self.blocks():
+            chosen = torch.rand(num_rows(block), generator=generator, dtype=torch.float64) < share
             parts.append(block.take(chosen.nonzero()[:, 0]))
         some = join_rows(parts)
-        return some if len(some.feature_start) > 1 else None
+        return some if num_rows(some) > 0 else None
+
+
+class FeatureSource:
+    """Training rows with features in place of hashed columns: a :class:`torch_lsh.models.rows.Source`.
+
+    Args:
+        data: The rows.
+        columns: Which columns are features.
+        memory: Bytes of rows to keep as neighbours.
+    """
+
+    def __init__(self, data: TrainingData, columns: Columns, memory: int) -> None:
+        self._data, self._columns, self._memory = data, columns, memory
+        self.size, self.label_counts = data.statistics.rows, data.statistics.label_counts
+
+    def blocks(self) -> Iterator[tuple[XMCRows, Tensor | None]]:
+        for rows, weights in self._data.blocks():
+            yield self._columns.rows(rows), weights
+
+    def sample(self) -> XMCRows | None:
+        rows = self._data.sample(self._memory)
+        return None if rows is None else self._columns.rows(rows)
+
+    def identity(self) -> dict[str, Any]:
+        return {"rows": self.size, "features": self._data.statistics.bytes, "labels": int(self.label_counts.sum())}

@@ -4,6 +4,7 @@
 //   TORCH_LSH_VECTOR_BYTES  bytes of a vector register (0: none);
 //   TORCH_LSH_TILE_ROWS     rows of a product tile: 2 registers of sums per row, and at least 3 more;
 //   TORCH_LSH_BF16_DOT      where one instruction multiplies vectors of pairs of bfloat16 numbers;
+//   TORCH_LSH_VNNI          where the level has AVX512-VNNI;
 //   TORCH_LSH_ARM_BF16      where the level has Arm's instructions for bfloat16 and int8 numbers.
 //
 // Each family header ends with fill(), which fills in one kernel table.
@@ -17,6 +18,10 @@
 #include "kernels/sketch.h"
 #include "kernels/softmax.h"
 #include "kernels/topk.h"
+#ifdef TORCH_LSH_VNNI
+#include "kernels/tile_topk.h"
+#include "kernels/vnni_tiles.h"
+#endif
 #ifdef TORCH_LSH_ARM_BF16
 #include "kernels/arm_topk.h"
 #include "kernels/tile_product.h"
@@ -35,6 +40,9 @@ constexpr void fill(TableSet<Tables...>& set) {
 constexpr Kernels make_kernels() {
   Kernels kernels{};
   fill(static_cast<KernelTables&>(kernels));
+#ifdef TORCH_LSH_VNNI
+  fill_topk<Int8TileTopk<VnniTiles>>(static_cast<TopkKernels<int8_t>&>(kernels));
+#endif
 #ifdef TORCH_LSH_ARM_BF16
   fill_product<ArmTiles<BFloat16>>(kernels);
   fill_topk<ArmBFloat16Topk>(static_cast<TopkKernels<BFloat16>&>(kernels));

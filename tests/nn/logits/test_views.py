@@ -186,3 +186,49 @@ def test_other_devices_and_bytes_take_the_dense_path(layer):
         layer(x).permute(0, 0)
     with pytest.raises(RuntimeError):
         layer(x).flatten(1, 0)
+
+
+VIEWS = {
+    "slice": lambda z: z[:2],
+    "view": lambda z: z.view(-1, N),
+    "detach": lambda z: z.detach(),
+    "view of a view": lambda z: z.view(-1, N)[1:],
+}
+IN_PLACE = {
+    "mul_": lambda z: z.mul_(2),
+    "*=": lambda z: z.__imul__(2),
+    "exp_": lambda z: z.exp_(),
+    "set": lambda z: z.__setitem__((..., 3), 0.0),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch_lsh")
+@pytest.mark.parametrize("change", IN_PLACE)
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_never_misses_a_change_in_place(layer, view, change):
+    x = torch.randn(4, 3, D, dtype=torch.float64)
+    with torch.no_grad():
+        base = layer(x)
+        part, copy = VIEWS[view](base), VIEWS[view](base.clone())
+        wanted = VIEWS[view](dense(layer, x))
+        IN_PLACE[change](base)
+        for use in (lambda: part.dense(), lambda: part.argmax(-1), lambda: part[:1], lambda: part.sum()):
+            with pytest.raises(RuntimeError, match="share memory with these"):
+                use()
+        torch.testing.assert_close(copy.dense(), wanted)
+        base = layer(x)
+        part = VIEWS[view](base)
+        IN_PLACE[change](part)
+        with pytest.raises(RuntimeError, match="share memory with these"):
+            base.sum()
+        IN_PLACE[change](wanted)
+        torch.testing.assert_close(part.dense(), wanted)
+
+
+def test_parts_that_share_nothing_change_alone(layer):
+    x = torch.randn(6, D, dtype=torch.float64)
+    parts = layer(x).chunk(3)
+    for factor, part in enumerate(parts):
+        part.mul_(factor + 1)
+    wanted = [one * (factor + 1) for factor, one in enumerate(dense(layer, x).chunk(3))]
+    torch.testing.assert_close([part.dense() for part in parts], wanted)

@@ -1,135 +1,103 @@
-"""Cross entropy over the rows of all shards: processes exchange partial sums, not logits and not weights."""
+"""Cross entropy over the rows of all shards: processes exchange partial sums, not logits and not weights.
+
+The loss of a sample is ``mass * log_z - at_labels``: the log partition function, weighted by the shares of the labels,
+without the weighted sum of their logits. Both are sums over shards, of which each computes its part by the fused
+operator of a single process. With label smoothing three sums over all classes join them.
+"""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ... import ops
-from ...nn.logits.losses import correction_of, log_weights_of_logits
+from ...nn.logits.cross_entropy import Options, reduced, smoothed
+from ...nn.logits.losses import class_weighted, log_weights, log_weights_of_logits
+from ...nn.logits.targets import Target
 from ...sampling.active_set import ActiveSet
+from ...stopwatch import part
 from .owner import ShardOwner
-from .samples import Samples
+from .rows import active_logits, all_logits, draw
+from .targets import Gathered, gather
 
-_BLOCK_ELEMENTS = 1 << 22  # logits at a time of an exact loss
 
-
-def losses(layer: ShardOwner, x: Tensor, labels: Tensor, shares: Tensor, several: bool) -> Tensor:
-    """The loss of each sample of this process: the sum of ``share * (log_z - logit)`` over its labels.
-
-    Sampled while the layer trains, exact in ``eval()`` mode.
+def cross_entropy(layer: ShardOwner, x: Tensor, target: Target, options: Options) -> Tensor:
+    """The loss of this process's samples: sampled while the layer trains, exact in ``eval()`` mode.
 
     Args:
         layer: the shard.
         x: ``[B, in]``.
-        labels: ``[B, P]`` rows of the whole layer; negative: no label.
-        shares: ``[B, P]``, 0 where there is no label.
-        several: whether samples may have several labels.
+        target: its labels are rows of the whole layer.
+        options: ``class_weight`` has a weight for each row of the whole layer.
 
     Returns:
-        ``[B]``.
+        A scalar, or ``[B]`` with reduction "none".
     """
-    samples, x, labels, shares = _gathered(layer, x, labels, shares)
-    own = layer.shards.own
-    inside = (labels >= own.start) & (labels < own.stop)
-    local = torch.where(inside, labels - own.start, -1)
-    if layer.training:
-        active = layer.sampler.draw(layer.weight, layer.bias, x.detach(), local)
-        correction = correction_of(layer.sampler, several)
-    elif torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad):
-        every_row = torch.arange(layer.own_rows)
-        active = ActiveSet(every_row, torch.zeros_like(every_row, dtype=torch.bool), local, layer.own_rows)
-        correction = "none"
-    else:
-        return _exact(layer, samples, x, local, shares)
-    logits = layer.active_logits(x, active.rows)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    keep = layer.sampler.keeper_of_hardest_rows(active, correction == "stratified") if layer.training else None
-    if keep is not None and logits.requires_grad:
-        logits.register_hook(lambda gradient: keep(ops.positive_sums(gradient)))
-    log_weights = log_weights_of_logits(active, correction, logits.dtype)
-    result: Tensor = _Losses.apply(logits, log_weights, active.positions, shares.to(logits.dtype), samples)
-    return result
+    shares = class_weighted(target, options.class_weight)
+    gathered = gather(layer, x, replace(target, shares=shares))
+    own = None if options.class_weight is None else options.class_weight[layer.shards.own]
+    local = options._replace(class_weight=own)
+    sums = _of_active_rows(layer, x, gathered, local) if layer.training else _of_all_rows(layer, gathered, local)
+    # Without rows there is no partition function: a very small number has no infinite differences.
+    sums[:, 0].clamp_(min=torch.finfo(sums.dtype).min)
+    log_z, at_labels, *of_classes = _joined(gathered.samples.join(sums))
+    loss = (shares.sum(1) * log_z - at_labels).masked_fill((target.labels < 0).all(1), 0)
+    if options.label_smoothing > 0:
+        total, mass, count = of_classes
+        loss = smoothed(loss, (mass * log_z - total) / count, target, options.label_smoothing)
+    return reduced(loss, shares if options.class_weight is not None else target.shares, target, options.reduction)
 
 
-def _gathered(layer: ShardOwner, x: Tensor, labels: Tensor, shares: Tensor) -> tuple[Samples, Tensor, Tensor, Tensor]:
-    """Inputs, labels and shares of all processes, padded to the most labels that a sample has in any of them."""
-    channel, same = layer.channel, layer.same_inputs
-    if same or channel.size == 1:
-        samples = Samples(channel, (len(x),) * channel.size, same)
-        return samples, samples.gather_inputs(x), labels, shares
-    sizes = torch.stack(channel.gather(torch.tensor(labels.shape)))
-    samples = Samples(channel, tuple(sizes[:, 0].tolist()), same)
-    most = int(sizes[:, 1].max())
-    padding = (0, most - labels.shape[1])
-    parts = (F.pad(labels, padding, value=-1), F.pad(shares, padding))
-    # One message of bytes: a collective costs more than its bytes here.
-    packed = samples.gather(torch.cat([part.contiguous().view(torch.uint8) for part in parts], 1))
-    labels, shares = (
-        part.clone(memory_format=torch.contiguous_format).view(dtype)
-        for part, dtype in zip(packed.split([8 * most, shares.element_size() * most], 1), (torch.int64, shares.dtype))
-    )
-    return samples, samples.gather_inputs(x), labels, shares
+def _joined(parts: Tensor) -> list[Tensor]:
+    """The sums over shards ``[own samples]`` each, from ``[own samples, shards, sums]``."""
+    return [parts[..., 0].logsumexp(1), *parts[..., 1:].sum(1).unbind(1)]
 
 
-def _joined(samples: Samples, log_z: Tensor, at_labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The log partition functions and the weighted logits of the labels over all shards, ``[own samples]`` each.
+def _of_active_rows(layer: ShardOwner, input: Tensor, gathered: Gathered, options: Options) -> Tensor:
+    drawn, shares = draw(layer, input, gathered, gathered.target.several), gathered.target.shares
+    active = drawn.active
+    with part(layer.sampler.stopwatch, "loss"):
+        weights = log_weights(active, drawn.correction, shares.dtype)
+        if options.label_smoothing > 0 or active.per_sample or (weights is not None and weights.dim() == 2):
+            logits = active_logits(layer, gathered, drawn)
+            return sums_of_logits(logits, active, shares, drawn.correction, options)
+        log_z, at_labels = ops.active_rows_sums(
+            gathered.x, layer.weight, layer.bias, active.rows, weights, active.positions, drawn.keep
+        )
+        return torch.stack([log_z, (shares * at_labels).sum(1)], 1)
 
-    A process sends the logarithm of its partial sum, which stands for the maximum and the sum of exponentials.
+
+def _of_all_rows(layer: ShardOwner, gathered: Gathered, options: Options) -> Tensor:
+    parts = [
+        sums_of_logits(logits, active, gathered.target.shares, "none", options)
+        for active, logits in all_logits(layer, gathered)
+    ]
+    return torch.stack(_joined(torch.stack(parts, 1)), 1)
+
+
+def sums_of_logits(logits: Tensor, active: ActiveSet, shares: Tensor, correction: str, options: Options) -> Tensor:
+    """The parts of the loss that come from some rows.
+
+    Args:
+        logits: ``[B, A]`` of the active rows, float32 or float64.
+        active: rows and the positions of labels.
+        shares: ``[B, P]``, multiplied by class weights.
+        correction: as in :func:`torch_lsh.nn.logits.cross_entropy.sampled_cross_entropy`.
+        options: ``class_weight`` has a weight for each row that ``active`` can hold.
+
+    Returns:
+        ``[B, 2]``: log partition function, and weighted sum of the labels' logits. With label smoothing ``[B, 5]``: the
+        estimated sums over all classes of weight times logit, of the weights, and of 1.
     """
-    parts = torch.stack([log_z, at_labels], 1)
-    if samples.same:
-        arrived = torch.stack(samples.channel.gather(parts))
-    else:
-        own = samples.counts[samples.channel.rank]
-        arrived = torch.stack(samples.channel.exchange(list(parts.split(samples.counts)), [own] * samples.channel.size))
-    return arrived[..., 0].logsumexp(0), arrived[..., 1].sum(0)
-
-
-class _Losses(torch.autograd.Function):
-    """Losses of the own samples from the logits of this shard's active rows for all samples."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, log_weights: Tensor | None, positions: Tensor, shares: Tensor, samples: Samples
-    ) -> Tensor:
-        here = shares.masked_fill(positions < 0, 0)
-        if log_weights is not None and log_weights.dim() == 2:
-            logits = logits.contiguous()
-        partial, log_z = ops.sampled_softmax_loss(logits, log_weights, positions, here)
-        log_z, at_labels = _joined(samples, log_z, here.sum(1) * log_z - partial)
-        mass = shares.sum(1)
-        ctx.samples = samples
-        ctx.save_for_backward(logits, log_weights, positions, here, mass, samples.gather(log_z))
-        return mass[samples.own] * log_z - at_labels
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        logits, log_weights, positions, here, mass, log_z = ctx.saved_tensors
-        samples: Samples = ctx.samples
-        grad = samples.gather(grads[0].contiguous()) / samples.scale
-        slopes = logits - log_z.unsqueeze(1) if log_weights is None else (logits + log_weights).sub_(log_z.unsqueeze(1))
-        slopes = slopes.exp_().mul_((grad * mass).unsqueeze(1))
-        slopes.scatter_add_(1, positions.clamp(min=0), -grad.unsqueeze(1) * here)
-        return slopes, None, None, None, None
-
-
-def _exact(layer: ShardOwner, samples: Samples, x: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
-    """Exact, without gradients, some rows at a time."""
-    shares = shares.to(torch.promote_types(x.dtype, torch.float32))
-    log_z = shares.new_full((len(x),), -math.inf)
-    size = max(1024, _BLOCK_ELEMENTS // max(1, len(x)))
-    for start in range(0, layer.own_rows, size):
-        block = slice(start, start + size)
-        logits = F.linear(x, layer.weight[block], None if layer.bias is None else layer.bias[block])
-        log_z = torch.logaddexp(log_z, logits.to(log_z.dtype).logsumexp(1))
-    at = ops.sampled_dot(x.contiguous(), layer.weight, labels).to(log_z.dtype)
-    if layer.bias is not None:
-        at = at + layer.bias[labels.clamp(min=0)]
-    here = (shares * at).masked_fill(labels < 0, 0).sum(1)
-    log_z, at_labels = _joined(samples, log_z, here)
-    return shares.sum(1)[samples.own] * log_z - at_labels
+    weights = log_weights_of_logits(active, correction, logits.dtype)
+    at_labels = logits.gather(1, active.positions.clamp(min=0)) if logits.shape[1] > 0 else shares
+    at_labels = (shares * at_labels).masked_fill(active.positions < 0, 0).sum(1)
+    sums = [(logits if weights is None else logits + weights).logsumexp(1), at_labels]
+    if options.label_smoothing > 0:
+        of_classes = count = active.weights().to(logits.dtype).expand_as(logits)
+        if options.class_weight is not None:
+            of_classes = count * options.class_weight[active.rows.clamp(min=0)]
+        sums += [(of_classes * logits).sum(1), of_classes.sum(1), count.sum(1)]
+    return torch.stack(sums, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,9 +13,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ... import ops
 from ...config import LSHConfig
+from ...nn.linear_with_sampler import LinearWithSampler
+from ...nn.paths import RANKED, Paths
 from ...row_sparse.parameters import is_reduced, place_rows
 from ...sampling.sampler import Sampler
 from ..channel import Channel
+from .clip import clip_by_whole_norm
 from .logits import ShardedLogits
 from .ranking import topk
 from .shards import Shards
@@ -27,7 +29,7 @@ _PREFIX = "sampler_"  # of buffers
 _BLOCK = 4096  # rows that are initialised from one seed
 
 
-class ShardedLSHLinear(nn.Module):
+class ShardedLSHLinear(LinearWithSampler):
     """A wide :class:`torch_lsh.LSHLinear` whose rows are spread over processes.
 
     Each process owns some rows, with their bias, hash tables and optimizer state; none ever holds or sends the weights
@@ -60,9 +62,6 @@ class ShardedLSHLinear(nn.Module):
     Raises:
         ValueError: a process would own no row, or ``mesh`` has several dimensions.
     """
-
-    weight: nn.Parameter
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -102,11 +101,12 @@ class ShardedLSHLinear(nn.Module):
         self.sampler = Sampler(self.own_rows, self.in_features, own)
         for name, tensor in empty_state(self.sampler).items():
             self.register_buffer(_PREFIX + name, tensor)
-        self._warned_dense = False
+        self.paths = Paths(self.out_features)
 
     def _place_rows(self) -> None:
         for parameter in self.parameters(recurse=False):
             place_rows(parameter, self.shards)
+            clip_by_whole_norm(parameter, self.shards)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -174,23 +174,30 @@ class ShardedLSHLinear(nn.Module):
 
     # --- forward ---
 
+    @torch.compiler.disable(reason="logits of a sharded layer cannot be part of a graph")
     def forward(self, input: Tensor) -> ShardedLogits:
         """The logits of this process's samples ``[*, in_features]``."""
-        if input.shape[-1:] != (self.in_features,):
-            raise ValueError(
-                f"input has shape {tuple(input.shape)}; wanted {self.in_features} features in the last dimension"
-            )
+        self.paths.watch(self.weight)
         if is_reduced(self.weight):
             raise RuntimeError(
                 "DistributedDataParallel averages the rows of a sharded layer with rows of other processes, which are "
                 "others; call torch_lsh.distributed.exchange_rows_(model) before the model is wrapped"
             )
-        if input.dtype is not self.weight.dtype:
-            if not torch.is_autocast_enabled("cpu"):
-                raise TypeError(f"input has dtype {input.dtype}; wanted {self.weight.dtype}, the dtype of the weights")
-            input = input.to(self.weight.dtype)
-        return ShardedLogits(input, self)
+        return ShardedLogits.of(self._converted(input), self)
 
+    def _converted(self, input: Tensor) -> Tensor:
+        """The input in the dtype of the weights, as autocast allows."""
+        if input.shape[-1:] != (self.in_features,):
+            raise ValueError(
+                f"input has shape {tuple(input.shape)}; wanted {self.in_features} features in the last dimension"
+            )
+        if input.dtype is self.weight.dtype:
+            return input
+        if not torch.is_autocast_enabled("cpu"):
+            raise TypeError(f"input has dtype {input.dtype}; wanted {self.weight.dtype}, the dtype of the weights")
+        return input.to(self.weight.dtype)
+
+    @torch.compiler.disable
     def topk(self, x: Tensor, k: int, exact: bool = True, candidates: int | None = None) -> torch.return_types.topk:
         """The ``k`` highest scoring classes of each sample ``[*, in_features]``, without gradients.
 
@@ -205,27 +212,20 @@ class ShardedLSHLinear(nn.Module):
         """
         if not 1 <= k <= self.out_features:
             raise ValueError(f"k is {k}; wanted 1 to {self.out_features}")
+        self.paths.took(RANKED)
         count = None if exact else (candidates or max(_CANDIDATES, 16 * k))
         values, classes = topk(self, x.reshape(-1, self.in_features), k, count)
         shape = (*x.shape[:-1], k)
         return torch.return_types.topk((values.reshape(shape), classes.reshape(shape)))
 
-    @property
-    def scheduled(self) -> bool:
-        """Whether a :class:`torch_lsh.RehashScheduler` decides when to re-hash."""
-        return self.sampler.scheduled
+    def set_label_counts(self, counts: Tensor, samples: int | None = None) -> None:
+        """Gives label counts ``[out_features]``; see :meth:`torch_lsh.sampling.sampler.Sampler.set_label_counts`."""
+        own = self.shards.local(counts)
+        super().set_label_counts(own, max(1, int(counts.sum())) if samples is None else samples)
 
-    @scheduled.setter
-    def scheduled(self, scheduled: bool) -> None:
-        self.sampler.scheduled = scheduled
-
-    def rehash(self, full: bool = False, touches: int = 1) -> int:
-        """Brings this shard's hash tables in step with its weights; see :meth:`torch_lsh.LSHLinear.rehash`."""
-        return self.sampler.rehash(self.weight, self.bias, full, touches)
-
-    def drift(self, sample: int = 256, touches: int = 1, seed: int = 0) -> float:
-        """The share of this shard's hash codes that changed; see :meth:`torch_lsh.LSHLinear.drift`."""
-        return self.sampler.drift(self.weight, self.bias, sample, touches, seed)
+    def check_can_sample(self, input: Tensor) -> None:
+        """Raises an error if the layer does not take ``input``."""
+        self._converted(input)
 
     # --- what losses and rankings ask of their owner ---
 
@@ -233,26 +233,6 @@ class ShardedLSHLinear(nn.Module):
     def own_rows(self) -> int:
         """Rows of this process."""
         return len(self.weight)
-
-    def active_logits(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Logits of own rows ``[A]``, or ``[B, A]`` padded with -1, for ``x`` ``[B, in]``; differentiable."""
-        if rows.dim() == 1:
-            return ops.gather_matmul(x, self.weight, self.bias, rows)
-        logits = ops.sampled_dot(x.contiguous(), self.weight, rows)
-        if self.bias is not None:
-            bias = ops.gather_rows(self.bias, rows.clamp(min=0).flatten()).view_as(rows)
-            logits = logits + bias.to(logits.dtype) * (rows >= 0)
-        return logits
-
-    def warn_dense(self, what: str) -> None:
-        """Says, once per layer, that ``what`` computes all logits of all shards."""
-        if not self._warned_dense:
-            self._warned_dense = True
-            warnings.warn(
-                f"torch_lsh: {what} has no sampled path for a sharded layer, so all {self.out_features} outputs are "
-                "computed and sent; this warning appears once per layer",
-                stacklevel=4,
-            )
 
     # --- state ---
 

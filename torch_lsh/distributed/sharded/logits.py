@@ -12,9 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node, tree_map
 
-from ...nn.logits.losses import check_class_weight, check_reduction
+from ...nn.logits.cross_entropy import Options
+from ...nn.logits.losses import accurate_dtype, check_class_weight, check_reduction
 from ...nn.logits.targets import as_target
-from .cross_entropy import losses
+from ...nn.paths import RANKED
+from .binary_cross_entropy import binary_cross_entropy
+from .cross_entropy import cross_entropy
 from .owner import ShardOwner
 from .ranking import topk
 from .samples import Samples
@@ -34,19 +37,30 @@ def _handles(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., An
 class ShardedLogits:
     """Logits ``[*, out_features]`` of this process's samples, of which no process holds all columns.
 
-    ``F.cross_entropy`` is sampled while the layer trains, exact in ``eval()`` mode; ``topk``, ``argmax`` and ``max``
-    are exact. Views that join or split leading dimensions stay lazy. Any other function of PyTorch gets
-    :meth:`dense`, with one warning per layer. All of them communicate: every process has to call the same.
+    ``F.cross_entropy`` and, with sparse targets, ``F.binary_cross_entropy_with_logits`` are sampled while the layer
+    trains, exact in ``eval()`` mode; ``topk``, ``argmax`` and ``max`` are exact. Views that join or split leading
+    dimensions stay lazy. Any other function of PyTorch gets :meth:`dense`, with one warning per layer. All of them
+    communicate: every process has to call the same.
 
     To wrappers of modules the logits are a container of the layer's input, which is the one tensor that they hold.
+
+    Logits are those of the parameters with which the layer was called. If these have changed since, computing them is
+    an error; rankings are by the new parameters, with one warning per layer.
 
     Attributes:
         input: ``[*, in_features]``.
         owner: the layer.
+        versions: of its parameters, when it was called.
     """
 
     input: Tensor
     owner: ShardOwner
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, input: Tensor, owner: ShardOwner) -> ShardedLogits:
+        """The logits of a layer for ``input``, with its parameters as they are now."""
+        return cls(input, owner, _versions(owner))
 
     @property
     def shape(self) -> torch.Size:
@@ -82,17 +96,29 @@ class ShardedLogits:
         lead = math.prod(self.shape[:-1])
         if len(sizes) < 2 or sizes[-1] not in (classes, -1) or (sizes[-1] == -1 and math.prod(sizes[:-1]) != lead):
             return self._announced_dense("view").view(*shape)
-        return ShardedLogits(self.input.reshape(*sizes[:-1], self.owner.in_features), self.owner)
+        return ShardedLogits(self.input.reshape(*sizes[:-1], self.owner.in_features), self.owner, self.versions)
 
     reshape = view
 
+    def contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> ShardedLogits:
+        """These logits."""
+        return self
+
+    def float(self) -> Any:
+        """These logits if they are float32, as losses of language models want them."""
+        return self if self.dtype is torch.float32 else self._announced_dense("float").float()
+
+    @torch.compiler.disable
     def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
         """``torch.topk``: exact, without gradients."""
         if not largest or dim % self.ndim != self.ndim - 1:
             return self._announced_dense("topk").topk(k, dim, largest, sorted)
         if not 1 <= k <= self.owner.out_features:
             raise ValueError(f"k is {k}; wanted 1 to {self.owner.out_features}")
-        values, classes = topk(self.owner, self.flat_input(), k)
+        self.owner.paths.took(RANKED)
+        if self.versions != _versions(self.owner):
+            self.owner.paths.say("stale")
+        values, classes = topk(self.owner, self._flat_input(), k)
         shape = (*self.input.shape[:-1], k)
         return torch.return_types.topk((values.reshape(shape), classes.reshape(shape)))
 
@@ -103,19 +129,32 @@ class ShardedLogits:
         classes = self.topk(1).indices
         return classes if keepdim else classes.squeeze(-1)
 
+    @torch.compiler.disable
     def dense(self) -> Tensor:
         """The ``[*, out_features]`` tensor, differentiable. Costs what the whole layer costs."""
-        owner, flat = self.owner, self.flat_input()
+        owner, flat = self.owner, self.operand()
         samples = Samples.of(owner.channel, len(flat), owner.same_inputs)
         local = F.linear(samples.gather_inputs(flat), owner.weight, owner.bias)
         return samples.to_owners(local, owner.shards.sizes).reshape(self.shape)
 
-    def flat_input(self) -> Tensor:
-        """The input as ``[B, in_features]``."""
+    def operand(self) -> Tensor:
+        """The input as ``[B, in_features]``.
+
+        Raises:
+            RuntimeError: the parameters changed after the layer was called.
+        """
+        if self.versions != _versions(self.owner):
+            raise RuntimeError(
+                "the parameters of the layer were changed (by optimizer.step()?) before these logits were computed; "
+                "call logits.dense() before the change to keep the values"
+            )
+        return self._flat_input()
+
+    def _flat_input(self) -> Tensor:
         return self.input.reshape(-1, self.owner.in_features)
 
     def _announced_dense(self, name: str) -> Tensor:
-        self.owner.warn_dense(name)
+        self.owner.paths.dense(name)
         return self.dense()
 
     def __getattr__(self, name: str) -> Any:
@@ -127,6 +166,7 @@ class ShardedLogits:
         return f"ShardedLogits(shape={tuple(self.shape)}, dtype={self.dtype}, layer={self.owner})"
 
     @classmethod
+    @torch.compiler.disable(reason="results of a sharded layer communicate")
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         handler = _HANDLERS.get(func)
@@ -143,6 +183,10 @@ class ShardedLogits:
         return func(*args, **kwargs)
 
 
+def _versions(owner: ShardOwner) -> tuple[int, ...]:
+    return tuple([-1 if one.is_inference() else one._version for one in (owner.weight, owner.bias) if one is not None])
+
+
 def _dense_operator(name: str) -> Callable[..., Any]:
     return lambda logits, *others: getattr(logits._announced_dense(name), name)(*others)
 
@@ -152,8 +196,8 @@ for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"
 
 register_pytree_node(
     ShardedLogits,
-    lambda logits: ([logits.input], logits.owner),
-    lambda leaves, owner: ShardedLogits(next(iter(leaves)), owner),
+    lambda logits: ([logits.input], (logits.owner, logits.versions)),
+    lambda leaves, others: ShardedLogits(next(iter(leaves)), *others),
 )
 
 
@@ -172,29 +216,49 @@ def _cross_entropy(
     if not isinstance(logits, ShardedLogits) or logits.ndim > 2 or size_average is not None or reduce is not None:
         return NotImplemented
     check_reduction(reduction)
-    if label_smoothing != 0.0:
-        raise ValueError(f"label_smoothing is {label_smoothing}; wanted 0 with a sharded layer")
-    classes = logits.owner.out_features
-    dtype = torch.promote_types(logits.dtype, torch.float32)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}; wanted 0 to 1")
+    classes, dtype = logits.owner.out_features, accurate_dtype(logits.dtype)
     parsed = as_target(target, logits.shape[:-1], classes, ignore_index, dtype)
     if parsed is None:
         return NotImplemented
+    options = Options(check_class_weight(weight, "weight", classes, dtype), label_smoothing, reduction)
+    loss = cross_entropy(logits.owner, logits.operand(), parsed, options)
+    return (loss.reshape(logits.shape[:-1]) if reduction == "none" else loss).to(logits.dtype)
+
+
+@_handles(F.binary_cross_entropy_with_logits)
+def _binary_cross_entropy(
+    input: Any,
+    target: Any,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Any:
+    logits = input
+    if not isinstance(logits, ShardedLogits) or size_average is not None or reduce is not None:
+        return NotImplemented
+    check_reduction(reduction)
+    classes, dtype = logits.owner.out_features, accurate_dtype(logits.dtype)
+    is_indices = isinstance(target, Tensor) and target.dtype is torch.int64 and target.shape != logits.shape
+    if not is_indices and not (isinstance(target, Tensor) and target.layout is torch.sparse_csr):
+        return NotImplemented
+    parsed = as_target(target, logits.shape[:-1], classes, -100, dtype)
+    assert parsed is not None  # the target is not dense
+    if is_indices:
+        parsed = parsed.as_multi_hot()
+    if reduction == "none" or (weight is not None and weight.dim() != 1):  # the loss of every class is wanted
+        dense = torch.zeros(len(parsed.shares), classes, dtype=dtype)
+        dense.scatter_add_(1, parsed.labels.clamp(min=0), parsed.shares)
+        dense = dense.reshape(logits.shape).to(logits.dtype)
+        values = logits._announced_dense("binary_cross_entropy_with_logits")
+        return F.binary_cross_entropy_with_logits(values, dense, weight, reduction=reduction, pos_weight=pos_weight)
     weight = check_class_weight(weight, "weight", classes, dtype)
-    shares = parsed.shares if weight is None else parsed.shares * weight[parsed.labels.clamp(min=0)]
-    loss = losses(logits.owner, logits.flat_input(), parsed.labels, shares, parsed.several)
-    if reduction == "mean":
-        loss = loss.mean() if parsed.probabilities else _mean(loss, shares.sum())
-    elif reduction == "sum":
-        loss = loss.sum()
-    else:
-        loss = loss.reshape(logits.shape[:-1])
+    pos_weight = check_class_weight(pos_weight, "pos_weight", classes, dtype)
+    loss = binary_cross_entropy(logits.owner, logits.operand(), parsed, weight, pos_weight, reduction)
     return loss.to(logits.dtype)
-
-
-def _mean(loss: Tensor, divisor: Tensor) -> Tensor:
-    """As in PyTorch, the mean of nothing is NaN and its gradient 0."""
-    nothing = divisor == 0
-    return (loss.sum() / divisor.masked_fill(nothing, 1)).masked_fill(nothing, math.nan)
 
 
 @_handles(torch.topk)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ...nn.paths import Paths
 from ...sampling.sampler import Sampler
 from ..channel import Channel
 from .shards import Shards
@@ -41,6 +42,10 @@ class ShardOwner(Protocol):
     def sampler(self) -> Sampler: ...
 
     @property
+    def paths(self) -> Paths:
+        """Which way results were computed, and why."""
+
+    @property
     def same_inputs(self) -> bool:
         """Whether all processes bring the same samples."""
 
@@ -49,6 +54,3 @@ class ShardOwner(Protocol):
 
     def active_logits(self, x: Tensor, rows: Tensor) -> Tensor:
         """Logits of own rows ``[A]`` or ``[B, A]`` for ``x`` ``[B, in]``; differentiable."""
-
-    def warn_dense(self, what: str) -> None:
-        """Says, once per layer, that ``what`` computes all logits of all shards."""

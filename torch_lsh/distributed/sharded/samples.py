@@ -60,10 +60,25 @@ class Samples:
 
     def gather_inputs(self, x: Tensor) -> Tensor:
         """:meth:`gather`, differentiable: ``[all samples, in]``."""
+        return self.attach(x, self.gather(x))
+
+    def gather_packed(self, tensors: list[Tensor]) -> list[Tensor]:
+        """:meth:`gather` of several tensors ``[own samples, n]``, in one message of bytes."""
+        if self.same or self.channel.size == 1:
+            return tensors
+        parts = [tensor.detach().contiguous().view(torch.uint8) for tensor in tensors]
+        columns = self.gather(torch.cat(parts, 1)).split([part.shape[1] for part in parts], 1)
+        return [
+            column.clone(memory_format=torch.contiguous_format).view(tensor.dtype)
+            for column, tensor in zip(columns, tensors)
+        ]
+
+    def attach(self, x: Tensor, gathered: Tensor) -> Tensor:
+        """Makes ``gathered``, the :meth:`gather` of inputs ``x``, differentiable."""
         if self.channel.size == 1:
             return x
-        gathered: Tensor = _Gather.apply(x, self)
-        return gathered
+        attached: Tensor = _Gather.apply(x, gathered, self)
+        return attached
 
     def to_owners(self, local: Tensor, sizes: list[int]) -> Tensor:
         """Turns results of each shard for all samples into results of all shards for the own samples; differentiable.
@@ -79,6 +94,15 @@ class Samples:
             return local
         owned: Tensor = _ToOwners.apply(local, self, sizes)
         return owned
+
+    def join(self, parts: Tensor) -> Tensor:
+        """Brings what each shard found for all samples ``[all samples, C]`` to their owners; differentiable.
+
+        Returns:
+            ``[own samples, shards, C]``.
+        """
+        width, count = parts.shape[1], self.channel.size
+        return self.to_owners(parts, [width] * count).view(-1, count, width)
 
     def send_to_owners(self, local: Tensor, sizes: list[int]) -> Tensor:
         """:meth:`to_owners` without gradients."""
@@ -107,18 +131,18 @@ class _Gather(torch.autograd.Function):
     """Inputs of all processes; the gradients that the shards give an input are summed."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, samples: Samples) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gathered: Tensor, samples: Samples) -> Tensor:
         ctx.samples = samples
-        return samples.gather(x).view(-1, x.shape[1])
+        return gathered.view_as(gathered)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         samples: Samples = ctx.samples
         if samples.same:
-            return samples.channel.sum_(grads[0].contiguous().clone()), None
+            return samples.channel.sum_(grads[0].contiguous().clone()), None, None
         own = samples.counts[samples.channel.rank]
         parts = samples.channel.exchange(list(grads[0].split(samples.counts)), [own] * samples.channel.size)
-        return torch.stack(parts).sum(0).mul_(samples.scale), None
+        return torch.stack(parts).sum(0).mul_(samples.scale), None, None
 
 
 class _ToOwners(torch.autograd.Function):

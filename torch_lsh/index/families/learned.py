@@ -8,17 +8,24 @@ from torch import Tensor
 from ... import ops
 
 _COARSE_STEPS, _FINE_STEPS = 8, 6  # of k-means
+_STEPS = 5  # of k-means over all centers at once
+_FEW = 0.25  # of the average: a center with fewer rows is moved
 _ROUTING_STEPS = 40
+_CONTESTED = 1 << 14  # buckets whose scores are learned, at most: those that most queries would visit
 _LEARNING_RATE = 0.015  # of Adam, in units of the root mean square of the centers
 _SHARPNESS = 4.0  # standard deviation of the logits of the softmax over buckets, before it is learned
 _MAX_BITS = 20
+_BLOCK_ROWS = 16384
 
 
 class LearnedPartition:
     """``2**K`` learned buckets: a row belongs to the nearest center, a query visits the buckets of its best rows.
 
     :meth:`fit` makes the centers from a sample of rows by k-means in two levels, so a row is compared with about
-    ``2 * 2**(K / 2)`` of them. :meth:`fit_queries` trains a linear classifier that scores the buckets for a query. Its
+    ``2 * 2**(K / 2)`` of them. Rows that are close to each other part where the border between two groups of centers is
+    between them. With ``compared`` over 1, k-means is over all centers, which are grouped after each step, and a row is
+    compared with those of so many groups; centers with few rows move to rows that are far from theirs.
+    :meth:`fit_queries` trains a linear classifier that scores the buckets for a query. Its
     loss is the cross entropy between the softmax over the buckets and the buckets of the true top rows of sampled
     queries: it pulls a query towards buckets with rows that score high and pushes it away from all others. Before
     that, the score of a bucket is the inner product with its center.
@@ -28,12 +35,15 @@ class LearnedPartition:
     Args:
         in_features: width of the vectors.
         hashes_per_table: K, at most 20.
+        compared: groups of centers that a row is compared with.
         seed: of the rows that k-means begins with.
 
     Raises:
         ValueError: an argument is out of range.
 
     References:
+        Arthur & Vassilvitskii, "k-means++: The Advantages of Careful Seeding", SODA 2007 (rows are chosen by squared
+        distance);
         Chen et al., "MONGOOSE: A Learnable LSH Framework for Efficient Neural Network Training", ICLR 2021 (hash
         functions trained from pairs of a query and rows that score high or low, on the fly); Dong et al., "Learning
         Space Partitions for Nearest Neighbor Search", ICLR 2020; Vecchiato et al., "A Learning-to-Rank Formulation of
@@ -46,12 +56,15 @@ class LearnedPartition:
     (torch.Size([500]), True)
     """
 
-    def __init__(self, in_features: int, hashes_per_table: int, seed: int = 0) -> None:
+    def __init__(self, in_features: int, hashes_per_table: int, compared: int = 1, seed: int = 0) -> None:
         if in_features < 1:
             raise ValueError(f"in_features is {in_features}; wanted at least 1")
         if not 1 <= hashes_per_table <= _MAX_BITS:
             raise ValueError(f"hashes_per_table is {hashes_per_table}; wanted 1 to {_MAX_BITS}")
+        if compared < 1:
+            raise ValueError(f"compared is {compared}; wanted at least 1")
         self.in_features, self.hashes_per_table, self.seed = in_features, hashes_per_table, seed
+        self.compared = compared
         buckets, groups = self.num_buckets, 1 << hashes_per_table // 2
         self.coarse = torch.zeros(groups, in_features, dtype=torch.float32, device="cpu")
         self.first = torch.arange(groups + 1, device="cpu") * (buckets // groups)
@@ -70,6 +83,14 @@ class LearnedPartition:
         if len(rows) == 0:
             rows = torch.zeros(1, self.in_features, dtype=torch.float32, device="cpu")
         generator = torch.Generator().manual_seed(self.seed)
+        if self.compared > 1:
+            self._fit_all_centers(rows, generator)
+        else:
+            self._fit_group_by_group(rows, generator)
+        self.directions = self.centers
+        self.offsets = torch.zeros(self.num_buckets, dtype=torch.float32, device="cpu")
+
+    def _fit_group_by_group(self, rows: Tensor, generator: torch.Generator) -> None:
         groups, buckets = len(self.coarse), self.num_buckets
         self.coarse = _k_means(rows, groups, _COARSE_STEPS, generator)
         group = _nearest(rows, self.coarse)
@@ -86,7 +107,32 @@ class LearnedPartition:
             of_group = rows[some] if len(some) > 0 else self.coarse[number : number + 1]
             parts.append(_k_means(of_group, wanted, _FINE_STEPS, generator))
         self.centers = torch.cat(parts)
-        self.directions, self.offsets = self.centers, torch.zeros(buckets, dtype=torch.float32, device="cpu")
+
+    def _fit_all_centers(self, rows: Tensor, generator: torch.Generator) -> None:
+        few = _FEW * len(rows) / self.num_buckets
+        self._group(_sample(rows, self.num_buckets, generator), generator)
+        for step in range(_STEPS):
+            nearest = self.buckets(rows).long()
+            sizes = nearest.bincount(minlength=self.num_buckets)
+            used, sums = ops.coalesce_rows(nearest, rows)
+            centers = self.centers.clone()
+            centers[used] = sums / sizes[used].unsqueeze(1)
+            if step + 1 == _STEPS:
+                self.centers = centers
+                return
+            far = _squared_distances(rows, centers, nearest)
+            spare = (sizes < few).nonzero().squeeze(1)
+            if len(spare) > 0 and bool(far.sum() > 0):
+                centers[spare] = rows[torch.multinomial(far, len(spare), replacement=True, generator=generator)]
+            self._group(centers, generator)
+
+    def _group(self, centers: Tensor, generator: torch.Generator) -> None:
+        """Takes over the centers, those that are close to each other next to each other."""
+        self.coarse = _k_means(centers, len(self.coarse), _COARSE_STEPS, generator)
+        group = _nearest(centers, self.coarse)
+        self.centers = centers[group.argsort(stable=True)]
+        sizes = group.bincount(minlength=len(self.coarse))
+        self.first = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
 
     @torch.no_grad()
     def fit_queries(self, queries: Tensor, buckets: Tensor, offsets: Tensor | None = None) -> None:
@@ -111,15 +157,12 @@ class LearnedPartition:
         scores = ops.product(queries, weights.T)
         sharpness = _SHARPNESS / scores.std().clamp(min=1e-6)
         step = _LEARNING_RATE * self.centers.square().mean().sqrt()
-        mean, square = torch.zeros_like(weights), torch.zeros_like(weights)
-        for number in range(1, _ROUTING_STEPS + 1):
-            difference = torch.softmax(scores * sharpness, 1) - target
-            gradient = ops.product(difference.T, queries) / len(queries)
-            mean.lerp_(gradient, 0.1)
-            square.lerp_(gradient.square_(), 0.001)
-            correction = (1 - 0.999**number) ** 0.5 / (1 - 0.9**number)
-            weights.addcdiv_(mean, square.sqrt().add_(1e-12), value=float(-step * correction))
-            scores = ops.product(queries, weights.T)
+        if self.num_buckets > _CONTESTED:
+            visits = torch.softmax(scores * sharpness, 1).add_(target).sum(0)
+            chosen = visits.topk(_CONTESTED).indices
+            weights[chosen] = _routed(weights[chosen], queries, scores[:, chosen], target[:, chosen], sharpness, step)
+        else:
+            weights = _routed(weights, queries, scores, target, sharpness, step)
         self.directions, self.offsets = weights[:, :-1].contiguous(), weights[:, -1].contiguous()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -145,6 +188,8 @@ class LearnedPartition:
     def buckets(self, rows: Tensor) -> Tensor:
         """The bucket of each row: ``[n]`` int32 for ``[n, in_features]`` float32."""
         self._check(rows)
+        if self.compared > 1:
+            return self._nearest_of_groups(rows)
         group = _nearest(rows, self.coarse)
         found = torch.empty(len(rows), dtype=torch.int32, device="cpu")
         members = group.argsort(stable=True).split(group.bincount(minlength=len(self.coarse)).tolist())
@@ -153,6 +198,12 @@ class LearnedPartition:
                 begin, end = self.first[number], self.first[number + 1]
                 found[some] = (begin + _nearest(rows[some], self.centers[begin:end])).int()
         return found
+
+    def _nearest_of_groups(self, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
+        compared = min(self.compared, len(self.coarse))
+        groups = ops.linear_topk(rows, self.coarse, _offsets(self.coarse), compared)[1]
+        return ops.nearest_members(rows, groups, self.first, self.centers, _offsets(self.centers))
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != 2 or x.shape[1] != self.in_features or x.dtype is not torch.float32:
@@ -163,6 +214,33 @@ class LearnedPartition:
         return self.coarse.nbytes + self.centers.nbytes + self.directions.nbytes + self.offsets.nbytes
 
 
+def _routed(
+    weights: Tensor, queries: Tensor, scores: Tensor, target: Tensor, sharpness: Tensor, step: Tensor
+) -> Tensor:
+    """Weights ``[C, d]`` after some steps of Adam on the cross entropy of ``softmax(queries @ weights.T)``."""
+    mean, square = torch.zeros_like(weights), torch.zeros_like(weights)
+    for number in range(1, _ROUTING_STEPS + 1):
+        difference = torch.softmax(scores * sharpness, 1) - target
+        gradient = ops.product(difference.T, queries) / len(queries)
+        mean.lerp_(gradient, 0.1)
+        square.lerp_(gradient.square_(), 0.001)
+        correction = (1 - 0.999**number) ** 0.5 / (1 - 0.9**number)
+        weights.addcdiv_(mean, square.sqrt().add_(1e-12), value=float(-step * correction))
+        scores = ops.product(queries, weights.T)
+    return weights
+
+
+def _offsets(centers: Tensor) -> Tensor:
+    """``[C]``: the center with the largest ``x · center + offset`` is the nearest one."""
+    return centers.square().sum(1) / -2
+
+
+def _squared_distances(rows: Tensor, centers: Tensor, nearest: Tensor) -> Tensor:
+    """Of each row from its center."""
+    pairs = zip(rows.split(_BLOCK_ROWS), nearest.split(_BLOCK_ROWS))
+    return torch.cat([(some - centers[of_some]).square_().sum(1) for some, of_some in pairs])
+
+
 def _nearest(x: Tensor, centers: Tensor) -> Tensor:
     """The number of the nearest center of each row: ``[n]`` int64; the first among equals."""
     # not a BLAS product, whose last bits may depend on the batch and the number of threads
@@ -170,10 +248,15 @@ def _nearest(x: Tensor, centers: Tensor) -> Tensor:
     return scores.sub_(centers.square().sum(1) / 2).argmax(1)
 
 
+def _sample(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``[count, d]``: rows in random order, over again where they are fewer."""
+    order = torch.randperm(len(x), generator=generator, device="cpu")
+    return x[order[torch.arange(count, device="cpu") % len(x)]]
+
+
 def _k_means(x: Tensor, count: int, steps: int, generator: torch.Generator) -> Tensor:
     """``[count, d]`` centers by Lloyd's iterations from a sample of the rows; one that is nobody's nearest stays."""
-    order = torch.randperm(len(x), generator=generator, device="cpu")
-    centers = x[order[torch.arange(count, device="cpu") % len(x)]]
+    centers = _sample(x, count, generator)
     for _ in range(steps if count > 1 else 1):
         nearest = _nearest(x, centers)
         used, sums = ops.coalesce_rows(nearest, x)

@@ -111,7 +111,14 @@ def _subtract(logits: SampledLogits, other: Any, alpha: Any = 1) -> Step | None:
     return _add(logits, other, -alpha) if isinstance(alpha, (int, float)) else None
 
 
-handles(Tensor.add, torch.add, Tensor.__add__, Tensor.__radd__)(_with(_add))
+@handles(Tensor.add, torch.add, Tensor.__add__, Tensor.__radd__)
+def _plus(logits: SampledLogits, other: Any, **kwargs: Any) -> Any:
+    result = _with(_add)(logits, other, **kwargs)
+    if result is NotImplemented and type(other) is Tensor and other.shape == logits.shape:
+        return torch.add(logits.announced_dense("the sum", "adapter"), other, **kwargs)
+    return result
+
+
 handles(Tensor.sub, torch.sub, Tensor.subtract, torch.subtract, Tensor.__sub__)(_with(_subtract))
 handles(Tensor.add_, Tensor.__iadd__)(_in_place(_add))
 handles(Tensor.sub_, Tensor.subtract_, Tensor.__isub__)(_in_place(_subtract))

@@ -108,14 +108,23 @@ def sampled_binary_cross_entropy(
         pos_weight: ``[N]``, the weight of each class where it is a label.
         reduction: ``"mean"`` or ``"sum"``.
     """
-    values = torch.zeros_like(logits).scatter_add_(1, active.positions.clamp(min=0), target.shares)
-    rows = active.rows.clamp(min=0)
-    log_weights = log_weights_of_logits(active, correction, logits.dtype)
-    weight = logits.new_ones(logits.shape[1]) if log_weights is None else log_weights.exp()
+    values, weight = values_and_weights(logits, active, target, correction)
     count = weight.expand_as(logits).sum() if correction == "none" else active.num_rows * len(logits)
+    rows = active.rows.clamp(min=0)
     if class_weight is not None:
         weight = weight * class_weight[rows]
     loss = F.binary_cross_entropy_with_logits(
         logits, values, weight, pos_weight=None if pos_weight is None else pos_weight[rows], reduction="sum"
     )
     return loss / count if reduction == "mean" else loss
+
+
+def values_and_weights(logits: Tensor, active: ActiveSet, target: Target, correction: str) -> tuple[Tensor, Tensor]:
+    """The target of each active row ``[B, A]``, and what its loss counts, ``[A]`` or ``[B, A]``.
+
+    Args:
+        logits, active, target, correction: as in :func:`sampled_binary_cross_entropy`.
+    """
+    values = torch.zeros_like(logits).scatter_add_(1, active.positions.clamp(min=0), target.shares)
+    log_weights = log_weights_of_logits(active, correction, logits.dtype)
+    return values, logits.new_ones(logits.shape[1]) if log_weights is None else log_weights.exp()

@@ -131,7 +131,7 @@ def _nll_loss(
 
 def _of_active_rows(recipe: Recipe, sampler: Sampler, target: Target, options: Options) -> Tensor:
     x, owner = recipe.flat_input(), recipe.owner
-    active = sampler.draw(owner.weight, owner.bias, x.detach(), target.labels)
+    active = sampler.draw(owner.weight, owner.bias, x, target.labels)
     owner.paths.sampled(recipe.input, active)
     with part(sampler.stopwatch, "loss"), grad_mode(recipe):
         correction = correction_of(sampler, target.several)
@@ -140,7 +140,8 @@ def _of_active_rows(recipe: Recipe, sampler: Sampler, target: Target, options: O
             logits = sampled_logits(recipe, sampler, x, active, corrected)
             return sampled_cross_entropy(logits, active, target, correction, options)
         keep = sampler.keeper_of_hardest_rows(active, corrected)
-        x = x.to(recipe.product_dtype)
+        if x.dtype is not recipe.product_dtype:
+            x = x.to(recipe.product_dtype)
         return fused_cross_entropy(x, owner.weight, owner.bias, active, target, correction, options, keep)
 
 
@@ -206,7 +207,7 @@ def fused_cross_entropy(
     elif options.reduction == "mean" and _divides_by_batch(shares, target):
         divisor = float(len(shares))
     loss = ops.active_rows_loss(x, weight, bias, active.rows, weights, active.positions, shares, divisor, pushed_down)
-    return _reduce(loss, shares, target, options.reduction) if divisor is None else loss
+    return reduced(loss, shares, target, options.reduction) if divisor is None else loss
 
 
 def sampled_cross_entropy(
@@ -238,8 +239,8 @@ def sampled_cross_entropy(
         if options.class_weight is not None:
             class_shares = class_shares * options.class_weight[active.rows.clamp(min=0)]
         smooth = adjusted.logsumexp(1) * class_shares.sum(-1) - (class_shares * logits).sum(1)
-        loss = _smoothed(loss, smooth, target, options.label_smoothing)
-    return _reduce(loss, shares, target, options.reduction)
+        loss = smoothed(loss, smooth, target, options.label_smoothing)
+    return reduced(loss, shares, target, options.reduction)
 
 
 def exact_cross_entropy(
@@ -271,8 +272,8 @@ def exact_cross_entropy(
     loss = (shares * (log_z.unsqueeze(1) - at_labels)).masked_fill(target.labels < 0, 0).sum(1)
     if label_smoothing > 0:
         mass = num_classes if class_weight is None else class_weight.sum()
-        loss = _smoothed(loss, (log_z * mass - total) / num_classes, target, label_smoothing)
-    return _reduce(loss, shares, target, reduction)
+        loss = smoothed(loss, (log_z * mass - total) / num_classes, target, label_smoothing)
+    return reduced(loss, shares, target, reduction)
 
 
 def _divides_by_batch(shares: Tensor, target: Target) -> bool:
@@ -280,21 +281,25 @@ def _divides_by_batch(shares: Tensor, target: Target) -> bool:
     return target.probabilities or (target.complete and shares is target.shares)
 
 
-def _reduce(loss: Tensor, shares: Tensor, target: Target, reduction: str) -> Tensor:
-    """Reduces losses ``[B]``; the mean divides by the sum of ``shares``, which are weighted by class."""
+def reduced(loss: Tensor, shares: Tensor, target: Target, reduction: str) -> Tensor:
+    """Reduces losses ``[B]``; the mean divides by the sum of ``shares`` ``[B, P]``, which are weighted by class."""
     if reduction == "none":
         return loss
     if reduction == "sum":
         return loss.sum()
     if _divides_by_batch(shares, target):
         return loss.mean()
-    # As in PyTorch, the mean of nothing is NaN and its gradient 0.
     divisor = shares.sum()
     nothing = divisor == 0
+    labelled = (target.labels >= 0).any(1)
+    if shares is not target.shares and bool(nothing & labelled.any()):
+        # Labels whose classes all weigh 0: NaN with the gradient NaN, as in PyTorch.
+        return loss.where(labelled, 0).sum() / divisor
+    # As in PyTorch, the mean of nothing is NaN and its gradient 0.
     return (loss.sum() / divisor.masked_fill(nothing, 1)).masked_fill(nothing, math.nan)
 
 
-def _smoothed(loss: Tensor, smooth: Tensor, target: Target, label_smoothing: float) -> Tensor:
+def smoothed(loss: Tensor, smooth: Tensor, target: Target, label_smoothing: float) -> Tensor:
     """Smooths losses ``[B]``; ``smooth`` ``[B]`` is the mean of ``-log p`` over all classes."""
     # Ignored samples have no loss over class indices; a distribution has no ignored samples.
     if not target.probabilities:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,8 @@ from ...sampling.active_set import ActiveSet
 from ...sampling.sampler import Sampler
 from .recipe import Recipe, run_before_backward
 from .targets import Target
+
+_UNCHANGED: AbstractContextManager[None] = nullcontext()
 
 
 def check_reduction(reduction: str) -> None:
@@ -33,7 +37,7 @@ def check_class_weight(weight: Tensor | None, name: str, num_classes: int, dtype
 
 def accurate_dtype(dtype: torch.dtype) -> torch.dtype:
     """Returns the dtype for sums over classes: at least float32."""
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def result_dtype(recipe: Recipe) -> torch.dtype:
@@ -45,7 +49,9 @@ def finish(loss: Tensor, recipe: Recipe, reduction: str) -> Tensor:
     """Gives a loss the shape and dtype that PyTorch gives it."""
     if reduction == "none":
         loss = loss.reshape(recipe.lead)
-    loss = loss.to(result_dtype(recipe))
+    dtype = result_dtype(recipe)
+    if loss.dtype is not dtype:
+        loss = loss.to(dtype)
     if recipe.before_backward and loss.requires_grad:
         run_before_backward(loss, recipe)
     return loss
@@ -61,9 +67,9 @@ def is_log_softmax(recipe: Recipe) -> bool:
     return recipe.log_softmax and not recipe.exponential
 
 
-def grad_mode(recipe: Recipe) -> torch.set_grad_enabled:
+def grad_mode(recipe: Recipe) -> AbstractContextManager[None]:
     """Disables gradients for detached logits."""
-    return torch.set_grad_enabled(torch.is_grad_enabled() and not recipe.detached)
+    return torch.no_grad() if recipe.detached else _UNCHANGED
 
 
 def correction_of(sampler: Sampler, several_labels: bool) -> str:
@@ -101,7 +107,8 @@ def class_weighted(target: Target, class_weight: Tensor | None) -> Tensor:
 def log_weights(active: ActiveSet, correction: str, dtype: torch.dtype) -> Tensor | None:
     """Returns the log importance weights, ``[A]`` or ``[B, A]``, of rows that are no label of a sample; None: all 0."""
     if correction == "stratified":
-        return active.log_weights().to(dtype)
+        weights = active.log_weights()
+        return weights if weights.dtype is dtype else weights.to(dtype)
     if correction == "even":
         return active.even_log_weights().to(dtype)
     return active.present.to(dtype).log() if active.per_sample else None

@@ -62,9 +62,8 @@ class Recipe:
 
     @property
     def shape(self) -> torch.Size:
-        sizes = list(self.lead)
-        sizes.insert(self.class_dim, self.owner.out_features)
-        return torch.Size(sizes)
+        sizes, at = self.input.shape[:-1], self.class_dim
+        return torch.Size((*sizes[:at], self.owner.out_features, *sizes[at:]))
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -122,8 +121,13 @@ class Recipe:
 
     def versions(self) -> tuple[int, tuple[int, ...]]:
         """Returns the version counter of the input, and those of the other tensors that go into the logits."""
-        others = (self.weight, self.bias, *self.step_tensors) if self.steps else (self.weight, self.bias)
-        return _version(self.input), tuple([_version(tensor) for tensor in others if isinstance(tensor, Tensor)])
+        weight, bias = self.weight, self.bias
+        others: tuple[int, ...] = () if weight is None else (_version(weight),)
+        if bias is not None:
+            others += (_version(bias),)
+        if self.steps:
+            others += tuple([_version(tensor) for tensor in self.step_tensors])
+        return _version(self.input), others
 
     def has_parameters_of_owner(self) -> bool:
         """Whether the layer still has the parameters with which it was called."""

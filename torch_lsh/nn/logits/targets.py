@@ -61,7 +61,7 @@ def as_target(
     """
     if not isinstance(target, Tensor):
         raise TypeError(f"target is a {type(target).__name__}; wanted a tensor")
-    if target.device.type != "cpu":
+    if not target.is_cpu:
         raise RuntimeError(f"target is on {target.device}; wanted cpu, the device of the logits")
     count = math.prod(batch_shape)
     if target.layout is torch.sparse_csr:
@@ -80,7 +80,8 @@ def as_target(
     if target.dtype is not torch.int64:
         raise TypeError(f"target has dtype {target.dtype}; wanted torch.int64 class indices")
     if target.shape == batch_shape:
-        labels = target.reshape(count, 1).contiguous()
+        labels = target.unsqueeze(1) if target.dim() == 1 else target.reshape(count, 1)
+        labels = labels if labels.is_contiguous() else labels.contiguous()
     elif target.shape == (*batch_shape, num_classes) and _is_one_hot(target):
         raise ValueError(
             f"target has dtype {target.dtype} and shape {tuple(target.shape)}, that of the logits, and holds "

@@ -8,6 +8,7 @@ Some operations bypass ``__torch_function__`` (the inside of an autograd functio
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -120,6 +121,8 @@ class SampledLogits(Tensor):
     _dense: Tensor | None
     _dense_version: int
     _best: tuple[Tensor, Tensor] | None  # the best values and classes so far asked for, [*lead, k] each
+    _sharing: list[weakref.ref[SampledLogits]] | None  # these logits and others that share memory in PyTorch
+    _outdated: bool  # others that share memory were changed in place
 
     @staticmethod
     def unattached(recipe: Recipe, stale: bool = False) -> SampledLogits:
@@ -134,11 +137,12 @@ class SampledLogits(Tensor):
         logits.recipe = recipe
         logits._versions = recipe.versions()
         logits._made_stale = stale
-        logits._dense = logits._best = None
+        logits._dense = logits._best = logits._sharing = None
+        logits._outdated = False
         return logits
 
     @classmethod
-    def from_recipe(cls, recipe: Recipe, stale: bool = False) -> Tensor:
+    def from_recipe(cls, recipe: Recipe, stale: bool = False) -> SampledLogits:
         """Makes logits inside of the autograd graph if gradients are enabled."""
         if recipe.detached or not torch.is_grad_enabled():
             return cls.unattached(replace(recipe, detached=True), stale)
@@ -159,13 +163,39 @@ class SampledLogits(Tensor):
             Recipe(input, owner, dtype, dtype, input.dim() - 1, weight=weight, bias=owner.bias, data_parallel=wrapper)
         )
 
-    def remade(self, **changes: Any) -> Tensor:
+    def remade(self, **changes: Any) -> SampledLogits:
         """Makes logits with some fields of the recipe changed."""
         return SampledLogits.from_recipe(replace(self.recipe, **changes), self.is_stale())
 
     def mapped(self, function: Callable[[Tensor], Tensor], **changes: Any) -> Tensor:
         """Makes a view; ``function`` maps tensors ``[*lead, width]`` and leaves the width alone."""
-        return SampledLogits.from_recipe(self.recipe.mapped(function, **changes), self.is_stale())
+        mapped = SampledLogits.from_recipe(self.recipe.mapped(function, **changes), self.is_stale())
+        if _storage(mapped.recipe.input) == _storage(self.recipe.input):  # not where rows were copied
+            self.share_memory_with(mapped)
+        return mapped
+
+    def share_memory_with(self, view: SampledLogits) -> None:
+        """Notes that ``view`` would share memory with these logits, if they were computed."""
+        if self._sharing is None:
+            self._sharing = [weakref.ref(self)]
+        self._sharing.append(weakref.ref(view))
+        view._sharing = self._sharing
+
+    def outdate_others(self) -> None:
+        """Lets nobody use the logits that would have changed in place together with these."""
+        if self._sharing is not None:
+            mine = _extent(self.recipe.input)
+            for reference in self._sharing:
+                other = reference()
+                if other is not None and other is not self and _overlap(_extent(other.recipe.input), mine):
+                    other._outdated = True
+
+    def _refuse_outdated(self) -> None:
+        if self._outdated:
+            raise RuntimeError(
+                "logits that share memory with these (a view of them, or what they are a view of) were changed in "
+                "place, which lazy logits do not see; take logits.dense() before the views, or change a copy of them"
+            )
 
     def stepped(self, step: Step) -> Tensor:
         """Makes logits after one more step."""
@@ -174,6 +204,7 @@ class SampledLogits(Tensor):
     def step_in_place(self, step: Step) -> Tensor:
         """Puts a step on these logits themselves."""
         self.refuse_stale()
+        self.outdate_others()
         with torch._C.DisableTorchFunctionSubclass():
             _InPlace.apply(self, step)
         self.recipe = replace(self.recipe, steps=followed_by(self.recipe.steps, step))
@@ -186,6 +217,7 @@ class SampledLogits(Tensor):
         Raises:
             RuntimeError: the parameters or the input changed after the layer was called.
         """
+        self._refuse_outdated()
         if self._dense is None:
             self.refuse_stale()
             # The context is that in which the layer was called: with or without gradients, and with a version counter.
@@ -196,10 +228,10 @@ class SampledLogits(Tensor):
             self._dense_version = self._dense._version
         return self._dense
 
-    def announced_dense(self, name: str) -> Tensor:
+    def announced_dense(self, name: str, reason: str = "function") -> Tensor:
         """Returns the dense tensor for the function ``name``, with the layer's warning if it is computed now."""
         if self._dense is None:
-            self.recipe.owner.paths.dense(name, "function" if self.recipe.has_parameters_of_owner() else "parameters")
+            self.recipe.owner.paths.dense(name, reason if self.recipe.has_parameters_of_owner() else "parameters")
         return self.dense()
 
     @property
@@ -253,8 +285,9 @@ class SampledLogits(Tensor):
         """Whether the parameters changed after the layer was called.
 
         Raises:
-            RuntimeError: the input changed.
+            RuntimeError: the input changed, or logits that share memory with these.
         """
+        self._refuse_outdated()
         (was_input, was), (input, others) = self._versions, self.recipe.versions()
         if input != was_input:
             raise RuntimeError(
@@ -315,6 +348,8 @@ class SampledLogits(Tensor):
                 f"{func.__name__} needs computed logits; call it on logits.dense(), and use that tensor from then on"
             )
         name = getattr(func, "__name__", str(func))
+        if args and isinstance(args[0], SampledLogits) and _is_in_place(name):
+            args[0].outdate_others()
         args, kwargs = tree_map_only(SampledLogits, lambda logits: logits.announced_dense(name), (args, kwargs))
         return func(*args, **kwargs)
 
@@ -343,6 +378,30 @@ class SampledLogits(Tensor):
             if self.is_leaf:
                 self.recipe, self._dense = replace(self.recipe, detached=True), None
         return self
+
+
+def _is_in_place(name: str) -> bool:
+    if name.startswith("__"):
+        return name in _IN_PLACE
+    return name.endswith("_") and name not in ("requires_grad_", "detach_", "share_memory_")
+
+
+_IN_PLACE = {"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"))}
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """The addresses from the first number of a tensor to the end of its last one."""
+    last = sum([(size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride())])
+    start = tensor.data_ptr()
+    return start, start + (last + 1) * tensor.element_size() if tensor.numel() else start
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
 
 
 # Functions of shape, dtype and device, which need no values.

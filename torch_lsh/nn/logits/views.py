@@ -270,7 +270,9 @@ def _detach(logits: SampledLogits, *_: Any) -> Any:
     recipe = logits.recipe
     if recipe.steps:
         recipe = recipe.with_step_tensors([tensor.detach() for tensor in recipe.step_tensors])
-    return logits.remade(input=recipe.input.detach(), steps=recipe.steps, detached=True)
+    detached = logits.remade(input=recipe.input.detach(), steps=recipe.steps, detached=True)
+    logits.share_memory_with(detached)
+    return detached
 
 
 def _like(function: Any) -> Handler:

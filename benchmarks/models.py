@@ -1,0 +1,355 @@
+"""XMCClassifier and TextClassifier beside label trees, nearest neighbours and linear models, on wide label sets.
+
+    python benchmarks/models.py citeulike-t delicious yso-en --peers peers/bin/python --json out.jsonl
+    python benchmarks/models.py --file synthetic train.txt test.txt --rows 50000
+
+Every system has its default settings and a process of its own. Rows without labels are left out. Reports precision@k
+and propensity-scored precision@k (Jain et al., KDD 2016, with A=0.55 and B=1.5) for k = 1, 3, 5; CPU-seconds and
+seconds of training; size of the saved model; p50 and p99 of finding the five best labels of a single row.
+
+Peers are optional; the output names those that are missing. ``--peers`` names a Python that has them:
+pip install "numpy<2" "scipy<1.14" scikit-learn napkinxc fasttext-wheel; pip install --no-deps libpecos
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse
+
+KS = (1, 3, 5)
+SINGLE_ROWS = 500
+LOGISTIC_LABELS = 5_000  # with more labels, one logistic regression for each takes hours
+
+
+class Task(NamedTuple):
+    """Training rows with their labels, and test rows."""
+
+    rows: scipy.sparse.csr_matrix
+    labels: scipy.sparse.csr_matrix
+    test: scipy.sparse.csr_matrix
+    titles: list[str] | None  # of the training rows
+    test_titles: list[str] | None
+    threads: int
+
+
+class Trained(NamedTuple):
+    """What a system returns: predict finds the five best labels ``[rows, 5]``, -1 where there are fewer."""
+
+    predict: Callable[[Any], np.ndarray]
+    size: int  # bytes of the saved model
+    by_title: bool = False
+
+
+# --- systems ----------------------------------------------------------------------------------------------------------
+
+
+def xmc_classifier(task: Task) -> Trained:
+    import torch
+
+    from torch_lsh.data import XMCDataset
+    from torch_lsh.models import XMCClassifier
+
+    torch.set_num_threads(task.threads)
+    model = XMCClassifier(task.rows.shape[1], task.labels.shape[1])
+    model.fit(XMCDataset.from_scipy(task.rows, task.labels), progress=False)
+
+    def predict(rows: Any) -> np.ndarray:
+        return model.predict(_torch_csr(rows), 5)[1].numpy()
+
+    return Trained(predict, _saved_size(lambda folder: model.save(folder / "model")))
+
+
+def text_classifier(task: Task) -> Trained:
+    import torch
+
+    from torch_lsh.models import TextClassifier
+
+    if task.titles is None:
+        raise ImportError("the set has no texts")
+    torch.set_num_threads(task.threads)
+    model = TextClassifier().fit(task.titles, [row.indices.tolist() for row in task.labels])
+    size = _saved_size(lambda folder: model.save(folder / "model"))
+    return Trained(lambda texts: model.top_k(texts, 5)[0], size, by_title=True)
+
+
+def nearest_neighbours(task: Task, k: int = 50) -> Trained:
+    """Sums of the cosines of the k nearest rows, on TF-IDF."""
+    weight = np.log(task.rows.shape[0] / np.maximum(1, np.bincount(task.rows.indices, minlength=task.rows.shape[1])))
+    rows = _unit(task.rows.multiply(weight).tocsr())
+    columns = rows.T.tocsr()
+
+    def predict(queries: Any) -> np.ndarray:
+        found = np.full((queries.shape[0], 5), -1)
+        for begin in range(0, queries.shape[0], 64):
+            near = (_unit(queries[begin : begin + 64].multiply(weight).tocsr()) @ columns).tocsr()
+            for i in range(near.shape[0]):
+                run = slice(near.indptr[i], near.indptr[i + 1])
+                cosines, at = near.data[run], near.indices[run]
+                if len(at) > k:
+                    best = np.argpartition(cosines, -k)[-k:]
+                    cosines, at = cosines[best], at[best]
+                votes = scipy.sparse.csr_matrix(cosines[None]) @ task.labels[at] if len(at) else task.labels[:0]
+                found[begin + i] = _best(votes.indices, votes.data)
+        return found
+
+    return Trained(predict, 2 * rows.data.nbytes + 2 * task.labels.data.nbytes)
+
+
+def pecos(task: Task) -> Trained:
+    """PECOS' XR-Linear (Yu et al., JMLR 2022)."""
+    from pecos.xmc import Indexer, LabelEmbeddingFactory
+    from pecos.xmc.xlinear.model import XLinearModel
+
+    unit_rows = _unit(task.rows)
+    chain = Indexer.gen(LabelEmbeddingFactory.create(task.labels, unit_rows), threads=task.threads)
+    model = XLinearModel.train(unit_rows, task.labels, C=chain, threads=task.threads)
+
+    def predict(rows: Any) -> np.ndarray:
+        found = model.predict(_unit(rows), only_topk=5, threads=task.threads).tocsr()
+        return np.array([_best(row.indices, row.data) for row in found])
+
+    return Trained(predict, _saved_size(lambda folder: model.save(str(folder))))
+
+
+def napkinxc(task: Task) -> Trained:
+    """napkinXC's probabilistic label tree (Jasinska-Kobus et al. 2020)."""
+    from napkinxc.models import PLT
+
+    folder = tempfile.TemporaryDirectory()  # the model reads it while it predicts
+    model = PLT(folder.name, verbose=False, threads=task.threads)
+    model.fit(task.rows, [row.indices.tolist() for row in task.labels])
+
+    def predict(rows: Any, folder: Any = folder) -> np.ndarray:
+        return np.array([(some + [-1] * 5)[:5] for some in model.predict(rows, top_k=5)])
+
+    return Trained(predict, _folder_size(folder.name))
+
+
+def fasttext(task: Task) -> Trained:
+    """fastText (Joulin et al. 2017) with hierarchical softmax and 100 dimensions; features are words."""
+    import fasttext as library
+
+    def line(row: Any) -> str:
+        return " ".join(map(str, row.indices))
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train.txt"
+        with open(path, "w") as file:
+            for row, labels in zip(task.rows, task.labels):
+                file.write(" ".join(f"__label__{one}" for one in labels.indices[:64]) + f" {line(row)}\n")
+        model = library.train_supervised(str(path), dim=100, loss="hs", lr=0.5, thread=task.threads, verbose=0)
+        model.save_model(str(Path(folder) / "model"))
+        size = (Path(folder) / "model").stat().st_size
+
+    def predict(rows: Any) -> np.ndarray:
+        found = []
+        for row in rows:
+            pairs = model.f.predict(line(row) + "\n", 5, 0.0, "strict")
+            found.append(([int(label.removeprefix("__label__")) for _, label in pairs] + [-1] * 5)[:5])
+        return np.array(found)
+
+    return Trained(predict, size)
+
+
+def logistic_regression(task: Task) -> Trained:
+    """A logistic regression for each label."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+
+    if task.labels.shape[1] > LOGISTIC_LABELS:
+        raise ImportError(f"one model for each of more than {LOGISTIC_LABELS} labels takes hours")
+    model = OneVsRestClassifier(LogisticRegression(solver="liblinear"), n_jobs=task.threads)
+    model.fit(_unit(task.rows), task.labels)
+
+    def predict(rows: Any) -> np.ndarray:
+        return np.argsort(-model.predict_proba(_unit(rows)), 1)[:, :5]
+
+    return Trained(predict, len(pickle.dumps(model)))
+
+
+SYSTEMS: dict[str, Callable[[Task], Trained]] = {
+    "torch_lsh, features": xmc_classifier,
+    "torch_lsh, texts": text_classifier,
+    "TF-IDF + kNN, k=50": nearest_neighbours,
+    "PECOS XLinear": pecos,
+    "napkinXC PLT": napkinxc,
+    "fastText": fasttext,
+    "logistic regression": logistic_regression,
+}
+
+
+def _best(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    best = labels[np.argsort(-scores, kind="stable")[:5]]
+    return np.pad(best, (0, 5 - len(best)), constant_values=-1)
+
+
+def _unit(rows: Any) -> Any:
+    lengths = np.sqrt(np.asarray(rows.multiply(rows).sum(1)).ravel())
+    values = (rows.data / np.repeat(np.maximum(lengths, 1e-12), np.diff(rows.indptr))).astype(np.float32)
+    return scipy.sparse.csr_matrix((values, rows.indices, rows.indptr), rows.shape)
+
+
+def _torch_csr(rows: Any) -> Any:
+    import torch
+
+    parts = rows.indptr.astype(np.int64), rows.indices.astype(np.int64), rows.data
+    return torch.sparse_csr_tensor(*map(torch.from_numpy, parts), rows.shape, check_invariants=False)
+
+
+def _saved_size(save: Callable[[Path], Any]) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder))
+        return _folder_size(folder)
+
+
+def _folder_size(folder: str) -> int:
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+# --- one system in a process of its own -------------------------------------------------------------------------------
+
+
+def run(system: str, folder: Path) -> None:
+    """Trains a system on the task in the folder, and writes its predictions and timings there."""
+    with open(folder / "task", "rb") as file:
+        task = Task(**pickle.load(file))
+    start, cpu = time.perf_counter(), sum(os.times()[:4])
+    trained = SYSTEMS[system](task)
+    result = {"train_s": time.perf_counter() - start, "train_cpu_s": sum(os.times()[:4]) - cpu}
+    queries: Any = task.test_titles if trained.by_title else task.test
+    predictions = trained.predict(queries)
+    latencies = []
+    for i in np.random.default_rng(0).integers(0, task.test.shape[0], SINGLE_ROWS):
+        one = queries[i : i + 1]
+        begin = time.perf_counter()
+        trained.predict(one)
+        latencies.append(time.perf_counter() - begin)
+    p50, p99 = np.percentile(latencies[50:], [50, 99]) * 1e3
+    np.save(folder / "predictions.npy", predictions)
+    with open(folder / "result.json", "w") as file:
+        json.dump({**result, "p50_ms": p50, "p99_ms": p99, "size_mb": trained.size / 1e6}, file)
+
+
+def measure(system: str, task: Task, test_labels: Any, python: str) -> dict[str, float] | str:
+    """Quality and costs of a system; or why there are none."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with open(folder / "task", "wb") as file:
+            pickle.dump(task._asdict(), file)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(task.threads)}
+        command = [python, __file__, "--run", system, str(folder)]
+        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        if done.returncode != 0:
+            return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        predictions = np.load(folder / "predictions.npy")
+        with open(folder / "result.json") as file:
+            return {**quality(predictions, test_labels, task.labels), **json.load(file)}
+
+
+def quality(predictions: np.ndarray, labels: Any, train_labels: Any) -> dict[str, float]:
+    """Precision@k and propensity-scored precision@k, the latter as a share of the best that is possible."""
+    rows, counts = train_labels.shape[0], np.asarray(train_labels.sum(0)).ravel()
+    weight = 1 + (np.log(rows) - 1) * 2.5**0.55 * (counts + 1.5) ** -0.55
+    padded = scipy.sparse.hstack([labels, scipy.sparse.csr_matrix((labels.shape[0], 1))]).tocsr()
+    right = np.asarray(padded[np.arange(len(predictions))[:, None], predictions].todense()) > 0
+    gains = right * weight[np.maximum(predictions, 0)]
+    ideal = np.zeros((len(predictions), max(KS)))
+    for i, row in enumerate(labels):
+        best = np.sort(weight[row.indices])[::-1][: max(KS)]
+        ideal[i, : len(best)] = best
+    found = {f"precision@{k}": float(right[:, :k].mean()) for k in KS}
+    return {**found, **{f"psp@{k}": float(gains[:, :k].sum() / ideal[:, :k].sum()) for k in KS}}
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def read(train: Path, test: Path, rows: int | None) -> tuple[list[Any], np.ndarray, np.ndarray]:
+    """Training and test matrices of features and labels, and which rows of the files they are."""
+    from torch_lsh.data import XMCDataset
+
+    matrices, kept = [], []
+    for path, most in ((train, rows), (test, None)):
+        some = XMCDataset(path).rows
+        labelled = (some.label_start.diff() > 0).nonzero()[:, 0]
+        some = some.take(labelled[labelled < most] if most else labelled)
+        kept.append(labelled.numpy())
+        for start, ids, values, width in (
+            (some.feature_start, some.features, some.values.numpy(), some.num_features),
+            (some.label_start, some.labels, np.ones(len(some.labels), np.float32), some.num_labels),
+        ):
+            matrix = scipy.sparse.csr_matrix((values, ids.numpy(), start.numpy()), (len(start) - 1, width))
+            matrix.sum_duplicates()
+            matrices.append(matrix)
+    for labels in matrices[1::2]:
+        labels.data[:] = 1
+    return matrices, *kept
+
+
+def titles(path: Path, kept: np.ndarray) -> list[str] | None:
+    import lzma
+
+    if not path.exists():
+        return None
+    with lzma.open(path, "rt", encoding="utf-8", newline="") as lines:
+        texts = [line.rstrip("\n").split("\t", 1)[-1] for line in lines]
+    return [texts[i] for i in kept] if len(texts) > kept.max() else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="*", help="data sets in the folder that TORCH_LSH_DATA names")
+    parser.add_argument("--file", nargs=3, action="append", default=[], metavar=("NAME", "TRAIN", "TEST"))
+    parser.add_argument("--rows", type=int, help="train on the first rows only")
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
+    parser.add_argument("--peers", default=sys.executable, help="Python that has the peers; default: this one")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", help="append the results as JSON lines to this file")
+    parser.add_argument("--run", nargs=2, metavar=("SYSTEM", "FOLDER"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        run(arguments.run[0], Path(arguments.run[1]))
+        return
+    from corpora import DATA
+
+    from torch_lsh.benchmarking import harness
+
+    machine = harness.machine(arguments.threads)
+    print(machine)
+    files = {name: (DATA / name / "train.txt.xz", DATA / name / "test.txt.xz") for name in arguments.sets}
+    files |= {name: (Path(train), Path(test)) for name, train, test in arguments.file}
+    for name, (train, test) in files.items():
+        (rows, labels, test_rows, test_labels), kept, test_kept = read(train, test, arguments.rows)
+        texts = titles(train.with_name("train.tsv.xz"), kept), titles(test.with_name("test.tsv.xz"), test_kept)
+        task = Task(rows, labels, test_rows, *texts, arguments.threads)
+        print(
+            f"\n{name}: {rows.shape[0]:,} training rows, {test_rows.shape[0]:,} test rows, {labels.shape[1]:,} labels"
+        )
+        table, header = [], ["system"]
+        for system in arguments.systems:
+            own = system.startswith("torch_lsh")
+            result = measure(system, task, test_labels, sys.executable if own else arguments.peers)
+            if isinstance(result, str):
+                print(f"{system} is left out: {result}", flush=True)
+                continue
+            header = ["system", *result]
+            table.append([system, *result.values()])
+            record = {"set": name, "rows": rows.shape[0], "system": system, **result, **machine}
+            harness.write_json([record], arguments.json)
+        print(harness.table(table, header), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+// Sparse rows per label: sums of training rows (centroids), and linear classifiers of training rows.
+//
+// Both go through the labels one by one with a dense vector of all columns, which stays in the cache, and
+// keep what is not zero. A label belongs to one thread, so the results do not depend on the number of
+// threads.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "checks.h"
+#include "ops/sparse_rows.h"
+#include "random.h"
+
+namespace torch_lsh {
+namespace {
+
+constexpr int64_t kLabelsPerPart = 256;
+constexpr float kConverged = 0.01f;  // largest change of a dual variable in a pass
+
+// The sparse rows that one thread has made so far, and the dense vector it works in.
+struct Part {
+  std::vector<int64_t> counts;
+  std::vector<int32_t> columns;
+  std::vector<float> values, bias;
+};
+
+// A dense vector that knows which of its entries were used.
+class Scratch {
+ public:
+  explicit Scratch(int64_t columns) : values_(static_cast<size_t>(columns)), used_(values_.size()) {}
+
+  float* values() { return values_.data(); }
+
+  void use(int32_t column) {
+    if (used_[column]) return;
+    used_[column] = true;
+    touched_.push_back(column);
+  }
+
+  // Appends the entries above the threshold in magnitude, columns increasing, and clears the vector.
+  void move_to(Part& part, float threshold) {
+    std::sort(touched_.begin(), touched_.end());
+    const size_t before = part.columns.size();
+    for (const int32_t column : touched_) {
+      if (std::fabs(values_[column]) > threshold) {
+        part.columns.push_back(column);
+        part.values.push_back(values_[column]);
+      }
+      values_[column] = 0;
+      used_[column] = false;
+    }
+    touched_.clear();
+    part.counts.push_back(static_cast<int64_t>(part.columns.size() - before));
+  }
+
+ private:
+  std::vector<float> values_;
+  std::vector<char> used_;
+  std::vector<int32_t> touched_;
+};
+
+template <typename Label>
+std::vector<Part> for_each_label(int64_t labels, int64_t columns, const Label& label) {
+  const int64_t count = (labels + kLabelsPerPart - 1) / kLabelsPerPart;
+  std::vector<Part> parts(static_cast<size_t>(count));
+  torch::stable::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+    Scratch scratch(columns);
+    for (int64_t part = first; part < last; ++part)
+      for (int64_t i = part * kLabelsPerPart; i < std::min(labels, (part + 1) * kLabelsPerPart); ++i)
+        label(i, scratch, parts[part]);
+  });
+  return parts;
+}
+
+std::tuple<Tensor, Tensor, Tensor> joined(std::vector<Part>& parts, int64_t labels) {
+  int64_t total = 0;
+  for (const Part& part : parts) total += static_cast<int64_t>(part.columns.size());
+  Tensor start = torch::stable::empty({labels + 1}, ScalarType::Long);
+  Tensor columns = torch::stable::empty({total}, ScalarType::Int);
+  Tensor values = torch::stable::empty({total}, ScalarType::Float);
+  int64_t* offset = start.mutable_data_ptr<int64_t>();
+  int32_t* column = columns.mutable_data_ptr<int32_t>();
+  float* value = values.mutable_data_ptr<float>();
+  *offset = 0;
+  for (Part& part : parts) {
+    for (const int64_t count : part.counts) offset[1] = offset[0] + count, ++offset;
+    column = std::copy(part.columns.begin(), part.columns.end(), column);
+    value = std::copy(part.values.begin(), part.values.end(), value);
+    part.columns = {};
+    part.values = {};
+  }
+  return {start, columns, values};
+}
+
+std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tensor& row_columns,
+                                            const Tensor& row_values, int64_t num_columns,
+                                            const Tensor& label_start, const Tensor& label_rows) {
+  TORCH_LSH_CHECK(num_columns >= 0, "num_columns is ", num_columns, "; wanted at least 0");
+  const SparseRows rows = check_sparse_rows(row_start, "row_start", row_columns, "row_columns", &row_values,
+                                            "row_values", num_columns);
+  const SparseRows labels =
+      check_sparse_rows(label_start, "label_start", label_rows, "label_rows", nullptr, nullptr, rows.rows);
+  auto parts = for_each_label(labels.rows, num_columns, [&](int64_t label, Scratch& scratch, Part& part) {
+    float* sums = scratch.values();
+    for (int64_t i = labels.start[label]; i < labels.start[label + 1]; ++i) {
+      const int64_t row = labels.index[i];
+      for (int64_t at = rows.start[row]; at < rows.start[row + 1]; ++at) {
+        scratch.use(rows.index[at]);
+        sums[rows.index[at]] += rows.value[at];
+      }
+    }
+    scratch.move_to(part, 0);
+  });
+  return joined(parts, labels.rows);
+}
+
+// Dual coordinate descent for the squared hinge loss (Hsieh et al., ICML 2008), with a bias that is a feature
+// of value 1. Not thread-safe: one per thread.
+class LinearClassifier {
+ public:
+  LinearClassifier(const SparseRows& rows, double cost, int64_t passes)
+      : rows_(rows), diagonal_(static_cast<float>(0.5 / cost)), passes_(passes) {}
+
+  // Trains on `count` rows; the weights are in the scratch, the bias is returned.
+  float train(const int32_t* members, const uint8_t* positive, int64_t count, uint64_t seed,
+              Scratch& scratch) {
+    prepare(members, count, scratch);
+    float bias = 0;
+    float* weights = scratch.values();
+    uint64_t draws = 0;
+    for (int64_t pass = 0; pass < passes_; ++pass) {
+      for (int64_t i = count - 1; i > 0; --i)
+        std::swap(order_[i], order_[random_below(seed, draws++, i + 1)]);
+      float largest = 0;
+      for (const int32_t i : order_) {
+        const float sign = positive[i] ? 1.0f : -1.0f;
+        const int64_t begin = rows_.start[members[i]], end = rows_.start[members[i] + 1];
+        float product = bias;
+        for (int64_t at = begin; at < end; ++at) product += weights[rows_.index[at]] * rows_.value[at];
+        const float slope = sign * product - 1 + diagonal_ * dual_[i];
+        const float dual = std::max(dual_[i] - slope / (squares_[i] + diagonal_), 0.0f);
+        const float change = dual - dual_[i];
+        if (change == 0) continue;
+        dual_[i] = dual;
+        bias += sign * change;
+        for (int64_t at = begin; at < end; ++at) weights[rows_.index[at]] += sign * change * rows_.value[at];
+        largest = std::max(largest, std::fabs(change));
+      }
+      if (largest < kConverged) break;
+    }
+    return bias;
+  }
+
+ private:
+  void prepare(const int32_t* members, int64_t count, Scratch& scratch) {
+    dual_.assign(count, 0.0f);
+    squares_.resize(count);
+    order_.resize(count);
+    for (int64_t i = 0; i < count; ++i) {
+      order_[i] = static_cast<int32_t>(i);
+      squares_[i] = 1;
+      for (int64_t at = rows_.start[members[i]]; at < rows_.start[members[i] + 1]; ++at) {
+        scratch.use(rows_.index[at]);
+        squares_[i] += rows_.value[at] * rows_.value[at];
+      }
+    }
+  }
+
+  const SparseRows& rows_;
+  const float diagonal_;
+  const int64_t passes_;
+  std::vector<float> dual_, squares_;
+  std::vector<int32_t> order_;
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> fit_linear_rows(const Tensor& row_start, const Tensor& row_columns,
+                                                           const Tensor& row_values, int64_t num_columns,
+                                                           const Tensor& label_start,
+                                                           const Tensor& label_rows, const Tensor& positive,
+                                                           double cost, int64_t passes, double threshold,
+                                                           int64_t seed) {
+  TORCH_LSH_CHECK(num_columns >= 0, "num_columns is ", num_columns, "; wanted at least 0");
+  TORCH_LSH_CHECK(cost > 0, "cost is ", cost, "; wanted a positive number");
+  TORCH_LSH_CHECK(passes >= 1, "passes is ", passes, "; wanted at least 1");
+  TORCH_LSH_CHECK(threshold >= 0, "threshold is ", threshold, "; wanted at least 0");
+  const SparseRows rows = check_sparse_rows(row_start, "row_start", row_columns, "row_columns", &row_values,
+                                            "row_values", num_columns);
+  const SparseRows labels =
+      check_sparse_rows(label_start, "label_start", label_rows, "label_rows", nullptr, nullptr, rows.rows);
+  check_operand(positive, "positive", 1, ScalarType::Bool);
+  check_size(positive, "positive", 0, label_rows.numel());
+  const uint8_t* is_positive = static_cast<const uint8_t*>(positive.const_data_ptr());
+  auto parts = for_each_label(labels.rows, num_columns, [&](int64_t label, Scratch& scratch, Part& part) {
+    LinearClassifier classifier(rows, cost, passes);
+    const int64_t begin = labels.start[label];
+    part.bias.push_back(classifier.train(labels.index + begin, is_positive + begin, labels.count(label),
+                                         random_bits(static_cast<uint64_t>(seed), label), scratch));
+    scratch.move_to(part, static_cast<float>(threshold));
+  });
+  Tensor bias = torch::stable::empty({labels.rows}, ScalarType::Float);
+  float* to = bias.mutable_data_ptr<float>();
+  for (const Part& part : parts) to = std::copy(part.bias.begin(), part.bias.end(), to);
+  auto [start, columns, weights] = joined(parts, labels.rows);
+  return {start, columns, weights, bias};
+}
+
+// Products of a query with a few rows each. The query is spread out in a dense vector, since rows are longer.
+Tensor sparse_dot(const Tensor& crow, const Tensor& col, const Tensor& values, const Tensor& row_start,
+                  const Tensor& row_columns, const Tensor& row_values, int64_t num_columns,
+                  const Tensor& rows) {
+  check_operand(crow, "crow", 1, ScalarType::Long);
+  check_operand(col, "col", 1, ScalarType::Long);
+  check_operand(values, "values", 1, ScalarType::Float);
+  check_size(values, "values", 0, col.numel());
+  check_operand(row_start, "row_start", 1, ScalarType::Long);
+  check_operand(row_columns, "row_columns", 1, ScalarType::Int);
+  check_operand(row_values, "row_values", 1, ScalarType::Float);
+  check_size(row_values, "row_values", 0, row_columns.numel());
+  check_operand(rows, "rows", 2, ScalarType::Long);
+  TORCH_LSH_CHECK(crow.numel() > 0, "crow is empty; wanted one offset more than queries");
+  TORCH_LSH_CHECK(row_start.numel() > 0, "row_start is empty; wanted one offset more than rows");
+  TORCH_LSH_CHECK(num_columns >= 0, "num_columns is ", num_columns, "; wanted at least 0");
+  const int64_t batch = crow.numel() - 1, width = rows.size(1), entries = row_columns.numel();
+  check_size(rows, "rows", 0, batch);
+  const int64_t *query_start = crow.const_data_ptr<int64_t>(), *column = col.const_data_ptr<int64_t>();
+  check_offsets(query_start, batch, col.numel(), "crow");
+  check_rows_in_range(column, col.numel(), num_columns, "col");
+  const int64_t* wanted = rows.const_data_ptr<int64_t>();
+  check_rows_below(wanted, rows.numel(), row_start.numel() - 1, "rows holds");
+  const int64_t* start = row_start.const_data_ptr<int64_t>();
+  const int32_t* index = row_columns.const_data_ptr<int32_t>();
+  const float *weight = row_values.const_data_ptr<float>(), *value = values.const_data_ptr<float>();
+  // Only what is read is checked: the matrix is much larger than the rows wanted.
+  for (int64_t i = 0; i < rows.numel(); ++i) {
+    if (wanted[i] < 0) continue;
+    const int64_t begin = start[wanted[i]], end = start[wanted[i] + 1];
+    TORCH_LSH_CHECK(begin >= 0 && begin <= end && end <= entries, "row_start[", wanted[i],
+                    "] is no offset; wanted increasing offsets of row_columns");
+    __builtin_prefetch(index + begin);
+    __builtin_prefetch(weight + begin);
+  }
+  Tensor products = torch::stable::empty({batch, width}, ScalarType::Float);
+  float* out = products.mutable_data_ptr<float>();
+  std::atomic<bool> sound = true;
+  torch::stable::parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
+    thread_local std::vector<float> query;  // zero between calls
+    if (static_cast<int64_t>(query.size()) < num_columns) query.resize(num_columns);
+    for (int64_t i = first; i < last; ++i) {
+      for (int64_t at = query_start[i]; at < query_start[i + 1]; ++at) query[column[at]] += value[at];
+      for (int64_t j = i * width; j < (i + 1) * width; ++j) {
+        float sum = 0;
+        if (wanted[j] >= 0)
+          for (int64_t at = start[wanted[j]]; at < start[wanted[j] + 1]; ++at) {
+            if (index[at] < 0 || index[at] >= num_columns) {
+              sound = false;
+              break;
+            }
+            sum += weight[at] * query[index[at]];
+          }
+        out[j] = sum;
+      }
+      for (int64_t at = query_start[i]; at < query_start[i + 1]; ++at) query[column[at]] = 0;
+    }
+  });
+  TORCH_LSH_CHECK(sound, "row_columns is damaged; wanted 0 to ", num_columns - 1);
+  return products;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
+  m.impl("fit_linear_rows", TORCH_BOX(&fit_linear_rows));
+  m.impl("sparse_dot", TORCH_BOX(&sparse_dot));
+  m.impl("sum_rows", TORCH_BOX(&sum_rows));
+}
+
+}  // namespace torch_lsh

@@ -1,0 +1,47 @@
+// Checked compressed sparse matrices, as several operators take them.
+#pragma once
+
+#include <cstdint>
+
+#include "checks.h"
+
+namespace torch_lsh {
+
+// Runs of indices with values; the values may be missing.
+struct SparseRows {
+  const int64_t* start;
+  const int32_t* index;
+  const float* value;
+  int64_t rows;
+
+  int64_t count(int64_t row) const { return start[row + 1] - start[row]; }
+};
+
+inline void check_offsets(const int64_t* start, int64_t runs, int64_t entries, const char* name) {
+  TORCH_LSH_CHECK(start[0] == 0 && start[runs] == entries, name, " runs from ", start[0], " to ", start[runs],
+                  "; wanted 0 to ", entries);
+  for (int64_t i = 0; i < runs; ++i)
+    TORCH_LSH_CHECK(start[i] <= start[i + 1], name, " decreases at ", i + 1, "; wanted increasing offsets");
+}
+
+inline SparseRows check_sparse_rows(const Tensor& start, const char* start_name, const Tensor& index,
+                                    const char* index_name, const Tensor* value, const char* value_name,
+                                    int64_t num_columns) {
+  check_operand(start, start_name, 1, ScalarType::Long);
+  check_operand(index, index_name, 1, ScalarType::Int);
+  TORCH_LSH_CHECK(start.numel() > 0, start_name, " is empty; wanted one offset more than rows");
+  SparseRows rows{start.const_data_ptr<int64_t>(), index.const_data_ptr<int32_t>(), nullptr,
+                  start.numel() - 1};
+  check_offsets(rows.start, rows.rows, index.numel(), start_name);
+  for (int64_t i = 0; i < index.numel(); ++i)
+    TORCH_LSH_CHECK(rows.index[i] >= 0 && rows.index[i] < num_columns, index_name, "[", i, "] is ",
+                    rows.index[i], "; wanted 0 to ", num_columns - 1);
+  if (value != nullptr) {
+    check_operand(*value, value_name, 1, ScalarType::Float);
+    check_size(*value, value_name, 0, index.numel());
+    rows.value = value->const_data_ptr<float>();
+  }
+  return rows;
+}
+
+}  // namespace torch_lsh

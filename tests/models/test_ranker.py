@@ -1,0 +1,193 @@
+"""LabelRanker: candidates, what is known of them, and their ranks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torch_lsh.data import collate_xmc, synthetic_xmc
+from torch_lsh.metrics import PrecisionAtK
+from torch_lsh.models.neighbours import neighbours_of
+from torch_lsh.models.ranker import LabelRanker, best_of
+
+LABELS = 1500
+
+
+@pytest.fixture(scope="module")
+def data():
+    train, test = synthetic_xmc(3000, 300, num_features=2000, num_labels=LABELS, seed=0)
+    rows = train.rows
+    return rows.take(torch.arange(2500)), rows.take(torch.arange(2500, 3000)), test.rows
+
+
+def no_logits(rows):
+    """Logits of a network that knows nothing."""
+    return torch.zeros(len(rows.label_start) - 1, LABELS)
+
+
+def tuned(train, held_out, logits=no_logits):
+    made = LabelRanker.of(train, 30)
+    prepared = made.prepare(collate_xmc(held_out)[0])
+    candidates = logits(held_out).gather(1, prepared.labels.clamp(min=0))
+    return made, made.tune([(prepared, candidates, collate_xmc(held_out)[1])])
+
+
+@pytest.fixture(scope="module")
+def ranker(data):
+    return tuned(*data[:2])[0]
+
+
+@torch.no_grad()
+def topk(ranker, rows, k, logits=no_logits):
+    evidence = ranker.prepare(collate_xmc(rows)[0])
+    candidates = logits(rows).gather(1, evidence.labels.clamp(min=0))
+    return best_of(ranker.scores(evidence, candidates), evidence.labels, k)
+
+
+def precision(rows, labels):
+    metric = PrecisionAtK((1, 5))
+    metric.update(labels, collate_xmc(rows)[1])
+    return metric.compute()
+
+
+def test_its_first_label_is_better_than_that_of_votes_and_of_centroids(data, ranker):
+    test = data[2]
+    evidence = ranker.prepare(collate_xmc(test)[0])
+    ours = precision(test, topk(ranker, test, 5)[1])
+    for column in (4, 8):  # votes, cosines
+        values = evidence.values[:, :, column].masked_fill(evidence.labels < 0, -torch.inf)
+        alone = precision(test, best_of(values, evidence.labels, 5)[1])
+        assert ours[1] > alone[1]
+        assert ours[5] > 0.98 * alone[5]
+
+
+def test_votes_are_shares_of_all_neighbours(data, ranker):
+    train, _, test = data
+    rows = test.take(torch.arange(3))
+    evidence = ranker.prepare(collate_xmc(rows)[0])
+    weighed = ranker.weighting.rows(train)
+    cosines, near = neighbours_of(weighed, 30).search(collate_xmc(ranker.weighting.rows(rows))[0])
+    for i in range(3):
+        sums = torch.zeros(LABELS)
+        for cosine, row in zip(cosines[i].tolist(), near[i].tolist()):
+            if row >= 0:
+                labels = train.labels[train.label_start[row] : train.label_start[row + 1]].long()
+                sums[labels] += cosine**2
+        found = evidence.labels[i] >= 0
+        wanted = (sums / sums.sum())[evidence.labels[i][found]]
+        torch.testing.assert_close(evidence.values[i, found, 4], wanted, rtol=1e-3, atol=1e-6)
+
+
+@torch.no_grad()
+def test_scores_are_logarithms_of_probabilities(data, ranker):
+    rows = data[2].take(torch.arange(10))
+    best, labels = topk(ranker, rows, 400)
+    torch.testing.assert_close(best.exp().sum(1), torch.ones(10))
+    assert (best.diff(dim=1)[best[:, 1:] > -torch.inf] <= 0).all()
+    assert ((labels == -1) == (best == -torch.inf)).all()
+    for row in labels:
+        known = row[row >= 0]
+        assert len(known.unique()) == len(known)
+
+
+@torch.no_grad()
+def test_scores_of_all_labels_have_candidates_first_and_the_rest_by_logits(data, ranker):
+    rows = data[2].take(torch.arange(4))
+    logits = torch.randn(4, LABELS, generator=torch.Generator().manual_seed(0))
+    features, _ = collate_xmc(rows)
+    scores = ranker(logits, features)
+    best, labels = topk(ranker, rows, 400, lambda _: logits)
+    for i in range(4):
+        count = int((labels[i] >= 0).sum())
+        order = scores[i].argsort(descending=True, stable=True)
+        torch.testing.assert_close(scores[i][order[:count]], best[i, :count])
+        others = torch.ones(LABELS, dtype=torch.bool)
+        others[labels[i, :count]] = False
+        wanted = others.nonzero()[:, 0]
+        assert order[count:].tolist() == wanted[logits[i][wanted].argsort(descending=True, stable=True)].tolist()
+
+
+@torch.no_grad()
+def test_a_row_without_features_has_no_candidates(ranker):
+    empty = torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0).long(), torch.empty(0), (1, 2000))
+    logits = torch.arange(float(LABELS)).unsqueeze(0)
+    assert (ranker.prepare(empty).labels == -1).all()
+    assert ranker(logits, empty).argmax() == LABELS - 1
+
+
+def test_a_batch_is_its_rows_one_by_one(data, ranker):
+    test = data[2]
+    together = topk(ranker, test.take(torch.arange(7)), 5)
+    for i in range(7):
+        alone = topk(ranker, test.take(torch.tensor([i])), 5)
+        torch.testing.assert_close(alone[0][0], together[0][i], rtol=1e-4, atol=1e-4)
+
+
+def test_equal_seeds_give_equal_rankers(data, ranker):
+    again, _ = tuned(*data[:2])
+    for ours, theirs in zip(topk(again, data[2], 5), topk(ranker, data[2], 5)):
+        assert torch.equal(ours, theirs)
+
+
+def test_logits_of_a_good_network_count(data):
+    """A network that knows the labels makes the ranker right wherever a label is a candidate."""
+    train, held_out, test = data
+
+    def logits(rows):
+        row = torch.repeat_interleave(rows.label_start.diff())
+        return no_logits(rows).index_put((row, rows.labels.long()), torch.tensor(5.0))
+
+    made, quality = tuned(train, held_out, logits)
+    labels = made.prepare(collate_xmc(test)[0]).labels
+    reachable = (labels.unsqueeze(2) == collate_xmc(test)[1].unsqueeze(1)).any(2) & (labels >= 0)
+    found = precision(test, topk(made, test, 5, logits)[1])
+    assert found[1] > 0.98 * float(reachable.any(1).float().mean())
+    assert 0 < quality <= 1
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_more_rows_become_neighbours(data, ranker, refit):
+    train, held_out, _ = data
+    more = ranker.with_rows(held_out._replace(num_labels=LABELS + 7, num_features=2010), refit)
+    assert len(more.neighbours) == 3000
+    assert more.num_labels == LABELS + 7
+    assert more.rank is ranker.rank
+    assert int(more.counts.sum()) == len(train.labels) + len(held_out.labels)
+    assert torch.equal(more.classifiers.values, ranker.classifiers.values) == (not refit)
+    # A row is its own nearest neighbour now.
+    row = held_out.take(torch.tensor([3]))._replace(num_features=2010)
+    cosines, rows = more.neighbours.search(more.weighting(collate_xmc(row)[0]))
+    assert rows[0, 0] == 2503
+    assert cosines[0, 0] > 0.999
+    assert more.prepare(collate_xmc(row)[0]).labels[0, 0] >= 0
+
+
+def test_a_ranker_of_equal_sizes_takes_its_state(data, ranker):
+    with torch.device("meta"):
+        empty = LabelRanker.empty(ranker.configuration(), LABELS)
+    empty.load_state_dict(ranker.state_dict(), assign=True)
+    empty.check()
+    for ours, theirs in zip(topk(empty, data[2], 5), topk(ranker, data[2], 5)):
+        assert torch.equal(ours, theirs)
+
+
+def test_rows_without_right_candidates_leave_it_of_no_use(data):
+    train, held_out, _ = data
+    made = LabelRanker.of(train, 5)
+    prepared = made.prepare(collate_xmc(held_out)[0])
+    nothing = torch.full((len(prepared.labels), 1), -100)
+    assert made.tune([(prepared, torch.zeros(prepared.labels.shape), nothing)]) == 0
+    assert not made.is_of_use
+    assert made.tune([(prepared, torch.zeros(prepared.labels.shape), collate_xmc(held_out)[1])]) > 0
+    assert made.is_of_use
+
+
+def test_room_for_labels_changes_nothing_else(data):
+    train, held_out, test = data
+    made, _ = tuned(train, held_out)
+    wanted = topk(made, test, 5)
+    made.make_room(LABELS + 9)
+    assert made.num_labels == LABELS + 9
+    made.check()
+    for ours, theirs in zip(topk(made, test, 5), wanted):
+        assert torch.equal(ours, theirs)

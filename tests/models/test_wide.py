@@ -1,0 +1,352 @@
+"""What the wide model can beside plain training: held-out rows, budgets, weights, filters, growth, dense rows."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from torch_lsh import LSHConfig, LSHLinear, quantize_
+from torch_lsh.data import XMCDataset, synthetic_xmc
+from torch_lsh.data.xmc import XMCRows
+from torch_lsh.models import XMCClassifier
+from torch_lsh.models.fitting import label_weights
+from torch_lsh.models.network import softmax_loss
+from torch_lsh.models.ranking import LabelFilter
+from torch_lsh.models.rows import InMemory, epoch_batches, rows_of
+from torch_lsh.models.schedule import Schedule, seconds_of
+from torch_lsh.models.service import XMCService
+
+
+def one_hot_rows(labels, num_features, num_labels):
+    """A row for each of the labels, with the feature of the same number."""
+    start = torch.arange(len(labels) + 1)
+    ids = torch.tensor(labels, dtype=torch.int32)
+    return XMCDataset.from_rows(XMCRows(start, ids, torch.ones(len(labels)), start, ids, num_features, num_labels))
+
+
+def trained(rows=400, labels=20, **options):
+    torch.manual_seed(0)
+    model = XMCClassifier(labels, labels, hidden=16)
+    data = one_hot_rows([i % labels for i in range(rows)], labels, labels)
+    options = {"epochs": 20, "batch_size": 20, "lr": 0.05, "progress": False, **options}
+    return model, data, model.fit(data, **options)
+
+
+# --- how long to train ------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_falls_in_the_last_part():
+    schedule = Schedule(lr=1.0, epochs=10)
+    assert [schedule.rate(progress, 0) for progress in (0, 5, 6, 8, 10)] == pytest.approx([1, 1, 1, 0.5, 0])
+    assert not schedule.is_over(9, 0)
+    assert schedule.is_over(10, 0)
+
+
+def test_the_rate_falls_once_the_quality_no_longer_gains():
+    schedule = Schedule(lr=1.0, epochs=None)
+    assert schedule.report(1, (0.1, 0.5))
+    assert not schedule.report(2, (0.2, 0.5))  # the network gains, though the mixture does not yet
+    assert schedule.report(3, (0.2, 0.6))
+    assert schedule.rate(3, 0) == 1
+    assert schedule.report(4, (0.2, 0.601))  # a gain, but a small one
+    assert not schedule.report(5, (0.1, 0.5))
+    assert (schedule.falls_from, schedule.end) == (4, 6)
+    assert schedule.rate(5, 0) == 0.5
+    assert [schedule.is_over(epoch, 0) for epoch in (5, 6)] == [False, True]
+    resumed = Schedule(lr=1.0, epochs=None)
+    resumed.load(schedule.state())
+    assert vars(resumed) == vars(schedule)
+
+
+def test_a_number_of_epochs_is_a_limit_and_patience_ends_before():
+    schedule = Schedule(lr=1.0, epochs=10, patience=2)
+    for epoch, quality in enumerate([0.3, 0.2, 0.1], 1):
+        schedule.report(epoch, [quality])
+    assert schedule.is_over(3, 0)
+
+
+def test_budgets():
+    assert [seconds_of(budget) for budget in ("60s", "5m", "1h", "90", 2.5, None)] == [60, 300, 3600, 90, 2.5, None]
+    for budget in ("", "5 days", "-1s", 0, -1, float("inf"), True, "1.2.3s"):
+        with pytest.raises(ValueError, match=r"budget is .*; wanted seconds"):
+            seconds_of(budget)
+    schedule = Schedule(lr=1.0, epochs=None, budget=100)
+    assert [schedule.rate(1, seconds) for seconds in (0, 60, 80, 100)] == pytest.approx([1, 1, 0.5, 0])
+    assert schedule.is_over(1, 100)
+    start = time.perf_counter()
+    history = trained(epochs=10**6, budget=0.3)[2]
+    assert 0.2 < sum(entry["seconds"] for entry in history) < 3
+    assert time.perf_counter() - start < 10
+
+
+def test_held_out_rows_decide_and_become_neighbours():
+    train, _ = synthetic_xmc(22_000, 0, num_features=500, num_labels=4_200)
+    torch.manual_seed(0)
+    model = XMCClassifier(500, 4_200, hidden=4)
+    history = model.fit(train, batch_size=1024, validation_fraction=0.1, progress=False, budget=20)
+    assert {"validation_precision@1", "validation_precision@5"} <= history[0].keys()
+    assert "validation_neighbours_precision@1" in history[-1]
+    (neighbours,) = model.mixture.sources
+    labelled = int((train.rows.label_start.diff() > 0).sum())
+    assert len(neighbours) == len(train) == labelled
+    assert model.mixture.shares.max() > 0
+
+
+def test_few_rows_are_all_trained_on():
+    _, _, history = trained(epochs=1)
+    assert "validation_precision@1" not in history[0]
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def test_weights_of_rows_and_labels_in_the_loss():
+    logits = torch.randn(3, 4, requires_grad=True)
+    log_p = logits.detach().log_softmax(1)
+    labels, weights, class_weight = (
+        torch.tensor([[0], [1], [2]]),
+        torch.tensor([1.0, 3, 0]),
+        torch.tensor([1.0, 2, 5, 1]),
+    )
+    torch.testing.assert_close(softmax_loss(logits, labels, weights=weights), -(log_p[0, 0] + 3 * log_p[1, 1]) / 4)
+    wanted = -(log_p[0, 0] + 2 * log_p[1, 1] + 5 * log_p[2, 2]) / 8
+    torch.testing.assert_close(softmax_loss(logits, labels, class_weight=class_weight), wanted)
+    both = -(log_p[0, 0] + 6 * log_p[1, 1]) / 7
+    torch.testing.assert_close(softmax_loss(logits, labels, weights=weights, class_weight=class_weight), both)
+
+
+@pytest.mark.parametrize("class_weight", [None, torch.tensor([1.0, 2, 5, 1, 1])])
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 3, 2])])
+def test_lazy_and_dense_logits_have_the_same_weighted_loss(weights, class_weight):
+    layer = LSHLinear(6, 5, config=LSHConfig(active=1.0))
+    x, labels = torch.randn(3, 6), torch.tensor([[0, 1], [1, -100], [2, 4]])
+    lazy = softmax_loss(layer(x), labels, weights=weights, class_weight=class_weight)
+    dense = softmax_loss(layer.to_linear()(x), labels, weights=weights, class_weight=class_weight)
+    torch.testing.assert_close(lazy, dense)
+
+
+def test_rows_of_weight_0_teach_nothing():
+    labels = [0, 1, 2, 3] * 20
+    data = one_hot_rows(labels, 4, 4)
+    weight = torch.tensor([0.0 if label == 3 else 1.0 for label in labels])
+    torch.manual_seed(0)
+    model = XMCClassifier(4, 4, hidden=8)
+    untouched = model.input.weight[3].clone()
+    model.fit(data, epochs=20, batch_size=8, lr=0.05, progress=False, sample_weight=weight)
+    assert model.predict(data, 1)[1][:3, 0].tolist() == [0, 1, 2]
+    assert torch.equal(model.input.weight[3], untouched)
+
+
+def test_weights_of_labels():
+    counts = torch.tensor([6, 2, 0])
+    assert label_weights("balanced", counts).tolist() == pytest.approx([8 / 12, 2, 1])
+    assert label_weights({1: 3}, counts).tolist() == [1, 3, 1]
+    for weights in ("even", {7: 1}, {"a": 1}, [1, 2], [1, -1, 1]):
+        with pytest.raises(ValueError, match="class_weight"):
+            label_weights(weights, counts)
+
+
+def test_bad_weights():
+    with pytest.raises(ValueError, match="wanted 400 numbers of at least 0"):
+        trained(sample_weight=[1.0])
+
+
+def test_a_label_of_large_weight_wins_over_a_more_frequent_one():
+    start = torch.arange(31)
+    labels = torch.tensor([0] * 20 + [1] * 10, dtype=torch.int32)
+    data = XMCDataset.from_rows(XMCRows(start, torch.zeros(30, dtype=torch.int32), torch.ones(30), start, labels, 1, 2))
+    best = []
+    for class_weight in (None, {1: 10.0}):
+        torch.manual_seed(0)
+        model = XMCClassifier(1, 2, hidden=4)
+        model.fit(data, epochs=20, batch_size=30, lr=0.1, progress=False, class_weight=class_weight)
+        best.append(int(model.predict(data, 1)[1][0]))
+    assert best == [0, 1]
+
+
+# --- filters ----------------------------------------------------------------------------------------------------------
+
+
+def test_permitted_and_excluded_labels():
+    model, _, _ = trained()
+    queries = one_hot_rows([3, 5, 7], 20, 20)
+    scores, labels = model.predict(queries, 20)
+    assert labels[:, 0].tolist() == [3, 5, 7]
+    by_label = torch.empty(3, 20).scatter_(1, labels, scores)
+    for allowed, excluded, wanted in (
+        ([3, 5, 9], None, [{3, 5, 9}] * 3),
+        (None, [3], [set(range(20)) - {3}] * 3),
+        ([[3], [9, 2], []], None, [{3}, {9, 2}, set()]),
+        (torch.tensor([[3, -1], [9, 2], [1, 7]]), [[], [9], [7]], [{3}, {2}, {1}]),
+    ):
+        found, best = model.predict(queries, 20, allowed=allowed, excluded=excluded, batch_size=2)
+        for row, labels_of_row in enumerate(wanted):
+            count = len(labels_of_row)
+            assert set(best[row, :count].tolist()) == labels_of_row
+            assert (best[row, count:] == -1).all()
+            assert (found[row, count:] == -torch.inf).all()
+            torch.testing.assert_close(found[row, :count], by_label[row, best[row, :count]])
+            assert (found[row, :count].diff() <= 0).all()
+
+
+@pytest.mark.parametrize("labels", [[20], [-1], [[1], [2]], [0.5], torch.zeros(2, 2, dtype=torch.int64)])
+def test_filters_that_do_not_fit(labels):
+    with pytest.raises(ValueError, match="allowed"):
+        LabelFilter(labels, None, 20, 3)
+
+
+# --- growth -----------------------------------------------------------------------------------------------------------
+
+
+def test_new_labels_and_features_in_a_ready_model():
+    model, _, _ = trained()
+    before = model.output.weight.detach().clone()
+    new = one_hot_rows([20, 21, 22] * 20 + list(range(20)), 23, 23)
+    model.partial_fit(new, epochs=20, batch_size=20, lr=0.02)
+    assert isinstance(model.output, LSHLinear)
+    assert (model.num_features, model.num_labels) == (23, 23)
+    assert model.output.weight.shape == (23, 16)
+    queries = one_hot_rows(range(23), 23, 23)
+    assert model.predict(queries, 1)[1][:, 0].tolist() == list(range(23))  # old numbers are kept
+    assert (model.output.weight[:20] - before).abs().max() < 1  # and old weights trained on
+
+
+def test_growth_without_training_changes_no_logit():
+    model, data, _ = trained()
+    wanted = model.predict(data, 20)[0]
+    features = torch.eye(20)[:, :20].to_sparse_csr()
+    before = model.logits(features)
+    model.grow(25, 30)
+    after = model.logits(torch.eye(20, 25).to_sparse_csr())
+    assert torch.equal(after[:, :20], before)
+    assert wanted.shape == (400, 20)
+
+
+def test_rows_of_partial_fit_become_neighbours():
+    torch.manual_seed(0)
+    model = XMCClassifier(20, 20, hidden=4)
+    model.fit(one_hot_rows(list(range(10)) * 3, 20, 20), epochs=1, progress=False, neighbours=3)
+    assert len(model.mixture.sources[0]) == 30
+    model.partial_fit(one_hot_rows([20, 20], 21, 21))
+    assert len(model.mixture.sources[0]) == 32
+    assert model.mixture.counts.tolist() == [3] * 10 + [0] * 10 + [2]
+    assert model.predict(one_hot_rows([20], 21, 21), 1)[1].item() == 20  # by the votes
+
+
+def test_a_quantised_model_does_not_grow():
+    model, _, _ = trained()
+    quantize_(model)
+    with pytest.raises(RuntimeError, match="quantised"):
+        model.partial_fit(one_hot_rows([25], 30, 30))
+
+
+# --- dense rows -------------------------------------------------------------------------------------------------------
+
+
+def clusters(rows, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(30, (rows,), generator=generator)
+    centres = torch.randn(30, 12, generator=torch.Generator().manual_seed(9))
+    return centres[labels] + 0.3 * torch.randn(rows, 12, generator=generator), labels
+
+
+@pytest.mark.parametrize("neighbours", [0, 5])
+def test_dense_input(neighbours, tmp_path):
+    x, y = clusters(1500, 0)
+    torch.manual_seed(0)
+    model = XMCClassifier(12, 30, hidden=32, dense_input=True)
+    model.fit((x, y), epochs=10, batch_size=64, lr=0.01, progress=False, neighbours=neighbours)
+    test_x, test_y = clusters(300, 1)
+    assert model.evaluate((test_x, test_y))["precision@1"] > 0.9
+    scores, labels = model.predict(test_x.numpy(), 3)
+    torch.testing.assert_close(model.predict((test_x, test_y), 3)[0], scores)
+    model.save(tmp_path / "model")
+    loaded = XMCClassifier.load(tmp_path / "model")
+    assert torch.equal(loaded.predict(test_x, 3)[1], labels)
+    for bad in (test_x[:, :5], test_x.long(), test_x.to_sparse_csr(), torch.full((1, 12), torch.nan)):
+        with pytest.raises(ValueError, match=r"rows has shape|features h"):
+            model.predict(bad)
+
+
+def test_labels_in_every_form():
+    features = np.zeros((3, 2), np.float32)
+    csr = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]]).to_sparse_csr()
+    for labels in ([[0, 2], [], [1]], torch.tensor([[0, 2], [-1, -1], [1, -1]]), csr):
+        rows = rows_of((features, labels), 3)
+        assert rows.label_start.tolist() == [0, 2, 2, 3]
+        assert rows.labels.tolist() == [0, 2, 1]
+    assert rows_of((features, [2, 0, 1])).num_labels == 3
+    for labels in ([0, 1], [0, 1, 5], [0.5, 1, 2], [[-3], [], []]):
+        with pytest.raises(ValueError):
+            rows_of((features, labels), 3)
+    with pytest.raises(TypeError, match="wanted an XMCDataset"):
+        rows_of([1, 2])
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def test_batches_that_are_skipped_are_those_that_came_first():
+    source = InMemory(one_hot_rows([i % 7 for i in range(50)], 7, 7).rows, 7, torch.arange(50.0))
+    every = list(epoch_batches(source, 8, seed=3, epoch=2))
+    rest = list(epoch_batches(source, 8, seed=3, epoch=2, skip=4))
+    assert [batch.weights.tolist() for batch in rest] == [batch.weights.tolist() for batch in every[4:]]
+    assert sorted(torch.cat([batch.weights for batch in every]).tolist()) == list(range(50))
+    other = list(epoch_batches(source, 8, seed=3, epoch=3))
+    assert other[0].weights.tolist() != every[0].weights.tolist()
+    for batch in every:
+        assert batch.labels[:, 0].tolist() == [int(number) % 7 for number in batch.weights]
+
+
+# --- files and serving ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("neighbours", [0, 3])
+def test_a_mapped_model_is_the_same_and_trains_on(tmp_path, neighbours):
+    model, data, _ = trained(neighbours=neighbours)
+    model.save(tmp_path / "model")
+    mapped = XMCClassifier.load(tmp_path / "model", mmap=True)
+    content = (tmp_path / "model").read_bytes()
+    for a, b in zip(mapped.predict(data), model.predict(data), strict=True):
+        assert torch.equal(a, b)
+    mapped.partial_fit(data)
+    assert (tmp_path / "model").read_bytes() == content
+
+
+def test_a_service_answers_as_the_model_does():
+    model, _, _ = trained()
+    service = XMCService(model)
+    inputs = service.inputs({"rows": [{"3": 1.0}, {"7": 2, "5": 0.5}, {}]})
+    assert inputs == [{3: 1.0}, {5: 0.5, 7: 2.0}, {}]
+    answers = service.predict(inputs, 2)
+    assert [answer["labels"][0] for answer in answers[:2]] == [3, 7]
+    scores, labels = model.predict(one_hot_rows([3], 20, 20), 2)
+    assert answers[0]["labels"] == labels[0].tolist()
+    assert answers[0]["scores"] == pytest.approx(scores[0].tolist(), rel=1e-5)
+    assert service.inputs({"features": {"0": 1}}) == [{0: 1.0}]
+    for content in (
+        {},
+        {"features": {}, "rows": []},
+        {"rows": []},
+        {"rows": {}},
+        {"features": [1]},
+        {"features": {"20": 1}},
+        {"features": {"-1": 1}},
+        {"features": {"x": 1}},
+        {"features": {"1": "x"}},
+        {"features": {"1": True}},
+        {"features": {"1": float("nan")}},
+    ):
+        with pytest.raises(ValueError):
+            service.inputs(content)
+
+
+def test_a_service_of_dense_rows():
+    service = XMCService(XMCClassifier(3, 5, hidden=4, dense_input=True))
+    assert len(service.predict(service.inputs({"features": [1, 2.5, 0]}), 4)[0]["labels"]) == 4
+    for row in ([1, 2], {"0": 1}, [1, 2, "x"]):
+        with pytest.raises(ValueError):
+            service.inputs({"features": row})

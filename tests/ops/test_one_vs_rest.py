@@ -1,0 +1,161 @@
+"""sum_rows, fit_linear_rows and sparse_dot against their twins, and what they promise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import twins
+
+from torch_lsh import ops
+
+
+def random_csr(rows, columns, density, seed, whole=False):
+    generator = torch.Generator().manual_seed(seed)
+    dense = torch.randn(rows, columns, generator=generator)
+    if whole:
+        dense = torch.randint(-3, 4, (rows, columns), generator=generator).float()
+    csr = (dense * (torch.rand(rows, columns, generator=generator) < density)).to_sparse_csr()
+    return csr.crow_indices().clone(), csr.col_indices().int(), csr.values().clone()
+
+
+def training_rows(rows, columns, labels, seed=0):
+    start, members, _ = random_csr(labels, rows, 0.3, seed + 1)
+    positive = torch.rand(len(members), generator=torch.Generator().manual_seed(seed)) < 0.4
+    return random_csr(rows, columns, 0.2, seed), (start, members), positive
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (40, 17, 5), (60, 33, 700)])
+def test_sums_are_those_of_the_twin(shape, threads):
+    rows, columns, labels = shape
+    matrix = random_csr(rows, columns, 0.3, 0, whole=True)
+    start, members, _ = random_csr(labels, rows, 0.3, 1)
+    ours = ops.sum_rows(*matrix, columns, start, members)
+    theirs = twins.sum_rows(*matrix, columns, start, members)
+    for some, wanted in zip(ours, theirs):
+        assert some.dtype == wanted.dtype
+        assert torch.equal(some, wanted)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 1), (30, 17, 20)])
+def test_classifiers_are_those_of_the_twin(shape, threads):
+    rows, columns, labels = shape
+    matrix, members, positive = training_rows(rows, columns, labels)
+    ours = ops.fit_linear_rows(*matrix, columns, *members, positive, 0.7, 3, 0.01, 5)
+    theirs = twins.fit_linear_rows(*matrix, columns, *members, positive, 0.7, 3, 0.01, 5)
+    for some, wanted in zip(ours, theirs):
+        torch.testing.assert_close(some, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_classifiers_minimise_the_squared_hinge_loss():
+    """Gradient descent on the primal problem ends at the same weights."""
+    matrix, (start, members), positive = training_rows(60, 12, 1)
+    _, columns, weights, bias = ops.fit_linear_rows(*matrix, 12, start, members, positive, 0.5, 2000, 0.0, 0)
+    x = torch.sparse_csr_tensor(*matrix, (60, 12)).to_dense().double()[members.long()]
+    x = torch.cat([x, torch.ones(len(x), 1)], 1)
+    y = positive.double() * 2 - 1
+    w = torch.zeros(13, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([w], max_iter=200, line_search_fn="strong_wolfe")
+
+    def objective():
+        optimizer.zero_grad()
+        value = w.square().sum() / 2 + 0.5 * (1 - y * (x @ w)).clamp(min=0).square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(objective)
+    ours = torch.zeros(13, dtype=torch.float64).index_put_((columns.long(),), weights.double())
+    ours[12] = bias[0]
+    torch.testing.assert_close(ours, w.detach(), rtol=0, atol=0.02)
+
+
+def test_small_weights_are_left_out():
+    matrix, members, positive = training_rows(50, 20, 10)
+    everything = ops.fit_linear_rows(*matrix, 20, *members, positive, 1.0, 5, 0.0, 0)
+    start, columns, weights, bias = ops.fit_linear_rows(*matrix, 20, *members, positive, 1.0, 5, 0.2, 0)
+    kept = everything[2].abs() > 0.2
+    assert 0 < kept.sum() < len(kept)
+    assert torch.equal(weights, everything[2][kept])
+    assert torch.equal(columns, everything[1][kept])
+    assert torch.equal(bias, everything[3])
+    assert start[-1] == len(columns)
+
+
+def test_a_label_without_rows_has_no_weights():
+    matrix = random_csr(4, 3, 0.9, 0)
+    nothing = torch.zeros(3, dtype=torch.int64), torch.empty(0, dtype=torch.int32)
+    start, columns, weights, bias = ops.fit_linear_rows(
+        *matrix, 3, *nothing, torch.empty(0, dtype=torch.bool), 1.0, 5, 0.0, 0
+    )
+    assert start.tolist() == [0, 0, 0]
+    assert len(columns) == len(weights) == 0
+    assert bias.tolist() == [0, 0]
+    assert ops.sum_rows(*matrix, 3, *nothing)[0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("batch", [0, 1, 9])
+def test_products_are_those_of_the_twin(batch, threads):
+    start, columns, values = random_csr(batch, 25, 0.3, 0, whole=True)
+    matrix = random_csr(40, 25, 0.4, 1, whole=True)
+    rows = torch.randint(-1, 40, (batch, 6), generator=torch.Generator().manual_seed(2))
+    ours = ops.sparse_dot(start, columns.long(), values, *matrix, 25, rows)
+    assert torch.equal(ours, twins.sparse_dot(start, columns.long(), values, *matrix, 25, rows))
+    narrow = random_csr(40, 5, 0.4, 3, whole=True)  # what queries leave behind would show in a narrower matrix
+    one = torch.tensor([0, 1]), torch.tensor([4]), torch.ones(1)
+    some = torch.arange(40).view(1, 40)
+    assert torch.equal(ops.sparse_dot(*one, *narrow, 5, some), twins.sparse_dot(*one, *narrow, 5, some))
+
+
+MATRIX = torch.tensor([0, 2, 3]), torch.tensor([0, 2, 1], dtype=torch.int32), torch.ones(3)
+MEMBERS = torch.tensor([0, 1, 2]), torch.tensor([1, 0], dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({0: torch.tensor([0, 2, 4])}, "row_start runs from 0 to 4; wanted 0 to 3"),
+        ({0: torch.tensor([0, 4, 3])}, "row_start decreases at 2"),
+        ({1: torch.tensor([0, 3, 1], dtype=torch.int32)}, r"row_columns\[1\] is 3; wanted 0 to 2"),
+        ({2: torch.ones(2)}, r"row_values has shape \[2\]; wanted 3"),
+        ({3: -1}, "num_columns is -1"),
+        ({4: torch.tensor([1, 2])}, "label_start runs from 1 to 2"),
+        ({4: torch.tensor([], dtype=torch.int64)}, "label_start is empty"),
+        ({5: torch.tensor([1, 2], dtype=torch.int32)}, r"label_rows\[1\] is 2; wanted 0 to 1"),
+        ({6: torch.tensor([True])}, r"positive has shape \[1\]; wanted 2"),
+        ({6: torch.tensor([1, 0])}, "positive has dtype Long; wanted Bool"),
+        ({7: 0.0}, "cost is 0; wanted a positive number"),
+        ({8: 0}, "passes is 0"),
+        ({9: -1.0}, "threshold is -1"),
+    ],
+)
+def test_bad_arguments_of_fit_linear_rows(change, words):
+    arguments = [*MATRIX, 3, *MEMBERS, torch.tensor([True, False]), 1.0, 1, 0.0, 0]
+    ops.fit_linear_rows(*arguments)
+    for place, value in change.items():
+        arguments[place] = value
+    with pytest.raises(RuntimeError, match=words):
+        ops.fit_linear_rows(*arguments)
+    if max(change) < 6:
+        with pytest.raises(RuntimeError, match=words):
+            ops.sum_rows(*arguments[:6])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({0: torch.tensor([0, 2])}, "crow runs from 0 to 2; wanted 0 to 1"),
+        ({1: torch.tensor([3])}, r"col\[0\] is 3; wanted 0 to 2"),
+        ({2: torch.ones(2)}, r"values has shape \[2\]; wanted 1"),
+        ({3: torch.tensor([0, 9, 3])}, r"row_start\[\d\] is no offset"),
+        ({4: torch.tensor([7, 7, 7], dtype=torch.int32)}, "row_columns is damaged"),
+        ({5: torch.ones(2)}, "row_values has shape"),
+        ({7: torch.tensor([[2]])}, "rows holds 2; wanted 0 to 1"),
+        ({7: torch.tensor([[1], [1]])}, r"rows has shape \[2, 1\]; wanted 1"),
+    ],
+)
+def test_bad_arguments_of_sparse_dot(change, words):
+    arguments = [torch.tensor([0, 1]), torch.tensor([2]), torch.ones(1), *MATRIX, 3, torch.tensor([[0, 1]])]
+    assert ops.sparse_dot(*arguments).tolist() == [[1.0, 0.0]]
+    for place, value in change.items():
+        arguments[place] = value
+    with pytest.raises(RuntimeError, match=words):
+        ops.sparse_dot(*arguments)

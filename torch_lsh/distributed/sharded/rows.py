@@ -1,0 +1,68 @@
+"""The rows of a shard that take part in a loss, and their logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ... import ops
+from ...nn.logits.losses import correction_of
+from ...nn.paths import EXACT
+from ...sampling.active_set import ActiveSet
+from .owner import ShardOwner
+from .targets import Gathered
+
+_BLOCK_ELEMENTS = 1 << 22  # logits at a time of an exact loss
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The active rows of a training step.
+
+    Attributes:
+        active: the rows, numbered within the shard.
+        correction: as in :func:`torch_lsh.nn.logits.cross_entropy.sampled_cross_entropy`.
+        keep: takes the sums of the positive gradients of each row's logits, or None.
+    """
+
+    active: ActiveSet
+    correction: str
+    keep: Callable[[Tensor], None] | None
+
+
+def draw(layer: ShardOwner, input: Tensor, gathered: Gathered, several_labels: bool) -> Drawn:
+    """Draws active rows for the samples of all processes; ``input`` is the one that the layer was called with."""
+    sampler = layer.sampler
+    active = sampler.draw(layer.weight, layer.bias, gathered.x.detach(), gathered.target.labels)
+    layer.paths.sampled(input, active)
+    correction = correction_of(sampler, several_labels)
+    return Drawn(active, correction, sampler.keeper_of_hardest_rows(active, correction == "stratified"))
+
+
+def active_logits(layer: ShardOwner, gathered: Gathered, drawn: Drawn) -> Tensor:
+    """The logits ``[all samples, A]`` of active rows, in at least float32; differentiable."""
+    logits = layer.active_logits(gathered.x, drawn.active.rows).to(gathered.target.shares.dtype)
+    keep = drawn.keep
+    if keep is not None and logits.requires_grad:
+        logits.register_hook(lambda gradient: keep(ops.positive_sums(gradient)))
+    return logits
+
+
+def all_logits(layer: ShardOwner, gathered: Gathered) -> Iterator[tuple[ActiveSet, Tensor]]:
+    """All rows of the shard with their logits: at once where these have gradients, otherwise some rows at a time."""
+    x, target = gathered.x, gathered.target
+    layer.paths.took(EXACT)
+    wants_grad = torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad)
+    size = layer.own_rows if wants_grad else max(1024, _BLOCK_ELEMENTS // max(1, len(x)))
+    for start in range(0, layer.own_rows, size):
+        stop = min(start + size, layer.own_rows)
+        logits = F.linear(x, layer.weight[start:stop], None if layer.bias is None else layer.bias[start:stop])
+        rows = torch.arange(start, stop)
+        outside = (target.labels < start) | (target.labels >= stop)
+        positions = (target.labels - start).masked_fill(outside, -1)
+        active = ActiveSet(rows, torch.zeros_like(rows, dtype=torch.bool), positions, layer.own_rows)
+        yield active, logits.to(target.shares.dtype)

@@ -1,0 +1,238 @@
+"""Fitting of a wide model: what follows from the data, the training run, the mixture, and the way of held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data import XMCRows
+from .held_out import HeldOut, Metric, Precision
+from .mixture import Mixture
+from .neighbours import MOST_NEIGHBOURS, neighbours_of
+from .network import Network
+from .ranker import LabelRanker
+from .rows import InMemory, Rows, Source, label_counts
+from .schedule import DECAY, Schedule
+from .training import RunOptions, TrainingRun, carry_out
+
+WIDE = 4096  # with more labels, the output layer is sampled
+MANY = 512  # with as many labels, neighbours vote
+_NEIGHBOURS = 64  # that vote
+_RANKED_ROWS = 60_000  # that a network beside a ranker is trained on, in one pass at least
+_REFIT = 100_000  # with fewer rows, classifiers are trained again with the rows that were held out
+
+
+class Settings(NamedTuple):
+    """Settings of a fit; those that are None follow from the data.
+
+    Attributes:
+        epochs: Most passes over the data.
+        batch_size: Rows per step.
+        lr: Learning rate of Adam at the beginning.
+        patience: Epochs without improvement on held-out rows before training stops.
+        budget: Seconds of training.
+        neighbours: How many of the nearest training rows vote.
+        seed: Seed of the order of the rows.
+        decay: Last part of the run, in which the learning rate falls, as a share.
+    """
+
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    patience: int = 2
+    budget: float | None = None
+    neighbours: int | None = None
+    seed: int = 0
+    decay: float = DECAY
+
+    def check(self, validation_fraction: float) -> None:
+        """Raises a ValueError that names the setting that does not fit."""
+        for name, least in (("epochs", 0), ("batch_size", 1), ("patience", 1), ("neighbours", 0)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} is {value!r}; wanted at least {least}")
+        if self.neighbours is not None and self.neighbours > MOST_NEIGHBOURS:
+            raise ValueError(f"neighbours is {self.neighbours}; wanted at most {MOST_NEIGHBOURS}")
+        if not 0 <= validation_fraction < 1:
+            raise ValueError(f"validation_fraction is {validation_fraction!r}; wanted a number from 0 to below 1")
+
+    def for_data(self, rows: int, labels: int, held_out_decides: bool, ranked: bool = False) -> Settings:
+        """The settings with nothing left to follow from the data, but for the epochs that held-out rows decide."""
+        epochs = self.epochs
+        if epochs is None and ranked:
+            # The network is one source of several, and adds little after the first passes.
+            epochs = min(40, max(1, _RANKED_ROWS // rows))
+        elif epochs is None and not held_out_decides:
+            # Small sets get small batches and many passes, so that there are some hundred steps in all.
+            epochs = min(40, max(3 if labels > WIDE else 4, 20_000 // rows))
+        return self._replace(
+            epochs=epochs,
+            batch_size=self.batch_size or (256 if rows >= 200_000 else min(64, max(8, rows // 32))),
+            lr=self.lr or (0.01 if epochs == 1 else 0.004),
+            neighbours=self.neighbours_for(labels),
+        )
+
+    def neighbours_for(self, labels: int) -> int:
+        """How many neighbours vote, given so many labels."""
+        return self.neighbours if self.neighbours is not None else (_NEIGHBOURS if labels >= MANY else 0)
+
+    def schedule(self) -> Schedule:
+        """The schedule of settings that :meth:`for_data` completed."""
+        assert self.lr is not None
+        return Schedule(self.lr, self.epochs, self.patience, self.budget, self.decay)
+
+
+class Fitted(NamedTuple):
+    """What a fit ended in.
+
+    Attributes:
+        history: A dict per epoch.
+        validated: The quality of the final model on held-out rows; None without them.
+    """
+
+    history: list[dict[str, float]]
+    validated: Metric | None = None
+
+
+def fit(
+    network: Network,
+    source: Source,
+    held_out: Rows | None,
+    settings: Settings,
+    options: RunOptions,
+    metric: Callable[[], Any] = Precision,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    configuration: dict[str, Any] | None = None,
+) -> Fitted:
+    """Trains a network and adds its mixture.
+
+    Held-out rows say when to stop and with which shares neighbours vote, or train a ranker; the network is never
+    trained on them. In the end they become neighbours as all other rows do, so that nothing that is known is lost.
+
+    Args:
+        network: The network.
+        source: Rows to train on.
+        held_out: Rows that decide; None means none.
+        settings: What to do.
+        options: How the run is carried out.
+        metric: Makes a :class:`torch_lsh.models.held_out.Metric`.
+        evaluate: Measures the model, mixture included, after every epoch.
+        configuration: What the model was made with, for checkpoints.
+    """
+    if source.size == 0:
+        raise ValueError("the training data has no rows")
+    network.mixture = None
+    mixture = _mixture(source, settings, network, with_ranker=held_out is not None)
+    ranked = isinstance(mixture, LabelRanker)
+    settings = settings.for_data(source.size, network.num_labels, held_out is not None and not ranked, ranked)
+    run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed, configuration)
+    judge = None if held_out is None else HeldOut(held_out, network, mixture, metric)
+
+    def measure() -> tuple[dict[str, float], tuple[float, ...]]:
+        entry: dict[str, float] = {}
+        qualities: tuple[float, ...] = ()
+        if judge is not None:
+            found, qualities = judge.measure()
+            entry = {f"validation_{name}": value for name, value in found.items()}
+        if evaluate is not None:
+            if judge is not None and ranked:
+                judge.tune()
+            network.mixture = mixture
+            entry.update(evaluate())
+            network.mixture = None
+        return entry, qualities
+
+    if not carry_out(run, measure, options):
+        return Fitted(run.history)
+    network.eval()
+    if judge is not None:
+        judge.tune()
+    if mixture is not None and mixture.is_of_use:
+        network.mixture = mixture
+    if judge is None or held_out is None:
+        return Fitted(run.history)
+    validated = judge.final()
+    if network.mixture is not None:
+        if run.history:
+            found = validated.compute()
+            run.history[-1].update({f"validation_neighbours_{name}": value for name, value in found.items()})
+        network.mixture = _with_rows(network.mixture, held_out, network.num_labels, refit=source.size < _REFIT)
+    return Fitted(run.history, validated)
+
+
+def fit_more(network: Network, source: InMemory, settings: Settings, options: RunOptions) -> list[dict[str, float]]:
+    """Trains a network further, on rows that may have more features and labels than it has.
+
+    Args:
+        network: The network.
+        source: Rows to train on; they become neighbours, where there are some.
+        settings: What to do.
+        options: How the run is carried out.
+
+    Returns:
+        A dict per epoch.
+    """
+    mixture, network.mixture = network.mixture, None
+    network.grow(source.rows.num_features, len(source.label_counts))
+    settings = settings.for_data(source.size, network.num_labels, held_out_decides=False)
+    run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed)
+    carry_out(run, lambda: ({}, ()), options)
+    network.eval()
+    if mixture is not None:
+        network.mixture = _with_rows(mixture, source.rows, network.num_labels)
+    return run.history
+
+
+def _mixture(source: Source, settings: Settings, network: Network, with_ranker: bool) -> Mixture | LabelRanker | None:
+    """The sources of scores beside the network; a ranker of sparse rows needs held-out rows."""
+    neighbours = settings.neighbours_for(network.num_labels)
+    rows = source.sample() if neighbours > 0 else None
+    if rows is None:
+        return None
+    rows = rows._replace(num_labels=network.num_labels)
+    if with_ranker and isinstance(rows, XMCRows):
+        return LabelRanker.of(rows, neighbours, seed=settings.seed)
+    return Mixture([neighbours_of(rows, neighbours)], source.label_counts)
+
+
+def _with_rows(mixture: Mixture | LabelRanker, rows: Rows, labels: int, refit: bool = False) -> Mixture | LabelRanker:
+    """Makes rows neighbours, too, of a network with so many labels."""
+    rows = rows._replace(num_labels=labels)
+    if isinstance(mixture, LabelRanker):
+        assert isinstance(rows, XMCRows)
+        return mixture.with_rows(rows, refit)
+    return mixture.with_rows(rows, label_counts(rows, labels))
+
+
+def label_weights(weights: Any, counts: Tensor) -> Tensor | None:
+    """Weights of labels ``[N]`` float32.
+
+    Args:
+        weights: ``[N]``, a dict of some labels (the others have weight 1), or ``"balanced"``: the inverse frequency,
+            with a mean of 1 over the labels of the rows; None means none.
+        counts: How many rows have each label.
+
+    Raises:
+        ValueError: They are of another form, negative or not finite.
+    """
+    if weights is None:
+        return None
+    if isinstance(weights, str):
+        if weights != "balanced":
+            raise ValueError(f"class_weight is {weights!r}; wanted 'balanced', weights or a dict of weights")
+        present = (counts > 0).sum()
+        return torch.where(counts > 0, counts.sum() / (present * counts.clamp(min=1)), 1.0).float()
+    if isinstance(weights, dict):
+        tensor = torch.ones(len(counts))
+        for label, weight in weights.items():
+            if not isinstance(label, int) or not 0 <= label < len(counts):
+                raise ValueError(f"class_weight has the label {label!r}; wanted 0 to {len(counts) - 1}")
+            tensor[label] = weight
+    else:
+        tensor = torch.as_tensor(weights).float()
+    if tensor.shape != counts.shape or not bool((tensor.isfinite() & (tensor >= 0)).all()):
+        raise ValueError(f"class_weight has shape {tuple(tensor.shape)}; wanted {len(counts)} numbers of at least 0")
+    return tensor

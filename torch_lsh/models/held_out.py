@@ -1,0 +1,159 @@
+"""Rows held out from training: how many, which, and what the quality of a network on them is."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..metrics import PrecisionAtK
+from .mixture import Mixture
+from .network import Network
+from .ranker import Evidence, LabelRanker
+from .rows import Batch, InMemory, Rows, batch_of, num_rows
+
+LEAST_TO_HOLD_OUT = 20_000  # with fewer rows, training on all of them is worth more than knowing when to stop
+LEAST_TO_RANK = 2_000  # with a ranker, since rows held out from the network are trained on by its other sources
+MOST_HELD_OUT = 10_000
+_ENOUGH = 1_500  # rows to hold out
+_LARGEST_SHARE = 0.125
+_MOST_SCORES = 1 << 28  # of held-out rows, after an epoch
+_MOST_SCORED = 1_000  # held-out rows of which the scores of all labels are computed beside a ranker
+_MOST_RANKED = 6_000  # held-out rows that train a ranker
+_RANKED = 256  # rows at a time
+
+
+def split(source: InMemory, fraction: float, seed: int, least: int = LEAST_TO_HOLD_OUT) -> tuple[InMemory, Rows | None]:
+    """Splits rows at random into those to train on and those held out; the latter have labels.
+
+    Args:
+        source: The rows.
+        fraction: Share to hold out, at most 10,000 rows; of few rows it becomes larger, up to an eighth.
+        seed: Seed of the choice.
+        least: Labelled rows below which none are held out.
+    """
+    rows, weights = source.rows, source.weights
+    labelled = rows.label_start.diff() > 0
+    count = int(labelled.sum())
+    if fraction == 0 or count < least:
+        return source, None
+    fraction = max(fraction, min(_ENOUGH / count, _LARGEST_SHARE))
+    generator = torch.Generator().manual_seed(seed)
+    out = labelled & (torch.rand(num_rows(rows), generator=generator, dtype=torch.float64) < fraction)
+    out &= out.cumsum(0) <= MOST_HELD_OUT
+    kept = (~out).nonzero()[:, 0]
+    weights = None if weights is None else weights[kept]
+    return InMemory(rows.take(kept), len(source.label_counts), weights), rows.take(out.nonzero()[:, 0])
+
+
+class Metric(Protocol):
+    """Gathers the quality of logits."""
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Adds logits ``[B, N]`` and labels ``[B, P]``."""
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """The quality of all rows so far, by name."""
+        ...
+
+    def quality(self) -> float:
+        """One number, the greater the better."""
+        ...
+
+
+class Precision:
+    """A :class:`Metric`: precision@1, 3 and 5, and their mean."""
+
+    def __init__(self) -> None:
+        self._metric = PrecisionAtK((1, 3, 5))
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        best = logits.topk(min(5, logits.shape[1])).indices
+        self._metric.update(torch.nn.functional.pad(best, (0, 5 - best.shape[1]), value=-1), labels)
+
+    def compute(self) -> dict[str, float]:
+        return {f"precision@{k}": value for k, value in self._metric.compute().items()}
+
+    def quality(self) -> float:
+        return sum(self._metric.compute().values()) / 3
+
+
+class HeldOut:
+    """Measures a network on held-out rows, and tunes its mixture on them.
+
+    Args:
+        rows: The rows; where scoring them takes long, the first of them count.
+        network: The network.
+        mixture: The mixture; None means the network alone.
+        metric: Makes a metric.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        network: Network,
+        mixture: Mixture | LabelRanker | None,
+        metric: Callable[[], Metric] = Precision,
+    ) -> None:
+        self.network, self.mixture, self._metric = network, mixture, metric
+        most = max(512, _MOST_SCORES // network.num_labels)
+        if isinstance(mixture, LabelRanker):
+            most = min(most, _MOST_SCORED)
+        counted = rows.take(torch.arange(min(num_rows(rows), most)))
+        blocks = torch.arange(num_rows(counted)).split(network.rows_at_a_time)
+        self._batches: list[Batch] = [batch_of(counted.take(block)) for block in blocks]
+        # A ranker looks at few labels of each row, so that more rows can count for it.
+        ranked = (
+            torch.arange(min(num_rows(rows), _MOST_RANKED)).split(_RANKED) if isinstance(mixture, LabelRanker) else None
+        )
+        self._mixed = self._batches if ranked is None else [batch_of(rows.take(block)) for block in ranked]
+        self._prepared: list[Any] = [] if mixture is None else [mixture.prepare(b.features) for b in self._mixed]
+
+    @torch.no_grad()
+    def measure(self) -> tuple[dict[str, float], tuple[float, ...]]:
+        """The quality of the network alone by name; and as one number, with that of the tuned mixture if any.
+
+        With a ranker there are no numbers: what it finds hardly depends on how long the network is trained.
+        """
+        self.network.eval()
+        metric = self._metric()
+
+        def scored() -> Iterator[tuple[Tensor, Any, Tensor]]:
+            for batch, prepared in zip(self._batches, self._prepared or itertools.repeat(None)):
+                logits = self.network.logits(batch.features)
+                metric.update(logits, batch.labels)
+                yield logits, prepared, batch.labels
+
+        if isinstance(self.mixture, Mixture):
+            qualities: tuple[float, ...] = self.mixture.tune(scored())
+        else:
+            collections.deque(scored(), maxlen=0)
+            qualities = () if isinstance(self.mixture, LabelRanker) else (metric.quality(),)
+        return metric.compute(), qualities
+
+    @torch.no_grad()
+    def tune(self) -> None:
+        """Tunes the mixture for the present parameters of the network."""
+        if isinstance(self.mixture, LabelRanker):
+            self.network.eval()
+            self.mixture.tune(self._ranked())
+        elif self.mixture is not None:
+            self.measure()
+
+    def _ranked(self) -> Iterator[tuple[Evidence, Tensor, Tensor]]:
+        for batch, evidence in zip(self._mixed, self._prepared):
+            yield evidence, self.network.logits_of(batch.features, evidence.labels), batch.labels
+
+    @torch.no_grad()
+    def final(self) -> Metric:
+        """The quality of what the network predicts, mixed or not."""
+        self.network.eval()
+        metric = self._metric()
+        for batch in self._batches:
+            metric.update(self.network.scores(batch.features), batch.labels)
+        return metric

@@ -1,0 +1,192 @@
+"""Sparse rows of labels: centroids of their training rows, and linear classifiers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..data import XMCRows
+from ..data.xmc import check_rows
+from .rows import Features
+
+_LEAST_WEIGHT = 0.03  # of a centroid of unit length; smaller entries take most of the memory and find hardly a label
+_MAX_POSTINGS = 1 << 12  # read per row that looks for centroids
+_COST = 0.3  # of errors of a classifier
+_PASSES = 10
+_LEAST_COEFFICIENT = 0.05  # of a classifier
+
+
+class LabelRows(nn.Module):
+    """A sparse row of features for every label.
+
+    Args:
+        num_labels: N.
+        num_features: F.
+        entries: How many values the rows have.
+    """
+
+    start: Tensor  # [N + 1] int64
+    columns: Tensor  # [entries] int32, increasing within a row
+    values: Tensor  # [entries] float32
+
+    def __init__(self, num_labels: int, num_features: int, entries: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.register_buffer("start", torch.zeros(num_labels + 1, dtype=torch.int64))
+        self.register_buffer("columns", torch.zeros(entries, dtype=torch.int32))
+        self.register_buffer("values", torch.zeros(entries))
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.start) - 1
+
+    def forward(self, features: Features, labels: Tensor) -> Tensor:
+        """Products ``[B, K]`` of sparse CSR features ``[B, F]`` with the rows of labels ``[B, K]``; 0 for label -1."""
+        query = features.crow_indices(), features.col_indices(), features.values()
+        return ops.sparse_dot(*query, self.start, self.columns, self.values, self.num_features, labels)
+
+    def make_room(self, num_labels: int) -> None:
+        """Makes room for labels whose rows are empty."""
+        self.start = torch.cat([self.start, self.start[-1:].expand(num_labels - self.num_labels)])
+
+    def check(self) -> None:
+        """Raises a ValueError where the buffers are not sparse rows."""
+        none = torch.zeros_like(self.start), torch.zeros(0, dtype=torch.int32)
+        check_rows(XMCRows(self.start, self.columns, self.values, *none, self.num_features, 0))
+
+    def configuration(self) -> dict[str, Any]:
+        """The arguments that make such a module, except ``num_labels``."""
+        return {"num_features": self.num_features, "entries": len(self.columns)}
+
+    def extra_repr(self) -> str:
+        return f"{self.num_labels:,} labels, {len(self.columns):,} entries"
+
+
+class Centroids(LabelRows):
+    """The mean row of every label, scaled to unit length, without its small entries.
+
+    Chang et al., *Taming Pretrained Transformers for Extreme Multi-label Text Classification*, KDD 2020 (there:
+    "positive instance feature aggregation").
+
+    >>> rows = XMCRows(torch.tensor([0, 1, 2]), torch.tensor([3, 5], dtype=torch.int32), torch.ones(2),
+    ...                torch.tensor([0, 1, 2]), torch.tensor([7, 8], dtype=torch.int32), 6, 9)
+    >>> Centroids.of(rows).search(torch.tensor([[0.0, 0, 0, 0, 0, 1]]).to_sparse_csr(), 2)
+    tensor([[ 8, -1]])
+    """
+
+    def __init__(self, num_labels: int, num_features: int, entries: int) -> None:
+        super().__init__(num_labels, num_features, entries)
+        self.register_buffer("column_start", torch.zeros(num_features + 1, dtype=torch.int64))
+        self.register_buffer("column_labels", torch.zeros(entries, dtype=torch.int32))
+        self.register_buffer("column_values", torch.zeros(entries))
+
+    @classmethod
+    def of(cls, rows: XMCRows) -> Centroids:
+        """The centroids of rows of unit length."""
+        by_row = rows.feature_start, rows.features, rows.values
+        start, columns, values = ops.sum_rows(*by_row, rows.num_features, *rows_of_labels(rows))
+        label = torch.repeat_interleave(start.diff())
+        squares = torch.zeros(rows.num_labels).index_add_(0, label, values.square())
+        values = values / squares.sqrt()[label]
+        kept = values.abs() >= _LEAST_WEIGHT
+        made = cls(rows.num_labels, rows.num_features, 0)
+        counts = torch.bincount(label[kept], minlength=rows.num_labels)
+        made.start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        made.columns, made.values = columns[kept], values[kept]
+        made.index()
+        return made
+
+    def check(self) -> None:
+        super().check()
+        none = torch.zeros_like(self.column_start), torch.zeros(0, dtype=torch.int32)
+        check_rows(XMCRows(self.column_start, self.column_labels, self.column_values, *none, self.num_labels, 0))
+
+    def index(self) -> None:
+        """Builds the inverted index. Call it after the buffers have changed."""
+        counts = torch.bincount(self.columns, minlength=self.num_features)
+        self.column_start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        order = self.columns.argsort(stable=True)
+        label = torch.repeat_interleave(torch.arange(self.num_labels, dtype=torch.int32), self.start.diff())
+        self.column_labels, self.column_values = label[order], self.values[order]
+
+    def search(self, features: Features, k: int, max_postings: int = _MAX_POSTINGS) -> Tensor:
+        """Finds the labels with the nearest centroids: ``[B, k]`` int64, padded with -1."""
+        query = features.crow_indices(), features.col_indices(), features.values()
+        by_label = self.start, self.columns, self.values
+        by_column = self.column_start, self.column_labels, self.column_values
+        return ops.nearest_rows(*query, *by_label, *by_column, k, 2 * k, max_postings)[1]
+
+
+class LinearClassifiers(LabelRows):
+    """A linear classifier for every label, trained on its rows and on rows that are hard to tell from them.
+
+    Their scores are of use beside others: a classifier knows no rows but those that it was trained on.
+
+    Args:
+        num_labels, num_features, entries: See :class:`LabelRows`.
+    """
+
+    bias: Tensor  # [N] float32
+
+    def __init__(self, num_labels: int, num_features: int, entries: int) -> None:
+        super().__init__(num_labels, num_features, entries)
+        self.register_buffer("bias", torch.zeros(num_labels))
+
+    @classmethod
+    def of(cls, rows: XMCRows, negatives: Tensor, seed: int = 0) -> LinearClassifiers:
+        """Trains classifiers.
+
+        Args:
+            rows: Rows of unit length with their labels.
+            negatives: Labels ``[rows, M]``, int64 or int32, that each row may be mistaken for; negative numbers and
+                labels of the row itself do not count.
+            seed: Seed of the order of the rows.
+        """
+        members = _members(rows, negatives)
+        by_row = rows.feature_start, rows.features, rows.values
+        made = cls(rows.num_labels, rows.num_features, 0)
+        made.start, made.columns, made.values, made.bias = ops.fit_linear_rows(
+            *by_row, rows.num_features, *members, _COST, _PASSES, _LEAST_COEFFICIENT, seed
+        )
+        return made
+
+    def grown(self, num_labels: int, num_features: int) -> LinearClassifiers:
+        """The same classifiers of more features, with more labels, whose classifiers are 0."""
+        made = LinearClassifiers(self.num_labels, num_features, 0)
+        made.start, made.columns, made.values, made.bias = self.start, self.columns, self.values, self.bias
+        made.make_room(num_labels)
+        return made
+
+    def make_room(self, num_labels: int) -> None:
+        super().make_room(num_labels)
+        self.bias = torch.cat([self.bias, self.bias.new_zeros(num_labels - len(self.bias))])
+
+    def forward(self, features: Features, labels: Tensor) -> Tensor:
+        return super().forward(features, labels) + self.bias[labels.clamp(min=0)]
+
+
+def rows_of_labels(rows: XMCRows) -> tuple[Tensor, Tensor]:
+    """The rows of each label: offsets ``[N + 1]`` int64, and row numbers int32, increasing for each label."""
+    counts = torch.bincount(rows.labels, minlength=rows.num_labels)
+    row = torch.repeat_interleave(torch.arange(len(rows.label_start) - 1, dtype=torch.int32), rows.label_start.diff())
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), row[rows.labels.argsort(stable=True)]
+
+
+def _members(rows: XMCRows, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The training rows of each classifier: offsets ``[N + 1]``, row numbers int32, and whether they have the label."""
+    count = len(rows.label_start) - 1
+    row = torch.repeat_interleave(rows.label_start.diff())
+    number = torch.arange(count).unsqueeze(1).expand_as(negatives)[negatives >= 0]
+    # The pair (label, row) as one number, even where the row has the label, so that such a pair comes first.
+    positive = (rows.labels.long() * count + row) * 2
+    negative = (negatives[negatives >= 0].long() * count + number) * 2 + 1
+    pairs = torch.cat([positive, negative]).sort().values
+    first = torch.ones_like(pairs, dtype=torch.bool)
+    first[1:] = pairs[1:] >> 1 != pairs[:-1] >> 1
+    pairs = pairs[first]
+    counts = torch.bincount(pairs // (2 * count), minlength=rows.num_labels)
+    start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return start, (pairs // 2 % count).int(), pairs % 2 == 0

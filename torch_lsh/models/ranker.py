@@ -1,0 +1,319 @@
+"""LabelRanker: ranks the labels that a row may have by what several sources say of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+from ..data import XMCRows, collate_xmc
+from .label_rows import Centroids, LinearClassifiers
+from .neighbours import SparseNeighbours, neighbours_from, neighbours_of, with_more_rows
+from .rows import Features
+from .weighting import FeatureWeighting
+
+_POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose the candidates
+_FEW = 10  # neighbours whose votes count by themselves, too
+_VOTED, _NEAREST = 100, 50  # candidates by votes and by centroids
+_HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
+_HARD_NEIGHBOURS = 33, 66, 1 << 11  # whose labels those are: how many, of how many candidates, by how many postings
+_UNITS = 16
+_EPOCHS, _LEAST_STEPS = 8, 400
+_BATCH, _RATE, _DECAY = 64, 0.01, 1e-3
+_ROWS = 1024  # at a time
+_KS = (1, 3, 5)
+_BEHIND = -50.0  # added to scores of labels that are not candidates
+
+
+class Evidence(NamedTuple):
+    """What is known of the candidates of some rows.
+
+    Attributes:
+        labels: ``[B, K]`` int64, -1 where there is none.
+        values: ``[B, K, E]``.
+    """
+
+    labels: Tensor
+    values: Tensor
+
+
+class LabelRanker(nn.Module):
+    """Candidates from neighbours and centroids, ranked by a small network.
+
+    The candidates of a row are the labels of its nearest training rows and those with the nearest centroids. What is
+    known of a candidate - the votes, the cosine with its centroid, the score of a linear classifier, its frequency and
+    the logit of a large network - goes into a network of 16 units, which held-out rows train. So no share of any source
+    needs to be set, and a source that is of no use on some data does no harm.
+
+    Args:
+        weighting: Of the features.
+        neighbours, centroids, classifiers: Of the same weighed rows.
+    """
+
+    counts: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self,
+        weighting: FeatureWeighting,
+        neighbours: SparseNeighbours,
+        centroids: Centroids,
+        classifiers: LinearClassifiers,
+    ) -> None:
+        super().__init__()
+        self.weighting, self.neighbours = weighting, neighbours
+        self.centroids, self.classifiers = centroids, classifiers
+        self.register_buffer("counts", torch.zeros(neighbours.num_labels, dtype=torch.int32))
+        size = 2 * (len(_POWERS) + 1) + 8
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("deviation", torch.ones(size))
+        self.rank = _small_network(size)
+        self.is_of_use = False  # whether a candidate of any row was right when it was tuned
+
+    @classmethod
+    def of(
+        cls, rows: XMCRows, neighbours: int, weighting: FeatureWeighting | None = None, seed: int = 0
+    ) -> LabelRanker:
+        """A ranker of the labels of rows; :meth:`tune` completes it.
+
+        Args:
+            rows: Training rows.
+            neighbours: How many of the nearest rows vote.
+            weighting: Of the features; None means that the rows decide.
+            seed: Of all random choices.
+        """
+        weighting = FeatureWeighting.choose(rows, seed) if weighting is None else weighting
+        rows = weighting.rows(rows)
+        near, centroids = neighbours_of(rows, neighbours), Centroids.of(rows)
+        assert isinstance(near, SparseNeighbours)
+        classifiers = LinearClassifiers.of(rows, _hard_labels(rows, near, centroids), seed)
+        made = cls(weighting, near, centroids, classifiers)
+        made.counts = _label_counts(rows)
+        return made
+
+    def with_rows(self, rows: XMCRows, refit: bool, seed: int = 0) -> LabelRanker:
+        """A ranker of the labels of more rows, with the small network of this one.
+
+        Args:
+            rows: More training rows; they may have more features and labels.
+            refit: Whether to train the classifiers again.
+            seed: Of all random choices.
+        """
+        weighting = self.weighting.grown(rows.num_features)
+        near = with_more_rows(self.neighbours, weighting.rows(rows))
+        assert isinstance(near, SparseNeighbours)
+        everything = near.rows()
+        centroids = Centroids.of(everything)
+        if refit:
+            classifiers = LinearClassifiers.of(everything, _hard_labels(everything, near, centroids), seed)
+        else:
+            classifiers = self.classifiers.grown(everything.num_labels, everything.num_features)
+        made = LabelRanker(weighting, near, centroids, classifiers)
+        made.counts = _label_counts(everything)
+        made.rank, made.mean, made.deviation = self.rank, self.mean, self.deviation
+        made.is_of_use = self.is_of_use
+        return made
+
+    def make_room(self, num_labels: int) -> None:
+        """Makes room for labels that no row has."""
+        for part in (self.neighbours, self.centroids, self.classifiers):
+            part.make_room(num_labels)
+        self.counts = torch.cat([self.counts, self.counts.new_zeros(num_labels - len(self.counts))])
+
+    def configuration(self) -> dict[str, Any]:
+        """What :meth:`empty` takes."""
+        names = "weighting", "neighbours", "centroids", "classifiers"
+        return {"kind": "ranker", **{name: getattr(self, name).configuration() for name in names}}
+
+    @classmethod
+    def empty(cls, configuration: dict[str, Any], num_labels: int) -> LabelRanker:
+        """A ranker of the same sizes as the one that has this configuration."""
+        near = neighbours_from(configuration["neighbours"], num_labels)
+        if not isinstance(near, SparseNeighbours):
+            raise ValueError(f"neighbours are {type(near).__name__}; wanted SparseNeighbours")
+        return cls(
+            FeatureWeighting(**configuration["weighting"]),
+            near,
+            Centroids(num_labels, **configuration["centroids"]),
+            LinearClassifiers(num_labels, **configuration["classifiers"]),
+        )
+
+    def check(self) -> None:
+        """Raises a ValueError where the buffers are not sparse rows."""
+        for part in (self.neighbours, self.centroids, self.classifiers):
+            part.check()
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.counts)
+
+    @torch.no_grad()
+    def prepare(self, features: Features) -> Evidence:
+        """Finds the candidates of features ``[B, F]``, sparse CSR, and what is known of them but for the logits."""
+        features = self.weighting(features)
+        cosines, rows = self.neighbours.search(features)
+        start, labels = self.neighbours.label_start, self.neighbours.labels
+        near = self.centroids.search(features, _NEAREST)
+        weights = _weights(cosines)
+        found, votes = ops.label_votes(rows, weights, start, labels, self.num_labels, _VOTED, near)
+        voters = start.diff()[rows.clamp(min=0)].unsqueeze(2)
+        votes = votes / (weights * voters).sum(1, keepdim=True).clamp(min=1e-30)
+        none = found < 0
+        cosine, margin = self.centroids(features, found), self.classifiers(features, found).clamp(-3, 3)
+        values = [
+            (votes + 1e-4).log(),
+            votes,
+            *_and_below_best(cosine, none),
+            *_and_below_best(margin, none),
+            margin.clamp(min=0).unsqueeze(2),
+            self.counts[found.clamp(min=0)].float().log1p().unsqueeze(2),
+        ]
+        return Evidence(found, torch.cat(values, 2).masked_fill_(none.unsqueeze(2), 0))
+
+    def scores(self, evidence: Evidence, logits: Tensor) -> Tensor:
+        """Logarithms of the probabilities of the candidates ``[B, K]``; -inf where there is none.
+
+        Args:
+            evidence: What :meth:`prepare` found.
+            logits: Of the large network, ``[B, K]``, for the candidates.
+        """
+        none = evidence.labels < 0
+        values = torch.cat([evidence.values, *_and_below_best(logits, none)], 2)
+        scores = self.rank((values - self.mean) / self.deviation).squeeze(2)
+        return scores.masked_fill(none, -torch.inf).log_softmax(1).masked_fill(none, -torch.inf)
+
+    def forward(self, logits: Tensor, features: Features) -> Tensor:
+        """Scores ``[B, N]`` of all labels for logits ``[B, N]`` and features ``[B, F]``.
+
+        Those of the candidates are logarithms of probabilities. Behind them come the other labels, in the order of the
+        logits.
+        """
+        evidence = self.prepare(features)
+        labels = evidence.labels
+        scores = self.scores(evidence, logits.gather(1, labels.clamp(min=0)))
+        everything = torch.cat([logits.log_softmax(1) + _BEHIND, logits.new_empty(len(logits), 1)], 1)
+        # The last column takes the padding.
+        return everything.scatter_(1, labels.masked_fill(labels < 0, logits.shape[1]), scores)[:, :-1]
+
+    @torch.no_grad()
+    def tune(self, batches: Iterable[tuple[Evidence, Tensor, Tensor]], seed: int = 0) -> float:
+        """Trains the small network from the beginning.
+
+        Args:
+            batches: What :meth:`prepare` returned for rows that no source has seen, the logits of the large network
+                ``[B, K]`` for the candidates, and the labels ``[B, P]`` of the rows, negative where there is none.
+            seed: Of all random choices.
+
+        Returns:
+            The mean of precision@1, 3 and 5 of these rows.
+        """
+        rows = _TuningRows.of(batches)
+        found = rows.right.any(1).nonzero()[:, 0]
+        self.is_of_use = len(found) > 0
+        if not self.is_of_use:
+            return 0.0
+        known = torch.cat([rows.evidence.values, *_and_below_best(rows.logits, rows.none)], 2)[~rows.none]
+        self.mean, self.deviation = known.mean(0), known.std(0, correction=0) + 1e-6
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.rank = _small_network(len(self.mean))
+        optimizer = torch.optim.AdamW(self.rank.parameters(), lr=_RATE, weight_decay=_DECAY)
+        per_epoch = -(-len(found) // _BATCH)
+        epochs = max(_EPOCHS, -(-_LEAST_STEPS // per_epoch))
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, epochs * per_epoch)
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(epochs):
+            for some in torch.randperm(len(found), generator=generator).split(_BATCH):
+                with torch.enable_grad():
+                    loss = self._loss(rows.take(found[some]))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        best = self.scores(rows.evidence, rows.logits).topk(max(_KS)).indices
+        hits = rows.right.gather(1, best).float()
+        return sum(float(hits[:, :k].sum()) / k for k in _KS) / (len(_KS) * max(1, len(hits)))
+
+    def _loss(self, rows: _TuningRows) -> Tensor:
+        """Cross entropy of the candidates; the right ones of a row share the target equally."""
+        shares = rows.right / rows.right.sum(1, keepdim=True)
+        scores = self.scores(rows.evidence, rows.logits).masked_fill(~rows.right, 0)
+        return -(shares * scores).sum(1).mean()
+
+
+class _TuningRows(NamedTuple):
+    """Rows to train the small network on: evidence, logits ``[R, K]`` of the candidates, and which are right."""
+
+    evidence: Evidence
+    logits: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(cls, batches: Iterable[tuple[Evidence, Tensor, Tensor]]) -> _TuningRows:
+        parts = []
+        for evidence, logits, labels in batches:
+            right = (evidence.labels.unsqueeze(2) == labels.unsqueeze(1)).any(2) & (evidence.labels >= 0)
+            parts.append((*evidence, logits, right))
+        labels, values, logits, right = (torch.cat(some) for some in zip(*parts))
+        return cls(Evidence(labels, values), logits, right)
+
+    @property
+    def none(self) -> Tensor:
+        return self.evidence.labels < 0
+
+    def take(self, rows: Tensor) -> _TuningRows:
+        evidence = Evidence(self.evidence.labels[rows], self.evidence.values[rows])
+        return _TuningRows(evidence, self.logits[rows], self.right[rows])
+
+
+def best_of(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The best of scores ``[B, K]`` of labels ``[B, K]``: both ``[B, k]``, padded with -inf and -1."""
+    padding = (0, max(0, k - scores.shape[1]))
+    scores, labels = F.pad(scores, padding, value=-torch.inf), F.pad(labels, padding, value=-1)
+    best = scores.topk(k)
+    return best.values, labels.gather(1, best.indices)
+
+
+def _small_network(size: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, _UNITS), nn.GELU(), nn.Linear(_UNITS, 1))
+
+
+def _label_counts(rows: XMCRows) -> Tensor:
+    return torch.bincount(rows.labels, minlength=rows.num_labels).int()
+
+
+def _weights(cosines: Tensor) -> Tensor:
+    """Votes ``[B, k, W]`` of neighbours: powers of their cosines, and those of the nearest few."""
+    cosines = cosines.clamp(min=0)
+    weights = torch.stack([*(cosines.pow(power) for power in _POWERS), cosines], 2)
+    weights[:, _FEW:, -1] = 0
+    return weights
+
+
+def _and_below_best(values: Tensor, none: Tensor) -> list[Tensor]:
+    """Values ``[B, K]`` and how far each is below the best of its row, both ``[B, K, 1]``; 0 where there is none."""
+    best = values.masked_fill(none, -torch.inf).amax(1, keepdim=True)
+    return [values.masked_fill(none, 0).unsqueeze(2), (values - best).masked_fill(none, 0).unsqueeze(2)]
+
+
+def _hard_labels(rows: XMCRows, neighbours: SparseNeighbours, centroids: Centroids) -> Tensor:
+    """Labels ``[rows, M]`` that the rows may be mistaken for, were they not among the training rows; padded with -1."""
+    by_row = neighbours.row_start, neighbours.columns, neighbours.values
+    by_column = neighbours.column_start, neighbours.column_rows, neighbours.column_values
+    found = []
+    for some in torch.arange(len(rows.label_start) - 1).split(_ROWS):
+        features, _ = collate_xmc(rows.take(some))
+        query = features.crow_indices(), features.col_indices(), features.values()
+        cosines, near = ops.nearest_rows(*query, *by_row, *by_column, *_HARD_NEIGHBOURS)
+        itself = near == some.unsqueeze(1)
+        weights = cosines.clamp(min=0).square().masked_fill(itself, 0).unsqueeze(2).contiguous()
+        near = near.masked_fill(itself, -1)
+        also = centroids.search(features, _HARD_NEAREST, 1 << 11)
+        labels = neighbours.label_start, neighbours.labels, rows.num_labels
+        found.append(ops.label_votes(near, weights, *labels, _HARD_VOTED, also)[0].int())
+    return torch.cat(found)

@@ -1,0 +1,302 @@
+"""Rows that a wide model trains on: sparse or dense features with labels, in memory or in blocks, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..data import XMCDataset, XMCRows, collate_xmc
+from ..data.xmc import join_rows, padded_labels, runs
+from ..interrupts import interrupts_wait
+
+
+class DenseRows(NamedTuple):
+    """Rows of dense features with their labels: an :class:`XMCRows` whose features are a matrix.
+
+    Attributes:
+        features: ``[rows, d]`` float32.
+        label_start: ``[rows + 1]`` int64.
+        labels: int32; those of row i are ``labels[label_start[i]:label_start[i + 1]]``.
+        num_labels: Number of labels there are.
+    """
+
+    features: Tensor
+    label_start: Tensor
+    labels: Tensor
+    num_labels: int
+
+    @property
+    def num_features(self) -> int:
+        return self.features.shape[1]
+
+    def take(self, rows: Tensor) -> DenseRows:
+        """The rows of the given numbers ``[R]``."""
+        label_start, at = runs(self.label_start, rows)
+        return DenseRows(self.features[rows], label_start, self.labels[at], self.num_labels)
+
+
+Rows = XMCRows | DenseRows
+
+
+class SparseFeatures:
+    """A sparse CSR matrix of features, without the checks and the time that a sparse CSR tensor takes.
+
+    Args:
+        crow, col: int64; valid.
+        values: float32.
+        unit: Whether rows are known to have length 1, and columns that increase.
+    """
+
+    __slots__ = ("_col", "_crow", "_values", "unit")
+
+    def __init__(self, crow: Tensor, col: Tensor, values: Tensor, unit: bool = False) -> None:
+        self._crow, self._col, self._values, self.unit = crow, col, values, unit
+
+    def crow_indices(self) -> Tensor:
+        return self._crow
+
+    def col_indices(self) -> Tensor:
+        return self._col
+
+    def values(self) -> Tensor:
+        return self._values
+
+
+Features = Tensor | SparseFeatures
+
+
+class Batch(NamedTuple):
+    """A batch as networks take it.
+
+    Attributes:
+        features: ``[B, F]``, sparse CSR or strided, float32.
+        labels: ``[B, P]`` int64 padded with -100.
+        weights: ``[B]`` float32; None means all 1.
+    """
+
+    features: Tensor
+    labels: Tensor
+    weights: Tensor | None = None
+
+
+def num_rows(rows: Rows) -> int:
+    """How many rows there are."""
+    return len(rows.label_start) - 1
+
+
+def batch_of(rows: Rows, weights: Tensor | None = None) -> Batch:
+    """Makes one batch of all the rows."""
+    if isinstance(rows, DenseRows):
+        return Batch(rows.features, padded_labels(rows.label_start, rows.labels), weights)
+    return Batch(*collate_xmc(rows), weights)
+
+
+def join(parts: Sequence[Rows]) -> Rows:
+    """Concatenates rows of one kind."""
+    if isinstance(parts[0], XMCRows):
+        return join_rows(parts)  # type: ignore[arg-type]  # all are of one kind
+    counts = torch.cat([rows.label_start.diff() for rows in parts])
+    return DenseRows(
+        torch.cat([rows.features for rows in parts]),
+        torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+        torch.cat([rows.labels for rows in parts]),
+        parts[0].num_labels,
+    )
+
+
+def widened(rows: Rows, num_features: int, num_labels: int) -> Rows:
+    """The same rows in a space of at least so many features, if they are sparse, and labels."""
+    num_labels = max(rows.num_labels, num_labels)
+    if isinstance(rows, DenseRows):
+        return rows._replace(num_labels=num_labels)
+    return rows._replace(num_features=max(rows.num_features, num_features), num_labels=num_labels)
+
+
+def label_counts(rows: Rows, num_labels: int) -> Tensor:
+    """How many of the rows have each label, ``[num_labels]`` int64."""
+    return torch.bincount(rows.labels.long(), minlength=num_labels)
+
+
+# --- what users give --------------------------------------------------------------------------------------------------
+
+
+def rows_of(data: Any, num_labels: int | None = None) -> Rows:
+    """Reads a data set, or a pair of dense features ``[rows, d]`` and labels.
+
+    Args:
+        data: An :class:`XMCDataset`; or dense features and labels. Labels are a number for each row, several numbers
+            for each row (a list, or ``[rows, P]`` padded with negative numbers), or a sparse CSR tensor
+            ``[rows, num_labels]``.
+        num_labels: Number of labels; None means one more than the largest.
+
+    Raises:
+        TypeError, ValueError: The data are of another form.
+    """
+    if isinstance(data, XMCDataset):
+        return data.rows
+    if not isinstance(data, tuple) or len(data) != 2:
+        raise TypeError(f"data is a {type(data).__name__}; wanted an XMCDataset, or dense features and labels")
+    features = dense_features(data[0])
+    start, labels = _label_runs(data[1])
+    if len(start) != len(features) + 1:
+        raise ValueError(f"there are {len(features)} rows of features and {len(start) - 1} of labels; wanted as many")
+    if num_labels is None:
+        num_labels = int(labels.max()) + 1 if len(labels) else 0
+    if len(labels) > 0 and int(labels.max()) >= num_labels:
+        raise ValueError(f"labels run to {int(labels.max())}; wanted at most {num_labels - 1}")
+    return DenseRows(features, start, labels.int(), num_labels)
+
+
+def dense_features(features: Any) -> Tensor:
+    """A matrix of finite float32 numbers from a tensor or an array.
+
+    Raises:
+        ValueError: It is no such matrix.
+    """
+    tensor = torch.as_tensor(features)
+    if tensor.layout is not torch.strided or tensor.dim() != 2 or not tensor.is_floating_point():
+        raise ValueError(
+            f"features have shape {tuple(tensor.shape)} and dtype {tensor.dtype}; wanted floating point [rows, d]"
+        )
+    tensor = tensor.detach().float().contiguous()
+    if not bool(tensor.isfinite().all()):
+        raise ValueError("features hold a NaN or an infinity")
+    return tensor
+
+
+def _label_runs(labels: Any) -> tuple[Tensor, Tensor]:
+    """Offsets ``[rows + 1]`` and concatenated labels, both int64."""
+    if isinstance(labels, Tensor) and labels.layout is torch.sparse_csr:
+        present = labels.values() != 0
+        start = torch.cat([present.new_zeros(1, dtype=torch.int64), present.cumsum(0)])[labels.crow_indices().long()]
+        return start, labels.col_indices().long()[present]
+    if isinstance(labels, (list, tuple)) and any(isinstance(some, (list, tuple)) for some in labels):
+        flat = torch.tensor([label for some in labels for label in some], dtype=torch.int64)
+        counts = torch.tensor([len(some) for some in labels])
+    else:
+        padded = torch.as_tensor(labels)
+        if padded.is_floating_point() or padded.dim() not in (1, 2):
+            raise ValueError(f"labels have shape {tuple(padded.shape)} and dtype {padded.dtype}; wanted whole numbers")
+        padded = padded.long().reshape(len(padded), -1)
+        flat, counts = padded[padded >= 0], (padded >= 0).sum(1)
+    if len(flat) > 0 and int(flat.min()) < 0:
+        raise ValueError(f"labels begin at {int(flat.min())}; wanted at least 0")
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), flat
+
+
+def unlabelled(features: Tensor) -> Rows:
+    """Rows without labels of a matrix ``[rows, F]``, sparse CSR or strided."""
+    start, none = torch.zeros(features.shape[0] + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
+    if features.layout is torch.strided:
+        return DenseRows(features, start, none, 0)
+    crow, col = features.crow_indices().long(), features.col_indices().int()
+    return XMCRows(crow, col, features.values().float(), start, none, features.shape[1], 0)
+
+
+def row_weights(weights: Any, rows: int) -> Tensor | None:
+    """Weights of rows ``[rows]`` float32.
+
+    Raises:
+        ValueError: There are not as many, or some are negative or not finite.
+    """
+    if weights is None:
+        return None
+    tensor = torch.as_tensor(weights).float()
+    if tensor.shape != (rows,) or not bool((tensor.isfinite() & (tensor >= 0)).all()) or float(tensor.sum()) == 0:
+        raise ValueError(f"sample_weight has shape {tuple(tensor.shape)}; wanted {rows} numbers of at least 0")
+    return tensor
+
+
+# --- passes -----------------------------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Rows to train on, one pass per epoch.
+
+    Attributes:
+        size: Number of rows.
+        label_counts: ``[num_labels]``, how many rows have each label.
+    """
+
+    size: int
+    label_counts: Tensor
+
+    def blocks(self) -> Iterator[tuple[Rows, Tensor | None]]:
+        """Yields the rows with their weights, in the same blocks at every call."""
+        ...
+
+    def sample(self) -> Rows | None:
+        """The rows to keep as neighbours: all, or as many as memory allows."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these rows from others, in a checkpoint."""
+        ...
+
+
+class InMemory:
+    """A :class:`Source` of rows in memory.
+
+    Args:
+        rows: The rows.
+        num_labels: Number of labels of the model.
+        weights: Weight of each row ``[rows]``; None means 1.
+    """
+
+    def __init__(self, rows: Rows, num_labels: int, weights: Tensor | None = None) -> None:
+        self.rows, self.weights, self.size = rows, weights, num_rows(rows)
+        self.label_counts = label_counts(rows, num_labels)
+
+    def blocks(self) -> Iterator[tuple[Rows, Tensor | None]]:
+        yield self.rows, self.weights
+
+    def sample(self) -> Rows | None:
+        return self.rows if self.size > 0 else None
+
+    def identity(self) -> dict[str, Any]:
+        return {"rows": self.size, "features": self.rows.features.numel(), "labels": len(self.rows.labels)}
+
+
+class _Batches(Dataset[Batch]):
+    """Batches of a block for worker processes; an item is a whole batch."""
+
+    def __init__(self, rows: Rows, weights: Tensor | None, order: Sequence[Tensor]) -> None:
+        self.rows, self.weights, self.order = rows, weights, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> Batch:
+        some = self.order[index]
+        return batch_of(self.rows.take(some), None if self.weights is None else self.weights[some])
+
+
+def epoch_batches(
+    source: Source, batch_size: int, seed: int, epoch: int, skip: int = 0, num_workers: int = 0
+) -> Iterator[Batch]:
+    """Yields the batches of an epoch; seed and epoch alone decide their order.
+
+    Args:
+        source: The rows; they are shuffled within each block.
+        batch_size: Rows per batch.
+        seed: Seed of the order.
+        epoch: Number of the pass.
+        skip: Batches to leave out at the beginning.
+        num_workers: Worker processes that make batches.
+    """
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    for rows, weights in source.blocks():
+        order = torch.randperm(num_rows(rows), generator=generator).split(batch_size)
+        skipped = min(skip, len(order))
+        skip -= skipped
+        batches = _Batches(rows, weights, order[skipped:])
+        if num_workers > 0:
+            with interrupts_wait():  # workers inherit it: Ctrl-C is for this process, which ends them
+                made = iter(DataLoader(batches, batch_size=None, num_workers=num_workers))
+            yield from made
+        else:
+            yield from (batches[i] for i in range(len(batches)))

@@ -1,0 +1,117 @@
+"""FeatureWeighting: how much each feature of a sparse row counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..data import XMCRows, collate_xmc
+from .neighbours import in_order, neighbours_of, unit_length
+from .rows import Features, SparseFeatures
+
+_MOST_ROWS = 50_000  # to look for neighbours among
+_MOST_QUERIES = 2_000
+_NEIGHBOURS = 50
+_ROWS = 1024  # at a time
+_KS = (1, 3, 5)
+
+#: (logarithm, inverse document frequency)
+KINDS = ((False, False), (False, True), (True, False), (True, True))
+
+
+class FeatureWeighting(nn.Module):
+    """Scales rows to unit length, after the values were damped and multiplied by the rarity of their features.
+
+    Word counts want ``log(1 + count)`` and inverse document frequencies, ready TF-IDF values do not. Which of them a
+    data set wants is seen from how well the labels of a training row follow from those of its nearest neighbours.
+
+    Salton & Buckley, *Term-weighting Approaches in Automatic Text Retrieval*, IPM 1988.
+
+    Args:
+        num_features: F.
+        log: Whether a value v becomes ``sign(v) log(1 + |v|)``.
+
+    >>> weighting = FeatureWeighting(3, log=True)
+    >>> rows = weighting(torch.tensor([[0.0, 1, 3]]).to_sparse_csr())
+    >>> rows.values()
+    tensor([0.4472, 0.8944])
+    """
+
+    weight: Tensor  # [F] float32
+
+    def __init__(self, num_features: int, log: bool = False) -> None:
+        super().__init__()
+        self.log = log
+        self.register_buffer("weight", torch.ones(num_features))
+
+    @classmethod
+    def of(cls, rows: XMCRows, log: bool, idf: bool) -> FeatureWeighting:
+        """The weighting of a kind, with the frequencies of the features in the rows."""
+        made = cls(rows.num_features, log)
+        if idf:
+            count = len(rows.feature_start) - 1
+            documents = torch.bincount(rows.features, minlength=rows.num_features)
+            made.weight = ((1 + count) / (1 + documents)).float().log() + 1
+        return made
+
+    @classmethod
+    def choose(cls, rows: XMCRows, seed: int = 0) -> FeatureWeighting:
+        """The weighting with which neighbours tell most of the labels of a row."""
+        generator = torch.Generator().manual_seed(seed)
+        labelled = (rows.label_start.diff() > 0).nonzero()[:, 0]
+        some = rows.take(labelled[torch.randperm(len(labelled), generator=generator)[:_MOST_ROWS]])
+        # The first of several equal ones is the simplest.
+        found = [(_precision_of_neighbours(cls.of(rows, *kind).rows(some)), -i) for i, kind in enumerate(KINDS)]
+        return cls.of(rows, *KINDS[-max(found)[1]])
+
+    def grown(self, num_features: int) -> FeatureWeighting:
+        """The same weighting of at least so many features; new ones have the weight of the rarest."""
+        more = max(0, num_features - len(self.weight))
+        made = FeatureWeighting(len(self.weight) + more, self.log)
+        made.weight = torch.cat([self.weight, self.weight.max().expand(more)]) if more else self.weight
+        return made
+
+    def forward(self, features: Features) -> SparseFeatures:
+        """Weighs features ``[B, F]``, sparse CSR; columns increase within each row of the result."""
+        start, columns, values = features.crow_indices().long(), features.col_indices().long(), features.values()
+        return SparseFeatures(*self._weighed(start, columns, values.float()), unit=True)
+
+    def rows(self, rows: XMCRows) -> XMCRows:
+        """Weighs rows."""
+        start, features, values = self._weighed(rows.feature_start, rows.features, rows.values)
+        return rows._replace(feature_start=start, features=features, values=values)
+
+    def _weighed(self, start: Tensor, columns: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        start, columns, values = in_order(start, columns, values)
+        if self.log:
+            values = values.sign() * values.abs().log1p()
+        return start, columns, unit_length(start, values * self.weight[columns])
+
+    def configuration(self) -> dict[str, Any]:
+        """The arguments that make such a module."""
+        return {"num_features": len(self.weight), "log": self.log}
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight):,} features, log={self.log}, idf={bool((self.weight != 1).any())}"
+
+
+def _precision_of_neighbours(rows: XMCRows) -> float:
+    """The mean of precision@1, 3 and 5 of the votes of other rows, for some rows of unit length."""
+    neighbours = neighbours_of(rows, _NEIGHBOURS + 1)
+    queries = torch.arange(min(_MOST_QUERIES, len(rows.label_start) - 1))
+    right = torch.zeros(max(_KS))
+    for some in queries.split(_ROWS):
+        batch = rows.take(some)
+        features, wanted = collate_xmc(batch)
+        cosines, near = neighbours.search(features)
+        weights = cosines.clamp(min=0).square().masked_fill(near == some.unsqueeze(1), 0).unsqueeze(2)
+        near = near.masked_fill(near == some.unsqueeze(1), -1)
+        none = torch.empty(len(some), 0, dtype=torch.int64)
+        labels = neighbours.label_start, neighbours.labels, rows.num_labels
+        best, _ = ops.label_votes(near, weights.contiguous(), *labels, max(_KS), none)
+        known = (best.unsqueeze(2) == wanted.unsqueeze(1)).any(2) & (best >= 0)
+        right += known.sum(0)
+    return sum(float(right[:k].sum()) / k for k in _KS) / max(1, len(queries))

@@ -1,0 +1,109 @@
+"""Sparse rows per label: sums of training rows, linear classifiers, and their products with queries."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .declaration import NeedsData, operator
+
+
+@operator
+def sum_rows(
+    row_start: Tensor,
+    row_columns: Tensor,
+    row_values: Tensor,
+    num_columns: int,
+    label_start: Tensor,
+    label_rows: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums the sparse rows of each label.
+
+    Args:
+        row_start, row_columns, row_values: rows ``[R, num_columns]`` in CSR form, int64, int32 and float32.
+        num_columns: F.
+        label_start, label_rows: the rows of each label ``[L, R]`` in CSR form, int64 and int32.
+
+    Returns:
+        The sums ``[L, F]`` in CSR form; columns increase within a row, and zeros are left out.
+
+    >>> import torch
+    >>> rows = torch.tensor([0, 1, 3]), torch.tensor([1, 0, 1]).int(), torch.tensor([5.0, 7.0, 2.0])
+    >>> sum_rows(*rows, 2, torch.tensor([0, 2]), torch.tensor([0, 1]).int())
+    (tensor([0, 2]), tensor([0, 1], dtype=torch.int32), tensor([7., 7.]))
+    """
+    raise NeedsData
+
+
+@operator
+def fit_linear_rows(
+    row_start: Tensor,
+    row_columns: Tensor,
+    row_values: Tensor,
+    num_columns: int,
+    label_start: Tensor,
+    label_rows: Tensor,
+    positive: Tensor,
+    cost: float,
+    passes: int,
+    threshold: float,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fits a linear classifier for each label on rows of its own, by dual coordinate descent.
+
+    A classifier minimises ``(|w|² + b²) / 2 + cost * sum(max(0, 1 - y (w x + b))²)``. It depends on its rows and the
+    seed only. Passes end early when no dual variable changes by 0.01.
+
+    Args:
+        row_start, row_columns, row_values: rows ``[R, num_columns]`` in CSR form, int64, int32 and float32.
+        num_columns: F.
+        label_start, label_rows: the training rows of each label ``[L, R]`` in CSR form, int64 and int32.
+        positive: for each of ``label_rows``, whether the row has the label, bool.
+        cost: of the errors.
+        passes: most passes over the rows of a label.
+        threshold: weights of at most this magnitude are left out.
+        seed: of the order of the rows.
+
+    Returns:
+        Weights ``[L, F]`` in CSR form, columns increasing within a row, and bias ``[L]`` float32.
+
+    >>> import torch
+    >>> rows = torch.tensor([0, 1, 2]), torch.tensor([0, 1]).int(), torch.ones(2)
+    >>> members = torch.tensor([0, 2]), torch.tensor([0, 1]).int(), torch.tensor([True, False])
+    >>> start, columns, weights, bias = fit_linear_rows(*rows, 2, *members, 1.0, 10, 0.0, 0)
+    >>> columns.tolist(), weights.sign().tolist()
+    ([0, 1], [1.0, -1.0])
+
+    Hsieh et al., *A Dual Coordinate Descent Method for Large-scale Linear SVM*, ICML 2008.
+    """
+    raise NeedsData
+
+
+@operator
+def sparse_dot(
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    row_start: Tensor,
+    row_columns: Tensor,
+    row_values: Tensor,
+    num_columns: int,
+    rows: Tensor,
+) -> Tensor:
+    """Computes the inner products of each sparse query with sparse rows of its own choice.
+
+    Args:
+        crow, col, values: queries ``[B, F]`` in CSR form, int64, int64 and float32.
+        row_start, row_columns, row_values: the matrix ``[R, F]`` in CSR form, int64, int32 and float32.
+        num_columns: F.
+        rows: ``[B, K]`` int64, negative where there is none.
+
+    Returns:
+        ``[B, K]`` float32; 0 where there is no row.
+
+    >>> import torch
+    >>> query = torch.tensor([0, 1]), torch.tensor([1]), torch.tensor([2.0])
+    >>> matrix = torch.tensor([0, 1, 2]), torch.tensor([1, 0]).int(), torch.tensor([5.0, 7.0])
+    >>> sparse_dot(*query, *matrix, 2, torch.tensor([[1, 0, -1]]))
+    tensor([[ 0., 10.,  0.]])
+    """
+    return values.new_empty(rows.shape)

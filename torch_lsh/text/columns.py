@@ -1,0 +1,77 @@
+"""Columns: hashed columns of text -> the features of a network, weighted by their rarity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..data import XMCRows
+from ..models.neighbours import unit_length
+from ..models.rows import SparseFeatures
+
+
+class Columns:
+    """The hashed columns that occur in the training data; only these are features.
+
+    Args:
+        columns: ``[F]`` int32; feature f is column ``columns[f]``.
+        idf: ``[F]`` float32, the weight of each feature.
+        num_columns: Of the hashed text.
+
+    Raises:
+        ValueError: ``columns`` are not different numbers within 0 to ``num_columns - 1``, or have other weights.
+
+    >>> columns = Columns(torch.tensor([2, 5], dtype=torch.int32), torch.tensor([1.0, 2.0]), 8)
+    >>> columns.features(torch.tensor([0, 3]), torch.tensor([0, 2, 5]), torch.tensor([1.0, 2.0, 1.0]))
+    (tensor([0, 2]), tensor([0, 1]), tensor([0.7071, 0.7071]))
+    """
+
+    def __init__(self, columns: Tensor, idf: Tensor, num_columns: int) -> None:
+        if columns.shape != idf.shape or columns.dim() != 1:
+            raise ValueError(f"columns and idf have shapes {tuple(columns.shape)} and {tuple(idf.shape)}")
+        places = columns.long()
+        if len(places) > 0 and (int(places.min()) < 0 or int(places.max()) >= num_columns):
+            raise ValueError(f"columns runs from {places.min()} to {places.max()}; wanted 0 to {num_columns - 1}")
+        self.columns, self.idf, self.num_columns = columns, idf, num_columns
+        self._feature_of = torch.full((num_columns,), -1, dtype=torch.int32)
+        self._feature_of[places] = torch.arange(len(places), dtype=torch.int32)
+        if int((self._feature_of >= 0).sum()) != len(places):
+            raise ValueError("columns holds a number twice")
+        self._increase = bool((places.diff() > 0).all())
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def features(self, crow: Tensor, col: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Turns hashed text into rows of features, in CSR form.
+
+        Columns that are no features are dropped; values are multiplied by ``idf``, and rows are scaled to unit length
+        (empty rows stay empty).
+
+        Args:
+            crow, col, values: Hashed text ``[B, num_columns]`` in CSR form; ``col`` int64 or int32.
+        """
+        feature = self._feature_of[col]
+        known = feature >= 0
+        if not bool(known.all()):
+            before = torch.zeros(len(known) + 1, dtype=torch.int64)
+            torch.cumsum(known, 0, out=before[1:])
+            crow, feature, values = before[crow], feature[known], values[known]
+        feature = feature.long()
+        return crow, feature, unit_length(crow, values * self.idf[feature])
+
+    def csr(self, crow: Tensor, col: Tensor, values: Tensor) -> SparseFeatures:
+        """The features ``[B, F]`` of hashed text, as networks take them."""
+        return SparseFeatures(*self.features(crow, col, values), unit=self._increase)
+
+    def rows(self, hashed: XMCRows) -> XMCRows:
+        """The rows of hashed text with features in place of columns."""
+        crow, feature, values = self.features(hashed.feature_start, hashed.features, hashed.values)
+        return hashed._replace(feature_start=crow, features=feature.int(), values=values, num_features=len(self))
+
+    def with_those_of(self, hashed: XMCRows) -> Columns:
+        """These columns, and behind them those that are new in hashed text, which are as rare as the rarest."""
+        new = hashed.features[self._feature_of[hashed.features] < 0].unique()
+        rarest = float(self.idf.max()) if len(self) > 0 else 1.0
+        idf = torch.cat([self.idf, torch.full((len(new),), rarest)])
+        return Columns(torch.cat([self.columns, new]), idf, self.num_columns)

@@ -1,0 +1,117 @@
+"""Settings of a text classifier: what users choose, and what follows from the data where they do not."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+
+from ..config import LSHConfig
+from ..models.fitting import WIDE, Settings
+from ..models.neighbours import MOST_NEIGHBOURS
+from ..models.network import Network, WideNetwork
+from .hashed_text import HashedText
+from .linear import LinearNetwork
+
+_LINEAR_CLASSES = 64  # with at most so many, the linear model is the better one, and small
+_ENOUGH_FOR_TRIGRAMS = 8 << 20  # bytes of text
+
+
+class Chosen(Protocol):
+    """The arguments of :class:`torch_lsh.text.TextClassifier`."""
+
+    features: HashedText | None
+    hidden: int | None
+    neighbours: int | None
+    epochs: int | None
+    batch_size: int | None
+    lr: float | None
+    label_smoothing: float | None
+    validation_fraction: float
+    patience: int
+    memory: int
+    config: LSHConfig | None
+    seed: int
+
+
+def check_settings(chosen: Chosen) -> None:
+    """Raises a ValueError that names the setting that does not fit."""
+    if chosen.features is not None and not isinstance(chosen.features, HashedText):
+        raise ValueError(f"features is {chosen.features!r}; wanted a HashedText or None")
+    for name, least in (
+        ("hidden", 0),
+        ("neighbours", 0),
+        ("epochs", 1),
+        ("batch_size", 1),
+        ("patience", 1),
+        ("memory", 0),
+    ):
+        value = getattr(chosen, name)
+        optional = value is None and name in ("hidden", "neighbours", "epochs", "batch_size")
+        if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ValueError(f"{name} is {value!r}; wanted a whole number of at least {least}")
+    if chosen.neighbours is not None and chosen.neighbours > MOST_NEIGHBOURS:
+        raise ValueError(f"neighbours is {chosen.neighbours}; wanted at most {MOST_NEIGHBOURS}")
+    if chosen.lr is not None and not (isinstance(chosen.lr, (int, float)) and 0 < chosen.lr < math.inf):
+        raise ValueError(f"lr is {chosen.lr!r}; wanted a positive number")
+    for name in ("label_smoothing", "validation_fraction"):
+        share = getattr(chosen, name)
+        if share is not None and not (isinstance(share, (int, float)) and 0 <= share < 1):
+            raise ValueError(f"{name} is {share!r}; wanted a number from 0 to below 1")
+
+
+def hashing(chosen: Chosen, text_bytes: int) -> HashedText | list[tuple[float, HashedText]]:
+    """How texts are hashed, by the number of classes; over many of them, n-grams are rare and get memorised."""
+    if chosen.features is not None:
+        return chosen.features
+    bits = _bits(text_bytes)
+    longest = 3 if text_bytes >= _ENOUGH_FOR_TRIGRAMS else 2
+    lengths = ((_LINEAR_CLASSES, longest), (WIDE, 2), (math.inf, 1))
+    return [(classes, HashedText(bits, length, norm=None)) for classes, length in lengths]
+
+
+def _bits(text_bytes: int) -> int:
+    """Chooses about one column per 4 bytes of text, so that few words and pairs collide; at most two million."""
+    return min(21, max(16, math.ceil(math.log2(text_bytes / 4 + 1))))
+
+
+def network_for(chosen: Chosen, features: int, classes: int, rows: int, multilabel: bool) -> tuple[Network, Settings]:
+    """Makes a network for so many features, classes and rows, and the settings of its training.
+
+    Raises:
+        ValueError: The settings do not fit the data.
+    """
+    hidden = chosen.hidden
+    if hidden is None:
+        hidden = 0 if classes <= _LINEAR_CLASSES else 128 if classes > WIDE else 256
+    neighbours, smoothing = chosen.neighbours, chosen.label_smoothing
+    settings = Settings(chosen.epochs, chosen.batch_size, chosen.lr, chosen.patience, None, neighbours, chosen.seed)
+    network: Network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(chosen.seed)
+        if hidden > 0:
+            network = WideNetwork(
+                features,
+                classes,
+                hidden,
+                sampled=classes > WIDE,
+                config=chosen.config,
+                activation="none",
+                label_smoothing=smoothing or 0.0,
+            )
+            return network, settings
+        if neighbours and multilabel:
+            raise ValueError(
+                f"neighbours is {neighbours}; wanted 0 for a multi-label task without a hidden layer, where every "
+                "class is a decision of its own"
+            )
+        if smoothing is None:
+            smoothing = 0.1 if classes > 2 else 0.0
+        network = LinearNetwork(features, classes, multilabel, smoothing)
+    if multilabel:
+        epochs, lr = max(8, 20_000 // rows), 0.02
+    else:  # features weighed by their classes need few passes, and overfit with many
+        epochs, lr = max(2, round(400 * rows**-0.5)), 0.03
+    epochs, lr = chosen.epochs or min(40, epochs), chosen.lr or lr
+    return network, settings._replace(epochs=epochs, lr=lr, decay=1.0)
