@@ -26,6 +26,7 @@ Case = Callable[[int], str]
 
 _CASES = 2000  # per child
 _SECONDS = 20  # for one case
+_MINUTE = 60  # between reports on the way
 _MEMORY = 3 << 30  # bytes, beyond what the parent takes
 _MESSAGE = 4096  # bytes of a failure that are kept
 #: What a sanitizer says instead of std::bad_alloc.
@@ -67,8 +68,12 @@ def run(case: Case, first: int, seconds: float, most: int | None = None, failure
     report = Report(next_seed=first)
     stop = time.monotonic() + seconds
     end = sys.maxsize if most is None else first + most
+    told = time.monotonic()
     while report.next_seed < end and time.monotonic() < stop and len(report.distinct()) < failures:
         _run_child(case, report, min(end, report.next_seed + _CASES), stop)
+        if time.monotonic() > told + _MINUTE:
+            told = time.monotonic()
+            print(f"{sum(report.ends.values()):,} cases, {len(report.failures)} failures", file=sys.stderr, flush=True)
     return report
 
 

@@ -114,6 +114,7 @@ def trials(name: str, kills: int, make: Callable[[Path], Run], result: Callable[
             run.seconds()  # what is left, or nothing
             ended += 1
             wrong += not same(result(disturbed), expected)
+            print(f"{name}: {killed} kills, {ended} runs at their end, {wrong} with other bits", file=sys.stderr)
     return {"trials": name, "kills": killed, "runs": ended, "other bits": wrong}
 
 

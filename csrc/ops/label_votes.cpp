@@ -9,6 +9,9 @@
 #include <vector>
 
 #include "checks.h"
+#include "ops/allocate.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 #include "ops/row_set.h"
 #include "ops/shortlist.h"
 
@@ -125,12 +128,12 @@ std::tuple<Tensor, Tensor> label_votes(const Tensor& rows, const Tensor& weights
   check_rows_below(other, also.numel(), num_labels, "also holds");
   const float* weight = weights.const_data_ptr<float>();
   const int64_t also_count = also.size(1), width = keep + also_count;
-  Tensor found = torch::stable::empty({batch, width}, ScalarType::Long);
-  Tensor votes = torch::stable::empty({batch, width, kinds}, ScalarType::Float);
+  Tensor found = new_tensor({batch, width}, ScalarType::Long);
+  Tensor votes = new_tensor({batch, width, kinds}, ScalarType::Float);
   int64_t* label_out = found.mutable_data_ptr<int64_t>();
   float* votes_out = votes.mutable_data_ptr<float>();
   std::atomic<bool> sound = true;
-  torch::stable::parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
+  parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
     thread_local Poll poll;
     for (int64_t i = first; i < last; ++i) {
       const Query query{row + i * count,
@@ -152,7 +155,7 @@ std::tuple<Tensor, Tensor> label_votes(const Tensor& rows, const Tensor& weights
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("label_votes", TORCH_BOX(&label_votes));
+  TORCH_LSH_IMPL(m, "label_votes", &label_votes);
 }
 
 }  // namespace torch_lsh

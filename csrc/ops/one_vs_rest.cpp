@@ -14,6 +14,9 @@
 #include <vector>
 
 #include "checks.h"
+#include "ops/allocate.h"
+#include "ops/operator.h"
+#include "ops/parallel.h"
 #include "ops/sparse_rows.h"
 #include "random.h"
 
@@ -69,7 +72,7 @@ template <typename Label>
 std::vector<Part> for_each_label(int64_t labels, int64_t columns, const Label& label) {
   const int64_t count = (labels + kLabelsPerPart - 1) / kLabelsPerPart;
   std::vector<Part> parts(static_cast<size_t>(count));
-  torch::stable::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+  parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
     Scratch scratch(columns);
     for (int64_t part = first; part < last; ++part)
       for (int64_t i = part * kLabelsPerPart; i < std::min(labels, (part + 1) * kLabelsPerPart); ++i)
@@ -81,9 +84,9 @@ std::vector<Part> for_each_label(int64_t labels, int64_t columns, const Label& l
 std::tuple<Tensor, Tensor, Tensor> joined(std::vector<Part>& parts, int64_t labels) {
   int64_t total = 0;
   for (const Part& part : parts) total += static_cast<int64_t>(part.columns.size());
-  Tensor start = torch::stable::empty({labels + 1}, ScalarType::Long);
-  Tensor columns = torch::stable::empty({total}, ScalarType::Int);
-  Tensor values = torch::stable::empty({total}, ScalarType::Float);
+  Tensor start = new_tensor({labels + 1}, ScalarType::Long);
+  Tensor columns = new_tensor({total}, ScalarType::Int);
+  Tensor values = new_tensor({total}, ScalarType::Float);
   int64_t* offset = start.mutable_data_ptr<int64_t>();
   int32_t* column = columns.mutable_data_ptr<int32_t>();
   float* value = values.mutable_data_ptr<float>();
@@ -203,7 +206,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fit_linear_rows(const Tensor& row_sta
                                          random_bits(static_cast<uint64_t>(seed), label), scratch));
     scratch.move_to(part, static_cast<float>(threshold));
   });
-  Tensor bias = torch::stable::empty({labels.rows}, ScalarType::Float);
+  Tensor bias = new_tensor({labels.rows}, ScalarType::Float);
   float* to = bias.mutable_data_ptr<float>();
   for (const Part& part : parts) to = std::copy(part.bias.begin(), part.bias.end(), to);
   auto [start, columns, weights] = joined(parts, labels.rows);
@@ -245,10 +248,10 @@ Tensor sparse_dot(const Tensor& crow, const Tensor& col, const Tensor& values, c
     __builtin_prefetch(index + begin);
     __builtin_prefetch(weight + begin);
   }
-  Tensor products = torch::stable::empty({batch, width}, ScalarType::Float);
+  Tensor products = new_tensor({batch, width}, ScalarType::Float);
   float* out = products.mutable_data_ptr<float>();
   std::atomic<bool> sound = true;
-  torch::stable::parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
+  parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
     thread_local std::vector<float> query;  // zero between calls
     if (static_cast<int64_t>(query.size()) < num_columns) query.resize(num_columns);
     for (int64_t i = first; i < last; ++i) {
@@ -275,9 +278,9 @@ Tensor sparse_dot(const Tensor& crow, const Tensor& col, const Tensor& values, c
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  m.impl("fit_linear_rows", TORCH_BOX(&fit_linear_rows));
-  m.impl("sparse_dot", TORCH_BOX(&sparse_dot));
-  m.impl("sum_rows", TORCH_BOX(&sum_rows));
+  TORCH_LSH_IMPL(m, "fit_linear_rows", &fit_linear_rows);
+  TORCH_LSH_IMPL(m, "sparse_dot", &sparse_dot);
+  TORCH_LSH_IMPL(m, "sum_rows", &sum_rows);
 }
 
 }  // namespace torch_lsh

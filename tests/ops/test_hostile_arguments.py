@@ -54,7 +54,17 @@ def hash_text(**changed):
         {"word": 1, "least": 0, "most": 0} | changed,
     )
     return ops.hash_text(
-        text, torch.tensor([0, 3]), 8, settings["word"], settings["least"], settings["most"], False, "log", True, 0
+        text,
+        torch.tensor([0, 3]),
+        8,
+        settings["word"],
+        settings["least"],
+        settings["most"],
+        False,
+        "log",
+        True,
+        0,
+        False,
     )
 
 

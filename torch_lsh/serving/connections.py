@@ -15,6 +15,7 @@ from .metrics import Counter
 from .service import TOLD_WHY, Limits
 
 _MOST_HEAD_BYTES = 1 << 16
+_MOST_REST_BYTES = 1 << 24  # of a body that was refused, read so that the client sees why
 _LINGER = 1.0  # seconds in which a client can read why its connection is closed
 _LEAST_WAIT = 1.0  # seconds before a waiting connection makes room for another one
 
@@ -44,6 +45,7 @@ class Connections:
             "idle": limits.idle_timeout,
             "head": limits.request_timeout,
             "body": limits.request_timeout,
+            "rest": limits.request_timeout,
             "computing": float("inf"),  # ends by itself
             "sending": limits.request_timeout,
             "closing": _LINGER,
@@ -94,8 +96,8 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen 
     """A connection that knows what it waits for, and since when.
 
     Attributes:
-        state: What it waits for: ``"idle"`` (a request), ``"head"`` or ``"body"`` (the rest of one), ``"computing"``,
-            ``"sending"`` (the client), ``"closing"``.
+        state: What it waits for: ``"idle"`` (a request), ``"head"`` or ``"body"`` (of one that has begun), ``"rest"``
+            (of the body of a refused one), ``"computing"``, ``"sending"`` (the client), ``"closing"``.
     """
 
     def __init__(self, connections: Connections, **options: Any) -> None:
@@ -120,7 +122,8 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen 
             return
         if self.cycle is None or self.cycle.response_complete:
             self._head_bytes += len(data)
-            if self._head_bytes > _MOST_HEAD_BYTES + len(data):
+            refused = self.cycle is not None and self.cycle.more_body
+            if self._head_bytes > (_MOST_REST_BYTES if refused else _MOST_HEAD_BYTES + len(data)):
                 self.dismiss(_TOO_LONG)
                 return
         super().data_received(data)
@@ -140,6 +143,8 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen 
             return "closing"
         if self.transport.get_write_buffer_size() > 0:
             return "sending"
+        if cycle is not None and cycle.response_complete and cycle.more_body:
+            return "rest"
         if cycle is None or cycle.response_complete:
             return "head" if self._head_bytes > 0 else "idle"
         if cycle.more_body:
@@ -150,7 +155,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen 
         """Ends a connection that has waited too long."""
         if self.state in ("head", "body"):
             self.dismiss(_LATE)
-        elif self.state == "idle":
+        elif self.state in ("idle", "rest"):
             self.transport.close()
         else:  # the client takes nothing, so it would not take a reason either
             self.transport.abort()

@@ -162,10 +162,7 @@ class Server:
 
     def _refusal(self, status: int, reason: object) -> Response:
         # What was sent may be in the reason, lone surrogates included.
-        response = self._response({"error": str(reason).encode(errors="backslashreplace").decode()}, status)
-        if status == 413:
-            response.headers["connection"] = "close"  # the rest of the body is on its way
-        return response
+        return self._response({"error": str(reason).encode(errors="backslashreplace").decode()}, status)
 
     async def _body(self, request: Request) -> bytes:
         refusal = RequestError(413, f"the body is larger than {self.limits.max_bytes} bytes")

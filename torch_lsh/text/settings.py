@@ -72,8 +72,8 @@ def hashing(chosen: Chosen, text_bytes: int) -> HashedText | list[tuple[float, H
 
 
 def _bits(text_bytes: int) -> int:
-    """Chooses about one column per 4 bytes of text, so that few words and pairs collide; at most two million."""
-    return min(21, max(16, math.ceil(math.log2(text_bytes / 4 + 1))))
+    """Chooses about one column per 4 bytes of text, so that few words and pairs collide; at most four million."""
+    return min(22, max(16, math.ceil(math.log2(text_bytes / 4 + 1))))
 
 
 def network_for(chosen: Chosen, features: int, classes: int, rows: int, multilabel: bool) -> tuple[Network, Settings]:
@@ -112,6 +112,6 @@ def network_for(chosen: Chosen, features: int, classes: int, rows: int, multilab
     if multilabel:
         epochs, lr = max(8, 20_000 // rows), 0.02
     else:  # features weighed by their classes need few passes, and overfit with many
-        epochs, lr = max(2, round(400 * rows**-0.5)), 0.03
+        epochs, lr = max(2, round(200 * (classes / rows) ** 0.5)), 0.03
     epochs, lr = chosen.epochs or min(40, epochs), chosen.lr or lr
     return network, settings._replace(epochs=epochs, lr=lr, decay=1.0)
