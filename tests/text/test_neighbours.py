@@ -123,6 +123,8 @@ OUT_OF_RANGE = {
         ("mixing", "columns", lambda columns: columns.fill_(3)),
         ("mixing", "columns", lambda columns: columns - 2**30),
         ("mixing", "columns", lambda columns: columns + 2**30),
+        ("mixing", "columns", lambda columns: columns.long()),
+        ("mixing", "idf", lambda idf: idf.double()),
     ],
 )
 def test_damaged_tensors_are_refused(request, tmp_path, kind, name, damage):
