@@ -483,6 +483,29 @@ def test_a_damaged_checkpoint_is_refused(data, tmp_path, damage):
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value", "message"),
+    [
+        ("end", "since_best", None, "since_best is None; wanted a number"),
+        ("end", "since_best", {}, "since_best is {}; wanted a number"),
+        ("end", "best", 0.5, "best is 0.5; wanted a list of numbers"),
+        ("end", "best", ["x"], "wanted a list of numbers"),
+        ("progress", "best", {"input_bias": torch.zeros(3)}, "best holds other parameters"),
+        ("progress", "best", {"x": 1}, "does not hold a training run"),
+        ("progress", "epoch", -1, "epoch is -1"),
+    ],
+)
+def test_a_checkpoint_with_other_progress_is_refused(data, tmp_path, part, name, value, message):
+    path = tmp_path / "run.pt"
+    fit(make_model(), data[0], max_steps=4, checkpoint=path, checkpoint_every=EVERY)
+    content = torch.load(path)
+    content[part][name] = value
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=message) as error:
+        fit(make_model(), data[0], checkpoint=path)
+    assert str(path) in str(error.value)
+
+
 def test_a_model_is_no_checkpoint(data, saved):
     with pytest.raises(ValueError, match=r"has the format torch_lsh\.XMCClassifier/2; wanted torch_lsh\.fit/2"):
         fit(make_model(), data[0], checkpoint=saved)

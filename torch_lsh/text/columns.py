@@ -19,7 +19,7 @@ class Columns:
         num_columns: Of the hashed text.
 
     Raises:
-        ValueError: ``columns`` are not different numbers within 0 to ``num_columns - 1``, or dtypes or shapes are others.
+        ValueError: ``columns`` are not different numbers within 0 to ``num_columns - 1``, or of another dtype.
 
     >>> columns = Columns(torch.tensor([2, 5], dtype=torch.int32), torch.tensor([1.0, 2.0]), 8)
     >>> columns.features(torch.tensor([0, 3]), torch.tensor([0, 2, 5]), torch.tensor([1.0, 2.0, 1.0]))
