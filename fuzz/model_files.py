@@ -63,7 +63,8 @@ def _use_text(path: Path) -> None:
 
 
 def _use_xmc(path: Path) -> None:
-    XMCClassifier.load(path).predict(_dataset(), k=1)
+    model = XMCClassifier.load(path)
+    model.predict(torch.ones(3, model.num_features) if model.dense_input else _dataset(), k=1)
 
 
 def _use_checkpoint(path: Path) -> None:
