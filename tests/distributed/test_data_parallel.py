@@ -295,7 +295,7 @@ def test_dense_exchange_warns_once_and_ends_with_the_wrapper(results):
 
 def test_without_the_wrapper_nothing_is_exchanged(results):
     for sent, then in (result["gone"] for result in results):
-        assert 0 < sent < then
+        assert 0 < sent == then  # another wrapper counts anew
 
 
 def test_bytes_are_those_of_the_rows(results):
