@@ -63,7 +63,8 @@ def _use_text(path: Path) -> None:
 
 
 def _use_xmc(path: Path) -> None:
-    XMCClassifier.load(path).predict(_dataset(), k=1)
+    model = XMCClassifier.load(path)
+    model.predict(torch.ones(3, model.num_features) if model.dense_input else _dataset(), k=1)
 
 
 def _use_checkpoint(path: Path) -> None:
@@ -78,7 +79,7 @@ def make(seed: int) -> tuple[str, bytes]:
     if rng.random() < 0.4:
         return name, damaged(rng, content, [kind.content for kind in kinds().values()])
     path = folder(os.getpid()) / "made"
-    if name == "text":
+    if name != "checkpoint":
         _write_other_model(rng, content, path)
     else:
         torch.save(_changed_content(rng, torch.load(io.BytesIO(content), weights_only=True)), path)

@@ -323,8 +323,10 @@ def test_only_files_of_ours_are_replaced(tmp_path):
 def test_files_of_the_previous_version():
     """Written by version 0.1.0, formats ``TextClassifier/2``, ``XMCClassifier/1`` and ``XMCClassifier.fit/1``."""
     expected = json.loads((PREVIOUS / "expected.json").read_text())
-    probabilities = TextClassifier.load(PREVIOUS / "text_2.safetensors").predict_proba(["good film", "long, bad"])
-    torch.testing.assert_close(torch.from_numpy(probabilities), torch.tensor(expected["text"]))
+    for name in ("text_2", "text_2_neighbours"):
+        model = TextClassifier.load(PREVIOUS / f"{name}.safetensors")
+        probabilities = model.predict_proba(["good film", "long, bad"])
+        torch.testing.assert_close(torch.from_numpy(probabilities), torch.tensor(expected[name]))
     train, _ = synthetic_xmc(40, 0, 30, 20)
     scores, classes = XMCClassifier.load(PREVIOUS / "xmc_1.pt").predict(train, k=3)
     assert classes.tolist() == expected["classes"]

@@ -164,9 +164,13 @@ def test_more_rows_become_neighbours(data, ranker, refit):
 
 def test_a_ranker_of_equal_sizes_takes_its_state(data, ranker):
     with torch.device("meta"):
-        empty = LabelRanker.empty(ranker.configuration(), LABELS)
+        configuration = ranker.configuration()
+        assert configuration.pop("kind") == "ranker"
+        empty = LabelRanker.empty(LABELS, **configuration)
     empty.load_state_dict(ranker.state_dict(), assign=True)
-    empty.check()
+    empty.check(2000)
+    with pytest.raises(ValueError, match="weight has 2000 numbers; wanted 2001"):
+        empty.check(2001)
     for ours, theirs in zip(topk(empty, data[2], 5), topk(ranker, data[2], 5)):
         assert torch.equal(ours, theirs)
 
@@ -188,6 +192,6 @@ def test_room_for_labels_changes_nothing_else(data, ranker):
     wanted = topk(made, test, 5)
     made.make_room(LABELS + 9)
     assert made.num_labels == LABELS + 9
-    made.check()
+    made.check(2000)
     for ours, theirs in zip(topk(made, test, 5), wanted):
         assert torch.equal(ours, theirs)

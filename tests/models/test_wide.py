@@ -14,6 +14,7 @@ from torch_lsh.data.xmc import XMCRows
 from torch_lsh.models import XMCClassifier
 from torch_lsh.models.fitting import label_weights
 from torch_lsh.models.network import softmax_loss
+from torch_lsh.models.ranker import LabelRanker
 from torch_lsh.models.ranking import LabelFilter
 from torch_lsh.models.rows import InMemory, epoch_batches, rows_of
 from torch_lsh.models.schedule import Schedule, seconds_of
@@ -82,17 +83,32 @@ def test_budgets():
     assert time.perf_counter() - start < 10
 
 
-def test_held_out_rows_decide_and_become_neighbours():
-    train, _ = synthetic_xmc(22_000, 0, num_features=500, num_labels=4_200)
+def test_held_out_rows_train_a_ranker_and_become_neighbours():
+    train, _ = synthetic_xmc(3_000, 0, num_features=500, num_labels=600)
     torch.manual_seed(0)
-    model = XMCClassifier(500, 4_200, hidden=4)
-    history = model.fit(train, batch_size=1024, validation_fraction=0.1, progress=False, budget=2)
+    model = XMCClassifier(500, 600, hidden=4)
+    history = model.fit(train, validation_fraction=0.1, progress=False, epochs=2)
     assert {"validation_precision@1", "validation_precision@5"} <= history[0].keys()
-    assert "validation_neighbours_precision@1" in history[-1]
+    assert history[-1]["validation_neighbours_precision@1"] > history[-1]["validation_precision@1"]
+    assert isinstance(model.mixture, LabelRanker)
+    assert len(model.mixture.neighbours) == len(train)
+    assert int(model.mixture.counts.sum()) == len(train.rows.labels)
+
+
+def test_held_out_dense_rows_decide_the_shares_of_neighbours():
+    """Rows of 600 labels, each near its own corner of a cube, that a hidden layer of width 2 cannot tell apart."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(600, (20_500,), generator=generator)
+    corners = (labels.unsqueeze(1) >> torch.arange(10) & 1) * 2.0 - 1
+    features = corners + 0.3 * torch.randn(corners.shape, generator=generator)
+    torch.manual_seed(0)
+    model = XMCClassifier(10, 600, hidden=2, dense_input=True)
+    history = model.fit((features, labels), epochs=2, batch_size=1024, progress=False)
+    assert history[-1]["validation_neighbours_precision@1"] > 0.9 > 0.5 > history[-1]["validation_precision@1"]
     (neighbours,) = model.mixture.sources
-    labelled = int((train.rows.label_start.diff() > 0).sum())
-    assert len(neighbours) == len(train) == labelled
+    assert len(neighbours) == len(labels)
     assert model.mixture.shares.max() > 0
+    assert (model.mixture.shares != 0.5).all()  # which is what a mixture begins with
 
 
 def test_few_rows_are_all_trained_on():

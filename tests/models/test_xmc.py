@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import errno
 import json
@@ -234,10 +235,13 @@ def test_a_loaded_model_trains_on_as_the_original_does(data, tmp_path):
     assert all(parameter.requires_grad for parameter in loaded.parameters())
     # neither has drawn anything since its tables were built from these weights
     fresh = make_model()
+    fresh.mixture = copy.deepcopy(model.mixture)
     fresh.load_state_dict(model.state_dict())
     for other in (loaded, fresh):
         fit(other, data[0], epochs=1)
     assert_same(loaded, fresh)
+    for a, b in zip(loaded.predict(data[1]), fresh.predict(data[1]), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.fixture
@@ -475,6 +479,29 @@ def test_a_damaged_checkpoint_is_refused(data, tmp_path, damage):
     fit(make_model(), data[0], max_steps=4, checkpoint=path, checkpoint_every=EVERY)
     DAMAGE[damage](path)
     with pytest.raises(ValueError, match=r"damaged|format") as error:
+        fit(make_model(), data[0], checkpoint=path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "message"),
+    [
+        ("end", "since_best", None, "since_best is None; wanted a number"),
+        ("end", "since_best", {}, "since_best is {}; wanted a number"),
+        ("end", "best", 0.5, "best is 0.5; wanted a list of numbers"),
+        ("end", "best", ["x"], "wanted a list of numbers"),
+        ("progress", "best", {"input_bias": torch.zeros(3)}, "best holds other parameters"),
+        ("progress", "best", {"x": 1}, "does not hold a training run"),
+        ("progress", "epoch", -1, "epoch is -1"),
+    ],
+)
+def test_a_checkpoint_with_other_progress_is_refused(data, tmp_path, part, name, value, message):
+    path = tmp_path / "run.pt"
+    fit(make_model(), data[0], max_steps=4, checkpoint=path, checkpoint_every=EVERY)
+    content = torch.load(path)
+    content[part][name] = value
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=message) as error:
         fit(make_model(), data[0], checkpoint=path)
     assert str(path) in str(error.value)
 

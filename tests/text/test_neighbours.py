@@ -13,6 +13,7 @@ import torch
 from torch_lsh.data import HashedText
 from torch_lsh.io import load_safetensors, save_safetensors
 from torch_lsh.models import TextClassifier
+from torch_lsh.models.ranker import LabelRanker
 from torch_lsh.text.training_data import Texts, TrainingData
 
 CLASSES = 4200
@@ -30,22 +31,43 @@ def generate(rows, seed):
 
 
 @pytest.fixture(scope="module")
-def model():
+def ranking():
+    """A model with held-out texts, which train a ranker."""
     torch.set_num_threads(1)
     return TextClassifier(hidden=8, epochs=1).fit(*generate(22_000, 0))
 
 
-def test_is_the_default_over_many_classes_and_better_than_the_network(model):
-    assert model.network_.mixture.sources[0].k == 64
-    assert model.features_.word_ngrams == 1
-    entry = model.history_[-1]
+@pytest.fixture(scope="module")
+def mixing():
+    """A model of too few texts to hold out some."""
+    torch.set_num_threads(1)
+    return TextClassifier(hidden=8, epochs=1).fit(*generate(4500, 0))
+
+
+@pytest.fixture(params=["ranking", "mixing"])
+def model(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_are_the_default_over_many_classes_and_better_than_the_network(ranking):
+    assert isinstance(ranking.network_.mixture, LabelRanker)
+    assert ranking.network_.mixture.neighbours.k == 64
+    assert len(ranking.network_.mixture.neighbours) == 22_000
+    assert ranking.features_.word_ngrams == 1
+    entry = ranking.history_[-1]
     assert entry["validation_neighbours_accuracy"] > 0.9 > 0.5 > entry["validation_accuracy"]
     texts, labels = generate(300, 1)
-    assert model.score(texts, labels) > 0.9
-    np.testing.assert_allclose(model.predict_proba(texts[:20]).sum(1), 1, rtol=1e-4)
-    words = model.explain(texts[0])
+    assert ranking.score(texts, labels) > 0.9
+    np.testing.assert_allclose(ranking.predict_proba(texts[:20]).sum(1), 1, rtol=1e-4)
+    words = ranking.explain(texts[0])
     assert words[0][0] == texts[0].split()[0]
     assert all(np.isfinite(loss) for _, loss in words)
+
+
+def test_vote_without_held_out_texts_too(mixing):
+    (neighbours,) = mixing.network_.mixture.sources
+    assert (neighbours.k, len(neighbours)) == (64, 4500)
+    assert mixing.score(*generate(300, 1)) > 0.6
 
 
 def test_can_be_left_out_and_asked_for():
@@ -65,50 +87,97 @@ def test_saved_and_copied(model, tmp_path):
     model.save(tmp_path / "model")
     for other in (TextClassifier.load(tmp_path / "model"), copy.deepcopy(model)):
         np.testing.assert_array_equal(other.predict_proba(texts), wanted)
-        assert other.network_.mixture.sources[0].configuration() == model.network_.mixture.sources[0].configuration()
+        assert other.network_.mixture.configuration() == model.network_.mixture.configuration()
+
+
+OUT_OF_RANGE = {
+    "columns": lambda columns: columns.fill_(10**6),
+    "labels": lambda labels: labels.fill_(CLASSES),
+    "start": lambda start: start.flip(0),
+    "values": lambda values: values.fill_(torch.nan),
+}
 
 
 @pytest.mark.parametrize(
-    ("name", "damage"),
+    ("kind", "name", "damage"),
     [
-        ("mixture.sources.0.columns", lambda columns: columns.fill_(10**6)),
-        ("mixture.sources.0.labels", lambda labels: labels.fill_(CLASSES)),
-        ("mixture.sources.0.row_start", lambda start: start.flip(0)),
-        ("columns", lambda columns: columns.fill_(3)),
-        ("columns", lambda columns: columns - 2**30),
-        ("columns", lambda columns: columns + 2**30),
+        ("mixing", "mixture.sources.0.columns", "columns"),
+        ("mixing", "mixture.sources.0.labels", "labels"),
+        ("mixing", "mixture.sources.0.row_start", "start"),
+        ("mixing", "mixture.sources.0.column_rows", "columns"),
+        ("mixing", "mixture.bucket", lambda bucket: bucket + 8),
+        ("mixing", "mixture.shares", lambda shares: shares + 1),
+        ("ranking", "mixture.neighbours.columns", "columns"),
+        ("ranking", "mixture.neighbours.labels", "labels"),
+        ("ranking", "mixture.neighbours.row_start", "start"),
+        ("ranking", "mixture.centroids.columns", "columns"),
+        ("ranking", "mixture.centroids.column_labels", "labels"),
+        ("ranking", "mixture.centroids.start", "start"),
+        ("ranking", "mixture.classifiers.columns", "columns"),
+        ("ranking", "mixture.classifiers.start", "start"),
+        ("ranking", "mixture.classifiers.values", "values"),
+        ("ranking", "mixture.counts", lambda counts: counts - 2**20),
+        ("ranking", "mixture.deviation", lambda deviation: deviation * 0),
+        ("ranking", "mixture.weighting.weight", lambda weight: weight[1:].clone()),
+        ("ranking", "mixture.rank.0.weight", lambda weight: weight[1:].clone()),
+        ("mixing", "columns", lambda columns: columns.fill_(3)),
+        ("mixing", "columns", lambda columns: columns - 2**30),
+        ("mixing", "columns", lambda columns: columns + 2**30),
+        ("mixing", "columns", lambda columns: columns.long()),
+        ("mixing", "idf", lambda idf: idf.double()),
     ],
 )
-def test_damaged_tensors_are_refused(model, tmp_path, name, damage):
+def test_damaged_tensors_are_refused(request, tmp_path, kind, name, damage):
     path = tmp_path / "model"
-    model.save(path)
+    request.getfixturevalue(kind).save(path)
     tensors, metadata = load_safetensors(path)
-    tensors[name] = damage(tensors[name])
+    tensors[name] = OUT_OF_RANGE.get(damage, damage)(tensors[name])
     save_safetensors(tensors, path, metadata)
     with pytest.raises(ValueError, match="does not hold a model that this version knows"):
         TextClassifier.load(path)
 
 
+NEIGHBOURS = [
+    {"rows": 3},
+    {"rows": 2**70},
+    {"k": 0},
+    {"k": 10**9},
+    {"k": 2**70},
+    {"power": "x"},
+    {"power": 1e999},
+    {"num_features": 10**6},
+    {"kind": "none"},
+    {"evil": 1},
+]
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("kind", "place", "change"),
     [
-        {"rows": 3},
-        {"rows": 2**70},
-        {"k": 0},
-        {"k": 10**9},
-        {"k": 2**70},
-        {"power": "x"},
-        {"power": 1e999},
-        {"kind": "none"},
-        {"evil": 1},
+        *(("mixing", ("sources", 0), change) for change in NEIGHBOURS),
+        *(("ranking", ("neighbours",), change) for change in NEIGHBOURS),
+        ("ranking", ("neighbours",), {"kind": "dense"}),
+        ("ranking", ("weighting",), {"num_features": 3}),
+        ("ranking", ("weighting",), {"evil": 1}),
+        ("ranking", ("centroids",), {"entries": 3}),
+        ("ranking", ("centroids",), {"num_features": 2**70}),
+        ("ranking", ("classifiers",), {"entries": -1}),
+        ("ranking", ("classifiers",), {"num_features": 10**6}),
+        ("ranking", ("classifiers",), {"num_features": "x"}),
+        *((kind, (), change) for kind in ("mixing", "ranking") for change in ({"kind": "none"}, {"evil": 1})),
+        ("mixing", (), {"kind": "ranker"}),
+        ("ranking", (), {"kind": "mixture"}),
     ],
 )
-def test_damaged_settings_are_refused(model, tmp_path, change):
+def test_damaged_settings_are_refused(request, tmp_path, kind, place, change):
     path = tmp_path / "model"
-    model.save(path)
+    request.getfixturevalue(kind).save(path)
     tensors, metadata = load_safetensors(path)
     settings = json.loads(metadata["model"])
-    settings["network"]["mixture"][0].update(change)
+    damaged = settings["network"]["mixture"]
+    for key in place:
+        damaged = damaged[key]
+    damaged.update(change)
     save_safetensors(tensors, path, {**metadata, "model": json.dumps(settings)})
     with pytest.raises(ValueError, match="does not hold a model that this version knows"):
         TextClassifier.load(path)
@@ -123,7 +192,7 @@ def test_of_more_texts_than_fit_in_memory_a_choice_is_kept():
     assert len(kept.feature_start) == pytest.approx(5_000, rel=0.05)
     assert len(kept.labels.unique()) > 2500  # of 4,200, from everywhere
     model = TextClassifier(hidden=8, epochs=1, memory=1 << 19, batch_size=512).fit(texts, labels)
-    assert 5_000 < len(model.network_.mixture.sources[0]) < 12_500
+    assert 5_000 < len(model.network_.mixture.neighbours) < 12_500
     assert model.score(*generate(300, 1)) > 0.6
 
 

@@ -26,9 +26,9 @@ def as_texts(X):
 class RowsAsTexts(TextClassifier):
     """Its parameters are the class's."""
 
-    def fit(self, X, y):
+    def fit(self, X, y, **options):
         X, y = validate_data(self, X, y, multi_output=True)
-        return super().fit(as_texts(X), y)
+        return super().fit(as_texts(X), y, **options)
 
     def partial_fit(self, X, y, classes=None):
         first = not hasattr(self, "network_")

@@ -52,8 +52,10 @@ class LabelRows(nn.Module):
         """Makes room for labels whose rows are empty."""
         self.start = torch.cat([self.start, self.start[-1:].expand(num_labels - self.num_labels)])
 
-    def check(self) -> None:
-        """Raises a ValueError where the buffers are not sparse rows."""
+    def check(self, num_features: int) -> None:
+        """Raises a ValueError where the buffers are not sparse rows of so many features."""
+        if self.num_features != num_features:
+            raise ValueError(f"rows of labels have {self.num_features} features; wanted {num_features}")
         none = torch.zeros_like(self.start), torch.zeros(0, dtype=torch.int32)
         check_rows(XMCRows(self.start, self.columns, self.values, *none, self.num_features, 0))
 
@@ -99,8 +101,8 @@ class Centroids(LabelRows):
         made.index()
         return made
 
-    def check(self) -> None:
-        super().check()
+    def check(self, num_features: int) -> None:
+        super().check(num_features)
         none = torch.zeros_like(self.column_start), torch.zeros(0, dtype=torch.int32)
         check_rows(XMCRows(self.column_start, self.column_labels, self.column_values, *none, self.num_labels, 0))
 

@@ -91,20 +91,23 @@ class Mixture(nn.Module):
         return bool((self.shares > 0).any())
 
     def configuration(self) -> dict[str, Any]:
-        """What :meth:`empty` takes."""
+        """The arguments of :meth:`empty`, except ``num_labels``, and the kind."""
         return {"kind": "mixture", "sources": [source.configuration() for source in self.sources]}  # type: ignore[operator]
 
     @classmethod
-    def empty(cls, configuration: dict[str, Any], num_labels: int) -> Mixture:
+    def empty(cls, num_labels: int, sources: Sequence[dict[str, Any]]) -> Mixture:
         """A mixture of the same sizes as the one that has this configuration."""
-        sources = [neighbours_from(some, num_labels) for some in configuration["sources"]]
-        return cls(sources, torch.zeros(num_labels))
+        return cls([neighbours_from(some, num_labels) for some in sources], torch.zeros(num_labels))
 
-    def check(self) -> None:
-        """Raises a ValueError where buffers of sources are not rows with labels."""
+    def check(self, num_features: int) -> None:
+        """Raises a ValueError where buffers are not those of a mixture for rows of so many features."""
+        if not torch.equal(self.bucket, bucket_of(self.counts)):
+            raise ValueError("bucket does not follow from counts")
+        if not bool(((self.shares >= 0) & (self.shares < 1)).all()):
+            raise ValueError("shares holds numbers outside of 0 to below 1")
         for source in self.sources:
             if isinstance(source, Neighbours):
-                source.check()
+                source.check(num_features)
 
     def make_room(self, num_labels: int) -> None:
         """Makes room for labels that no row has."""

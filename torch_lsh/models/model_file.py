@@ -19,6 +19,7 @@ from .mixture import Mixture
 from .network import Network, WideNetwork
 from .ranker import LabelRanker
 
+_MIXTURES: dict[str, type[Mixture] | type[LabelRanker]] = {"mixture": Mixture, "ranker": LabelRanker}
 _POLICIES = {policy.__name__: policy for policy in (FixedInterval, ExponentialBackoff, Drift)}
 
 
@@ -101,7 +102,7 @@ def restore(network: Network, description: dict[str, Any], tensors: dict[str, Te
         network: The network, made on the meta device.
         description: What :func:`describe` returned.
         tensors: The tensors of the file.
-        check: Whether to look at every number of the neighbours.
+        check: Whether to look at every number of the mixture.
 
     Raises:
         KeyError, TypeError, ValueError, RuntimeError: The parts do not fit each other.
@@ -114,15 +115,15 @@ def restore(network: Network, description: dict[str, Any], tensors: dict[str, Te
             network.mixture = _empty_mixture(description["mixture"], labels)
     assign_weights(network, tensors)
     if network.mixture is not None and check:
-        network.mixture.check()
+        network.mixture.check(network.num_features)
     for parameter in network.parameters():
         parameter.requires_grad_()
     network.eval()
 
 
 def _empty_mixture(configuration: dict[str, Any], num_labels: int) -> Mixture | LabelRanker:
-    kind = LabelRanker if configuration["kind"] == "ranker" else Mixture
-    return kind.empty(configuration, num_labels)
+    configuration = dict(configuration)
+    return _MIXTURES[configuration.pop("kind")].empty(num_labels, **configuration)
 
 
 # --- settings of the output layer -------------------------------------------------------------------------------------

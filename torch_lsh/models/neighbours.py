@@ -54,8 +54,8 @@ class Neighbours(nn.Module):
         """The rows that are kept."""
         raise NotImplementedError
 
-    def check(self) -> None:
-        """Raises a ValueError where the buffers are not rows with labels."""
+    def check(self, num_features: int) -> None:
+        """Raises a ValueError where the buffers are not rows of so many features, with labels."""
         raise NotImplementedError
 
     def search(self, features: Features) -> tuple[Tensor, Tensor]:
@@ -155,7 +155,9 @@ class SparseNeighbours(Neighbours):
         of_entry = torch.repeat_interleave(torch.arange(len(self), dtype=torch.int32), self.row_start.diff())
         self.column_rows, self.column_values = of_entry[order], self.values[order]
 
-    def check(self) -> None:
+    def check(self, num_features: int) -> None:
+        if self.num_features != num_features:
+            raise ValueError(f"neighbours have {self.num_features} features; wanted {num_features}")
         check_rows(self.rows())
         by_column = XMCRows(
             self.column_start,
@@ -199,7 +201,9 @@ class DenseNeighbours(Neighbours):
     def rows(self) -> DenseRows:
         return DenseRows(self.vectors, self.label_start, self.labels, self.num_labels)
 
-    def check(self) -> None:
+    def check(self, num_features: int) -> None:
+        if self.vectors.shape[1] != num_features:
+            raise ValueError(f"neighbours have {self.vectors.shape[1]} features; wanted {num_features}")
         entries = torch.zeros(0, dtype=torch.int32)
         none = torch.zeros_like(self.label_start)
         check_rows(XMCRows(none, entries, torch.zeros(0), self.label_start, self.labels, 0, self.num_labels))

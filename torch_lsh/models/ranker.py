@@ -133,27 +133,38 @@ class LabelRanker(nn.Module):
         self.counts = torch.cat([self.counts, self.counts.new_zeros(num_labels - len(self.counts))])
 
     def configuration(self) -> dict[str, Any]:
-        """What :meth:`empty` takes."""
+        """The arguments of :meth:`empty`, except ``num_labels``, and the kind."""
         names = "weighting", "neighbours", "centroids", "classifiers"
         return {"kind": "ranker", **{name: getattr(self, name).configuration() for name in names}}
 
     @classmethod
-    def empty(cls, configuration: dict[str, Any], num_labels: int) -> LabelRanker:
+    def empty(
+        cls,
+        num_labels: int,
+        weighting: dict[str, Any],
+        neighbours: dict[str, Any],
+        centroids: dict[str, Any],
+        classifiers: dict[str, Any],
+    ) -> LabelRanker:
         """A ranker of the same sizes as the one that has this configuration."""
-        near = neighbours_from(configuration["neighbours"], num_labels)
+        near = neighbours_from(neighbours, num_labels)
         if not isinstance(near, SparseNeighbours):
             raise ValueError(f"neighbours are {type(near).__name__}; wanted SparseNeighbours")
         return cls(
-            FeatureWeighting(**configuration["weighting"]),
+            FeatureWeighting(**weighting),
             near,
-            Centroids(num_labels, **configuration["centroids"]),
-            LinearClassifiers(num_labels, **configuration["classifiers"]),
+            Centroids(num_labels, **centroids),
+            LinearClassifiers(num_labels, **classifiers),
         )
 
-    def check(self) -> None:
-        """Raises a ValueError where the buffers are not sparse rows."""
+    def check(self, num_features: int) -> None:
+        """Raises a ValueError where buffers are not those of a ranker for rows of so many features."""
+        if len(self.weighting.weight) != num_features:
+            raise ValueError(f"weight has {len(self.weighting.weight)} numbers; wanted {num_features}")
+        if not bool((self.counts >= 0).all()) or not bool((self.deviation > 0).all()):
+            raise ValueError("counts or deviation holds a number below what it can be")
         for part in (self.neighbours, self.centroids, self.classifiers):
-            part.check()
+            part.check(num_features)
 
     @property
     def num_labels(self) -> int:

@@ -85,10 +85,16 @@ class Schedule:
         """Takes over what :meth:`state` returned.
 
         Raises:
-            ValueError: The state is of another kind of schedule.
+            ValueError: The state is of another kind of schedule, or none.
         """
         if state.keys() != self.state().keys():
             raise ValueError(f"the schedule has {', '.join(map(str, state))}; wanted {', '.join(self.state())}")
+        for name, value in state.items():
+            numbers = value if name == "best" else [] if name == "end" and value is None else [value]
+            if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
+                raise ValueError(
+                    f"{name} is {value!r:.50}; wanted {'a list of numbers' if name == 'best' else 'a number'}"
+                )
         vars(self).update(state)
 
 

@@ -168,6 +168,9 @@ class TrainingRun:
                 if content[name] != here:
                     raise ValueError(f"{path} belongs to a run with {name} {content[name]}; this one has {here}")
             progress = _checked(content["progress"], {name: getattr(self, name) for name in _PROGRESS})
+            shapes = {name: value.shape for name, value in self.model.named_parameters()}
+            if progress["best"] and {name: value.shape for name, value in progress["best"].items()} != shapes:
+                raise ValueError("best holds other parameters than the model has")
             self.model.load_state_dict(content["weights"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.schedule.load(content["end"])

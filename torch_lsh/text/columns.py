@@ -19,7 +19,7 @@ class Columns:
         num_columns: Of the hashed text.
 
     Raises:
-        ValueError: ``columns`` are not different numbers within 0 to ``num_columns - 1``, or have other weights.
+        ValueError: ``columns`` are not different numbers within 0 to ``num_columns - 1``, or of another dtype.
 
     >>> columns = Columns(torch.tensor([2, 5], dtype=torch.int32), torch.tensor([1.0, 2.0]), 8)
     >>> columns.features(torch.tensor([0, 3]), torch.tensor([0, 2, 5]), torch.tensor([1.0, 2.0, 1.0]))
@@ -28,7 +28,11 @@ class Columns:
 
     def __init__(self, columns: Tensor, idf: Tensor, num_columns: int) -> None:
         if columns.shape != idf.shape or columns.dim() != 1:
-            raise ValueError(f"columns and idf have shapes {tuple(columns.shape)} and {tuple(idf.shape)}")
+            raise ValueError(
+                f"columns and idf have shapes {tuple(columns.shape)} and {tuple(idf.shape)}; wanted both [F]"
+            )
+        if columns.dtype is not torch.int32 or idf.dtype is not torch.float32:
+            raise ValueError(f"columns and idf have dtypes {columns.dtype} and {idf.dtype}; wanted int32 and float32")
         places = columns.long()
         if len(places) > 0 and (int(places.min()) < 0 or int(places.max()) >= num_columns):
             raise ValueError(f"columns runs from {places.min()} to {places.max()}; wanted 0 to {num_columns - 1}")

@@ -43,7 +43,7 @@ def converted(tensors: dict[str, Tensor], model: dict[str, Any]) -> tuple[dict[s
         neighbours = neighbours_of(rows, settings["k"], settings["power"])
         counts = torch.bincount(rows.labels, minlength=classes)
         mixture = Mixture([neighbours], counts, settings["share"])
-        network["mixture"] = [neighbours.configuration()]
+        network["mixture"] = mixture.configuration()
         own.update({f"mixture.{name}": value for name, value in mixture.state_dict().items()})
     features = {"split_characters": False, **model["features"]}
     return own, {**model, "network": network, "features": features}
