@@ -48,6 +48,12 @@ def kinds() -> dict[str, Kind]:
     found["checkpoint"] = Kind(checkpoint.read_bytes(), _use_checkpoint)
     model.save(path)
     found["xmc"] = Kind(path.read_bytes(), _use_xmc)
+    model.fit(dataset, epochs=1, batch_size=2, neighbours=2, progress=False)
+    model.save(path)
+    found["mixture"] = Kind(path.read_bytes(), _use_xmc)
+    model.fit(dataset, epochs=1, batch_size=2, neighbours=2, validation=dataset, progress=False)
+    model.save(path)
+    found["ranker"] = Kind(path.read_bytes(), _use_xmc)
     return found
 
 

@@ -242,7 +242,7 @@ def test_paths_that_cannot_be_written_are_found_before_training(files, tmp_path,
         (["--active", "1.5"], "active is 1.5"),
         (["--hash", "md5"], "hash is 'md5'; wanted one of 'simhash', 'simhash_hadamard', 'cross_polytope'"),
         (["--lr", "-1"], "learning rate"),
-        (["--workers", "-1"], "num_workers"),
+        (["--workers", "-1"], "num_workers is -1; wanted at least 0"),
         (["--seed", str(2**70)], "seed is"),
     ],
 )
@@ -368,16 +368,16 @@ def test_two_runs_of_one_checkpoint(files, tmp_path, capsys):
 
 
 def test_the_right_command_is_named(files, tmp_path, capsys):
-    assert_one_line(
-        run(capsys, "serve", files / "model.pt"),
-        "model.pt holds an XMC model, which is for evaluate, predict, inspect; serve takes none",
-    )
     options = ["--epochs", 1, "--checkpoint", tmp_path / "run.pt"]
     assert train_on(files, tmp_path / "m.pt", *options) == 0
-    assert_one_line(
-        run(capsys, "evaluate", files / "train.txt", "--model", tmp_path / "run.pt"),
-        "holds the state of a training run, which is for inspect, train --checkpoint",
-    )
+    for command, *arguments in (
+        ["serve", tmp_path / "run.pt"],
+        ["evaluate", files / "train.txt", "--model", tmp_path / "run.pt"],
+    ):
+        assert_one_line(
+            run(capsys, command, *arguments),
+            f"holds the state of a training run, which is for inspect, train --checkpoint; {command} takes none",
+        )
 
 
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------

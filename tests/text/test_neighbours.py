@@ -156,6 +156,7 @@ NEIGHBOURS = [
     [
         *(("mixing", ("sources", 0), change) for change in NEIGHBOURS),
         *(("ranking", ("neighbours",), change) for change in NEIGHBOURS),
+        ("mixing", ("sources", 0), {"kind": "dense"}),
         ("ranking", ("neighbours",), {"kind": "dense"}),
         ("ranking", ("weighting",), {"num_features": 3}),
         ("ranking", ("weighting",), {"evil": 1}),
@@ -180,6 +181,17 @@ def test_damaged_settings_are_refused(request, tmp_path, kind, place, change):
     damaged.update(change)
     save_safetensors(tensors, path, {**metadata, "model": json.dumps(settings)})
     with pytest.raises(ValueError, match="does not hold a model that this version knows"):
+        TextClassifier.load(path)
+
+
+def test_neighbours_of_another_kind_than_the_input_are_refused(model, tmp_path):
+    path = tmp_path / "model"
+    model.save(path)
+    tensors, metadata = load_safetensors(path)
+    settings = json.loads(metadata["model"])
+    settings["network"]["dense_input"] = True
+    save_safetensors(tensors, path, {**metadata, "model": json.dumps(settings)})
+    with pytest.raises(ValueError, match="rows of another kind than the network"):
         TextClassifier.load(path)
 
 

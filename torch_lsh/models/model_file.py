@@ -16,6 +16,7 @@ from ..io import FilePath, assign_weights, load_safetensors, save_safetensors
 from ..nn import LSHLinear, QuantizedLinear
 from ..rehash import Drift, ExponentialBackoff, FixedInterval
 from .mixture import Mixture
+from .neighbours import DenseNeighbours, SparseNeighbours
 from .network import Network, WideNetwork
 from .ranker import LabelRanker
 
@@ -112,7 +113,7 @@ def restore(network: Network, description: dict[str, Any], tensors: dict[str, Te
         network.output = QuantizedLinear(len(network.input_bias), labels)
     if description["mixture"] is not None:
         with torch.device("meta"):
-            network.mixture = _empty_mixture(description["mixture"], labels)
+            network.mixture = _empty_mixture(description["mixture"], network)
     assign_weights(network, tensors)
     if network.mixture is not None and check:
         network.mixture.check(network.num_features)
@@ -121,9 +122,13 @@ def restore(network: Network, description: dict[str, Any], tensors: dict[str, Te
     network.eval()
 
 
-def _empty_mixture(configuration: dict[str, Any], num_labels: int) -> Mixture | LabelRanker:
+def _empty_mixture(configuration: dict[str, Any], network: Network) -> Mixture | LabelRanker:
     configuration = dict(configuration)
-    return _MIXTURES[configuration.pop("kind")].empty(num_labels, **configuration)
+    mixture = _MIXTURES[configuration.pop("kind")].empty(network.num_labels, **configuration)
+    dense = isinstance(network, WideNetwork) and network.dense_input
+    if any(isinstance(part, SparseNeighbours if dense else DenseNeighbours) for part in mixture.modules()):
+        raise ValueError("the mixture takes rows of another kind than the network")
+    return mixture
 
 
 # --- settings of the output layer -------------------------------------------------------------------------------------

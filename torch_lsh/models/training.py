@@ -237,6 +237,8 @@ class RunOptions(NamedTuple):
         """Raises the error that the run would end in, as far as the options tell."""
         if self.checkpoint_every is not None and self.checkpoint_every < 1:
             raise ValueError(f"checkpoint_every is {self.checkpoint_every}; wanted at least 1")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers is {self.num_workers}; wanted at least 0")
         if self.checkpoint is not None:
             check_can_write(self.checkpoint)
 
