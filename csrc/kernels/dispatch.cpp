@@ -133,7 +133,8 @@ const Kernels* choose(const char* wanted) {
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
-  const bool has_avx512_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  const bool has_avx512_bf16 =
+      has_avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
   const std::string no_amx = !has_avx512_bf16 ? "AMX is used with AVX512-BF16 only"
                              : choice.any() || choice.is("amx_bf16")
                                  ? why_no_amx()

@@ -41,17 +41,18 @@ struct VnniTiles : TileShape<1, 4, 16, 4, 8, 3, true> {
   }
 
   template <int64_t Down, int64_t Across>
-  static void multiply(const LeftTiles<int8_t>& left, const int8_t* right, int64_t steps, bool add, int32_t* out,
-                       int64_t stride) {
+  static void multiply(const LeftTiles<int8_t>& left, const int8_t* right, int64_t steps, bool add,
+                       int32_t* out, int64_t stride) {
     const __m512i sign = _mm512_set1_epi8(static_cast<char>(128));
     __m512i sums[Down][Across];
 #pragma GCC unroll 8
     for (int64_t i = 0; i < Down; ++i) {
-      const __m512i start = _mm512_sub_epi32(_mm512_setzero_si512(),
-                                             excess(left.from + i * left.tile, left.step, steps));
+      const __m512i start =
+          _mm512_sub_epi32(_mm512_setzero_si512(), excess(left.from + i * left.tile, left.step, steps));
 #pragma GCC unroll 3
       for (int64_t j = 0; j < Across; ++j)
-        sums[i][j] = add ? _mm512_add_epi32(start, _mm512_loadu_si512(out + i * stride + j * kColumns)) : start;
+        sums[i][j] =
+            add ? _mm512_add_epi32(start, _mm512_loadu_si512(out + i * stride + j * kColumns)) : start;
     }
     for (int64_t step = 0; step < steps; ++step, right += Across * kDepth * kColumns) {
       __m512i numbers[Across];

@@ -269,8 +269,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_sums(const Tensor& x, 
   check_arguments(x, weight, bias, rows, log_weights, positions);
   const ScalarType dtype = x.scalar_type(), sums = sum_dtype(dtype);
   const int64_t batch = x.size(0);
-  Tensor log_z = new_tensor({batch}, sums),
-         at_labels = new_tensor({batch, positions.size(1)}, sums),
+  Tensor log_z = new_tensor({batch}, sums), at_labels = new_tensor({batch, positions.size(1)}, sums),
          slopes = pooled_tensor({rows.numel(), batch}, sums), scale = new_tensor({batch}, sums);
   by_dtypes(OperandTypes{}, operand_dtype(dtype), stored_dtype(weight, dtype),
             [&]<typename T, typename Stored>() {

@@ -272,7 +272,7 @@ def labels_alone(rank: int, correction: str):
         wanted = F.cross_entropy(whole(x), y // 3, reduction="none", label_smoothing=smoothing)
         loss.backward()
         wanted.sum().backward()
-        found += [(loss, wanted[part].sum()), (layer.weight.grad * 2, whole.weight.grad[layer.shards.own])]
+        found += [(loss, wanted[part].sum()), (layer.weight.grad * 2, whole.weight.grad[layer.shards.own].clone())]
     return apart(*found)
 
 

@@ -55,3 +55,23 @@ def test_sharded_head(run, one_process, tmp_path):
     for _ in range(2):  # the second run resumes
         output = run("sharded_head.py", "--classes", 20_000, "--steps", 3, "--checkpoint", tmp_path / "run")
         assert "each holds 20,000 of 20,000 rows" in output
+
+
+@pytest.mark.parametrize("body", ["gru", "sasrec"])
+def test_next_item(run, body):
+    output = run("next_item.py", "--body", body, "--epochs", 1, "--steps", 3, "--width", 16)
+    assert "recall@20 0." in output
+    assert "mrr@20 0." in output
+
+
+def test_recommender(run, tmp_path):
+    """Thirty groups of users; what a user lacks of its group's twelve items is to be found among 400."""
+    group = {user: [user % 30 * 13 + i for i in range(12)] for user in range(300)}
+    lacks = {user: items[user // 30] for user, items in group.items()}
+    rows = [[user, *(item for item in items if item != lacks[user])] for user, items in group.items()]
+    (tmp_path / "train.txt").write_text("\n".join(" ".join(map(str, row)) for row in rows))
+    (tmp_path / "test.txt").write_text("\n".join(f"{user} {item}" for user, item in lacks.items()))
+    files = "--train", tmp_path / "train.txt", "--test", tmp_path / "test.txt"
+    settings = "--epochs", 20, "--every", 20, "--width", 16, "--batch-size", 64, "--lr", 0.03
+    output = run("recommender.py", *files, *settings)
+    assert float(output.split("recall@20")[1].split()[0]) > 0.5

@@ -23,7 +23,8 @@ _MOST_CANDIDATES = 4096
 _CONFIDENCE = 1.645  # standard errors by which measured recall exceeds the target: 95 %
 _K, _RECALL = 10, 0.95  # what the kinds are compared at
 _BUCKETS_PER_ROOT, _ROWS_PER_BUCKET = 10, 96  # buckets: so many times the root of the number of rows, or more
-_COMPARED = 8  # groups of buckets that a row is compared with
+_COMPARED = 8  # groups of buckets that clustered rows are compared with
+_CLEARLY = 4  # buckets that cost so many times less than sign codes are taken without another try
 _GATHERED = 2  # a byte of a row scored exactly costs as much as so many of codes read in order
 
 _log = logging.getLogger("torch_lsh")
@@ -54,9 +55,10 @@ class LookupIndex(Index):
 
     A build decides by the number of rows and by measurement. Below 32,768 rows, or with fewer than 256 queries to
     learn from, it makes a :class:`SignCodeIndex`, whose cost per query is ``width / 8 + 4`` bytes of every row. Above,
-    it makes a :class:`PartitionIndex` of about ``10 * sqrt(N)`` buckets, or ``N / 96`` where that is more, and measures
-    how many rows that has to examine for a recall@10 of 0.95; if reading these takes longer than all sign codes (rows
-    without structure), it makes sign codes after all.
+    it makes a :class:`PartitionIndex` of about ``10 * sqrt(N)`` buckets and measures how many rows that has to examine
+    for a recall@10 of 0.95. If reading these takes more than a quarter of all sign codes (clustered rows), it makes one
+    of ``N / 96`` buckets, where that is more, with a closer look at each row; and sign codes after all if these cost
+    less than both (rows without structure).
 
     :meth:`effort` finds, by measurement on the latest queries, how many rows to examine and how many to score exactly
     for a recall. Costs are bytes read, not seconds, so equal builds have equal results.
@@ -150,28 +152,34 @@ class LookupIndex(Index):
         return queries[:-judges]
 
     def _partition(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> PartitionIndex | None:
-        """Learned buckets; None where sign codes cost less."""
-        buckets = max(_BUCKETS_PER_ROOT * math.sqrt(self.num_rows), self.num_rows / _ROWS_PER_BUCKET)
-        bits = round(math.log2(buckets))
-        partition = PartitionIndex(
-            self.num_rows, self.in_features, hashes_per_table=bits, compared=_COMPARED, seed=self.seed
-        )
-        partition.build(weight, bias, queries)
+        """Learned buckets; None where sign codes cost less.
+
+        Rows in tight clusters need more buckets and a closer look at each row, which takes several times longer to
+        build; so the quick way is tried first.
+        """
         all_codes = self.num_rows * (self.in_features // 8 + 4)
         best = _best_rows(self._judges, weight, bias, _K)
-        effort = _measured(partition, self._judges, best, _RECALL, most=all_codes)
-        cost = _cost(partition, effort.examined, effort.candidates)
-        reached = effort.recall >= _RECALL
-        chosen = "learned buckets" if reached and cost < all_codes else "sign codes"
-        _log.info(
-            "look-ups among %d rows: %s; buckets need %d of %d bytes for recall %.3f",
-            self.num_rows,
-            chosen,
-            cost,
-            all_codes,
-            effort.recall,
-        )
-        return partition if chosen == "learned buckets" else None
+        buckets = _BUCKETS_PER_ROOT * math.sqrt(self.num_rows)
+        found: PartitionIndex | None = None
+        least = float(all_codes)
+        for compared in (1, _COMPARED):
+            bits = round(math.log2(buckets))
+            partition = PartitionIndex(
+                self.num_rows, self.in_features, hashes_per_table=bits, compared=compared, seed=self.seed
+            )
+            partition.build(weight, bias, queries)
+            effort = _measured(partition, self._judges, best, _RECALL, most=all_codes)
+            cost = _cost(partition, effort.examined, effort.candidates)
+            _log.info(
+                "look-ups among %d rows: %d buckets need %d bytes for recall %.3f, sign codes %d",
+                *(self.num_rows, 1 << bits, cost, effort.recall, all_codes),
+            )
+            if effort.recall >= _RECALL and cost < least:
+                found, least = partition, cost
+            if _CLEARLY * least < all_codes:
+                break
+            buckets = max(buckets, self.num_rows / _ROWS_PER_BUCKET)
+        return found
 
     def _rehash(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> None:
         self._built().rehash(weight, bias, queries)

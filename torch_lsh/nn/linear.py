@@ -72,6 +72,9 @@ class LSHLinear(LinearWithSampler, nn.Linear):
     __jit_ignored_attributes__ = ["sampler", "paths"]  # noqa: RUF012  (PyTorch reads a list)
     __jit_unused_properties__ = ["config", "scheduled"]  # noqa: RUF012
 
+    # torch.jit.script reads annotations, and does not know those of LinearWithSampler.
+    __annotations__ = nn.Linear.__annotations__
+
     def __init__(
         self,
         in_features: int,
