@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import itertools
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def train_text(arguments: argparse.Namespace) -> int:
         shown = "  ".join(f"{key} {value:.4f}" for key, value in entry.items() if "loss" in key or "validation" in key)
         print(f"epoch {entry['epoch']:.0f}  {shown}  {entry['texts_per_second']:,.0f} texts/s")
     if arguments.test is not None:
-        print(json.dumps({"test": model.evaluate(arguments.test, **_columns(arguments))}))
+        print(f'{{"test": {_json(model.evaluate(arguments.test, **_columns(arguments)))}}}')
     print(
         f"saved {arguments.model}: {len(model.classes_):,} labels, {Path(arguments.model).stat().st_size / 1e6:.1f} MB"
     )
@@ -106,8 +107,22 @@ def evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     model = TextClassifier.load(arguments.model)
-    print(json.dumps(model.evaluate(arguments.data, **_columns(arguments))))
+    if arguments.train is not None:
+        raise ValueError("--train is for XMC models; label counts of text models are in their files")
+    result = model.evaluate(
+        arguments.data,
+        **_columns(arguments),
+        metrics=arguments.metrics or (),
+        ks=arguments.ks,
+        propensities=arguments.propensities,
+        excluded=arguments.filter,
+    )
+    print(_json(result))
     return 0
+
+
+def _json(result: dict[str, float]) -> str:
+    return json.dumps({name: None if math.isnan(value) else value for name, value in result.items()})
 
 
 def predict_options(parser: argparse.ArgumentParser) -> None:
