@@ -583,3 +583,21 @@ def test_conventions_of_scikit_learn():
     assert cross_val_score(model, texts, labels, cv=2).min() > 0.8
     search = GridSearchCV(make_pipeline(FunctionTransformer(), model), {"textclassifier__lr": [0.02, 0.05]}, cv=2)
     assert search.fit(texts, labels).score(*generate(50, seed=1)) > 0.8
+
+
+def test_labels_and_texts_of_other_libraries():
+    sparse, pandas = pytest.importorskip("scipy.sparse"), pytest.importorskip("pandas")
+    texts, numbers = ["one", "two"] * 20, [0, 1] * 20
+    multi_hot = np.eye(2, dtype=np.int64)[numbers]
+    one_label, several = (TextClassifier(epochs=2).fit(texts, y) for y in (numbers, multi_hot))
+    expected = one_label.predict_proba(texts[:2])
+    frame = pandas.DataFrame({"y": numbers})
+    for y in (torch.tensor(numbers), torch.tensor(numbers).view(-1, 1), frame, frame["y"]):
+        np.testing.assert_array_equal(TextClassifier(epochs=2).fit(texts, y).predict_proba(texts[:2]), expected)
+    column = pandas.DataFrame({"x": texts})
+    np.testing.assert_array_equal(TextClassifier(epochs=2).fit(column, numbers).predict_proba(column[:2]), expected)
+    expected = several.predict(texts[:2])
+    for y in (sparse.csr_matrix(multi_hot), sparse.coo_array(multi_hot), torch.tensor(multi_hot)):
+        np.testing.assert_array_equal(TextClassifier(epochs=2).fit(texts, y).predict(texts[:2]), expected)
+    with pytest.raises(ValueError, match="X is a data frame of 2 columns; wanted one"):
+        TextClassifier().fit(pandas.DataFrame({"a": texts, "b": texts}), numbers)

@@ -34,7 +34,7 @@ from .linear import LinearNetwork
 from .naive_bayes import log_count_ratios
 from .quality import Quality
 from .settings import check_settings, hashing, network_for
-from .sources import Texts, is_multi_hot, source_of
+from .sources import Texts, is_multi_hot, plain_labels, source_of
 from .training_data import FeatureSource, Labels, TrainingData, hashed
 
 _MOST_COUNTS = 1 << 26  # of features by classes, to weigh features by
@@ -138,6 +138,8 @@ class TextClassifier:
         text: str | int | Sequence[str | int] = "text",
         label: str | int = "label",
         label_separator: str | None = None,
+        delimiter: str | None = None,
+        encoding: str = "utf-8",
         validation: tuple[Iterable[str], Iterable[Any]] | str | os.PathLike[str] | None = None,
         sample_weight: Any = None,
         class_weight: Any = None,
@@ -153,11 +155,14 @@ class TextClassifier:
         as it would have ended.
 
         Args:
-            X: Texts; or the path of a CSV, TSV, JSONL or Parquet file (:class:`torch_lsh.text.TextFile`).
-            y: A label for each text, a list of labels for each, or a multi-hot array ``[rows, C]``.
+            X: Texts; or the path of a CSV, TSV, JSONL, fastText or Parquet file (:class:`torch_lsh.text.TextFile`).
+            y: A label for each text, a list of labels for each, or a multi-hot array ``[rows, C]``,
+                dense or sparse. Tensors and data frames of one column serve, too.
             text: Column(s) of the text in the file.
             label: Column of the label in the file.
             label_separator: Separator of several labels in a cell of the file.
+            delimiter: Of the fields of a CSV or TSV file; None means a comma or a tab.
+            encoding: Of the file.
             validation: Texts and labels, or a file of the same form, in place of held-out texts.
             sample_weight: Weight of each text.
             class_weight: A dict from labels to weights (the others have weight 1), or ``"balanced"``.
@@ -175,7 +180,14 @@ class TextClassifier:
         )
         options.check()
         seconds = seconds_of(budget)
-        file_columns = {"text": text, "label": label, "label_separator": label_separator}
+        file_columns = {
+            "text": text,
+            "label": label,
+            "label_separator": label_separator,
+            "delimiter": delimiter,
+            "encoding": encoding,
+        }
+        y = plain_labels(y)
         source = source_of(X, y, file_columns)
         multi_hot = is_multi_hot(y)
         data = TrainingData(
@@ -239,6 +251,8 @@ class TextClassifier:
         text: str | int | Sequence[str | int] = "text",
         label: str | int = "label",
         label_separator: str | None = None,
+        delimiter: str | None = None,
+        encoding: str = "utf-8",
         sample_weight: Any = None,
     ) -> TextClassifier:
         """Trains a fitted classifier further, on texts that may have new labels and new words.
@@ -247,7 +261,7 @@ class TextClassifier:
         are some. An unfitted classifier is fitted.
 
         Args:
-            X, y, text, label, label_separator, sample_weight: See :meth:`fit`.
+            X, y, text, label, label_separator, delimiter, encoding, sample_weight: See :meth:`fit`.
             classes: Further labels to make room for, as scikit-learn's callers give them.
             epochs: Passes over the texts.
             lr: Learning rate of Adam at the beginning; None means a quarter of that of :meth:`fit`.
@@ -255,7 +269,13 @@ class TextClassifier:
         Raises:
             ValueError: A text or a label does not fit.
         """
-        columns: dict[str, Any] = {"text": text, "label": label, "label_separator": label_separator}
+        columns: dict[str, Any] = {
+            "text": text,
+            "label": label,
+            "label_separator": label_separator,
+            "delimiter": delimiter,
+            "encoding": encoding,
+        }
         if not hasattr(self, "network_"):
             self.fit(X, y, **columns, sample_weight=sample_weight)
             self._make_room(self._with_those_of(classes))
@@ -307,7 +327,7 @@ class TextClassifier:
     def _features_of(self, texts: Sequence[str | bytes]) -> Iterator[Features]:
         """Rows of features, in batches."""
         self._check_fitted()
-        if isinstance(texts, (str, bytes)) or not hasattr(texts, "__getitem__"):
+        if isinstance(texts, (str, bytes)) or not hasattr(texts, "__getitem__") or hasattr(texts, "columns"):
             texts = Texts(texts, None).texts
         size = self.network_.rows_at_a_time
         for start in range(0, len(texts), size):
@@ -411,6 +431,8 @@ class TextClassifier:
         text: str | int | Sequence[str | int] = "text",
         label: str | int = "label",
         label_separator: str | None = None,
+        delimiter: str | None = None,
+        encoding: str = "utf-8",
         metrics: Sequence[str] = (),
         ks: Sequence[int] = (1, 3, 5),
         propensities: Propensities = None,
@@ -421,7 +443,7 @@ class TextClassifier:
         A label that did not occur in the training data counts as wrong, and has no loss.
 
         Args:
-            X, y, text, label, label_separator: See :meth:`fit`.
+            X, y, text, label, label_separator, delimiter, encoding: See :meth:`fit`.
             metrics: Names of further metrics, see :class:`torch_lsh.metrics.RankingMetrics`.
             ks: The values of k of these.
             propensities: For the propensity-scored ones, see :meth:`torch_lsh.models.XMCClassifier.evaluate`; classes
@@ -437,7 +459,17 @@ class TextClassifier:
             ValueError: A text, a label or another argument does not fit.
         """
         self._check_fitted()
-        source = source_of(X, y, {"text": text, "label": label, "label_separator": label_separator})
+        source = source_of(
+            X,
+            y,
+            {
+                "text": text,
+                "label": label,
+                "label_separator": label_separator,
+                "delimiter": delimiter,
+                "encoding": encoding,
+            },
+        )
         labels = Labels(self.classes_.tolist(), others="count")
         metric = Quality(self.multilabel_, self.network_.binary, self.threshold_)
         likely = propensities_for(metrics, propensities, self.network_)

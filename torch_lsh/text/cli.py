@@ -34,6 +34,8 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("columns of text files (names, or numbers from 0 where there is no header)")
     group.add_argument("--text", nargs="+", type=_column, default=["text"], help="column(s) of the text")
     group.add_argument("--label", type=_column, default="label", help="column of the label")
+    group.add_argument("--delimiter", help="of the fields of CSV and TSV files; default: a comma or a tab")
+    group.add_argument("--encoding", default="utf-8", help="of the files")
     group.add_argument("--separator", help="separator of several labels in one cell")
 
 
@@ -42,14 +44,15 @@ def _column(text: str) -> str | int:
 
 
 def _columns(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"text": arguments.text, "label": arguments.label, "label_separator": arguments.separator}
+    form = {"delimiter": arguments.delimiter, "encoding": arguments.encoding}
+    return {"text": arguments.text, "label": arguments.label, "label_separator": arguments.separator, **form}
 
 
 # --- train-text -------------------------------------------------------------------------------------------------------
 
 
 def train_text_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", help=".csv, .tsv, .jsonl (also .gz, .xz, .bz2) or .parquet")
+    parser.add_argument("data", help=".csv, .tsv, .jsonl, fastText's .txt (also .gz, .xz, .bz2) or .parquet")
     parser.add_argument("--model", default="model.safetensors", help="file to write the model to")
     parser.add_argument("--validation", help="file that decides when to stop; default: texts held out from the data")
     parser.add_argument("--test", help="file to evaluate the model on")
@@ -140,7 +143,7 @@ def predict(arguments: argparse.Namespace) -> int:
             print(json.dumps({"labels": labels, "probabilities": [round(p, 6) for p in probabilities]}))
         texts.clear()
 
-    for row in TextFile(arguments.data, arguments.text, label=None):
+    for row in TextFile(arguments.data, **{**_columns(arguments), "label": None}):
         texts.append(row.text)
         if len(texts) == _PREDICTED_AT_A_TIME:
             flush()
@@ -171,7 +174,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 @torch.no_grad()
 def _hidden_texts(model: TextClassifier, arguments: argparse.Namespace) -> Tensor:
     """Hidden activations of a random choice of the first texts of ``--data``."""
-    rows = TextFile(arguments.data, arguments.text, label=None)
+    rows = TextFile(arguments.data, **{**_columns(arguments), "label": None})
     texts = [row.text for row in itertools.islice(rows, _READ_TEXTS)]
     if not texts:
         raise ValueError(f"{arguments.data} has no texts")

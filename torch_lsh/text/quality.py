@@ -48,7 +48,7 @@ class Quality:
             self.counts[1] += given.sum((1, 2))
             self.counts[2] += (labels >= 0).sum()
         else:
-            known = labels[:, 0] < classes
+            known = (labels[:, 0] >= 0) & (labels[:, 0] < classes)
             self.known += int(known.sum())
             true = labels[:, 0].masked_fill(~known, -100)
             self.loss += float(torch.nn.functional.cross_entropy(logits, true, ignore_index=-100, reduction="sum"))
