@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 
@@ -122,3 +123,20 @@ def test_a_bad_row_of_the_test_file_does_not_cost_the_model(files, tmp_path, cap
         TextClassifier.load(model).classes_.tolist()
         == TextClassifier.load(files / "model.safetensors").classes_.tolist()
     )
+
+
+def test_standard_input(files, capsys, monkeypatch):
+    model = files / "model.safetensors"
+
+    def given(text, *command):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+        return run(capsys, *command)
+
+    status, output, _ = given(b"a match\nthe court\n", "predict", "-", "--model", model, "-k", 1)
+    assert (status, output.count("\n")) == (0, 2)
+    status, output, _ = given(b"__label__sport a\n__label__news b\n", "evaluate", "-", "--model", model)
+    assert (status, json.loads(output)["rows"], json.loads(output)["labels_unknown"]) == (0, 2, 1)
+    status, output, _ = given(b"text,label\na,sport\n", "evaluate", "-", "--model", model, "--format", ".csv")
+    assert (status, json.loads(output)["rows"]) == (0, 1)
+    assert_one_line(given(b"a,b\n", "evaluate", "-", "--model", model, "--format", ".csv"), "- has no column 'text'")
+    assert_one_line(given(b"__label__a a\n", "train-text", "-", "--model", model), "standard input can be read once")

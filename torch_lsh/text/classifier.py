@@ -140,6 +140,7 @@ class TextClassifier:
         label_separator: str | None = None,
         delimiter: str | None = None,
         encoding: str = "utf-8",
+        format: str | None = None,
         validation: tuple[Iterable[str], Iterable[Any]] | str | os.PathLike[str] | None = None,
         sample_weight: Any = None,
         class_weight: Any = None,
@@ -163,6 +164,7 @@ class TextClassifier:
             label_separator: Separator of several labels in a cell of the file.
             delimiter: Of the fields of a CSV or TSV file; None means a comma or a tab.
             encoding: Of the file.
+            format: The end of a name that says the format in place of the file's own, such as ``".csv"``.
             validation: Texts and labels, or a file of the same form, in place of held-out texts.
             sample_weight: Weight of each text.
             class_weight: A dict from labels to weights (the others have weight 1), or ``"balanced"``.
@@ -186,6 +188,7 @@ class TextClassifier:
             "label_separator": label_separator,
             "delimiter": delimiter,
             "encoding": encoding,
+            "format": format,
         }
         y = plain_labels(y)
         source = source_of(X, y, file_columns)
@@ -253,6 +256,7 @@ class TextClassifier:
         label_separator: str | None = None,
         delimiter: str | None = None,
         encoding: str = "utf-8",
+        format: str | None = None,
         sample_weight: Any = None,
     ) -> TextClassifier:
         """Trains a fitted classifier further, on texts that may have new labels and new words.
@@ -261,7 +265,7 @@ class TextClassifier:
         are some. An unfitted classifier is fitted.
 
         Args:
-            X, y, text, label, label_separator, delimiter, encoding, sample_weight: See :meth:`fit`.
+            X, y, text, label, label_separator, delimiter, encoding, format, sample_weight: See :meth:`fit`.
             classes: Further labels to make room for, as scikit-learn's callers give them.
             epochs: Passes over the texts.
             lr: Learning rate of Adam at the beginning; None means a quarter of that of :meth:`fit`.
@@ -275,6 +279,7 @@ class TextClassifier:
             "label_separator": label_separator,
             "delimiter": delimiter,
             "encoding": encoding,
+            "format": format,
         }
         if not hasattr(self, "network_"):
             self.fit(X, y, **columns, sample_weight=sample_weight)
@@ -433,6 +438,7 @@ class TextClassifier:
         label_separator: str | None = None,
         delimiter: str | None = None,
         encoding: str = "utf-8",
+        format: str | None = None,
         metrics: Sequence[str] = (),
         ks: Sequence[int] = (1, 3, 5),
         propensities: Propensities = None,
@@ -443,7 +449,7 @@ class TextClassifier:
         A label that did not occur in the training data counts as wrong, and has no loss.
 
         Args:
-            X, y, text, label, label_separator, delimiter, encoding: See :meth:`fit`.
+            X, y, text, label, label_separator, delimiter, encoding, format: See :meth:`fit`.
             metrics: Names of further metrics, see :class:`torch_lsh.metrics.RankingMetrics`.
             ks: The values of k of these.
             propensities: For the propensity-scored ones, see :meth:`torch_lsh.models.XMCClassifier.evaluate`; classes
@@ -468,6 +474,7 @@ class TextClassifier:
                 "label_separator": label_separator,
                 "delimiter": delimiter,
                 "encoding": encoding,
+                "format": format,
             },
         )
         labels = Labels(self.classes_.tolist(), others="count")

@@ -36,6 +36,7 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--label", type=_column, default="label", help="column of the label")
     group.add_argument("--delimiter", help="of the fields of CSV and TSV files; default: a comma or a tab")
     group.add_argument("--encoding", default="utf-8", help="of the files")
+    group.add_argument("--format", help="such as .csv, in place of the name's own end; of '-', standard input: .txt")
     group.add_argument("--separator", help="separator of several labels in one cell")
 
 
@@ -44,7 +45,7 @@ def _column(text: str) -> str | int:
 
 
 def _columns(arguments: argparse.Namespace) -> dict[str, Any]:
-    form = {"delimiter": arguments.delimiter, "encoding": arguments.encoding}
+    form = {"delimiter": arguments.delimiter, "encoding": arguments.encoding, "format": arguments.format}
     return {"text": arguments.text, "label": arguments.label, "label_separator": arguments.separator, **form}
 
 

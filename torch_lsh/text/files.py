@@ -6,6 +6,7 @@ import bz2
 import codecs
 import csv
 import gzip
+import io
 import json
 import lzma
 import os
@@ -49,12 +50,14 @@ class TextFile:
     such as ``__label__good`` are labels; it has no columns.
 
     Args:
-        path: the file.
+        path: the file; ``"-"``: standard input, which can be read once.
         text: column of the text, or several columns whose texts are joined by a space. A name from the header or, in
             CSV and TSV files without a header line, a number from 0.
         label: column of the label, of the same kind; None: texts alone.
         delimiter: of the fields of a CSV or TSV file; None: a comma or a tab.
         encoding: of the file.
+        format: the end of a name, such as ``".csv"``, that says the format in place of the file's own; None: that of
+            the name, and fastText's for standard input.
         label_separator: cells hold several labels (or none), separated by this; blanks around a label are dropped. In
             JSONL and Parquet a list needs no separator.
 
@@ -79,13 +82,16 @@ class TextFile:
         label_separator: str | None = None,
         delimiter: str | None = None,
         encoding: str = "utf-8",
+        format: str | None = None,
     ) -> None:
         self.path = Path(path)
         self.text: list[Column] = [text] if isinstance(text, (str, int)) else list(text)
         self.label = label
         self.label_separator = label_separator
         self.encoding = _known_encoding(encoding)
-        suffixes = [suffix.lower() for suffix in self.path.suffixes]
+        self._is_input, self._was_read = os.fspath(path) == "-", False
+        name = Path("-.txt" if self._is_input else path) if format is None else Path(f"{path}{format}")
+        suffixes = [suffix.lower() for suffix in name.suffixes]
         self._opener = _OPENERS.get(suffixes[-1]) if suffixes else None
         self._format = suffixes[-2 if self._opener else -1] if len(suffixes) > (self._opener is not None) else ""
         if self._format not in (*_DELIMITED, *_JSON_LINES, *_FASTTEXT, *_PARQUET) or (
@@ -107,7 +113,9 @@ class TextFile:
             )
         if label_separator == "":
             raise ValueError("label_separator is empty; wanted a character or None")
-        if not self.path.is_file():  # now, not when the first row is wanted
+        if self._is_input and (self._opener is not None or self._format in _PARQUET):
+            raise ValueError(f"format is {format!r}; wanted one of text for standard input")
+        if not self._is_input and not self.path.is_file():  # now, not when the first row is wanted
             raise FileNotFoundError(f"{path}: there is no such file")
 
     def __iter__(self) -> Iterator[TextRow]:
@@ -119,6 +127,10 @@ class TextFile:
 
     def bytes(self) -> int:
         """About how much text there is; compressed files are taken to hold three times their size."""
+        if self._is_input:
+            raise ValueError(
+                "standard input can be read once, and training reads its data several times; wanted a file"
+            )
         return self.path.stat().st_size * (3 if self._opener or self._format in _PARQUET else 1)
 
     # --- formats ---
@@ -139,6 +151,11 @@ class TextFile:
     def _open(self) -> IO[str]:
         # Bytes that are not UTF-8 come through as lone surrogates, so that the row they are in can be named.
         options: dict[str, Any] = {"encoding": self.encoding, "errors": "surrogateescape", "newline": ""}
+        if self._is_input:
+            if self._was_read:
+                raise ValueError("standard input can be read once; wanted a file")
+            self._was_read = True
+            return io.TextIOWrapper(sys.stdin.buffer, **options)
         opener: Any = self._opener or open
         if self.encoding != "utf-8-sig":
             return opener(self.path, "rt", **options)

@@ -92,12 +92,12 @@ class Texts:
 
 
 def _as_list(items: Any, name: str) -> list[Any]:
-    if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
-        raise ValueError(f"{name} is {items!r:.50}; wanted several, such as a list")
     if hasattr(items, "columns") and hasattr(items, "to_numpy"):  # a data frame, whose iterator gives names of columns
         if items.shape[1] != 1:
             raise ValueError(f"{name} is a data frame of {items.shape[1]} columns; wanted one")
         return items.to_numpy()[:, 0].tolist()
+    if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
+        raise ValueError(f"{name} is {items!r:.50}; wanted several, such as a list")
     return items.tolist() if isinstance(items, np.ndarray) else list(items)
 
 
