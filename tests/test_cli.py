@@ -205,11 +205,11 @@ def test_data_of_another_width(files, tmp_path, capsys, command):
 
 
 def test_test_rows_of_another_width_are_found_before_training(files, tmp_path, capsys, monkeypatch):
-    write_xmc(synthetic_xmc(5, 0, F, N + 1)[0], tmp_path / "test.txt")
+    write_xmc(synthetic_xmc(5, 0, F + 1, N)[0], tmp_path / "test.txt")
     monkeypatch.setattr(XMCClassifier, "loss", lambda *_: pytest.fail("a training step"))
     capsys.readouterr()
     result = train_on(files, tmp_path / "model.pt", "--test", tmp_path / "test.txt"), *capsys.readouterr()
-    assert_one_line(result, f"{N + 1} labels")
+    assert_one_line(result, f"{F + 1} features")
 
 
 def test_files_that_are_no_models(files, tmp_path, capsys):

@@ -12,9 +12,11 @@ docs/reliability.md says what is promised.
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import contextlib
 import glob
+import gzip
 import json
 import lzma
 import math
@@ -25,7 +27,7 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -61,11 +63,17 @@ _MARKS = {codecs.BOM_UTF8: "UTF-8", codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UT
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }  # in this order: one is the beginning of another
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
 
 def byte_order_mark(beginning: bytes) -> str | None:
     """Returns the encoding that the first bytes of a file name with a byte order mark."""
     return next((encoding for mark, encoding in _MARKS.items() if beginning.startswith(mark)), None)
+
+
+def opener_of(path: FilePath) -> Callable[..., Any]:
+    """Returns the function that opens a file, by its name: one of gzip, lzma or bz2, or open."""
+    return _OPENERS.get(Path(path).suffix.lower(), open)
 
 
 def is_damage(error: BaseException) -> bool:

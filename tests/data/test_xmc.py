@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import itertools
 import lzma
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Subset
 
 from torch_lsh import ops
-from torch_lsh.data import XMCDataset, XMCRows, collate_xmc, synthetic_xmc, write_xmc, xmc
+from torch_lsh.data import XMCDataset, XMCRows, collate_xmc, reading, synthetic_xmc, write_xmc
 
 # Rows with everything, without features (with and without a blank), without labels (twice), and empty.
 TEXT = "6 10 5\n0,4 1:0.5 9:-2e-1\n3\n2 \n 7:1\n0:3.25 5:0\n\n"
@@ -69,7 +70,7 @@ def test_no_rows(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz"])
 def test_compressed(tmp_path, suffix):
-    compress = {".gz": gzip.compress, ".xz": lzma.compress}[suffix]
+    compress = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[suffix]
     assert contents(read(tmp_path, compress(TEXT.encode()), "rows.txt" + suffix).rows) == (FEATURES, LABELS)
 
 
@@ -88,7 +89,7 @@ def test_values_are_rounded_correctly(tmp_path, text):
 
 @pytest.mark.parametrize("block", [1, 7, 64])
 def test_blocks_of_any_size_give_the_same(tmp_path, monkeypatch, threads, block):
-    monkeypatch.setattr(xmc, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(reading, "_BLOCK_BYTES", block)
     assert contents(read(tmp_path, TEXT).rows) == (FEATURES, LABELS)
     assert contents(read(tmp_path, gzip.compress(TEXT.encode()), "rows.gz").rows) == (FEATURES, LABELS)
 
@@ -159,7 +160,7 @@ def test_malformed(tmp_path, threads, text, line, reason):
 @pytest.mark.parametrize("bad_line", [2, 3, 150, 301])
 @pytest.mark.parametrize("block", [50, 1000, 1 << 20])
 def test_the_first_bad_line_is_named(tmp_path, monkeypatch, threads, bad_line, block):
-    monkeypatch.setattr(xmc, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(reading, "_BLOCK_BYTES", block)
     lines = ["300 10 10", *["1,2 3:0.5 4:1"] * 300]
     lines[bad_line - 1] = "1,2 3:0.5 4:oops"
     lines[300] = lines[300].replace("1,2", "1,10")  # a later one
@@ -169,16 +170,16 @@ def test_the_first_bad_line_is_named(tmp_path, monkeypatch, threads, bad_line, b
 
 
 def test_a_line_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(xmc, "_BLOCK_BYTES", 1 << 10)
-    monkeypatch.setattr(xmc, "_LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(reading, "_BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(reading, "_LONGEST_LINE", 1 << 20)
     with pytest.raises(ValueError, match=r"line 2: the line is longer than 1 MB"):
         read(tmp_path, b"1 4 5\n" + b"0" * (3 << 20))
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".xz"])
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2"])
 def test_damaged_compression(tmp_path, suffix):
     text = "2000 10 10\n" + "".join(f"1,2 3:0.{i} 4:1\n" for i in range(2000))
-    whole = {".gz": gzip.compress, ".xz": lzma.compress}[suffix](text.encode())
+    whole = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[suffix](text.encode())
     flipped = bytearray(whole)
     flipped[len(flipped) // 2] ^= 0xFF
     for damaged in (whole[: len(whole) // 2], whole[:-4], whole[:9], bytes(flipped), text.encode()):
@@ -186,9 +187,9 @@ def test_damaged_compression(tmp_path, suffix):
             read(tmp_path, damaged, "rows" + suffix)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
 def test_a_byte_order_mark_is_named_with_the_remedy(tmp_path, encoding):
-    name = encoding.upper().removesuffix("-SIG")
+    name = encoding.upper()
     with pytest.raises(ValueError, match=rf"rows.txt, line 1: .*the byte order mark of {name}; wanted ASCII, which"):
         read(tmp_path, "1 1 1\n0 0:1\n".encode(encoding))
 

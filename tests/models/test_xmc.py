@@ -168,7 +168,6 @@ def test_fewer_labels_than_the_largest_k():
         (torch.zeros(2, F), r"rows has shape \(2, 300\); wanted sparse CSR \[B, 300\]"),
         (torch.zeros(2, F + 1).to_sparse_csr(), r"rows has shape \(2, 301\)"),
         (synthetic_xmc(3, 0, F + 1, N)[0], "the data has 301 features and 600 labels; the model takes 300 and 600"),
-        (synthetic_xmc(3, 0, F, N + 1)[0], "the data has 300 features and 601 labels"),
     ],
 )
 def test_data_of_another_width(rows, message):

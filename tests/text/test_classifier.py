@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import math
 import pickle
 import random
 
@@ -418,7 +419,7 @@ def test_permitted_and_excluded_labels(model):
         (["a", "b"], ["x", ["y"]], r"label 1 is \['y'\]; wanted one label"),
         (["a", "b"], [["x"], "y"], "label 1 is 'y'; wanted a list"),
         (["a", "b"], [[], []], "no text with a label"),
-        (["a", "b"], ["x", 1], "labels are of the kinds int and str"),
+        (["a", "b"], ["x", 1], "labels are a whole number \\(1\\) and text"),
         (["a", "b"], "xy", "y is 'xy'; wanted several"),
         (["a", "b"], np.array([[1, 2], [0, 1]]), r"wanted labels \[rows\], or zeros and ones"),
         ("data.csv", ["x"], "X is the path 'data.csv', and y is given"),
@@ -440,14 +441,67 @@ def test_what_is_not_text_is_named_by_its_row(model):
         model.predict("a")
 
 
-def test_a_label_never_seen(model, tmp_path):
-    with pytest.raises(ValueError, match="row 1: the label 'news' did not occur in the training data"):
-        model.evaluate(["a", "b"], ["law", "news"])
-    path = write_csv(tmp_path / "test.csv", ["a", "b"], ["law", "news"])
-    with pytest.raises(ValueError, match=r"test.csv, row 2 \(line 3\): the label 'news'"):
-        model.evaluate(path)
+def test_a_label_never_seen_counts_as_wrong(model, tmp_path):
+    texts, labels = ["match goal team", "b"], ["sport", "news"]
+    known = model.evaluate(texts[:1], labels[:1])
+    assert "labels_unknown" not in known
+    expected = {"accuracy": known["accuracy"] / 2, "loss": known["loss"], "rows": 2, "labels_unknown": 1}
+    assert model.evaluate(texts, labels) == pytest.approx(expected)
+    assert model.evaluate(write_csv(tmp_path / "test.csv", texts, labels)) == pytest.approx(expected)
+    assert math.isnan(model.evaluate(["b"], ["news"])["loss"])
     with pytest.raises(ValueError, match="no rows to evaluate on"):
         model.evaluate([], [])
+
+
+def test_ranking_metrics():
+    """By hand: the likeliest labels of "one" are a and b, those of "two" are b and a."""
+    texts = ["one", "two"] * 20
+    model = TextClassifier(epochs=20).fit(texts, [["a"], ["b"]] * 20)
+    assert [labels.tolist() for labels in model.top_k(["one", "two"], 2)[0]] == [["a", "b"], ["b", "a"]]
+    given = (["one", "two", "two"], [["b"], ["b", "x"], ["a", "b"]])
+    metrics = model.evaluate(*given, metrics=("recall", "mrr", "psp"), ks=(1, 2), propensities=torch.tensor([0.5, 1]))
+    assert metrics["labels_unknown"] == 1
+    assert metrics["recall@1"] == pytest.approx((0 + 1 / 2 + 1 / 2) / 3)
+    assert metrics["recall@2"] == pytest.approx((1 + 1 / 2 + 1) / 3)
+    assert metrics["mrr@2"] == pytest.approx((1 / 2 + 1 + 1) / 3)
+    assert metrics["psp@1"] == pytest.approx((0 + 1 + 1) / (1 + 2 + 2))  # an unknown label counts as the rarest
+    assert metrics.items() >= model.evaluate(*given).items()  # the others are as ever
+    excluded = [(0, "a"), (1, "b"), (2, "y")]
+    assert model.evaluate(*given, metrics=("recall",), ks=(1,), excluded=excluded)["recall@1"] == pytest.approx(1.5 / 3)
+    with pytest.raises(ValueError, match="keeps no label counts"):
+        model.evaluate(*given, metrics=("psp",))
+
+
+def test_filter_file_of_texts(tmp_path):
+    model = TextClassifier(epochs=20).fit(["one", "two"] * 20, ["class a", "class b"] * 20)
+    path = tmp_path / "filter.txt"
+    path.write_text("0 class a\n1 other\n")
+    found = model.evaluate(["one", "two"], ["class b"] * 2, metrics=("precision",), ks=(1,), excluded=path)
+    assert (found["accuracy"], found["precision@1"]) == (0.5, 1.0)
+    path.write_text("0 class a\nx class b\n")
+    with pytest.raises(ValueError, match=r"filter.txt, line 2: the line is 'x class b'"):
+        model.evaluate(["one"], ["class b"], metrics=("precision",), excluded=path)
+
+
+def test_a_label_in_digits_is_the_whole_number():
+    texts = ["one", "two"] * 20
+    numbers = TextClassifier(epochs=5).fit(texts, [1, 22] * 20)
+    words = TextClassifier(epochs=5).fit(texts, ["1", "22"] * 20)
+    for labels in ([1, 22], ["1", "22"]):
+        for model in (numbers, words):
+            result = model.evaluate(["one", "two"], labels)
+            assert result["accuracy"] == 1
+            assert "labels_unknown" not in result
+    assert numbers.evaluate(["one", "two"], ["01", "x"])["labels_unknown"] == 2
+    assert numbers.predict(["one"], excluded=["1"]).tolist() == [22]
+    assert words.partial_fit(["three"], [3]).classes_.tolist() == ["1", "22", "3"]
+    assert numbers.partial_fit(["three"], ["3"]).classes_.tolist() == [1, 22, 3]
+    with pytest.raises(
+        ValueError, match="row 0: the label 'x' is text, and the classes of the training data are whole numbers"
+    ):
+        numbers.partial_fit(["one"], ["x"])
+    with pytest.raises(ValueError, match=r"labels are a whole number \(1\) and text \('1'\); wanted one kind"):
+        TextClassifier().fit(texts, [1, "1"] * 20)
 
 
 def test_a_bad_row_in_a_file_leaves_a_fitted_model_as_it_was(model, tmp_path):
@@ -529,3 +583,21 @@ def test_conventions_of_scikit_learn():
     assert cross_val_score(model, texts, labels, cv=2).min() > 0.8
     search = GridSearchCV(make_pipeline(FunctionTransformer(), model), {"textclassifier__lr": [0.02, 0.05]}, cv=2)
     assert search.fit(texts, labels).score(*generate(50, seed=1)) > 0.8
+
+
+def test_labels_and_texts_of_other_libraries():
+    sparse, pandas = pytest.importorskip("scipy.sparse"), pytest.importorskip("pandas")
+    texts, numbers = ["one", "two"] * 20, [0, 1] * 20
+    multi_hot = np.eye(2, dtype=np.int64)[numbers]
+    one_label, several = (TextClassifier(epochs=2).fit(texts, y) for y in (numbers, multi_hot))
+    expected = one_label.predict_proba(texts[:2])
+    frame = pandas.DataFrame({"y": numbers})
+    for y in (torch.tensor(numbers), torch.tensor(numbers).view(-1, 1), frame, frame["y"]):
+        np.testing.assert_array_equal(TextClassifier(epochs=2).fit(texts, y).predict_proba(texts[:2]), expected)
+    column = pandas.DataFrame({"x": texts})
+    np.testing.assert_array_equal(TextClassifier(epochs=2).fit(column, numbers).predict_proba(column[:2]), expected)
+    expected = several.predict(texts[:2])
+    for y in (sparse.csr_matrix(multi_hot), sparse.coo_array(multi_hot), torch.tensor(multi_hot)):
+        np.testing.assert_array_equal(TextClassifier(epochs=2).fit(texts, y).predict(texts[:2]), expected)
+    with pytest.raises(ValueError, match="X is a data frame of 2 columns; wanted one"):
+        TextClassifier().fit(pandas.DataFrame({"a": texts, "b": texts}), numbers)

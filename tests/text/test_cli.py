@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 
@@ -80,8 +81,9 @@ def test_bad_input_is_one_line(files, tmp_path, capsys):
     (tmp_path / "bad.csv").write_bytes(b"text,label\na,sport\n\xff,law\n")
     assert_one_line(run(capsys, "train-text", tmp_path / "bad.csv"), "row 2 (line 3): the text is not UTF-8")
     (tmp_path / "new.csv").write_text("text,label\na,sport\nb,news\n")
-    result = run(capsys, "evaluate", tmp_path / "new.csv", "--model", model)
-    assert_one_line(result, "row 2 (line 3)", "'news' did not occur in the training data")
+    status, output, _ = run(capsys, "evaluate", tmp_path / "new.csv", "--model", model, "--metrics", "mrr", "--ks", 2)
+    assert status == 0
+    assert json.loads(output).keys() == {"accuracy", "loss", "rows", "mrr@2", "labels_unknown"}
     (tmp_path / "cut").write_bytes(model.read_bytes()[:-10])
     for command in (
         ["evaluate", train, "--model", tmp_path / "cut"],
@@ -113,11 +115,28 @@ def test_what_would_fail_at_the_end_is_tried_at_the_start(files, tmp_path, capsy
 
 
 def test_a_bad_row_of_the_test_file_does_not_cost_the_model(files, tmp_path, capsys):
-    (tmp_path / "test.csv").write_text("text,label\na,sport\nb,news\n")
+    (tmp_path / "test.csv").write_text("text,label\na,sport\nb,\n")
     model = tmp_path / "m"
     options = ["--model", model, "--test", tmp_path / "test.csv", "--epochs", 1, "--quiet"]
-    assert_one_line(run(capsys, "train-text", files / "train.csv", *options), "'news' did not occur")
+    assert_one_line(run(capsys, "train-text", files / "train.csv", *options), "row 2 (line 3): the label is ''")
     assert (
         TextClassifier.load(model).classes_.tolist()
         == TextClassifier.load(files / "model.safetensors").classes_.tolist()
     )
+
+
+def test_standard_input(files, capsys, monkeypatch):
+    model = files / "model.safetensors"
+
+    def given(text, *command):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+        return run(capsys, *command)
+
+    status, output, _ = given(b"a match\nthe court\n", "predict", "-", "--model", model, "-k", 1)
+    assert (status, output.count("\n")) == (0, 2)
+    status, output, _ = given(b"__label__sport a\n__label__news b\n", "evaluate", "-", "--model", model)
+    assert (status, json.loads(output)["rows"], json.loads(output)["labels_unknown"]) == (0, 2, 1)
+    status, output, _ = given(b"text,label\na,sport\n", "evaluate", "-", "--model", model, "--format", ".csv")
+    assert (status, json.loads(output)["rows"]) == (0, 1)
+    assert_one_line(given(b"a,b\n", "evaluate", "-", "--model", model, "--format", ".csv"), "- has no column 'text'")
+    assert_one_line(given(b"__label__a a\n", "train-text", "-", "--model", model), "standard input can be read once")

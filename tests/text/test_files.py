@@ -165,7 +165,7 @@ def test_what_is_wrong_is_said_with_the_row(tmp_path, name, content, words):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("a.txt", {}, "the format is not known; wanted a name that ends in one of .csv"),
+        ("a.doc", {}, "the format is not known; wanted a name that ends in one of .csv"),
         ("a", {}, "the format is not known"),
         ("a.gz", {}, "the format is not known"),
         ("a.parquet.gz", {}, "the format is not known"),
@@ -185,3 +185,38 @@ def test_bad_arguments(tmp_path, name, options, words):
 def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data.csv: there is no such file"):
         TextFile(tmp_path / "data.csv")
+
+
+def test_lines_of_fasttext(tmp_path):
+    path = tmp_path / "train.txt.GZ"
+    path.write_bytes(
+        gzip.compress("\ufeff__label__pos __label__new a fine film\n\nno label\nna\u00efve __label__neg\n".encode())
+    )
+    assert [(row.text, row.labels, row.place) for row in TextFile(path)] == [
+        ("a fine film", ["pos", "new"], f"{path}, row 1 (line 1)"),
+        ("no label", [], f"{path}, row 2 (line 3)"),
+        ("na\u00efve", ["neg"], f"{path}, row 3 (line 4)"),
+    ]
+    assert [row.labels for row in TextFile(path, label=None)] == [None] * 3
+    path = tmp_path / "bad.txt"
+    path.write_bytes(b"__label__pos a\n__label__ b\n")
+    with pytest.raises(ValueError, match=r"bad.txt, row 2 \(line 2\): the label is ''"):
+        rows(path)
+
+
+def test_delimiter_and_encoding(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_bytes('text;label\n"gr\u00fcn; rot";pos\n'.encode("cp1252"))
+    assert rows(path, delimiter=";", encoding="cp1252") == [("gr\u00fcn; rot", "pos")]
+    with pytest.raises(ValueError, match=r"row 1 \(line 2\): the text is not UTF-8"):
+        rows(path, delimiter=";")
+    for encoding in ("latin-99", "hex"):
+        with pytest.raises(ValueError, match=f"encoding is '{encoding}'; wanted one that Python knows"):
+            rows(path, encoding=encoding)
+    with pytest.raises(ValueError, match=r"data.csv: the file is not utf-16 \("):
+        rows(path, delimiter=";", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"row 1 \(line 2\): the text is not ascii \(byte 0xfc"):
+        rows(path, delimiter=";", encoding="ascii")
+    for delimiter in ("", ";;", "\n"):
+        with pytest.raises(ValueError, match=r"delimiter is .*; wanted one character"):
+            rows(path, delimiter=delimiter)

@@ -16,7 +16,10 @@ from ..config import LSHConfig
 from ..data import XMCDataset, collate_xmc, synthetic_xmc
 from ..index.config import INDEX_NAMES
 from ..io import check_can_write, format_of, load_archive
+from ..metrics import METRIC_NAMES, PROPENSITY_CONSTANTS
 from ..models import XMCClassifier
+from ..models.evaluation import propensities_of
+from ..models.rows import label_counts, num_rows
 from ..models.training import FORMAT as CHECKPOINT_FORMAT
 from ..models.xmc import FORMAT
 from . import inspect as inspection
@@ -35,6 +38,11 @@ def _add_normalize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--normalize", choices=["l2"], help="scale each row to unit length")
 
 
+def _add_metrics(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--metrics", nargs="+", choices=METRIC_NAMES, help="what to measure; default: precision")
+    parser.add_argument("--ks", nargs="+", type=positive, default=[1, 3, 5], help="numbers of labels to look at")
+
+
 # --- train ------------------------------------------------------------------------------------------------------------
 
 
@@ -43,7 +51,8 @@ def train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generate", action="store_true", help="train on generated data in place of a file")
     parser.add_argument("--model", default="model.pt", help="file to write the model to")
     _add_normalize(parser)
-    parser.add_argument("--test", help="file to measure precision on after every epoch")
+    parser.add_argument("--test", help="file to measure metrics on after every epoch")
+    _add_metrics(parser)
     parser.add_argument("--epochs", type=positive, default=5, help="passes over the data")
     parser.add_argument("--batch-size", type=positive, default=256, help="rows per step")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam")
@@ -89,6 +98,8 @@ def train(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         lr=arguments.lr,
         eval_dataset=test,
+        metrics=arguments.metrics or ("precision",),
+        ks=arguments.ks,
         checkpoint=arguments.checkpoint,
         checkpoint_every=arguments.checkpoint_every,
         num_workers=arguments.workers,
@@ -97,9 +108,11 @@ def train(arguments: argparse.Namespace) -> int:
     )
     model.save(arguments.model)  # before anything is printed: standard output may be closed
     for entry in history:
-        precision = "  ".join(f"{key} {value:.4f}" for key, value in entry.items() if key.startswith("precision"))
+        shown = "  ".join(
+            f"{key} {value:.4f}" for key, value in entry.items() if "@" in key and not key.startswith("validation")
+        )
         speed = f"{entry['samples_per_second']:,.0f} samples/s"
-        print(f"epoch {entry['epoch']:.0f}  loss {entry['loss']:.4f}  {speed}  {precision}", flush=True)
+        print(f"epoch {entry['epoch']:.0f}  loss {entry['loss']:.4f}  {speed}  {shown}", flush=True)
     print(f"saved {arguments.model}")
     return 0
 
@@ -110,13 +123,32 @@ def train(arguments: argparse.Namespace) -> int:
 def evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", help="file of rows with labels")
     parser.add_argument("--model", required=True, help="file of the model")
+    _add_metrics(parser)
+    parser.add_argument("--filter", help="file of lines 'row label': pairs that do not count as predicted")
+    parser.add_argument(
+        "--propensities",
+        choices=list(PROPENSITY_CONSTANTS),
+        help="origin of the data, which decides the constants of psp, psrecall and psndcg; default: other",
+    )
+    parser.add_argument("--train", help="training file whose labels give propensities; default: what the model keeps")
     _add_normalize(parser)
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    precision = XMCClassifier.load(arguments.model).evaluate(_read(arguments))
+    model = XMCClassifier.load(arguments.model)
+    likely = arguments.propensities
+    if arguments.train is not None:
+        rows = XMCDataset(arguments.train).rows
+        likely = propensities_of(label_counts(rows, model.num_labels), num_rows(rows), likely)
+    result = model.evaluate(
+        _read(arguments),
+        arguments.ks,
+        metrics=arguments.metrics or ("precision",),
+        propensities=likely,
+        excluded=arguments.filter,
+    )
     # rows without labels have a precision of NaN, which JSON lacks
-    print(json.dumps({name: None if math.isnan(value) else value for name, value in precision.items()}))
+    print(json.dumps({name: None if math.isnan(value) else value for name, value in result.items()}))
     return 0
 
 

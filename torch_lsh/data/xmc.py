@@ -6,24 +6,20 @@ Rows without features and rows without labels are legal. (http://manikvarma.org/
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import lzma
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .. import ops
-from ..io import DECOMPRESSION_ERRORS, byte_order_mark, is_damage, replacing
+from ..io import opener_of, replacing
+from .reading import read_headerless, read_pair, read_xmc
 
-_BLOCK_BYTES = 1 << 22  # read at a time; every thread gets a piece
-_LONGEST_LINE = 1 << 28
 _ROWS_WRITTEN = 10_000  # at a time
 
 with warnings.catch_warnings():
@@ -76,7 +72,7 @@ def runs(start: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class XMCDataset(Dataset[XMCRows]):
-    r"""Rows of sparse features with several labels each, read from a text file (plain, ``.gz`` or ``.xz``).
+    r"""Rows of sparse features with several labels each, read from text files (plain, ``.gz``, ``.xz`` or ``.bz2``).
 
     An item is an :class:`XMCRows` of one row; ``DataLoader(dataset, 256, collate_fn=collate_xmc)`` makes batches. A
     feature that occurs twice in a row is kept twice; products and dense tensors see the sum of its values. The labels
@@ -84,7 +80,12 @@ class XMCDataset(Dataset[XMCRows]):
     DataLoader workers share the arrays.
 
     Args:
-        path: the file.
+        path: the file; with ``labels``, that of the features: a header ``rows features``, then lines of
+            ``feature:value``.
+        labels: the file of the labels: a header ``rows labels``, then lines of ``label:1``.
+        header: whether the first line holds the sizes; False: LIBSVM's format.
+        one_based: whether features are counted from 1 in a file without a header, as LIBSVM does; labels never are.
+        num_features, num_labels: sizes of a file without a header; None: one more than the largest number.
         normalize: ``"l2"``: divide the values of a row by their Euclidean norm, which word counts want; None: leave
             them, as suits files of normalised TF-IDF. Rows of zeros stay as they are.
 
@@ -108,8 +109,28 @@ class XMCDataset(Dataset[XMCRows]):
             [-100, -100]])
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, normalize: str | None = None) -> None:
-        self._rows = _normalised(_with_each_label_once(_read(Path(path))), normalize)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        labels: str | os.PathLike[str] | None = None,
+        header: bool = True,
+        one_based: bool = False,
+        num_features: int | None = None,
+        num_labels: int | None = None,
+        normalize: str | None = None,
+    ) -> None:
+        if header and (one_based or num_features is not None or num_labels is not None):
+            raise ValueError("one_based, num_features and num_labels are given; wanted header=False beside them")
+        if not header and labels is not None:
+            raise ValueError("labels is given and header is False; a file of labels needs headers")
+        if labels is not None:
+            rows = XMCRows(*read_pair(Path(path), Path(labels)))
+        elif header:
+            rows = XMCRows(*read_xmc(Path(path)))
+        else:
+            rows = XMCRows(*read_headerless(Path(path), one_based, num_features, num_labels))
+        self._rows = _normalised(_with_each_label_once(rows), normalize)
 
     @classmethod
     def from_rows(cls, rows: XMCRows) -> XMCDataset:
@@ -298,103 +319,11 @@ def _normalised(rows: XMCRows, normalize: str | None) -> XMCRows:
     return rows._replace(values=rows.values / norms[row_of])
 
 
-# --- reading and writing ----------------------------------------------------------------------------------------------
-
-
-def _open(path: Path, mode: str) -> IO[bytes]:
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    return opener(path, mode)  # type: ignore[operator]  # three openers of one signature
-
-
-def _line_blocks(path: Path) -> Iterator[memoryview]:
-    """The file in blocks of whole lines; the last one may lack its line end. A block is valid until the next one."""
-    buffer = bytearray(_BLOCK_BYTES)
-    filled = 0
-    with _open(path, "rb") as file:
-        while True:
-            count = file.readinto(memoryview(buffer)[filled:])  # type: ignore[attr-defined]  # all three have it
-            filled += count
-            end = buffer.rfind(b"\n", 0, filled) + 1 if count else filled
-            if end:
-                yield memoryview(buffer)[:end]
-            if not count:
-                return
-            buffer[: filled - end] = buffer[end:filled]
-            filled -= end
-            if filled == len(buffer):
-                if filled >= _LONGEST_LINE:
-                    raise _LineError(f"the line is longer than {_LONGEST_LINE >> 20} MB")
-                buffer = buffer + bytearray(len(buffer))
-
-
-class _LineError(Exception):
-    """What is wrong with the next line."""
-
-
-def _read(path: Path) -> XMCRows:
-    columns: list[list[Tensor]] = [[] for _ in range(5)]
-    num_rows = num_features = num_labels = 0
-    line = 0  # lines read so far
-    try:
-        for block in _line_blocks(path):
-            begin = 0
-            if line == 0:
-                begin = bytes(block).find(b"\n") + 1 or len(block)
-                num_rows, num_features, num_labels = _parse_header(bytes(block[:begin]))
-                line = 1
-            if begin == len(block):
-                continue
-            *parts, error = ops.parse_xmc(
-                torch.frombuffer(block, dtype=torch.uint8, offset=begin), num_features, num_labels
-            )
-            for column, part in zip(columns, parts):
-                column.append(part)
-            line += len(parts[0])
-            if line - 1 > num_rows:
-                line = num_rows + 1
-                raise _LineError(f"the header says {num_rows} rows, but there are more")
-            if error:
-                raise _LineError(error)
-        if line == 0:
-            raise _LineError("the file is empty; wanted a header 'rows features labels'")
-        if line - 1 < num_rows:
-            raise _LineError(f"the file ends after {line - 1} rows, but the header says {num_rows}")
-    except _LineError as error:
-        raise ValueError(f"{path}, line {line + 1}: {error}") from None
-    except DECOMPRESSION_ERRORS as error:
-        if not is_damage(error):
-            raise
-        raise ValueError(
-            f"{path}, line {line + 1} or later: the compressed file is damaged or cut off ({error})"
-        ) from error
-    joined = []
-    dtypes = (torch.int64, torch.int32, torch.float32, torch.int64, torch.int32)
-    for column, dtype in zip(columns, dtypes):
-        joined.append(torch.cat(column) if column else torch.empty(0, dtype=dtype))
-        column.clear()  # joined one by one, so that the peak is one array above the result
-    feature_counts, features, values, label_counts, labels = joined
-    start = [torch.cat([counts.new_zeros(1), counts.cumsum(0)]) for counts in (feature_counts, label_counts)]
-    return XMCRows(start[0], features, values, start[1], labels, num_features, num_labels)
-
-
-def _parse_header(header: bytes) -> tuple[int, int, int]:
-    encoding = byte_order_mark(header)
-    if encoding is not None:
-        remedy = f"iconv -f {encoding} -t ASCII" if encoding != "UTF-8" else "tail -c +4"
-        raise _LineError(f"the file begins with the byte order mark of {encoding}; wanted ASCII, which {remedy} makes")
-    words = header.split()
-    if len(words) != 3 or not all(word.isdigit() and len(word) < 19 for word in words):
-        shown = header[:40].rstrip().decode("ascii", "replace")
-        raise _LineError(f"the header is {shown!r}; wanted 'rows features labels'")
-    num_rows, num_features, num_labels = (int(word) for word in words)
-    for name, size in (("features", num_features), ("labels", num_labels)):
-        if size >= 2**31:
-            raise _LineError(f"the header says {size} {name}; wanted fewer than 2**31")
-    return num_rows, num_features, num_labels
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def write_xmc(dataset: XMCDataset, path: str | os.PathLike[str]) -> None:
-    """Writes a dataset in the text format (compressed if ``path`` ends in ``.gz`` or ``.xz``).
+    """Writes a dataset in the text format (compressed if ``path`` ends in ``.gz``, ``.xz`` or ``.bz2``).
 
     Reading the file gives the same arrays, bit for bit. The file is written whole or not at all.
 
@@ -406,7 +335,7 @@ def write_xmc(dataset: XMCDataset, path: str | os.PathLike[str]) -> None:
     >>> torch.equal(XMCDataset(path).rows.values, dataset.rows.values)
     True
     """
-    with replacing(path) as temporary, _open(temporary, "wb") as file:
+    with replacing(path) as temporary, opener_of(temporary)(temporary, "wb") as file:
         file.write(f"{len(dataset)} {dataset.num_features} {dataset.num_labels}\n".encode())
         for some in torch.arange(len(dataset)).split(_ROWS_WRITTEN):
             file.write("".join(_lines(dataset.rows.take(some))).encode())

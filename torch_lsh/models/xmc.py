@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import LSHConfig
-from ..data import XMCDataset
+from ..data import XMCDataset, read_filter
 from ..io import is_safetensors, load_archive
-from ..metrics import PrecisionAtK
+from ..metrics import RankingMetrics
 from . import model_file
+from .evaluation import Propensities, Rankings, propensities_for, propensities_of
 from .fitting import Settings, fit, fit_more, label_weights
 from .held_out import LEAST_TO_HOLD_OUT, LEAST_TO_RANK, split
 from .network import WideNetwork
@@ -28,6 +28,7 @@ from .rows import (
     Rows,
     batch_of,
     dense_features,
+    label_counts,
     num_rows,
     row_weights,
     rows_of,
@@ -122,6 +123,8 @@ class XMCClassifier(WideNetwork):
         budget: float | str | None = None,
         sample_weight: Any = None,
         class_weight: Any = None,
+        metrics: Sequence[str] = ("precision",),
+        ks: Sequence[int] = (1, 3, 5),
     ) -> list[dict[str, float]]:
         """Trains with Adam, then adds other sources of scores (see the class).
 
@@ -140,7 +143,7 @@ class XMCClassifier(WideNetwork):
                 held-out rows gain from; with a ranker or without held-out rows, as many as suit the number of rows.
             batch_size: Rows per step.
             lr: Adam's learning rate at the beginning; None means that it follows from the number of epochs.
-            eval_dataset: Rows to measure precision@1/3/5 on after every epoch. They decide nothing.
+            eval_dataset: Rows to measure ``metrics`` at ``ks`` on after every epoch. They decide nothing.
             checkpoint: File of the run's state.
             checkpoint_every: Steps between checkpoints within an epoch; None writes none within an epoch.
             resume: Whether to resume from ``checkpoint`` if it exists.
@@ -158,6 +161,7 @@ class XMCClassifier(WideNetwork):
             budget: Time to train, in seconds or as text such as ``"60s"`` or ``"5m"``.
             sample_weight: Weight of each row ``[rows]``.
             class_weight: Weight of each label: ``[num_labels]``, a dict of some labels, or ``"balanced"``.
+            metrics, ks: What to measure, see :meth:`evaluate`.
 
         Returns:
             A dict per epoch: epoch, loss, seconds (of training), samples_per_second, precision@k.
@@ -172,8 +176,10 @@ class XMCClassifier(WideNetwork):
         held_out = None if validation is None else self._rows(validation)
         evaluate = None
         if eval_dataset is not None:
-            self._rows(eval_dataset)
-            evaluate = functools.partial(self.evaluate, eval_dataset)
+            self._rows(eval_dataset, for_training=False)
+            likely = propensities_of(label_counts(rows, self.num_labels), num_rows(rows))
+            RankingMetrics(metrics, ks, likely)
+            evaluate = functools.partial(self.evaluate, eval_dataset, ks, metrics=metrics, propensities=likely)
         path = None if checkpoint is None else Path(checkpoint)
         options = RunOptions(path, checkpoint_every, resume, max_steps, num_workers, progress, callbacks)
         options.check()
@@ -263,7 +269,7 @@ class XMCClassifier(WideNetwork):
         """
         if not 1 <= k <= self.num_labels:
             raise ValueError(f"k is {k}; wanted 1 to {self.num_labels}")
-        rows = self._rows(rows)
+        rows = self._rows(rows, for_training=False)
         labels = None
         if allowed is not None or excluded is not None:
             labels = LabelFilter(allowed, excluded, self.num_labels, num_rows(rows))
@@ -277,24 +283,44 @@ class XMCClassifier(WideNetwork):
 
     @torch.no_grad()
     def evaluate(
-        self, dataset: XMCDataset | tuple[Any, Any], ks: Sequence[int] = (1, 3, 5), batch_size: int = 256
+        self,
+        dataset: XMCDataset | tuple[Any, Any],
+        ks: Sequence[int] = (1, 3, 5),
+        batch_size: int = 256,
+        *,
+        metrics: Sequence[str] = ("precision",),
+        propensities: Propensities = None,
+        excluded: Any = None,
     ) -> dict[str, float]:
-        """Measures exact precision@k over the rows that have labels.
+        """Measures exact rankings of the rows that have labels.
 
         Args:
-            dataset: Rows with labels, as :meth:`fit` takes them.
+            dataset: Rows with labels, as :meth:`fit` takes them. Labels that the model does not know count as wrong.
             ks: The values of k.
             batch_size: Rows per batch.
+            metrics: Names of :class:`torch_lsh.metrics.RankingMetrics`: ``"precision"``, ``"recall"``, ``"ndcg"``,
+                ``"mrr"``, ``"coverage"``, ``"psp"``, ``"psrecall"``, ``"psndcg"``.
+            propensities: For the propensity-scored metrics: ``[num_labels]``, of
+                :func:`torch_lsh.metrics.propensities`; or ``"amazon"``, ``"wikipedia"`` or ``"other"``, whose constants
+                are used with the label counts that a model with neighbours keeps. None means ``"other"``.
+            excluded: Pairs of row and label ``[E, 2]`` that do not count as predicted, or the path of a filter file of
+                lines ``row label``.
 
         Returns:
-            ``{"precision@1": ...}``; NaN if no row has a label.
+            ``{"precision@1": ...}``; NaN if no row has a label. ``"labels_unknown"`` is how many labels the model does
+            not know, if there are any.
+
+        Raises:
+            ValueError: An argument does not fit, or a line of the filter file is malformed.
         """
-        metric = PrecisionAtK(ks)
-        found = min(max(ks), self.num_labels)
-        for _, batch in self._inference_batches(self._rows(dataset), batch_size):
-            _, best = best_labels(self, batch.features, found)
-            metric.update(F.pad(best, (0, max(ks) - found), value=-1), batch.labels)
-        return {f"precision@{k}": value for k, value in metric.compute().items()}
+        rows = self._rows(dataset, for_training=False)
+        pairs = _excluded_pairs(excluded, num_rows(rows))
+        likely = propensities_for(metrics, propensities, self)
+        rankings = Rankings(metrics, ks, likely, pairs, self.num_labels)
+        for begin, batch in self._inference_batches(rows, batch_size):
+            _, best = best_labels(self, batch.features, rankings.depth(begin, begin + len(batch.labels)))
+            rankings.update(best, batch.labels, begin)
+        return rankings.compute()
 
     def _inference_batches(self, rows: Rows, batch_size: int) -> Iterator[tuple[int, Batch]]:
         """Yields the number of the first row of each batch, and the batch."""
@@ -307,8 +333,11 @@ class XMCClassifier(WideNetwork):
         finally:
             self.train(training)
 
-    def _rows(self, data: Any) -> Rows:
-        """Reads rows in any form, and checks that they fit the model."""
+    def _rows(self, data: Any, for_training: bool = True) -> Rows:
+        """Reads rows in any form, and checks that they fit the model.
+
+        Rows to train on are of the model's sizes; others may have fewer features, and any labels.
+        """
         kind = "dense" if self.dense_input else "sparse CSR"
         if self.dense_input and not isinstance(data, (XMCDataset, tuple)):
             data = torch.as_tensor(data)
@@ -317,10 +346,12 @@ class XMCClassifier(WideNetwork):
             if sparse == self.dense_input or data.dim() != 2 or data.shape[1] != self.num_features:
                 raise ValueError(f"rows has shape {tuple(data.shape)}; wanted {kind} [B, {self.num_features}]")
             return unlabelled(data if sparse else dense_features(data))
-        rows = rows_of(data, self.num_labels)
+        rows = rows_of(data, self.num_labels if for_training else None)
         if isinstance(rows, DenseRows) != self.dense_input:
             raise ValueError(f"the data are of the kind {type(data).__name__}; the model takes {kind} input")
-        if rows.num_features != self.num_features or rows.num_labels > self.num_labels:
+        if not for_training:
+            rows = widened(rows, self.num_features, self.num_labels)
+        if rows.num_features != self.num_features or (for_training and rows.num_labels > self.num_labels):
             raise ValueError(
                 f"the data has {rows.num_features} features and {rows.num_labels} labels; "
                 f"the model takes {self.num_features} and {self.num_labels}"
@@ -374,6 +405,26 @@ class XMCClassifier(WideNetwork):
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error
         return model
+
+
+def _excluded_pairs(excluded: Any, rows: int) -> Tensor | None:
+    """Pairs ``[E, 2]`` of row and label.
+
+    Args:
+        excluded: Such pairs, or the path of a file of them; None means none.
+        rows: How many rows there are.
+
+    Raises:
+        ValueError: They are of another form, or of rows that do not exist.
+    """
+    if excluded is None:
+        return None
+    is_path = isinstance(excluded, (str, os.PathLike))
+    pairs = read_filter(excluded) if is_path else torch.as_tensor(excluded)
+    if pairs.dim() == 2 and pairs.numel() > 0 and int(pairs[:, 0].max()) >= rows:
+        name = os.fspath(excluded) if is_path else "excluded"
+        raise ValueError(f"{name} has row {int(pairs[:, 0].max())}; wanted 0 to {rows - 1}")
+    return pairs
 
 
 def _of_previous_format(archive: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ..config import LSHConfig
 from ..data import XMCRows
+from ..data.filters import filter_lines
 from ..data.xmc import join_rows
+from ..models.evaluation import Propensities, Rankings, propensities_for
 from ..models.fitting import Settings, fit, fit_more, label_weights
 from ..models.held_out import MOST_HELD_OUT
 from ..models.network import Network, WideNetwork
@@ -32,7 +34,7 @@ from .linear import LinearNetwork
 from .naive_bayes import log_count_ratios
 from .quality import Quality
 from .settings import check_settings, hashing, network_for
-from .sources import Texts, is_multi_hot, source_of
+from .sources import Texts, is_multi_hot, plain_labels, source_of
 from .training_data import FeatureSource, Labels, TrainingData, hashed
 
 _MOST_COUNTS = 1 << 26  # of features by classes, to weigh features by
@@ -136,6 +138,9 @@ class TextClassifier:
         text: str | int | Sequence[str | int] = "text",
         label: str | int = "label",
         label_separator: str | None = None,
+        delimiter: str | None = None,
+        encoding: str = "utf-8",
+        format: str | None = None,
         validation: tuple[Iterable[str], Iterable[Any]] | str | os.PathLike[str] | None = None,
         sample_weight: Any = None,
         class_weight: Any = None,
@@ -151,11 +156,15 @@ class TextClassifier:
         as it would have ended.
 
         Args:
-            X: Texts; or the path of a CSV, TSV, JSONL or Parquet file (:class:`torch_lsh.text.TextFile`).
-            y: A label for each text, a list of labels for each, or a multi-hot array ``[rows, C]``.
+            X: Texts; or the path of a CSV, TSV, JSONL, fastText or Parquet file (:class:`torch_lsh.text.TextFile`).
+            y: A label for each text, a list of labels for each, or a multi-hot array ``[rows, C]``,
+                dense or sparse. Tensors and data frames of one column serve, too.
             text: Column(s) of the text in the file.
             label: Column of the label in the file.
             label_separator: Separator of several labels in a cell of the file.
+            delimiter: Of the fields of a CSV or TSV file; None means a comma or a tab.
+            encoding: Of the file.
+            format: The end of a name that says the format in place of the file's own, such as ``".csv"``.
             validation: Texts and labels, or a file of the same form, in place of held-out texts.
             sample_weight: Weight of each text.
             class_weight: A dict from labels to weights (the others have weight 1), or ``"balanced"``.
@@ -173,7 +182,15 @@ class TextClassifier:
         )
         options.check()
         seconds = seconds_of(budget)
-        file_columns = {"text": text, "label": label, "label_separator": label_separator}
+        file_columns = {
+            "text": text,
+            "label": label,
+            "label_separator": label_separator,
+            "delimiter": delimiter,
+            "encoding": encoding,
+            "format": format,
+        }
+        y = plain_labels(y)
         source = source_of(X, y, file_columns)
         multi_hot = is_multi_hot(y)
         data = TrainingData(
@@ -237,6 +254,9 @@ class TextClassifier:
         text: str | int | Sequence[str | int] = "text",
         label: str | int = "label",
         label_separator: str | None = None,
+        delimiter: str | None = None,
+        encoding: str = "utf-8",
+        format: str | None = None,
         sample_weight: Any = None,
     ) -> TextClassifier:
         """Trains a fitted classifier further, on texts that may have new labels and new words.
@@ -245,7 +265,7 @@ class TextClassifier:
         are some. An unfitted classifier is fitted.
 
         Args:
-            X, y, text, label, label_separator, sample_weight: See :meth:`fit`.
+            X, y, text, label, label_separator, delimiter, encoding, format, sample_weight: See :meth:`fit`.
             classes: Further labels to make room for, as scikit-learn's callers give them.
             epochs: Passes over the texts.
             lr: Learning rate of Adam at the beginning; None means a quarter of that of :meth:`fit`.
@@ -253,7 +273,14 @@ class TextClassifier:
         Raises:
             ValueError: A text or a label does not fit.
         """
-        columns: dict[str, Any] = {"text": text, "label": label, "label_separator": label_separator}
+        columns: dict[str, Any] = {
+            "text": text,
+            "label": label,
+            "label_separator": label_separator,
+            "delimiter": delimiter,
+            "encoding": encoding,
+            "format": format,
+        }
         if not hasattr(self, "network_"):
             self.fit(X, y, **columns, sample_weight=sample_weight)
             self._make_room(self._with_those_of(classes))
@@ -278,7 +305,7 @@ class TextClassifier:
 
     def _with_those_of(self, classes: Iterable[Any] | None) -> Labels:
         """The labels of the classifier, then further ones."""
-        labels = Labels(self.classes_.tolist(), open_ended=True)
+        labels = Labels(self.classes_.tolist(), others="add")
         for label in [] if classes is None else np.asarray(classes).tolist():
             labels.number(label, "classes")
         return labels
@@ -305,7 +332,7 @@ class TextClassifier:
     def _features_of(self, texts: Sequence[str | bytes]) -> Iterator[Features]:
         """Rows of features, in batches."""
         self._check_fitted()
-        if isinstance(texts, (str, bytes)) or not hasattr(texts, "__getitem__"):
+        if isinstance(texts, (str, bytes)) or not hasattr(texts, "__getitem__") or hasattr(texts, "columns"):
             texts = Texts(texts, None).texts
         size = self.network_.rows_at_a_time
         for start in range(0, len(texts), size):
@@ -409,23 +436,77 @@ class TextClassifier:
         text: str | int | Sequence[str | int] = "text",
         label: str | int = "label",
         label_separator: str | None = None,
+        delimiter: str | None = None,
+        encoding: str = "utf-8",
+        format: str | None = None,
+        metrics: Sequence[str] = (),
+        ks: Sequence[int] = (1, 3, 5),
+        propensities: Propensities = None,
+        excluded: Iterable[tuple[int, Any]] | str | os.PathLike[str] | None = None,
     ) -> dict[str, float]:
         """Measures accuracy and loss (multi-label: precision@k and micro F1) on texts and labels, or on a file.
 
+        A label that did not occur in the training data counts as wrong, and has no loss.
+
+        Args:
+            X, y, text, label, label_separator, delimiter, encoding, format: See :meth:`fit`.
+            metrics: Names of further metrics, see :class:`torch_lsh.metrics.RankingMetrics`.
+            ks: The values of k of these.
+            propensities: For the propensity-scored ones, see :meth:`torch_lsh.models.XMCClassifier.evaluate`; classes
+                in the order of ``classes_``.
+            excluded: Pairs of row (from 0) and label that the further metrics do not count as predicted, or the path of
+                a file of lines ``row label``. Labels that the classifier does not know are left out.
+
+        Returns:
+            The metrics by name; ``"rows"``; and, if there are any, ``"labels_unknown"``: how many labels did not occur
+            in the training data.
+
         Raises:
-            ValueError: a label did not occur in the training data; the message gives its row.
+            ValueError: A text, a label or another argument does not fit.
         """
         self._check_fitted()
-        source = source_of(X, y, {"text": text, "label": label, "label_separator": label_separator})
-        labels = Labels(self.classes_.tolist())
+        source = source_of(
+            X,
+            y,
+            {
+                "text": text,
+                "label": label,
+                "label_separator": label_separator,
+                "delimiter": delimiter,
+                "encoding": encoding,
+                "format": format,
+            },
+        )
+        labels = Labels(self.classes_.tolist(), others="count")
         metric = Quality(self.multilabel_, self.network_.binary, self.threshold_)
-        size = self.network_.rows_at_a_time
+        likely = propensities_for(metrics, propensities, self.network_)
+        pairs = None if excluded is None else self._excluded_pairs(excluded)
+        known = len(self.classes_)
+        rankings = Rankings(metrics, ks, likely, pairs, known) if metrics else None
+        begin = unknown = 0
         with torch.inference_mode():
             for chunk in hashed(source, self.features_, labels):
-                for some in torch.arange(num_rows(chunk)).split(size):
+                for some in torch.arange(num_rows(chunk)).split(self.network_.rows_at_a_time):
                     features, true, _ = batch_of(self.columns_.rows(chunk.take(some)))
-                    metric.update(self.network_.scores(features), true)
-        return {**metric.compute(), "rows": metric.rows}
+                    logits = self.network_.scores(features)
+                    metric.update(logits, true)
+                    if rankings is not None:
+                        best = logits.topk(rankings.depth(begin, begin + len(some))).indices
+                        rankings.update(best, true, begin)
+                    unknown += int((true >= known).sum())
+                    begin += len(some)
+        result = {**metric.compute(), "rows": metric.rows, **({} if rankings is None else rankings.compute())}
+        return {**result, **({"labels_unknown": unknown} if unknown else {})}
+
+    def _excluded_pairs(self, excluded: Iterable[tuple[int, Any]] | str | os.PathLike[str]) -> Tensor:
+        """Pairs ``[E, 2]`` of row and number of the label, those of labels that are not known left out."""
+        labels = Labels(self.classes_.tolist(), others="count")
+        if isinstance(excluded, (str, os.PathLike)):
+            pairs = [(row, labels.number(label, place)) for row, label, place in filter_lines(excluded)]
+        else:
+            pairs = [(int(row), labels.number(label, "excluded")) for row, label in excluded]
+        found = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+        return found[found[:, 1] < len(self.classes_)]
 
     def score(self, X: Source, y: Iterable[Any] | None = None) -> float:
         """Measures accuracy, or precision@1 where a text may have several labels."""

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import itertools
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("columns of text files (names, or numbers from 0 where there is no header)")
     group.add_argument("--text", nargs="+", type=_column, default=["text"], help="column(s) of the text")
     group.add_argument("--label", type=_column, default="label", help="column of the label")
+    group.add_argument("--delimiter", help="of the fields of CSV and TSV files; default: a comma or a tab")
+    group.add_argument("--encoding", default="utf-8", help="of the files")
+    group.add_argument("--format", help="such as .csv, in place of the name's own end; of '-', standard input: .txt")
     group.add_argument("--separator", help="separator of several labels in one cell")
 
 
@@ -41,14 +45,15 @@ def _column(text: str) -> str | int:
 
 
 def _columns(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"text": arguments.text, "label": arguments.label, "label_separator": arguments.separator}
+    form = {"delimiter": arguments.delimiter, "encoding": arguments.encoding, "format": arguments.format}
+    return {"text": arguments.text, "label": arguments.label, "label_separator": arguments.separator, **form}
 
 
 # --- train-text -------------------------------------------------------------------------------------------------------
 
 
 def train_text_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", help=".csv, .tsv, .jsonl (also .gz, .xz, .bz2) or .parquet")
+    parser.add_argument("data", help=".csv, .tsv, .jsonl, fastText's .txt (also .gz, .xz, .bz2) or .parquet")
     parser.add_argument("--model", default="model.safetensors", help="file to write the model to")
     parser.add_argument("--validation", help="file that decides when to stop; default: texts held out from the data")
     parser.add_argument("--test", help="file to evaluate the model on")
@@ -90,7 +95,7 @@ def train_text(arguments: argparse.Namespace) -> int:
         shown = "  ".join(f"{key} {value:.4f}" for key, value in entry.items() if "loss" in key or "validation" in key)
         print(f"epoch {entry['epoch']:.0f}  {shown}  {entry['texts_per_second']:,.0f} texts/s")
     if arguments.test is not None:
-        print(json.dumps({"test": model.evaluate(arguments.test, **_columns(arguments))}))
+        print(f'{{"test": {_json(model.evaluate(arguments.test, **_columns(arguments)))}}}')
     print(
         f"saved {arguments.model}: {len(model.classes_):,} labels, {Path(arguments.model).stat().st_size / 1e6:.1f} MB"
     )
@@ -106,8 +111,22 @@ def evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     model = TextClassifier.load(arguments.model)
-    print(json.dumps(model.evaluate(arguments.data, **_columns(arguments))))
+    if arguments.train is not None:
+        raise ValueError("--train is for XMC models; label counts of text models are in their files")
+    result = model.evaluate(
+        arguments.data,
+        **_columns(arguments),
+        metrics=arguments.metrics or (),
+        ks=arguments.ks,
+        propensities=arguments.propensities,
+        excluded=arguments.filter,
+    )
+    print(_json(result))
     return 0
+
+
+def _json(result: dict[str, float]) -> str:
+    return json.dumps({name: None if math.isnan(value) else value for name, value in result.items()})
 
 
 def predict_options(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +144,7 @@ def predict(arguments: argparse.Namespace) -> int:
             print(json.dumps({"labels": labels, "probabilities": [round(p, 6) for p in probabilities]}))
         texts.clear()
 
-    for row in TextFile(arguments.data, arguments.text, label=None):
+    for row in TextFile(arguments.data, **{**_columns(arguments), "label": None}):
         texts.append(row.text)
         if len(texts) == _PREDICTED_AT_A_TIME:
             flush()
@@ -156,7 +175,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 @torch.no_grad()
 def _hidden_texts(model: TextClassifier, arguments: argparse.Namespace) -> Tensor:
     """Hidden activations of a random choice of the first texts of ``--data``."""
-    rows = TextFile(arguments.data, arguments.text, label=None)
+    rows = TextFile(arguments.data, **{**_columns(arguments), "label": None})
     texts = [row.text for row in itertools.islice(rows, _READ_TEXTS)]
     if not texts:
         raise ValueError(f"{arguments.data} has no texts")

@@ -1,10 +1,12 @@
-"""Rows of text and labels from CSV, TSV, JSONL and Parquet files, read as a stream."""
+"""Rows of text and labels from CSV, TSV, JSONL, fastText and Parquet files, read as a stream."""
 
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
+import io
 import json
 import lzma
 import os
@@ -20,6 +22,8 @@ Column = str | int
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _DELIMITED = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
+_FASTTEXT = (".txt",)
+_LABEL = "__label__"  # what a word that is a label begins with in fastText's format
 _PARQUET = (".parquet",)
 
 
@@ -42,13 +46,18 @@ class TextFile:
 
     The format follows from the name: ``.csv`` (RFC 4180), ``.tsv`` (tab-separated, without quoting, as the media type
     has it), ``.jsonl`` and ``.ndjson`` (one object per line) or ``.parquet`` (needs pyarrow); all but the last may be
-    compressed (``.gz``, ``.xz``, ``.bz2``). Text is UTF-8.
+    compressed (``.gz``, ``.xz``, ``.bz2``). A ``.txt`` file is in fastText's format: a text per line, in which words
+    such as ``__label__good`` are labels; it has no columns.
 
     Args:
-        path: the file.
+        path: the file; ``"-"``: standard input, which can be read once.
         text: column of the text, or several columns whose texts are joined by a space. A name from the header or, in
             CSV and TSV files without a header line, a number from 0.
         label: column of the label, of the same kind; None: texts alone.
+        delimiter: of the fields of a CSV or TSV file; None: a comma or a tab.
+        encoding: of the file.
+        format: the end of a name, such as ``".csv"``, that says the format in place of the file's own; None: that of
+            the name, and fastText's for standard input.
         label_separator: cells hold several labels (or none), separated by this; blanks around a label are dropped. In
             JSONL and Parquet a list needs no separator.
 
@@ -71,17 +80,28 @@ class TextFile:
         text: Column | Sequence[Column] = "text",
         label: Column | None = "label",
         label_separator: str | None = None,
+        delimiter: str | None = None,
+        encoding: str = "utf-8",
+        format: str | None = None,
     ) -> None:
         self.path = Path(path)
         self.text: list[Column] = [text] if isinstance(text, (str, int)) else list(text)
         self.label = label
         self.label_separator = label_separator
-        suffixes = [suffix.lower() for suffix in self.path.suffixes]
+        self.encoding = _known_encoding(encoding)
+        self._is_input, self._was_read = os.fspath(path) == "-", False
+        name = Path("-.txt" if self._is_input else path) if format is None else Path(f"{path}{format}")
+        suffixes = [suffix.lower() for suffix in name.suffixes]
         self._opener = _OPENERS.get(suffixes[-1]) if suffixes else None
         self._format = suffixes[-2 if self._opener else -1] if len(suffixes) > (self._opener is not None) else ""
-        if self._format not in (*_DELIMITED, *_JSON_LINES, *_PARQUET) or (self._format in _PARQUET and self._opener):
-            known = ", ".join((*_DELIMITED, *_JSON_LINES, *_PARQUET))
+        if self._format not in (*_DELIMITED, *_JSON_LINES, *_FASTTEXT, *_PARQUET) or (
+            self._format in _PARQUET and self._opener
+        ):
+            known = ", ".join((*_DELIMITED, *_JSON_LINES, *_FASTTEXT, *_PARQUET))
             raise ValueError(f"{path}: the format is not known; wanted a name that ends in one of {known}")
+        self.delimiter = _DELIMITED.get(self._format, "") if delimiter is None else delimiter
+        if delimiter is not None and (self._format not in _DELIMITED or len(delimiter) != 1 or delimiter in '\r\n"'):
+            raise ValueError(f"{path}: delimiter is {delimiter!r}; wanted one character, for a CSV or TSV file")
         columns = [*self.text, *([] if label is None else [label])]
         if not self.text or not all(isinstance(column, (str, int)) for column in columns):
             raise ValueError(f"text is {text!r} and label is {label!r}; wanted names or numbers of columns")
@@ -93,16 +113,24 @@ class TextFile:
             )
         if label_separator == "":
             raise ValueError("label_separator is empty; wanted a character or None")
-        if not self.path.is_file():  # now, not when the first row is wanted
+        if self._is_input and (self._opener is not None or self._format in _PARQUET):
+            raise ValueError(f"format is {format!r}; wanted one of text for standard input")
+        if not self._is_input and not self.path.is_file():  # now, not when the first row is wanted
             raise FileNotFoundError(f"{path}: there is no such file")
 
     def __iter__(self) -> Iterator[TextRow]:
         if self._format in _PARQUET:
             return self._parquet()
+        if self._format in _FASTTEXT:
+            return self._guarded(self._fasttext_lines())
         return self._guarded(self._delimited() if self._format in _DELIMITED else self._json_lines())
 
     def bytes(self) -> int:
         """About how much text there is; compressed files are taken to hold three times their size."""
+        if self._is_input:
+            raise ValueError(
+                "standard input can be read once, and training reads its data several times; wanted a file"
+            )
         return self.path.stat().st_size * (3 if self._opener or self._format in _PARQUET else 1)
 
     # --- formats ---
@@ -113,6 +141,8 @@ class TextFile:
             for row in rows:
                 last = f"after {row.place}"
                 yield row
+        except UnicodeError as error:
+            raise ValueError(f"{last}: the file is not {self._encoding_name()} ({error})") from None
         except DECOMPRESSION_ERRORS as error:
             if not is_damage(error):
                 raise
@@ -120,8 +150,15 @@ class TextFile:
 
     def _open(self) -> IO[str]:
         # Bytes that are not UTF-8 come through as lone surrogates, so that the row they are in can be named.
-        options: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+        options: dict[str, Any] = {"encoding": self.encoding, "errors": "surrogateescape", "newline": ""}
+        if self._is_input:
+            if self._was_read:
+                raise ValueError("standard input can be read once; wanted a file")
+            self._was_read = True
+            return io.TextIOWrapper(sys.stdin.buffer, **options)
         opener: Any = self._opener or open
+        if self.encoding != "utf-8-sig":
+            return opener(self.path, "rt", **options)
         with opener(self.path, "rb") as file:
             encoding = byte_order_mark(file.read(4)) or "UTF-8"
         if encoding != "UTF-8":
@@ -129,8 +166,8 @@ class TextFile:
         return opener(self.path, "rt", **options)
 
     def _delimited(self) -> Iterator[TextRow]:
-        delimiter = _DELIMITED[self._format]
-        quoting: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+        delimiter, quoted = self.delimiter, self._format == ".csv"
+        quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
         csv.field_size_limit(max(csv.field_size_limit(), min(sys.maxsize, 2**31 - 1)))  # a field may be a book
         with self._open() as file:
             reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
@@ -157,7 +194,7 @@ class TextFile:
                 if len(cells) > most and any(cells[most:]):
                     raise ValueError(
                         f"{place}: there are {len(cells)} fields; wanted at most the {most} of the first line; a field "
-                        f"with {delimiter!r} in it needs quotes" + ("" if delimiter == "," else ", thus a .csv file")
+                        f"with {delimiter!r} in it needs quotes" + ("" if quoted else ", thus a .csv file")
                     )
                 text = cells[where[0]] if len(where) == 1 else " ".join(cells[at] for at in where)
                 yield self._row(text, None if label_at is None else cells[label_at], place)
@@ -191,6 +228,18 @@ class TextFile:
                 if not isinstance(record, dict):
                     raise ValueError(f"{place}: a JSON {type(record).__name__}; wanted an object")
                 yield self._record(record, place)
+
+    def _fasttext_lines(self) -> Iterator[TextRow]:
+        with self._open() as file:
+            number = 0
+            for line_number, line in enumerate(file, 1):
+                words = line.split()
+                if not words:
+                    continue
+                number += 1
+                labels = [word.removeprefix(_LABEL) for word in words if word.startswith(_LABEL)]
+                text = " ".join(word for word in words if not word.startswith(_LABEL))
+                yield self._row(text, labels, self._place(number, line_number))
 
     def _parquet(self) -> Iterator[TextRow]:
         try:
@@ -249,14 +298,18 @@ class TextFile:
                 self._check_utf8(label, "the label", place)
         return labels
 
-    @staticmethod
-    def _check_utf8(text: str, what: str, place: str) -> None:
+    def _check_utf8(self, text: str, what: str, place: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             found = ord(text[error.start])
             shown = f"byte 0x{found - 0xDC00:02x}" if 0xDC80 <= found <= 0xDCFF else f"surrogate U+{found:04X}"
-            raise ValueError(f"{place}: {what} is not UTF-8 ({shown} at character {error.start})") from None
+            raise ValueError(
+                f"{place}: {what} is not {self._encoding_name()} ({shown} at character {error.start})"
+            ) from None
+
+    def _encoding_name(self) -> str:
+        return "UTF-8" if self.encoding == "utf-8-sig" else self.encoding
 
     def _place(self, number: int, line: int | None) -> str:
         row = f"row {number}" if number > 0 else "header"
@@ -264,3 +317,15 @@ class TextFile:
 
     def _no_column(self, column: Column, names: Sequence[str]) -> ValueError:
         return ValueError(f"{self.path} has no column {column!r}; it has {', '.join(map(repr, names))}")
+
+
+def _known_encoding(encoding: str) -> str:
+    """The encoding as it is opened; that of UTF-8 allows for a byte order mark."""
+    try:
+        "".encode(encoding)  # refuses codecs of bytes, such as "hex"
+        name = codecs.lookup(encoding).name
+    except LookupError:
+        raise ValueError(
+            f"encoding is {encoding!r}; wanted one that Python knows, such as 'utf-8' or 'cp1252'"
+        ) from None
+    return "utf-8-sig" if name in ("utf-8", "utf-8-sig") else name

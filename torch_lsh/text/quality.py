@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,10 +26,14 @@ class Quality:
         self.thresholds = _THRESHOLDS if threshold is None else torch.tensor([threshold])
         self.precision: PrecisionAtK | None = None
         self.loss = self.rows = 0.0
+        self.known = 0  # rows with a loss
         self.counts = torch.zeros(3, len(self.thresholds), dtype=torch.int64)  # given and right, given, right
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Adds rows: logits ``[B, C]``, and labels ``[B, P]`` padded with -100."""
+        """Adds rows: logits ``[B, C]``, and labels ``[B, P]`` padded with -100.
+
+        Labels from C on, which the network does not know, count as wrong; they have no loss.
+        """
         classes = logits.shape[1]
         if self.precision is None:
             self.precision = PrecisionAtK([k for k in (1, 3, 5) if k <= classes])
@@ -42,7 +48,10 @@ class Quality:
             self.counts[1] += given.sum((1, 2))
             self.counts[2] += (labels >= 0).sum()
         else:
-            self.loss += float(torch.nn.functional.cross_entropy(logits, labels[:, 0], reduction="sum"))
+            known = (labels[:, 0] >= 0) & (labels[:, 0] < classes)
+            self.known += int(known.sum())
+            true = labels[:, 0].masked_fill(~known, -100)
+            self.loss += float(torch.nn.functional.cross_entropy(logits, true, ignore_index=-100, reduction="sum"))
         self.rows += len(labels)
 
     def f1(self) -> Tensor:
@@ -59,7 +68,7 @@ class Quality:
             raise ValueError("there are no rows to evaluate on")
         precision = self.precision.compute()
         if not self.multilabel:
-            return {"accuracy": precision[1], "loss": self.loss / self.rows}
+            return {"accuracy": precision[1], "loss": self.loss / self.known if self.known else math.nan}
         at_k = {f"precision@{k}": value for k, value in precision.items()}
         return {**at_k, "micro_f1": float(self.f1().max())}
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from .files import TextFile, TextRow
 
@@ -29,9 +30,19 @@ def source_of(X: Any, y: Any, columns: dict[str, Any]) -> Texts | TextFile:
         return TextFile(X, **columns)
     if y is None:
         raise ValueError("y is None; wanted a label for each text, or X as the path of a file")
+    y = plain_labels(y)
     if is_multi_hot(y):
         return Texts(X, _from_multi_hot(y))
     return Texts(X, y.reshape(-1) if isinstance(y, np.ndarray) else y)
+
+
+def plain_labels(y: Any) -> Any:
+    """Labels of other libraries as NumPy has them: tensors, data frames and sparse indicator matrices."""
+    if isinstance(y, Tensor):
+        return y.detach().to_dense().numpy()
+    if hasattr(y, "toarray") and hasattr(y, "tocsr"):  # scipy.sparse
+        return y.toarray()
+    return y.to_numpy() if hasattr(y, "columns") and hasattr(y, "to_numpy") else y
 
 
 def is_multi_hot(y: Any) -> bool:
@@ -80,7 +91,11 @@ class Texts:
         return sum(len(text) for text in self.texts if isinstance(text, (str, bytes)))
 
 
-def _as_list(items: Iterable[Any], name: str) -> list[Any]:
+def _as_list(items: Any, name: str) -> list[Any]:
+    if hasattr(items, "columns") and hasattr(items, "to_numpy"):  # a data frame, whose iterator gives names of columns
+        if items.shape[1] != 1:
+            raise ValueError(f"{name} is a data frame of {items.shape[1]} columns; wanted one")
+        return items.to_numpy()[:, 0].tolist()
     if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
         raise ValueError(f"{name} is {items!r:.50}; wanted several, such as a list")
     return items.tolist() if isinstance(items, np.ndarray) else list(items)

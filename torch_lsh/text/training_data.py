@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,38 +25,70 @@ from .files import TextFile, TextRow
 from .hashed_text import HashedText
 from .sources import Texts
 
+_WHOLE_NUMBER = re.compile("0|-?[1-9][0-9]{0,18}")
 _CHUNK = 4096  # texts hashed at a time
 _BLOCK_CHUNKS = 16  # chunks that are shuffled together where features do not fit in memory
 
 
 class Labels:
-    """Numbers the labels: in order of appearance, then in sorted order once all are known."""
+    """Numbers the labels: in order of appearance, then in sorted order once all are known.
 
-    def __init__(self, classes: Sequence[Any] | None = None, open_ended: bool = False) -> None:
+    A label ``1`` is the class ``"1"`` where the classes are text, and the other way round.
+
+    Args:
+        classes: The labels there are; None means that those that come are the classes.
+        others: What is done with a label that is not among the classes: ``"refuse"``, ``"add"`` to the classes, or
+            ``"count"``: give it a number behind them.
+    """
+
+    def __init__(self, classes: Sequence[Any] | None = None, others: str = "refuse") -> None:
         self.numbers: dict[Any, int] = {} if classes is None else {label: i for i, label in enumerate(classes)}
-        self._known = classes is not None and not open_ended
+        self._others = "add" if classes is None else others
+        kinds = {type(label) for label in classes or ()}
+        self._kind = kinds.pop() if len(kinds) == 1 else None
 
     def number(self, label: Any, place: str) -> int:
         number = self.numbers.get(label)
+        if number is None and self._kind not in (None, type(label)):
+            label = self._in_kind(label, place)
+            number = self.numbers.get(label)
         if number is None:
-            if self._known:
+            if self._others == "refuse":
                 raise ValueError(f"{place}: the label {label!r} did not occur in the training data")
             number = self.numbers[label] = len(self.numbers)
         return number
+
+    def _in_kind(self, label: Any, place: str) -> Any:
+        """The label in the kind of the classes; where there is none, the label itself if it need not be a class."""
+        if self._kind is str and type(label) is int:
+            return str(label)
+        if self._kind is int and isinstance(label, str) and _WHOLE_NUMBER.fullmatch(label):
+            return int(label)
+        if self._others != "count" and isinstance(label, (str, int)):
+            raise ValueError(
+                f"{place}: the label {label!r} is {_kind_name(label)}, and the classes of the training data are "
+                f"{'text' if self._kind is str else 'whole numbers'}"
+            )
+        return label
 
     def sort(self) -> tuple[list[Any], Tensor]:
         """Sorts the labels; returns them, and the new number of each old number."""
         try:
             classes = sorted(self.numbers)
         except TypeError:
-            kinds = sorted({type(label).__name__ for label in self.numbers})
-            raise ValueError(f"labels are of the kinds {' and '.join(kinds)}; wanted one kind") from None
+            shown = {_kind_name(label): label for label in reversed(self.numbers)}
+            found = " and ".join(f"{kind} ({shown[kind]!r})" for kind in sorted(shown))
+            raise ValueError(f"labels are {found}; wanted one kind") from None
         old = torch.tensor([self.numbers[label] for label in classes], dtype=torch.int64)
         new = torch.empty_like(old)
         new[old] = torch.arange(len(old))
         self.numbers = {label: i for i, label in enumerate(classes)}
-        self._known = True
+        self._others = "refuse"
         return classes, new
+
+
+def _kind_name(label: Any) -> str:
+    return {str: "text", int: "a whole number"}.get(type(label), f"of type {type(label).__name__}")
 
 
 def hashed(source: Iterable[TextRow], features: HashedText, labels: Labels) -> Iterator[XMCRows]:
