@@ -407,7 +407,8 @@ def test_an_interrupted_process(files, tmp_path, workers):
     output, errors = process.communicate()
     assert (process.returncode, errors) == (130, "torch_lsh: interrupted\n")
     assert "saved" not in output
-    assert os.listdir(tmp_path) == ["run.pt"]
+    # An interrupt within a callback ends the process at once, which leaves the file of the lock, but no lock.
+    assert set(os.listdir(tmp_path)) - {".run.pt.lock"} == {"run.pt"}
 
 
 SLOW_IMPORT = """

@@ -54,10 +54,11 @@ class Pool {
         note_use(size);
         return memory;
       }
-      note_use(size);
     }
     void* const memory = ::operator new(size, alignment_of(size));
     prefer_huge_pages(memory, static_cast<int64_t>(size), false);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    note_use(size);  // only now: there may not be so much memory
     return memory;
   }
 
