@@ -48,8 +48,8 @@ def read_filter(path: str | os.PathLike[str]) -> Tensor:
     Raises:
         ValueError: A line has another form: file, line and reason.
 
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "filter_labels_test.txt"
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "filter_labels_test.txt"
     >>> _ = path.write_text("0 17\n2 5\n")
     >>> read_filter(path)
     tensor([[ 0, 17],

@@ -1,4 +1,4 @@
-"""Columns: hashed columns of text -> the features of a network, weighted by their rarity."""
+"""Columns: hashed columns of text -> the features of a network, weighted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Columns:
 
     Args:
         columns: ``[F]`` int32; feature f is column ``columns[f]``.
-        idf: ``[F]`` float32, the weight of each feature.
+        idf: ``[F]`` float32, the weight of each feature: by its rarity, or by how far it tells few classes apart.
         num_columns: Of the hashed text.
 
     Raises:
@@ -74,8 +74,8 @@ class Columns:
         return hashed._replace(feature_start=crow, features=feature.int(), values=values, num_features=len(self))
 
     def with_those_of(self, hashed: XMCRows) -> Columns:
-        """These columns, and behind them those that are new in hashed text, which are as rare as the rarest."""
+        """These columns, and behind them those that are new in hashed text, with the weight that most columns have."""
         new = hashed.features[self._feature_of[hashed.features] < 0].unique()
-        rarest = float(self.idf.max()) if len(self) > 0 else 1.0
-        idf = torch.cat([self.idf, torch.full((len(new),), rarest)])
+        usual = float(self.idf.median()) if len(self) > 0 else 1.0
+        idf = torch.cat([self.idf, torch.full((len(new),), usual)])
         return Columns(torch.cat([self.columns, new]), idf, self.num_columns)
