@@ -43,7 +43,7 @@ docs: $(VENV)/.ready
 
 fuzz: $(VENV)/.ready
 	$(BIN)/python fuzz --seconds $(SECONDS)
-	TORCH_LSH_FUZZ=1 TORCH_LSH_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/state_machines $(PYTEST_ARGS)
+	TORCH_LSH_FUZZ=1 $(BIN)/python -m pytest tests/state_machines $(PYTEST_ARGS)
 
 sanitize: $(VENV)/.ready
 	.ci/sanitize $(BIN)/python address,undefined $(if $(FUZZ),--seconds $(SECONDS),$(PYTEST_ARGS))
