@@ -43,21 +43,24 @@ Source = Iterable[str] | str | os.PathLike[str]
 
 
 class TextClassifier:
-    """Classifies texts with a network over hashed words and word pairs, weighted by their rarity.
+    """Classifies texts with a network over hashed words and word n-grams.
+
+    These are weighted by their rarity; over few classes with one label a text, by how far they tell the classes apart.
 
     The number of classes decides the network: linear up to 64, a hidden layer above, an
-    :class:`torch_lsh.LSHLinear` output above 4096. Above 4096 the nearest training texts vote in every prediction, too
-    (:class:`torch_lsh.models.neighbours.Neighbours`); the held-out texts decide their share, which is one half
-    without held-out texts. Settings that are None follow from the number of texts and classes.
+    :class:`torch_lsh.LSHLinear` output above 4096. From 512 on, the nearest training texts count in every prediction,
+    too: held-out texts train a :class:`torch_lsh.models.ranker.LabelRanker`; without them, a
+    :class:`torch_lsh.models.mixture.Mixture` takes votes. Settings that are None follow from the number of texts and
+    classes.
 
     The class follows scikit-learn's conventions (``get_params``, ``clone``, pipelines, grid search). A label is text or
     a whole number. Labels in lists, or in cells with a separator, make the task multi-label.
 
     Args:
-        features: How texts are hashed. None means words and pairs of words (words alone above 4096 classes), in a
-            number of columns that follows from the amount of text.
+        features: How texts are hashed. None means words and pairs of words (up to 64 classes and from 8 MB of text on,
+            triples, too; above 4096 classes, words alone), in a number of columns that follows from the amount of text.
         hidden: Width of the hidden layer; 0 means the linear model.
-        neighbours: How many of the nearest training texts vote; 0 means none. None means 64 above 4096 classes, else 0.
+        neighbours: How many of the nearest training texts vote; 0 means none. None means 64 from 512 classes, else 0.
             The model and its file then hold the features of all training texts. Not for a multi-label task without a
             hidden layer.
         epochs: Most passes over the data.
@@ -268,7 +271,7 @@ class TextClassifier:
             X, y, text, label, label_separator, delimiter, encoding, format, sample_weight: See :meth:`fit`.
             classes: Further labels to make room for, as scikit-learn's callers give them.
             epochs: Passes over the texts.
-            lr: Learning rate of Adam at the beginning; None means a quarter of that of :meth:`fit`.
+            lr: Learning rate of Adam at the beginning; None means 0.001, without a hidden layer 0.005.
 
         Raises:
             ValueError: A text or a label does not fit.
