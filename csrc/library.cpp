@@ -55,6 +55,12 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "draw_rows(Tensor labels, Tensor? order, Tensor cumulative, int active, int seed, bool per_sample) -> "
       "(Tensor rows, Tensor is_random, Tensor positions, Tensor inclusion)");
 
+  m.def(
+      "draw_hashed_rows(Tensor x, Tensor labels, Tensor? carried, Tensor ids, Tensor counts, Tensor? "
+      "row_codes, Tensor projections, int hashes_per_table, int zeros, int min_matches, bool vanilla, int "
+      "first, int every, int max_candidates, int num_rows, int active, int num_random, int seed, bool "
+      "per_sample) -> (Tensor rows, Tensor is_random, Tensor positions, Tensor log_weights)");
+
   m.def("largest_rows(Tensor values, Tensor rows, int count, Tensor? log_weights=None) -> Tensor");
 
   // hashing
@@ -104,6 +110,12 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "linear_softmax_loss_backward(Tensor slopes, Tensor factors, Tensor x, Tensor weight, Tensor rows, "
       "bool needs_weight=True, Tensor? grad=None) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, "
       "Tensor positive, Tensor scaled)");
+  m.def(
+      "linear_softmax_adam_(Tensor slopes, Tensor factors, Tensor x, Tensor rows, Tensor? grad, Tensor(a!) "
+      "weight, Tensor(b!) first, Tensor(c!) second, Tensor(d!) step, Tensor(e!)? bias, Tensor(f!)? "
+      "bias_first, Tensor(g!)? bias_second, Tensor(h!)? bias_step, float lr, float beta1, float beta2, float "
+      "eps, float weight_decay, bool decoupled, bool maximize, bool stochastic_rounding) -> (Tensor grad_x, "
+      "Tensor positive)");
 
   // inference
   m.def(

@@ -26,18 +26,23 @@ constexpr int64_t kBinBits = 3;
 // Random bins that an empty bin tries to borrow from; if half are empty, all fail with probability 2^-100.
 constexpr int64_t kBorrowAttempts = 100;
 
+}  // namespace
+
 // Rows of x may have any distance from each other: one copy instead of PyTorch's slice, conversion and cat.
-Tensor query_vectors(const Tensor& x, int64_t zeros) {
+Tensor query_vectors(const Tensor& x, int64_t zeros, int64_t first, int64_t every) {
   check_cpu(x, "x");
   check_dim(x, "x", 2);
   check_floating(x, "x");
   TORCH_LSH_CHECK(zeros >= 0, "zeros is ", zeros, "; wanted at least 0");
-  const int64_t count = x.size(0), width = x.size(1), row = x.stride(0), column = x.stride(1);
+  TORCH_LSH_CHECK(first >= 0, "first is ", first, "; wanted at least 0");
+  check_count(every, "every");
+  const int64_t all = x.size(0), width = x.size(1), row = x.stride(0), column = x.stride(1),
+                count = first < all ? (all - first - 1) / every + 1 : 0;
   Tensor out = new_tensor({count, width + 1 + zeros}, ScalarType::Float);
   auto* to = out.mutable_data_ptr<float>();
   by_dtype(FloatingTypes{}, x.scalar_type(), "x", [&]<typename T>() {
     for (int64_t i = 0; i < count; ++i) {
-      const T* const from = data<T>(x) + i * row;
+      const T* const from = data<T>(x) + (first + i * every) * row;
       for (int64_t j = 0; j < width; ++j) *to++ = static_cast<float>(number(from[j * column]));
       *to++ = 1;
       to = std::fill_n(to, zeros, 0.0f);
@@ -68,6 +73,12 @@ Tensor simhash_codes(const Tensor& x, const Tensor& projections, int64_t hashes_
     });
   });
   return codes;
+}
+
+namespace {
+
+Tensor query_all_vectors(const Tensor& x, int64_t zeros) {
+  return query_vectors(x, zeros, 0, 1);
 }
 
 Tensor simhash_products(const Tensor& x, const Tensor& projections) {
@@ -163,7 +174,7 @@ Tensor dwta_codes(const Tensor& x, const Tensor& bins, int64_t hashes_per_table,
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  TORCH_LSH_IMPL(m, "query_vectors", &query_vectors);
+  TORCH_LSH_IMPL(m, "query_vectors", &query_all_vectors);
   TORCH_LSH_IMPL(m, "simhash_codes", &simhash_codes);
   TORCH_LSH_IMPL(m, "simhash_products", &simhash_products);
   TORCH_LSH_IMPL(m, "dwta_codes", &dwta_codes);

@@ -17,4 +17,8 @@ inline int64_t count_tables(const Tensor& parameters, const char* name, int64_t 
   return parameters.size(dim) / hashes_per_table;
 }
 
+// Operators, for use by other operators. query_vectors: of the rows first, first + every, ... of x.
+Tensor query_vectors(const Tensor& x, int64_t zeros, int64_t first, int64_t every);
+Tensor simhash_codes(const Tensor& x, const Tensor& projections, int64_t hashes_per_table);
+
 }  // namespace torch_lsh

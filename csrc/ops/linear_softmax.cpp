@@ -12,6 +12,8 @@
 //
 // bfloat16: the operands of products are bfloat16 (x, the active rows, the gradient of the logits), or float
 // where the CPU multiplies those as fast. Logits, softmax and all results are float.
+#include "ops/linear_softmax.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -432,6 +434,8 @@ Tensor product_of(const std::optional<Tensor>& grad, const Tensor& factors) {
   return out;
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
     const Tensor& slopes, const Tensor& scale, const Tensor& x, const Tensor& weight, const Tensor& rows,
     bool needs_weight, std::optional<Tensor> grad) {
@@ -487,8 +491,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
   });
   return {grad_x, grad_weight, grad_bias, positive, returned};
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
   TORCH_LSH_IMPL(m, "linear_softmax_loss", &linear_softmax_loss);

@@ -14,6 +14,7 @@
 #include "ops/dtypes.h"
 #include "ops/operator.h"
 #include "ops/product.h"
+#include "ops/row_sparse_adam.h"
 #include "ops/tasks.h"
 
 namespace torch_lsh {
@@ -135,6 +136,8 @@ void step_rows(const Tensor& parameter, std::initializer_list<NamedTensor> state
   });
 }
 
+}  // namespace
+
 void row_sparse_adam_(const Tensor& parameter, const Tensor& first, const Tensor& second, const Tensor& rows,
                       const Tensor& gradient, std::optional<Tensor> decays, double lr, double beta1,
                       double beta2, double eps, double weight_decay, double bias_correction1,
@@ -149,6 +152,8 @@ void row_sparse_adam_(const Tensor& parameter, const Tensor& first, const Tensor
             AdamStep{lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, decoupled,
                      maximize, seed, data<double>(decays)});
 }
+
+namespace {
 
 void row_sparse_sgd_(const Tensor& parameter, std::optional<Tensor> momentum_buffer, const Tensor& rows,
                      const Tensor& gradient, double lr, double momentum, double dampening,

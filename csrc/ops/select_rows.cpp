@@ -1,5 +1,7 @@
 // The active rows of a step, without duplicates. select_rows: labels ∪ candidates ∪ uniformly random rows.
 // draw_rows: labels ∪ random rows drawn by weight.
+#include "ops/select_rows.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -255,10 +257,11 @@ uint64_t seed_of_sample(int64_t seed, int64_t sample) {
                     : random_bits(static_cast<uint64_t>(seed), static_cast<uint64_t>(sample));
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> select_rows(const Tensor& labels, const Tensor& candidates,
-                                                       int64_t num_rows, int64_t active, int64_t num_random,
-                                                       int64_t seed, bool per_sample,
-                                                       const std::optional<Tensor>& carried) {
+}  // namespace
+
+ActiveSet select_rows(const Tensor& labels, const Tensor& candidates, int64_t num_rows, int64_t active,
+                      int64_t num_random, int64_t seed, bool per_sample,
+                      const std::optional<Tensor>& carried) {
   check_operand(labels, "labels", 2, ScalarType::Long);
   check_operand(candidates, "candidates", 2, ScalarType::Long);
   if (per_sample) check_size(candidates, "candidates", 0, labels.size(0));
@@ -291,9 +294,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_rows(const Tensor& labels, con
                     [&](const Selection& s) { return log_weights(s, num_rows); })};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> draw_rows(const Tensor& labels, const std::optional<Tensor>& order,
-                                                     const Tensor& cumulative, int64_t active, int64_t seed,
-                                                     bool per_sample) {
+namespace {
+
+ActiveSet draw_rows(const Tensor& labels, const std::optional<Tensor>& order, const Tensor& cumulative,
+                    int64_t active, int64_t seed, bool per_sample) {
   check_operand(cumulative, "cumulative", 1, ScalarType::Double);
   const int64_t num_rows = cumulative.size(0) - 1;
   TORCH_LSH_CHECK(num_rows > 0, "cumulative has shape ", shape_of(cumulative), "; wanted at least 2 entries");

@@ -8,6 +8,8 @@
 // row without room returns when its bucket changes, or at the next build.
 //
 // Threads: build and update give each table to one thread; a query belongs to one thread.
+#include "ops/tables.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -280,9 +282,9 @@ Tensor insert_labels(Tensor ids, Tensor counts, const Tensor& buckets, const Ten
 
 // Counts how often each id was added, in order of first appearance. An open-addressing hash table, cleared
 // entry by entry, so a query costs its candidates only. Not thread-safe: one per thread.
-class Tally {
+class HashedTally {
  public:
-  void reserve(int64_t candidates) {
+  void reserve(int64_t candidates, int64_t) {
     int64_t bits = 4;
     while ((int64_t{1} << bits) < 2 * candidates) ++bits;
     if (static_cast<size_t>(1) << bits <= slots_.size()) return;
@@ -335,6 +337,47 @@ class Tally {
   uint32_t mask_ = 0;
 };
 
+// The same as an array of counts by id, for few rows: without branches, which nobody could predict.
+class DirectTally {
+ public:
+  // Whether the array stays in the second-level cache, and no count overflows.
+  static bool fits(int64_t candidates, int64_t num_rows) {
+    return num_rows <= kMostRows && candidates <= UINT16_MAX;
+  }
+
+  void reserve(int64_t candidates, int64_t num_rows) {
+    if (static_cast<int64_t>(times_.size()) < num_rows) times_.resize(num_rows);
+    if (static_cast<int64_t>(counts_.size()) < candidates) {
+      counts_.resize(candidates);
+      ids_.resize(candidates + 1);  // add() writes one past the end
+    }
+  }
+
+  void add(int32_t id) {
+    ids_[size_] = id;
+    size_ += times_[id]++ == 0;
+  }
+
+  int64_t size() const { return size_; }
+  const int32_t* ids() const { return ids_.data(); }  // [size], in order of first appearance
+
+  const int32_t* counts() {  // [size], of ids()
+    for (int64_t i = 0; i < size_; ++i) counts_[i] = times_[ids_[i]];
+    return counts_.data();
+  }
+
+  void clear() {
+    for (int64_t i = 0; i < size_; ++i) times_[ids_[i]] = 0;
+    size_ = 0;
+  }
+
+ private:
+  static constexpr int64_t kMostRows = 1 << 18;
+  std::vector<uint16_t> times_;  // by id
+  std::vector<int32_t> ids_, counts_;
+  int64_t size_ = 0;
+};
+
 // Writes the `wanted` ids of lowest rank, in stable order, padded with -1. A counting sort of ranks 0 ..
 // highest.
 template <typename Rank, typename Out>
@@ -364,6 +407,7 @@ struct Lookup {
 };
 
 // Memory of a thread, kept between calls.
+template <typename Tally>
 struct Scratch {
   Tally tally;
   std::vector<int32_t> nearest, matching, matches, shortlist, distances;
@@ -371,11 +415,12 @@ struct Scratch {
 };
 
 // Answers queries one by one. Not thread-safe: one per thread.
+template <typename Tally>
 class Search {
  public:
-  Search(const Lookup& in, Scratch& scratch)
+  Search(const Lookup& in, Scratch<Tally>& scratch)
       : in_(in), scratch_(scratch), hamming_(kernels<HashKernels>().hamming) {
-    scratch.tally.reserve(in.reachable());
+    scratch.tally.reserve(in.reachable(), in.num_rows);
     scratch.shortlist.resize(in.reachable());
     scratch.distances.resize(in.reachable());
     scratch.nearest.resize(in.num_tables);
@@ -483,7 +528,7 @@ class Search {
   }
 
   const Lookup& in_;
-  Scratch& scratch_;
+  Scratch<Tally>& scratch_;
   decltype(HashKernels::hamming) const hamming_;
 };
 
@@ -542,6 +587,21 @@ Lookup checked_lookup(const Tensor& ids, const Tensor& counts, const std::option
           vanilla};
 }
 
+template <typename Tally>
+void search(const Lookup& lookup, int64_t queries, int64_t* out) {
+  parallel_for(0, queries, 1, [&](int64_t begin, int64_t end) {
+    thread_local Scratch<Tally> scratch;
+    Search<Tally> search(lookup, scratch);
+    if (begin < end) search.prefetch(begin);
+    for (int64_t b = begin; b < end; ++b) {
+      if (b + 1 < end) search.prefetch(b + 1);
+      search.run(b, out + b * lookup.max_candidates);
+    }
+  });
+}
+
+}  // namespace
+
 Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional<Tensor>& row_codes,
                     const Tensor& buckets, int64_t max_candidates, int64_t min_matches, bool vanilla,
                     const std::optional<Tensor>& query_codes) {
@@ -549,19 +609,10 @@ Tensor query_tables(const Tensor& ids, const Tensor& counts, const std::optional
       checked_lookup(ids, counts, row_codes, buckets, max_candidates, min_matches, vanilla, query_codes);
   Tensor candidates = new_tensor({buckets.size(0), max_candidates}, ScalarType::Long);
   auto* out = candidates.mutable_data_ptr<int64_t>();
-  parallel_for(0, buckets.size(0), 1, [&](int64_t begin, int64_t end) {
-    thread_local Scratch scratch;
-    Search search(lookup, scratch);
-    if (begin < end) search.prefetch(begin);
-    for (int64_t b = begin; b < end; ++b) {
-      if (b + 1 < end) search.prefetch(b + 1);
-      search.run(b, out + b * max_candidates);
-    }
-  });
+  const bool is_small = DirectTally::fits(lookup.reachable(), lookup.num_rows);
+  (is_small ? search<DirectTally> : search<HashedTally>)(lookup, buckets.size(0), out);
   return candidates;
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
   TORCH_LSH_IMPL(m, "build_tables", &build_tables);

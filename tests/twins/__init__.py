@@ -4,6 +4,7 @@ Names and arguments are those of :mod:`torch_lsh.ops`. Clarity goes before speed
 """
 
 from .count_touches import count_touches_
+from .draw_hashed_rows import draw_hashed_rows
 from .embedding_bag import coalesce_rows, embedding_bag, embedding_bag_backward, embedding_bag_values_backward
 from .first_touch import zero_rows_
 from .gather import gather_rows
@@ -18,6 +19,7 @@ from .linear_softmax import (
     linear_softmax_loss_backward,
     linear_softmax_sums,
 )
+from .linear_softmax_adam import linear_softmax_adam_
 from .nearest_members import nearest_members
 from .nearest_rows import nearest_rows
 from .one_vs_rest import fit_linear_rows, sparse_dot, sum_rows
@@ -39,6 +41,7 @@ __all__ = [
     "coalesce_rows",
     "count_touches_",
     "cross_polytope_codes",
+    "draw_hashed_rows",
     "draw_rows",
     "dwta_codes",
     "embedding_bag",
@@ -56,6 +59,7 @@ __all__ = [
     "label_votes",
     "labels_weigh_one",
     "largest_rows",
+    "linear_softmax_adam_",
     "linear_softmax_loss",
     "linear_softmax_loss_backward",
     "linear_softmax_sums",

@@ -114,9 +114,31 @@ def _draw_rows() -> list[Sample]:
     ]
 
 
+def _draw_hashed_rows() -> list[Sample]:
+    codes = _int32(*([row % 4, row % 3, 3 - row % 4] for row in range(20)))
+    ids, counts = build_tables(codes, 2, 3, 0)
+    x, labels = torch.randn(5, 3), torch.tensor([[1], [-1], [4], [1], [0]])
+    tables = ids, counts, codes, torch.randn(5, 6), 2, 1, 1, False
+    return [
+        Sample((x, labels, torch.tensor([19, 3]), *tables, 1, 2, 4, 20, 7, 0, 0, False)),
+        Sample((x.bfloat16(), labels, None, *tables, 0, 1, 4, 20, 3, 0, 0, True)),
+    ]
+
+
 def _largest_rows() -> list[Sample]:
     values, rows = torch.randn(9), torch.randperm(9)
     return [Sample((values, rows, 4)), Sample((values, rows, 40, torch.randn(9)))]
+
+
+def _linear_softmax_adam() -> list[Sample]:
+    backward = torch.randn(3, 2), torch.randn(2), torch.randn(2, 4), torch.tensor([1, 4, 7])
+    matrix, vector = (torch.randn(9, 4), torch.zeros(9, 4)), (torch.randn(9), torch.zeros(9))
+    of_weight, of_bias = ((one, zeros, zeros.clone(), torch.tensor(2.0)) for one, zeros in (matrix, vector))
+    options = 0.1, 0.9, 0.99, 1e-8, 0.01
+    return [
+        Sample((*backward, None, *of_weight, None, None, None, None, *options, False, False, False)),
+        Sample((*backward, torch.randn(()), *of_weight, *of_bias, *options, True, True, True)),
+    ]
 
 
 def _hadamard(*sizes: int) -> Callable[[], list[Sample]]:
@@ -310,6 +332,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "coalesce_rows": lambda: [Sample((torch.tensor([4, 1, 4]), torch.randn(3, 2)))],
     "count_touches_": lambda: [Sample((torch.tensor([0, 255, 0]).byte(), torch.tensor([0, 1, 0])))],
     "cross_polytope_codes": _hadamard(2, 3),
+    "draw_hashed_rows": _draw_hashed_rows,
     "draw_rows": _draw_rows,
     "dwta_codes": _dwta_codes,
     "embedding_bag": _embedding_bag,
@@ -329,6 +352,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     ],
     "label_votes": _label_votes,
     "largest_rows": _largest_rows,
+    "linear_softmax_adam_": _linear_softmax_adam,
     "linear_softmax_loss": _linear_softmax_loss,
     "linear_softmax_loss_backward": _linear_softmax_loss_backward,
     "linear_softmax_sums": _linear_softmax_sums,

@@ -24,6 +24,19 @@ class StoredTensor(NamedTuple):
     end: int | None = None
 
 
+class SimHashTables(NamedTuple):
+    """What :func:`torch_lsh.ops.draw_hashed_rows` takes of an index that it looks up in."""
+
+    ids: Tensor
+    counts: Tensor
+    row_codes: Tensor | None
+    projections: Tensor
+    hashes_per_table: int
+    zeros: int
+    min_matches: int
+    vanilla: bool
+
+
 class Index(ABC):
     """Finds the rows of a weight matrix that have large inner products with a query.
 
@@ -41,6 +54,8 @@ class Index(ABC):
         takes_labels: whether :meth:`query` can insert labels.
         hashes_per_table: K; None: the index has no hash functions.
         bucket_size: rows that a bucket holds at most; None: no limit, or no buckets.
+        simhash_tables: the tables of a built index of which a :meth:`query` is nothing but a look-up of SimHash codes;
+            None: it is more.
 
     Raises:
         ValueError: an argument is out of range.
@@ -48,6 +63,7 @@ class Index(ABC):
 
     best_first: ClassVar[bool] = True
     takes_labels: ClassVar[bool] = False
+    simhash_tables: SimHashTables | None = None
 
     def __init__(self, num_rows: int, in_features: int, seed: int = 0) -> None:
         for name, value in (("num_rows", num_rows), ("in_features", in_features)):

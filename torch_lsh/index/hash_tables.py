@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .. import ops
 from .balance import Balance
-from .base import Index, StoredTensor, row_blocks
+from .base import Index, SimHashTables, StoredTensor, row_blocks
 from .checks import check_choice, check_int
 from .families import MAX_CODE_BITS, HashFamily, family_type, make_family
+from .families.simhash import SimHash
 
 SELECTIONS = ("ranked", "frequency", "vanilla")
 BUCKET_POLICIES = ("reservoir", "fifo")
@@ -148,6 +149,7 @@ class HashTableIndex(Index):
         self._maps: Balance | None = None
         self._tables: HashTables | None = None
         self._sketches: Tensor | None = None
+        self.simhash_tables = None
 
     @property
     def num_tables(self) -> int:
@@ -194,6 +196,7 @@ class HashTableIndex(Index):
                 sketches[some] = self.sketcher.codes(vectors)
         ids, counts = ops.build_tables(row_buckets, self.bucket_bits, self.bucket_size, self.seed, self._fifo)
         self._tables, self._sketches = HashTables(ids, counts, row_buckets), sketches
+        self.simhash_tables = self._simhash_tables(self._tables)
 
     def _fit(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> None:
         """Chooses the coordinates: ``c`` and ``M``, and the maps of a balanced index."""
@@ -221,6 +224,23 @@ class HashTableIndex(Index):
 
     def _differs(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
         return self._buckets_of(weight, bias, rows)[0] != self._built().row_buckets[rows]
+
+    def _simhash_tables(self, tables: HashTables) -> SimHashTables | None:
+        family = self.family
+        if type(family) is not SimHash or self.bucket_bits != family.code_bits:
+            return None
+        if self.probes > 1 or self.sketcher is not None or self._maps is not None:
+            return None
+        return SimHashTables(
+            tables.ids,
+            tables.counts,
+            tables.row_buckets if self.selection == "ranked" else None,
+            family.projections,
+            family.hashes_per_table,
+            zeros=1 if self.mips else 0,
+            min_matches=self.min_matches,
+            vanilla=self.selection == "vanilla",
+        )
 
     def _query(self, x: Tensor, max_candidates: int, labels: Tensor | None) -> Tensor:
         ids, counts, row_buckets = self._built()
@@ -331,6 +351,7 @@ class HashTableIndex(Index):
         self._maps = None if state["maps"] is None else Balance(*(part.clone() for part in state["maps"]))
         self._tables = HashTables(*(state[name] for name in HashTables._fields))
         self._sketches = state.get("sketches")
+        self.simhash_tables = self._simhash_tables(self._tables)
 
 
 def _table_shape(

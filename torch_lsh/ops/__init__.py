@@ -7,6 +7,7 @@ again in plain PyTorch.
 
 from .count_touches import count_touches_
 from .dispatch import cpu_tuning, multiplies_bfloat16, simd_level, use_simd_level
+from .draw_hashed_rows import draw_hashed_rows
 from .embedding_bag import coalesce_rows, embedding_bag, embedding_bag_backward, embedding_bag_values_backward
 from .first_touch import prepare_memory, zero_rows_
 from .gather import gather_rows
@@ -23,6 +24,7 @@ from .linear_softmax import (
     linear_softmax_loss_backward,
     linear_softmax_sums,
 )
+from .linear_softmax_adam import linear_softmax_adam_
 from .nearest_members import nearest_members
 from .nearest_rows import nearest_rows
 from .one_vs_rest import fit_linear_rows, sparse_dot, sum_rows
@@ -47,6 +49,7 @@ __all__ = [
     "count_touches_",
     "cpu_tuning",
     "cross_polytope_codes",
+    "draw_hashed_rows",
     "draw_rows",
     "dwta_codes",
     "embedding_bag",
@@ -63,6 +66,7 @@ __all__ = [
     "is_increasing",
     "label_votes",
     "largest_rows",
+    "linear_softmax_adam_",
     "linear_softmax_loss",
     "linear_softmax_loss_backward",
     "linear_softmax_sums",

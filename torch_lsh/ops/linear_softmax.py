@@ -267,6 +267,13 @@ class _Gradients:
         grad: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of ``x``, weight and bias, from that of the logits, ``slopes * factors * grad``."""
+        if needs_weight and grad is not None and x.dtype is self._of_weight.dtype:
+            updated = self._update(slopes, factors, x, rows, grad)
+            if updated is not None:
+                grad_x, positive = updated
+                if self._pushed_down is not None:
+                    self._pushed_down(positive)
+                return grad_x if needs_x else None, None, None
         # An optimizer takes the gradient as its two factors, except in bfloat16, which is multiplied faster here.
         as_factors = self._of_weight.goes_to_updater and x.dtype is slopes.dtype
         grad_x, of_rows, of_offset, positive, scaled = linear_softmax_loss_backward(
@@ -284,3 +291,19 @@ class _Gradients:
         if grad_x.dtype is not x.dtype:
             grad_x = grad_x.to(x.dtype)
         return grad_x if needs_x else None, grad_weight, grad_bias
+
+    def _update(
+        self, slopes: Tensor, factors: Tensor, x: Tensor, rows: Tensor, grad: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Has one optimizer update weight and bias in one operator with the backward pass; None: it cannot.
+
+        Returns the gradient of ``x`` and the sums of the positive gradients of each row's logits.
+        """
+        weight, bias = self._of_weight, self._of_bias
+        if weight.updater is None or weight.parameter is None:
+            return None
+        if bias is not None and (bias.updater is not weight.updater):
+            return None
+        return weight.updater.update_linear_in_backward(
+            weight.parameter, None if bias is None else bias.parameter, slopes, factors, x, rows, grad
+        )

@@ -8,7 +8,8 @@ from torch import Tensor
 from .declaration import operator
 
 
-def _active_set(labels: Tensor, per_sample: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def active_set_like(labels: Tensor, per_sample: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """An active set without data."""
     count = torch.library.get_ctx().new_dynamic_size()
     shape = (labels.shape[0], count) if per_sample else (count,)
     return (
@@ -62,7 +63,7 @@ def select_rows(
     >>> rows, positions
     (tensor([3, 7]), tensor([[1]]))
     """
-    return _active_set(labels, per_sample)
+    return active_set_like(labels, per_sample)
 
 
 @operator
@@ -95,4 +96,4 @@ def draw_rows(
 
     Cochran, *Sampling Techniques*, 1977 (stratified sampling with probability proportional to size).
     """
-    return _active_set(labels, per_sample)
+    return active_set_like(labels, per_sample)

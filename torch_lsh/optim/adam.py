@@ -11,6 +11,7 @@ from .. import ops
 from ..row_sparse.parameters import record_update
 from .base import Dense, RowSparseOptimizer
 from .gradients import as_matrix
+from .state import state_dtype
 
 
 class _AdamRows(RowSparseOptimizer):
@@ -98,6 +99,70 @@ class _AdamRows(RowSparseOptimizer):
         )
         if decays is not None:
             state["last_step"][rows] = step
+
+    def update_linear_in_backward(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        slopes: Tensor,
+        factors: Tensor,
+        x: Tensor,
+        rows: Tensor,
+        grad: Tensor | None,
+    ) -> tuple[Tensor, Tensor] | None:
+        group = self._group_in_backward(weight)
+        if group is None or group.get("catch_up") or weight.dtype is torch.bfloat16 or torch.is_grad_enabled():
+            return None
+        moment_dtype = state_dtype(group, weight)
+        of_weight = self._state_to_update(weight, moment_dtype)
+        of_bias: tuple[Tensor | None, ...] | None = (None, None, None)
+        if bias is not None:
+            of_bias = self._state_to_update(bias, moment_dtype) if self._group_in_backward(bias) is group else None
+        if of_weight is None or of_bias is None:
+            return None
+        self._check_accumulates(weight)
+        version, bias_version = weight._version, -1
+        if bias is not None:
+            self._check_accumulates(bias)
+            bias_version = bias._version
+        beta1, beta2 = group["betas"]
+        results = ops.linear_softmax_adam_(
+            slopes,
+            factors,
+            x,
+            rows,
+            grad,
+            weight,
+            *of_weight,
+            bias,
+            *of_bias,
+            float(group["lr"]),
+            float(beta1),
+            float(beta2),
+            float(group["eps"]),
+            float(group["weight_decay"]),
+            bool(group["decoupled_weight_decay"]),
+            bool(group["maximize"]),
+            moment_dtype is torch.bfloat16 and bool(group.get("stochastic_rounding")),
+        )
+        record_update(weight, rows, version)
+        self._updated.add(id(weight))
+        if bias is not None:
+            record_update(bias, rows, bias_version)
+            self._updated.add(id(bias))
+        return results
+
+    def _state_to_update(self, parameter: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Both moments and the count of steps as the operator takes them; None: they have yet to be made so."""
+        if id(parameter) not in self._on_huge_pages:  # no step so far
+            return None
+        state = self.state[parameter]
+        step, first, second = state.get("step"), state.get("exp_avg"), state.get("exp_avg_sq")
+        if first is None or first.dtype is not dtype or not first.is_contiguous():
+            return None
+        if second is None or second.dtype is not dtype or not second.is_contiguous():
+            return None
+        return (first, second, step) if step is not None and step.dtype is torch.float32 else None
 
 
 class Adam(_AdamRows, torch.optim.Adam):

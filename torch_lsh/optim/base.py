@@ -418,6 +418,31 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         self._update(group, parameter, rows, values, factor)
         self._updated.add(id(parameter))
 
+    def update_linear_in_backward(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        slopes: Tensor,
+        factors: Tensor,
+        x: Tensor,
+        rows: Tensor,
+        grad: Tensor | None,
+    ) -> tuple[Tensor, Tensor] | None:
+        """One step on active rows in one operator with :func:`torch_lsh.ops.linear_softmax_loss_backward`.
+
+        Args:
+            weight, bias: parameters of this optimizer that :meth:`updates_in_backward` named.
+            slopes, factors, x, rows, grad: as in that operator.
+
+        Returns:
+            The gradient of ``x``, and the sums of the positive gradients of each row's logits; None: this takes
+            :meth:`update_in_backward`, and nothing was changed.
+
+        Raises:
+            RuntimeError: a parameter was updated already since the last :meth:`step`.
+        """
+        return None
+
     def _group_in_backward(self, parameter: Tensor) -> dict[str, Any] | None:
         """The group of a parameter, if it is updated in the backward pass; plain loops, as every step calls this."""
         for group in self.param_groups:

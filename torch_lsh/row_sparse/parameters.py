@@ -30,6 +30,17 @@ class Updater(Protocol):
         self, parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None, unique: bool = False
     ) -> None: ...
 
+    def update_linear_in_backward(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        slopes: Tensor,
+        factors: Tensor,
+        x: Tensor,
+        rows: Tensor,
+        grad: Tensor | None,
+    ) -> tuple[Tensor, Tensor] | None: ...
+
 
 class Listener(Protocol):
     """Is told of every update of some rows."""

@@ -129,19 +129,25 @@ def choose_active_rows(
     if index is None or room == 0 or batch == 0:
         carried = None
     else:
+        first, every, share = 0, 1, room
         if per_sample:
             carried = None
-            candidates = _look_up(index, x, room, labels if insert_labels else None, seed)
         elif carried is None or config.carry == 0:
             carried = None
-            candidates = _look_up(index, x, _share(room, batch), labels if insert_labels else None, seed)
+            share = _share(room, batch)
         else:
             # Look-ups of earlier steps found the carried rows, so this step needs to look up a few samples only.
-            stride = -(-batch // _LOOKED_UP)
-            some = slice(seed % stride, None, stride)
-            looked_up = x[some]
-            share = _share(room // 2, looked_up.shape[0])
-            candidates = _look_up(index, looked_up, share, labels[some] if insert_labels else None, seed)
+            every = -(-batch // _LOOKED_UP)
+            first = seed % every
+            share = _share(room // 2, -(-(batch - first) // every))
+        tables = index.simhash_tables
+        if tables is not None and not insert_labels and index.stopwatch is None:
+            rows, is_random, positions, log_weights = ops.draw_hashed_rows(
+                x, labels, carried, *tables, first, every, share, num_rows, active, num_random, seed, per_sample
+            )
+            return ActiveSet(rows, is_random, positions, num_rows, known_log_weights=log_weights)
+        some = slice(first, None, every)
+        candidates = _look_up(index, x[some], share, labels[some] if insert_labels else None, seed)
     rows, is_random, positions, log_weights = ops.select_rows(
         labels,
         labels.new_empty(len(labels), 0) if candidates is None else candidates,

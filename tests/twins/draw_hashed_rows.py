@@ -1,0 +1,35 @@
+"""Twin of draw_hashed_rows."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .hash import query_vectors, simhash_codes
+from .select_rows import select_rows
+from .tables import query_tables
+
+
+def draw_hashed_rows(
+    x: Tensor,
+    labels: Tensor,
+    carried: Tensor | None,
+    ids: Tensor,
+    counts: Tensor,
+    row_codes: Tensor | None,
+    projections: Tensor,
+    hashes_per_table: int,
+    zeros: int,
+    min_matches: int,
+    vanilla: bool,
+    first: int,
+    every: int,
+    max_candidates: int,
+    num_rows: int,
+    active: int,
+    num_random: int,
+    seed: int,
+    per_sample: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    buckets = simhash_codes(query_vectors(x[first::every], zeros), projections, hashes_per_table)
+    found = query_tables(ids, counts, row_codes, buckets, max_candidates, min_matches, vanilla)
+    return select_rows(labels, found, num_rows, active, num_random, seed, per_sample, carried)

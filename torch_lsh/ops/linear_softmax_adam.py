@@ -1,0 +1,64 @@
+"""The backward pass of a loss over active rows and the optimizer's step on them, in one call."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .declaration import operator
+
+
+@operator
+def linear_softmax_adam_(
+    slopes: Tensor,
+    factors: Tensor,
+    x: Tensor,
+    rows: Tensor,
+    grad: Tensor | None,
+    weight: Tensor,
+    first: Tensor,
+    second: Tensor,
+    step: Tensor,
+    bias: Tensor | None,
+    bias_first: Tensor | None,
+    bias_second: Tensor | None,
+    bias_step: Tensor | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    maximize: bool,
+    stochastic_rounding: bool,
+) -> tuple[Tensor, Tensor]:
+    """:func:`linear_softmax_loss_backward`, then :func:`row_sparse_adam_` on weight and bias, in place.
+
+    For a small layer these take longer to call than to run.
+
+    Args:
+        slopes, factors, x, rows, grad: as in :func:`linear_softmax_loss_backward`, without bfloat16; ``rows`` are
+            strictly increasing.
+        weight: ``[N, in]`` of the dtype of ``x``.
+        first, second: the moments, as in :func:`row_sparse_adam_`.
+        step: ``[]`` float32, the steps before this one. Counted up.
+        bias, bias_first, bias_second, bias_step: the same of the bias ``[N]``; or all None.
+        lr, beta1, beta2, eps, weight_decay, decoupled, maximize: as in :func:`row_sparse_adam_`.
+        stochastic_rounding: of bfloat16 moments; the seed is the number of the step.
+
+    Returns:
+        The gradient of ``x``, and the sums of the positive gradients of each row's logits ``[A]``.
+
+    Raises:
+        RuntimeError: an argument does not fit. Nothing was changed then.
+
+    >>> import torch
+    >>> slopes, one, rows = torch.tensor([[1.0]]), torch.ones(1), torch.tensor([1])
+    >>> weight, first, second, step = torch.ones(3, 1), torch.zeros(3, 1), torch.zeros(3, 1), torch.zeros(())
+    >>> state = weight, first, second, step
+    >>> options = 0.1, 0.9, 0.999, 0.0, 0.0, False, False, False
+    >>> linear_softmax_adam_(slopes, one, torch.ones(1, 1), rows, None, *state, None, None, None, None, *options)
+    (tensor([[1.]]), tensor([1.]))
+    >>> weight.flatten(), step
+    (tensor([1.0000, 0.9000, 1.0000]), tensor(1.))
+    """
+    return slopes.new_empty(x.shape), slopes.new_empty(rows.shape[0])
