@@ -18,6 +18,7 @@ from ..sampling.sampler import Sampler
 from ..sampling.state import pack, unpack
 from .compiled import Loss, cross_entropy_in_graph, handle_of, in_graphs, topk_in_graph
 from .linear_with_sampler import LinearWithSampler
+from .logits.cross_entropy import cross_entropy_of
 from .logits.targets import as_target
 from .logits.tensor import SampledLogits
 from .paths import Paths
@@ -191,9 +192,9 @@ class LSHLinear(LinearWithSampler, nn.Linear):
         note_forward(weight)
         if bias is not None:
             note_forward(bias)
-        reason = obstacle(self, input)
+        reason = obstacle(self, input, weight, bias)
         if reason is None:
-            return SampledLogits.of(input, self)
+            return SampledLogits.of(input, self, weight, bias)
         self.paths.dense(reason, "operands")
         return super().forward(input)
 
@@ -234,6 +235,11 @@ class LSHLinear(LinearWithSampler, nn.Linear):
         """
         how: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
         logits = self(x) if x.dim() <= 2 else self(x).movedim(-1, 1)
+        if type(logits) is SampledLogits and not torch._C._is_torch_function_mode_enabled():
+            # The way of F.cross_entropy to its handler takes longer than this method.
+            loss: Tensor = cross_entropy_of(logits, target, weight, **how)
+            if loss is not NotImplemented:
+                return loss
         return F.cross_entropy(logits, target, weight, **how)
 
     def eager_loss(

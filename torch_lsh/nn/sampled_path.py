@@ -44,15 +44,18 @@ def is_transformed() -> bool:
 _is_transformed_when_run = torch.compiler.disable(is_transformed)
 
 
-def obstacle(layer: nn.Linear, input: Tensor) -> str | None:
+def obstacle(layer: nn.Linear, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> str | None:
     """Why ``layer(input)`` has no sampled path although ``nn.Linear`` can compute it; None: it has one.
+
+    ``weight`` and ``bias`` are the layer's, where the caller has them at hand: asking a module takes a microsecond.
 
     Raises:
         TypeError, ValueError: ``nn.Linear`` cannot compute it either.
     """
     if not isinstance(input, Tensor):
         raise TypeError(f"input is a {type(input).__name__}; wanted a tensor")
-    weight, bias = layer.weight, layer.bias
+    if weight is None:
+        weight, bias = layer.weight, layer.bias
     if type(weight) is not nn.Parameter and hasattr(weight, "placements"):
         return "a DTensor weight (torch_lsh.distributed.ShardedRows has one in the place of ColwiseParallel)"
     if not (input.is_cpu and weight.is_cpu):

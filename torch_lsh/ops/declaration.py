@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, TypeVar, overload
 
 import torch
@@ -94,9 +95,16 @@ def _caller(compiled: torch._ops.OpOverload) -> Callable[..., Any]:
     def call(*arguments: Any, **named: Any) -> Any:
         return compiled(*arguments, **named)
 
+    end = changed[-1][0] + 1 if changed else 0
+    changed_of = itemgetter(*[position for position, _ in changed]) if len(changed) > 1 else None
+
     def call_and_count(*arguments: Any, **named: Any) -> Any:
         result = compiled(*arguments, **named)
-        tensors = [arguments[i] if i < len(arguments) else named[name] for i, name in changed]
+        tensors: Any
+        if changed_of is not None and len(arguments) >= end:
+            tensors = changed_of(arguments)
+        else:
+            tensors = [arguments[i] if i < len(arguments) else named[name] for i, name in changed]
         torch.autograd.graph.increment_version([tensor for tensor in tensors if tensor is not None])
         return result
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -68,6 +70,13 @@ class RowGradient:
         if self.updater is None or self.parameter is None:
             raise RuntimeError("no optimizer updates the parameter in the backward pass; wanted one")
         self.updater.update_in_backward(self.parameter, rows, values, factor)
+
+
+def apply_function(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """``function.apply(*arguments)`` without what it does for function transforms, unless one is active."""
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)
+    return super(torch.autograd.Function, function).apply(*arguments)
 
 
 def check_first_order() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .declaration import operator
-from .gradients import RowGradient, check_first_order
+from .gradients import RowGradient, apply_function, check_first_order
 
 
 @operator
@@ -152,7 +152,7 @@ def active_rows_loss(
         ``[B]``, or ``[]`` with a divisor, of the dtype of ``shares``.
     """
     others = (rows, log_weights, positions, shares, divisor, pushed_down, computed)  # as one: apply() looks at each
-    loss: Tensor = _ActiveRowsLoss.apply(x, weight, bias, others)
+    loss: Tensor = apply_function(_ActiveRowsLoss, x, weight, bias, others)
     return loss
 
 

@@ -89,7 +89,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         """Whether :meth:`_step_rows` can update ``parameter``."""
         return (
             parameter.dtype in _DTYPES
-            and parameter.device.type == "cpu"
+            and parameter.is_cpu
             and parameter.dim() > 0
             and parameter.is_contiguous()
             and not self._chosen_unsupported(group)

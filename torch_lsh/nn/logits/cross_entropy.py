@@ -110,6 +110,11 @@ def _log_of_softmax(logits: SampledLogits) -> Any:
     return logits.remade(exponential=False) if recipe.exponential and recipe.factor == 1.0 else NotImplemented
 
 
+def cross_entropy_of(logits: SampledLogits, *args: Any, **kwargs: Any) -> Any:
+    """:func:`torch.nn.functional.cross_entropy` of lazy logits; NotImplemented: it takes the dense tensor."""
+    return _cross_entropy(logits, *args, **kwargs) if logits.is_lazy() else NotImplemented
+
+
 @handles(F.nll_loss)
 def _nll_loss(
     logits: SampledLogits,
@@ -131,7 +136,8 @@ def _nll_loss(
 
 def _of_active_rows(recipe: Recipe, sampler: Sampler, target: Target, options: Options) -> Tensor:
     x, owner = recipe.flat_input(), recipe.owner
-    active = sampler.draw(owner.weight, owner.bias, x, target.labels)
+    weight, bias = owner.weight, owner.bias
+    active = sampler.draw(weight, bias, x, target.labels)
     owner.paths.sampled(recipe.input, active)
     with part(sampler.stopwatch, "loss"), grad_mode(recipe):
         correction = correction_of(sampler, target.several)
@@ -142,7 +148,7 @@ def _of_active_rows(recipe: Recipe, sampler: Sampler, target: Target, options: O
         keep = sampler.keeper_of_hardest_rows(active, corrected)
         if x.dtype is not recipe.product_dtype:
             x = x.to(recipe.product_dtype)
-        return fused_cross_entropy(x, owner.weight, owner.bias, active, target, correction, options, keep)
+        return fused_cross_entropy(x, weight, bias, active, target, correction, options, keep)
 
 
 def _is_fusible(recipe: Recipe, active: ActiveSet, correction: str, options: Options) -> bool:

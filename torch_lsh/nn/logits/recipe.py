@@ -18,7 +18,7 @@ from .steps import Operand, Rows, Step
 BLOCK_ELEMENTS = 1 << 22
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen, as that takes microseconds to make
 class Recipe:
     """Logits are ``linear(input)`` in ``dtype`` after some steps, with the class dimension moved to ``class_dim``.
 
@@ -122,9 +122,11 @@ class Recipe:
     def versions(self) -> tuple[int, tuple[int, ...]]:
         """Returns the version counter of the input, and those of the other tensors that go into the logits."""
         weight, bias = self.weight, self.bias
-        others: tuple[int, ...] = () if weight is None else (_version(weight),)
-        if bias is not None:
-            others += (_version(bias),)
+        others: tuple[int, ...]
+        if weight is not None and bias is not None and not (weight.is_inference() or bias.is_inference()):
+            others = weight._version, bias._version
+        else:
+            others = tuple([_version(tensor) for tensor in (weight, bias) if tensor is not None])
         if self.steps:
             others += tuple([_version(tensor) for tensor in self.step_tensors])
         return _version(self.input), others

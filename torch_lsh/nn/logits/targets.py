@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +12,7 @@ from torch import Tensor
 from ... import ops
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """The labels of each sample, with their shares of the target distribution.
 
     Attributes:
@@ -36,7 +35,7 @@ class Target:
 
     def as_multi_hot(self) -> Target:
         """Returns the target in which every label counts 1."""
-        return replace(self, shares=(self.labels >= 0).to(self.shares.dtype))
+        return self._replace(shares=(self.labels >= 0).to(self.shares.dtype))
 
 
 def as_target(

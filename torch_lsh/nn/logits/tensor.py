@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
+from ...ops.gradients import apply_function
 from .owner import LogitsOwner
 from .recipe import Recipe, run_before_backward
 from .steps import Step, followed_by
@@ -147,20 +148,19 @@ class SampledLogits(Tensor):
         if recipe.detached or not torch.is_grad_enabled():
             return cls.unattached(replace(recipe, detached=True), stale)
         step_tensors = recipe.step_tensors if recipe.steps else ()
-        logits = _Attach.apply(recipe, recipe.input, recipe.weight, recipe.bias, *step_tensors)
+        logits: SampledLogits = apply_function(_Attach, recipe, recipe.input, recipe.weight, recipe.bias, *step_tensors)
         logits._made_stale = stale
         return logits
 
     @classmethod
-    def of(cls, input: Tensor, owner: LogitsOwner) -> Tensor:
-        """Makes the logits of a layer for ``input`` ``[*, in_features]``."""
-        weight = owner.weight
+    def of(cls, input: Tensor, owner: LogitsOwner, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Makes the logits of a layer with ``weight`` and ``bias`` for ``input`` ``[*, in_features]``."""
         dtype = weight.dtype
         if torch.is_autocast_enabled("cpu") and dtype is not torch.float64:
             dtype = torch.get_autocast_dtype("cpu")
         wrapper = DistributedDataParallel._active_ddp_module
         return cls.from_recipe(
-            Recipe(input, owner, dtype, dtype, input.dim() - 1, weight=weight, bias=owner.bias, data_parallel=wrapper)
+            Recipe(input, owner, dtype, dtype, input.dim() - 1, weight=weight, bias=bias, data_parallel=wrapper)
         )
 
     def remade(self, **changes: Any) -> SampledLogits:
