@@ -385,10 +385,16 @@ void take_best(const int32_t* ids, int64_t count, const Rank& rank, int64_t high
                std::vector<int64_t>& start, Out* out) {
   start.assign(highest + 2, 0);
   for (int64_t i = 0; i < count; ++i) ++start[rank(i) + 1];
-  for (int64_t r = 0; r < highest; ++r) start[r + 1] += start[r];
+  int64_t last = 0;  // the highest rank that is taken
+  for (int64_t r = 0; r < highest; ++r) {
+    start[r + 1] += start[r];
+    if (start[r + 1] < wanted) last = r + 1;
+  }
   std::fill(out + std::min(count, wanted), out + wanted, -1);
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t position = start[rank(i)]++;
+    const int64_t own = rank(i);
+    if (own > last) continue;
+    const int64_t position = start[own]++;
     if (position < wanted) out[position] = ids[i];
   }
 }
