@@ -115,11 +115,13 @@ class _AdamRows(RowSparseOptimizer):
             return None
         moment_dtype = state_dtype(group, weight)
         of_weight = self._state_to_update(weight, moment_dtype)
-        of_bias: tuple[Tensor | None, ...] | None = (None, None, None)
+        of_bias: tuple[Tensor, Tensor, Tensor] | tuple[None, None, None] | None = (None, None, None)
         if bias is not None:
             of_bias = self._state_to_update(bias, moment_dtype) if self._group_in_backward(bias) is group else None
         if of_weight is None or of_bias is None:
             return None
+        first, second, step = of_weight
+        bias_first, bias_second, bias_step = of_bias
         self._check_accumulates(weight)
         version, bias_version = weight._version, -1
         if bias is not None:
@@ -133,9 +135,13 @@ class _AdamRows(RowSparseOptimizer):
             rows,
             grad,
             weight,
-            *of_weight,
+            first,
+            second,
+            step,
             bias,
-            *of_bias,
+            bias_first,
+            bias_second,
+            bias_step,
             float(group["lr"]),
             float(beta1),
             float(beta2),
