@@ -76,7 +76,7 @@ def apply_function(function: type[torch.autograd.Function], *arguments: Any) -> 
     """``function.apply(*arguments)`` without what it does for function transforms, unless one is active."""
     if torch._C._are_functorch_transforms_active():
         return function.apply(*arguments)
-    return super(torch.autograd.Function, function).apply(*arguments)
+    return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]  # of its base in C++
 
 
 def check_first_order() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch import Tensor
 from ... import ops
 
 
-class Target(NamedTuple):
+@dataclass(frozen=True)
+class Target:
     """The labels of each sample, with their shares of the target distribution.
 
     Attributes:
@@ -35,7 +36,7 @@ class Target(NamedTuple):
 
     def as_multi_hot(self) -> Target:
         """Returns the target in which every label counts 1."""
-        return self._replace(shares=(self.labels >= 0).to(self.shares.dtype))
+        return replace(self, shares=(self.labels >= 0).to(self.shares.dtype))
 
 
 def as_target(
