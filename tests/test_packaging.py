@@ -130,7 +130,8 @@ def level_of_x86(instruction: str) -> str | None:
     # AVX and later begin with a v; the others are BMI2's
     if re.match(r"v[a-z]|(mulx|rorx|sarx|shlx|shrx|pdep|pext|bzhi) ", instruction):
         wide = "zmm" in instruction or "%k" in instruction
-        return "avx512_bf16" if "bf16" in instruction else "avx512" if wide else "avx2"
+        mnemonic = instruction.split()[0]  # not the operands: 0x14bf16 is an address
+        return "avx512_bf16" if "bf16" in mnemonic else "avx512" if wide else "avx2"
     return None
 
 
