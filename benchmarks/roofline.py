@@ -16,6 +16,10 @@ Peaks are measured in the same run:
 A look-up is bound by cache misses. A query touches a count and ``bucket_size / 16`` lines of ids per table, and the
 codes of each row that it ranks.
 
+A whole training step at 670,091 x 128, batch 256 and 8,192 active rows, on two cores of Zen 4 (117 GFLOP/s each, by FMA
+on registers alone): three products of 0.54 GFLOP take 6.9 ms. To that come 2.1 million exponentials (0.27 ms, 15 cycles
+a vector), two gathers of 4 MB (0.2 ms each), 29 MB of an Adam step (0.9 ms), and the choice of rows.
+
 An operator that writes can exceed its bound: part of its output stays in the cache, and memory writes while it reads.
 The gradient of the embedding bag, the largest output, is therefore measured a second time with eight results kept, so
 that none is cached, as in a training step. Each line is then read before it is written, which the bound does not count.

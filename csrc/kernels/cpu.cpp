@@ -28,6 +28,16 @@ bool is_intel() {
          edx == signature_INTEL_edx && ecx == signature_INTEL_ecx;
 }
 
+// Zen 3 or Zen 4.
+bool is_amd_family_25() {
+  uint32_t eax, ebx, ecx, edx;
+  if (__get_cpuid(0, &eax, &ebx, &ecx, &edx) == 0 || ebx != signature_AMD_ebx || edx != signature_AMD_edx ||
+      ecx != signature_AMD_ecx || __get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0)
+    return false;
+  const uint32_t base = eax >> 8 & 0xf, extended = eax >> 20 & 0xff;
+  return base == 0xf && base + extended == 25;
+}
+
 // The state components that the system saves for a process (XCR0), 0 if it does not say.
 uint64_t saved_state() {
   uint32_t eax, ebx, ecx, edx;
@@ -65,6 +75,9 @@ std::string why_no_amx() {
 }
 namespace {
 bool is_intel() {
+  return false;
+}
+bool is_amd_family_25() {
   return false;
 }
 }  // namespace
@@ -115,7 +128,7 @@ bool prefers_bfloat16_pairs() {
 
 Tuning tuning_of_cpu() {
   Tuning result;
-  result.prefetches_to_l2 = is_intel();
+  result.prefetches_to_l2 = is_intel() || is_amd_family_25();
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
   const long bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);  // 0 or -1 where it is unknown
   if (bytes > 0) result.l1_bytes = bytes;

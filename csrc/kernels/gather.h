@@ -27,7 +27,7 @@ inline void prefetch_row(const T* row, int64_t width) {
   for (int64_t offset = 0; offset < size; offset += 64) __builtin_prefetch(bytes + offset, 0, Locality);
 }
 
-// For a row that is read once, soon.
+// For a row that is used once, soon.
 template <typename T>
 inline void prefetch_once(const T* row, int64_t width) {
   if (tuning.prefetches_to_l2) {

@@ -160,8 +160,8 @@ void step_rows(T* parameter, State* const* states, const int64_t* rows, const T*
   for (int64_t i = begin; i < end; ++i) {
     if (i + ahead < count) {
       const int64_t next = rows[i + ahead] * width;
-      prefetch_row<0>(parameter + next, width);
-      for (int s = 0; s < kStates; ++s) prefetch_row<0>(states[s] + next, width);
+      prefetch_once(parameter + next, width);
+      for (int s = 0; s < kStates; ++s) prefetch_once(states[s] + next, width);
     }
     T* __restrict p = parameter + rows[i] * width;
     State* __restrict first = kStates > 0 ? states[0] + rows[i] * width : nullptr;
