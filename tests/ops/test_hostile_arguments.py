@@ -3,6 +3,7 @@ fits into memory. Each is an error that says which argument, before anything is 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -230,6 +231,7 @@ def test_ids_that_are_no_rows_do_not_spoil_later_look_ups():
     assert sorted(found[0].tolist()) == list(range(8))
 
 
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer needs terabytes of addresses")
 def test_a_call_that_runs_out_of_memory_leaves_nothing_behind():
     """Sets of rows are kept by threads between calls; one that is left filled would be written past its end."""
     program = """
