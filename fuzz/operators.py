@@ -149,7 +149,8 @@ def run(full_name: str, arguments: list[Any], compared: bool, level: str, thread
     ]
     if any(writes and isinstance(value, Tensor) and value.is_neg() for writes, value in zip(written, arguments)):
         return "skipped"  # PyTorch calls the operator with a copy, and fails to copy that back
-    if sum(value.nbytes for value in arguments if isinstance(value, Tensor)) > _MOST_BYTES:
+    dense = [value for value in arguments if isinstance(value, Tensor) and value.layout is torch.strided]
+    if sum(value.nbytes for value in dense) > _MOST_BYTES:
         return "skipped"  # copies would not fit into memory
     before = _copies(arguments)
     of_twin = _copies(arguments) if compared else []
