@@ -128,7 +128,7 @@ def _same(one: Any, other: Any) -> bool:
         return True
     if one.layout is not torch.strided:
         return True
-    one, other = (some.detach().resolve_neg().resolve_conj().reshape(-1) + 0 for some in (one, other))
+    one, other = (some.detach().resolve_neg().resolve_conj().reshape(-1).clone() for some in (one, other))
     return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
@@ -159,7 +159,8 @@ def run(full_name: str, arguments: list[Any], compared: bool, level: str, thread
             warnings.simplefilter("ignore")
             result = (declared[name] if namespace == "torch_lsh" else _overload(full_name))(*arguments)
     except Exception as error:
-        _check_error(full_name, error)
+        if not any(isinstance(value, Tensor) and value.is_meta for value in arguments):
+            _check_error(full_name, error)  # PyTorch itself fails for tensors of 2^62 numbers that have no data
         unchanged = name in _WRITE_BEFORE_ERRORS or all(map(_same, before, arguments))
         if not unchanged:
             raise AssertionError(f"{full_name} changed an argument before it raised {error}") from error
