@@ -2,7 +2,8 @@
 # make test    the same, then doctests and tests: what CI runs; PYTEST_ARGS="-x -k name" for some of them
 # make dist    source distribution in dist/, and a wheel built from it and tested with the oldest and the newest torch
 # make docs    the site in build/docs
-# make fuzz    looks for inputs that break the library, for SECONDS=60 in all; python fuzz --help says more
+# make fuzz    looks for inputs that break the library, for SECONDS=60 in all; python fuzz --help says more. Then libFuzzer on the
+#              readers in C++ for as long, where there is a clang, and more and longer sequences of the state machines
 # make sanitize, make sanitize-threads
 #              builds with AddressSanitizer and UndefinedBehaviorSanitizer, or with ThreadSanitizer, and runs tests
 # make demo    trains the SLIDE model on generated data of the shape of Amazon-670K; DATA=train.txt TEST=test.txt for yours
@@ -43,6 +44,7 @@ docs: $(VENV)/.ready
 
 fuzz: $(VENV)/.ready
 	$(BIN)/python fuzz --seconds $(SECONDS)
+	fuzz/libfuzzer/run $(BIN)/python -max_total_time=$(SECONDS) -verbosity=0 -print_final_stats=1
 	TORCH_LSH_FUZZ=1 $(BIN)/python -m pytest tests/state_machines $(PYTEST_ARGS)
 
 sanitize: $(VENV)/.ready

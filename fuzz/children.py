@@ -25,7 +25,7 @@ from pathlib import Path
 Case = Callable[[int], str]
 
 _CASES = 2000  # per child
-_SECONDS = 20  # for one case
+_SECONDS = 20  # of processor time for one case; ten times as many by the clock, as the process may have to wait
 _MINUTE = 60  # between reports on the way
 _MEMORY = 3 << 30  # bytes, beyond what the parent takes
 _MESSAGE = 4096  # bytes of a failure that are kept
@@ -70,7 +70,10 @@ def run(case: Case, first: int, seconds: float, most: int | None = None, failure
     end = sys.maxsize if most is None else first + most
     told = time.monotonic()
     while report.next_seed < end and time.monotonic() < stop and len(report.distinct()) < failures:
+        known = len(report.distinct())
         _run_child(case, report, min(end, report.next_seed + _CASES), stop)
+        for failure in report.distinct()[known:]:
+            print(f"seed {failure.seed}: {failure.text}", file=sys.stderr, flush=True)
         if time.monotonic() > told + _MINUTE:
             told = time.monotonic()
             print(f"{sum(report.ends.values()):,} cases, {len(report.failures)} failures", file=sys.stderr, flush=True)
@@ -116,7 +119,7 @@ def _why(status: int) -> str:
     if not os.WIFSIGNALED(status):
         return f"the process ended with exit code {os.waitstatus_to_exitcode(status)}"
     number = os.WTERMSIG(status)
-    hang = f": longer than {_SECONDS} seconds" if number == signal.SIGALRM else ""
+    hang = ": took too long" if number in (signal.SIGALRM, signal.SIGPROF) else ""
     return f"the process was ended by {signal.Signals(number).name}{hang}"
 
 
@@ -127,11 +130,13 @@ def _cases(case: Case, first: int, end: int, stop: float, at: mmap.mmap, pipe: i
     ends: Counter[str] = Counter()
     for seed in range(first, end):
         at[:8] = struct.pack("q", seed)
-        signal.alarm(_SECONDS)  # ends the process
+        signal.setitimer(signal.ITIMER_PROF, _SECONDS)  # ends the process
+        signal.alarm(10 * _SECONDS)
         try:
             ends[case(seed)] += 1
         except Exception:
             _send(pipe, str(seed), traceback.format_exc()[-_MESSAGE:])
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         if seed % 100 == 99 or seed == end - 1 or time.monotonic() > stop:
             for name, count in ends.items():

@@ -55,14 +55,13 @@ class Run:
     Attributes:
         folder: What they write to.
         commands: One for each process; ``LIFE`` in it stands for the number of the start.
-        look: Called after every kill; returns what must be the final result, where that is there already.
+        model: The file that is there before, and that the run replaces at its end; None means that there is none.
     """
 
-    def __init__(
-        self, folder: Path, commands: list[list[str]], look: Callable[[], Tensors | None] = lambda: None
-    ) -> None:
-        self.folder, self.commands, self.look = folder, commands, look
+    def __init__(self, folder: Path, commands: list[list[str]], model: Path | None = None) -> None:
+        self.folder, self.commands, self.model = folder, commands, model
         self.lives = 0
+        self.old = None if model is None else model.read_bytes()
 
     def start(self) -> list[subprocess.Popen[bytes]]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -71,21 +70,26 @@ class Run:
         with open(self.folder / "log", "ab") as log:
             return [subprocess.Popen(command, stdout=log, stderr=log, env=environment) for command in commands]
 
-    def seconds(self) -> float:
-        """Runs to the end, undisturbed; returns how long it took."""
-        start = time.monotonic()
-        codes = [process.wait() for process in self.start()]
-        if any(codes):
+    def finish(self) -> float:
+        """Runs to the end, undisturbed; returns the processor time until the model was written, or until the end."""
+        before = None if self.model is None else self.model.stat().st_ino
+        processes, written, spent = self.start(), None, 0.0
+        while any(process.poll() is None for process in processes):
+            spent = max(spent, sum(map(processor_seconds, processes)))
+            if written is None and self.model is not None and self.model.stat().st_ino != before:
+                written = spent
+            time.sleep(0.01)
+        if any(process.returncode for process in processes):
             raise RuntimeError((self.folder / "log").read_text())
-        return time.monotonic() - start
+        return spent if written is None else written
 
     def is_killed(self, after: float) -> bool:
-        """Starts the processes, and kills them after some seconds unless they have ended by themselves."""
+        """Starts the processes, and kills them after some seconds of processor time unless they have ended before."""
         processes = self.start()
-        end = time.monotonic() + after
-        while time.monotonic() < end and any(process.poll() is None for process in processes):
+        while all(process.poll() is None for process in processes) and sum(map(processor_seconds, processes)) < after:
             time.sleep(0.005)
-        alive = [process for process in processes if process.poll() is None]
+        while (alive := [process for process in processes if process.poll() is None]) and len(alive) < len(processes):
+            time.sleep(0.005)  # the other ones end by themselves
         for process in random.sample(alive, len(alive)):
             process.send_signal(signal.SIGKILL)
         codes = [process.wait() for process in processes]
@@ -93,29 +97,57 @@ class Run:
             raise RuntimeError((self.folder / "log").read_text())
         return bool(alive)
 
+    def found(self) -> Tensors | None:
+        """The model after a kill, and puts the old one back; None: it is the old one, or there is none yet."""
+        if self.model is None or self.model.read_bytes() == self.old:
+            return None
+        tensors, _ = load_safetensors(self.model)  # refuses what is not whole
+        assert self.old is not None
+        self.model.write_bytes(self.old)
+        return tensors
+
+
+def processor_seconds(process: subprocess.Popen[bytes]) -> float:
+    """What a process has used so far: unlike the time that passed, it does not depend on what runs beside it."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it has ended
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def startup_seconds() -> float:
+    """The processor time of imports."""
+    process = subprocess.Popen([sys.executable, "-c", "import torch_lsh.models"])
+    spent = 0.0
+    while process.poll() is None:
+        spent = max(spent, processor_seconds(process))
+        time.sleep(0.01)
+    return spent
+
 
 def trials(name: str, kills: int, make: Callable[[Path], Run], result: Callable[[Path], Tensors]) -> dict[str, Any]:
-    """Kills runs until there were so many kills; compares every run that reaches its end."""
+    """Kills runs until there were so many kills before a model was written; compares every run that reaches its end."""
     with tempfile.TemporaryDirectory() as folder:
         straight = Path(folder, "straight")
         straight.mkdir()
         run = make(straight)
-        startup = 0.4 * run.seconds()  # about what imports take
-        seconds, expected = startup / 0.4, result(straight)
-        killed = ended = wrong = 0
+        startup = len(run.commands) * startup_seconds()
+        seconds, expected = run.finish(), result(straight)
+        killed = late = ended = wrong = 0
         while killed < kills:
             disturbed = Path(folder, f"run{ended}")
             disturbed.mkdir()
             run = make(disturbed)
-            while killed < kills and run.is_killed(random.uniform(startup, 1.1 * seconds)):
-                killed += 1
-                found = run.look()
+            while killed < kills and run.is_killed(random.uniform(startup, max(startup, seconds))):
+                found = run.found()
+                killed, late = killed + (found is None), late + (found is not None)
                 wrong += found is not None and not same(found, expected)
-            run.seconds()  # what is left, or nothing
+            run.finish()  # what is left, or nothing
             ended += 1
             wrong += not same(result(disturbed), expected)
             print(f"{name}: {killed} kills, {ended} runs at their end, {wrong} with other bits", file=sys.stderr)
-    return {"trials": name, "kills": killed, "runs": ended, "other bits": wrong}
+    return {"trials": name, "kills": killed, "kills after the model": late, "runs": ended, "other bits": wrong}
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -145,16 +177,9 @@ def train_text_run(folder: Path) -> Run:
     rows = (f"{text},{text.split()[0][4:].zfill(5)[-3:]}\n" for text in texts)
     (folder / "train.csv").write_text("text,label\n" + "".join(rows))
     model = folder / "model.safetensors"
-    command = ["train-text", folder / "train.csv", "--model", model, "--epochs", 2, "--hidden", 64, "--quiet"]
-    Run(folder, [torch_lsh_command(*command, "--seed", 1)]).seconds()
-    old, content = load_safetensors(model)[0], model.read_bytes()
-
-    def look() -> Tensors | None:
-        present, _ = load_safetensors(model)  # refuses what is not whole
-        model.write_bytes(content)
-        return None if same(present, old) else present
-
-    return Run(folder, [torch_lsh_command(*command)], look)
+    command = ["train-text", folder / "train.csv", "--model", model, "--epochs", 6, "--hidden", 64, "--quiet"]
+    Run(folder, [torch_lsh_command(*command, "--seed", 1, "--epochs", 1)]).finish()
+    return Run(folder, [torch_lsh_command(*command)], model)
 
 
 def train_text_result(folder: Path) -> Tensors:

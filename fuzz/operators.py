@@ -13,6 +13,7 @@ import warnings
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import twins
 import values
 from torch import Tensor
@@ -29,6 +30,7 @@ _NAMESPACES = "torch_lsh", "torch_lsh_nn"
 _APPROXIMATE = {"query_partition", "search_partition", "sketch_candidates"}
 # These find out on the way that the tables they were given contradict each other.
 _WRITE_BEFORE_ERRORS = {"update_partition"}
+_MOST_BYTES = 1 << 28  # of arguments
 _UNREADABLE = "API call failed", "std::", "vector::", "INTERNAL ASSERT", "bad_alloc"
 
 
@@ -126,7 +128,7 @@ def _same(one: Any, other: Any) -> bool:
         return True
     if one.layout is not torch.strided:
         return True
-    one, other = (some.detach().resolve_neg().resolve_conj().reshape(-1) + 0 for some in (one, other))
+    one, other = (some.detach().resolve_neg().resolve_conj().reshape(-1).clone() for some in (one, other))
     return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
@@ -147,6 +149,9 @@ def run(full_name: str, arguments: list[Any], compared: bool, level: str, thread
     ]
     if any(writes and isinstance(value, Tensor) and value.is_neg() for writes, value in zip(written, arguments)):
         return "skipped"  # PyTorch calls the operator with a copy, and fails to copy that back
+    dense = [value for value in arguments if isinstance(value, Tensor) and value.layout is torch.strided]
+    if sum(value.nbytes for value in dense) > _MOST_BYTES:
+        return "skipped"  # copies would not fit into memory
     before = _copies(arguments)
     of_twin = _copies(arguments) if compared else []
     try:
@@ -154,7 +159,8 @@ def run(full_name: str, arguments: list[Any], compared: bool, level: str, thread
             warnings.simplefilter("ignore")
             result = (declared[name] if namespace == "torch_lsh" else _overload(full_name))(*arguments)
     except Exception as error:
-        _check_error(full_name, error)
+        if not any(isinstance(value, Tensor) and value.is_meta for value in arguments):
+            _check_error(full_name, error)  # PyTorch itself fails for tensors of 2^62 numbers that have no data
         unchanged = name in _WRITE_BEFORE_ERRORS or all(map(_same, before, arguments))
         if not unchanged:
             raise AssertionError(f"{full_name} changed an argument before it raised {error}") from error
@@ -186,6 +192,8 @@ def _compare(name: str, result: Any, arguments: list[Any], of_twin: list[Any]) -
         expected = getattr(twins, name)(*of_twin)
     except Exception:  # a twin defines what the operator does with valid arguments only
         return "accepted"
+    if name.endswith("topk"):
+        result, expected = ((some[0], _of_untied(some[1], expected[0])) for some in (result, expected))
     for ours, theirs in zip(_listed(result) + arguments, _listed(expected) + of_twin, strict=True):
         if not isinstance(ours, Tensor):
             assert ours == theirs, f"{name} gives {ours}; its twin {theirs}"
@@ -195,6 +203,13 @@ def _compare(name: str, result: Any, arguments: list[Any], of_twin: list[Any]) -
         else:
             torch.testing.assert_close(ours, theirs, msg=name.__add__)
     return "compared"
+
+
+def _of_untied(classes: Tensor, values: Tensor) -> Tensor:
+    """``classes`` with -1 where another value is as large but for rounding, so that either order is right."""
+    tied = torch.isclose(values[..., :-1], values[..., 1:], rtol=1e-4, atol=1e-4, equal_nan=True)
+    tied = F.pad(tied, (1, 0), value=False) | F.pad(tied, (0, 1), value=True)  # what comes next is not known
+    return torch.where(tied, -1, classes)
 
 
 def _listed(result: Any) -> list[Any]:

@@ -17,6 +17,9 @@ from typing import Protocol, runtime_checkable
 
 logger = logging.getLogger("torch_lsh")
 
+_MOST_STEPS = 1 << 53  # exact as a float
+_LARGEST_FACTOR = 1e6
+
 
 @dataclass(frozen=True)
 class FixedInterval:
@@ -30,8 +33,8 @@ class FixedInterval:
     touches: int = 1
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 1 <= self.touches <= 255:
-            raise ValueError(f"{self}: wanted steps >= 1 and touches 1 to 255")
+        if not 1 <= self.steps <= _MOST_STEPS or not 1 <= self.touches <= 255:
+            raise ValueError(f"{self}: wanted steps 1 to 2^53 and touches 1 to 255")
 
     def interval(self, rehashes: int) -> int:
         """Steps to wait after the ``rehashes``-th re-hash."""
@@ -56,8 +59,12 @@ class ExponentialBackoff:
     touches: int = 6
 
     def __post_init__(self) -> None:
-        if self.initial < 1 or self.factor < 1 or self.maximum < self.initial or not 1 <= self.touches <= 255:
-            raise ValueError(f"{self}: wanted initial >= 1, factor >= 1, maximum >= initial and touches 1 to 255")
+        steps = 1 <= self.initial <= self.maximum <= _MOST_STEPS
+        if not steps or not 1 <= self.factor <= _LARGEST_FACTOR or not 1 <= self.touches <= 255:
+            raise ValueError(
+                f"{self}: wanted initial >= 1, factor 1 to {_LARGEST_FACTOR:g}, maximum from initial to 2^53 "
+                "and touches 1 to 255"
+            )
 
     def interval(self, rehashes: int) -> int:
         """Steps to wait after the ``rehashes``-th re-hash."""
@@ -104,9 +111,17 @@ class Drift:
         counts = (self.every, self.sample, self.minimum, self.maximum, self.touches)
         if any(isinstance(count, bool) or not isinstance(count, int) for count in counts):
             raise TypeError(f"{self}: wanted whole numbers for all but threshold")
-        if not 0 < self.threshold < 1 or min(counts) < 1 or self.maximum < self.minimum or self.touches > 255:
+        steps = 1 <= self.minimum <= self.maximum <= _MOST_STEPS
+        if (
+            not 0 < self.threshold < 1
+            or min(counts) < 1
+            or max(counts) > _MOST_STEPS
+            or not steps
+            or self.touches > 255
+        ):
             raise ValueError(
-                f"{self}: wanted 0 < threshold < 1, every and sample >= 1, 1 <= minimum <= maximum, touches 1 to 255"
+                f"{self}: wanted 0 < threshold < 1, every and sample >= 1, 1 <= minimum <= maximum <= 2^53, "
+                "touches 1 to 255"
             )
 
     def interval(self, rehashes: int) -> int:

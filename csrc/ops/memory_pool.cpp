@@ -55,7 +55,9 @@ class Pool {
         return memory;
       }
     }
-    void* const memory = ::operator new(size, alignment_of(size));
+    // Sanitizers end the process where the operator that throws finds no memory.
+    void* const memory = ::operator new(size, alignment_of(size), std::nothrow);
+    if (memory == nullptr) throw std::bad_alloc();
     prefer_huge_pages(memory, static_cast<int64_t>(size), false);
     const std::lock_guard<std::mutex> lock(mutex_);
     note_use(size);  // only now: there may not be so much memory

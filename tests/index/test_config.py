@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from torch_lsh import HashTableConfig, LSHConfig, PartitionConfig, SignCodeConfig
 from torch_lsh.index.config import INDEX_NAMES, named_index_config
@@ -57,6 +58,12 @@ def test_which_inputs_are_kept():
         (lambda: HashTableConfig(hashes_per_table=-1), "hashes_per_table is -1"),
         (lambda: HashTableConfig(bucket_size=2.5), "bucket_size is 2.5"),
         (lambda: HashTableConfig(num_tables=True), "num_tables is True"),
+        (lambda: HashTableConfig(num_tables=10**9), "num_tables is 1000000000; wanted at most 4096"),
+        (lambda: HashTableConfig(hashes_per_table=31), "hashes_per_table is 31; wanted at most 30"),
+        (lambda: HashTableConfig(bucket_size=2**31), "bucket_size is 2147483648; wanted at most 2147483647"),
+        (lambda: HashTableConfig(probes=10**9), "probes is 1000000000; wanted at most 4096"),
+        (lambda: HashTableConfig(sketch_bits=10**6), "sketch_bits is 1000000; wanted at most 65536"),
+        (lambda: PartitionConfig(hashes_per_table=21), "hashes_per_table is 21; wanted at most 20"),
         (lambda: HashTableConfig(probes=0), "probes is 0; wanted a positive int"),
         (lambda: HashTableConfig(min_matches=1.5), "min_matches is 1.5; wanted a positive int"),
         (lambda: HashTableConfig(sketch_bits=-1), "sketch_bits is -1; wanted an int, 0 or more"),
@@ -75,3 +82,18 @@ def test_which_inputs_are_kept():
 def test_settings_that_mean_nothing(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        HashTableConfig(),
+        HashTableConfig(hash="dwta", hashes_per_table=2, num_tables=50, bucket_size=100, mips=True, sketch_bits=64),
+        PartitionConfig(hashes_per_table=6),
+        SignCodeConfig(),
+    ],
+)
+def test_bytes_are_known_before_an_index_is_made(config):
+    index = config.make(2000, 32, seed=0)
+    index.build(torch.randn(2000, 32))
+    assert 0.5 * index.nbytes < config.nbytes(2000, 32) < 2 * index.nbytes

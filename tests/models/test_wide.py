@@ -362,3 +362,9 @@ def test_a_service_of_dense_rows():
     for row in ([1, 2], {"0": 1}, [1, 2, "x"]):
         with pytest.raises(ValueError):
             service.inputs({"features": row})
+
+
+def test_training_rows_without_any_label_are_told(tmp_path):
+    (tmp_path / "train.txt").write_text("2 3 4\n 1:0.5\n 0:1\n")
+    with pytest.warns(UserWarning, match="no row of the training data has a label, so nothing is learned"):
+        XMCClassifier(3, 4, 8).fit(XMCDataset(tmp_path / "train.txt"), epochs=1, progress=False)

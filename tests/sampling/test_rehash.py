@@ -4,6 +4,7 @@ import copy
 import gc
 import itertools
 import logging
+import math
 import pickle
 
 import pytest
@@ -116,8 +117,9 @@ def test_bad_arguments():
         RehashScheduler(make_model(), 5)
     with pytest.raises(ValueError, match="steps=0"):
         FixedInterval(0)
-    with pytest.raises(ValueError, match="wanted initial >= 1"):
-        ExponentialBackoff(initial=0)
+    for options in ({"initial": 0}, {"factor": math.inf}, {"factor": math.nan}, {"maximum": 2**60}):
+        with pytest.raises(ValueError, match="wanted initial >= 1, factor 1 to 1e"):
+            ExponentialBackoff(**options)
 
 
 def moved(layer, rows, size=10.0):

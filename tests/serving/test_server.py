@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import http.client
 import importlib.util
 import json
@@ -34,14 +35,18 @@ def model(tmp_path_factory):
 
 
 class Process:
-    """`python -m torch_lsh serve` on a free port."""
+    """`python -m torch_lsh serve` on a free port, which takes seconds to start."""
 
     def __init__(self, path, *options):
         command = [sys.executable, "-m", "torch_lsh", "--threads", "1", "serve", str(path), "--port", "0", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.ended = None
+
+    @functools.cached_property
+    def port(self):
         line = self.process.stdout.readline()
         assert line.startswith("serving on http://127.0.0.1:"), self.process.stderr.read()
-        self.port = int(line.rsplit(":", 1)[1])
+        return int(line.rsplit(":", 1)[1])
 
     def request(self, method, path, body=None, headers=None):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -59,14 +64,31 @@ class Process:
     def stop(self, sig):
         self.process.send_signal(sig)
         _, errors = self.process.communicate(timeout=30)
-        return self.process.returncode, errors
+        self.ended = self.process.returncode, errors
+        return self.ended
 
 
 @pytest.fixture(scope="module")
-def server(model):
-    server = Process(model.path, "--max-bytes", "100000", "--max-inputs", "50")
+def processes(model, tmp_path_factory):
+    """Two servers, which start at the same time; the second one has a model file of its own."""
+    path = tmp_path_factory.mktemp("another") / "model"
+    path.write_bytes(model.path.read_bytes())
+    server = Process(model.path, "--max-bytes", "200000", "--max-inputs", "50")
+    another = Process(path, "--log-requests", "--stop-timeout", "60", "--request-timeout", "60")
+    another.path = path
+    yield server, another
+    for one in (server, another):
+        one.process.kill()
+        one.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def server(processes):
+    """The server of most tests; the last of them stops it."""
+    server, _ = processes
+    assert server.port > 0
     yield server
-    code, errors = server.stop(signal.SIGINT)
+    code, errors = server.ended or server.stop(signal.SIGTERM)
     assert code == 0
     events = [json.loads(line) for line in errors.splitlines()]
     assert [events[0]["event"], *(event["event"] for event in events[-2:])] == ["serving", "stopping", "stopped"]
@@ -140,7 +162,7 @@ def test_metrics(server):
         (b'{"text": "a", "k": "\\ud800"}', 400, '"k" is'),
         (b'{"text": "a", "k": ' + b"1" * 5000 + b"}", 400, "not JSON"),
         (json.dumps({"texts": ["a"] * 51}).encode(), 413, "there are 51 inputs; wanted at most 50"),
-        (json.dumps({"text": "a" * 100_000}).encode(), 413, "larger than 100000 bytes"),
+        (json.dumps({"text": "a" * 200_000}).encode(), 413, "larger than 200000 bytes"),
     ],
 )
 def test_malformed_and_oversized_requests(server, body, status, words):
@@ -156,7 +178,7 @@ def test_lone_surrogates_are_text(server):
 
 
 def test_an_oversized_body_without_a_length(server):
-    status, _ = server.request("POST", "/predict", iter([b"x" * 10_000] * 20))  # in chunks
+    status, _ = server.request("POST", "/predict", iter([b"x" * 10_000] * 40))  # in chunks
     assert status == 413
 
 
@@ -213,8 +235,70 @@ def test_concurrent_requests_get_their_own_answers(server):
         assert all(pool.map(ask, range(400)))
 
 
-def test_stopping_under_load_loses_no_accepted_request(model):
-    server = Process(model.path)
+def half_a_body(port):
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+    return connection
+
+
+@pytest.fixture(scope="module")
+def another(processes):
+    """The server that the last of its tests ends."""
+    _, another = processes
+    assert another.port > 0
+    return another
+
+
+def test_a_reload_under_load_loses_no_request(model, another):
+    """SIGHUP: first a damaged file, which changes nothing, then a model with other labels."""
+    server, path = another, another.path
+    results, done = [], threading.Event()
+
+    def client():
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        while not done.is_set():
+            connection.request("POST", "/predict", json.dumps({"text": "good film", "k": 2}))
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+            results.append((response.status, *answer["predictions"][0]["labels"]))
+        connection.close()
+
+    threads = [threading.Thread(target=client) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+
+    def logged(event):
+        return next(entry for line in server.process.stderr if (entry := json.loads(line))["event"] == event)
+
+    path.write_bytes(model.path.read_bytes()[:-1])
+    server.process.send_signal(signal.SIGHUP)
+    assert "cut off" in logged("reload failed, the present model stays")["reason"]
+    texts, labels = ["a fine film", "good fun", "dull and long", "a bad film"] * 10, ["yes", "yes", "no", "no"] * 10
+    TextClassifier(epochs=2).fit(texts, labels).save(path)
+    server.process.send_signal(signal.SIGHUP)
+    assert logged("reloaded")["classes"] == 2
+    while results[-1] != (200, "yes", "no"):
+        time.sleep(0.01)
+    done.set()
+    for thread in threads:
+        thread.join(30)
+    assert set(results) == {(200, "pos", "neg"), (200, "yes", "no")}
+    assert logged("request").keys() >= {"time", "level", "status", "seconds", "inputs", "client"}
+
+
+def test_a_second_signal_ends_it_at_once(another):
+    with half_a_body(another.port):
+        assert another.predict(text="good")[0] == 200
+        another.process.send_signal(signal.SIGINT)
+        while json.loads(another.process.stderr.readline())["event"] != "stopping":
+            pass
+        start = time.monotonic()
+        code, _ = another.stop(signal.SIGTERM)
+        assert time.monotonic() - start < 3
+    assert code == 128 + signal.SIGTERM
+
+
+def test_stopping_under_load_loses_no_accepted_request(server):
     text = "a fine and long film " * 2000
     stopping = threading.Event()
     results = []
@@ -264,70 +348,3 @@ def test_stopping_under_load_loses_no_accepted_request(model):
     assert {result for result in results if isinstance(result, int)} == {200}
     assert "traceback" not in errors
     assert code == 0
-
-
-def half_a_body(port):
-    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
-    connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
-    return connection
-
-
-@pytest.fixture(scope="module")
-def another(model, tmp_path_factory):
-    """A process with a model file of its own, which the last of its tests ends."""
-    path = tmp_path_factory.mktemp("another") / "model"
-    path.write_bytes(model.path.read_bytes())
-    server = Process(path, "--log-requests", "--stop-timeout", "60", "--request-timeout", "60")
-    server.path = path
-    yield server
-    server.process.kill()
-    server.process.communicate()
-
-
-def test_a_reload_under_load_loses_no_request(model, another):
-    """SIGHUP: first a damaged file, which changes nothing, then a model with other labels."""
-    server, path = another, another.path
-    results, done = [], threading.Event()
-
-    def client():
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-        while not done.is_set():
-            connection.request("POST", "/predict", json.dumps({"text": "good film", "k": 2}))
-            response = connection.getresponse()
-            answer = json.loads(response.read())
-            results.append((response.status, *answer["predictions"][0]["labels"]))
-        connection.close()
-
-    threads = [threading.Thread(target=client) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-
-    def logged(event):
-        return next(entry for line in server.process.stderr if (entry := json.loads(line))["event"] == event)
-
-    path.write_bytes(model.path.read_bytes()[:-1])
-    server.process.send_signal(signal.SIGHUP)
-    assert "cut off" in logged("reload failed, the present model stays")["reason"]
-    texts, labels = ["a fine film", "good fun", "dull and long", "a bad film"] * 10, ["yes", "yes", "no", "no"] * 10
-    TextClassifier(epochs=2).fit(texts, labels).save(path)
-    server.process.send_signal(signal.SIGHUP)
-    assert logged("reloaded")["classes"] == 2
-    while results[-1] != (200, "yes", "no"):
-        time.sleep(0.01)
-    done.set()
-    for thread in threads:
-        thread.join(30)
-    assert set(results) == {(200, "pos", "neg"), (200, "yes", "no")}
-    assert logged("request").keys() >= {"time", "level", "status", "seconds", "inputs", "client"}
-
-
-def test_a_second_signal_ends_it_at_once(another):
-    with half_a_body(another.port):
-        assert another.predict(text="good")[0] == 200
-        another.process.send_signal(signal.SIGTERM)
-        while json.loads(another.process.stderr.readline())["event"] != "stopping":
-            pass
-        start = time.monotonic()
-        code, _ = another.stop(signal.SIGTERM)
-        assert time.monotonic() - start < 3
-    assert code == 128 + signal.SIGTERM

@@ -8,10 +8,15 @@ from typing import Any, ClassVar, NamedTuple
 
 from .base import Index
 from .checks import check_bool, check_choice, check_int, check_optional_int
-from .families import FAMILIES
-from .hash_tables import BUCKET_POLICIES, SELECTIONS, HashTableIndex
+from .families import FAMILIES, family_type
+from .families.learned import LearnedPartition
+from .hash_tables import BUCKET_POLICIES, SELECTIONS, HashTableIndex, table_bytes
 from .partition import PartitionIndex
 from .sign_codes import SignCodeIndex
+
+_MOST_TABLES = 4096
+_MOST_PROBES = 4096  # of a table
+_MOST_SKETCH_BITS = 65536
 
 
 class QueryHistory(NamedTuple):
@@ -50,6 +55,10 @@ class IndexConfig(ABC):
         Raises:
             ValueError: an argument is out of range.
         """
+
+    @abstractmethod
+    def nbytes(self, num_rows: int, in_features: int) -> int:
+        """Bytes that these settings make an index of so many rows take, about. Nothing is allocated."""
 
     @property
     def insert_labels(self) -> bool:
@@ -126,11 +135,12 @@ class HashTableConfig(IndexConfig):
         check_choice("hash", self.hash, FAMILIES)
         check_choice("selection", self.selection, ("auto", *SELECTIONS))
         check_choice("bucket_policy", self.bucket_policy, BUCKET_POLICIES)
-        for name in ("hashes_per_table", "num_tables", "bucket_size"):
-            check_optional_int(name, getattr(self, name))
-        check_int("probes", self.probes)
+        check_optional_int("hashes_per_table", self.hashes_per_table, family_type(self.hash).max_hashes_per_table())
+        check_optional_int("num_tables", self.num_tables, _MOST_TABLES)
+        check_optional_int("bucket_size", self.bucket_size)
+        check_int("probes", self.probes, most=_MOST_PROBES)
         check_int("min_matches", self.min_matches)
-        check_int("sketch_bits", self.sketch_bits, least=0)
+        check_int("sketch_bits", self.sketch_bits, least=0, most=_MOST_SKETCH_BITS)
         for name in ("insert_labels", "mips", "balance"):
             check_bool(name, getattr(self, name))
         if self.balance and not self.mips:
@@ -174,6 +184,10 @@ class HashTableConfig(IndexConfig):
             seed=seed,
         )
 
+    def nbytes(self, num_rows: int, in_features: int) -> int:
+        tables = table_bytes(num_rows, in_features, self.hash, self.hashes_per_table, self.num_tables, self.bucket_size)
+        return tables + num_rows * self.sketch_bits // 8
+
 
 @dataclass(frozen=True, repr=False)
 class PartitionConfig(IndexConfig):
@@ -198,7 +212,7 @@ class PartitionConfig(IndexConfig):
     name: ClassVar[str] = "learned"
 
     def __post_init__(self) -> None:
-        check_optional_int("hashes_per_table", self.hashes_per_table)
+        check_optional_int("hashes_per_table", self.hashes_per_table, LearnedPartition.max_hashes_per_table)
         check_optional_int("probes", self.probes)
 
     @property
@@ -209,6 +223,10 @@ class PartitionConfig(IndexConfig):
         return PartitionIndex(
             num_rows, in_features, hashes_per_table=self.hashes_per_table, probes=self.probes, seed=seed
         )
+
+    def nbytes(self, num_rows: int, in_features: int) -> int:
+        buckets = 0 if self.hashes_per_table is None else 1 << self.hashes_per_table
+        return num_rows * (in_features // 4 + 32) + 2 * buckets * in_features * 4
 
 
 @dataclass(frozen=True, repr=False)
@@ -225,6 +243,9 @@ class SignCodeConfig(IndexConfig):
 
     def make(self, num_rows: int, in_features: int, seed: int) -> SignCodeIndex:
         return SignCodeIndex(num_rows, in_features, seed=seed)
+
+    def nbytes(self, num_rows: int, in_features: int) -> int:
+        return num_rows * (in_features // 8 + 4)
 
 
 INDEX_CONFIGS: dict[str, type[IndexConfig]] = {

@@ -354,6 +354,21 @@ class HashTableIndex(Index):
         self.simhash_tables = self._simhash_tables(self._tables)
 
 
+def table_bytes(
+    num_rows: int,
+    in_features: int,
+    hash: str,
+    hashes_per_table: int | None,
+    num_tables: int | None,
+    bucket_size: int | None,
+) -> int:
+    """Bytes of the tables, and of projections where the hash family has them. Nothing is allocated."""
+    family = family_type(hash)
+    hashes, bits, size = _table_shape(num_rows, family, hashes_per_table, bucket_size)
+    tables = _NUM_TABLES if num_tables is None else num_tables
+    return 4 * tables * ((size + 1 << bits) + num_rows + hashes * in_features)
+
+
 def _table_shape(
     num_rows: int, family: type[HashFamily], hashes_per_table: int | None, bucket_size: int | None
 ) -> tuple[int, int, int]:

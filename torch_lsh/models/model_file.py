@@ -21,6 +21,8 @@ from .network import Network, WideNetwork
 from .ranker import LabelRanker
 
 _MIXTURES: dict[str, type[Mixture] | type[LabelRanker]] = {"mixture": Mixture, "ranker": LabelRanker}
+# Bytes that the index of a file may take: what SLIDE's tables take for a row is a sixth of it.
+_INDEX_BYTES, _INDEX_BYTES_PER_ROW = 1 << 30, 1 << 16
 _POLICIES = {policy.__name__: policy for policy in (FixedInterval, ExponentialBackoff, Drift)}
 
 
@@ -115,11 +117,21 @@ def restore(network: Network, description: dict[str, Any], tensors: dict[str, Te
         with torch.device("meta"):
             network.mixture = _empty_mixture(description["mixture"], network)
     assign_weights(network, tensors)
+    if isinstance(network, WideNetwork) and isinstance(network.output, LSHLinear):
+        _check_index(network.output)
     if network.mixture is not None and check:
         network.mixture.check(network.num_features)
     for parameter in network.parameters():
         parameter.requires_grad_()
     network.eval()
+
+
+def _check_index(output: LSHLinear) -> None:
+    """Raises a ValueError where the index, which the first look-up builds, would be out of proportion to the layer."""
+    size = output.config.index.nbytes(output.out_features, output.in_features)
+    most = _INDEX_BYTES + _INDEX_BYTES_PER_ROW * output.out_features
+    if size > most:
+        raise ValueError(f"index is {output.config.index!r}, which takes {size} bytes; wanted at most {most}")
 
 
 def _empty_mixture(configuration: dict[str, Any], network: Network) -> Mixture | LabelRanker:

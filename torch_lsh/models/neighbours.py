@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from .rows import DenseRows, Features, Rows, SparseFeatures, join
 
 _POWERS = (2.0, 3.0, 4.0)  # of the cosines, to choose from
 _MAX_POSTINGS = 1 << 14  # read per row; time grows with them, and beyond these they hardly find another neighbour
+_MOST_POWER = 1e6
 MOST_NEIGHBOURS = 1 << 12  # of a row: a quarter of the postings, as candidates are four times as many
 _CANDIDATES = 4  # times the neighbours wanted
 
@@ -40,8 +40,10 @@ class Neighbours(nn.Module):
     labels: Tensor
 
     def __init__(self, num_labels: int, rows: int, labels: int, k: int, power: float) -> None:
-        if not 1 <= k <= MOST_NEIGHBOURS or not 0 < power < math.inf:
-            raise ValueError(f"k and power are {k} and {power}; wanted 1 <= k <= {MOST_NEIGHBOURS}, finite power > 0")
+        if not isinstance(k, int) or not 1 <= k <= MOST_NEIGHBOURS:
+            raise ValueError(f"k is {k}; wanted an int from 1 to {MOST_NEIGHBOURS}")
+        if not 0 < power <= _MOST_POWER:
+            raise ValueError(f"power is {power}; wanted more than 0, at most {_MOST_POWER}")
         super().__init__()
         self.num_labels, self.k, self.power = num_labels, k, power
         self.register_buffer("label_start", torch.zeros(rows + 1, dtype=torch.int64))

@@ -111,6 +111,12 @@ def _caller(compiled: torch._ops.OpOverload) -> Callable[..., Any]:
     return call_and_count if changed else call
 
 
+def check_range(name: str, value: int, least: int, most: int) -> None:
+    """Raises a RuntimeError as the compiled operators do, where the size of a result would overflow."""
+    if not least <= value <= most:
+        raise RuntimeError(f"{name} is {value}; wanted {least} to {most}")
+
+
 def _of_one_device(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` after a check that all tensors are on one device, which the operators themselves check on CPUs."""
 

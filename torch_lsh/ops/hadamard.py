@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .declaration import operator
+from .declaration import check_range, operator
 
 
 @operator
@@ -46,6 +46,7 @@ def hadamard_codes(x: Tensor, signs: Tensor, rest: Tensor, hashes_per_table: int
     >>> hadamard_codes(torch.tensor([[1.0, 0.0]]), torch.ones(1, 3, 2), torch.empty(0, 2), 2)
     tensor([[3]], dtype=torch.int32)
     """
+    check_range("hashes_per_table", hashes_per_table, 1, 30)
     return x.new_empty((x.shape[0], rest.shape[1] // hashes_per_table), dtype=torch.int32)
 
 
@@ -69,4 +70,6 @@ def cross_polytope_codes(x: Tensor, signs: Tensor, rest: Tensor, dimension: int,
 
     Andoni et al., *Practical and Optimal LSH for Angular Distance*, NIPS 2015.
     """
+    check_range("dimension", dimension, 1, 1 << 20)
+    check_range("hashes_per_table", hashes_per_table, 1, 30)
     return x.new_empty((x.shape[0], rest.shape[1] // (dimension * hashes_per_table)), dtype=torch.int32)

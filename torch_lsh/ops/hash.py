@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .declaration import operator
+from .declaration import check_range, operator
 
 
 @operator
@@ -45,6 +45,7 @@ def simhash_codes(x: Tensor, projections: Tensor, hashes_per_table: int) -> Tens
 
     Charikar, *Similarity Estimation Techniques from Rounding Algorithms*, STOC 2002.
     """
+    check_range("hashes_per_table", hashes_per_table, 1, 30)
     return x.new_empty((x.shape[0], projections.shape[1] // hashes_per_table), dtype=torch.int32)
 
 
@@ -89,4 +90,5 @@ def dwta_codes(x: Tensor, bins: Tensor, hashes_per_table: int, seed: int) -> Ten
 
     Chen & Shrivastava, *Densified Winner Take All (WTA) Hashing for Sparse Datasets*, UAI 2018.
     """
+    check_range("hashes_per_table", hashes_per_table, 1, 30)
     return x.new_empty((x.shape[0], bins.shape[0] // hashes_per_table), dtype=torch.int32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .declaration import operator
+from .declaration import check_range, operator
 
 
 @operator
@@ -32,6 +32,7 @@ def residual_codes(x: Tensor, centers: Tensor, buckets: Tensor, bits: int) -> tu
     >>> residual_codes(x, torch.zeros(1, 8), torch.tensor([0]).int(), 2)
     (tensor([[ 29, 234]], dtype=torch.uint8), tensor([1.]))
     """
+    check_range("bits", bits, 1, 4)
     return x.new_empty((x.shape[0], bits * x.shape[1] // 8), dtype=torch.uint8), x.new_empty(x.shape[0])
 
 

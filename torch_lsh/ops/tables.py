@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .declaration import operator
+from .declaration import check_range, operator
 
 
 @operator
@@ -30,6 +30,7 @@ def build_tables(
     >>> build_tables(torch.tensor([[1], [0], [1]], dtype=torch.int32), 1, 2, seed=0)[1]
     tensor([[1, 2]], dtype=torch.int32)
     """
+    check_range("bucket_bits", bucket_bits, 0, 30)
     shape = (row_buckets.shape[1], 1 << bucket_bits)
     return row_buckets.new_empty((*shape, bucket_size)), row_buckets.new_empty(shape)
 

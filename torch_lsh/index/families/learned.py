@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,6 @@ _ROUTING_STEPS = 40
 _CONTESTED = 1 << 14  # buckets whose scores are learned, at most: those that most queries would visit
 _LEARNING_RATE = 0.015  # of Adam, in units of the root mean square of the centers
 _SHARPNESS = 4.0  # standard deviation of the logits of the softmax over buckets, before it is learned
-_MAX_BITS = 20
 _BLOCK_ROWS = 16384
 
 
@@ -56,11 +57,13 @@ class LearnedPartition:
     (torch.Size([500]), True)
     """
 
+    max_hashes_per_table: ClassVar[int] = 20
+
     def __init__(self, in_features: int, hashes_per_table: int, compared: int = 1, seed: int = 0) -> None:
         if in_features < 1:
             raise ValueError(f"in_features is {in_features}; wanted at least 1")
-        if not 1 <= hashes_per_table <= _MAX_BITS:
-            raise ValueError(f"hashes_per_table is {hashes_per_table}; wanted 1 to {_MAX_BITS}")
+        if not 1 <= hashes_per_table <= self.max_hashes_per_table:
+            raise ValueError(f"hashes_per_table is {hashes_per_table}; wanted 1 to {self.max_hashes_per_table}")
         if compared < 1:
             raise ValueError(f"compared is {compared}; wanted at least 1")
         self.in_features, self.hashes_per_table, self.seed = in_features, hashes_per_table, seed
