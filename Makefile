@@ -8,7 +8,7 @@
 #              builds with AddressSanitizer and UndefinedBehaviorSanitizer, or with ThreadSanitizer, and runs tests
 # make demo    trains the SLIDE model on generated data of the shape of Amazon-670K; DATA=train.txt TEST=test.txt for yours
 #
-# Each sets up .venv first, with PYTHON and TORCH:
+# Each but dist sets up .venv first, with PYTHON and TORCH:
 #
 #   make test VENV=.venv-oldest PYTHON=python3.10 TORCH='torch==2.11.*'
 #
@@ -35,8 +35,8 @@ lint: $(VENV)/.ready
 	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
 	$(BIN)/mypy
 
-dist: $(VENV)/.ready
-	PYTHON=$(PYTHON) TORCH='$(TORCH)' TORCH_INDEX=$(TORCH_INDEX) .ci/dist $(BIN)/python
+dist:
+	PYTHON=$(PYTHON) TORCH='$(TORCH)' TORCH_INDEX=$(TORCH_INDEX) .ci/dist
 
 docs: $(VENV)/.ready
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(DOCS)

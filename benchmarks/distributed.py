@@ -206,6 +206,13 @@ def constants(arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
+def draw(axis: Any, records: list[dict[str, Any]]) -> None:
+    """Milliseconds per step, a bar per system and link."""
+    names = [f"{r['system']}, {r['gbit']} Gbit/s" if r["gbit"] else r["system"] for r in records]
+    axis.barh(names[::-1], [r["median_ms"] for r in records][::-1])
+    axis.set(xscale="log", xlabel="milliseconds per training step")
+
+
 # --- model ------------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,8 @@ Each way takes turns with the eager loop, a step of the one and a step of the ot
 loop runs before and after. The ways of a language model are compared with the eager loop of that model. Processes share
 the cores and the batch; bytes are those that a process sends per step, counted on the loopback interface, over which
 nothing else may run. Beside them: "at once", eager steps of as many processes, each on its part of the batch, without
-any exchange; and "exchange", the messages of a step alone.
+any exchange; and "exchange", the messages of a step alone. "CPU" is the CPU time of a step, of all processes together.
+More processes than cores wait for each other: "times eager" is then the ratio of CPU times, marked with an asterisk.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import gc
 import os
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -94,13 +96,17 @@ def compare(way: Way, size: dict[str, int], steps: int, dense_steps: int) -> dic
         dense = run(way, size, dense_steps, lsh=False) if dense_steps else None
     except ImportError as error:
         return {"skipped": f"skipped: {error}"}
-    eager = statistics.median(ours["eager"]) * 1e3
+    eager, cpu = statistics.median(ours["eager"]) * 1e3, statistics.mean(ours["cpu"]) * 1e3
     milliseconds = harness.summary(ours["seconds"])
+    by_cpu = way.processes > (os.cpu_count() or 1)
     return {
         **milliseconds,
         "dense_ms": statistics.median(dense["seconds"]) * 1e3 if dense else None,
         "eager_ms": eager,
-        "times_eager": milliseconds["median_ms"] / eager,
+        "cpu_ms": cpu,
+        "eager_cpu_ms": ours["eager_cpu"] * 1e3,
+        "times_eager": cpu / ours["eager_cpu"] / 1e3 if by_cpu else milliseconds["median_ms"] / eager,
+        "by_cpu": by_cpu,
         "path": ours["path"],
         "gradient": str(ours["layout"]).removeprefix("torch."),
         **{name: statistics.median(ours[key]) * 1e3 for name, key in OF_PROCESSES.items() if key in ours},
@@ -117,25 +123,40 @@ def run(way: Way, size: dict[str, int], steps: int, lsh: bool = True) -> dict[st
     with silence():
         eager = way.beside(Setting(**size, steps=steps)) if lsh else lambda: None
     if isinstance(way.train, str):
-        before = harness.in_turn({"": eager}, steps)[""]
+        before, cpu_before = _in_a_row(eager, steps)
         found = in_processes(way.train, options)
-        return {**found, "eager": before + harness.in_turn({"": eager}, steps)[""]}
+        after, cpu_after = _in_a_row(eager, steps)
+        return {**found, "eager": before + after, "eager_cpu": (cpu_before + cpu_after) / 2}
     threads, setting = torch.get_num_threads(), Setting(**options)
     setting.batches.other = eager
     with silence():
         way.train(setting)
     torch.set_num_threads(threads)
-    seconds, of_eager, sent = setting.batches.spent()
-    return {"seconds": seconds, "eager": of_eager, "sent": sent, "layout": setting.layout, "path": setting.path}
+    spent, (_, eager_cpu) = setting.batches.spent(), _in_a_row(eager, steps)
+    found = {"seconds": spent.seconds, "eager": spent.of_other, "cpu": spent.cpu, "eager_cpu": eager_cpu}
+    return {**found, "sent": spent.sent, "layout": setting.layout, "path": setting.path}
+
+
+def _in_a_row(step: Callable[[], None], steps: int) -> tuple[list[float], float]:
+    """Seconds of each step, and CPU seconds of one."""
+    harness.in_turn({"": step}, 2)
+    start = time.process_time()
+    seconds = harness.in_turn({"": step}, steps, warm_up=0)[""]
+    return seconds, (time.process_time() - start) / steps
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    columns = ("dense_ms", "median_ms", "min_ms", "max_ms", "eager_ms", "times_eager", *OF_PROCESSES)
-    columns += ("path", "gradient", "sent_mb")
-    header = ("way", "nn.Linear ms", "ms", "min", "max", "eager ms", "times eager", "at once ms", "exchange ms")
-    header += ("path", "gradient", "MB sent")
-    rows = [[record["way"], *(record.get(name) for name in columns)] for record in records if "skipped" not in record]
-    return harness.table(rows, header)
+    columns = ("dense_ms", "median_ms", "min_ms", "max_ms", "eager_ms", "times_eager", "cpu_ms", "eager_cpu_ms")
+    columns += (*OF_PROCESSES, "path", "gradient", "sent_mb")
+    header = ("way", "nn.Linear ms", "ms", "min", "max", "eager ms", "times eager", "CPU ms", "eager CPU ms")
+    header += ("at once ms", "exchange ms", "path", "gradient", "MB sent")
+    found = [{**record, "times_eager": times_eager(record)} for record in records if "skipped" not in record]
+    return harness.table([[record["way"], *(record.get(name) for name in columns)] for record in found], header)
+
+
+def times_eager(record: dict[str, Any]) -> str:
+    """The ratio, with an asterisk where it is one of CPU times."""
+    return f"{record['times_eager']:.3g}{'*' if record['by_cpu'] else ''}"
 
 
 def draw(axis: Any, records: list[dict[str, Any]]) -> None:

@@ -1,10 +1,12 @@
 """Makes docs/benchmarks.md and its plots from what benchmarks wrote with --json.
 
-    for name in step scaling latency everywhere; do python benchmarks/$name.py --json results.jsonl; done
+    for name in step scaling latency retrieval; do python benchmarks/$name.py --json results.jsonl; done
     python benchmarks/latency.py --layers synthetic --clustered 6700910 --opponents --threads 1 --json results.jsonl
+    python benchmarks/everywhere.py --threads 1 --json results.jsonl
+    for gbit in "" "--gbit 1"; do python benchmarks/distributed.py measure $gbit --json results.jsonl; done
     python benchmarks/report.py results.jsonl
 
-The page has a section per benchmark in the file. Of several runs of the same system the last one counts.
+The page has a section per benchmark in the files. Of several runs of the same system the last one counts.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import distributed
 import everywhere
+import retrieval
 import scaling
 import single_queries
 
@@ -85,11 +89,32 @@ SECTIONS = {
         },
         "latency.py --layers synthetic --clustered 6700910 --opponents --threads 1",
     ),
+    "retrieval": Section(
+        "What the indexes find",
+        "Of the ten best rows of trained layers, by rows that a look-up returns; one thread. `exact` scores every row, "
+        "`uniform` draws rows.",
+        retrieval.draw,
+        ("layer", "setting", "share"),
+        {
+            "layer": "layer",
+            "rows": "rows",
+            "index": "setting",
+            "returned": "returned",
+            "recall@1": "recall@1",
+            "recall@10": "recall@10",
+            "us": "us",
+            "to build, s": "build_s",
+            "index, MB": "index_mb",
+        },
+        "retrieval.py",
+    ),
     "everywhere": Section(
         "Ways to train",
         "A training step at 200,000 x 128, batch 256, 8,192 active rows, in loops, compilers, trainers and processes, "
         "which share the cores and the batch; beside `nn.Linear` in the same way and beside the eager loop, which "
-        "takes turns with it (with several processes: before and after). MB: sent by a process per step.",
+        "takes turns with it (with several processes: before and after). CPU: of all processes together. More "
+        "processes than cores wait for each other; there the ratio, marked with an asterisk, is that of CPU times. "
+        "Exchange: the messages of a step alone. MB: sent by a process per step.",
         everywhere.draw,
         ("way",),
         {
@@ -98,12 +123,24 @@ SECTIONS = {
             **MILLISECONDS,
             "eager ms": "eager_ms",
             "times eager": "times_eager",
+            "CPU ms": "cpu_ms",
+            "eager CPU ms": "eager_cpu_ms",
+            "exchange ms": "exchange_ms",
             "path": "path",
             "gradient": "gradient",
             "MB": "sent_mb",
             "MB of `nn.Linear`": "dense_sent_mb",
         },
-        "everywhere.py",
+        "everywhere.py --threads 1",
+    ),
+    "distributed": Section(
+        "Several machines",
+        "A training step at 670,091 x 128, 256 samples per process, 8,192 active rows; processes of one thread, each "
+        "in a network namespace of its own, with and without a limit of its link. All share one CPU.",
+        distributed.draw,
+        ("system", "processes", "gbit"),
+        {"system": "system", "processes": "processes", "Gbit/s": "gbit", **MILLISECONDS, "MB sent": "sent_mb"},
+        "distributed.py measure --gbit 1",
     ),
 }
 
@@ -132,7 +169,8 @@ section were measured in turn, in one process. Times are medians, with the short
 
 def latest(records: list[Record], key: tuple[str, ...]) -> list[Record]:
     """The last record of each system; what was skipped is left out. Ways of training come in their order."""
-    found = {tuple(record[name] for name in key): record for record in records if "skipped" not in record}
+    measured = [record for record in records if "skipped" not in record and record.get("system") != "constants"]
+    found = {tuple(record[name] for name in key): record for record in measured}
     order = list(everywhere.WAYS)
     return sorted(found.values(), key=lambda record: order.index(record["way"]) if "way" in record else 0)
 
@@ -143,7 +181,10 @@ def picture_of(name: str) -> str:
 
 def page_of(name: str, section: Section, records: list[Record]) -> str:
     machine = records[-1]["machine"]
-    rows = [[cell(record.get(column)) for column in section.columns.values()] for record in records]
+    shown = [
+        {**record, "times_eager": everywhere.times_eager(record)} if "way" in record else record for record in records
+    ]
+    rows = [[cell(record.get(column)) for column in section.columns.values()] for record in shown]
     lines = [
         f"## {section.title}\n",
         f"{section.text} {machine['cpu']} ({machine['simd']}), threads: {machine['threads']}, PyTorch "

@@ -177,6 +177,15 @@ def plot(records: list[dict[str, Any]], path: str) -> None:
     plots.draw(path, *by_share, *by_time, columns=len(layers))
 
 
+def draw(axis: Any, records: list[dict[str, Any]]) -> None:
+    """recall@10 by time, a line per layer and setting."""
+    for layer, setting in dict.fromkeys((record["layer"], record["setting"]) for record in records):
+        curve = [record for record in records if (record["layer"], record["setting"]) == (layer, setting)]
+        axis.plot([r["us"] for r in curve], [r["recall@10"] for r in curve], "o-", label=f"{layer}, {setting}")
+    axis.set(xscale="log", xlabel="microseconds per query", ylabel="recall@10")
+    axis.legend(fontsize=7)
+
+
 def _draw(records: list[dict[str, Any]], x: Callable[[dict[str, Any]], float], label: str, axis: Any) -> None:
     for setting in dict.fromkeys(record["setting"] for record in records):
         curve = [record for record in records if record["setting"] == setting]

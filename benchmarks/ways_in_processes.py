@@ -93,9 +93,11 @@ def _work(rank: int, way: str, options: dict[str, Any], folder: str) -> None:
     with silence():
         step = WAYS[way](setting)
     found["exchange"] = _exchange(step) if options["lsh"] else []
+    spent = setting.batches.spent()
+    cpu: list[Any] = [None] * count
+    dist.all_gather_object(cpu, spent.cpu)
     if rank == 0:
-        seconds, _, sent = setting.batches.spent()
-        found.update(seconds=seconds, sent=[bytes / count for bytes in sent])
+        found.update(seconds=spent.seconds, sent=[bytes / count for bytes in spent.sent], cpu=list(map(sum, zip(*cpu))))
         torch.save({**found, "layout": setting.layout, "path": setting.path}, Path(folder, "result.pt"))
     dist.barrier()
     dist.destroy_process_group()

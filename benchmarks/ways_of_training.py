@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +108,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         ranks = torch.rand(*size, generator=generator).mul_(torch.log(torch.tensor(float(setting.rows)))).exp_()
         self.y = ranks.long().clamp_(1, setting.rows) - 1
         self.steps = setting.steps
-        self.marks: list[tuple[float, float, int]] = []  # when a step ended, when the next one began, bytes sent
+        self.marks: list[Mark] = []
         self.other: Callable[[], object] = lambda: None
         self.seconds_of_other: list[float] = []
 
@@ -123,19 +123,42 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
 
     def mark(self) -> None:
         """Between two steps: the other system takes one."""
-        end = time.perf_counter()
+        end, cpu_at_end = time.perf_counter(), time.process_time()
         with torch.enable_grad():
             self.other()
         begin = time.perf_counter()
         self.seconds_of_other.append(begin - end)
-        self.marks.append((end, begin, sent_over_loopback()))
+        self.marks.append(Mark(end, begin, cpu_at_end, time.process_time(), sent_over_loopback()))
 
-    def spent(self) -> tuple[list[float], list[float], list[int]]:
-        """Seconds of every step after the warm-up, of those of the other system, bytes that all processes sent."""
+    def spent(self) -> Spent:
+        """What every step after the warm-up took."""
         first = min(WARM_UP, len(self.marks) // 3)
         pairs = list(zip(self.marks, self.marks[1:]))[first:]
-        seconds, sent = [after[0] - before[1] for before, after in pairs], [b[2] - a[2] for a, b in pairs]
-        return seconds, self.seconds_of_other[first:], sent
+        return Spent(
+            [after.end - before.begin for before, after in pairs],
+            [after.cpu_at_end - before.cpu_at_begin for before, after in pairs],
+            [after.sent - before.sent for before, after in pairs],
+            self.seconds_of_other[first:],
+        )
+
+
+class Mark(NamedTuple):
+    """When a step ended, and when the next one began, by the clock and by the CPU time of this process; bytes sent."""
+
+    end: float
+    begin: float
+    cpu_at_end: float
+    cpu_at_begin: float
+    sent: int
+
+
+class Spent(NamedTuple):
+    """Per step: seconds, CPU seconds of this process, bytes that all processes sent, seconds of the other system."""
+
+    seconds: list[float]
+    cpu: list[float]
+    sent: list[int]
+    of_other: list[float]
 
 
 def sent_over_loopback() -> int:

@@ -16,7 +16,7 @@ from .config import LSHConfig
 from .nn.linear import LSHLinear
 from .nn.logits.losses import log_weights_of_logits
 from .nn.tied import follow_tied_embeddings
-from .row_sparse.parameters import note_forward
+from .row_sparse.parameters import note_forward, placement_of
 from .sampling.active_set import ActiveSet
 
 _BLOCK_ROWS = 512  # of which the slopes stay in cache
@@ -94,6 +94,8 @@ class _ActiveRowsOfPatchedHeads:
         outputs: tuple[str, ...] = (),
     ) -> tuple[Tensor | None, ...]:
         """Log-probabilities of the targets and the statistics that ``outputs`` names, ``[B]`` each."""
+        if placement_of(weight) is not None:
+            raise RuntimeError("weight holds the rows that one process has of a sharded layer; wanted the whole layer")
         reference = _heads.get(weight)
         head = None if reference is None else reference()
         if head is None or not head.training or not torch.is_grad_enabled():

@@ -38,7 +38,7 @@ class Paths:
         self.counts: Counter[str] = Counter()
         self.last: str | None = None
         self.why: dict[str, str] = {}
-        self._active: tuple[weakref.ref[Tensor], ActiveSet] | None = None
+        self._active: tuple[weakref.ref[Tensor], ActiveSet, int] | None = None  # and the version of the weight
         self._weight: Callable[[], Tensor | None] = _none
 
     def watch(self, weight: Tensor) -> None:
@@ -56,13 +56,22 @@ class Paths:
         """Counts a sampled loss of ``input``, and keeps its active rows for as long as the input lives."""
         self.counts[SAMPLED] += 1
         self.last = SAMPLED
-        self._active = weakref.ref(input), active
+        self._active = weakref.ref(input), active, self._weight_version()
         if not torch.is_grad_enabled():
             self.say("evaluation")
 
-    def active_rows_of(self, input: Tensor) -> ActiveSet | None:
-        """The active rows of the last sampled loss, if it was one of ``input``."""
-        return self._active[1] if self._active is not None and self._active[0]() is input else None
+    def active_rows_of(self, input: Tensor, stale: bool = True) -> ActiveSet | None:
+        """The active rows of the last sampled loss, if it was one of ``input``.
+
+        ``stale``: also if the weight was changed since.
+        """
+        if self._active is None or self._active[0]() is not input:
+            return None
+        return self._active[1] if stale or self._active[2] == self._weight_version() else None
+
+    def _weight_version(self) -> int:
+        weight = self._weight()
+        return -1 if weight is None or weight.is_inference() else weight._version
 
     def dense(self, what: str, reason: str = "function") -> None:
         """Counts a dense result, and warns that ``what`` leads to it."""

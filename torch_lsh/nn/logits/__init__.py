@@ -7,6 +7,8 @@ from . import (  # noqa: F401  # for their handlers
     arithmetic,
     binary_cross_entropy,
     cross_entropy,
+    log_sum_exp,
+    picking,
     ranking,
     smoothing,
     views,

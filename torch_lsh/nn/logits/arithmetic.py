@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .steps import Fill, Operand, Scale, Shift, Step, Tanh
+from .picking import replaced
+from .steps import Fill, Operand, Picked, Scale, Shift, Step, Tanh
 from .tensor import Handler, SampledLogits, handles, handles_others
 
 MakeStep = Callable[..., Step | None]
@@ -100,11 +102,17 @@ handles(Tensor.div_, Tensor.divide_, Tensor.true_divide_, Tensor.__itruediv__)(_
 # --- addition and subtraction ---
 
 
+def _addend(logits: SampledLogits, other: Any) -> Operand | None:
+    """The operand ``other`` of a sum, which may also be a dense tensor that is 0 for all but a few classes."""
+    recipe = logits.recipe
+    return _number(logits, other) or Picked.of_dense(other, recipe.shape, recipe.class_dim, recipe.dtype)
+
+
 def _add(logits: SampledLogits, other: Any, alpha: Any = 1) -> Step | None:
-    operand = _number(logits, other)
+    operand = _addend(logits, other)
     if operand is None or not isinstance(alpha, (int, float)):
         return None
-    return Shift(operand if alpha == 1 else Operand(operand.value * alpha, operand.per))
+    return Shift(operand if alpha == 1 else replace(operand, value=operand.value * alpha))
 
 
 def _subtract(logits: SampledLogits, other: Any, alpha: Any = 1) -> Step | None:
@@ -173,9 +181,12 @@ def _where(condition: Any, input: Any = None, other: Any = None) -> Any:
 
 @handles(Tensor.__setitem__)
 def _set_classes(logits: SampledLogits, index: Any, value: Any) -> Any:
-    """``logits[..., classes] = value``."""
+    """``logits[..., classes] = value``, and ``logits[range(B), classes] = value``."""
     recipe = logits.recipe
     items = index if isinstance(index, tuple) else (index,)
+    done = replaced(logits, items, value)
+    if done is not NotImplemented:
+        return None
     *before, classes = items
     whole = sum(1 for item in before if isinstance(item, slice) and item == slice(None))
     ellipses = sum(1 for item in before if item is Ellipsis)

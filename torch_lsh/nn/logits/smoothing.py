@@ -1,54 +1,27 @@
-"""log_softmax with gather, sum and mean: losses, and label smoothing, written by hand.
+"""log_softmax with sum and mean: label smoothing, written by hand.
 
-In training these are estimates over active rows, as in the losses of PyTorch; the sum takes the active rows of a loss
-on the same logits, if there was one. Single logits are exact.
+In training these are estimates over active rows, as in the losses of PyTorch: those of a loss on the same logits, if
+there was one before.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ... import ops
 from ...sampling.sampler import Sampler
-from .losses import correction_of, grad_mode, is_log_softmax, log_weights_of_logits, sampled_logits, sampler_in_training
+from .losses import (
+    correction_of,
+    grad_mode,
+    is_log_softmax,
+    log_weights_of_logits,
+    sampled_logits,
+    sampler_in_training,
+)
 from .recipe import Recipe
 from .tensor import SampledLogits, handles
-
-
-@handles(Tensor.gather, torch.gather)
-def _gather(logits: SampledLogits, dim: int, index: Tensor, **kwargs: Any) -> Any:
-    recipe = logits.recipe
-    if kwargs or not recipe.is_class_dim(dim) or index.dim() != recipe.rank or index.dtype is not torch.int64:
-        return NotImplemented
-    classes = index.movedim(recipe.class_dim, -1)
-    if classes.shape[:-1] != recipe.lead or recipe.exponential:
-        return NotImplemented
-    logits.refuse_stale()
-    low, high = ops.extremes(index)
-    if low < 0 or high >= recipe.owner.out_features:
-        raise IndexError(f"index holds class {low if low < 0 else high}; wanted 0 to {recipe.owner.out_features - 1}")
-    if not recipe.log_softmax:
-        values = _single_logits(recipe, classes.reshape(-1, classes.shape[-1]))
-    elif classes.shape[-1] == 1:
-        whole = replace(recipe, log_softmax=False, factor=1.0, class_dim=min(1, recipe.rank - 1))
-        loss = F.cross_entropy(SampledLogits.unattached(whole), classes.squeeze(-1), reduction="none")
-        values = -recipe.factor * loss
-    else:
-        return NotImplemented
-    return values.to(recipe.dtype).view(classes.shape).movedim(-1, recipe.class_dim)
-
-
-def _single_logits(recipe: Recipe, classes: Tensor) -> Tensor:
-    """The logits ``[B, P]`` of ``classes`` ``[B, P]``."""
-    with grad_mode(recipe):
-        with recipe.autocast():
-            values = recipe.owner.active_logits(recipe.flat_input(), classes.contiguous())
-        return recipe.transform(values.to(recipe.dtype), classes)
 
 
 @handles(Tensor.sum, torch.sum)
@@ -75,7 +48,7 @@ def _mean(logits: SampledLogits, dim: Any = None, keepdim: bool = False, *, dtyp
 def _mean_of_active(recipe: Recipe, sampler: Sampler) -> Tensor:
     """Estimates the mean of log_softmax over the classes, ``[B]``."""
     x, owner = recipe.flat_input(), recipe.owner
-    active = owner.paths.active_rows_of(recipe.input)
+    active = owner.paths.active_rows_of(recipe.input, stale=False)
     if active is None:
         none = torch.empty(len(x), 0, dtype=torch.int64, device="cpu")
         active = sampler.draw(owner.weight, owner.bias, x.detach(), none)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 Rows = slice | Tensor | None  # of flat logits [B, A]: a block, [A] of the batch, [B, A] of each sample, or all
+MOST_PICKED = 16  # classes of a sample
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Operand:
     """
 
     value: float | Tensor
-    per: Literal["all", "class", "sample"] = "all"
+    per: Literal["all", "class", "sample", "picked"] = "all"
 
     @classmethod
     def of(cls, value: Any, shape: torch.Size, class_dim: int) -> Operand | None:
@@ -59,6 +60,72 @@ class Operand:
         if rows is None or isinstance(rows, slice):
             return self.value if rows is None else self.value[rows]
         return self.value[rows.clamp(min=0)]
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Operand:
+        """The operand after a view: ``function`` maps tensors ``[*lead, width]``."""
+        if self.per != "sample" or not isinstance(self.value, Tensor):
+            return self
+        return replace(self, value=function(self.value))
+
+
+@dataclass(frozen=True)
+class Picked(Operand):
+    """Numbers for a few classes of each sample, and 0 for the others: the margin of a label, for example.
+
+    Attributes:
+        value: ``[*lead, k]``.
+        classes: ``[*lead, k]`` int64; the numbers of a class that comes twice are added up.
+        num_classes: N.
+    """
+
+    per: Literal["all", "class", "sample", "picked"] = "picked"
+    classes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64, device="cpu"))
+    num_classes: int = 0
+
+    @classmethod
+    def of_dense(cls, value: Any, shape: torch.Size, class_dim: int, dtype: torch.dtype) -> Picked | None:
+        """What a dense tensor adds to logits of ``shape`` and ``dtype``; None if not 0 for all but a few classes.
+
+        ``margin * F.one_hot(labels, N)`` is. A tensor that learns is taken for one that is not.
+        """
+        if type(value) is not Tensor or value.shape != shape or value.requires_grad or value.device.type != "cpu":
+            return None
+        if value.layout is not torch.strided or torch.promote_types(dtype, value.dtype) is not dtype:
+            return None
+        if value.numel() == 0:
+            return None
+        flat = value.movedim(class_dim, -1)
+        counts = flat.count_nonzero(-1).reshape(-1, 1)
+        width = int(counts.max())
+        if not 0 < width <= MOST_PICKED:
+            return None
+        found = flat.reshape(-1, flat.shape[-1]).nonzero(as_tuple=True)[1]
+        present = torch.arange(width, device="cpu") < counts
+        classes = (
+            torch.zeros_like(present, dtype=torch.int64).masked_scatter_(present, found).view(*flat.shape[:-1], width)
+        )
+        values = flat.gather(-1, classes).masked_fill(~present.view(classes.shape), 0)
+        return cls(values, classes=classes, num_classes=flat.shape[-1])
+
+    def at(self, rows: Rows) -> Tensor:
+        """``[B, A]``, or ``[B, N]`` for all rows."""
+        assert isinstance(self.value, Tensor)
+        width = self.classes.shape[-1]
+        values, classes = self.value.reshape(-1, width), self.classes.reshape(-1, width)
+        if not isinstance(rows, Tensor):
+            rows = torch.arange(self.num_classes, device="cpu")[slice(None) if rows is None else rows]
+        columns = zip(values.unbind(1), classes.unbind(1))
+        return sum(  # type: ignore[return-value]  # not empty
+            torch.where(rows == of.unsqueeze(1), value.unsqueeze(1), 0) for value, of in columns
+        )
+
+    def gradient(self, flat: Tensor) -> Tensor:
+        """The gradient of the numbers, where they are added to flat logits ``[B, N]`` with the gradient ``flat``."""
+        return flat.gather(1, self.classes.reshape(len(flat), -1)).view_as(self.classes)
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Picked:
+        assert isinstance(self.value, Tensor)
+        return replace(self, value=function(self.value), classes=function(self.classes))
 
 
 @dataclass(frozen=True)
@@ -97,9 +164,7 @@ class Step:
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Step:
         """The step after a view: ``function`` maps tensors ``[*lead, width]``."""
-        if self.by is None or self.by.per != "sample" or not isinstance(self.by.value, Tensor):
-            return self
-        return self.with_tensor(function(self.by.value))
+        return self if self.by is None else replace(self, by=self.by.mapped(function))
 
 
 class Scale(Step):
@@ -175,6 +240,8 @@ def ranking_offset(steps: tuple[Step, ...]) -> Tensor | None:
         by = step.by
         if by is None:
             slope = None
+        elif by.per == "picked":
+            raise Unranked
         elif isinstance(step, Scale):
             if by.per == "class" or not bool(torch.as_tensor(by.value, device="cpu").gt(0).all()):
                 raise Unranked

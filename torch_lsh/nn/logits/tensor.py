@@ -86,17 +86,18 @@ class _InPlace(torch.autograd.Function):
     """Puts a step on lazy logits themselves, and into their autograd graph."""
 
     @staticmethod
-    def forward(ctx: Any, logits: SampledLogits, step: Step) -> Tensor:
+    def forward(ctx: Any, logits: SampledLogits, step: Step, step_tensor: Tensor | None) -> Tensor:
         ctx.mark_dirty(logits)
         ctx.step, ctx.recipe = step, logits.recipe
         return logits
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor | None]:
         recipe, by = ctx.recipe, ctx.step.by
         flat = grads[0].movedim(recipe.class_dim, -1).reshape(-1, recipe.owner.out_features)
+        of_tensor = by.gradient(flat) if ctx.needs_input_grad[2] else None
         flat = ctx.step.slope(None if by is None else by.at(None), flat)
-        return flat.view(*recipe.lead, recipe.owner.out_features).movedim(-1, recipe.class_dim), None
+        return flat.view(*recipe.lead, recipe.owner.out_features).movedim(-1, recipe.class_dim), None, of_tensor
 
 
 class SampledLogits(Tensor):
@@ -206,7 +207,7 @@ class SampledLogits(Tensor):
         self.refuse_stale()
         self.outdate_others()
         with torch._C.DisableTorchFunctionSubclass():
-            _InPlace.apply(self, step)
+            _InPlace.apply(self, step, step.tensor)
         self.recipe = replace(self.recipe, steps=followed_by(self.recipe.steps, step))
         self._versions, self._best = self.recipe.versions(), None
         return self

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .picking import picked
 from .recipe import Recipe, dim_from_front
 from .tensor import Handler, SampledLogits, handles, handles_others
 
@@ -127,6 +128,10 @@ def _dims_consumed(index: Any) -> int:
 def _getitem(logits: SampledLogits, index: Any) -> Any:
     recipe = logits.recipe
     rank = recipe.rank
+    if isinstance(index, tuple):
+        values = picked(logits, index)
+        if values is not NotImplemented:
+            return values
     items = [_as_tensor(item) for item in (index if isinstance(index, tuple) else (index,))]
     if not recipe.classes_last or any(isinstance(item, (list, bool)) for item in items):
         return NotImplemented

@@ -1,0 +1,64 @@
+"""logsumexp over the classes: the logarithm of the partition function, which z-losses take.
+
+In training it is the estimate over the active rows of a loss on the same logits, which has to come first: rows drawn
+for no labels miss the ones that count most, and a loss made of such an estimate does not learn well.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...sampling.active_set import ActiveSet
+from ...sampling.sampler import Sampler
+from ..paths import EXACT
+from .losses import (
+    correction_of,
+    finish,
+    grad_mode,
+    log_weights_of_logits,
+    sampled_logits,
+    sampler_in_training,
+)
+from .recipe import Recipe
+from .tensor import SampledLogits, handles
+
+
+@handles(Tensor.logsumexp, torch.logsumexp)
+def _logsumexp(logits: SampledLogits, dim: Any, keepdim: bool = False) -> Any:
+    recipe = logits.recipe
+    if isinstance(dim, (tuple, list)) and len(dim) == 1:
+        (dim,) = dim
+    if not isinstance(dim, int) or recipe.log_softmax or not recipe.is_class_dim(dim):
+        return NotImplemented
+    logits.refuse_stale()
+    sampler = sampler_in_training(recipe)
+    if sampler is not None:
+        active = recipe.owner.paths.active_rows_of(recipe.input, stale=False)
+        if active is None:
+            return torch.logsumexp(logits.announced_dense("logsumexp before a loss on the same logits"), dim, keepdim)
+        result = _of_active_rows(recipe, sampler, active)
+    elif logits.wants_grad():
+        return NotImplemented
+    else:
+        result = _in_blocks(recipe)
+    result = finish(result, recipe, "none").to(recipe.dtype)
+    return result.unsqueeze(recipe.class_dim) if keepdim else result
+
+
+def _of_active_rows(recipe: Recipe, sampler: Sampler, active: ActiveSet) -> Tensor:
+    """The estimate ``[B]``."""
+    recipe.owner.paths.sampled(recipe.input, active)
+    with grad_mode(recipe):
+        correction = correction_of(sampler, several_labels=False)
+        logits = sampled_logits(recipe, sampler, recipe.flat_input(), active, correction == "stratified")
+        weights = log_weights_of_logits(active, correction, logits.dtype)
+        return (logits if weights is None else logits + weights).logsumexp(1)
+
+
+def _in_blocks(recipe: Recipe) -> Tensor:
+    """Exact ``[B]``, without gradients."""
+    recipe.owner.paths.took(EXACT)
+    return torch.stack([block.logsumexp(1) for _, block in recipe.blocks()]).logsumexp(0)
