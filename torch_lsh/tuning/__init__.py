@@ -2,6 +2,16 @@
 
 from .auto_tuner import AutoTuner
 from .autotune import autotune
-from .trials import Trial, Tuning, TuningTable
+from .trials import Settings, TrainingTable, TrainingTrial, TrainingTuning, Trial, Tuning, TuningTable
 
-__all__ = ["AutoTuner", "Trial", "Tuning", "TuningTable", "autotune"]
+__all__ = [
+    "AutoTuner",
+    "Settings",
+    "TrainingTable",
+    "TrainingTrial",
+    "TrainingTuning",
+    "Trial",
+    "Tuning",
+    "TuningTable",
+    "autotune",
+]
