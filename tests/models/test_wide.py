@@ -365,7 +365,12 @@ def test_a_service_predicts_within_the_labels_that_each_request_permits():
     model, _, _ = trained()
     service = XMCService(model)
     row = {"features": {"3": 1.0}}
-    requests = [row, {**row, "excluded": [3]}, {**row, "allowed": [5, 3, 7]}, {**row, "allowed": [3, 4], "excluded": [3]}]
+    requests = [
+        row,
+        {**row, "excluded": [3]},
+        {**row, "allowed": [5, 3, 7]},
+        {**row, "allowed": [3, 4], "excluded": [3]},
+    ]
     answers = service.predict([one for request in requests for one in service.inputs(request)], 5)
     features = one_hot_rows([3], 20, 20)
     assert answers[0]["labels"] == model.predict(features, 5)[1][0].tolist()

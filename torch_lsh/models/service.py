@@ -75,8 +75,8 @@ class XMCService:
     """Answers ``{"features": row}`` and ``{"rows": [row, ...]}``; see :class:`torch_lsh.serving.service.Service`.
 
     A row is an object from feature ids to values, ``{"3": 0.5, "17": 1}``; of a model with dense input, a list of
-    numbers. Lists ``allowed`` and ``excluded`` of label ids hold for all rows of a request. An answer has ``labels`` and
-    ``scores``, fewer than ``k`` where fewer labels are permitted.
+    numbers. Lists ``allowed`` and ``excluded`` of label ids hold for all rows of a request. An answer has ``labels``
+    and ``scores``, fewer than ``k`` where fewer labels are permitted.
 
     Args:
         model: Trained.

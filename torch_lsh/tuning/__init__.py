@@ -1,7 +1,8 @@
 """Settings by measurement."""
 
 from .auto_tuner import AutoTuner
-from .autotune import autotune
+from .autotune import autotune, best_is_label, tune_training
+from .lookups import tune_lookups
 from .trials import Settings, TrainingTable, TrainingTrial, TrainingTuning, Trial, Tuning, TuningTable
 
 __all__ = [
@@ -14,4 +15,7 @@ __all__ = [
     "Tuning",
     "TuningTable",
     "autotune",
+    "best_is_label",
+    "tune_lookups",
+    "tune_training",
 ]

@@ -78,6 +78,7 @@ def search(task: TrainingTask, present: Settings, out_features: int, seconds: fl
 
 
 def best_of(tried: list[Candidate], trials: list[TrainingTrial], count: int) -> list[Candidate]:
+    """The candidates of the best trials, best first."""
     order = sorted(range(len(tried)), key=lambda i: -trials[i].metric.mean)
     return [tried[i] for i in order[:count]]
 

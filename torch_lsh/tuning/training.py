@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,9 +67,10 @@ class TrainingTask:
         values = [self.metric(*self.forward(model, batch)).detach().reshape(-1).float() for batch in self.held_out]
         return torch.cat(values).nan_to_num_(-math.inf, -math.inf, -math.inf)
 
-    def judged_within(self, seconds: float) -> TrainingTask:
+    def judged_within(self, config: LSHConfig, seconds: float) -> TrainingTask:
         """The same task with as many of the held-out batches as can be judged in that time, at least one."""
-        model = self.made(LSHConfig() if not isinstance(self.model, nn.Module) else tuned_layer(self.model).config)
+        with same_random_stream():
+            model = self.made(config)
         model.eval()
         kept: list[Any] = []
         started = time.perf_counter()
@@ -81,7 +82,7 @@ class TrainingTask:
                     break
         if not kept:
             raise ValueError("held_out has no batch; wanted some")
-        return TrainingTask(**{**vars(self), "held_out": kept})
+        return replace(self, held_out=kept)
 
 
 def tuned_layer(model: nn.Module) -> LSHLinear:

@@ -114,6 +114,10 @@ class TrainingTrial(NamedTuple):
         """The mean over the held-out rows, and its standard error."""
         return Estimate.of(self.values)
 
+    def describe(self) -> str:
+        """The settings that are not the default ones, and the learning rate."""
+        return f"lr={self.lr:.2g}, {described(self.config, _SHOWN_FIELDS)}"
+
     def beats(self, other: TrainingTrial) -> bool:
         """Whether the metric is higher by more than the standard error of the difference, row by row."""
         if not self.values.isfinite().all() or not other.values.isfinite().all():
@@ -132,12 +136,20 @@ class TrainingTable(list[TrainingTrial]):
     best: TrainingTrial
 
     def __str__(self) -> str:
-        lines = [f"{'round':<7}{'seconds':>7}  {'steps':>7}  {'metric':<17}{'lr':<9}settings"]
+        """Prints a table.
+
+        >>> table = TrainingTable([TrainingTrial(Settings(LSHConfig(active=64), 0.01), 7, 0.5, torch.ones(9), 1)])
+        >>> table.best = table[0]
+        >>> print(table)
+        round  seconds    steps  metric             settings
+        1         0.50        7  1.0000 ± 0.0000    lr=0.01, active=64  <- best
+        """
+        lines = [f"{'round':<7}{'seconds':>7}  {'steps':>7}  {'metric':<19}settings"]
         for trial in self:
             metric = f"{trial.metric.mean:.4f} ± {trial.metric.error:.4f}"
             lines.append(
-                f"{trial.round:<7}{trial.seconds:>7.2f}  {trial.steps:>7}  {metric:<17}{trial.lr:<9.2g}"
-                f"{described(trial.config, _SHOWN_FIELDS)}{'  <- best' if trial is self.best else ''}"
+                f"{trial.round:<7}{trial.seconds:>7.2f}  {trial.steps:>7}  {metric:<19}{trial.describe()}"
+                f"{'  <- best' if trial is self.best else ''}"
             )
         return "\n".join(lines)
 
