@@ -15,8 +15,8 @@ from ..config import LSHConfig
 from ..models.evaluation import Propensities
 from ..models.fitting import Settings
 from ..models.network import Network, WideNetwork
+from ..models.ranker import LabelRanker
 from ..models.ranking import LabelFilter, ranked_labels
-from ..models.rows import Features
 from ..models.schedule import seconds_of
 from ..models.training import RunOptions
 from . import model_file
@@ -27,11 +27,13 @@ from .explanation import without_each_word
 from .fitted import FittedText
 from .fitting import fit_more_texts, fit_texts, labels_with, make_room
 from .hashed_text import HashedText
+from .scorer import LinearScorer
 from .settings import check_settings
 from .sources import FileColumns, Texts, source_of
 from .training_data import Labels
 
 Source = Iterable[str] | str | os.PathLike[str]
+Hashed = tuple[Tensor, Tensor, Tensor]  # a sparse CSR matrix
 
 
 class TextClassifier(Estimator):
@@ -194,6 +196,7 @@ class TextClassifier(Estimator):
 
     def _take(self, fitted: FittedText) -> TextClassifier:
         self.features_, self.columns_, self.network_ = fitted.features, fitted.columns, fitted.network
+        self._scorer = LinearScorer.of(fitted.columns, fitted.network)
         self.classes_, self.multilabel_, self.multi_hot_ = np.array(fitted.classes), fitted.multilabel, fitted.multi_hot
         self.threshold_, self.temperature_, self.history_ = fitted.threshold, fitted.temperature, fitted.history
         return self
@@ -265,20 +268,25 @@ class TextClassifier(Estimator):
             raise ValueError("the network is linear; wanted one with a hidden layer")
         return self.network_.hidden(self.columns_.csr(*self.features_.csr(texts)))
 
-    def _features_of(self, texts: Sequence[str | bytes]) -> Iterator[Features]:
-        """Rows of features, in batches."""
+    def _hashed(self, texts: Sequence[str | bytes]) -> Iterator[Hashed]:
+        """Hashed texts, in batches."""
         self._check_fitted()
         if isinstance(texts, (str, bytes)) or not hasattr(texts, "__getitem__") or hasattr(texts, "columns"):
             texts = Texts(texts, None).texts
         size = self.network_.rows_at_a_time
         for start in range(0, len(texts), size):
-            yield self.columns_.csr(*self.features_.csr(texts[start : start + size]))
+            yield self.features_.csr(texts[start : start + size])
+
+    @torch.inference_mode()
+    def _scores(self, hashed: Hashed) -> Tensor:
+        """Logits of all classes."""
+        if self._scorer is not None:
+            return self._scorer(*hashed)
+        return self.network_.scores(self.columns_.csr(*hashed))
 
     def _logits(self, texts: Sequence[str | bytes]) -> Iterator[Tensor]:
         """Logits of all classes, in batches."""
-        with torch.inference_mode():
-            for features in self._features_of(texts):
-                yield self.network_.scores(features)
+        return map(self._scores, self._hashed(texts))
 
     def predict(self, X: Sequence[str], *, allowed: Any = None, excluded: Any = None) -> Any:
         """Predicts the label of each text.
@@ -330,7 +338,7 @@ class TextClassifier(Estimator):
         if not 1 <= k <= len(self.classes_):
             raise ValueError(f"k is {k}; wanted 1 to {len(self.classes_)}")
         if allowed is None and excluded is None:
-            best = [self._best(features, k) for features in self._features_of(X)]
+            best = [self._best(hashed, k) for hashed in self._hashed(X)]
         else:
             sorted_labels = (probabilities.topk(k) for probabilities in self._filtered(X, allowed, excluded))
             best = [(some.values, some.indices) for some in sorted_labels]
@@ -343,13 +351,14 @@ class TextClassifier(Estimator):
         return self.classes_[numbers.numpy()], values.numpy()
 
     @torch.inference_mode()
-    def _best(self, features: Features, k: int) -> tuple[Tensor, Tensor]:
+    def _best(self, hashed: Hashed, k: int) -> tuple[Tensor, Tensor]:
         """The probabilities and numbers of the ``k`` likeliest labels, both ``[B, k]``."""
-        ranked = ranked_labels(self.network_, features, k)
-        if ranked is not None:
-            return ranked[0].exp(), ranked[1]
-        found = self._probabilities(self.network_.scores(features)).topk(k)
-        return found.values, found.indices
+        if isinstance(self.network_.mixture, LabelRanker):
+            found = ranked_labels(self.network_, self.columns_.csr(*hashed), k)
+            if found is not None:
+                return found[0].exp(), found[1]
+        best = self._probabilities(self._scores(hashed)).topk(k)
+        return best.values, best.indices
 
     def _filtered(self, X: Sequence[str], allowed: Any, excluded: Any) -> Iterator[Tensor]:
         """Probabilities of all classes in batches, -1 where a label is not allowed."""
