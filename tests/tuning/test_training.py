@@ -46,21 +46,21 @@ def task():
 def tuned(task):
     model, batches, held_out = task
     state, stream = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    config, table = autotune(model, batches, held_out=held_out, seconds=400.0, lr=1e-4, clock=Clock())
+    config, table = autotune(model, batches, held_out=held_out, seconds=400.0, lr=1e-3, clock=Clock())
     assert torch.equal(torch.get_rng_state(), stream)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
     assert model[2].config.active == 256
     return config, table
 
 
-def test_a_learning_rate_that_is_far_too_low_is_raised(tuned):
+def test_a_learning_rate_that_is_too_low_is_raised(tuned):
     config, table = tuned
-    assert table.best.lr > 2e-4
+    assert table.best.lr > 2e-3
     assert table.best.config is config
     assert config.seed == 5  # what is not tuned is the layer's
     last = [trial for trial in table if trial.round == 3]
-    assert table.best in last
-    assert last[0].settings == Settings(LSHConfig(active=256, seed=5), 1e-4)
+    assert any(trial is table.best for trial in last)
+    assert last[0].settings == Settings(LSHConfig(active=256, seed=5), 1e-3)
     assert table.best.metric.mean > last[0].metric.mean
 
 
@@ -163,7 +163,7 @@ def test_changes_that_gain_are_combined():
 def test_better_by_less_than_the_error_is_no_better():
     values = torch.tensor([1.0, 0.0] * 50)
     few, many = values.clone(), values.clone()
-    few[1] = 1.0
+    few[0], few[1], few[3] = 0.0, 1.0, 1.0
     many[1:20:2] = 1.0
     settings = Settings(LSHConfig(), 0.1)
     old, slightly, clearly = (TrainingTrial(settings, 1, 1.0, some) for some in (values, few, many))
