@@ -25,7 +25,7 @@ import lzma
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +136,17 @@ def loss_of(model: SessionModel, sessions: Tensor, dense: bool) -> Tensor:
     return torch_lsh.linear_cross_entropy(vectors, model.items.weight, target[given])
 
 
+def train_step(model: SessionModel, sessions: Tensor, optimizer: torch.optim.Optimizer, dense: bool) -> Tensor:
+    loss = loss_of(model, sessions, dense)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    gradient = model.items.weight.grad
+    assert gradient is not None
+    model.scale_items(gradient._indices()[0] if gradient.is_sparse else torch.arange(len(gradient)))
+    return loss.detach()
+
+
 @torch.no_grad()
 def evaluate(model: SessionModel, test: list[Tensor], k: int = 20) -> dict[str, float]:
     """Recall and MRR at k of the last items, exactly, over all items."""
@@ -169,6 +180,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--active", type=int, help="rows per step")
     parser.add_argument("--steps", type=int, help="most steps per epoch")
+    parser.add_argument("--evaluate-every", type=int, help="steps between evaluations; default: an epoch")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
@@ -185,30 +197,37 @@ def main() -> None:
     model = SessionModel(num_items, arguments.width, arguments.body, arguments.dropout, longest, not arguments.dense)
     if arguments.active is not None:
         torch_lsh.sampler_of(model.items.weight, torch_lsh.LSHConfig(active=arguments.active))
-    optimizer = (torch.optim.AdamW if arguments.dense else torch_lsh.optim.AdamW)(
-        model.parameters(), lr=arguments.lr, weight_decay=0.0
+    options: dict[str, Any] = {"lr": arguments.lr, "weight_decay": 0.0}
+    optimizer = (
+        torch.optim.AdamW(model.parameters(), fused=True, **options)
+        if arguments.dense
+        else torch_lsh.optim.AdamW(model.parameters(), **options)
     )
     steps = -(-len(train) // arguments.batch_size)
-    total = arguments.epochs * min(steps, arguments.steps or steps)
+    steps = min(steps, arguments.steps or steps)
+    total = arguments.epochs * steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.lr, total_steps=total, pct_start=0.1)
-    seconds = 0.0
-    for epoch in range(arguments.epochs):
-        model.train()
-        started = time.perf_counter()
-        losses = []
-        for sessions in itertools.islice(batches(train, arguments.batch_size, shuffle=True), arguments.steps):
-            loss = loss_of(model, sessions, arguments.dense)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            gradient = model.items.weight.grad
-            model.scale_items(gradient._indices()[0] if gradient.is_sparse else slice(None))
-            schedule.step()
-            losses.append(loss.detach())
+    stream = itertools.chain.from_iterable(
+        itertools.islice(batches(train, arguments.batch_size, shuffle=True), steps) for _ in range(arguments.epochs)
+    )
+    evaluate_every = arguments.evaluate_every or steps
+    seconds, cpu_seconds, losses = 0.0, 0.0, []
+    for step, sessions in enumerate(stream, 1):
+        started, cpu_started = time.perf_counter(), time.process_time()
+        losses.append(train_step(model, sessions, optimizer, arguments.dense))
+        schedule.step()
         seconds += time.perf_counter() - started
-        result = evaluate(model, test)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in result.items())
-        print(f"epoch {epoch + 1}  loss {torch.stack(losses).mean():.3f}  {shown}  {seconds:.0f} s", flush=True)
+        cpu_seconds += time.process_time() - cpu_started
+        if step % evaluate_every == 0 or step == total:
+            result = evaluate(model, test)
+            model.train()
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in result.items())
+            loss = torch.stack(losses).mean()
+            losses.clear()
+            print(
+                f"epoch {step / steps:.2f}  loss {loss:.3f}  {shown}  {seconds:.0f} s  {cpu_seconds:.0f} CPU s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

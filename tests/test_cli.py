@@ -62,6 +62,9 @@ def test_train_with_options(files, tmp_path, capsys):
     assert train_on(files, model, "--hash", "dwta", "--active", "1e-1") == 0
     config = XMCClassifier.load(model).output.config
     assert (config.index.hash, config.active) == ("dwta", 0.1)
+    capsys.readouterr()
+    assert train_on(files, model, "--budget", "0.05", "--epochs", 500) == 0
+    assert 1 <= capsys.readouterr().out.count("\nepoch ") < 500
 
 
 def test_train_generates_data_on_request(tmp_path, capsys, monkeypatch):
@@ -271,6 +274,8 @@ def test_more_labels_asked_for_than_there_are(files, capsys):
         ["--threads", "0", "bench"],
         ["train", "m", "--epochs", "0"],
         ["train", "m", "--batch-size", "-4"],
+        ["train", "m", "--budget", "soon"],
+        ["train-text", "m", "--budget", "0s"],
         ["train", "m", "--hidden", "x"],
         ["train", "m", "--active", "many"],
         ["train", "m", "--checkpoint-every", "0"],

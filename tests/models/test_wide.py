@@ -332,13 +332,13 @@ def test_a_service_answers_as_the_model_does():
     model, _, _ = trained()
     service = XMCService(model)
     inputs = service.inputs({"rows": [{"3": 1.0}, {"7": 2, "5": 0.5}, {}]})
-    assert inputs == [{3: 1.0}, {5: 0.5, 7: 2.0}, {}]
+    assert [one.value for one in inputs] == [{3: 1.0}, {5: 0.5, 7: 2.0}, {}]
     answers = service.predict(inputs, 2)
     assert [answer["labels"][0] for answer in answers[:2]] == [3, 7]
     scores, labels = model.predict(one_hot_rows([3], 20, 20), 2)
     assert answers[0]["labels"] == labels[0].tolist()
     assert answers[0]["scores"] == pytest.approx(scores[0].tolist(), rel=1e-5)
-    assert service.inputs({"features": {"0": 1}}) == [{0: 1.0}]
+    assert service.inputs({"features": {"0": 1}})[0].value == {0: 1.0}
     for content in (
         {},
         {"features": {}, "rows": []},
@@ -351,9 +351,33 @@ def test_a_service_answers_as_the_model_does():
         {"features": {"1": "x"}},
         {"features": {"1": True}},
         {"features": {"1": float("nan")}},
+        {"features": {}, "allowed": 3},
+        {"features": {}, "allowed": []},
+        {"features": {}, "excluded": [20]},
+        {"features": {}, "excluded": [True]},
+        {"features": {}, "excluded": list(range(20))},
     ):
         with pytest.raises(ValueError):
             service.inputs(content)
+
+
+def test_a_service_predicts_within_the_labels_that_each_request_permits():
+    model, _, _ = trained()
+    service = XMCService(model)
+    row = {"features": {"3": 1.0}}
+    requests = [
+        row,
+        {**row, "excluded": [3]},
+        {**row, "allowed": [5, 3, 7]},
+        {**row, "allowed": [3, 4], "excluded": [3]},
+    ]
+    answers = service.predict([one for request in requests for one in service.inputs(request)], 5)
+    features = one_hot_rows([3], 20, 20)
+    assert answers[0]["labels"] == model.predict(features, 5)[1][0].tolist()
+    assert answers[1]["labels"] == model.predict(features, 5, excluded=[3])[1][0].tolist()
+    assert answers[2]["labels"] == model.predict(features, 3, allowed=[3, 5, 7])[1][0].tolist()
+    assert answers[3]["labels"] == [4]
+    assert len(answers[3]["scores"]) == 1
 
 
 def test_a_service_of_dense_rows():

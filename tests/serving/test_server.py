@@ -106,6 +106,14 @@ def test_predicts_as_the_model_does(server, model):
     assert (status, answer["predictions"][0]["labels"]) == (200, ["pos"])
 
 
+def test_predicts_within_the_labels_that_a_request_permits(server, model):
+    (_, sure), (_, unlikely) = (model.predict_proba([text])[0] for text in ("good film", "long, bad"))
+    status, answer = server.predict(texts=["good film", "long, bad"], k=2, allowed=["pos", "neg"], excluded=["neg"])
+    assert status == 200
+    assert [p["labels"] for p in answer["predictions"]] == [["pos"]] * 2
+    np.testing.assert_allclose([p["probabilities"] for p in answer["predictions"]], [[sure], [unlikely]], rtol=1e-5)
+
+
 def test_health(server):
     assert server.request("GET", "/health/live") == (200, b'{"status":"live"}')
     assert server.request("GET", "/health/ready") == (200, b'{"status":"ready"}')
@@ -157,7 +165,12 @@ def test_metrics(server):
         (b'{"text": "a", "k": 0}', 400, "is 0; wanted a whole number from 1 to 2"),
         (b'{"text": "a", "k": 3}', 400, "is 3"),
         (b'{"text": "a", "k": true}', 400, "is True"),
-        (b'{"text": "a", "top": 1}', 400, "the body has top; wanted k and some of text, texts"),
+        (b'{"text": "a", "allowed": "pos"}', 400, '"allowed" must be a list of labels'),
+        (b'{"text": "a", "excluded": [true]}', 400, '"excluded" must be a list of labels'),
+        (b'{"text": "a", "excluded": ["no"]}', 400, "excluded: the label 'no' did not occur"),
+        (b'{"text": "a", "allowed": []}', 400, "leave no label"),
+        (b'{"text": "a", "allowed": ["pos"], "excluded": ["pos"]}', 400, "leave no label"),
+        (b'{"text": "a", "top": 1}', 400, "the body has top; wanted k and some of allowed, excluded, text, texts"),
         (b'{"text": "a", "\\ud800": 1}', 400, r"has \ud800"),
         (b'{"text": "a", "k": "\\ud800"}', 400, '"k" is'),
         (b'{"text": "a", "k": ' + b"1" * 5000 + b"}", 400, "not JSON"),

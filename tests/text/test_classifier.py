@@ -128,6 +128,8 @@ def test_stops_early_and_goes_back_to_the_best():
     losses = [entry["validation_loss"] for entry in model.history_]
     assert len(losses) < 30
     assert len(losses) - 1 - int(np.argmin(losses)) == 2
+    assert model.evaluate(*held_out)["loss"] <= min(losses)  # calibrated
+    model.temperature_ = 1.0
     assert model.evaluate(*held_out)["loss"] == pytest.approx(min(losses))
 
 

@@ -40,6 +40,13 @@ def test_train_text(files, tmp_path, capsys):
     assert loaded.network_.input.embedding_dim == 8
 
 
+def test_a_budget_ends_the_training(files, tmp_path, capsys):
+    options = ["--epochs", 500, "--hidden", 8, "--budget", "0.1s", "--quiet"]
+    status, output, _ = run(capsys, "train-text", files / "train.csv", "--model", tmp_path / "m", *options)
+    assert status == 0
+    assert 1 <= output.count("\nepoch ") + output.startswith("epoch ") < 500
+
+
 def test_several_labels_by_number_without_a_header(tmp_path, capsys):
     texts, labels = generate_several(300)
     path = tmp_path / "train.tsv"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from ..models.schedule import seconds_of
+
 
 def positive(text: str) -> int:
     """Reads a positive whole number."""
@@ -21,6 +23,14 @@ def seconds(text: str) -> float:
     if not 0 < value < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return value
+
+
+def budget(text: str) -> float | None:
+    """Reads a time such as 90, 90s, 5m or 1h, in seconds."""
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def active_rows(text: str) -> int | float:

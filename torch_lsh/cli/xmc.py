@@ -23,7 +23,7 @@ from ..models.rows import label_counts, num_rows
 from ..models.training import FORMAT as CHECKPOINT_FORMAT
 from ..models.xmc import FORMAT
 from . import inspect as inspection
-from .arguments import active_rows, positive
+from .arguments import active_rows, budget, positive
 
 
 def _config(arguments: argparse.Namespace) -> LSHConfig:
@@ -54,6 +54,7 @@ def train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", help="file to measure metrics on after every epoch")
     _add_metrics(parser)
     parser.add_argument("--epochs", type=positive, default=5, help="passes over the data")
+    parser.add_argument("--budget", type=budget, help="time to train at most: seconds, or such as 90s, 5m, 1h")
     parser.add_argument("--batch-size", type=positive, default=256, help="rows per step")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam")
     parser.add_argument("--hidden", type=positive, default=128, help="width of the hidden layer")
@@ -100,6 +101,7 @@ def train(arguments: argparse.Namespace) -> int:
         eval_dataset=test,
         metrics=arguments.metrics or ("precision",),
         ks=arguments.ks,
+        budget=arguments.budget,
         checkpoint=arguments.checkpoint,
         checkpoint_every=arguments.checkpoint_every,
         num_workers=arguments.workers,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,34 +12,31 @@ import torch
 from torch import Tensor
 
 from ..config import LSHConfig
-from ..data import XMCRows
-from ..data.filters import filter_lines
-from ..data.xmc import join_rows
-from ..models.evaluation import Propensities, Rankings, propensities_for
-from ..models.fitting import Settings, fit, fit_more, label_weights
-from ..models.held_out import MOST_HELD_OUT
+from ..models.evaluation import Propensities
+from ..models.fitting import Settings
 from ..models.network import Network, WideNetwork
+from ..models.ranker import LabelRanker
 from ..models.ranking import LabelFilter, ranked_labels
-from ..models.rows import Features, InMemory, batch_of, num_rows, row_weights
 from ..models.schedule import seconds_of
 from ..models.training import RunOptions
 from . import model_file
 from .columns import Columns
+from .estimator import Estimator
+from .evaluation import evaluate_texts
 from .explanation import without_each_word
+from .fitted import FittedText
+from .fitting import fit_more_texts, fit_texts, labels_with, make_room
 from .hashed_text import HashedText
-from .linear import LinearNetwork
-from .naive_bayes import log_count_ratios
-from .quality import Quality
-from .settings import check_settings, hashing, network_for
-from .sources import Texts, is_multi_hot, plain_labels, source_of
-from .training_data import FeatureSource, Labels, TrainingData, hashed
-
-_MOST_COUNTS = 1 << 26  # of features by classes, to weigh features by
+from .scorer import LinearScorer
+from .settings import check_settings
+from .sources import FileColumns, Texts, source_of
+from .training_data import Labels
 
 Source = Iterable[str] | str | os.PathLike[str]
+Hashed = tuple[Tensor, Tensor, Tensor]  # a sparse CSR matrix
 
 
-class TextClassifier:
+class TextClassifier(Estimator):
     """Classifies texts with a network over hashed words and word n-grams.
 
     These are weighted by their rarity; over few classes with one label a text, by how far they tell the classes apart.
@@ -81,6 +75,8 @@ class TextClassifier:
         multilabel_: whether a text may have several labels.
         multi_hot_: whether they were given as zeros and ones.
         threshold_: probability from which on :meth:`predict` gives a label (multi-label).
+        temperature_: what logits are divided by before they become probabilities. Held-out texts choose it where the
+            network is linear and a text has one label; else it is 1.
         history_: a dict per epoch.
         network_: a :class:`torch_lsh.models.network.WideNetwork`, or up to 64 classes a linear one.
 
@@ -96,6 +92,7 @@ class TextClassifier:
     multilabel_: bool
     multi_hot_: bool
     threshold_: float
+    temperature_: float
     history_: list[dict[str, float]]
     network_: Network
     features_: HashedText
@@ -184,67 +181,39 @@ class TextClassifier:
             None if checkpoint is None else Path(checkpoint), checkpoint_every, resume, progress=self.progress
         )
         options.check()
-        seconds = seconds_of(budget)
-        file_columns = {
-            "text": text,
-            "label": label,
-            "label_separator": label_separator,
-            "delimiter": delimiter,
-            "encoding": encoding,
-            "format": format,
-        }
-        y = plain_labels(y)
-        source = source_of(X, y, file_columns)
-        multi_hot = is_multi_hot(y)
-        data = TrainingData(
-            source,
-            hashing(self, source.bytes()),
-            self.validation_fraction if validation is None else 0.0,
-            MOST_HELD_OUT,
-            self.memory,
-            self.seed,
-            range(y.shape[1]) if multi_hot else None,  # type: ignore[union-attr]  # all, whether in use or not
-            None if sample_weight is None else row_weights(sample_weight, len(sample_weight)),
-        )
-        found = data.statistics
-        multilabel = found.several or (source.several if isinstance(source, Texts) else label_separator is not None)
-        if found.rows == 0:
-            raise ValueError("X holds no text with a label; wanted some")
-        if len(found.classes) < 2 and not multilabel:
-            raise ValueError(f"y holds one class only, {found.classes[0]!r}; wanted at least two")
-        columns = Columns(found.columns, found.idf, data.features.num_features)
-        held_out = found.held_out
-        if validation is not None:
-            held_out = self._validation_rows(validation, file_columns, data.features, Labels(found.classes))
-        network, settings = network_for(self, len(columns), len(found.classes), found.rows, multilabel)
-        if isinstance(network, LinearNetwork) and not multilabel and len(columns) * len(found.classes) < _MOST_COUNTS:
-            unweighted = Columns(found.columns, torch.ones(len(columns)), data.features.num_features)
-            ratios = log_count_ratios((unweighted.rows(block.rows) for block in data.blocks()), len(found.classes))
-            columns = Columns(found.columns, ratios, data.features.num_features)
-        held_out = None if held_out is None else columns.rows(held_out)
-        network.class_weight = label_weights(_by_number(class_weight, found.classes), found.label_counts)
-        fitted = fit(
-            network,
-            FeatureSource(data, columns, self.memory),
-            held_out,
-            settings._replace(budget=seconds),
+        fitted = fit_texts(
+            self,
+            X,
+            y,
+            FileColumns(text, label, label_separator, delimiter, encoding, format),
             options,
-            metric=functools.partial(Quality, multilabel, network.binary),
-            configuration=None if checkpoint is None else model_file.describe_run(network, data.features),
+            validation=validation,
+            sample_weight=sample_weight,
+            class_weight=class_weight,
+            budget=seconds_of(budget),
         )
-        network.class_weight = None
-        self.features_, self.columns_, self.network_ = data.features, columns, network.eval()
-        self.classes_, self.multilabel_, self.multi_hot_ = np.array(found.classes), multilabel, multi_hot
-        validated = fitted.validated
-        self.threshold_ = validated.best_threshold() if isinstance(validated, Quality) and multilabel else 0.5
-        self.history_ = _of_texts(fitted.history)
+        return self._take(fitted)
+
+    def _take(self, fitted: FittedText) -> TextClassifier:
+        self.features_, self.columns_, self.network_ = fitted.features, fitted.columns, fitted.network
+        self._scorer = LinearScorer.of(fitted.columns, fitted.network)
+        self.classes_, self.multilabel_, self.multi_hot_ = np.array(fitted.classes), fitted.multilabel, fitted.multi_hot
+        self.threshold_, self.temperature_, self.history_ = fitted.threshold, fitted.temperature, fitted.history
         return self
 
-    def _validation_rows(self, validation: Any, columns: Any, features: HashedText, labels: Labels) -> XMCRows | None:
-        texts, y = validation if isinstance(validation, tuple) else (validation, None)
-        source = source_of(texts, y, columns)
-        rows = list(hashed(source, features, labels))
-        return join_rows(rows)._replace(num_labels=len(labels.numbers)) if rows else None
+    def _fitted(self) -> FittedText:
+        self._check_fitted()
+        return FittedText(
+            self.features_,
+            self.columns_,
+            self.network_,
+            self.classes_.tolist(),
+            self.multilabel_,
+            self.multi_hot_,
+            self.threshold_,
+            self.temperature_,
+            self.history_,
+        )
 
     def partial_fit(
         self,
@@ -276,48 +245,15 @@ class TextClassifier:
         Raises:
             ValueError: A text or a label does not fit.
         """
-        columns: dict[str, Any] = {
-            "text": text,
-            "label": label,
-            "label_separator": label_separator,
-            "delimiter": delimiter,
-            "encoding": encoding,
-            "format": format,
-        }
+        columns = FileColumns(text, label, label_separator, delimiter, encoding, format)
         if not hasattr(self, "network_"):
-            self.fit(X, y, **columns, sample_weight=sample_weight)
-            self._make_room(self._with_those_of(classes))
-            return self
-        source = source_of(X, y, columns)
-        labels = self._with_those_of(classes)
-        chunks = list(hashed(source, self.features_, labels))
-        if not chunks:
-            return self
-        rows = join_rows(chunks)._replace(num_labels=len(labels.numbers))  # known ones included
-        if not self.multilabel_ and bool((rows.label_start.diff() > 1).any()):
-            raise ValueError("y has several labels of a text, and the classifier gives one")
-        wider = self.columns_.with_those_of(rows)
-        rows = wider.rows(rows)
-        weights = row_weights(sample_weight, num_rows(rows))
-        linear = isinstance(self.network_, LinearNetwork)
-        settings = Settings(epochs, self.batch_size, lr or (0.005 if linear else 0.001), seed=self.seed)
-        history = fit_more(self.network_, InMemory(rows, rows.num_labels, weights), settings, RunOptions())
-        self.columns_, self.classes_ = wider, np.array(list(labels.numbers))
-        self.history_ = [*self.history_, *_of_texts(history)]
-        return self
-
-    def _with_those_of(self, classes: Iterable[Any] | None) -> Labels:
-        """The labels of the classifier, then further ones."""
-        labels = Labels(self.classes_.tolist(), others="add")
-        for label in [] if classes is None else np.asarray(classes).tolist():
-            labels.number(label, "classes")
-        return labels
-
-    def _make_room(self, labels: Labels) -> None:
-        self.network_.grow(len(self.columns_), len(labels.numbers))
-        if self.network_.mixture is not None:
-            self.network_.mixture.make_room(len(labels.numbers))
-        self.classes_ = np.array(list(labels.numbers))
+            self.fit(X, y, **columns._asdict(), sample_weight=sample_weight)
+            fitted = self._fitted()
+            return self._take(make_room(fitted, labels_with(fitted, classes)))
+        fitted = self._fitted()
+        settings = Settings(epochs, self.batch_size, lr, seed=self.seed)
+        source, labels = source_of(X, y, columns), labels_with(fitted, classes)
+        return self._take(fit_more_texts(fitted, source, labels, settings, sample_weight))
 
     # --- inference ---
 
@@ -332,20 +268,25 @@ class TextClassifier:
             raise ValueError("the network is linear; wanted one with a hidden layer")
         return self.network_.hidden(self.columns_.csr(*self.features_.csr(texts)))
 
-    def _features_of(self, texts: Sequence[str | bytes]) -> Iterator[Features]:
-        """Rows of features, in batches."""
+    def _hashed(self, texts: Sequence[str | bytes]) -> Iterator[Hashed]:
+        """Hashed texts, in batches."""
         self._check_fitted()
         if isinstance(texts, (str, bytes)) or not hasattr(texts, "__getitem__") or hasattr(texts, "columns"):
             texts = Texts(texts, None).texts
         size = self.network_.rows_at_a_time
         for start in range(0, len(texts), size):
-            yield self.columns_.csr(*self.features_.csr(texts[start : start + size]))
+            yield self.features_.csr(texts[start : start + size])
+
+    @torch.inference_mode()
+    def _scores(self, hashed: Hashed) -> Tensor:
+        """Logits of all classes."""
+        if self._scorer is not None:
+            return self._scorer(*hashed)
+        return self.network_.scores(self.columns_.csr(*hashed))
 
     def _logits(self, texts: Sequence[str | bytes]) -> Iterator[Tensor]:
         """Logits of all classes, in batches."""
-        with torch.inference_mode():
-            for features in self._features_of(texts):
-                yield self.network_.scores(features)
+        return map(self._scores, self._hashed(texts))
 
     def predict(self, X: Sequence[str], *, allowed: Any = None, excluded: Any = None) -> Any:
         """Predicts the label of each text.
@@ -359,7 +300,8 @@ class TextClassifier:
             An array ``[rows]`` of labels. For a multi-label task, a list of labels for each text, or zeros and ones
             ``[rows, C]`` if :meth:`fit` got those.
         """
-        if not self._fitted_multilabel():
+        self._check_fitted()
+        if not self.multilabel_:
             if allowed is not None or excluded is not None:
                 return self.top_k(X, 1, allowed=allowed, excluded=excluded)[0][:, 0]
             best = [logits.argmax(1) for logits in self._logits(X)]
@@ -371,7 +313,11 @@ class TextClassifier:
         return [self.classes_[row >= self.threshold_].tolist() for row in probabilities]
 
     def predict_proba(self, X: Sequence[str]) -> np.ndarray:
-        """Predicts probabilities ``[rows, C]`` float32, classes in the order of ``classes_``."""
+        """Predicts probabilities ``[rows, C]`` float32, classes in the order of ``classes_``.
+
+        They are calibrated where ``temperature_`` is (Guo et al., "On Calibration of Modern Neural Networks", ICML
+        2017): of texts with a probability near 0.8, about 80 % have the label.
+        """
         batches = [self._probabilities(logits) for logits in self._logits(X)]
         return torch.cat(batches).numpy() if batches else np.empty((0, len(self.classes_)), np.float32)
 
@@ -392,7 +338,7 @@ class TextClassifier:
         if not 1 <= k <= len(self.classes_):
             raise ValueError(f"k is {k}; wanted 1 to {len(self.classes_)}")
         if allowed is None and excluded is None:
-            best = [self._best(features, k) for features in self._features_of(X)]
+            best = [self._best(hashed, k) for hashed in self._hashed(X)]
         else:
             sorted_labels = (probabilities.topk(k) for probabilities in self._filtered(X, allowed, excluded))
             best = [(some.values, some.indices) for some in sorted_labels]
@@ -405,13 +351,14 @@ class TextClassifier:
         return self.classes_[numbers.numpy()], values.numpy()
 
     @torch.inference_mode()
-    def _best(self, features: Features, k: int) -> tuple[Tensor, Tensor]:
+    def _best(self, hashed: Hashed, k: int) -> tuple[Tensor, Tensor]:
         """The probabilities and numbers of the ``k`` likeliest labels, both ``[B, k]``."""
-        ranked = ranked_labels(self.network_, features, k)
-        if ranked is not None:
-            return ranked[0].exp(), ranked[1]
-        found = self._probabilities(self.network_.scores(features)).topk(k)
-        return found.values, found.indices
+        if isinstance(self.network_.mixture, LabelRanker):
+            found = ranked_labels(self.network_, self.columns_.csr(*hashed), k)
+            if found is not None:
+                return found[0].exp(), found[1]
+        best = self._probabilities(self._scores(hashed)).topk(k)
+        return best.values, best.indices
 
     def _filtered(self, X: Sequence[str], allowed: Any, excluded: Any) -> Iterator[Tensor]:
         """Probabilities of all classes in batches, -1 where a label is not allowed."""
@@ -429,6 +376,7 @@ class TextClassifier:
             yield probabilities
 
     def _probabilities(self, logits: Tensor) -> Tensor:
+        logits = logits / self.temperature_
         return logits.sigmoid() if self.network_.binary else logits.softmax(1)
 
     def evaluate(
@@ -467,49 +415,9 @@ class TextClassifier:
         Raises:
             ValueError: A text, a label or another argument does not fit.
         """
-        self._check_fitted()
-        source = source_of(
-            X,
-            y,
-            {
-                "text": text,
-                "label": label,
-                "label_separator": label_separator,
-                "delimiter": delimiter,
-                "encoding": encoding,
-                "format": format,
-            },
-        )
-        labels = Labels(self.classes_.tolist(), others="count")
-        metric = Quality(self.multilabel_, self.network_.binary, self.threshold_)
-        likely = propensities_for(metrics, propensities, self.network_)
-        pairs = None if excluded is None else self._excluded_pairs(excluded)
-        known = len(self.classes_)
-        rankings = Rankings(metrics, ks, likely, pairs, known) if metrics else None
-        begin = unknown = 0
-        with torch.inference_mode():
-            for chunk in hashed(source, self.features_, labels):
-                for some in torch.arange(num_rows(chunk)).split(self.network_.rows_at_a_time):
-                    features, true, _ = batch_of(self.columns_.rows(chunk.take(some)))
-                    logits = self.network_.scores(features)
-                    metric.update(logits, true)
-                    if rankings is not None:
-                        best = logits.topk(rankings.depth(begin, begin + len(some))).indices
-                        rankings.update(best, true, begin)
-                    unknown += int((true >= known).sum())
-                    begin += len(some)
-        result = {**metric.compute(), "rows": metric.rows, **({} if rankings is None else rankings.compute())}
-        return {**result, **({"labels_unknown": unknown} if unknown else {})}
-
-    def _excluded_pairs(self, excluded: Iterable[tuple[int, Any]] | str | os.PathLike[str]) -> Tensor:
-        """Pairs ``[E, 2]`` of row and number of the label, those of labels that are not known left out."""
-        labels = Labels(self.classes_.tolist(), others="count")
-        if isinstance(excluded, (str, os.PathLike)):
-            pairs = [(row, labels.number(label, place)) for row, label, place in filter_lines(excluded)]
-        else:
-            pairs = [(int(row), labels.number(label, "excluded")) for row, label in excluded]
-        found = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
-        return found[found[:, 1] < len(self.classes_)]
+        fitted = self._fitted()
+        source = source_of(X, y, FileColumns(text, label, label_separator, delimiter, encoding, format))
+        return evaluate_texts(fitted, source, metrics, ks, propensities, excluded)
 
     def score(self, X: Source, y: Iterable[Any] | None = None) -> float:
         """Measures accuracy, or precision@1 where a text may have several labels."""
@@ -553,20 +461,9 @@ class TextClassifier:
             ValueError: The classifier is not fitted.
             OSError: The file cannot be written.
         """
-        self._check_fitted()
+        fitted = self._fitted()
         settings = {name: value for name, value in self.get_params().items() if name not in ("features", "config")}
-        model = model_file.SavedModel(
-            settings,
-            self.features_,
-            self.columns_,
-            self.network_,
-            self.classes_.tolist(),
-            self.multilabel_,
-            self.multi_hot_,
-            self.threshold_,
-            self.history_,
-        )
-        model_file.save(model, path)
+        model_file.save(settings, fitted, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], mmap: bool = False) -> TextClassifier:
@@ -580,73 +477,15 @@ class TextClassifier:
         Raises:
             ValueError: The file is cut off, damaged or holds no such model.
         """
-        model = model_file.load(path, mmap)
+        settings, fitted = model_file.load(path, mmap)
         try:
-            classifier = cls(**model.settings)
+            classifier = cls(**settings)
             check_settings(classifier)
-            classifier.classes_ = np.array(model.classes)
-            if classifier.classes_.ndim != 1:
-                raise ValueError(f"classes has {classifier.classes_.ndim} dimensions; wanted 1")
+            if np.array(fitted.classes).ndim != 1:
+                raise ValueError(f"classes has {np.array(fitted.classes).ndim} dimensions; wanted 1")
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error
-        classifier.features_, classifier.columns_, classifier.network_ = model.features, model.columns, model.network
-        classifier.history_ = model.history
-        classifier.multilabel_, classifier.multi_hot_ = model.multilabel, model.multi_hot
-        classifier.threshold_ = model.threshold
-        return classifier
-
-    # --- scikit-learn's conventions ---
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def set_params(self, **params: Any) -> TextClassifier:
-        known = self.get_params()
-        unknown = params.keys() - known.keys()
-        if unknown:
-            raise ValueError(f"TextClassifier has no {', '.join(sorted(unknown))}; it has {', '.join(known)}")
-        vars(self).update(params)
-        return self
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
-
-        return Tags(
-            estimator_type="classifier",
-            target_tags=TargetTags(required=True, multi_output=True),
-            classifier_tags=ClassifierTags(multi_label=True),
-            input_tags=InputTags(string=True, two_d_array=False),
-        )
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "network_")
-
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "network_"):
-            # scikit-learn's own class where it is in use; it is a ValueError, too.
-            exceptions = sys.modules.get("sklearn.exceptions")
-            kind: type[Exception] = ValueError if exceptions is None else exceptions.NotFittedError
-            raise kind("this TextClassifier is not fitted; call fit first, or load a saved one")
-
-    def _fitted_multilabel(self) -> bool:
-        self._check_fitted()
-        return self.multilabel_
-
-    def __repr__(self) -> str:
-        defaults = inspect.signature(type(self)).parameters
-        changed = [f"{name}={value!r}" for name, value in self.get_params().items() if value != defaults[name].default]
-        return f"TextClassifier({', '.join(changed)})"
-
-
-def _by_number(weights: Any, classes: list[Any]) -> Any:
-    """A dict of weights by the number of a label, in place of the label."""
-    if not isinstance(weights, dict):
-        return weights
-    numbers = {label: number for number, label in enumerate(classes)}
-    unknown = [label for label in weights if label not in numbers]
-    if unknown:
-        raise ValueError(f"class_weight has the label {unknown[0]!r}, which no text has")
-    return {numbers[label]: weight for label, weight in weights.items()}
+        return classifier._take(fitted)
 
 
 def _numbered(name: str, labels: Any, numbers: Labels) -> Any:
@@ -661,8 +500,3 @@ def _numbered(name: str, labels: Any, numbers: Labels) -> Any:
         else numbers.number(some, name)
         for some in labels
     ]
-
-
-def _of_texts(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    """The history with the speed in texts."""
-    return [{name.replace("samples", "texts"): value for name, value in entry.items()} for entry in history]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..cli import inspect as inspection
-from ..cli.arguments import positive, seconds
+from ..cli.arguments import budget, positive, seconds
 from ..io import check_can_write, format_of, load_safetensors
 from ..models.service import XMCService
 from ..serving.service import Limits
@@ -60,6 +60,7 @@ def train_text_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hidden", type=int, help="width of the hidden layer; 0: none; default: by the labels")
     parser.add_argument("--neighbours", type=int, help="nearest training texts that vote in a prediction; 0: none")
     parser.add_argument("--epochs", type=positive, help="most passes over the data")
+    parser.add_argument("--budget", type=budget, help="time to train at most: seconds, or such as 90s, 5m, 1h")
     parser.add_argument("--batch-size", type=positive, help="texts per step")
     parser.add_argument("--lr", type=float, help="learning rate of Adam")
     parser.add_argument("--patience", type=positive, default=2, help="epochs without improvement before training stops")
@@ -89,7 +90,7 @@ def train_text(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         progress=not arguments.quiet and importlib.util.find_spec("tqdm") is not None,
     )
-    model.fit(arguments.data, **_columns(arguments), validation=arguments.validation)
+    model.fit(arguments.data, **_columns(arguments), validation=arguments.validation, budget=arguments.budget)
     model.save(arguments.model)  # before what may fail: a row of the test file, a closed standard output
     for entry in model.history_:
         shown = "  ".join(f"{key} {value:.4f}" for key, value in entry.items() if "loss" in key or "validation" in key)

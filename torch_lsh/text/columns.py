@@ -15,7 +15,7 @@ class Columns:
 
     Args:
         columns: ``[F]`` int32; feature f is column ``columns[f]``.
-        idf: ``[F]`` float32, the weight of each feature: by its rarity, or by how far it tells few classes apart.
+        weights: ``[F]`` float32, the weight of each feature: by its rarity, or by how far it tells few classes apart.
         num_columns: Of the hashed text.
 
     Raises:
@@ -26,17 +26,19 @@ class Columns:
     (tensor([0, 2]), tensor([0, 1]), tensor([0.7071, 0.7071]))
     """
 
-    def __init__(self, columns: Tensor, idf: Tensor, num_columns: int) -> None:
-        if columns.shape != idf.shape or columns.dim() != 1:
+    def __init__(self, columns: Tensor, weights: Tensor, num_columns: int) -> None:
+        if columns.shape != weights.shape or columns.dim() != 1:
             raise ValueError(
-                f"columns and idf have shapes {tuple(columns.shape)} and {tuple(idf.shape)}; wanted both [F]"
+                f"columns and weights have shapes {tuple(columns.shape)} and {tuple(weights.shape)}; wanted both [F]"
             )
-        if columns.dtype is not torch.int32 or idf.dtype is not torch.float32:
-            raise ValueError(f"columns and idf have dtypes {columns.dtype} and {idf.dtype}; wanted int32 and float32")
+        if columns.dtype is not torch.int32 or weights.dtype is not torch.float32:
+            raise ValueError(
+                f"columns and weights have dtypes {columns.dtype} and {weights.dtype}; wanted int32 and float32"
+            )
         places = columns.long()
         if len(places) > 0 and (int(places.min()) < 0 or int(places.max()) >= num_columns):
             raise ValueError(f"columns runs from {places.min()} to {places.max()}; wanted 0 to {num_columns - 1}")
-        self.columns, self.idf, self.num_columns = columns, idf, num_columns
+        self.columns, self.weights, self.num_columns = columns, weights, num_columns
         self._feature_of = torch.full((num_columns,), -1, dtype=torch.int32)
         self._feature_of[places] = torch.arange(len(places), dtype=torch.int32)
         if int((self._feature_of >= 0).sum()) != len(places):
@@ -49,8 +51,8 @@ class Columns:
     def features(self, crow: Tensor, col: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Turns hashed text into rows of features, in CSR form.
 
-        Columns that are no features are dropped; values are multiplied by ``idf``, and rows are scaled to unit length
-        (empty rows stay empty).
+        Columns that are no features are dropped; values are multiplied by ``weights``, and rows are scaled to unit
+        length (empty rows stay empty).
 
         Args:
             crow, col, values: Hashed text ``[B, num_columns]`` in CSR form; ``col`` int64 or int32.
@@ -62,7 +64,7 @@ class Columns:
             torch.cumsum(known, 0, out=before[1:])
             crow, feature, values = before[crow], feature[known], values[known]
         feature = feature.long()
-        return crow, feature, unit_length(crow, values * self.idf[feature])
+        return crow, feature, unit_length(crow, values * self.weights[feature])
 
     def csr(self, crow: Tensor, col: Tensor, values: Tensor) -> SparseFeatures:
         """The features ``[B, F]`` of hashed text, as networks take them."""
@@ -76,6 +78,6 @@ class Columns:
     def with_those_of(self, hashed: XMCRows) -> Columns:
         """These columns, and behind them those that are new in hashed text, with the weight that most columns have."""
         new = hashed.features[self._feature_of[hashed.features] < 0].unique()
-        usual = float(self.idf.median()) if len(self) > 0 else 1.0
-        idf = torch.cat([self.idf, torch.full((len(new),), usual)])
-        return Columns(torch.cat([self.columns, new]), idf, self.num_columns)
+        usual = float(self.weights.median()) if len(self) > 0 else 1.0
+        weights = torch.cat([self.weights, torch.full((len(new),), usual)])
+        return Columns(torch.cat([self.columns, new]), weights, self.num_columns)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import torch
 
@@ -11,44 +12,25 @@ from ..models import model_file
 from ..models.network import Network, WideNetwork
 from . import previous_format
 from .columns import Columns
+from .fitted import FittedText
 from .hashed_text import HashedText
 from .linear import LinearNetwork
 
 FORMAT = "torch_lsh.TextClassifier/3"
 
 
-class SavedModel(NamedTuple):
-    """What the file of a fitted classifier holds.
-
-    Attributes:
-        settings: Arguments of the classifier.
-        features: How texts are hashed.
-        columns: Which hashed columns are features.
-        network: The trained network.
-        classes: The labels.
-        multilabel: Whether a text may have several labels.
-        multi_hot: Whether labels were given as zeros and ones.
-        threshold: Probability from which on a label is predicted (multi-label).
-        history: A dict per epoch.
-    """
-
-    settings: dict[str, Any]
-    features: HashedText
-    columns: Columns
-    network: Network
-    classes: list[Any]
-    multilabel: bool
-    multi_hot: bool
-    threshold: float
-    history: list[dict[str, float]]
-
-
-def save(model: SavedModel, path: FilePath) -> None:
-    """Writes a model, whole or not at all."""
-    network = model.network
-    content = {**model._asdict(), "features": model.features.get_params(), "network": model_file.describe(network)}
+def save(settings: dict[str, Any], fitted: FittedText, path: FilePath) -> None:
+    """Writes a model and the arguments of its classifier, whole or not at all."""
+    network = fitted.network
+    content = {
+        **fitted._asdict(),
+        "settings": settings,
+        "features": fitted.features.get_params(),
+        "network": model_file.describe(network),
+    }
     del content["columns"]
-    tensors = {"columns": model.columns.columns, "idf": model.columns.idf}
+    # Weights of columns have the name that they had when all were inverse document frequencies.
+    tensors = {"columns": fitted.columns.columns, "idf": fitted.columns.weights}
     model_file.save(network, content, path, FORMAT, tensors)
 
 
@@ -57,8 +39,8 @@ def describe_run(network: Network, features: HashedText) -> dict[str, Any]:
     return {**model_file.describe(network), "hashing": features.get_params()}
 
 
-def load(path: FilePath, mmap: bool) -> SavedModel:
-    """Reads a model. Nothing in the file is executed.
+def load(path: FilePath, mmap: bool) -> tuple[dict[str, Any], FittedText]:
+    """Reads the arguments of a classifier, and its model. Nothing in the file is executed.
 
     Raises:
         ValueError: The file is cut off, damaged or holds no such model.
@@ -81,8 +63,10 @@ def load(path: FilePath, mmap: bool) -> SavedModel:
             else:
                 network = WideNetwork(*sizes, description["hidden"], **model_file.arguments(description))
         model_file.restore(network, description, tensors, check=not mmap)
-        return SavedModel(
-            model["settings"],
+        temperature = float(model.get("temperature", 1.0))
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature is {temperature}; wanted a positive number")
+        return model["settings"], FittedText(
             hashed,
             columns,
             network,
@@ -90,6 +74,7 @@ def load(path: FilePath, mmap: bool) -> SavedModel:
             bool(model["multilabel"]),
             bool(model["multi_hot"]),
             float(model["threshold"]),
+            temperature,
             model["history"],
         )
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -13,13 +13,24 @@ from torch import Tensor
 from .files import TextFile, TextRow
 
 
-def source_of(X: Any, y: Any, columns: dict[str, Any]) -> Texts | TextFile:
+class FileColumns(NamedTuple):
+    """How a file of texts is read: arguments of :class:`TextFile`."""
+
+    text: str | int | Sequence[str | int] = "text"
+    label: str | int = "label"
+    label_separator: str | None = None
+    delimiter: str | None = None
+    encoding: str = "utf-8"
+    format: str | None = None
+
+
+def source_of(X: Any, y: Any, columns: FileColumns) -> Texts | TextFile:
     """Makes a source that can be read again and again.
 
     Args:
         X: Texts, or the path of a file.
         y: Labels; None where ``X`` is a path.
-        columns: Arguments of :class:`TextFile`.
+        columns: How a file is read.
 
     Raises:
         ValueError: The arguments do not fit.
@@ -27,7 +38,7 @@ def source_of(X: Any, y: Any, columns: dict[str, Any]) -> Texts | TextFile:
     if isinstance(X, (str, os.PathLike)):
         if y is not None:
             raise ValueError(f"X is the path {os.fspath(X)!r}, and y is given; wanted labels in the file alone")
-        return TextFile(X, **columns)
+        return TextFile(X, **columns._asdict())
     if y is None:
         raise ValueError("y is None; wanted a label for each text, or X as the path of a file")
     y = plain_labels(y)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import LSHLinear
-from .autotune import LEAST_INPUTS, autotune
+from .lookups import LEAST_INPUTS, tune_lookups
 
 logger = logging.getLogger("torch_lsh")
 
@@ -20,12 +20,12 @@ class AutoTuner:
 
     Every ``every`` steps the recall of each layer is measured on inputs of the last steps, as
     :meth:`torch_lsh.LSHLinear.stats` does. If it is below the target by more than ``tolerance`` and its standard error,
-    :func:`autotune` searches for a few seconds within the layer's own hash family, and the layer takes the settings it
-    finds. The choice depends on times, so runs with an AutoTuner do not repeat each other bit by bit.
+    :func:`torch_lsh.autotune` searches for a few seconds within the layer's own hash family, and the layer takes the
+    settings it finds. The choice depends on times, so runs with an AutoTuner do not repeat each other bit by bit.
 
     Args:
         model: a module; all LSH layers in it are watched (:meth:`torch_lsh.LSHLinear.watch`) until :meth:`detach`.
-        target_recall: as for :func:`autotune`.
+        target_recall: as for :func:`torch_lsh.autotune`.
         every: steps between two measurements.
         tolerance: by how much recall may miss the target.
         k: the number of best rows.
@@ -101,7 +101,7 @@ class AutoTuner:
             return False
         logger.info("recall@%d of %s fell to %.3f (target: %.3f)", self.k, name, recall.mean, self.target_recall)
         before = layer.config
-        autotune(
+        tune_lookups(
             layer,
             inputs,
             self.target_recall,

@@ -1,30 +1,50 @@
-"""autotune: the LSHConfig for a layer, by measurement."""
+"""autotune: settings by measurement, for the metric of a model or for the look-ups of a layer."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, overload
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ..config import SCOPES
-from ..index.config import INDEX_NAMES, SignCodeConfig
+from .. import optim
+from ..config import LSHConfig
 from ..nn import LSHLinear
-from ..nn.sampled_path import check_can_sample
-from .search import Search
-from .trials import Tuning
+from .halving import MOST_TRIALS, search
+from .lookups import tune_lookups
+from .training import Model, TrainingTask, tuned_layer
+from .trials import Settings, TrainingTuning, Tuning
 
 logger = logging.getLogger("torch_lsh")
 
-LEAST_INPUTS = 32
+_TO_JUDGE = 0.25  # of all the time
 
 
-@torch.no_grad()
+@overload
 def autotune(
-    layer: LSHLinear,
-    inputs: Tensor,
+    model: Model,
+    data: Iterable[Any],
+    *,
+    held_out: Iterable[Any],
+    seconds: float = 120.0,
+    lr: float = 1e-3,
+    optimizer: Callable[..., torch.optim.Optimizer] = optim.Adam,
+    forward: Callable[[nn.Module, Any], tuple[Any, Any]] | None = None,
+    loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
+    metric: Callable[[Any, Any], Tensor] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> TrainingTuning: ...
+
+
+@overload
+def autotune(
+    model: LSHLinear,
+    data: Tensor,
     target_recall: float = 0.9,
     *,
     k: int = 10,
@@ -33,112 +53,122 @@ def autotune(
     hashes: Sequence[str] | None = None,
     scopes: Sequence[str] | None = None,
     apply: bool = False,
-) -> Tuning:
-    """Picks the fastest training step that finds ``target_recall`` of the best rows, by measurement.
+) -> Tuning: ...
 
-    Half of the inputs build the indexes and warm up the steps. Recall of the exact ``k`` best rows is measured on the
-    other half. The search has three stages:
 
-    1. *families*: look-ups in every kind of index, hash tables with and without ``mips`` and ``balance``, with one
-       probe and more, on a sample of the rows.
-    2. *sizes*: for the best of these, on all rows: number and size of tables and buckets, sketches.
-    3. *steps*: for the best indexes: carrying, active rows, the random share and the scopes. Active sets are drawn
-       batch after batch as in training. The search walks up from few active rows until the target is reached or a step
-       takes longer than the best one so far. Dense is a candidate, too.
+def autotune(model: Any, data: Any, *arguments: Any, **options: Any) -> Any:
+    """Picks settings by measurement: for the metric of a model (with ``held_out``), or for the look-ups of a layer.
 
-    A setting reaches the target when its recall is above it by 1.645 standard errors. The time of a step adds up from
-    choosing the active rows, measured on the layer, and everything else, measured on a smaller layer at two numbers of
-    active rows and interpolated. When time runs out, the remaining settings are not tried. The layer and PyTorch's
-    random stream stay as they are.
-
-    Recall is not precision. A step also teaches a sample about rows that are not among its best: most of the softmax
-    while that is flat, and the labels of the other samples in a shared set. Classifiers of many labels learn more from
-    many cheap steps. So the defaults of :class:`LSHConfig` are cheaper than what reaches a high recall, and are as
-    precise much sooner (``benchmarks/ablation.py --only autotune``). Tune where the best rows themselves matter, and
-    compare.
+    ``autotune(model, batches, held_out=...)`` trains the model with many settings and judges them after equal time, see
+    :func:`torch_lsh.tuning.tune_training`. ``autotune(layer, inputs, target_recall)`` looks for the fastest step that
+    finds the best rows, see :func:`torch_lsh.tuning.tune_lookups`. Recall is not precision: to train a model better,
+    tune for its metric.
 
     Args:
-        layer: a layer with the weights to tune for, best some hundred steps into training.
-        inputs: ``[*, in_features]``: some hundreds that the layer meets in training, in random order.
-        target_recall: over 0, below 1.
-        k: the number of best rows.
-        batch_size: of training; at most half of the inputs is taken.
-        seconds: to spend, about.
-        hashes: what to try: hash families, ``"learned"``, ``"sign_codes"``. None: all but sign codes.
-        scopes: to try; None: the layer's. A set per sample finds its best rows with the fewest rows, so it wins by
-            recall where a set that the batch shares wins by precision.
-        apply: give the layer the settings found.
+        model: A model, or a function that makes one from an :class:`LSHConfig`; for look-ups, an :class:`LSHLinear`.
+        data: Batches to train on; for look-ups, inputs of the layer.
+        arguments, options: Of the function that is called.
 
     Returns:
-        The settings, which equal ``layer.config`` in all that is not tuned, and a table of all trials. Where dense is
-        best, ``active`` is 1.0: such a layer computes exactly, and :func:`torch_lsh.densify_` makes it faster.
+        The settings, and a table of all trials.
+    """
+    if "held_out" in options:
+        return tune_training(model, data, *arguments, **options)
+    return tune_lookups(model, data, *arguments, **options)
+
+
+def tune_training(
+    model: Model,
+    batches: Iterable[Any],
+    *,
+    held_out: Iterable[Any],
+    seconds: float = 120.0,
+    lr: float = 1e-3,
+    optimizer: Callable[..., torch.optim.Optimizer] = optim.Adam,
+    forward: Callable[[nn.Module, Any], tuple[Any, Any]] | None = None,
+    loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
+    metric: Callable[[Any, Any], Tensor] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> TrainingTuning:
+    """Picks the settings with the best metric on held-out rows after equal time of training, by successive halving.
+
+    Learning rate, ``active``, ``correction`` and index are tuned, in three rounds of ever longer training from the
+    start:
+
+    1. the present settings, and about eleven others that differ in one thing;
+    2. the present settings, the best four others, and the best changes combined;
+    3. the present settings, and the best two others.
+
+    Other settings are picked only if they are better in the last round by a standard error, so the pick is never worse
+    than the present settings by what was measured.
+
+    The last round trains for about a tenth of ``seconds``, and the pick is good for trainings of about that length: a
+    higher learning rate and fewer active rows win short trainings and may lose long ones.
+
+    Args:
+        model: A module, which is copied for every trial and stays as it is; its widest :class:`LSHLinear` is tuned. Or
+            a function that makes a new model from an :class:`LSHConfig`; "present" are then ``LSHConfig()``.
+        batches: Batches to train on, such as a ``DataLoader``; iterated anew for every trial.
+        held_out: Batches to judge on; of many, the first ones.
+        seconds: To spend, about.
+        lr: The present learning rate.
+        optimizer: Called as ``optimizer(model.parameters(), lr=lr)``.
+        forward: ``forward(model, batch) -> (logits, target)``. None means that the last item of a batch is the target
+            and the others are the arguments of the model.
+        loss: ``loss(logits, target) -> scalar``.
+        metric: ``metric(logits, target)`` -> values of the rows ``[B]`` or their mean, in ``eval()`` mode; greater is
+            better. None means whether the best class is a label. For a language model, for example, ``lambda logits, y:
+            -F.cross_entropy(logits, y, reduction="none")``.
+        clock: Measures training. ``time.process_time`` suits a machine that others use, with one thread.
+
+    Returns:
+        The settings of the layer, and the table of all trials; ``table.best`` is the trial to take, with its ``lr``.
 
     Raises:
-        TypeError, ValueError: an argument does not fit.
-        RuntimeError: the layer cannot be sampled.
+        ValueError: An argument does not fit.
 
-    >>> layer = LSHLinear(16, 5_000)
-    >>> config, table = autotune(layer, torch.randn(128, 16), target_recall=0.5, seconds=1.0)
-    >>> max(trial.recall.mean for trial in table if trial.config == config and trial.stage == "steps") >= 0.5
-    True
+    References:
+        Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016.
+
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), LSHLinear(16, 5_000))
+    >>> batches = [(torch.randn(32, 8), torch.randint(5_000, (32,))) for _ in range(4)]
+    >>> config, table = tune_training(model, batches, held_out=batches, seconds=0.2)
+    >>> model[2].reconfigure(config)
+    >>> optimizer = optim.Adam(model.parameters(), lr=table.best.lr)
     """
-    if not isinstance(layer, LSHLinear):
-        raise TypeError(f"layer is a {type(layer).__name__}; wanted LSHLinear")
-    if hashes is None:
-        hashes = [name for name in INDEX_NAMES if name != SignCodeConfig.name]
-    if scopes is None:
-        scopes = [layer.config.scope]
-    _check_arguments(layer, target_recall, k, batch_size, seconds, hashes, scopes)
-    x = _finite_samples(layer, inputs)
-    with _same_random_stream(), torch.inference_mode(False), torch.no_grad():
-        search = Search(layer, x, target_recall, k, batch_size, seconds, scopes)
-        search.run(list(dict.fromkeys(hashes)))
-    best = search.best
-    if not search.has_time():
-        logger.warning(
-            "autotune: time is up (%.3g s) after %d trials; more may find better", seconds, len(search.table)
-        )
-    logger.info("autotune: %s, recall %.3f, %.2f ms a step", best.describe(), best.recall.mean, best.milliseconds)
-    if apply:
-        layer.reconfigure(best.config)
-    return Tuning(best.config, search.table)
-
-
-@contextmanager
-def _same_random_stream() -> Iterator[None]:
-    state = torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-
-
-def _check_arguments(
-    layer: LSHLinear,
-    target_recall: float,
-    k: int,
-    batch_size: int,
-    seconds: float,
-    hashes: Sequence[str],
-    scopes: Sequence[str],
-) -> None:
-    if not 0 < target_recall < 1:
-        raise ValueError(f"target_recall is {target_recall}; wanted more than 0 and less than 1")
-    for name, number in (("k", k), ("batch_size", batch_size), ("seconds", seconds)):
-        if not number > 0:
+    for name, number in (("seconds", seconds), ("lr", lr)):
+        if not 0 < number < math.inf:
             raise ValueError(f"{name} is {number}; wanted more than 0")
-    if k > layer.out_features:
-        raise ValueError(f"k is {k}; wanted at most {layer.out_features}")
-    for name, chosen, known in (("hashes", hashes, INDEX_NAMES), ("scopes", scopes, SCOPES)):
-        if not chosen or not set(chosen) <= set(known):
-            raise ValueError(f"{name} is {chosen!r}; wanted some of {', '.join(map(repr, known))}")
+    layer = tuned_layer(model if isinstance(model, nn.Module) else model(LSHConfig()))
+    present = Settings(layer.config, lr)
+    task = TrainingTask(
+        model, batches, held_out, optimizer, forward or _inputs_and_target, loss, metric or best_is_label, clock
+    )
+    task = task.judged_within(present.config, _TO_JUDGE * seconds / MOST_TRIALS)
+    table = search(task, present, layer.out_features, (1 - _TO_JUDGE) * seconds)
+    best = table.best
+    logger.info("autotune: %s, metric %.4f after %.1f s", best.describe(), best.metric.mean, best.seconds)
+    return TrainingTuning(best.config, table)
 
 
-def _finite_samples(layer: LSHLinear, inputs: Tensor) -> Tensor:
-    """The samples ``[n, in_features]`` of the inputs that the search can use."""
-    check_can_sample(layer, inputs)
-    x = inputs.detach().reshape(-1, layer.in_features)
-    x = x[x.isfinite().all(1)]
-    if len(x) < LEAST_INPUTS:
-        raise ValueError(f"inputs has {len(x)} finite samples; wanted at least {LEAST_INPUTS}, best some hundreds")
-    return x
+def _inputs_and_target(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+    *inputs, target = batch
+    return model(*inputs), target
+
+
+def best_is_label(logits: Tensor, target: Tensor) -> Tensor:
+    """Whether the best class of each row is among its labels, ``[B]`` float32.
+
+    Args:
+        logits: ``[B, C]``.
+        target: Class indices ``[B]``, or ``[B, P]`` padded with negative numbers, or a sparse CSR tensor ``[B, C]``.
+
+    >>> best_is_label(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]))
+    tensor([1., 0.])
+    """
+    best = logits.argmax(1)
+    if target.layout is torch.sparse_csr:
+        rows = torch.repeat_interleave(target.crow_indices().diff())
+        hits = (target.col_indices() == best[rows]).float()
+        return hits.new_zeros(len(best)).index_add_(0, rows, hits).clamp_(max=1)
+    return (best[:, None] == target.view(len(best), -1)).any(1).float()

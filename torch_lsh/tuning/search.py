@@ -1,4 +1,4 @@
-"""The search of autotune: indexes first, then training steps with the best of them."""
+"""The search of tune_lookups: indexes first, then training steps with the best of them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class _Candidate(NamedTuple):
 
 
 class Search:
-    """The search of :func:`torch_lsh.autotune`, whose arguments it takes.
+    """The search of :func:`tune_lookups`, whose arguments it takes.
 
     Attributes:
         best: the best trial so far.

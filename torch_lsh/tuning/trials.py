@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torch import Tensor
+
 from ..config import LSHConfig
 from ..sampling.stats import Estimate
 
 TUNED_FIELDS = ("index", "scope", "active", "random_fraction", "carry", "sampler")
+_SHOWN_FIELDS = (*TUNED_FIELDS, "correction")
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,14 @@ class Trial:
         """The settings that are not the default ones."""
         if self.dense:
             return "dense"
-        default = LSHConfig()
-        names = (name for name in TUNED_FIELDS if getattr(self.config, name) != getattr(default, name))
-        return ", ".join(f"{name}={getattr(self.config, name)!r}" for name in names) or "default"
+        return described(self.config, TUNED_FIELDS)
+
+
+def described(config: LSHConfig, fields: tuple[str, ...]) -> str:
+    """The settings that are not the default ones."""
+    default = LSHConfig()
+    names = (name for name in fields if getattr(config, name) != getattr(default, name))
+    return ", ".join(f"{name}={getattr(config, name)!r}" for name in names) or "default"
 
 
 class TuningTable(list[Trial]):
@@ -68,3 +76,86 @@ class Tuning(NamedTuple):
 
     config: LSHConfig
     table: TuningTable
+
+
+class Settings(NamedTuple):
+    """What is tuned by training."""
+
+    config: LSHConfig
+    lr: float
+
+
+class TrainingTrial(NamedTuple):
+    """What settings were worth after some seconds of training.
+
+    Attributes:
+        settings: the settings.
+        steps, seconds: how long the model was trained.
+        values: the metric of every held-out row.
+        round: of the search, from 1.
+    """
+
+    settings: Settings
+    steps: int
+    seconds: float
+    values: Tensor
+    round: int = 0
+
+    @property
+    def config(self) -> LSHConfig:
+        return self.settings.config
+
+    @property
+    def lr(self) -> float:
+        return self.settings.lr
+
+    @property
+    def metric(self) -> Estimate:
+        """The mean over the held-out rows, and its standard error."""
+        return Estimate.of(self.values)
+
+    def describe(self) -> str:
+        """The settings that are not the default ones, and the learning rate."""
+        return f"lr={self.lr:.2g}, {described(self.config, _SHOWN_FIELDS)}"
+
+    def beats(self, other: TrainingTrial) -> bool:
+        """Whether the metric is higher by more than the standard error of the difference, row by row."""
+        if not self.values.isfinite().all() or not other.values.isfinite().all():
+            return self.metric.mean > other.metric.mean
+        difference = Estimate.of(self.values - other.values)
+        return difference.mean > difference.error
+
+
+class TrainingTable(list[TrainingTrial]):
+    """The trials in the order they were made; prints as a table.
+
+    Attributes:
+        best: the trial of the settings to take.
+    """
+
+    best: TrainingTrial
+
+    def __str__(self) -> str:
+        """Prints a table.
+
+        >>> table = TrainingTable([TrainingTrial(Settings(LSHConfig(active=64), 0.01), 7, 0.5, torch.ones(9), 1)])
+        >>> table.best = table[0]
+        >>> print(table)
+        round  seconds    steps  metric             settings
+        1         0.50        7  1.0000 ± 0.0000    lr=0.01, active=64  <- best
+        """
+        lines = [f"{'round':<7}{'seconds':>7}  {'steps':>7}  {'metric':<19}settings"]
+        for trial in self:
+            metric = f"{trial.metric.mean:.4f} ± {trial.metric.error:.4f}"
+            lines.append(
+                f"{trial.round:<7}{trial.seconds:>7.2f}  {trial.steps:>7}  {metric:<19}{trial.describe()}"
+                f"{'  <- best' if trial is self.best else ''}"
+            )
+        return "\n".join(lines)
+
+
+class TrainingTuning(NamedTuple):
+    """The result of :func:`torch_lsh.autotune` on a model and its data: ``config, table = autotune(...)``."""
+
+    config: LSHConfig
+    table: TrainingTable

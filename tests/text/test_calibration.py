@@ -1,0 +1,74 @@
+"""Probabilities are calibrated on held-out texts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from generated_texts import generate
+
+from torch_lsh.models import TextClassifier
+from torch_lsh.text.calibration import temperature_of
+
+
+@pytest.mark.parametrize(("right", "margin"), [(3, 2.0), (9, 0.5), (7, 30.0)])
+def test_the_temperature_makes_the_probability_that_of_being_right(right, margin):
+    logits = torch.tensor([[margin, 0.0]] * 10)
+    labels = torch.tensor([0] * right + [1] * (10 - right))
+    wanted = margin / math.log(right / (10 - right)) if right > 5 else 10.0  # below a half, the more uniform the better
+    assert temperature_of(logits, labels) == pytest.approx(min(wanted, 10.0), rel=1e-6)
+
+
+def test_the_temperature_has_the_least_cross_entropy():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(200, 5, generator=generator)
+    labels = torch.multinomial((logits / 2.5).softmax(1), 1, generator=generator)[:, 0]
+    found = temperature_of(logits, labels)
+    losses = [torch.nn.functional.cross_entropy(logits / (found * factor), labels) for factor in (0.99, 1.0, 1.01)]
+    assert losses[1] < min(losses[0], losses[2])
+    assert found == pytest.approx(2.5, rel=0.2)
+
+
+def test_the_temperature_is_within_limits_where_all_are_right_and_one_without_rows():
+    assert temperature_of(torch.tensor([[1.0, 0.0]] * 3), torch.zeros(3, dtype=torch.int64)) == pytest.approx(0.1)
+    assert temperature_of(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)) == 1.0
+    assert temperature_of(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)) == 1.0
+
+
+def calibration_error(probabilities, right, bins=10):
+    sure = probabilities.max(1)
+    at = np.minimum((sure * bins).astype(int), bins - 1)
+    return sum(abs((right - sure)[at == one].sum()) for one in range(bins)) / len(sure)
+
+
+def test_probabilities_of_a_fitted_model_are_those_of_being_right(tmp_path):
+    model = TextClassifier(epochs=10, label_smoothing=0.5).fit(*generate(600), validation=generate(300, seed=1))
+    texts, labels = generate(600, seed=2)
+    right = model.predict(texts) == np.array(labels)
+    error = calibration_error(model.predict_proba(texts), right)
+    uncalibrated = TextClassifier.load(saved(model, tmp_path))
+    assert uncalibrated.temperature_ == model.temperature_ < 0.8  # smoothed labels make a model too unsure
+    uncalibrated.temperature_ = 1.0
+    assert error < 0.3 * calibration_error(uncalibrated.predict_proba(texts), right)
+    np.testing.assert_allclose(model.top_k(texts, 1)[1][:, 0], model.predict_proba(texts).max(1), rtol=1e-6)
+    assert (uncalibrated.predict(texts) == model.predict(texts)).all()
+    # The loss is that of the probabilities.
+    picked = model.predict_proba(texts)[range(600), np.searchsorted(model.classes_, labels)]
+    assert model.evaluate(texts, labels)["loss"] == pytest.approx(-np.log(picked).mean(), rel=1e-5, abs=1e-7)
+
+
+def saved(model, folder):
+    model.save(folder / "model")
+    return folder / "model"
+
+
+def test_without_held_out_texts_nothing_is_calibrated():
+    assert TextClassifier(epochs=1).fit(*generate(60)).temperature_ == 1.0
+
+
+def test_files_without_a_temperature_are_not_calibrated():
+    previous = Path(__file__).parents[1] / "data" / "previous" / "text_2.safetensors"
+    assert TextClassifier.load(previous).temperature_ == 1.0

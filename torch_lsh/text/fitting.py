@@ -1,0 +1,201 @@
+"""Fitting of a text classifier: from texts and labels to a trained network."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data import XMCRows
+from ..data.xmc import join_rows
+from ..models.fitting import Fitted, Settings, fit, fit_more, label_weights
+from ..models.held_out import MOST_HELD_OUT
+from ..models.network import Network
+from ..models.rows import InMemory, batch_of, num_rows, row_weights
+from ..models.training import RunOptions
+from . import model_file
+from .calibration import temperature_of
+from .columns import Columns
+from .files import TextFile
+from .fitted import FittedText
+from .hashed_text import HashedText
+from .linear import LinearNetwork
+from .naive_bayes import log_count_ratios
+from .quality import Quality
+from .settings import Chosen, hashing, network_for
+from .sources import FileColumns, Texts, is_multi_hot, plain_labels, source_of
+from .training_data import FeatureSource, Labels, Statistics, TrainingData, hashed
+
+_MOST_COUNTS = 1 << 26  # of features by classes, to weigh features by
+
+
+def fit_texts(
+    chosen: Chosen,
+    X: Any,
+    y: Any,
+    file_columns: FileColumns,
+    options: RunOptions,
+    *,
+    validation: Any,
+    sample_weight: Any,
+    class_weight: Any,
+    budget: float | None,
+) -> FittedText:
+    """Trains a network on texts and labels; see :meth:`torch_lsh.text.TextClassifier.fit`.
+
+    Args:
+        chosen: The settings of the classifier.
+        X, y, validation, sample_weight, class_weight: As in ``fit``.
+        file_columns: How files are read.
+        options: How the run is carried out.
+        budget: Seconds of training.
+    """
+    y = plain_labels(y)
+    source, multi_hot = source_of(X, y, file_columns), is_multi_hot(y)
+    data = TrainingData(
+        source,
+        hashing(chosen, source.bytes()),
+        chosen.validation_fraction if validation is None else 0.0,
+        MOST_HELD_OUT,
+        chosen.memory,
+        chosen.seed,
+        range(y.shape[1]) if multi_hot else None,  # all, whether in use or not
+        None if sample_weight is None else row_weights(sample_weight, len(sample_weight)),
+    )
+    found = data.statistics
+    multilabel = found.several or _asks_for_several(source)
+    _check_found(found, multilabel)
+    held_out = found.held_out
+    if validation is not None:
+        held_out = _validation_rows(validation, file_columns, data.features, Labels(found.classes))
+    network, settings = network_for(chosen, len(found.columns), len(found.classes), found.rows, multilabel)
+    columns = _weighted_columns(data, network)
+    held_out = None if held_out is None else columns.rows(held_out)
+    network.class_weight = label_weights(_by_number(class_weight, found.classes), found.label_counts)
+    fitted = fit(
+        network,
+        FeatureSource(data, columns, chosen.memory),
+        held_out,
+        settings._replace(budget=budget),
+        options,
+        metric=functools.partial(Quality, multilabel, network.binary),
+        configuration=None if options.checkpoint is None else model_file.describe_run(network, data.features),
+    )
+    network.class_weight = None
+    network.eval()
+    return FittedText(
+        data.features,
+        columns,
+        network,
+        found.classes,
+        multilabel,
+        multi_hot,
+        _threshold(fitted, multilabel),
+        _temperature(network, held_out),
+        _of_texts(fitted.history),
+    )
+
+
+def fit_more_texts(
+    fitted: FittedText, source: Texts | TextFile, labels: Labels, settings: Settings, sample_weight: Any
+) -> FittedText:
+    """Trains a network further, on texts that may have new labels and new words.
+
+    Args:
+        fitted: The network, which is changed in place.
+        source: Texts and labels.
+        labels: Those of the network, in their order; gets the new ones.
+        settings: What to do; ``lr`` None means 0.001, without a hidden layer 0.005.
+        sample_weight: Weight of each text.
+    """
+    chunks = list(hashed(source, fitted.features, labels))
+    if not chunks:
+        return fitted
+    rows = join_rows(chunks)._replace(num_labels=len(labels.numbers))  # known ones included
+    if not fitted.multilabel and bool((rows.label_start.diff() > 1).any()):
+        raise ValueError("y has several labels of a text, and the classifier gives one")
+    wider = fitted.columns.with_those_of(rows)
+    rows = wider.rows(rows)
+    weights = row_weights(sample_weight, num_rows(rows))
+    lr = settings.lr or (0.005 if isinstance(fitted.network, LinearNetwork) else 0.001)
+    source_of_rows = InMemory(rows, rows.num_labels, weights)
+    history = fit_more(fitted.network, source_of_rows, settings._replace(lr=lr), RunOptions())
+    return fitted._replace(columns=wider, classes=list(labels.numbers), history=[*fitted.history, *_of_texts(history)])
+
+
+def labels_with(fitted: FittedText, classes: Iterable[Any] | None) -> Labels:
+    """The labels of a network, then further ones."""
+    labels = Labels(fitted.classes, others="add")
+    for label in [] if classes is None else np.asarray(classes).tolist():
+        labels.number(label, "classes")
+    return labels
+
+
+def make_room(fitted: FittedText, labels: Labels) -> FittedText:
+    """Widens a network, in place, for labels that no text has had."""
+    fitted.network.grow(len(fitted.columns), len(labels.numbers))
+    if fitted.network.mixture is not None:
+        fitted.network.mixture.make_room(len(labels.numbers))
+    return fitted._replace(classes=list(labels.numbers))
+
+
+def _asks_for_several(source: Texts | TextFile) -> bool:
+    return source.several if isinstance(source, Texts) else source.label_separator is not None
+
+
+def _check_found(found: Statistics, multilabel: bool) -> None:
+    if found.rows == 0:
+        raise ValueError("X holds no text with a label; wanted some")
+    if len(found.classes) < 2 and not multilabel:
+        raise ValueError(f"y holds one class only, {found.classes[0]!r}; wanted at least two")
+
+
+def _validation_rows(validation: Any, columns: FileColumns, features: HashedText, labels: Labels) -> XMCRows | None:
+    texts, y = validation if isinstance(validation, tuple) else (validation, None)
+    rows = list(hashed(source_of(texts, y, columns), features, labels))
+    return join_rows(rows)._replace(num_labels=len(labels.numbers)) if rows else None
+
+
+def _weighted_columns(data: TrainingData, network: Network) -> Columns:
+    """Weighted by how far they tell few classes apart, by their rarity otherwise."""
+    found, width = data.statistics, data.features.num_features
+    few = isinstance(network, LinearNetwork) and not network.binary
+    if not few or len(found.columns) * len(found.classes) >= _MOST_COUNTS:
+        return Columns(found.columns, found.idf, width)
+    unweighted = Columns(found.columns, torch.ones(len(found.columns)), width)
+    ratios = log_count_ratios((unweighted.rows(block.rows) for block in data.blocks()), len(found.classes))
+    return Columns(found.columns, ratios, width)
+
+
+def _threshold(fitted: Fitted, multilabel: bool) -> float:
+    validated = fitted.validated
+    return validated.best_threshold() if isinstance(validated, Quality) and multilabel else 0.5
+
+
+@torch.no_grad()
+def _temperature(network: Network, held_out: XMCRows | None) -> float:
+    """Of a linear network that gives one label: what held-out rows ask for."""
+    if held_out is None or not isinstance(network, LinearNetwork) or network.binary:
+        return 1.0
+    features, labels, _ = batch_of(held_out)
+    labelled = labels[:, 0] >= 0
+    return temperature_of(network.scores(features)[labelled], labels[labelled, 0])
+
+
+def _by_number(weights: Any, classes: list[Any]) -> Any:
+    """A dict of weights by the number of a label, in place of the label."""
+    if not isinstance(weights, dict):
+        return weights
+    numbers = {label: number for number, label in enumerate(classes)}
+    unknown = [label for label in weights if label not in numbers]
+    if unknown:
+        raise ValueError(f"class_weight has the label {unknown[0]!r}, which no text has")
+    return {numbers[label]: weight for label, weight in weights.items()}
+
+
+def _of_texts(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The history with the speed in texts."""
+    return [{name.replace("samples", "texts"): value for name, value in entry.items()} for entry in history]
