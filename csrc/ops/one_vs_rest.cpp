@@ -44,6 +44,14 @@ class Scratch {
 
   void use(int32_t column) { used_.insert(column); }
 
+  // Divides all entries by the length of the vector.
+  void normalize() {
+    double squares = 0;
+    used_.visit([&](int64_t column) { squares += double{values_[column]} * values_[column]; });
+    const auto scale = static_cast<float>(1 / std::max(std::sqrt(squares), 1e-30));
+    used_.visit([&](int64_t column) { values_[column] *= scale; });
+  }
+
   // Appends the entries above the threshold in magnitude, columns increasing, and clears the vector.
   void move_to(Part& part, float threshold) {
     const size_t before = part.columns.size();
@@ -97,8 +105,10 @@ std::tuple<Tensor, Tensor, Tensor> joined(std::vector<Part>& parts, int64_t labe
 
 std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tensor& row_columns,
                                             const Tensor& row_values, int64_t num_columns,
-                                            const Tensor& label_start, const Tensor& label_rows) {
+                                            const Tensor& label_start, const Tensor& label_rows,
+                                            double threshold) {
   TORCH_LSH_CHECK(num_columns >= 0, "num_columns is ", num_columns, "; wanted at least 0");
+  TORCH_LSH_CHECK(threshold >= 0, "threshold is ", threshold, "; wanted at least 0");
   const SparseRows rows = check_sparse_rows(row_start, "row_start", row_columns, "row_columns", &row_values,
                                             "row_values", num_columns);
   const SparseRows labels =
@@ -112,7 +122,8 @@ std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tenso
         sums[rows.index[at]] += rows.value[at];
       }
     }
-    scratch.move_to(part, 0);
+    scratch.normalize();
+    scratch.move_to(part, static_cast<float>(threshold));
   });
   return joined(parts, labels.rows);
 }

@@ -75,6 +75,7 @@ class LabelRanker(nn.Module):
         self.register_buffer("deviation", torch.ones(size))
         self.rank = _small_network(size)
         self.is_of_use = False  # whether a candidate of any row was right when it was tuned
+        self._hard_labels = torch.empty(0, _HARD_VOTED + _HARD_NEAREST, dtype=torch.int32)  # of the first rows
 
     @classmethod
     def of(
@@ -92,8 +93,9 @@ class LabelRanker(nn.Module):
         rows = weighting.rows(rows)
         near, centroids = neighbours_of(rows, neighbours), Centroids.of(rows)
         assert isinstance(near, SparseNeighbours)
-        classifiers = LinearClassifiers.of(rows, _hard_labels(rows, near, centroids), seed)
-        made = cls(weighting, near, centroids, classifiers)
+        hard = _hard_labels(rows, near, centroids)
+        made = cls(weighting, near, centroids, LinearClassifiers.of(rows, hard, seed))
+        made._hard_labels = hard
         made.counts = _label_counts(rows)
         return made
 
@@ -111,7 +113,9 @@ class LabelRanker(nn.Module):
         everything = near.rows()
         centroids = Centroids.of(everything)
         if refit:
-            classifiers = LinearClassifiers.of(everything, _hard_labels(everything, near, centroids), seed)
+            known = self._hard_labels
+            hard = torch.cat([known, _hard_labels(everything, near, centroids, len(known))])
+            classifiers = LinearClassifiers.of(everything, hard, seed)
         else:
             classifiers = self.classifiers.grown(everything.num_labels, everything.num_features)
         made = LabelRanker(weighting, near, centroids, classifiers)
@@ -320,12 +324,16 @@ def _and_below_best(values: Tensor, none: Tensor) -> list[Tensor]:
     return [values.masked_fill(none, 0).unsqueeze(2), (values - best).masked_fill(none, 0).unsqueeze(2)]
 
 
-def _hard_labels(rows: XMCRows, neighbours: SparseNeighbours, centroids: Centroids) -> Tensor:
-    """Labels ``[rows, M]`` that the rows may be mistaken for, were they not among the training rows; padded with -1."""
+def _hard_labels(rows: XMCRows, neighbours: SparseNeighbours, centroids: Centroids, begin: int = 0) -> Tensor:
+    """Labels that the rows from ``begin`` on may be mistaken for, were they not among the training rows.
+
+    Returns:
+        ``[rows - begin, M]`` int32, padded with -1.
+    """
     by_row = neighbours.row_start, neighbours.columns, neighbours.values
     by_column = neighbours.column_start, neighbours.column_rows, neighbours.column_values
     found = []
-    for some in torch.arange(len(rows.label_start) - 1).split(_ROWS):
+    for some in torch.arange(begin, len(rows.label_start) - 1).split(_ROWS):
         features, _ = collate_xmc(rows.take(some))
         query = features.crow_indices(), features.col_indices(), features.values()
         cosines, near = ops.nearest_rows(*query, *by_row, *by_column, *_HARD_NEIGHBOURS)
