@@ -16,6 +16,7 @@
 
 #include "checks.h"
 #include "ops/allocate.h"
+#include "ops/gathered_product.h"
 #include "ops/operator.h"
 #include "ops/parallel.h"
 #include "ops/row_set.h"
@@ -62,6 +63,7 @@ class Search {
   bool run(const Compressed& rows, const Compressed& columns, const Query& query, int64_t k,
            int64_t candidates, int64_t max_postings, float* values, int64_t* indices) {
     touched_.reserve(rows.outer);
+    if (static_cast<int64_t>(query_.size()) < columns.outer) query_.resize(columns.outer);
     if (static_cast<int64_t>(sums_.size()) < rows.outer) sums_.resize(rows.outer);
     const Zeroed zeroed{*this};
     bool sound = accumulate(columns, query, rows.outer, max_postings);
@@ -79,11 +81,13 @@ class Search {
       __builtin_prefetch(rows.index + rows.start[row]);
       __builtin_prefetch(rows.value + rows.start[row]);
     }
+    for (int64_t i = 0; i < query.count; ++i) query_[query.column[i]] = query.value[i];
     for (const uint64_t key : shortlist.best()) {
       const int64_t row = index_of(key);
-      sound &= rows.holds(row);
-      if (sound) best_.push_back(key_of(product(rows, row, query), row));
+      sound = sound && rows.holds(row) && largest(rows, row) < columns.outer;
+      if (sound) best_.push_back(key_of(product(rows, row), row));
     }
+    for (int64_t i = 0; i < query.count; ++i) query_[query.column[i]] = 0;
     const int64_t found = std::min<int64_t>(k, static_cast<int64_t>(best_.size()));
     std::partial_sort(best_.begin(), best_.begin() + found, best_.end(), std::greater<>());
     for (int64_t i = 0; i < found; ++i) {
@@ -129,20 +133,18 @@ class Search {
     return true;
   }
 
-  static float product(const Compressed& rows, int64_t row, const Query& query) {
-    float sum = 0;
-    int64_t q = 0;
-    for (int64_t at = rows.start[row]; at < rows.start[row + 1] && q < query.count;) {
-      const int64_t difference = rows.index[at] - query.column[q];
-      if (difference == 0) sum += rows.value[at] * query.value[q];
-      at += difference <= 0;
-      q += difference >= 0;
-    }
-    return sum;
+  static int64_t largest(const Compressed& rows, int64_t row) {
+    return rows.count(row) == 0 ? -1 : largest_index(rows.index + rows.start[row], rows.count(row));
+  }
+
+  float product(const Compressed& rows, int64_t row) const {
+    const int64_t begin = rows.start[row];
+    return gathered_product(rows.index + begin, rows.value + begin, rows.count(row), query_.data());
   }
 
   RowSet touched_;
-  std::vector<float> sums_;  // zero except at touched rows
+  std::vector<float> sums_;   // zero except at touched rows
+  std::vector<float> query_;  // all columns; zero between searches
   std::vector<int64_t> order_;
   std::vector<uint64_t> best_;
 };

@@ -15,8 +15,10 @@
 
 #include "checks.h"
 #include "ops/allocate.h"
+#include "ops/gathered_product.h"
 #include "ops/operator.h"
 #include "ops/parallel.h"
+#include "ops/row_set.h"
 #include "ops/sparse_rows.h"
 #include "random.h"
 
@@ -36,36 +38,36 @@ struct Part {
 // A dense vector that knows which of its entries were used.
 class Scratch {
  public:
-  explicit Scratch(int64_t columns) : values_(static_cast<size_t>(columns)), used_(values_.size()) {}
+  explicit Scratch(int64_t columns) : values_(static_cast<size_t>(columns)) { used_.reserve(columns); }
 
   float* values() { return values_.data(); }
 
-  void use(int32_t column) {
-    if (used_[column]) return;
-    used_[column] = true;
-    touched_.push_back(column);
+  void use(int32_t column) { used_.insert(column); }
+
+  // Divides all entries by the length of the vector.
+  void normalize() {
+    double squares = 0;
+    used_.visit([&](int64_t column) { squares += double{values_[column]} * values_[column]; });
+    const auto scale = static_cast<float>(1 / std::max(std::sqrt(squares), 1e-30));
+    used_.visit([&](int64_t column) { values_[column] *= scale; });
   }
 
   // Appends the entries above the threshold in magnitude, columns increasing, and clears the vector.
   void move_to(Part& part, float threshold) {
-    std::sort(touched_.begin(), touched_.end());
     const size_t before = part.columns.size();
-    for (const int32_t column : touched_) {
+    used_.drain([&](int64_t column) {
       if (std::fabs(values_[column]) > threshold) {
-        part.columns.push_back(column);
+        part.columns.push_back(static_cast<int32_t>(column));
         part.values.push_back(values_[column]);
       }
       values_[column] = 0;
-      used_[column] = false;
-    }
-    touched_.clear();
+    });
     part.counts.push_back(static_cast<int64_t>(part.columns.size() - before));
   }
 
  private:
   std::vector<float> values_;
-  std::vector<char> used_;
-  std::vector<int32_t> touched_;
+  RowSet used_;
 };
 
 template <typename Label>
@@ -103,8 +105,10 @@ std::tuple<Tensor, Tensor, Tensor> joined(std::vector<Part>& parts, int64_t labe
 
 std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tensor& row_columns,
                                             const Tensor& row_values, int64_t num_columns,
-                                            const Tensor& label_start, const Tensor& label_rows) {
+                                            const Tensor& label_start, const Tensor& label_rows,
+                                            double threshold) {
   TORCH_LSH_CHECK(num_columns >= 0, "num_columns is ", num_columns, "; wanted at least 0");
+  TORCH_LSH_CHECK(threshold >= 0, "threshold is ", threshold, "; wanted at least 0");
   const SparseRows rows = check_sparse_rows(row_start, "row_start", row_columns, "row_columns", &row_values,
                                             "row_values", num_columns);
   const SparseRows labels =
@@ -118,7 +122,8 @@ std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tenso
         sums[rows.index[at]] += rows.value[at];
       }
     }
-    scratch.move_to(part, 0);
+    scratch.normalize();
+    scratch.move_to(part, static_cast<float>(threshold));
   });
   return joined(parts, labels.rows);
 }
@@ -144,8 +149,8 @@ class LinearClassifier {
       for (const int32_t i : order_) {
         const float sign = positive[i] ? 1.0f : -1.0f;
         const int64_t begin = rows_.start[members[i]], end = rows_.start[members[i] + 1];
-        float product = bias;
-        for (int64_t at = begin; at < end; ++at) product += weights[rows_.index[at]] * rows_.value[at];
+        const float product =
+            bias + gathered_product(rows_.index + begin, rows_.value + begin, end - begin, weights);
         const float slope = sign * product - 1 + diagonal_ * dual_[i];
         const float dual = std::max(dual_[i] - slope / (squares_[i] + diagonal_), 0.0f);
         const float change = dual - dual_[i];
@@ -257,16 +262,13 @@ Tensor sparse_dot(const Tensor& crow, const Tensor& col, const Tensor& values, c
     for (int64_t i = first; i < last; ++i) {
       for (int64_t at = query_start[i]; at < query_start[i + 1]; ++at) query[column[at]] += value[at];
       for (int64_t j = i * width; j < (i + 1) * width; ++j) {
-        float sum = 0;
-        if (wanted[j] >= 0)
-          for (int64_t at = start[wanted[j]]; at < start[wanted[j] + 1]; ++at) {
-            if (index[at] < 0 || index[at] >= num_columns) {
-              sound = false;
-              break;
-            }
-            sum += weight[at] * query[index[at]];
-          }
-        out[j] = sum;
+        out[j] = 0;
+        if (wanted[j] < 0) continue;
+        const int64_t begin = start[wanted[j]], count = start[wanted[j] + 1] - begin;
+        if (count > 0 && int64_t{largest_index(index + begin, count)} >= num_columns)
+          sound = false;
+        else
+          out[j] = gathered_product(index + begin, weight + begin, count, query.data());
       }
       for (int64_t at = query_start[i]; at < query_start[i + 1]; ++at) query[column[at]] = 0;
     }

@@ -37,6 +37,17 @@ class RowSet {
     return true;
   }
 
+  // Calls visit(row) in increasing order.
+  template <typename Visit>
+  void visit(const Visit& visit) const {
+    for (size_t s = 0; s < summary_.size(); ++s)
+      for (uint64_t summary = summary_[s]; summary != 0; summary &= summary - 1) {
+        const size_t w = s * 64 + static_cast<size_t>(__builtin_ctzll(summary));
+        for (uint64_t word = words_[w]; word != 0; word &= word - 1)
+          visit(static_cast<int64_t>(w * 64 + static_cast<size_t>(__builtin_ctzll(word))));
+      }
+  }
+
   // Calls visit(row) in increasing order and empties the set.
   template <typename Visit>
   void drain(const Visit& visit) {

@@ -83,6 +83,20 @@ def test_budgets():
     assert time.perf_counter() - start < 10
 
 
+def test_a_budget_counts_the_ranker():
+    train, _ = synthetic_xmc(12_000, 0, num_features=2_000, num_labels=600)
+    model = XMCClassifier(2_000, 600, hidden=4)
+    start = time.perf_counter()
+    model.fit(train, budget=0.2, progress=False)
+    short = time.perf_counter() - start
+    assert isinstance(model.mixture, LabelRanker)
+    assert 1_000 < len(model.mixture.neighbours) < len(train)
+    start = time.perf_counter()
+    model.fit(train, budget="1h", epochs=1, progress=False)
+    assert short < time.perf_counter() - start
+    assert len(model.mixture.neighbours) == len(train)
+
+
 def test_held_out_rows_train_a_ranker_and_become_neighbours():
     train, _ = synthetic_xmc(3_000, 0, num_features=500, num_labels=600)
     torch.manual_seed(0)

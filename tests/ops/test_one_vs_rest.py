@@ -1,4 +1,4 @@
-"""sum_rows, fit_linear_rows and sparse_dot against their twins, and what they promise."""
+"""sum_rows, transpose_rows, fit_linear_rows and sparse_dot against their twins, and what they promise."""
 
 from __future__ import annotations
 
@@ -29,9 +29,18 @@ def test_sums_are_those_of_the_twin(shape, threads):
     rows, columns, labels = shape
     matrix = random_csr(rows, columns, 0.3, 0, whole=True)
     start, members, _ = random_csr(labels, rows, 0.3, 1)
-    ours = ops.sum_rows(*matrix, columns, start, members)
-    theirs = twins.sum_rows(*matrix, columns, start, members)
-    for some, wanted in zip(ours, theirs):
+    for threshold in (0.0, 0.1234):
+        ours = ops.sum_rows(*matrix, columns, start, members, threshold)
+        theirs = twins.sum_rows(*matrix, columns, start, members, threshold)
+        for some, wanted in zip(ours, theirs):
+            torch.testing.assert_close(some, wanted)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (40, 17), (17, 300), (3, 0)])
+def test_columns_are_those_of_the_twin(shape):
+    rows, columns = shape
+    matrix = random_csr(rows, columns, 0.3, 0)
+    for some, wanted in zip(ops.transpose_rows(*matrix, columns), twins.transpose_rows(*matrix, columns)):
         assert some.dtype == wanted.dtype
         assert torch.equal(some, wanted)
 
@@ -89,7 +98,7 @@ def test_a_label_without_rows_has_no_weights():
     assert start.tolist() == [0, 0, 0]
     assert len(columns) == len(weights) == 0
     assert bias.tolist() == [0, 0]
-    assert ops.sum_rows(*matrix, 3, *nothing)[0].tolist() == [0, 0, 0]
+    assert ops.sum_rows(*matrix, 3, *nothing, 0.0)[0].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("batch", [0, 1, 9])
@@ -136,7 +145,10 @@ def test_bad_arguments_of_fit_linear_rows(change, words):
         ops.fit_linear_rows(*arguments)
     if max(change) < 6:
         with pytest.raises(RuntimeError, match=words):
-            ops.sum_rows(*arguments[:6])
+            ops.sum_rows(*arguments[:6], 0.0)
+    if max(change) < 4:
+        with pytest.raises(RuntimeError, match=words):
+            ops.transpose_rows(*arguments[:4])
 
 
 @pytest.mark.parametrize(

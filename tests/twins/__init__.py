@@ -22,7 +22,7 @@ from .linear_softmax import (
 from .linear_softmax_adam import linear_softmax_adam_
 from .nearest_members import nearest_members
 from .nearest_rows import nearest_rows
-from .one_vs_rest import fit_linear_rows, sparse_dot, sum_rows
+from .one_vs_rest import fit_linear_rows, sparse_dot, sum_rows, transpose_rows
 from .optimizer import row_sparse_adagrad_, row_sparse_adam_, row_sparse_lion_, row_sparse_sgd_
 from .partition import query_partition, residual_codes, search_partition, update_partition
 from .probes import probe_codes
@@ -89,6 +89,7 @@ __all__ = [
     "sketch_candidates",
     "sparse_dot",
     "sum_rows",
+    "transpose_rows",
     "update_partition",
     "update_tables",
     "word_spans",

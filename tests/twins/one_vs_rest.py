@@ -24,10 +24,21 @@ def sum_rows(
     num_columns: int,
     label_start: Tensor,
     label_rows: Tensor,
+    threshold: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = _dense(row_start, row_columns, row_values, num_columns)
     labels = _dense(label_start, label_rows, torch.ones(len(label_rows)), len(rows))
-    return _sparse(labels @ rows)
+    sums = torch.nn.functional.normalize(labels @ rows, dim=1)
+    return _sparse(sums.where(sums.abs() > threshold, 0))
+
+
+def transpose_rows(
+    row_start: Tensor, row_columns: Tensor, row_values: Tensor, num_columns: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    order = row_columns.argsort(stable=True)
+    row = torch.repeat_interleave(torch.arange(len(row_start) - 1, dtype=torch.int32), row_start.diff())
+    counts = torch.bincount(row_columns, minlength=num_columns)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), row[order], row_values[order]
 
 
 def fit_linear_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,14 +15,17 @@ from .mixture import Mixture
 from .neighbours import MOST_NEIGHBOURS, neighbours_of
 from .network import Network
 from .ranker import LabelRanker
-from .rows import InMemory, Rows, Source, label_counts
+from .rows import InMemory, Rows, Source, label_counts, num_rows
 from .schedule import DECAY, Schedule
 from .training import RunOptions, TrainingRun, carry_out
+from .weighting import FeatureWeighting
 
 WIDE = 4096  # with more labels, the output layer is sampled
 MANY = 512  # with as many labels, neighbours vote
 _NEIGHBOURS = 64  # that vote
-_RANKED_ROWS = 60_000  # that a network beside a ranker is trained on, in one pass at least
+_RANKED_ROWS = 50_000  # that a network beside a ranker is trained on, in one pass at least
+_RANKER_SHARE = 0.25  # of a budget, to make a ranker of the training rows; held-out rows join it later
+_TIMED_ROWS = 1_000  # that tell how long that takes
 _REFIT = 100_000  # with fewer rows, classifiers are trained again with the rows that were held out
 
 
@@ -33,7 +37,7 @@ class Settings(NamedTuple):
         batch_size: Rows per step.
         lr: Learning rate of Adam at the beginning.
         patience: Epochs without improvement on held-out rows before training stops.
-        budget: Seconds of training.
+        budget: Seconds of the fit.
         neighbours: How many of the nearest training rows vote.
         seed: Seed of the order of the rows.
         decay: Last part of the run, in which the learning rate falls, as a share.
@@ -79,10 +83,11 @@ class Settings(NamedTuple):
         """How many neighbours vote, given so many labels."""
         return self.neighbours if self.neighbours is not None else (_NEIGHBOURS if labels >= MANY else 0)
 
-    def schedule(self) -> Schedule:
-        """The schedule of settings that :meth:`for_data` completed."""
+    def schedule(self, spent: float = 0.0) -> Schedule:
+        """The schedule of settings that :meth:`for_data` completed, after so many seconds of the budget."""
         assert self.lr is not None
-        return Schedule(self.lr, self.epochs, self.patience, self.budget, self.decay)
+        left = None if self.budget is None else max(self.budget - spent, 1e-3)
+        return Schedule(self.lr, self.epochs, self.patience, left, self.decay)
 
 
 class Fitted(NamedTuple):
@@ -125,11 +130,14 @@ def fit(
     if source.size == 0:
         raise ValueError("the training data has no rows")
     network.mixture = None
+    start = time.perf_counter()
     mixture = _mixture(source, settings, network, with_ranker=held_out is not None)
     ranked = isinstance(mixture, LabelRanker)
     settings = settings.for_data(source.size, network.num_labels, held_out is not None and not ranked, ranked)
-    run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed, configuration)
     judge = None if held_out is None else HeldOut(held_out, network, mixture, metric)
+    # Held-out rows join in the end, which takes at most as long as making the mixture.
+    schedule = settings.schedule(spent=2 * (time.perf_counter() - start))
+    run = TrainingRun(network, source, schedule, settings.batch_size or 1, settings.seed, configuration)
 
     def measure() -> tuple[dict[str, float], tuple[float, ...]]:
         entry: dict[str, float] = {}
@@ -195,8 +203,21 @@ def _mixture(source: Source, settings: Settings, network: Network, with_ranker: 
         return None
     rows = rows._replace(num_labels=network.num_labels)
     if with_ranker and isinstance(rows, XMCRows):
-        return LabelRanker.of(rows, neighbours, seed=settings.seed)
+        weighting = FeatureWeighting.choose(rows, settings.seed)
+        if settings.budget is not None:
+            rows = _affordable(rows, weighting, neighbours, _RANKER_SHARE * settings.budget, settings.seed)
+        return LabelRanker.of(rows, neighbours, weighting, settings.seed)
     return Mixture([neighbours_of(rows, neighbours)], source.label_counts)
+
+
+def _affordable(rows: XMCRows, weighting: FeatureWeighting, neighbours: int, seconds: float, seed: int) -> XMCRows:
+    """As many of the rows as a ranker can be made of in so many seconds; all if they suffice."""
+    order = torch.randperm(num_rows(rows), generator=torch.Generator().manual_seed(seed))
+    start = time.perf_counter()
+    LabelRanker.of(rows.take(order[:_TIMED_ROWS]), neighbours, weighting, seed)
+    took = time.perf_counter() - start
+    count = max(_TIMED_ROWS, int(_TIMED_ROWS * seconds / took))
+    return rows if count >= len(order) else rows.take(order[:count].sort().values)
 
 
 def _with_rows(mixture: Mixture | LabelRanker, rows: Rows, labels: int, refit: bool = False) -> Mixture | LabelRanker:

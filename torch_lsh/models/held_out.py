@@ -22,7 +22,7 @@ MOST_HELD_OUT = 10_000
 _ENOUGH = 1_500  # rows to hold out
 _LARGEST_SHARE = 0.125
 _MOST_SCORES = 1 << 28  # of held-out rows, after an epoch
-_MOST_SCORED = 1_000  # held-out rows of which the scores of all labels are computed beside a ranker
+_MOST_SCORED = 1 << 23  # scores of held-out rows beside a ranker, where they decide nothing
 _MOST_RANKED = 6_000  # held-out rows that train a ranker
 _RANKED = 256  # rows at a time
 
@@ -101,9 +101,8 @@ class HeldOut:
         metric: Callable[[], Metric] = Precision,
     ) -> None:
         self.network, self.mixture, self._metric = network, mixture, metric
-        most = max(512, _MOST_SCORES // network.num_labels)
-        if isinstance(mixture, LabelRanker):
-            most = min(most, _MOST_SCORED)
+        scores, least = (_MOST_SCORED, 256) if isinstance(mixture, LabelRanker) else (_MOST_SCORES, 512)
+        most = max(least, scores // network.num_labels)
         counted = rows.take(torch.arange(min(num_rows(rows), most)))
         blocks = torch.arange(num_rows(counted)).split(network.rows_at_a_time)
         self._batches: list[Batch] = [batch_of(counted.take(block)) for block in blocks]

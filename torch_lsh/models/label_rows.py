@@ -89,15 +89,10 @@ class Centroids(LabelRows):
     def of(cls, rows: XMCRows) -> Centroids:
         """The centroids of rows of unit length."""
         by_row = rows.feature_start, rows.features, rows.values
-        start, columns, values = ops.sum_rows(*by_row, rows.num_features, *rows_of_labels(rows))
-        label = torch.repeat_interleave(start.diff())
-        squares = torch.zeros(rows.num_labels).index_add_(0, label, values.square())
-        values = values / squares.sqrt()[label]
-        kept = values.abs() >= _LEAST_WEIGHT
         made = cls(rows.num_labels, rows.num_features, 0)
-        counts = torch.bincount(label[kept], minlength=rows.num_labels)
-        made.start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        made.columns, made.values = columns[kept], values[kept]
+        made.start, made.columns, made.values = ops.sum_rows(
+            *by_row, rows.num_features, *rows_of_labels(rows), _LEAST_WEIGHT
+        )
         made.index()
         return made
 
@@ -108,11 +103,9 @@ class Centroids(LabelRows):
 
     def index(self) -> None:
         """Builds the inverted index. Call it after the buffers have changed."""
-        counts = torch.bincount(self.columns, minlength=self.num_features)
-        self.column_start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        order = self.columns.argsort(stable=True)
-        label = torch.repeat_interleave(torch.arange(self.num_labels, dtype=torch.int32), self.start.diff())
-        self.column_labels, self.column_values = label[order], self.values[order]
+        self.column_start, self.column_labels, self.column_values = ops.transpose_rows(
+            self.start, self.columns, self.values, self.num_features
+        )
 
     def search(self, features: Features, k: int, max_postings: int = _MAX_POSTINGS) -> Tensor:
         """Finds the labels with the nearest centroids: ``[B, k]`` int64, padded with -1."""
@@ -172,9 +165,8 @@ class LinearClassifiers(LabelRows):
 
 def rows_of_labels(rows: XMCRows) -> tuple[Tensor, Tensor]:
     """The rows of each label: offsets ``[N + 1]`` int64, and row numbers int32, increasing for each label."""
-    counts = torch.bincount(rows.labels, minlength=rows.num_labels)
-    row = torch.repeat_interleave(torch.arange(len(rows.label_start) - 1, dtype=torch.int32), rows.label_start.diff())
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), row[rows.labels.argsort(stable=True)]
+    start, row, _ = ops.transpose_rows(rows.label_start, rows.labels, torch.empty(len(rows.labels)), rows.num_labels)
+    return start, row
 
 
 def _members(rows: XMCRows, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:

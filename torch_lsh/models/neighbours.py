@@ -151,11 +151,9 @@ class SparseNeighbours(Neighbours):
 
     def index_rows(self) -> None:
         """Builds the inverted index from the rows."""
-        counts = torch.bincount(self.columns, minlength=self.num_features)
-        self.column_start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        order = self.columns.argsort(stable=True)
-        of_entry = torch.repeat_interleave(torch.arange(len(self), dtype=torch.int32), self.row_start.diff())
-        self.column_rows, self.column_values = of_entry[order], self.values[order]
+        self.column_start, self.column_rows, self.column_values = ops.transpose_rows(
+            self.row_start, self.columns, self.values, self.num_features
+        )
 
     def check(self, num_features: int) -> None:
         if self.num_features != num_features:
@@ -172,14 +170,14 @@ class SparseNeighbours(Neighbours):
         )
         check_rows(by_column)
 
-    def search(self, features: Features) -> tuple[Tensor, Tensor]:
+    def search(self, features: Features, max_postings: int = _MAX_POSTINGS) -> tuple[Tensor, Tensor]:
         crow, col, values = features.crow_indices(), features.col_indices(), features.values()
         if not (isinstance(features, SparseFeatures) and features.unit):
             crow, col, values = in_order(crow, col, values)
             values = unit_length(crow, values)
         by_row = self.row_start, self.columns, self.values
         by_column = self.column_start, self.column_rows, self.column_values
-        return ops.nearest_rows(crow, col, values, *by_row, *by_column, self.k, _CANDIDATES * self.k, _MAX_POSTINGS)
+        return ops.nearest_rows(crow, col, values, *by_row, *by_column, self.k, _CANDIDATES * self.k, max_postings)
 
     def configuration(self) -> dict[str, Any]:
         own = {"kind": "sparse", "num_features": self.num_features, "entries": len(self.columns)}

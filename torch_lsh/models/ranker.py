@@ -22,8 +22,8 @@ _VOTED, _NEAREST = 100, 50  # candidates by votes and by centroids
 _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
 _HARD_NEIGHBOURS = 33, 66, 1 << 11  # whose labels those are: how many, of how many candidates, by how many postings
 _UNITS = 16
-_EPOCHS, _LEAST_STEPS = 8, 400
-_BATCH, _RATE, _DECAY = 64, 0.01, 1e-3
+_EPOCHS, _LEAST_STEPS = 8, 200
+_BATCH, _RATE, _DECAY = 64, 0.015, 1e-3
 _ROWS = 1024  # at a time
 _LEAST_DEVIATION = 1e-5  # of evidence; what varies less is as good as constant
 _KS = (1, 3, 5)
@@ -75,6 +75,7 @@ class LabelRanker(nn.Module):
         self.register_buffer("deviation", torch.ones(size))
         self.rank = _small_network(size)
         self.is_of_use = False  # whether a candidate of any row was right when it was tuned
+        self._hard_labels = torch.empty(0, _HARD_VOTED + _HARD_NEAREST, dtype=torch.int32)  # of the first rows
 
     @classmethod
     def of(
@@ -92,8 +93,9 @@ class LabelRanker(nn.Module):
         rows = weighting.rows(rows)
         near, centroids = neighbours_of(rows, neighbours), Centroids.of(rows)
         assert isinstance(near, SparseNeighbours)
-        classifiers = LinearClassifiers.of(rows, _hard_labels(rows, near, centroids), seed)
-        made = cls(weighting, near, centroids, classifiers)
+        hard = _hard_labels(rows, near, centroids)
+        made = cls(weighting, near, centroids, LinearClassifiers.of(rows, hard, seed))
+        made._hard_labels = hard
         made.counts = _label_counts(rows)
         return made
 
@@ -111,7 +113,9 @@ class LabelRanker(nn.Module):
         everything = near.rows()
         centroids = Centroids.of(everything)
         if refit:
-            classifiers = LinearClassifiers.of(everything, _hard_labels(everything, near, centroids), seed)
+            known = self._hard_labels
+            hard = torch.cat([known, _hard_labels(everything, near, centroids, len(known))])
+            classifiers = LinearClassifiers.of(everything, hard, seed)
         else:
             classifiers = self.classifiers.grown(everything.num_labels, everything.num_features)
         made = LabelRanker(weighting, near, centroids, classifiers)
@@ -320,12 +324,16 @@ def _and_below_best(values: Tensor, none: Tensor) -> list[Tensor]:
     return [values.masked_fill(none, 0).unsqueeze(2), (values - best).masked_fill(none, 0).unsqueeze(2)]
 
 
-def _hard_labels(rows: XMCRows, neighbours: SparseNeighbours, centroids: Centroids) -> Tensor:
-    """Labels ``[rows, M]`` that the rows may be mistaken for, were they not among the training rows; padded with -1."""
+def _hard_labels(rows: XMCRows, neighbours: SparseNeighbours, centroids: Centroids, begin: int = 0) -> Tensor:
+    """Labels that the rows from ``begin`` on may be mistaken for, were they not among the training rows.
+
+    Returns:
+        ``[rows - begin, M]`` int32, padded with -1.
+    """
     by_row = neighbours.row_start, neighbours.columns, neighbours.values
     by_column = neighbours.column_start, neighbours.column_rows, neighbours.column_values
     found = []
-    for some in torch.arange(len(rows.label_start) - 1).split(_ROWS):
+    for some in torch.arange(begin, len(rows.label_start) - 1).split(_ROWS):
         features, _ = collate_xmc(rows.take(some))
         query = features.crow_indices(), features.col_indices(), features.values()
         cosines, near = ops.nearest_rows(*query, *by_row, *by_column, *_HARD_NEIGHBOURS)

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data import XMCRows, collate_xmc
-from .neighbours import in_order, neighbours_of, unit_length
+from .neighbours import SparseNeighbours, in_order, neighbours_of, unit_length
 from .rows import Features, SparseFeatures
 
 _MOST_ROWS = 50_000  # to look for neighbours among
-_MOST_QUERIES = 2_000
+_MOST_QUERIES = 1_000
+_MAX_POSTINGS = 1 << 12  # read per query
 _NEIGHBOURS = 50
 _ROWS = 1024  # at a time
 _KS = (1, 3, 5)
@@ -101,12 +102,13 @@ class FeatureWeighting(nn.Module):
 def _precision_of_neighbours(rows: XMCRows) -> float:
     """The mean of precision@1, 3 and 5 of the votes of other rows, for some rows of unit length."""
     neighbours = neighbours_of(rows, _NEIGHBOURS + 1)
+    assert isinstance(neighbours, SparseNeighbours)
     queries = torch.arange(min(_MOST_QUERIES, len(rows.label_start) - 1))
     right = torch.zeros(max(_KS))
     for some in queries.split(_ROWS):
         batch = rows.take(some)
         features, wanted = collate_xmc(batch)
-        cosines, near = neighbours.search(features)
+        cosines, near = neighbours.search(features, _MAX_POSTINGS)
         weights = cosines.clamp(min=0).square().masked_fill(near == some.unsqueeze(1), 0).unsqueeze(2)
         near = near.masked_fill(near == some.unsqueeze(1), -1)
         none = torch.empty(len(some), 0, dtype=torch.int64)

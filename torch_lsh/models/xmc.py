@@ -158,7 +158,7 @@ class XMCClassifier(WideNetwork):
             validation: Rows to decide with, in place of held-out ones; they become neighbours, too.
             validation_fraction: Share of the rows to hold out, at most 10,000.
             patience: Epochs without improvement on held-out rows before training stops, given ``epochs``.
-            budget: Time to train, in seconds or as text such as ``"60s"`` or ``"5m"``.
+            budget: Time of the fit, ranker included, in seconds or as text such as ``"60s"`` or ``"5m"``.
             sample_weight: Weight of each row ``[rows]``.
             class_weight: Weight of each label: ``[num_labels]``, a dict of some labels, or ``"balanced"``.
             metrics, ks: What to measure, see :meth:`evaluate`.

@@ -1,7 +1,8 @@
-"""Sparse rows per label: sums of training rows, linear classifiers, and their products with queries."""
+"""Sparse rows per label: sums of training rows, linear classifiers, their products with queries, their columns."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .declaration import NeedsData, operator
@@ -15,23 +16,46 @@ def sum_rows(
     num_columns: int,
     label_start: Tensor,
     label_rows: Tensor,
+    threshold: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums the sparse rows of each label.
+    """Sums the sparse rows of each label, and scales the sums to length 1.
 
     Args:
         row_start, row_columns, row_values: rows ``[R, num_columns]`` in CSR form, int64, int32 and float32.
         num_columns: F.
         label_start, label_rows: the rows of each label ``[L, R]`` in CSR form, int64 and int32.
+        threshold: scaled sums whose magnitude is not above it are left out.
 
     Returns:
-        The sums ``[L, F]`` in CSR form; columns increase within a row, and zeros are left out.
+        The scaled sums ``[L, F]`` in CSR form; columns increase within a row.
 
     >>> import torch
     >>> rows = torch.tensor([0, 1, 3]), torch.tensor([1, 0, 1]).int(), torch.tensor([5.0, 7.0, 2.0])
-    >>> sum_rows(*rows, 2, torch.tensor([0, 2]), torch.tensor([0, 1]).int())
-    (tensor([0, 2]), tensor([0, 1], dtype=torch.int32), tensor([7., 7.]))
+    >>> sum_rows(*rows, 2, torch.tensor([0, 2]), torch.tensor([0, 1]).int(), 0.0)
+    (tensor([0, 2]), tensor([0, 1], dtype=torch.int32), tensor([0.7071, 0.7071]))
     """
     raise NeedsData
+
+
+@operator
+def transpose_rows(
+    row_start: Tensor, row_columns: Tensor, row_values: Tensor, num_columns: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Turns a sparse matrix that is stored by rows into one that is stored by columns.
+
+    Args:
+        row_start, row_columns, row_values: ``[R, num_columns]`` in CSR form, int64, int32 and float32.
+        num_columns: F.
+
+    Returns:
+        The same in CSC form: offsets ``[F + 1]`` int64, row numbers int32, which increase within a column, and values.
+
+    >>> import torch
+    >>> transpose_rows(torch.tensor([0, 1, 3]), torch.tensor([1, 0, 1]).int(), torch.tensor([5.0, 7.0, 2.0]), 2)
+    (tensor([0, 1, 3]), tensor([1, 0, 1], dtype=torch.int32), tensor([7., 5., 2.]))
+    """
+    columns = row_start.new_empty(num_columns + 1)
+    return columns, torch.empty_like(row_columns), torch.empty_like(row_values)
 
 
 @operator
