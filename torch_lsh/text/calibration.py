@@ -27,6 +27,7 @@ def temperature_of(logits: Tensor, labels: Tensor) -> float:
 
     Three of four rows are right, so the probability should be 3/4, whose logit is ln 3:
 
+    >>> import torch
     >>> logits = torch.tensor([[2.0, 0.0]] * 4)
     >>> temperature = temperature_of(logits, torch.tensor([0, 0, 0, 1]))
     >>> round(temperature, 4), round(2 / math.log(3), 4)

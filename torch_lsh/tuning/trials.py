@@ -138,6 +138,7 @@ class TrainingTable(list[TrainingTrial]):
     def __str__(self) -> str:
         """Prints a table.
 
+        >>> import torch
         >>> table = TrainingTable([TrainingTrial(Settings(LSHConfig(active=64), 0.01), 7, 0.5, torch.ones(9), 1)])
         >>> table.best = table[0]
         >>> print(table)
