@@ -40,7 +40,7 @@ import torch_lsh
 from torch_lsh.data import synthetic_xmc
 from torch_lsh.data.xmc import write_xmc
 from torch_lsh.distributed import exchange_rows_
-from torch_lsh.io import load_archive, load_safetensors
+from torch_lsh.io import load_safetensors
 
 Tensors = dict[str, Tensor]
 
@@ -166,8 +166,7 @@ def train_run(folder: Path) -> Run:
 
 
 def train_result(folder: Path) -> Tensors:
-    weights: Tensors = load_archive(folder / "model.pt")["weights"]
-    return {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    return load_safetensors(folder / "model.pt")[0]
 
 
 def train_text_run(folder: Path) -> Run:

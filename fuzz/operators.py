@@ -128,8 +128,8 @@ def _same(one: Any, other: Any) -> bool:
         return True
     if one.layout is not torch.strided:
         return True
-    one, other = (some.detach().resolve_neg().resolve_conj().reshape(-1).clone() for some in (one, other))
-    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+    one, other = (some.detach().resolve_neg().resolve_conj().reshape(-1) for some in (one, other))
+    return torch.equal(*(some.clone(memory_format=torch.contiguous_format).view(torch.uint8) for some in (one, other)))
 
 
 def run(full_name: str, arguments: list[Any], compared: bool, level: str, threads: int) -> str:
