@@ -41,6 +41,7 @@ std::tuple<Tensor, Tensor> linear_softmax_adam_(
     std::optional<Tensor> bias_second, std::optional<Tensor> bias_step, double lr, double beta1, double beta2,
     double eps, double weight_decay, bool decoupled, bool maximize, bool stochastic_rounding) {
   const Adam of_weight{weight, first, second, step};
+  check_operand(weight, "weight", 2, weight.scalar_type());
   TORCH_LSH_CHECK(weight.scalar_type() == x.scalar_type() && x.scalar_type() != ScalarType::BFloat16,
                   "weight has dtype ", torch::headeronly::toString(weight.scalar_type()), " and x ",
                   torch::headeronly::toString(x.scalar_type()), "; wanted Float or Double for both");

@@ -20,6 +20,7 @@ NAMES = list(torch.ops.torch_lsh.linear_softmax_adam_.default._schema.arguments)
         ("bias_second", torch.zeros(9).bfloat16(), "bias_second has dtype BFloat16; wanted Float"),
         ("rows", torch.tensor([4, 1, 7]), "strictly increasing rows"),
         ("x", torch.zeros(2, 4).bfloat16(), "wanted Float or Double for both"),
+        ("weight", torch.tensor(1.0), r"weight has shape \[\]; wanted 2 dimension"),
     ],
 )
 def test_errors_leave_everything_as_it_was(name, wrong, message):

@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torch_lsh import HashTableConfig, LSHConfig, LSHLinear, optim
+from twins.samples import SAMPLES
+
+from torch_lsh import HashTableConfig, LSHConfig, LSHLinear, ops, optim
 
 SETTINGS = {
     "default": {},
@@ -47,3 +49,20 @@ def test_other_look_ups_have_no_simhash_tables(options):
     layer = LSHLinear(8, 3_000, config=LSHConfig(active=64, index=HashTableConfig(**options)))
     F.cross_entropy(layer(torch.randn(7, 8)), torch.arange(7))
     assert layer.sampler.tables.simhash_tables is None
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("projections", torch.zeros(5, 8), r"projections has shape \[5, 8\]; wanted hashes_per_table columns"),
+        ("hashes_per_table", 1, r"projections has shape .*; wanted hashes_per_table columns"),
+        ("labels", torch.zeros(9, 1, dtype=torch.int64), "first and every choose .* samples of x"),
+        ("num_rows", 3, "ids holds row"),
+    ],
+)
+def test_errors_name_the_argument(name, wrong, message):
+    names = [argument.name for argument in torch.ops.torch_lsh.draw_hashed_rows.default._schema.arguments]
+    arguments = dict(zip(names, SAMPLES["draw_hashed_rows"]()[1].arguments))
+    arguments[name] = wrong
+    with pytest.raises(RuntimeError, match=message):
+        ops.draw_hashed_rows(**arguments)

@@ -38,7 +38,7 @@ def linear_softmax_adam_(
     ):
         if parameter is not None:
             count += 1
-            number = int(count)
+            number = float(count)
             corrections = 1 - beta1**number, 1 - beta2**number
             row_sparse_adam_(
                 parameter,
@@ -55,6 +55,6 @@ def linear_softmax_adam_(
                 decoupled,
                 maximize,
                 None,
-                number if stochastic_rounding else -1,
+                int(number) if stochastic_rounding else -1,
             )
     return grad_x, positive
