@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-
 from twins.samples import SAMPLES
 
 from torch_lsh import HashTableConfig, LSHConfig, LSHLinear, ops, optim
