@@ -105,7 +105,9 @@ def _other_shapes(rng: random.Random, arguments: list[Any]) -> list[Any]:
             if size == old and result.numel() // max(1, old) * new <= 20_000:
                 result = values.resized(result, dim, new)
         if result.dtype in values.FLOATING and argument.dtype is not torch.bfloat16 and rng.random() < 0.3:
+            negative = bool((argument < 0).any())  # second moments and numbers of steps are not
             result = torch.randn(result.shape, dtype=result.dtype)
+            result = result if negative else result.abs()
         return result.requires_grad_(argument.requires_grad)
 
     return [other(argument) for argument in arguments]
