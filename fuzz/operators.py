@@ -190,6 +190,8 @@ def _check_error(full_name: str, error: Exception) -> None:
 def _compare(name: str, result: Any, arguments: list[Any], of_twin: list[Any]) -> str:
     if name == "probe_codes" and of_twin[1].shape[2:].numel() > 10:
         return "accepted"  # the twin lists all sets of changes
+    if name == "draw_rows" and bool((of_twin[2].diff() < 0).any()):
+        return "accepted"  # no sums: the search ends somewhere
     try:
         expected = getattr(twins, name)(*of_twin)
     except Exception:  # a twin defines what the operator does with valid arguments only
