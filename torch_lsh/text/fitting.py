@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..data import XMCRows
 from ..data.xmc import join_rows
@@ -169,13 +170,15 @@ def _validation_rows(validation: Any, columns: FileColumns, features: HashedText
 
 
 def _weighted_columns(blocks: Iterable[Weighted], found: Statistics, network: Network, num_columns: int) -> Columns:
-    """Weighted by how far they tell few classes apart, by their rarity otherwise."""
+    """Weighted by how far they tell few classes apart, with more than two by rarity, too; by rarity alone otherwise."""
     few = isinstance(network, LinearNetwork) and not network.binary
     if not few or len(found.columns) * len(found.classes) >= _MOST_COUNTS:
         return Columns(found.columns, found.idf, num_columns)
     unweighted = Columns(found.columns, torch.ones(len(found.columns)), num_columns)
-    ratios = log_count_ratios((unweighted.rows(block.rows) for block in blocks), len(found.classes))
-    return Columns(found.columns, ratios, num_columns)
+    weights = log_count_ratios((unweighted.rows(block.rows) for block in blocks), len(found.classes))
+    if len(found.classes) > 2:  # the mean over classes is less sure than the one ratio of two
+        weights = weights.sqrt_().mul_(found.idf)
+    return Columns(found.columns, weights, num_columns)
 
 
 def _threshold(fitted: Fitted, multilabel: bool) -> float:
@@ -229,7 +232,14 @@ def _cross_fitted_temperature(
         features, of_rows, _ = batch_of(columns.rows(found.cached.rows.take(predicted)))
         logits.append(other.scores(features).detach())
         labels.append(of_rows[:, 0])
-    return temperature_of(torch.cat(logits), torch.cat(labels))
+    return temperature_of(*_with_one_wrong(torch.cat(logits), torch.cat(labels)))
+
+
+def _with_one_wrong(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows and one more, of median margin and wrong (rule of succession), so that T is finite without errors."""
+    best = logits.topk(2)
+    row = best.values.diff().squeeze(1).median(0).indices
+    return torch.cat([logits, logits[row][None]]), torch.cat([labels, best.indices[row, 1:]])
 
 
 def _by_number(weights: Any, classes: list[Any]) -> Any:
