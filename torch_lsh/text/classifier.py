@@ -62,7 +62,7 @@ class TextClassifier(Estimator):
         lr: Adam's learning rate at the start; it falls linearly to 0.
         label_smoothing: Label smoothing of the softmax cross entropy.
         validation_fraction: Share of the texts to hold out (at most 10,000) for early stopping, given at least 20,000
-            texts; 0 runs all epochs.
+            texts; 0 runs all epochs and leaves probabilities uncalibrated.
         patience: Epochs without improvement before training stops and goes back to the best epoch.
         memory: Bytes of hashed features to keep in memory. Above that, each epoch reads and hashes the texts again, and
             the neighbours are a random choice of the texts.
@@ -75,8 +75,9 @@ class TextClassifier(Estimator):
         multilabel_: whether a text may have several labels.
         multi_hot_: whether they were given as zeros and ones.
         threshold_: probability from which on :meth:`predict` gives a label (multi-label).
-        temperature_: what logits are divided by before they become probabilities. Held-out texts choose it where the
-            network is linear and a text has one label; else it is 1.
+        temperature_: what logits are divided by before they become probabilities. Where the network is linear and a
+            text has one label, held-out texts choose it; below 20,000 texts, parts of them that networks of the other
+            parts predict. Else, and below 200 texts, it is 1.
         history_: a dict per epoch.
         network_: a :class:`torch_lsh.models.network.WideNetwork`, or up to 64 classes a linear one.
 

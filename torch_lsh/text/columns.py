@@ -75,6 +75,12 @@ class Columns:
         crow, feature, values = self.features(hashed.feature_start, hashed.features, hashed.values)
         return hashed._replace(feature_start=crow, features=feature.int(), values=values, num_features=len(self))
 
+    def only_those_of(self, hashed: XMCRows) -> Columns:
+        """These columns, with weight 0 where they do not occur in hashed text."""
+        occurs = torch.zeros(self.num_columns, dtype=torch.bool)
+        occurs[hashed.features.long()] = True
+        return Columns(self.columns, self.weights * occurs[self.columns.long()], self.num_columns)
+
     def with_those_of(self, hashed: XMCRows) -> Columns:
         """These columns, and behind them those that are new in hashed text, with the weight that most columns have."""
         new = hashed.features[self._feature_of[hashed.features] < 0].unique()

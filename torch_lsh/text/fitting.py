@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..data import XMCRows
 from ..data.xmc import join_rows
 from ..models.fitting import Fitted, Settings, fit, fit_more, label_weights
-from ..models.held_out import MOST_HELD_OUT
+from ..models.held_out import LEAST_TO_HOLD_OUT, MOST_HELD_OUT
 from ..models.network import Network
 from ..models.rows import InMemory, batch_of, num_rows, row_weights
 from ..models.training import RunOptions
@@ -27,9 +29,12 @@ from .naive_bayes import log_count_ratios
 from .quality import Quality
 from .settings import Chosen, hashing, network_for
 from .sources import FileColumns, Texts, is_multi_hot, plain_labels, source_of
-from .training_data import FeatureSource, Labels, Statistics, TrainingData, hashed
+from .training_data import FeatureSource, Labels, Statistics, TrainingData, Weighted, hashed
 
 _MOST_COUNTS = 1 << 26  # of features by classes, to weigh features by
+_PARTS = 5  # of the training texts, for a temperature where none are held out
+_ENOUGH = 500  # texts for a temperature
+_LEAST = 200
 
 
 def fit_texts(
@@ -72,7 +77,9 @@ def fit_texts(
     if validation is not None:
         held_out = _validation_rows(validation, file_columns, data.features, Labels(found.classes))
     network, settings = network_for(chosen, len(found.columns), len(found.classes), found.rows, multilabel)
-    columns = _weighted_columns(data, network)
+    columns = _weighted_columns(data.blocks(), found, network, data.features.num_features)
+    parts = 0 if chosen.validation_fraction == 0 else _parts_to_calibrate(network, held_out, found)
+    budget = None if budget is None else budget / (1 + parts)
     held_out = None if held_out is None else columns.rows(held_out)
     network.class_weight = label_weights(_by_number(class_weight, found.classes), found.label_counts)
     fitted = fit(
@@ -84,8 +91,11 @@ def fit_texts(
         metric=functools.partial(Quality, multilabel, network.binary),
         configuration=None if options.checkpoint is None else model_file.describe_run(network, data.features),
     )
-    network.class_weight = None
     network.eval()
+    temperature = _temperature(network, held_out)
+    if parts > 0:
+        temperature = _cross_fitted_temperature(chosen, data, network, settings._replace(budget=budget), parts)
+    network.class_weight = None
     return FittedText(
         data.features,
         columns,
@@ -94,7 +104,7 @@ def fit_texts(
         multilabel,
         multi_hot,
         _threshold(fitted, multilabel),
-        _temperature(network, held_out),
+        temperature,
         _of_texts(fitted.history),
     )
 
@@ -159,15 +169,16 @@ def _validation_rows(validation: Any, columns: FileColumns, features: HashedText
     return join_rows(rows)._replace(num_labels=len(labels.numbers)) if rows else None
 
 
-def _weighted_columns(data: TrainingData, network: Network) -> Columns:
-    """Weighted by how far they tell few classes apart, by their rarity otherwise."""
-    found, width = data.statistics, data.features.num_features
+def _weighted_columns(blocks: Iterable[Weighted], found: Statistics, network: Network, num_columns: int) -> Columns:
+    """Weighted by how far they tell few classes apart, with more than two by rarity, too; by rarity alone otherwise."""
     few = isinstance(network, LinearNetwork) and not network.binary
     if not few or len(found.columns) * len(found.classes) >= _MOST_COUNTS:
-        return Columns(found.columns, found.idf, width)
-    unweighted = Columns(found.columns, torch.ones(len(found.columns)), width)
-    ratios = log_count_ratios((unweighted.rows(block.rows) for block in data.blocks()), len(found.classes))
-    return Columns(found.columns, ratios, width)
+        return Columns(found.columns, found.idf, num_columns)
+    unweighted = Columns(found.columns, torch.ones(len(found.columns)), num_columns)
+    weights = log_count_ratios((unweighted.rows(block.rows) for block in blocks), len(found.classes))
+    if len(found.classes) > 2:  # the mean over classes is less sure than the one ratio of two
+        weights = weights.sqrt_().mul_(found.idf)
+    return Columns(found.columns, weights, num_columns)
 
 
 def _threshold(fitted: Fitted, multilabel: bool) -> float:
@@ -183,6 +194,52 @@ def _temperature(network: Network, held_out: XMCRows | None) -> float:
     features, labels, _ = batch_of(held_out)
     labelled = labels[:, 0] >= 0
     return temperature_of(network.scores(features)[labelled], labels[labelled, 0])
+
+
+def _parts_to_calibrate(network: Network, held_out: XMCRows | None, found: Statistics) -> int:
+    """How many fifths of the training texts to predict by networks of the others; 0 where that is not called for."""
+    calibrated = isinstance(network, LinearNetwork) and not network.binary
+    few = found.cached is not None and _LEAST <= found.rows < LEAST_TO_HOLD_OUT
+    return min(_PARTS, math.ceil(_ENOUGH * _PARTS / found.rows)) if calibrated and few and held_out is None else 0
+
+
+def _cross_fitted_temperature(
+    chosen: Chosen, data: TrainingData, network: Network, settings: Settings, parts: int
+) -> float:
+    """What training texts ask for, each predicted by a network that was trained on the other parts.
+
+    Args:
+        chosen: The settings of the classifier.
+        data: The training texts, in memory.
+        network: The network of all texts.
+        settings: Of its training.
+        parts: How many of the parts to predict.
+    """
+    found = data.statistics
+    assert found.cached is not None
+    order = torch.randperm(found.rows, generator=torch.Generator().manual_seed(chosen.seed))
+    logits, labels = [], []
+    for predicted in order.chunk(_PARTS)[:parts]:
+        others = torch.ones(found.rows, dtype=torch.bool)
+        others[predicted] = False
+        rows, weights = found.cached.take(others.nonzero()[:, 0])
+        other, _ = network_for(chosen, network.num_features, network.num_labels, len(rows), multilabel=False)
+        other.class_weight = network.class_weight
+        columns = _weighted_columns([Weighted(rows, weights)], found, other, data.features.num_features)
+        columns = columns.only_those_of(rows)
+        fit(other, InMemory(columns.rows(rows), network.num_labels, weights), None, settings, RunOptions())
+        other.eval()
+        features, of_rows, _ = batch_of(columns.rows(found.cached.rows.take(predicted)))
+        logits.append(other.scores(features).detach())
+        labels.append(of_rows[:, 0])
+    return temperature_of(*_with_one_wrong(torch.cat(logits), torch.cat(labels)))
+
+
+def _with_one_wrong(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows and one more, of median margin and wrong (rule of succession), so that T is finite without errors."""
+    best = logits.topk(2)
+    row = best.values.diff().squeeze(1).median(0).indices
+    return torch.cat([logits, logits[row][None]]), torch.cat([labels, best.indices[row, 1:]])
 
 
 def _by_number(weights: Any, classes: list[Any]) -> Any:

@@ -72,8 +72,8 @@ def hashing(chosen: Chosen, text_bytes: int) -> HashedText | list[tuple[float, H
 
 
 def _bits(text_bytes: int) -> int:
-    """Chooses about one column per 4 bytes of text, so that few words and pairs collide; at most four million."""
-    return min(22, max(16, math.ceil(math.log2(text_bytes / 4 + 1))))
+    """Chooses about one column per 2 bytes of text, so that few words and pairs collide; at most four million."""
+    return min(22, max(16, math.ceil(math.log2(text_bytes / 2 + 1))))
 
 
 def network_for(chosen: Chosen, features: int, classes: int, rows: int, multilabel: bool) -> tuple[Network, Settings]:

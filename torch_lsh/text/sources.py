@@ -99,7 +99,13 @@ class Texts:
             yield TextRow(text, labels, f"row {i}")  # type: ignore[arg-type]  # bytes are hashed as they are
 
     def bytes(self) -> int:
-        return sum(len(text) for text in self.texts if isinstance(text, (str, bytes)))
+        """How much text there is, in UTF-8."""
+        texts = (text for text in self.texts if isinstance(text, (str, bytes)))
+        return sum(len(text if text.isascii() else _utf8(text)) for text in texts)
+
+
+def _utf8(text: str | bytes) -> bytes:
+    return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
 
 
 def _as_list(items: Any, name: str) -> list[Any]:
