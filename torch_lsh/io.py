@@ -352,9 +352,10 @@ def assign_weights(module: nn.Module, weights: dict[str, Any]) -> None:
 
     Raises:
         ValueError: A tensor cannot be one of the module.
-        RuntimeError: Names or shapes differ.
+        RuntimeError: Names differ.
     """
-    own = module.state_dict()
+    # Not state_dict(), which may take memory in proportion to shapes that no tensor has yet been compared with.
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name in own.keys() & weights.keys():
         given, dtype = weights[name], own[name].dtype
         if not isinstance(given, Tensor):
@@ -362,6 +363,8 @@ def assign_weights(module: nn.Module, weights: dict[str, Any]) -> None:
         fits = given.dtype in _FLOATING if dtype in _FLOATING else given.dtype is dtype
         if not fits or not given.is_contiguous():
             raise ValueError(f"{name} has dtype {given.dtype} and strides {given.stride()}; wanted {dtype}, contiguous")
+        if given.shape != own[name].shape:
+            raise ValueError(f"{name} has shape {list(given.shape)}; wanted {list(own[name].shape)}")
     found = {given.dtype for given in weights.values() if given.dtype in _FLOATING}
     if len(found) > 1 and not any(tensor.dtype is torch.int8 for tensor in own.values()):
         raise ValueError(f"weights have dtypes {', '.join(sorted(map(str, found)))}; wanted one")

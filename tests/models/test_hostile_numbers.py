@@ -132,3 +132,13 @@ def test_an_index_out_of_proportion_is_refused(tmp_path):
     XMCClassifier(8, 40, 8, config=config).save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"model does not hold .* takes 34359.* bytes; wanted at most 1076363264"):
         XMCClassifier.load(tmp_path / "model")
+
+
+def test_labels_beyond_the_weights_take_no_memory(tmp_path, little_memory):
+    """Not even where the state of a sampler of so many rows would be gigabytes."""
+    XMCClassifier(8, 40, 8, config=CONFIGS["drift"]).save(tmp_path / "model")
+    tensors, metadata = load_safetensors(tmp_path / "model")
+    text = json.dumps({**json.loads(metadata["model"]), "num_labels": 10**9})
+    save_safetensors(tensors, tmp_path / "made", {**metadata, "model": text})
+    with pytest.raises(ValueError, match=r"output\.\w+ has shape \[40.*\]; wanted \[1000000000"):
+        XMCClassifier.load(tmp_path / "made")
