@@ -39,7 +39,8 @@ Hashed = tuple[Tensor, Tensor, Tensor]  # a sparse CSR matrix
 class TextClassifier(Estimator):
     """Classifies texts with a network over hashed words and word n-grams.
 
-    These are weighted by their rarity; over few classes with one label a text, by how far they tell the classes apart.
+    These are weighted by their rarity; with one label a text, over 3 to 64 classes also by how far they tell the
+    classes apart, and over two by that alone.
 
     The number of classes decides the network: linear up to 64, a hidden layer above, an
     :class:`torch_lsh.LSHLinear` output above 4096. From 512 on, the nearest training texts count in every prediction,
