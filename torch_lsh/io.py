@@ -355,7 +355,8 @@ def assign_weights(module: nn.Module, weights: dict[str, Any]) -> None:
         RuntimeError: Names differ.
     """
     # Not state_dict(), which may take memory in proportion to shapes that no tensor has yet been compared with.
-    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    own: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    own.update(module.named_buffers(remove_duplicate=False))
     for name in own.keys() & weights.keys():
         given, dtype = weights[name], own[name].dtype
         if not isinstance(given, Tensor):

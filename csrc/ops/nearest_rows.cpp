@@ -134,7 +134,8 @@ class Search {
   }
 
   static int64_t largest(const Compressed& rows, int64_t row) {
-    return rows.count(row) == 0 ? -1 : largest_index(rows.index + rows.start[row], rows.count(row));
+    if (rows.count(row) == 0) return -1;
+    return largest_index(rows.index + rows.start[row], rows.count(row));
   }
 
   float product(const Compressed& rows, int64_t row) const {

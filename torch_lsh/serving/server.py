@@ -48,8 +48,6 @@ except ImportError as error:
     raise ImportError("serving needs starlette and uvicorn: pip install 'torch_lsh[serve]'") from error
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-
-
 _LOOK = 0.1  # seconds between looks whether a reload is wanted
 
 

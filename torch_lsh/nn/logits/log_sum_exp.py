@@ -14,14 +14,7 @@ from torch import Tensor
 from ...sampling.active_set import ActiveSet
 from ...sampling.sampler import Sampler
 from ..paths import EXACT
-from .losses import (
-    correction_of,
-    finish,
-    grad_mode,
-    log_weights_of_logits,
-    sampled_logits,
-    sampler_in_training,
-)
+from .losses import correction_of, finish, grad_mode, log_weights_of_logits, sampled_logits, sampler_in_training
 from .recipe import Recipe
 from .tensor import SampledLogits, handles
 

@@ -12,14 +12,7 @@ import torch
 from torch import Tensor
 
 from ...sampling.sampler import Sampler
-from .losses import (
-    correction_of,
-    grad_mode,
-    is_log_softmax,
-    log_weights_of_logits,
-    sampled_logits,
-    sampler_in_training,
-)
+from .losses import correction_of, grad_mode, is_log_softmax, log_weights_of_logits, sampled_logits, sampler_in_training
 from .recipe import Recipe
 from .tensor import SampledLogits, handles
 
