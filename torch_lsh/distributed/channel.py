@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_ALIGNMENT = 8  # bytes of the largest element
 
 
 def timeout_of(group: dist.ProcessGroup | None) -> timedelta | None:
@@ -38,6 +41,7 @@ class Channel:
         self.group = group
         self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
         self.bytes_sent = self.calls = 0
+        self._room = 0  # bytes that gather_messages expects of each process; the same in all
 
     def __deepcopy__(self, memo: Any) -> Channel:
         return Channel(self.group)
@@ -46,20 +50,48 @@ class Channel:
         self.bytes_sent += int(sent)
         self.calls += 1
 
-    def gather(self, tensor: Tensor) -> list[Tensor]:
-        """``tensor`` of every process; its shape and dtype are the same in all."""
-        tensors = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(tensors, tensor, self.group)
+    def gather(self, tensor: Tensor) -> Tensor:
+        """``tensor`` of every process: ``[size, ...]``; its shape and dtype are the same in all."""
+        # All messages go at once; those of gloo's all-gather go around in a ring, one after the other.
+        copies = tensor.expand(self.size, *tensor.shape).contiguous()
+        came = torch.empty_like(copies)
+        dist.all_to_all_single(came, copies, group=self.group)
         self._count((self.size - 1) * tensor.nbytes)
-        return tensors
+        return came
 
-    def gather_lengths(self, tensor: Tensor, lengths: list[int]) -> list[Tensor]:
-        """``tensor`` of every process, where the first dimension of that of process ``r`` is ``lengths[r]``."""
-        if len(set(lengths)) == 1:
-            return self.gather(tensor.contiguous())
-        padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])
-        padded[: len(tensor)] = tensor
-        return [part[:length] for part, length in zip(self.gather(padded), lengths)]
+    def gather_lengths(self, tensor: Tensor, lengths: list[int]) -> Tensor:
+        """``tensor`` of every process, one after the other; the first dimension of that of ``r`` is ``lengths[r]``."""
+        copies = tensor.expand(self.size, *tensor.shape).flatten(0, 1)
+        return self.exchange(copies, [len(tensor)] * self.size, lengths)
+
+    def gather_messages(self, numbers: list[int], parts: list[Tensor]) -> tuple[list[list[int]], list[Tensor]]:
+        """Numbers, as many in each process, and bytes of any length, of every process.
+
+        Takes one collective where no process has more bytes than earlier calls let the others expect; otherwise two.
+
+        Args:
+            numbers: int64.
+            parts: ``[n]`` uint8, which are sent as one message.
+
+        Returns:
+            Numbers and message of each process. A message starts where any dtype is aligned.
+        """
+        length, room = sum([len(part) for part in parts]), self._room
+        head = torch.tensor([length, *numbers]).view(torch.uint8)
+        start = len(head)
+        whole = torch.cat([head, *parts, head.new_zeros(max(0, room - length))])
+        came = self.gather(whole[: start + room])
+        heads: list[list[int]] = came.view(torch.int64)[:, : start // _ALIGNMENT].tolist()
+        lengths = [numbers_of.pop(0) for numbers_of in heads]
+        messages = [one[:length] for one, length in zip(came[:, start:].unbind(), lengths)]
+        longest = max(lengths)
+        if longest > room:
+            rests = [max(0, length - room) for length in lengths]
+            others = self.gather_lengths(whole[start + room :], rests).split(rests)
+            messages = [torch.cat(both) for both in zip(messages, others)]
+        if not room // 2 <= longest <= room:
+            self._room = -(-longest // _ALIGNMENT) * _ALIGNMENT
+        return heads, messages
 
     def gather_into(self, tensors: list[Tensor], places: list[Sequence[Tensor]]) -> None:
         """Copies ``tensors[i]`` of every process ``r`` into ``places[i][r]``; all are contiguous.
@@ -85,18 +117,19 @@ class Channel:
         self._count(2 * (self.size - 1) / self.size * tensor.nbytes)
         return tensor
 
-    def exchange(self, parts: list[Tensor], lengths: list[int]) -> list[Tensor]:
-        """Sends ``parts[r]`` to process ``r``; returns what came, from process ``r`` a tensor of ``lengths[r]``.
+    def exchange(self, sent: Tensor, counts: list[int], lengths: list[int]) -> Tensor:
+        """Sends parts of contiguous ``sent`` to all processes; returns what comes from them, one after the other.
 
         Args:
-            parts: tensors that differ in their first dimension alone.
-            lengths: sizes of the first dimension of what comes.
+            sent: the part for process ``r`` has ``counts[r]`` elements of the first dimension.
+            counts: sizes of the parts.
+            lengths: sizes of what comes.
         """
-        sent = torch.cat(parts)
         came = sent.new_empty(sum(lengths), *sent.shape[1:])
-        dist.all_to_all_single(came, sent, lengths, [len(part) for part in parts], group=self.group)
-        self._count(sent.nbytes - parts[self.rank].nbytes)
-        return list(came.split(lengths))
+        dist.all_to_all_single(came, sent, lengths, counts, group=self.group)
+        others = len(sent) - counts[self.rank]
+        self._count(others * sent.element_size() * math.prod(sent.shape[1:]))
+        return came
 
     def broadcast_(self, tensor: Tensor, source: int) -> None:
         """Copies contiguous ``tensor`` of process ``source`` of the group to all, in place."""

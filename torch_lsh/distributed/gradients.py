@@ -72,11 +72,11 @@ def refuse_updated(parameters: list[Tensor]) -> None:
 
 def check_same(parameters: list[Tensor], channel: Channel) -> None:
     """Raises a RuntimeError, in all processes, if number, shapes or dtypes of the parameters differ between them."""
-    lengths = torch.cat(channel.gather(torch.tensor([len(parameters)]))).tolist()
+    lengths = channel.gather(torch.tensor(len(parameters))).tolist()
     if len(set(lengths)) > 1:
         raise RuntimeError(f"parameters holds {lengths} tensors in the processes; wanted the same in all")
     forms = [f"{tuple(parameter.shape)} {parameter.dtype}" for parameter in parameters]
-    all_forms = torch.stack(channel.gather(torch.tensor([zlib.crc32(form.encode()) for form in forms])))
+    all_forms = channel.gather(torch.tensor([zlib.crc32(form.encode()) for form in forms]))
     differs = (all_forms != all_forms[0]).any(0)
     if differs.any():
         number = int(differs.nonzero()[0])
@@ -115,7 +115,7 @@ def average(
             rows, values = parts[number] = rows_and_values(gradient)
             own[number] = torch.tensor([_ROW_SPARSE, len(rows)])
     messages = channel.gather(own.flatten() if note is None else torch.cat([own.flatten(), note]))
-    kinds, counts = torch.stack([message[: own.numel()].view_as(own) for message in messages]).unbind(2)
+    kinds, counts = messages[:, : own.numel()].unflatten(1, own.shape).unbind(2)
     divisor = channel.size if of_all else int(kinds[:, -1].sum())
     means: dict[int, Tensor] = {}
     by_rows = []
@@ -134,7 +134,7 @@ def average(
             means[number] = row_sparse(rows, values.div_(divisor), parameter.shape)
         for number, mean in means.items():
             parameters[number].grad = mean
-    return [message[own.numel() :] for message in messages]
+    return list(messages[:, own.numel() :])
 
 
 def _dense_mean(parameter: Tensor, channel: Channel, takes_part: bool, divisor: int) -> Tensor:

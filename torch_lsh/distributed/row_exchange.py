@@ -146,8 +146,8 @@ class RowExchange:
     def end_join(self, is_last: bool) -> None:
         """Copies the parameters of a process that had inputs to the end to all processes."""
         assert self._channel is not None
-        ranks = self._channel.gather(torch.tensor([self._channel.rank if is_last else -1]))
-        self._copy_parameters(int(torch.cat(ranks).max()))
+        ranks = self._channel.gather(torch.tensor(self._channel.rank if is_last else -1))
+        self._copy_parameters(int(ranks.max()))
 
 
 def _carried_rows(samplers: list[Sampler], takes_part: bool) -> Tensor:

@@ -40,8 +40,6 @@ def cross_entropy(layer: ShardOwner, x: Tensor, target: Target, options: Options
     own = None if options.class_weight is None else options.class_weight[layer.shards.own]
     local = options._replace(class_weight=own)
     sums = _of_active_rows(layer, x, gathered, local) if layer.training else _of_all_rows(layer, gathered, local)
-    # Without rows there is no partition function: a very small number has no infinite differences.
-    sums[:, 0].clamp_(min=torch.finfo(sums.dtype).min)
     log_z, at_labels, *of_classes = _joined(gathered.samples.join(sums))
     loss = (shares.sum(1) * log_z - at_labels).masked_fill((target.labels < 0).all(1), 0)
     if options.label_smoothing > 0:
@@ -51,8 +49,10 @@ def cross_entropy(layer: ShardOwner, x: Tensor, target: Target, options: Options
 
 
 def _joined(parts: Tensor) -> list[Tensor]:
-    """The sums over shards ``[own samples]`` each, from ``[own samples, shards, sums]``."""
-    return [parts[..., 0].logsumexp(1), *parts[..., 1:].sum(1).unbind(1)]
+    """The sums over shards ``[own samples]`` each, from ``[shards, own samples, sums]``."""
+    # Without rows there is no partition function: a very small number has no infinite differences.
+    log_z = parts[..., 0].clamp(min=torch.finfo(parts.dtype).min).logsumexp(0)
+    return [log_z, *parts[..., 1:].sum(0).unbind(1)]
 
 
 def _of_active_rows(layer: ShardOwner, input: Tensor, gathered: Gathered, options: Options) -> Tensor:
@@ -74,7 +74,7 @@ def _of_all_rows(layer: ShardOwner, gathered: Gathered, options: Options) -> Ten
         sums_of_logits(logits, active, gathered.target.shares, "none", options)
         for active, logits in all_logits(layer, gathered)
     ]
-    return torch.stack(_joined(torch.stack(parts, 1)), 1)
+    return torch.stack(_joined(torch.stack(parts)), 1)
 
 
 def sums_of_logits(logits: Tensor, active: ActiveSet, shares: Tensor, correction: str, options: Options) -> Tensor:

@@ -133,9 +133,9 @@ class ShardedLogits:
     def dense(self) -> Tensor:
         """The ``[*, out_features]`` tensor, differentiable. Costs what the whole layer costs."""
         owner, flat = self.owner, self.operand()
-        samples = Samples.of(owner.channel, len(flat), owner.same_inputs)
-        local = F.linear(samples.gather_inputs(flat), owner.weight, owner.bias)
-        return samples.to_owners(local, owner.shards.sizes).reshape(self.shape)
+        samples, (inputs,), _ = Samples.gather(owner.channel, owner.same_inputs, [flat])
+        local = F.linear(samples.attach(flat, inputs), owner.weight, owner.bias)
+        return torch.cat(samples.to_owners(local, owner.shards.sizes), 1).reshape(self.shape)
 
     def operand(self) -> Tensor:
         """The input as ``[B, in_features]``.

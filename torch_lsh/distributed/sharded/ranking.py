@@ -23,8 +23,8 @@ def topk(layer: ShardOwner, x: Tensor, k: int, candidates: int | None = None) ->
         k: 1 to ``out_features``.
         candidates: rows per sample and shard that are scored, those with the nearest sign codes; None: all rows.
     """
-    samples = Samples.of(layer.channel, len(x), layer.same_inputs)
-    everyone = samples.gather(x.detach()).to(layer.weight.dtype).contiguous()
+    samples, (inputs,), _ = Samples.gather(layer.channel, layer.same_inputs, [x])
+    everyone = torch.cat(inputs).to(layer.weight.dtype)
     count = min(k, layer.own_rows)
     if candidates is None:
         values, rows = ops.linear_topk(everyone, layer.weight, layer.bias, count)
@@ -32,9 +32,11 @@ def topk(layer: ShardOwner, x: Tensor, k: int, candidates: int | None = None) ->
         found = layer.sampler.candidates(layer.weight, layer.bias, everyone, max(candidates, count))
         values, rows = ops.rows_topk(everyone, layer.weight, layer.bias, found, count)
     classes = (rows + layer.shards.own.start).masked_fill(rows < 0, -1)
-    padding, sizes = (0, k - count), [k] * layer.channel.size
-    all_values = samples.send_to_owners(F.pad(values, padding, value=-math.inf), sizes)
-    all_classes = samples.send_to_owners(F.pad(classes, padding, value=-1), sizes)
+    padding = 0, k - count
+    # In one message: float64 holds both.
+    ranked = [F.pad(values.double(), padding, value=-math.inf), F.pad(classes.double(), padding, value=-1)]
+    joined = samples.join(torch.cat(ranked, 1)).transpose(0, 1)
+    all_values, all_classes = (part.flatten(1) for part in joined.split(k, 2))
     # Shards come in the order of their rows, and a stable sort keeps that among equals.
     best, places = all_values.sort(dim=1, descending=True, stable=True)
-    return best[:, :k], all_classes.gather(1, places[:, :k])
+    return best[:, :k].to(values.dtype), all_classes.gather(1, places[:, :k]).long()

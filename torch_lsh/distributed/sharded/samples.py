@@ -33,11 +33,31 @@ class Samples:
     same: bool
 
     @classmethod
-    def of(cls, channel: Channel, count: int, same: bool) -> Samples:
-        """Tells the processes that this one brings ``count`` samples."""
+    def gather(
+        cls, channel: Channel, same: bool, tensors: list[Tensor], flag: bool = False
+    ) -> tuple[Samples, list[list[Tensor]], bool]:
+        """Brings together what the processes know of their samples; not differentiable.
+
+        Args:
+            channel: the processes.
+            same: whether all bring the same samples.
+            tensors: ``[own samples, n]``, where ``n`` may differ between processes; larger elements first.
+            flag: any of this process.
+
+        Returns:
+            The samples; each of the tensors, of every process that brings samples of its own; whether any has the flag.
+        """
+        count = len(tensors[0])
         if same or channel.size == 1:
-            return cls(channel, (count,) * channel.size, same)
-        return cls(channel, tuple(torch.cat(channel.gather(torch.tensor([count]))).tolist()), same)
+            return cls(channel, (count,) * channel.size, same), [[tensor] for tensor in tensors], flag
+        numbers = [count, flag, *[tensor.shape[1] for tensor in tensors]]
+        parts = [tensor.detach().reshape(-1).view(torch.uint8) for tensor in tensors]
+        all_numbers, messages = channel.gather_messages(numbers, parts)
+        found = [
+            _unpack(message, count, widths, tensors) for (count, _, *widths), message in zip(all_numbers, messages)
+        ]
+        samples = cls(channel, tuple([numbers[0] for numbers in all_numbers]), same)
+        return samples, [list(one) for one in zip(*found)], any(numbers[1] for numbers in all_numbers)
 
     @property
     def own(self) -> slice:
@@ -52,35 +72,19 @@ class Samples:
         """What gradients are divided by at a shard."""
         return 1 if self.same else self.channel.size
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """``tensor`` ``[own samples, ...]`` of all processes, one after the other; not differentiable."""
-        if self.same or self.channel.size == 1:
-            return tensor
-        return torch.cat(self.channel.gather_lengths(tensor.detach(), list(self.counts)))
+    @property
+    def own_count(self) -> int:
+        """The number of this process's samples."""
+        return self.counts[self.channel.rank]
 
-    def gather_inputs(self, x: Tensor) -> Tensor:
-        """:meth:`gather`, differentiable: ``[all samples, in]``."""
-        return self.attach(x, self.gather(x))
-
-    def gather_packed(self, tensors: list[Tensor]) -> list[Tensor]:
-        """:meth:`gather` of several tensors ``[own samples, n]``, in one message of bytes."""
-        if self.same or self.channel.size == 1:
-            return tensors
-        parts = [tensor.detach().contiguous().view(torch.uint8) for tensor in tensors]
-        columns = self.gather(torch.cat(parts, 1)).split([part.shape[1] for part in parts], 1)
-        return [
-            column.clone(memory_format=torch.contiguous_format).view(tensor.dtype)
-            for column, tensor in zip(columns, tensors)
-        ]
-
-    def attach(self, x: Tensor, gathered: Tensor) -> Tensor:
-        """Makes ``gathered``, the :meth:`gather` of inputs ``x``, differentiable."""
+    def attach(self, x: Tensor, gathered: list[Tensor]) -> Tensor:
+        """``[all samples, in]``, differentiable, from inputs ``x`` and those of all processes."""
         if self.channel.size == 1:
             return x
-        attached: Tensor = _Gather.apply(x, gathered, self)
+        attached: Tensor = _Gather.apply(x, gathered[0] if self.same else torch.cat(gathered), self)
         return attached
 
-    def to_owners(self, local: Tensor, sizes: list[int]) -> Tensor:
+    def to_owners(self, local: Tensor, sizes: list[int]) -> list[Tensor]:
         """Turns results of each shard for all samples into results of all shards for the own samples; differentiable.
 
         Args:
@@ -88,43 +92,48 @@ class Samples:
             sizes: the width of the results of each shard.
 
         Returns:
-            ``[own samples, sum(sizes)]``.
+            ``[own samples, sizes[r]]`` of each shard ``r``.
         """
         if self.channel.size == 1:
-            return local
-        owned: Tensor = _ToOwners.apply(local, self, sizes)
-        return owned
+            return [local]
+        count = self.own_count
+        flat: Tensor = _ToOwners.apply(local, self, sizes)
+        return [part.view(count, size) for part, size in zip(flat.split([count * size for size in sizes]), sizes)]
 
     def join(self, parts: Tensor) -> Tensor:
         """Brings what each shard found for all samples ``[all samples, C]`` to their owners; differentiable.
 
         Returns:
-            ``[own samples, shards, C]``.
+            ``[shards, own samples, C]``.
         """
+        if self.channel.size == 1:
+            return parts.unsqueeze(0)
         width, count = parts.shape[1], self.channel.size
-        return self.to_owners(parts, [width] * count).view(-1, count, width)
+        flat: Tensor = _ToOwners.apply(parts, self, [width] * count)
+        return flat.view(count, self.own_count, width)
 
     def send_to_owners(self, local: Tensor, sizes: list[int]) -> Tensor:
-        """:meth:`to_owners` without gradients."""
+        """The results of :meth:`to_owners`, flat, one after the other, without gradients."""
+        lengths = [self.own_count * size for size in sizes]
         if self.same:
-            parts = [part.view(-1, size) for part, size in zip(self._gather_flat(local, sizes), sizes)]
-            return torch.cat(parts, 1)
-        own = self.counts[self.channel.rank]
-        parts = [part.reshape(-1) for part in local.split(self.counts)]
-        came = self.channel.exchange(parts, [own * size for size in sizes])
-        return torch.cat([part.view(own, size) for part, size in zip(came, sizes)], 1)
-
-    def _gather_flat(self, local: Tensor, sizes: list[int]) -> list[Tensor]:
-        return self.channel.gather_lengths(local.reshape(-1), [len(local) * size for size in sizes])
+            return self.channel.gather_lengths(local.reshape(-1), lengths)
+        size = sizes[self.channel.rank]
+        return self.channel.exchange(local.reshape(-1), [count * size for count in self.counts], lengths)
 
     def send_to_shards(self, owned: Tensor, sizes: list[int]) -> Tensor:
         """The opposite of :meth:`send_to_owners`."""
-        columns = owned.split(sizes, 1)
+        size, lengths = sizes[self.channel.rank], [self.own_count * size for size in sizes]
         if self.same:
-            return columns[self.channel.rank]
-        size = sizes[self.channel.rank]
-        came = self.channel.exchange([part.reshape(-1) for part in columns], [count * size for count in self.counts])
-        return torch.cat([part.view(-1, size) for part in came])
+            return owned.split(lengths)[self.channel.rank].view(-1, size)
+        came = self.channel.exchange(owned.contiguous(), lengths, [count * size for count in self.counts])
+        return came.view(-1, size)
+
+
+def _unpack(message: Tensor, count: int, widths: list[int], like: list[Tensor]) -> list[Tensor]:
+    """The tensors ``[count, widths[i]]`` in a message of bytes, of the dtypes of others."""
+    sizes = [count * width * tensor.element_size() for width, tensor in zip(widths, like)]
+    parts = zip(message.split(sizes), widths, like)
+    return [part.view(tensor.dtype).view(count, width) for part, width, tensor in parts]
 
 
 class _Gather(torch.autograd.Function):
@@ -140,9 +149,9 @@ class _Gather(torch.autograd.Function):
         samples: Samples = ctx.samples
         if samples.same:
             return samples.channel.sum_(grads[0].contiguous().clone()), None, None
-        own = samples.counts[samples.channel.rank]
-        parts = samples.channel.exchange(list(grads[0].split(samples.counts)), [own] * samples.channel.size)
-        return torch.stack(parts).sum(0).mul_(samples.scale), None, None
+        own, count = samples.own_count, samples.channel.size
+        came = samples.channel.exchange(grads[0].contiguous(), list(samples.counts), [own] * count)
+        return came.view(count, own, -1).sum(0).mul_(samples.scale), None, None
 
 
 class _ToOwners(torch.autograd.Function):
