@@ -6,9 +6,13 @@
 Each way takes turns with the eager loop, a step of the one and a step of the other. Processes do not: there the eager
 loop runs before and after. The ways of a language model are compared with the eager loop of that model. Processes share
 the cores and the batch; bytes are those that a process sends per step, counted on the loopback interface, over which
-nothing else may run. Beside them: "at once", eager steps of as many processes, each on its part of the batch, without
-any exchange; and "exchange", the messages of a step alone. "CPU" is the CPU time of a step, of all processes together.
-More processes than cores wait for each other: "times eager" is then the ratio of CPU times, marked with an asterisk.
+nothing else may run. "CPU" is the CPU time of a step, of all processes together.
+
+Beside processes: "at once", eager steps of as many processes, each on its part of the batch, without any exchange; and
+"exchange", the messages of a step alone, in the same processes, without any computation. "Without exchange" is how many
+eager steps the rest of a step takes. More processes than cores wait for each other, and no step takes less time than
+its CPU time divided by the cores: "times eager" and "without exchange" are then ratios of CPU times, marked with an
+asterisk.
 """
 
 from __future__ import annotations
@@ -57,7 +61,8 @@ WAYS = {
 }
 
 
-OF_PROCESSES = {"at_once_ms": "at_once", "exchange_ms": "exchange"}  # columns, and what in_processes calls them
+# Columns, and what in_processes calls them.
+OF_PROCESSES = {"at_once_ms": "at_once", "exchange_ms": "exchange", "exchange_cpu_ms": "exchange_cpu"}
 
 
 def main() -> None:
@@ -98,18 +103,22 @@ def compare(way: Way, size: dict[str, int], steps: int, dense_steps: int) -> dic
         return {"skipped": f"skipped: {error}"}
     eager, cpu = statistics.median(ours["eager"]) * 1e3, statistics.mean(ours["cpu"]) * 1e3
     milliseconds = harness.summary(ours["seconds"])
+    of_processes = {name: statistics.median(ours[key]) * 1e3 for name, key in OF_PROCESSES.items() if key in ours}
     by_cpu = way.processes > (os.cpu_count() or 1)
+    step, eager_step = (cpu, ours["eager_cpu"] * 1e3) if by_cpu else (milliseconds["median_ms"], eager)
+    exchange = of_processes.get("exchange_cpu_ms" if by_cpu else "exchange_ms")
     return {
         **milliseconds,
         "dense_ms": statistics.median(dense["seconds"]) * 1e3 if dense else None,
         "eager_ms": eager,
         "cpu_ms": cpu,
         "eager_cpu_ms": ours["eager_cpu"] * 1e3,
-        "times_eager": cpu / ours["eager_cpu"] / 1e3 if by_cpu else milliseconds["median_ms"] / eager,
+        "times_eager": step / eager_step,
+        "without_exchange": None if exchange is None else (step - exchange) / eager_step,
         "by_cpu": by_cpu,
         "path": ours["path"],
         "gradient": str(ours["layout"]).removeprefix("torch."),
-        **{name: statistics.median(ours[key]) * 1e3 for name, key in OF_PROCESSES.items() if key in ours},
+        **of_processes,
         "sent_mb": statistics.median(ours["sent"]) / 1e6 if way.processes > 1 else 0.0,
         "dense_sent_mb": statistics.median(dense["sent"]) / 1e6 if dense and way.processes > 1 else 0.0,
     }
@@ -147,16 +156,17 @@ def _in_a_row(step: Callable[[], None], steps: int) -> tuple[list[float], float]
 
 def table(records: list[dict[str, Any]]) -> str:
     columns = ("dense_ms", "median_ms", "min_ms", "max_ms", "eager_ms", "times_eager", "cpu_ms", "eager_cpu_ms")
-    columns += (*OF_PROCESSES, "path", "gradient", "sent_mb")
+    columns += (*OF_PROCESSES, "without_exchange", "path", "gradient", "sent_mb")
     header = ("way", "nn.Linear ms", "ms", "min", "max", "eager ms", "times eager", "CPU ms", "eager CPU ms")
-    header += ("at once ms", "exchange ms", "path", "gradient", "MB sent")
-    found = [{**record, "times_eager": times_eager(record)} for record in records if "skipped" not in record]
+    header += ("at once ms", "exchange ms", "exchange CPU ms", "without exchange", "path", "gradient", "MB sent")
+    found = [{**record, **ratios(record)} for record in records if "skipped" not in record]
     return harness.table([[record["way"], *(record.get(name) for name in columns)] for record in found], header)
 
 
-def times_eager(record: dict[str, Any]) -> str:
-    """The ratio, with an asterisk where it is one of CPU times."""
-    return f"{record['times_eager']:.3g}{'*' if record['by_cpu'] else ''}"
+def ratios(record: dict[str, Any]) -> dict[str, str]:
+    """The multiples of an eager step, with an asterisk where they are ratios of CPU times."""
+    names = [name for name in ("times_eager", "without_exchange") if record.get(name) is not None]
+    return {name: f"{record[name]:.3g}{'*' if record['by_cpu'] else ''}" for name in names}
 
 
 def draw(axis: Any, records: list[dict[str, Any]]) -> None:

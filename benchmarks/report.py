@@ -113,8 +113,9 @@ SECTIONS = {
         "A training step at 200,000 x 128, batch 256, 8,192 active rows, in loops, compilers, trainers and processes, "
         "which share the cores and the batch; beside `nn.Linear` in the same way and beside the eager loop, which "
         "takes turns with it (with several processes: before and after). CPU: of all processes together. More "
-        "processes than cores wait for each other; there the ratio, marked with an asterisk, is that of CPU times. "
-        "Exchange: the messages of a step alone. MB: sent by a process per step.",
+        "processes than cores wait for each other; there ratios, marked with an asterisk, are those of CPU times. "
+        "Exchange: the messages of a step alone; without exchange: the rest, in eager steps. MB: sent by a process per "
+        "step.",
         everywhere.draw,
         ("way",),
         {
@@ -126,6 +127,8 @@ SECTIONS = {
             "CPU ms": "cpu_ms",
             "eager CPU ms": "eager_cpu_ms",
             "exchange ms": "exchange_ms",
+            "exchange CPU ms": "exchange_cpu_ms",
+            "without exchange": "without_exchange",
             "path": "path",
             "gradient": "gradient",
             "MB": "sent_mb",
@@ -181,9 +184,7 @@ def picture_of(name: str) -> str:
 
 def page_of(name: str, section: Section, records: list[Record]) -> str:
     machine = records[-1]["machine"]
-    shown = [
-        {**record, "times_eager": everywhere.times_eager(record)} if "way" in record else record for record in records
-    ]
+    shown = [{**record, **everywhere.ratios(record)} if "way" in record else record for record in records]
     rows = [[cell(record.get(column)) for column in section.columns.values()] for record in shown]
     lines = [
         f"## {section.title}\n",

@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,11 @@ from torch import nn
 from ways_of_training import Model, Setting, eager_step, loop, silence
 
 from torch_lsh.benchmarking import harness
-from torch_lsh.distributed.channel import Channel
 
 Step = Callable[[], None]
 
 
-def ddp(setting: Setting) -> Step:
+def ddp(setting: Setting) -> tuple[nn.Module, Step]:
     from torch_lsh.distributed import exchange_rows_
 
     model = setting.model()
@@ -31,7 +31,7 @@ def ddp(setting: Setting) -> Step:
     return _train(setting, nn.parallel.DistributedDataParallel(model))
 
 
-def fsdp(setting: Setting) -> Step:
+def fsdp(setting: Setting) -> tuple[nn.Module, Step]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -47,7 +47,7 @@ def fsdp(setting: Setting) -> Step:
     return _train(setting, model)
 
 
-def sharded(setting: Setting) -> Step:
+def sharded(setting: Setting) -> tuple[nn.Module, Step]:
     """Rows of the head spread over the processes; nn.Linear in DistributedDataParallel."""
     from torch_lsh.distributed import ShardedLSHLinear, exchange_rows_
 
@@ -60,15 +60,15 @@ def sharded(setting: Setting) -> Step:
     return _train(setting, nn.parallel.DistributedDataParallel(model))
 
 
-def _train(setting: Setting, model: nn.Module) -> Step:
-    """Trains, and returns what takes one more step."""
+def _train(setting: Setting, model: nn.Module) -> tuple[nn.Module, Step]:
+    """Trains; returns the model and what takes one more step."""
     optimizer, batches = setting.optimizer(model), itertools.cycle(zip(setting.batches.x, setting.batches.y))
 
     def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(model(x), y)
 
     loop(loss_of, optimizer, setting.batches)
-    return lambda: loop(loss_of, optimizer, [next(batches)])
+    return model, lambda: loop(loss_of, optimizer, [next(batches)])
 
 
 WAYS = {"ddp": ddp, "fsdp": fsdp, "sharded": sharded}
@@ -91,13 +91,16 @@ def _work(rank: int, way: str, options: dict[str, Any], folder: str) -> None:
         found["at_once"] = _at_once(Setting(**options, rank=rank))
     setting = Setting(**options, rank=rank)
     with silence():
-        step = WAYS[way](setting)
-    found["exchange"] = _exchange(step) if options["lsh"] else []
+        model, step = WAYS[way](setting)
     spent = setting.batches.spent()
-    cpu: list[Any] = [None] * count
-    dist.all_gather_object(cpu, spent.cpu)
+    cpu = {"cpu": spent.cpu}
+    if options["lsh"]:
+        found["exchange"], cpu["exchange_cpu"] = _exchange(model, step)
+    of_all: list[Any] = [None] * count
+    dist.all_gather_object(of_all, cpu)
+    found.update({name: [sum(ranks) for ranks in zip(*(one[name] for one in of_all))] for name in cpu})
     if rank == 0:
-        found.update(seconds=spent.seconds, sent=[bytes / count for bytes in spent.sent], cpu=list(map(sum, zip(*cpu))))
+        found.update(seconds=spent.seconds, sent=[bytes / count for bytes in spent.sent])
         torch.save({**found, "layout": setting.layout, "path": setting.path}, Path(folder, "result.pt"))
     dist.barrier()
     dist.destroy_process_group()
@@ -114,26 +117,64 @@ def _at_once(setting: Setting) -> list[float]:
         return harness.in_turn({"": step}, setting.steps)[""]
 
 
-def _exchange(step: Step) -> list[float]:
-    """Seconds of the messages that this library sends in a step: those of one step, again and again, and nothing else.
+# What this library, DistributedDataParallel's hook below and FSDP call.
+_COLLECTIVES = ("all_gather_into_tensor", "all_gather_single", "all_reduce", "all_to_all_single", "broadcast")
+_COLLECTIVES += ("irecv", "isend", "reduce_scatter_single", "reduce_scatter_tensor")
 
-    The few small ones of PyTorch's wrappers, for the layers before, are not among them.
-    """
-    calls: list[Callable[[], Any]] = []
+
+def _exchange(model: nn.Module, step: Step, times: int = 20) -> tuple[list[float], list[float]]:
+    """Seconds, and CPU seconds of this process, of the messages of one step, which are sent again and nothing else."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model.register_comm_hook(None, _sum_bucket)
+    calls: list[tuple[str, Callable[[], Any]]] = []
 
     def noting(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            calls.append(functools.partial(function, *args, **kwargs))
+            calls.append((function.__name__, functools.partial(function, *args, **kwargs)))
             return function(*args, **kwargs)
 
         return call
 
-    functions = {name: getattr(Channel, name) for name in ("gather", "gather_into", "exchange", "sum_")}
+    functions = {name: getattr(dist, name) for name in _COLLECTIVES if hasattr(dist, name)}
     for name, function in functions.items():
-        setattr(Channel, name, noting(function))
+        setattr(dist, name, noting(function))
     try:
         step()
     finally:
         for name, function in functions.items():
-            setattr(Channel, name, function)
-    return harness.in_turn({"": lambda: [call() for call in calls]}, 20)[""]
+            setattr(dist, name, function)
+    cpu: list[float] = []
+
+    def exchange() -> None:
+        start = time.process_time()
+        _again(calls)
+        cpu.append(time.process_time() - start)
+
+    seconds = harness.in_turn({"": exchange}, times)[""]
+    return seconds, cpu[-times:]
+
+
+def _sum_bucket(state, bucket):  # DistributedDataParallel takes no annotations that are strings
+    """Lets :func:`_exchange` see what DistributedDataParallel sends."""
+    buffer = bucket.buffer()
+    dist.all_reduce(buffer)
+    future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    future.set_result(buffer)
+    return future
+
+
+def _again(calls: list[tuple[str, Callable[[], Any]]]) -> None:
+    """Makes the calls of collectives; messages between two processes go together, and come before what follows."""
+    works: list[Any] = []
+    for name, call in calls:
+        if name not in ("irecv", "isend"):
+            _wait(works)
+        works.append(call())
+    _wait(works)
+
+
+def _wait(works: list[Any]) -> None:
+    for work in works:
+        if work is not None:
+            work.wait()
+    works.clear()
