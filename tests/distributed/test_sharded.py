@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 import torch_lsh
 from torch_lsh import LSHConfig, LSHLinear
 from torch_lsh.distributed import ShardedLogits, ShardedLSHLinear, ShardedRows, clip_grad_norm_, exchange_rows_
+from torch_lsh.distributed.channel import Channel
 
 from .processes import in_processes
 
@@ -238,11 +239,37 @@ def without_samples(rank: int):
     """Process 0 has none."""
     layer, (x, y) = make_sharded(), make_batch()
     part = slice(0, 0) if rank == 0 else slice(0, B)
-    loss = F.cross_entropy(layer(x[part]), y[part], reduction="sum")
+    mine, inputs = x[part].clone().requires_grad_(), x.clone().requires_grad_()
+    loss = F.cross_entropy(layer(mine), y[part], reduction="sum")
     loss.backward()
     whole = make_whole()
-    F.cross_entropy(F.linear(x, whole.weight, whole.bias), y, reduction="sum").backward()
-    return apart((layer.weight.grad * 2, whole.weight.grad[layer.shards.own])), layer(x[part]).topk(2).values.shape
+    F.cross_entropy(F.linear(inputs, whole.weight, whole.bias), y, reduction="sum").backward()
+    pairs = (layer.weight.grad * 2, whole.weight.grad[layer.shards.own]), (mine.grad, inputs.grad[part])
+    return apart(*pairs), layer(x[part]).topk(2).values.shape
+
+
+def messages(rank: int) -> list[tuple[bool, int]]:
+    """Whether messages of changing lengths arrive, and how many collectives each takes."""
+    channel, found = Channel(), []
+    for lengths in ((0, 0), (5, 30), (32, 16), (10, 11), (3, 7), (3, 20)):
+        before = channel.calls
+        sent = [torch.full((length,), number, dtype=torch.uint8) for number, length in enumerate(lengths)]
+        numbers, came = channel.gather_messages([rank, -1], [sent[rank][:2], sent[rank][2:]])
+        arrived = all(torch.equal(one[:length], part) for one, length, part in zip(came, lengths, sent))
+        found.append((arrived and numbers == [[0, -1], [1, -1]], channel.calls - before))
+    return found
+
+
+def collectives(rank: int) -> list[int]:
+    """How many collectives the head takes in training steps, and then in a ranking."""
+    layer, (x, y), counts = make_sharded(active=60), make_batch(), []
+    for count in (6, 6, 5, 4):
+        before = layer.channel.calls
+        F.cross_entropy(layer(x[:count].clone().requires_grad_()), y[:count]).backward()
+        counts.append(layer.channel.calls - before)
+    before = layer.channel.calls
+    layer(x[:4]).topk(3)
+    return [*counts, layer.channel.calls - before]
 
 
 def estimates(rank: int, scope: str):
@@ -398,6 +425,8 @@ class Work:
             "data parallel": {name: data_parallel(rank, **way) for name, way in WRAPPERS.items()},
             "clipped": [clipped(rank, norm) for norm in (2.0, math.inf)],
             "without samples": without_samples(rank),
+            "messages": messages(rank),
+            "collectives": collectives(rank),
             "estimates": {scope: estimates(rank, scope) for scope in ("batch", "sample")},
             "labels alone": [labels_alone(rank, correction) for correction in ("stratified", "none")],
             "errors": errors(rank),
@@ -472,6 +501,17 @@ def test_a_process_may_have_no_samples(results):
     assert [result["without samples"] for result in results] == [
         (pytest.approx(0, abs=1e-5), torch.Size([size, 2])) for size in (0, B)
     ]
+
+
+def test_messages_of_expected_length_take_one_collective(results):
+    for result in results:
+        arrived, collectives = zip(*result["messages"])
+        assert all(arrived)
+        assert collectives == (1, 2, 1, 1, 1, 2)
+
+
+def test_a_step_takes_four_collectives(results):
+    assert all(result["collectives"] == [5, 4, 4, 4, 2] for result in results)
 
 
 @pytest.mark.parametrize("scope", ["batch", "sample"])

@@ -64,7 +64,7 @@ class Channel:
         copies = tensor.expand(self.size, *tensor.shape).flatten(0, 1)
         return self.exchange(copies, [len(tensor)] * self.size, lengths)
 
-    def gather_messages(self, numbers: list[int], parts: list[Tensor]) -> tuple[list[list[int]], list[Tensor]]:
+    def gather_messages(self, numbers: list[int], parts: list[Tensor]) -> tuple[list[list[int]], Tensor]:
         """Numbers, as many in each process, and bytes of any length, of every process.
 
         Takes one collective where no process has more bytes than earlier calls let the others expect; otherwise two.
@@ -74,7 +74,8 @@ class Channel:
             parts: ``[n]`` uint8, which are sent as one message.
 
         Returns:
-            Numbers and message of each process. A message starts where any dtype is aligned.
+            Numbers of each process, and ``[size, longest]`` uint8: the messages, with anything behind their ends. A
+            message starts where any dtype is aligned.
         """
         length, room = sum([len(part) for part in parts]), self._room
         head = torch.tensor([length, *numbers]).view(torch.uint8)
@@ -82,15 +83,14 @@ class Channel:
         whole = torch.cat([head, *parts, head.new_zeros(max(0, room - length))])
         came = self.gather(whole[: start + room])
         heads: list[list[int]] = came.view(torch.int64)[:, : start // _ALIGNMENT].tolist()
-        lengths = [numbers_of.pop(0) for numbers_of in heads]
-        messages = [one[:length] for one, length in zip(came[:, start:].unbind(), lengths)]
-        longest = max(lengths)
+        longest = _aligned(max([numbers_of.pop(0) for numbers_of in heads]))
+        messages = came[:, start:]
         if longest > room:
-            rests = [max(0, length - room) for length in lengths]
-            others = self.gather_lengths(whole[start + room :], rests).split(rests)
-            messages = [torch.cat(both) for both in zip(messages, others)]
+            rest = head.new_zeros(longest - room)
+            rest[: max(0, length - room)] = whole[start + room :]
+            messages = torch.cat([messages, self.gather(rest)], 1)
         if not room // 2 <= longest <= room:
-            self._room = -(-longest // _ALIGNMENT) * _ALIGNMENT
+            self._room = longest
         return heads, messages
 
     def gather_into(self, tensors: list[Tensor], places: list[Sequence[Tensor]]) -> None:
@@ -135,3 +135,7 @@ class Channel:
         """Copies contiguous ``tensor`` of process ``source`` of the group to all, in place."""
         dist.broadcast(tensor, group=self.group, group_src=source)
         self._count(tensor.nbytes if self.rank == source else 0)
+
+
+def _aligned(length: int) -> int:
+    return -(-length // _ALIGNMENT) * _ALIGNMENT

@@ -8,6 +8,7 @@ operator of a single process. With label smoothing three sums over all classes j
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,12 @@ from ... import ops
 from ...nn.logits.cross_entropy import Options, reduced, smoothed
 from ...nn.logits.losses import class_weighted, log_weights, log_weights_of_logits
 from ...nn.logits.targets import Target
+from ...ops.gradients import check_first_order
 from ...sampling.active_set import ActiveSet
 from ...stopwatch import part
 from .owner import ShardOwner
 from .rows import active_logits, all_logits, draw
+from .samples import Samples
 from .targets import Gathered, gather
 
 
@@ -40,19 +43,56 @@ def cross_entropy(layer: ShardOwner, x: Tensor, target: Target, options: Options
     own = None if options.class_weight is None else options.class_weight[layer.shards.own]
     local = options._replace(class_weight=own)
     sums = _of_active_rows(layer, x, gathered, local) if layer.training else _of_all_rows(layer, gathered, local)
-    log_z, at_labels, *of_classes = _joined(gathered.samples.join(sums))
-    loss = (shares.sum(1) * log_z - at_labels).masked_fill((target.labels < 0).all(1), 0)
-    if options.label_smoothing > 0:
-        total, mass, count = of_classes
+    ignored = None if target.complete else (target.labels < 0).all(1)
+    if options.label_smoothing == 0:
+        loss = _LossOfOwners.apply(sums, shares.sum(1), ignored, gathered.samples)
+    else:
+        log_z, at_labels, total, mass, count = _joined(gathered.samples.join(sums))
+        loss = shares.sum(1) * log_z - at_labels
+        loss = loss if ignored is None else loss.masked_fill(ignored, 0)
         loss = smoothed(loss, (mass * log_z - total) / count, target, options.label_smoothing)
     return reduced(loss, shares if options.class_weight is not None else target.shares, target, options.reduction)
 
 
 def _joined(parts: Tensor) -> list[Tensor]:
     """The sums over shards ``[own samples]`` each, from ``[shards, own samples, sums]``."""
-    # Without rows there is no partition function: a very small number has no infinite differences.
-    log_z = parts[..., 0].clamp(min=torch.finfo(parts.dtype).min).logsumexp(0)
-    return [log_z, *parts[..., 1:].sum(0).unbind(1)]
+    return [_finite(parts[..., 0]).logsumexp(0), *parts[..., 1:].sum(0).unbind(1)]
+
+
+def _finite(log_z: Tensor) -> Tensor:
+    """Log partition functions, of which that of no rows is a very small number: it has no infinite differences."""
+    return log_z.clamp(min=torch.finfo(log_z.dtype).min)
+
+
+class _LossOfOwners(torch.autograd.Function):
+    """The losses of the own samples, from the sums of each shard: what follows from :func:`_joined`, in few operators.
+
+    Args:
+        sums: ``[all samples, 2]``: log partition functions, and sums of the labels' logits, of the own rows.
+        mass: ``[own samples]``, the sum of the shares of the labels.
+        ignored: ``[own samples]``, those without a loss; None: none.
+        samples: of all processes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor, mass: Tensor, ignored: Tensor | None, samples: Samples) -> Tensor:
+        sizes = [2] * samples.channel.size
+        log_z, at_labels = samples.send_to_owners(sums, sizes).view(len(sizes), samples.own_count, 2).unbind(2)
+        log_z = _finite(log_z)
+        whole = log_z.logsumexp(0)
+        loss = (mass * whole).sub_(at_labels.sum(0))
+        ctx.slopes = (log_z - whole).exp_().mul_(mass)
+        ctx.ignored, ctx.samples, ctx.sizes = ignored, samples, sizes
+        return loss if ignored is None else loss.masked_fill_(ignored, 0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        check_first_order()
+        grad = grads[0] / ctx.samples.scale
+        if ctx.ignored is not None:
+            grad.masked_fill_(ctx.ignored, 0)
+        of_sums = torch.stack([ctx.slopes * grad, (-grad).expand_as(ctx.slopes)], 2)
+        return ctx.samples.send_to_shards(of_sums.view(-1), ctx.sizes), None, None, None
 
 
 def _of_active_rows(layer: ShardOwner, input: Tensor, gathered: Gathered, options: Options) -> Tensor:

@@ -24,7 +24,7 @@ def topk(layer: ShardOwner, x: Tensor, k: int, candidates: int | None = None) ->
         candidates: rows per sample and shard that are scored, those with the nearest sign codes; None: all rows.
     """
     samples, (inputs,), _ = Samples.gather(layer.channel, layer.same_inputs, [x])
-    everyone = torch.cat(inputs).to(layer.weight.dtype)
+    everyone = inputs.detach().to(layer.weight.dtype).contiguous()
     count = min(k, layer.own_rows)
     if candidates is None:
         values, rows = ops.linear_topk(everyone, layer.weight, layer.bias, count)

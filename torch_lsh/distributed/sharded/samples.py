@@ -9,10 +9,12 @@ the number of processes, and gradients that leave it towards the inputs are mult
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..channel import Channel
@@ -35,7 +37,7 @@ class Samples:
     @classmethod
     def gather(
         cls, channel: Channel, same: bool, tensors: list[Tensor], flag: bool = False
-    ) -> tuple[Samples, list[list[Tensor]], bool]:
+    ) -> tuple[Samples, list[Tensor], bool]:
         """Brings together what the processes know of their samples; not differentiable.
 
         Args:
@@ -45,27 +47,22 @@ class Samples:
             flag: any of this process.
 
         Returns:
-            The samples; each of the tensors, of every process that brings samples of its own; whether any has the flag.
+            The samples; the tensors ``[all samples, n]``, padded with -1 to the largest ``n``; whether any process has
+            the flag.
         """
         count = len(tensors[0])
         if same or channel.size == 1:
-            return cls(channel, (count,) * channel.size, same), [[tensor] for tensor in tensors], flag
-        numbers = [count, flag, *[tensor.shape[1] for tensor in tensors]]
-        parts = [tensor.detach().reshape(-1).view(torch.uint8) for tensor in tensors]
-        all_numbers, messages = channel.gather_messages(numbers, parts)
-        found = [
-            _unpack(message, count, widths, tensors) for (count, _, *widths), message in zip(all_numbers, messages)
-        ]
-        samples = cls(channel, tuple([numbers[0] for numbers in all_numbers]), same)
-        return samples, [list(one) for one in zip(*found)], any(numbers[1] for numbers in all_numbers)
-
-    @property
-    def own(self) -> slice:
-        """The place of this process's samples among all."""
-        if self.same:
-            return slice(0, self.counts[0])
-        start = sum(self.counts[: self.channel.rank])
-        return slice(start, start + self.counts[self.channel.rank])
+            return cls(channel, (count,) * channel.size, same), tensors, flag
+        heads, messages = channel.gather_messages(
+            [count, flag, *[tensor.shape[1] for tensor in tensors]],
+            [tensor.detach().reshape(-1).view(torch.uint8) for tensor in tensors],
+        )
+        counts, flags, *widths = zip(*heads)
+        samples, dtypes = cls(channel, counts, same), [tensor.dtype for tensor in tensors]
+        if all(head == heads[0] for head in heads):
+            return samples, _unpack(messages, count, heads[0][2:], dtypes), any(flags)
+        of_each = [_unpack(message[None], head[0], head[2:], dtypes) for head, message in zip(heads, messages)]
+        return samples, [_padded(parts, max(width)) for parts, width in zip(zip(*of_each), widths)], any(flags)
 
     @property
     def scale(self) -> int:
@@ -77,11 +74,11 @@ class Samples:
         """The number of this process's samples."""
         return self.counts[self.channel.rank]
 
-    def attach(self, x: Tensor, gathered: list[Tensor]) -> Tensor:
-        """``[all samples, in]``, differentiable, from inputs ``x`` and those of all processes."""
+    def attach(self, x: Tensor, gathered: Tensor) -> Tensor:
+        """Makes ``gathered`` ``[all samples, in]``, the inputs ``x`` of all processes, differentiable."""
         if self.channel.size == 1:
             return x
-        attached: Tensor = _Gather.apply(x, gathered[0] if self.same else torch.cat(gathered), self)
+        attached: Tensor = _Gather.apply(x, gathered, self)
         return attached
 
     def to_owners(self, local: Tensor, sizes: list[int]) -> list[Tensor]:
@@ -94,8 +91,6 @@ class Samples:
         Returns:
             ``[own samples, sizes[r]]`` of each shard ``r``.
         """
-        if self.channel.size == 1:
-            return [local]
         count = self.own_count
         flat: Tensor = _ToOwners.apply(local, self, sizes)
         return [part.view(count, size) for part, size in zip(flat.split([count * size for size in sizes]), sizes)]
@@ -106,14 +101,14 @@ class Samples:
         Returns:
             ``[shards, own samples, C]``.
         """
-        if self.channel.size == 1:
-            return parts.unsqueeze(0)
         width, count = parts.shape[1], self.channel.size
         flat: Tensor = _ToOwners.apply(parts, self, [width] * count)
         return flat.view(count, self.own_count, width)
 
     def send_to_owners(self, local: Tensor, sizes: list[int]) -> Tensor:
         """The results of :meth:`to_owners`, flat, one after the other, without gradients."""
+        if self.channel.size == 1:
+            return local.reshape(-1)
         lengths = [self.own_count * size for size in sizes]
         if self.same:
             return self.channel.gather_lengths(local.reshape(-1), lengths)
@@ -123,17 +118,25 @@ class Samples:
     def send_to_shards(self, owned: Tensor, sizes: list[int]) -> Tensor:
         """The opposite of :meth:`send_to_owners`."""
         size, lengths = sizes[self.channel.rank], [self.own_count * size for size in sizes]
-        if self.same:
+        if self.same or self.channel.size == 1:
             return owned.split(lengths)[self.channel.rank].view(-1, size)
         came = self.channel.exchange(owned.contiguous(), lengths, [count * size for count in self.counts])
         return came.view(-1, size)
 
 
-def _unpack(message: Tensor, count: int, widths: list[int], like: list[Tensor]) -> list[Tensor]:
-    """The tensors ``[count, widths[i]]`` in a message of bytes, of the dtypes of others."""
-    sizes = [count * width * tensor.element_size() for width, tensor in zip(widths, like)]
-    parts = zip(message.split(sizes), widths, like)
-    return [part.view(tensor.dtype).view(count, width) for part, width, tensor in parts]
+def _unpack(messages: Tensor, count: int, widths: Sequence[int], dtypes: list[torch.dtype]) -> list[Tensor]:
+    """The tensors ``[messages * count, widths[i]]`` in messages of bytes ``[messages, at least the size of all]``."""
+    found, start = [], 0
+    for width, dtype in zip(widths, dtypes):
+        stop = start + count * width * dtype.itemsize
+        found.append(messages[:, start:stop].reshape(-1).view(dtype).view(len(messages) * count, width))
+        start = stop
+    return found
+
+
+def _padded(parts: Sequence[Tensor], width: int) -> Tensor:
+    """Tensors ``[B, at most width]``, one after the other."""
+    return torch.cat([F.pad(part, (0, width - part.shape[1]), value=-1) for part in parts])
 
 
 class _Gather(torch.autograd.Function):
@@ -151,7 +154,7 @@ class _Gather(torch.autograd.Function):
             return samples.channel.sum_(grads[0].contiguous().clone()), None, None
         own, count = samples.own_count, samples.channel.size
         came = samples.channel.exchange(grads[0].contiguous(), list(samples.counts), [own] * count)
-        return came.view(count, own, -1).sum(0).mul_(samples.scale), None, None
+        return came.unflatten(0, (count, own)).sum(0).mul_(samples.scale), None, None
 
 
 class _ToOwners(torch.autograd.Function):

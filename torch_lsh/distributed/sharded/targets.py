@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...nn.logits.targets import Target
@@ -30,21 +28,10 @@ class Gathered:
 
 def gather(layer: ShardOwner, x: Tensor, target: Target) -> Gathered:
     """Gathers inputs ``[B, in]`` and targets, padded to the most labels that a sample has in any process."""
-    samples, (all_labels, all_shares, inputs), several = Samples.gather(
+    samples, (labels, shares, inputs), several = Samples.gather(
         layer.channel, layer.same_inputs, [target.labels, target.shares, x], target.several
     )
-    labels, shares = _joined(all_labels, padding=-1), _joined(all_shares, padding=0)
     own = layer.shards.own
     elsewhere = (labels < own.start) | (labels >= own.stop)
     here = Target((labels - own.start).masked_fill(elsewhere, -1), shares.masked_fill(elsewhere, 0), several)
     return Gathered(samples, samples.attach(x, inputs), here)
-
-
-def _joined(parts: list[Tensor], padding: int) -> Tensor:
-    """Tensors ``[B, P]`` with different ``P``, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    widths = [part.shape[1] for part in parts]
-    if len(set(widths)) > 1:
-        parts = [F.pad(part, (0, max(widths) - width), value=padding) for part, width in zip(parts, widths)]
-    return torch.cat(parts)
