@@ -192,8 +192,10 @@ def own_count(exchange: Any, head: nn.Module) -> int:
 
 def constants(arguments: argparse.Namespace) -> dict[str, float]:
     """What the model needs beside the time of one process."""
-    channel, small = Channel(), torch.zeros(64)
+    channel, small, count = Channel(), torch.zeros(64), 64
     latency = statistics.median(harness.in_turn({"": lambda: channel.gather(small)}, 50)[""])
+    many = [small] * count, [[torch.empty_like(small) for _ in range(channel.size)] for _ in range(count)]
+    burst = statistics.median(harness.in_turn({"": lambda: channel.gather_into(*many)}, 20)[""])
     large = torch.zeros(1 << 21)
     seconds = statistics.median(harness.in_turn({"": lambda: channel.gather(large)}, 5)[""])
     rows = torch.randint(0, arguments.rows, (8 * arguments.active,))
@@ -201,6 +203,7 @@ def constants(arguments: argparse.Namespace) -> dict[str, float]:
     merge = statistics.median(harness.in_turn({"": lambda: sum_repeated_rows(rows, values, arguments.rows)}, 5)[""])
     return {
         "latency_us": latency * 1e6,
+        "message_us": burst / (count * (channel.size - 1)) * 1e6,
         "goodput_gbit": 8e-9 * (channel.size - 1) * large.nbytes / (seconds - latency),
         "merge_ns_per_row": merge / len(rows) * 1e9,
     }
@@ -219,22 +222,27 @@ def draw(axis: Any, records: list[dict[str, Any]]) -> None:
 class Model:
     """Bytes that a machine sends per step, and the time of a step.
 
-    A machine sends its part of a collective to all others in turn. The rate is that of the link, or what gloo reached
-    through TCP with one core of this machine, if that is less. Network and computation do not overlap. A process of a
-    row-sharded layer computes for the samples of all, 1 / n of the rows: as much as one process alone.
+    Two kinds of collectives. DistributedDataParallel's sums go around in a ring: a machine sends twice the bytes, in
+    ``2 * (n - 1)`` messages, each of which waits for the one before. Messages of this library go to all others at once:
+    a round takes the time of the first, and for every other one the time to send and receive it. The rate is that of
+    the link, or what gloo reached through TCP with one core of this machine, if that is less. Network and computation
+    do not overlap. A process of a row-sharded layer computes for the samples of all, 1 / n of the rows: as much as one
+    process alone.
 
     Args:
-        records: of ``measure``, with and without ``--gbit``.
+        records: of ``measure``, with and without ``--gbit``. Computation is that of the fewest processes.
     """
 
     def __init__(self, records: list[dict[str, Any]]) -> None:
+        fewest = min(record["processes"] for record in records)
+        records = [record for record in records if record["processes"] == fewest]
         constants = [record for record in records if record["system"] == "constants"]
         self.fastest = max(record["goodput_gbit"] for record in constants)
-        self.latency = statistics.median(record["latency_us"] for record in constants) * 1e-3
+        free = {record["system"]: record for record in records if record["gbit"] is None}
+        self.latency, self.message = (free["constants"][name] * 1e-3 for name in ("latency_us", "message_us"))
         self.merge = statistics.median(record["merge_ns_per_row"] for record in constants) * 1e-6
         slow = [record for record in constants if record["gbit"] is not None and record["gbit"] <= self.fastest / 2]
         self.share = statistics.median([record["goodput_gbit"] / record["gbit"] for record in slow] or [1.0])
-        free = {record["system"]: record for record in records if record["gbit"] is None}
         self.one = free["one process"]
         dense = free.get("dense DDP", self.one)
         self.dense = dense["median_ms"] - 8 * dense["sent_mb"] / self.fastest  # without the exchange
@@ -243,33 +251,37 @@ class Model:
         """MB sent, milliseconds of network and of computation; without ``gloo`` at the rate of the link."""
         rows, width, batch, active = (self.one[name] for name in ("rows", "width", "batch", "active"))
         others, alone = machines - 1, self.one["median_ms"]
-        sent, rounds, computation = {
-            "dense DDP": (2 * others / machines * rows * (width + 1) * 4, 2, self.dense),
-            "row exchange": (
-                others * active * (4 * width + 4 + 2 * 8),
-                2,
-                alone + self.merge * machines * active,
-            ),
-            "row-sharded": (others * batch * (8 * width + 28), 5, alone),
+        # Bytes and messages to each of the others, in how many rounds; and computation.
+        bytes_, messages, rounds, computation = {
+            "dense DDP": (0, 0, 0, self.dense),
+            # Counts of rows; then rows and values of weight and bias.
+            "row exchange": (active * (4 * width + 4 + 2 * 8), 5, 2, alone + self.merge * machines * active),
+            # Inputs and labels, sums, their gradients, gradients of the inputs.
+            "row-sharded": (batch * (8 * width + 28), 4, 4, alone),
         }[system]
+        in_ring = (rows if system == "dense DDP" else 0) + width  # rows of the layer and of the one before
+        sent = others * bytes_ + 2 * others / machines * in_ring * (width + 1) * 4
+        waits = (rounds + 2 * others) * self.latency + max(0, messages * others - rounds) * self.message
         link = float("inf") if gbit is None else gbit * self.share
-        sent += 2 * others / machines * width * (width + 1) * 4  # the layer before, which is dense
         rate = min(link, self.fastest) if gloo else link
-        return sent / 1e6, sent * 8e-6 / rate + rounds * others * self.latency, computation
+        return sent / 1e6, sent * 8e-6 / rate + waits, computation
 
 
 def print_model(records: list[dict[str, Any]]) -> None:
     model = Model(records)
-    print(f"one machine: {model.one['median_ms']:.1f} ms; gloo: {model.latency:.2f} ms per message, {model.share:.0%} ")
-    print(f"of the rate of a slow link, {model.fastest:.1f} Gbit/s at most; merge: {model.merge * 1e6:.0f} ns per row")
-    print("\nmeasured beside predicted")
+    print(f"one machine: {model.one['median_ms']:.1f} ms; merge: {model.merge * 1e6:.0f} ns per row")
+    print(f"gloo: {model.latency:.2f} ms for the first message of a round, {model.message:.3f} ms for each other one,")
+    print(f"{model.share:.0%} of the rate of a slow link, {model.fastest:.1f} Gbit/s at most")
+    print("\nmeasured beside predicted; more processes than cores compute one after the other")
     table: list[list[Any]] = []
     for record in records:
         if record["system"] in SYSTEMS[1:]:
             sent, network, computation = model.step(record["system"], record["processes"], record["gbit"])
+            predicted = network + computation * max(1, record["processes"] / record["machine"]["cores"])
             place = (record["gbit"] or "none", record["processes"], record["system"])
-            table.append([*place, record["sent_mb"], sent, record["median_ms"], network + computation])
-    columns = ("limit Gbit/s", "processes", "system", "MB sent", "predicted", "step ms", "predicted")
+            shortest = record["min_ms"]
+            table.append([*place, record["sent_mb"], sent, record["median_ms"], shortest, predicted])
+    columns = ("limit Gbit/s", "processes", "system", "MB sent", "predicted", "step ms", "min", "predicted")
     print(harness.table(table, columns))
     print("\npredicted, at the rate of the link and at that of gloo here")
     table = []

@@ -14,10 +14,15 @@ import torch.multiprocessing
 
 def in_processes(work: Callable[[int], Any], count: int, folder: Path) -> list[Any]:
     """What ``work(rank)`` returns in each of ``count`` processes."""
-    # Processes are forked off a server that has imported everything, and so start at once.
+    # A process is forked off a server that has imported everything. It imports the module of ``work``, and the others
+    # are forked off it: all start at once.
     torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["torch_lsh", "pytest"])
-    torch.multiprocessing.start_processes(_process, (work, count, str(folder)), count, start_method="forkserver")
+    torch.multiprocessing.start_processes(_first, (work, count, str(folder)), 1, start_method="forkserver")
     return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(count)]
+
+
+def _first(number: int, work: Callable[[int], Any], count: int, folder: str) -> None:
+    torch.multiprocessing.start_processes(_process, (work, count, folder), count, start_method="fork")
 
 
 def _process(rank: int, work: Callable[[int], Any], count: int, folder: str) -> None:

@@ -13,6 +13,10 @@ from torch_lsh.distributed import ShardedLSHLinear, exchange_rows_
 from .processes import in_processes
 
 transformers = pytest.importorskip("transformers")
+try:  # here, so that processes find it imported; patch() wants it, too
+    from trl.trainer.utils import add_fused_lm_head
+except ImportError:
+    add_fused_lm_head = None
 
 N, WIDTH = 500, 8
 
@@ -57,9 +61,7 @@ def refusals(ids: torch.Tensor) -> list[str]:
     ShardedLSHLinear.shard_(model.lm_head)
     with pytest.raises(TypeError) as of_patch:
         torch_lsh.patch(model)
-    try:
-        from trl.trainer.utils import add_fused_lm_head
-    except ImportError:
+    if add_fused_lm_head is None:
         return [str(of_patch.value)]
     add_fused_lm_head(model, 1.0, outputs=("log_probs",))
     with pytest.raises(RuntimeError) as of_trl:
