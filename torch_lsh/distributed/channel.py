@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 _ALIGNMENT = 8  # bytes of the largest element
+_COPIED = 1 << 18  # bytes of a tensor of which a copy for every process costs less than a call for every process
 
 
 def timeout_of(group: dist.ProcessGroup | None) -> timedelta | None:
@@ -52,16 +53,17 @@ class Channel:
 
     def gather(self, tensor: Tensor) -> Tensor:
         """``tensor`` of every process: ``[size, ...]``; its shape and dtype are the same in all."""
-        # All messages go at once; those of gloo's all-gather go around in a ring, one after the other.
-        copies = tensor.expand(self.size, *tensor.shape).contiguous()
-        came = torch.empty_like(copies)
-        dist.all_to_all_single(came, copies, group=self.group)
-        self._count((self.size - 1) * tensor.nbytes)
-        return came
+        return self.gather_lengths(tensor.unsqueeze(0), [1] * self.size)
 
     def gather_lengths(self, tensor: Tensor, lengths: list[int]) -> Tensor:
         """``tensor`` of every process, one after the other; the first dimension of that of ``r`` is ``lengths[r]``."""
-        copies = tensor.expand(self.size, *tensor.shape).flatten(0, 1)
+        shape = tensor.shape[1:]
+        if max(lengths) * math.prod(shape) * tensor.element_size() > _COPIED:
+            came = tensor.new_empty(sum(lengths), *shape)
+            self.gather_into([tensor.contiguous()], [came.split(lengths)])
+            return came
+        # All messages go at once; those of gloo's all-gather go around in a ring, one after the other.
+        copies = tensor.expand(self.size, *tensor.shape).contiguous().flatten(0, 1)
         return self.exchange(copies, [len(tensor)] * self.size, lengths)
 
     def gather_messages(self, numbers: list[int], parts: list[Tensor]) -> tuple[list[list[int]], Tensor]:
