@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..data import XMCRows
 
 
@@ -35,13 +36,14 @@ def log_count_ratios(blocks: Iterable[XMCRows], num_classes: int) -> Tensor:
     >>> log_count_ratios([rows], 2)
     tensor([0.0000, 1.0986, 1.0986])
     """
-    counts = torch.zeros(0)
+    found: Tensor | None = None
     for rows in blocks:
-        if len(counts) == 0:
-            counts = torch.ones(num_classes * rows.num_features)
-        label = torch.repeat_interleave(rows.labels.long(), rows.feature_start.diff())
-        counts += torch.bincount(label * rows.num_features + rows.features, minlength=len(counts))
-    counts = counts.view(num_classes, -1)
+        if found is None:
+            found = torch.ones(num_classes, rows.num_features, dtype=torch.int32)
+        ops.count_columns_(found, rows.feature_start, rows.features, rows.labels)
+    if found is None:
+        return torch.zeros(0)
+    counts = found.float()
     others = counts.sum(0) - counts - (num_classes - 2)  # one more than the other rows that have it
     squares = torch.zeros(counts.shape[1])
     for of_class, of_others in zip(counts, others):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..data import XMCRows
 from ..data.xmc import join_rows
 from ..models.held_out import LEAST_TO_HOLD_OUT
@@ -188,7 +189,7 @@ class TrainingData:
             raise ValueError(f"sample_weight has {len(self._weights)} numbers; wanted one for each text")
 
     def _first_pass(self, memory: int) -> Statistics:
-        documents = torch.zeros(self.features.num_features, dtype=torch.int64)
+        documents = torch.zeros(1, self.features.num_features, dtype=torch.int32)
         counts = torch.zeros(0, dtype=torch.int64)
         rows = total = 0
         several = False
@@ -200,7 +201,8 @@ class TrainingData:
                 self.labels = Labels(self._classes)
                 return self._first_pass(memory)
             chunk = some.rows
-            documents.index_add_(0, chunk.features.long(), torch.ones(len(chunk.features), dtype=torch.int64))
+            together = torch.zeros(num_rows(chunk), dtype=torch.int32)
+            ops.count_columns_(documents, chunk.feature_start, chunk.features, together)
             counts = torch.nn.functional.pad(counts, (0, len(self.labels.numbers) - len(counts)))
             counts += torch.bincount(chunk.labels, minlength=len(counts))
             rows += num_rows(chunk)
@@ -228,8 +230,8 @@ class TrainingData:
             labels = numbers[some.rows.labels.long()].int()
             return some._replace(rows=some.rows._replace(labels=labels, num_labels=len(classes)))
 
-        columns = documents.nonzero()[:, 0]
-        idf = torch.log((1 + rows) / (1 + documents[columns]).float()) + 1
+        columns = documents[0].nonzero()[:, 0]
+        idf = torch.log((1 + rows) / (1 + documents[0, columns]).float()) + 1
         sorted_counts = torch.zeros(len(classes), dtype=torch.int64)
         sorted_counts[numbers[: len(counts)]] = counts
         kept, cached = joined(held_out), joined(train)
