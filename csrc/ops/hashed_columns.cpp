@@ -1,9 +1,10 @@
-// count_columns_: how many rows of each label have a column.
+// count_columns_: how many rows of each label have a column or feature.
 // weigh_columns: columns of hashed text -> weighted features, in rows of unit length.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -35,30 +36,28 @@ struct FeatureTable {
   int64_t columns, features;
 };
 
-template <typename Index>
-int32_t feature_of(const FeatureTable& table, Index column) {
-  TORCH_LSH_CHECK(column >= 0 && column < table.columns, "col has the column ", column, "; wanted 0 to ",
-                  table.columns - 1);
-  const int32_t feature = table.feature_of[column];
-  TORCH_LSH_CHECK(feature < table.features, "feature_of has the feature ", feature, "; wanted at most ",
-                  table.features - 1);
-  return feature;
-}
-
 // Writes the features of a row that are known, and their weighted values in unit length; returns their
-// number.
+// number. Three loops, so that each has as many look-ups under way as the core can: tables are larger than
+// caches.
 template <typename Index>
 int64_t weigh_row(const FeatureTable& table, const Index* columns, const float* values, int64_t count,
                   Index* features, float* weighted) {
   int64_t known = 0;
-  double squares = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const int32_t feature = feature_of(table, columns[i]);
-    if (feature < 0) continue;
-    const float value = values[i] * table.weights[feature];
-    squares += static_cast<double>(value) * value;
+    const Index column = columns[i];
+    TORCH_LSH_CHECK(column >= 0 && column < table.columns, "col has the column ", column, "; wanted 0 to ",
+                    table.columns - 1);
+    const int32_t feature = table.feature_of[column];
     features[known] = feature;
-    weighted[known++] = value;
+    weighted[known] = values[i];
+    known += feature >= 0;
+  }
+  double squares = 0;
+  for (int64_t i = 0; i < known; ++i) {
+    TORCH_LSH_CHECK(features[i] < table.features, "feature_of has the feature ", features[i],
+                    "; wanted at most ", table.features - 1);
+    weighted[i] *= table.weights[features[i]];
+    squares += static_cast<double>(weighted[i]) * weighted[i];
   }
   const auto length = static_cast<float>(std::max(std::sqrt(squares), 1e-12));
   for (int64_t i = 0; i < known; ++i) weighted[i] /= length;
@@ -117,25 +116,35 @@ std::tuple<Tensor, Tensor, Tensor> weigh_columns(const Tensor& crow, const Tenso
   return is_long ? weigh<int64_t>(crow, col, values, table) : weigh<int32_t>(crow, col, values, table);
 }
 
-void count_columns(const Tensor& counts, const Tensor& crow, const Tensor& col, const Tensor& labels) {
+void count_columns(const Tensor& counts, const Tensor& crow, const Tensor& col, const Tensor& labels,
+                   const std::optional<Tensor>& feature_of) {
   check_operand(counts, "counts", 2, ScalarType::Int);
   check_operand(col, "col", 1, ScalarType::Int);
   check_starts(crow, col.numel());
   check_operand(labels, "labels", 1, ScalarType::Int);
-  const int64_t rows = crow.numel() - 1, classes = counts.size(0), columns = counts.size(1);
+  const int64_t rows = crow.numel() - 1, classes = counts.size(0), features = counts.size(1);
   check_size(labels, "labels", 0, rows);
+  if (feature_of.has_value()) check_operand(*feature_of, "feature_of", 1, ScalarType::Int);
+  const int32_t* const of = feature_of.has_value() ? feature_of->const_data_ptr<int32_t>() : nullptr;
+  const int64_t columns = of == nullptr ? features : feature_of->numel();
   const auto* const start = crow.const_data_ptr<int64_t>();
   const auto* const label = labels.const_data_ptr<int32_t>();
   const auto* const column = col.const_data_ptr<int32_t>();
-  for (int64_t i = 0; i < rows; ++i)
-    TORCH_LSH_CHECK(label[i] >= 0 && label[i] < classes, "labels has the label ", label[i], "; wanted 0 to ",
-                    classes - 1);
+  for (int64_t row = 0; row < rows; ++row)
+    TORCH_LSH_CHECK(label[row] >= 0 && label[row] < classes, "labels has the label ", label[row],
+                    "; wanted 0 to ", classes - 1);
   for (int64_t i = 0; i < col.numel(); ++i)
     TORCH_LSH_CHECK(column[i] >= 0 && column[i] < columns, "col has the column ", column[i], "; wanted 0 to ",
                     columns - 1);
+  for (int64_t i = 0; of != nullptr && i < columns; ++i)
+    TORCH_LSH_CHECK(of[i] < features, "feature_of has the feature ", of[i], "; wanted at most ",
+                    features - 1);
   for (int64_t row = 0; row < rows; ++row) {
-    int32_t* const count = counts.mutable_data_ptr<int32_t>() + label[row] * columns;
-    for (int64_t i = start[row]; i < start[row + 1]; ++i) ++count[column[i]];
+    int32_t* const count = counts.mutable_data_ptr<int32_t>() + label[row] * features;
+    for (int64_t i = start[row]; i < start[row + 1]; ++i) {
+      const int32_t feature = of == nullptr ? column[i] : of[column[i]];
+      if (feature >= 0) ++count[feature];
+    }
   }
 }
 

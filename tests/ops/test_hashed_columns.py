@@ -43,15 +43,17 @@ def test_weigh_columns_does_not_depend_on_the_number_of_threads():
 def test_count_columns_is_its_twin(count):
     crow, col, _ = rows(count, 11, count)
     labels = torch.arange(count, dtype=torch.int32) % 3
-    ours, theirs = torch.ones(3, 11, dtype=torch.int32), torch.ones(3, 11, dtype=torch.int32)
-    ops.count_columns_(ours, crow, col, labels)
-    twins.count_columns_(theirs, crow, col, labels)
-    assert torch.equal(ours, theirs)
-    assert int(ours.sum()) == 33 + len(col)
+    for feature_of in (None, torch.randint(-1, 11, (11,), dtype=torch.int32)):
+        ours, theirs = torch.ones(3, 11, dtype=torch.int32), torch.ones(3, 11, dtype=torch.int32)
+        ops.count_columns_(ours, crow, col, labels, feature_of)
+        twins.count_columns_(theirs, crow, col, labels, feature_of)
+        assert torch.equal(ours, theirs)
+        assert feature_of is not None or int(ours.sum()) == 33 + len(col)
 
 
 INT = torch.tensor([0, 3], dtype=torch.int32)
 TWO = torch.tensor([0, 1, 2])
+COUNTS = torch.zeros(1, 3, dtype=torch.int32)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +72,14 @@ TWO = torch.tensor([0, 1, 2])
             "crow runs from 1 to 3; wanted 0 to 2",
         ),
         "counts of a column too many": (
-            lambda: ops.count_columns_(torch.zeros(1, 3, dtype=torch.int32), TWO, INT, torch.zeros_like(INT)),
+            lambda: ops.count_columns_(COUNTS, TWO, INT, torch.zeros_like(INT)),
             "col has the column 3; wanted 0 to 2",
+        ),
+        "counts of a feature too many": (
+            lambda: ops.count_columns_(
+                torch.zeros(1, 3, dtype=torch.int32), TWO, INT % 2, torch.zeros_like(INT), INT * 2
+            ),
+            "feature_of has the feature 6; wanted at most 2",
         ),
         "a label too many": (
             lambda: ops.count_columns_(torch.zeros(2, 4, dtype=torch.int32), TWO, INT, INT),

@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 
-def count_columns_(counts: Tensor, crow: Tensor, col: Tensor, labels: Tensor) -> None:
+def count_columns_(counts: Tensor, crow: Tensor, col: Tensor, labels: Tensor, feature_of: Tensor | None = None) -> None:
     for label, begin, end in zip(labels.tolist(), crow.tolist(), crow[1:].tolist()):
         for column in col[begin:end].tolist():
-            counts[label, column] += 1
+            feature = column if feature_of is None else int(feature_of[column])
+            if feature >= 0:
+                counts[label, feature] += 1
 
 
 def weigh_columns(

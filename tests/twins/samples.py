@@ -336,7 +336,8 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "build_tables": _build_tables,
     "coalesce_rows": lambda: [Sample((torch.tensor([4, 1, 4]), torch.randn(3, 2)))],
     "count_columns_": lambda: [
-        Sample((torch.ones(2, 6, dtype=torch.int32), _csr()[0], _csr()[1].int(), _int32(1, 0, 1)))
+        Sample((torch.ones(2, 6, dtype=torch.int32), _csr()[0], _csr()[1].int(), _int32(1, 0, 1), *more))
+        for more in ((), (_int32(0, -1, 1, 2, 5, 3),))
     ],
     "count_touches_": lambda: [Sample((torch.tensor([0, 255, 0]).byte(), torch.tensor([0, 1, 0])))],
     "cross_polytope_codes": _hadamard(2, 3),

@@ -9,14 +9,16 @@ from .declaration import operator
 
 
 @operator
-def count_columns_(counts: Tensor, crow: Tensor, col: Tensor, labels: Tensor) -> None:
-    """Adds, for each label and column, the number of entries in rows of that label.
+def count_columns_(counts: Tensor, crow: Tensor, col: Tensor, labels: Tensor, feature_of: Tensor | None = None) -> None:
+    """Adds, for each label and column or feature, the number of entries in rows of that label.
 
     Args:
-        counts: ``[C, columns]`` int32, changed.
+        counts: ``[C, F]`` int32, changed.
         crow: ``[B + 1]`` int64.
         col: ``[nnz]`` int32, each in ``0 .. columns - 1``.
         labels: ``[B]`` int32, each in ``0 .. C - 1``.
+        feature_of: ``[columns]`` int32: the feature of each column, below F; entries of a negative one do not count.
+            None: columns are features.
 
     >>> counts = torch.zeros(2, 3, dtype=torch.int32)
     >>> count_columns_(

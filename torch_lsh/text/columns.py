@@ -69,6 +69,10 @@ class Columns:
         crow, feature, values = self.features(hashed.feature_start, hashed.features, hashed.values)
         return hashed._replace(feature_start=crow, features=feature, values=values, num_features=len(self))
 
+    def count_(self, counts: Tensor, hashed: XMCRows) -> None:
+        """Adds to ``counts`` ``[C, F]`` int32 how many rows of hashed text, each with one label, have a feature."""
+        ops.count_columns_(counts, hashed.feature_start, hashed.features, hashed.labels, self._feature_of)
+
     def only_those_of(self, hashed: XMCRows) -> Columns:
         """These columns, with weight 0 where they do not occur in hashed text."""
         occurs = torch.zeros(self.num_columns, dtype=torch.bool)

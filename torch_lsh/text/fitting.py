@@ -62,7 +62,7 @@ def fit_texts(
     source, multi_hot = source_of(X, y, file_columns), is_multi_hot(y)
     data = TrainingData(
         source,
-        hashing(chosen, source.bytes()),
+        hashing(chosen, source),
         chosen.validation_fraction if validation is None else 0.0,
         MOST_HELD_OUT,
         chosen.memory,
@@ -175,7 +175,7 @@ def _weighted_columns(blocks: Iterable[Weighted], found: Statistics, network: Ne
     if not few or len(found.columns) * len(found.classes) >= _MOST_COUNTS:
         return Columns(found.columns, found.idf, num_columns)
     unweighted = Columns(found.columns, torch.ones(len(found.columns)), num_columns)
-    weights = log_count_ratios((unweighted.rows(block.rows) for block in blocks), len(found.classes))
+    weights = log_count_ratios((block.rows for block in blocks), unweighted, len(found.classes))
     if len(found.classes) > 2:  # the mean over classes is less sure than the one ratio of two
         weights = weights.sqrt_().mul_(found.idf)
     return Columns(found.columns, weights, num_columns)

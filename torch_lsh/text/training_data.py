@@ -201,8 +201,7 @@ class TrainingData:
                 self.labels = Labels(self._classes)
                 return self._first_pass(memory)
             chunk = some.rows
-            together = torch.zeros(num_rows(chunk), dtype=torch.int32)
-            ops.count_columns_(documents, chunk.feature_start, chunk.features, together)
+            _count(documents, chunk)
             counts = torch.nn.functional.pad(counts, (0, len(self.labels.numbers) - len(counts)))
             counts += torch.bincount(chunk.labels, minlength=len(counts))
             rows += num_rows(chunk)
@@ -217,6 +216,7 @@ class TrainingData:
         if train is not None and rows < LEAST_TO_HOLD_OUT:
             for out in held_out:
                 rows += num_rows(out.rows)
+                _count(documents, out.rows)
                 counts += torch.bincount(out.rows.labels, minlength=len(counts))
             train += held_out
             held_out = []
@@ -262,6 +262,12 @@ class TrainingData:
         return some if num_rows(some) > 0 else None
 
 
+def _count(documents: Tensor, rows: XMCRows) -> None:
+    """Adds the number of rows that have each column to ``documents`` ``[1, num_columns]`` int32."""
+    together = torch.zeros(num_rows(rows), dtype=torch.int32)
+    ops.count_columns_(documents, rows.feature_start, rows.features, together)
+
+
 class FeatureSource:
     """Training rows with features in place of hashed columns: a :class:`torch_lsh.models.rows.Source`.
 
@@ -273,11 +279,18 @@ class FeatureSource:
 
     def __init__(self, data: TrainingData, columns: Columns, memory: int) -> None:
         self._data, self._columns, self._memory = data, columns, memory
+        self._cached: tuple[XMCRows, Tensor | None] | None = None  # where the hashed texts are in memory, too
         self.size, self.label_counts = data.statistics.rows, data.statistics.label_counts
 
     def blocks(self) -> Iterator[tuple[XMCRows, Tensor | None]]:
+        if self._cached is not None:
+            yield self._cached
+            return
         for rows, weights in self._data.blocks():
-            yield self._columns.rows(rows), weights
+            block = self._columns.rows(rows), weights
+            if self._data.statistics.cached is not None:
+                self._cached = block
+            yield block
 
     def sample(self) -> XMCRows | None:
         rows = self._data.sample(self._memory)
