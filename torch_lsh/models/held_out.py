@@ -38,16 +38,22 @@ def split(source: InMemory, fraction: float, seed: int, least: int = LEAST_TO_HO
     """
     rows, weights = source.rows, source.weights
     labelled = rows.label_start.diff() > 0
-    count = int(labelled.sum())
-    if fraction == 0 or count < least:
+    fraction = share_to_hold_out(int(labelled.sum()), fraction, least)
+    if fraction == 0:
         return source, None
-    fraction = max(fraction, min(_ENOUGH / count, _LARGEST_SHARE))
     generator = torch.Generator().manual_seed(seed)
     out = labelled & (torch.rand(num_rows(rows), generator=generator, dtype=torch.float64) < fraction)
     out &= out.cumsum(0) <= MOST_HELD_OUT
     kept = (~out).nonzero()[:, 0]
     weights = None if weights is None else weights[kept]
     return InMemory(rows.take(kept), len(source.label_counts), weights), rows.take(out.nonzero()[:, 0])
+
+
+def share_to_hold_out(labelled: int, fraction: float, least: int) -> float:
+    """The share of so many labelled rows to hold out; see :func:`split`."""
+    if fraction == 0 or labelled < least:
+        return 0.0
+    return max(fraction, min(_ENOUGH / labelled, _LARGEST_SHARE))
 
 
 class Metric(Protocol):
