@@ -298,9 +298,12 @@ def test_dense_input(neighbours, tmp_path):
 
 
 def test_labels_in_every_form():
+    sparse = pytest.importorskip("scipy.sparse")
     features = np.zeros((3, 2), np.float32)
-    csr = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]]).to_sparse_csr()
-    for labels in ([[0, 2], [], [1]], torch.tensor([[0, 2], [-1, -1], [1, -1]]), csr):
+    indicator = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]])
+    matrices = (indicator, indicator > 0, indicator.astype(np.float32), torch.tensor(indicator).to_sparse_csr())
+    scipy_ones = [kind(indicator) for kind in (sparse.csr_matrix, sparse.csc_array, sparse.coo_array)]
+    for labels in ([[0, 2], [], [1]], torch.tensor([[0, 2], [-1, -1], [1, -1]]), *matrices, *scipy_ones):
         rows = rows_of((features, labels), 3)
         assert rows.label_start.tolist() == [0, 2, 2, 3]
         assert rows.labels.tolist() == [0, 2, 1]
@@ -310,6 +313,26 @@ def test_labels_in_every_form():
             rows_of((features, labels), 3)
     with pytest.raises(TypeError, match="wanted an XMCDataset"):
         rows_of([1, 2])
+
+
+def test_features_of_scipy():
+    sparse = pytest.importorskip("scipy.sparse")
+    features = sparse.random(50, 12, 0.3, format="coo", random_state=0, dtype=np.float64)
+    labels = sparse.csr_matrix(np.eye(5)[np.arange(50) % 5])
+    model = XMCClassifier(12, 5, hidden=8)
+    model.fit((features, np.arange(50) % 5), epochs=1, progress=False)
+    wanted = model.predict(XMCDataset.from_scipy(features, labels), 3)
+    for rows in (features, features.tocsc(), sparse.csr_array(features), (features, labels)):
+        torch.testing.assert_close(model.predict(rows, 3), wanted)
+    with pytest.raises(ValueError, match=r"rows has shape \(50, 11\); wanted sparse CSR \[B, 12\]"):
+        model.predict(features.tocsr()[:, :11], 3)
+    damaged = features.tocsr()
+    damaged.indices[3] = -1
+    with pytest.raises(ValueError, match="features run from -1 to 11; wanted 0 to 11"):
+        model.predict(damaged, 3)
+    damaged.indices[3], damaged.data[4] = 0, np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        model.predict(damaged, 3)
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

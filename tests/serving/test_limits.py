@@ -271,3 +271,24 @@ def test_batches_hold_requests_of_one_service(workers):
     asyncio.run(run())
     assert sorted(first.batches) == [([1, 2, 3], 3), ([7, 8], 1)]
     assert second.batches == [([4, 5, 6], 2)]
+
+
+def test_a_request_that_fails_fails_alone():
+    class Particular:
+        def predict(self, inputs, k):
+            if "bad" in inputs:
+                raise ValueError("on purpose")
+            return [{"labels": [one]} for one in inputs]
+
+    async def run():
+        batcher, service = Batcher(Limits()), Particular()
+        answers = [asyncio.ensure_future(batcher.predict(service, [one], 1)) for one in ("a", "bad", "b")]
+        await asyncio.sleep(0)
+        batcher.stop()
+        await batcher.run()
+        return await asyncio.gather(*answers, return_exceptions=True)
+
+    first, failure, second = asyncio.run(run())
+    assert first == [{"labels": ["a"]}]
+    assert str(failure) == "the prediction failed: on purpose"
+    assert second == [{"labels": ["b"]}]

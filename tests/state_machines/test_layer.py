@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -19,8 +20,9 @@ from state_machines.effort import EFFORT
 from torch import nn
 
 import torch_lsh
-from torch_lsh import HashTableConfig, LSHConfig, LSHLinear, PartitionConfig
+from torch_lsh import HashTableConfig, LSHConfig, LSHLinear, PartitionConfig, SignCodeConfig
 from torch_lsh.index.hash_tables import HashTableIndex
+from torch_lsh.rehash import Drift, ExponentialBackoff, FixedInterval
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch_lsh")  # of what the rules do on purpose
 
@@ -33,6 +35,13 @@ INDEXES = {
     "dwta": HashTableConfig(hash="dwta", hashes_per_table=1, num_tables=3, bucket_size=N),
     "labels": HashTableConfig(hashes_per_table=2, num_tables=3, bucket_size=N, insert_labels=True),
     "partition": PartitionConfig(hashes_per_table=3),
+    "sign codes": SignCodeConfig(),
+}
+SCHEDULES = {
+    "every step": FixedInterval(1),
+    "every third step": FixedInterval(3),
+    "backoff": ExponentialBackoff(2),
+    "drift": Drift(),
 }
 OPTIMIZERS = {
     "row-sparse Adam": lambda parameters: torch_lsh.optim.Adam(parameters, lr=0.05),
@@ -52,11 +61,14 @@ class LayerMachine(RuleBasedStateMachine):
         optimizer=st.sampled_from(sorted(OPTIMIZERS)),
         scope=st.sampled_from(["batch", "sample"]),
         bias=st.booleans(),
+        schedule=st.sampled_from(sorted(SCHEDULES)),
+        dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     )
-    def make(self, index, optimizer, scope, bias):
+    def make(self, index, optimizer, scope, bias, schedule, dtype):
         torch.manual_seed(0)
-        config = LSHConfig(active=20, scope=scope, index=INDEXES[index])
-        self.layer = LSHLinear(D, N, bias=bias, config=config)
+        self.dtype = dtype
+        config = LSHConfig(active=20, scope=scope, index=INDEXES[index], rehash=SCHEDULES[schedule])
+        self.layer = LSHLinear(D, N, bias=bias, config=config, dtype=dtype)
         self.make_optimizer = OPTIMIZERS[optimizer]
         self.optimizer = self.make_optimizer(self.layer.parameters())
         self.saved = None
@@ -66,7 +78,7 @@ class LayerMachine(RuleBasedStateMachine):
 
     def batch(self, seed):
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(B, D, generator=generator), torch.randint(N, (B,), generator=generator)
+        return torch.randn(B, D, generator=generator).to(self.dtype), torch.randint(N, (B,), generator=generator)
 
     # --- training ---
 
@@ -202,8 +214,9 @@ class LayerMachine(RuleBasedStateMachine):
         x, _ = self.batch(seed)
         quantised = torch_lsh.quantize_(copy.deepcopy(self.layer).eval(), filter_fn=lambda module, name: True)
         values, classes = quantised(x).topk(3)
-        logits = F.linear(x, quantised.weight, quantised.bias)
-        torch.testing.assert_close(values, logits.topk(3).values, rtol=1e-4, atol=1e-4)
+        logits = F.linear(x.float(), quantised.weight, None if quantised.bias is None else quantised.bias.float())
+        tolerance = 1e-4 if self.dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(values.float(), logits.topk(3).values, rtol=tolerance, atol=tolerance)
         assert ((classes >= 0) & (classes < N)).all()
 
     # --- what always holds ---
@@ -220,6 +233,18 @@ class LayerMachine(RuleBasedStateMachine):
             best = logits.topk(5)
             torch.testing.assert_close(self.layer.topk(x, 5, exact=False, candidates=N).values, best.values)
             self.layer.train(training)
+
+    @rule(seed=BATCHES)
+    def look_ups_of_several_threads(self, seed):
+        x, _ = self.batch(seed)
+        training = self.layer.training
+        self.layer.eval()
+        with torch.no_grad(), ThreadPoolExecutor(4) as threads:
+            best = F.linear(x, self.layer.weight, self.layer.bias).topk(5).values
+            found = threads.map(lambda _: self.layer.topk(x, 5, exact=False, candidates=N).values, range(8))
+            for values in found:
+                torch.testing.assert_close(values, best)
+        self.layer.train(training)
 
     @rule()
     def tables_agree_with_weights(self):

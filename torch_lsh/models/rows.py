@@ -125,12 +125,13 @@ def label_counts(rows: Rows, num_labels: int) -> Tensor:
 
 
 def rows_of(data: Any, num_labels: int | None = None) -> Rows:
-    """Reads a data set, or a pair of dense features ``[rows, d]`` and labels.
+    """Reads a data set, or a pair of features and labels.
 
     Args:
-        data: An :class:`XMCDataset`; or dense features and labels. Labels are a number for each row, several numbers
-            for each row (a list, or ``[rows, P]`` padded with negative numbers), or a sparse CSR tensor
-            ``[rows, num_labels]``.
+        data: An :class:`XMCDataset`; or features and labels. Features are dense ``[rows, d]``, or a sparse matrix of
+            ``torch`` (CSR) or ``scipy``. Labels are a number for each row, several numbers for each row (a list, or
+            ``[rows, P]`` padded with negative numbers), or a matrix ``[rows, num_labels]``: sparse, of booleans, or of
+            zeros and ones in more than two columns.
         num_labels: Number of labels; None means one more than the largest.
 
     Raises:
@@ -139,16 +140,49 @@ def rows_of(data: Any, num_labels: int | None = None) -> Rows:
     if isinstance(data, XMCDataset):
         return data.rows
     if not isinstance(data, tuple) or len(data) != 2:
-        raise TypeError(f"data is a {type(data).__name__}; wanted an XMCDataset, or dense features and labels")
-    features = dense_features(data[0])
+        raise TypeError(f"data is a {type(data).__name__}; wanted an XMCDataset, or features and labels")
     start, labels = _label_runs(data[1])
-    if len(start) != len(features) + 1:
-        raise ValueError(f"there are {len(features)} rows of features and {len(start) - 1} of labels; wanted as many")
     if num_labels is None:
         num_labels = int(labels.max()) + 1 if len(labels) else 0
     if len(labels) > 0 and int(labels.max()) >= num_labels:
         raise ValueError(f"labels run to {int(labels.max())}; wanted at most {num_labels - 1}")
-    return DenseRows(features, start, labels.int(), num_labels)
+    rows = unlabelled(data[0])
+    if len(start) != len(rows.label_start):
+        raise ValueError(f"there are {num_rows(rows)} rows of features and {len(start) - 1} of labels; wanted as many")
+    rows = rows._replace(label_start=start, labels=labels.int(), num_labels=num_labels)
+    return rows if isinstance(rows, DenseRows) else XMCDataset.from_rows(rows).rows
+
+
+def is_sparse(matrix: Any) -> bool:
+    """Whether it is a sparse matrix of a kind that :func:`rows_of` reads."""
+    return hasattr(matrix, "tocsr") or (isinstance(matrix, Tensor) and matrix.layout is torch.sparse_csr)
+
+
+def unlabelled(features: Any) -> Rows:
+    """Rows without labels of a matrix ``[rows, F]``, sparse or dense.
+
+    Raises:
+        ValueError: It is no such matrix, or holds a number that is not finite.
+    """
+    sparse = is_sparse(features)
+    matrix = features if sparse else dense_features(features)
+    start, none = torch.zeros(matrix.shape[0] + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
+    if not sparse:
+        return DenseRows(matrix, start, none, 0)
+    crow, col, values = _csr(features)
+    if len(col) > 0 and not 0 <= int(col.min()) <= int(col.max()) < features.shape[1]:
+        raise ValueError(f"features run from {int(col.min())} to {int(col.max())}; wanted 0 to {features.shape[1] - 1}")
+    if not bool(values.isfinite().all()):
+        raise ValueError("features hold a NaN or an infinity")
+    return XMCRows(crow, col.int(), values.float(), start, none, features.shape[1], 0)
+
+
+def _csr(matrix: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Starts and columns, int64, and values of a sparse matrix."""
+    if isinstance(matrix, Tensor):
+        return matrix.crow_indices().long(), matrix.col_indices().long(), matrix.values()
+    matrix = matrix.tocsr()
+    return torch.as_tensor(matrix.indptr).long(), torch.as_tensor(matrix.indices).long(), torch.as_tensor(matrix.data)
 
 
 def dense_features(features: Any) -> Tensor:
@@ -170,15 +204,22 @@ def dense_features(features: Any) -> Tensor:
 
 def _label_runs(labels: Any) -> tuple[Tensor, Tensor]:
     """Offsets ``[rows + 1]`` and concatenated labels, both int64."""
-    if isinstance(labels, Tensor) and labels.layout is torch.sparse_csr:
-        present = labels.values() != 0
-        start = torch.cat([present.new_zeros(1, dtype=torch.int64), present.cumsum(0)])[labels.crow_indices().long()]
-        return start, labels.col_indices().long()[present]
+    if is_sparse(labels):
+        crow, col, values = _csr(labels)
+        present = values != 0
+        return torch.cat([crow.new_zeros(1), present.cumsum(0)])[crow], col[present]
     if isinstance(labels, (list, tuple)) and any(isinstance(some, (list, tuple)) for some in labels):
         flat = torch.tensor([label for some in labels for label in some], dtype=torch.int64)
         counts = torch.tensor([len(some) for some in labels])
     else:
-        padded = torch.as_tensor(labels)
+        try:
+            padded = torch.as_tensor(labels)
+        except (TypeError, ValueError):
+            raise ValueError(f"labels are {labels!r:.50}; wanted whole numbers") from None
+        if _is_indicator(padded):
+            return torch.cat([torch.zeros(1, dtype=torch.int64), (padded != 0).sum(1).cumsum(0)]), padded.nonzero()[
+                :, 1
+            ]
         if padded.is_floating_point() or padded.dim() not in (1, 2):
             raise ValueError(f"labels have shape {tuple(padded.shape)} and dtype {padded.dtype}; wanted whole numbers")
         padded = padded.long().reshape(len(padded), -1)
@@ -188,13 +229,11 @@ def _label_runs(labels: Any) -> tuple[Tensor, Tensor]:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), flat
 
 
-def unlabelled(features: Tensor) -> Rows:
-    """Rows without labels of a matrix ``[rows, F]``, sparse CSR or strided."""
-    start, none = torch.zeros(features.shape[0] + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
-    if features.layout is torch.strided:
-        return DenseRows(features, start, none, 0)
-    crow, col = features.crow_indices().long(), features.col_indices().int()
-    return XMCRows(crow, col, features.values().float(), start, none, features.shape[1], 0)
+def _is_indicator(matrix: Tensor) -> bool:
+    """Whether it says for each label if the row has it. As padded labels, zeros and ones would repeat in a row."""
+    if matrix.dim() != 2:
+        return False
+    return matrix.dtype is torch.bool or (matrix.shape[1] > 2 and bool(((matrix == 0) | (matrix == 1)).all()))
 
 
 def row_weights(weights: Any, rows: int) -> Tensor | None:

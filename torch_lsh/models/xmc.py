@@ -28,7 +28,7 @@ from .rows import (
     Rows,
     Source,
     batch_of,
-    dense_features,
+    is_sparse,
     label_counts,
     num_rows,
     row_weights,
@@ -249,7 +249,8 @@ class XMCClassifier(WideNetwork):
         """
         rows = rows_of(dataset)
         if isinstance(rows, DenseRows) != self.dense_input:
-            raise ValueError(f"dataset is a {type(dataset).__name__}, of another kind than the model's input")
+            given = "dense" if isinstance(rows, DenseRows) else "sparse"
+            raise ValueError(f"features are {given}, and the model has dense_input={self.dense_input}")
         if self.dense_input and rows.num_features != self.num_features:
             raise ValueError(f"the data has {rows.num_features} features; the model takes {self.num_features}")
         rows = widened(rows, self.num_features, self.num_labels)
@@ -360,16 +361,16 @@ class XMCClassifier(WideNetwork):
         Rows to train on are of the model's sizes; others may have fewer features, and any labels.
         """
         kind = "dense" if self.dense_input else "sparse CSR"
-        if self.dense_input and not isinstance(data, (XMCDataset, tuple)):
+        if self.dense_input and not isinstance(data, (XMCDataset, tuple)) and not is_sparse(data):
             data = torch.as_tensor(data)
-        if isinstance(data, Tensor):
-            sparse = data.layout is torch.sparse_csr
-            if sparse == self.dense_input or data.dim() != 2 or data.shape[1] != self.num_features:
+        if isinstance(data, Tensor) or is_sparse(data):
+            if is_sparse(data) == self.dense_input or data.ndim != 2 or data.shape[1] != self.num_features:
                 raise ValueError(f"rows has shape {tuple(data.shape)}; wanted {kind} [B, {self.num_features}]")
-            return unlabelled(data if sparse else dense_features(data))
+            return unlabelled(data)
         rows = rows_of(data, self.num_labels if for_training else None)
         if isinstance(rows, DenseRows) != self.dense_input:
-            raise ValueError(f"the data are of the kind {type(data).__name__}; the model takes {kind} input")
+            given = "dense" if isinstance(rows, DenseRows) else "sparse"
+            raise ValueError(f"features are {given}; wanted {kind}, as the model has dense_input={self.dense_input}")
         if not for_training:
             rows = widened(rows, self.num_features, self.num_labels)
         self._check_sizes(rows, for_training)

@@ -31,8 +31,9 @@ class _Request(NamedTuple):
 class Batcher:
     """Gathers the inputs of concurrent requests and predicts them together.
 
-    A request is answered by the service that it came with, so a new service loses none. Not thread-safe: use it from
-    one event loop. ``limits.workers`` threads call the services.
+    A request is answered by the service that it came with, so a new service loses none. The requests of a batch that
+    fails are predicted one by one. Not thread-safe: use it from one event loop. ``limits.workers`` threads call the
+    services.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -77,7 +78,11 @@ class Batcher:
                     return
                 self._changed.clear()
                 await self._changed.wait()
-            await self._answer(self._next_batch())
+            batch = self._next_batch()
+            start = time.perf_counter()
+            for request in batch:
+                self.queue_seconds.add(start - request.came)
+            await self._answer(batch)
 
     def _next_batch(self) -> list[_Request]:
         """Takes the requests of one service that have waited longest."""
@@ -89,29 +94,38 @@ class Batcher:
         return batch
 
     async def _answer(self, batch: list[_Request]) -> None:
-        inputs = [one for request in batch for one in request.inputs]
-        start = time.perf_counter()
-        for request in batch:
-            self.queue_seconds.add(start - request.came)
-        predict = batch[0].service.predict
-        loop = asyncio.get_running_loop()
+        k = max(request.k for request in batch)
         try:
-            k = max(request.k for request in batch)
-            answers = iter(await loop.run_in_executor(self._threads, predict, inputs, k))
+            answers = iter(await self._predict(batch, k))
         except Exception as error:
-            for request in batch:
-                if not request.answer.done():
-                    failure = RuntimeError(f"the prediction failed: {error}")
-                    failure.__cause__ = error
-                    request.answer.set_exception(failure)
+            if len(batch) > 1:  # one request must not fail the others
+                for request in batch:
+                    await self._answer([request])
+            else:
+                failure = RuntimeError(f"the prediction failed: {error}")
+                failure.__cause__ = error
+                self._finish(batch[0], failure)
             return
-        finally:
-            self.waiting -= len(inputs)
-            self.batch_inputs.add(len(inputs))
-            self.predict_seconds.add(time.perf_counter() - start)
         for request in batch:
             own = list(itertools.islice(answers, len(request.inputs)))
             if request.k < k:
                 own = [{name: values[: request.k] for name, values in answer.items()} for answer in own]
-            if not request.answer.done():  # unless its client went away
-                request.answer.set_result(own)
+            self._finish(request, own)
+
+    async def _predict(self, batch: list[_Request], k: int) -> list[dict[str, Any]]:
+        inputs = [one for request in batch for one in request.inputs]
+        start = time.perf_counter()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, batch[0].service.predict, inputs, k)
+        finally:
+            self.batch_inputs.add(len(inputs))
+            self.predict_seconds.add(time.perf_counter() - start)
+
+    def _finish(self, request: _Request, result: list[dict[str, Any]] | Exception) -> None:
+        self.waiting -= len(request.inputs)
+        if request.answer.done():  # its client went away
+            return
+        if isinstance(result, Exception):
+            request.answer.set_exception(result)
+        else:
+            request.answer.set_result(result)
