@@ -21,7 +21,6 @@ _FEW = 10  # neighbours whose votes count by themselves, too
 _VOTED, _NEAREST = 100, 50  # candidates by votes and by centroids
 _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
 _HARD_NEIGHBOURS = 33, 66, 1 << 11  # whose labels those are: how many, of how many candidates, by how many postings
-_HARD_POSTINGS = 1 << 11
 _UNITS = 16
 _EPOCHS, _LEAST_STEPS = 8, 200
 _BATCH, _RATE, _DECAY = 64, 0.015, 1e-3
@@ -351,7 +350,7 @@ def _hard_labels(rows: XMCRows, neighbours: SparseNeighbours, centroids: Centroi
         itself = near == some.unsqueeze(1)
         weights = cosines.clamp(min=0).square().masked_fill(itself, 0).unsqueeze(2).contiguous()
         near = near.masked_fill(itself, -1)
-        also = centroids.search(features, _HARD_NEAREST, _HARD_POSTINGS)
+        also = centroids.search(features, _HARD_NEAREST, 1 << 11)
         labels = neighbours.label_start, neighbours.labels, rows.num_labels
         found.append(ops.label_votes(near, weights, *labels, _HARD_VOTED, also)[0].int())
     return torch.cat(found)

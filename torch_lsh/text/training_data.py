@@ -166,7 +166,7 @@ class TrainingData:
         (self._most_labels, self.features), *self._for_more_labels = choices
         self.labels, self._classes = Labels(classes), classes
         self._hold_out, self._most_held_out, self._seed = hold_out, most_held_out, seed
-        self.statistics = self._first_pass(memory)
+        self.statistics = self._with_rows_to_rank(self._first_pass(memory))
 
     def _split(self) -> Iterator[tuple[Weighted, Weighted]]:
         """Yields rows to train on and held-out rows, the same in every pass; rows without a label are in neither.
@@ -238,11 +238,18 @@ class TrainingData:
         sorted_counts[numbers[: len(counts)]] = counts
         kept, cached = joined(held_out), joined(train)
         held_out_rows = None if kept is None else kept.rows
-        if held_out_rows is None and cached is not None and len(classes) >= self._ranked_labels:
-            source = InMemory(cached.rows, len(classes), cached.weights)
-            source, held_out_rows = split(source, self._hold_out, self._seed, LEAST_TO_RANK)
-            rows, cached, sorted_counts = source.size, Weighted(source.rows, source.weights), source.label_counts
         return Statistics(rows, several, classes, columns.int(), idf, total, sorted_counts, held_out_rows, cached)
+
+    def _with_rows_to_rank(self, found: Statistics) -> Statistics:
+        """Holds rows out of few, too, where they train a ranker."""
+        if found.held_out is not None or found.cached is None or len(found.classes) < self._ranked_labels:
+            return found
+        source = InMemory(found.cached.rows, len(found.classes), found.cached.weights)
+        source, held_out = split(source, self._hold_out, self._seed, LEAST_TO_RANK)
+        assert isinstance(source.rows, XMCRows)
+        assert held_out is None or isinstance(held_out, XMCRows)
+        cached = Weighted(source.rows, source.weights)
+        return found._replace(rows=source.size, label_counts=source.label_counts, held_out=held_out, cached=cached)
 
     def blocks(self) -> Iterator[Weighted]:
         """Yields the training rows of an epoch: all at once, or in blocks."""
