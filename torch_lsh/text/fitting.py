@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data import XMCRows
 from ..data.xmc import join_rows
-from ..models.fitting import Fitted, Settings, fit, fit_more, label_weights
+from ..models.fitting import MANY, Fitted, Settings, fit, fit_more, label_weights
 from ..models.held_out import LEAST_TO_HOLD_OUT, MOST_HELD_OUT
 from ..models.network import Network
 from ..models.rows import InMemory, batch_of, num_rows, row_weights
@@ -69,6 +69,7 @@ def fit_texts(
         chosen.seed,
         range(y.shape[1]) if multi_hot else None,  # all, whether in use or not
         None if sample_weight is None else row_weights(sample_weight, len(sample_weight)),
+        math.inf if chosen.neighbours == 0 else MANY,
     )
     found = data.statistics
     multilabel = found.several or _asks_for_several(source)

@@ -19,8 +19,8 @@ from torch import Tensor
 from .. import ops
 from ..data import XMCRows
 from ..data.xmc import join_rows
-from ..models.held_out import LEAST_TO_HOLD_OUT
-from ..models.rows import num_rows
+from ..models.held_out import LEAST_TO_HOLD_OUT, LEAST_TO_RANK, split
+from ..models.rows import InMemory, num_rows
 from .columns import Columns
 from .files import TextFile, TextRow
 from .hashed_text import HashedText
@@ -141,11 +141,13 @@ class TrainingData:
         features: how texts are hashed; or pairs of a number of labels and how they are hashed with at most so many, by
             increasing numbers, the last of them infinite.
         hold_out: share of the rows to hold out.
-        most_held_out: most rows to hold out. Fewer than 20,000 rows that fit in memory are all trained on.
+        most_held_out: most rows to hold out. Fewer than 20,000 rows that fit in memory are all trained on, unless a
+            ranker needs some of them.
         memory: bytes of hashed features to keep.
         seed: seed of the choice of the held-out rows.
         classes: the labels, sorted, if they are known in advance.
         weights: of the texts of the source, ``[texts]``; None means 1.
+        ranked_labels: with as many labels, held-out rows train a ranker.
     """
 
     def __init__(
@@ -158,13 +160,14 @@ class TrainingData:
         seed: int,
         classes: Sequence[Any] | None = None,
         weights: Tensor | None = None,
+        ranked_labels: float = math.inf,
     ) -> None:
-        self.source, self._weights = source, weights
+        self.source, self._weights, self._ranked_labels = source, weights, ranked_labels
         choices = [(math.inf, features)] if isinstance(features, HashedText) else list(features)
         (self._most_labels, self.features), *self._for_more_labels = choices
         self.labels, self._classes = Labels(classes), classes
         self._hold_out, self._most_held_out, self._seed = hold_out, most_held_out, seed
-        self.statistics = self._first_pass(memory)
+        self.statistics = self._with_rows_to_rank(self._first_pass(memory))
 
     def _split(self) -> Iterator[tuple[Weighted, Weighted]]:
         """Yields rows to train on and held-out rows, the same in every pass; rows without a label are in neither.
@@ -197,7 +200,8 @@ class TrainingData:
         held_out: list[Weighted] = []
         for some, out in self._split():
             if len(self.labels.numbers) > self._most_labels:
-                (self._most_labels, self.features), *self._for_more_labels = self._for_more_labels
+                while len(self.labels.numbers) > self._most_labels:
+                    (self._most_labels, self.features), *self._for_more_labels = self._for_more_labels
                 self.labels = Labels(self._classes)
                 return self._first_pass(memory)
             chunk = some.rows
@@ -237,6 +241,17 @@ class TrainingData:
         kept, cached = joined(held_out), joined(train)
         held_out_rows = None if kept is None else kept.rows
         return Statistics(rows, several, classes, columns.int(), idf, total, sorted_counts, held_out_rows, cached)
+
+    def _with_rows_to_rank(self, found: Statistics) -> Statistics:
+        """Holds rows out of few, too, where they train a ranker."""
+        if found.held_out is not None or found.cached is None or len(found.classes) < self._ranked_labels:
+            return found
+        source = InMemory(found.cached.rows, len(found.classes), found.cached.weights)
+        source, held_out = split(source, self._hold_out, self._seed, LEAST_TO_RANK)
+        assert isinstance(source.rows, XMCRows)
+        assert held_out is None or isinstance(held_out, XMCRows)
+        cached = Weighted(source.rows, source.weights)
+        return found._replace(rows=source.size, label_counts=source.label_counts, held_out=held_out, cached=cached)
 
     def blocks(self) -> Iterator[Weighted]:
         """Yields the training rows of an epoch: all at once, or in blocks."""
