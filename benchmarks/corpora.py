@@ -47,8 +47,14 @@ def read_xmc(name: str) -> tuple[XMCDataset, XMCDataset]:
 
 def read_words(folder: str | Path, split: str) -> list[str]:
     """Reads the words of a text; every line ends with ``<eos>``."""
-    with lzma.open(Path(folder) / f"{split}.txt.xz", "rt", encoding="utf-8") as lines:
-        return [word for line in lines for word in (*line.split(), "<eos>")]
+    return [word for line in read_lines(Path(folder) / f"{split}.txt.xz") for word in (*line.split(), "<eos>")]
+
+
+def read_lines(path: Path) -> list[str]:
+    """Reads the lines of a text, compressed by xz or not; they end where a line feed stands, and nowhere else."""
+    opened = lzma.open if path.suffix == ".xz" else open
+    with opened(path, "rt", encoding="utf-8", newline="\n") as lines:
+        return [line.rstrip("\n") for line in lines]
 
 
 class Corpus:

@@ -67,6 +67,13 @@ def test_train_with_options(files, tmp_path, capsys):
     assert 1 <= capsys.readouterr().out.count("\nepoch ") < 500
 
 
+def test_train_on_a_stream_is_as_in_memory(files, tmp_path):
+    models = [tmp_path / "memory", tmp_path / "stream"]
+    assert [train_on(files, models[0]), train_on(files, models[1], "--stream")] == [0, 0]
+    memory, stream = (XMCClassifier.load(model).output.weight for model in models)
+    assert torch.equal(memory, stream)
+
+
 def test_train_generates_data_on_request(tmp_path, capsys, monkeypatch):
     sizes = []
     monkeypatch.setattr(xmc, "synthetic_xmc", lambda seed: sizes.append(seed) or synthetic_xmc(100, 20, F, N, seed))

@@ -67,6 +67,16 @@ def test_hash_text_is_its_twin(texts, arguments):
         assert torch.equal(ours, theirs)
 
 
+@settings(deadline=None, max_examples=50)
+@given(texts, arguments, st.integers(0, 5))
+def test_score_text_is_its_twin(texts, arguments, classes):
+    _, word_ngrams, char_ngrams, is_signed, tf, _, *rest = arguments
+    generator = torch.Generator().manual_seed(classes)
+    model = torch.rand(256, classes + 1, generator=generator), torch.randn(classes, generator=generator)
+    call = (*pack_texts(texts), 8, word_ngrams, *char_ngrams, is_signed, tf, *rest, *model)
+    torch.testing.assert_close(ops.score_text(*call), twins.score_text(*call))
+
+
 @settings(deadline=None)
 @given(texts)
 def test_word_spans_are_their_twin(texts):

@@ -39,9 +39,9 @@ def ranking():
 
 @pytest.fixture(scope="module")
 def mixing():
-    """A model of too few texts to hold out some."""
+    """A model without held-out texts."""
     torch.set_num_threads(1)
-    return TextClassifier(hidden=8, epochs=1).fit(*generate(4500, 0))
+    return TextClassifier(hidden=8, epochs=1, validation_fraction=0).fit(*generate(4500, 0))
 
 
 @pytest.fixture(params=["ranking", "mixing"])
@@ -68,6 +68,14 @@ def test_vote_without_held_out_texts_too(mixing):
     (neighbours,) = mixing.network_.mixture.sources
     assert (neighbours.k, len(neighbours)) == (64, 4500)
     assert mixing.score(*generate(300, 1)) > 0.6
+
+
+def test_few_texts_with_many_labels_have_a_ranker():
+    texts, labels = generate(4500, 0)
+    model = TextClassifier(hidden=4, epochs=1).fit(texts, labels)
+    assert isinstance(model.network_.mixture, LabelRanker)
+    assert len(model.network_.mixture.neighbours) == 4500
+    assert model.score(*generate(300, 1)) > 0.6
 
 
 def test_can_be_left_out_and_asked_for():

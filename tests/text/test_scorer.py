@@ -24,15 +24,17 @@ def test_scores_are_those_of_the_network(classes):
     network = LinearNetwork(300, classes).eval()
     torch.nn.init.normal_(network.input.weight)
     torch.nn.init.normal_(network.bias)
-    scorer = LinearScorer.of(columns, network)
+    scorer = LinearScorer.of(hashing, columns, network)
+
+    def wanted(texts):
+        return network.scores(columns.csr(*hashing.csr(texts))).detach()
+
     for texts in (["a b a c", "", "one two three four", "?"], ["the one and only"], []):
-        hashed = hashing.csr(texts)
-        torch.testing.assert_close(scorer(*hashed), network.scores(columns.csr(*hashed)).detach())
+        torch.testing.assert_close(scorer(texts), wanted(texts))
     with torch.no_grad():
         network.input.weight.mul_(2)  # the tables follow
-    hashed = hashing.csr(["one two"])
     for some in (scorer, pickle.loads(pickle.dumps(scorer))):
-        torch.testing.assert_close(some(*hashed), network.scores(columns.csr(*hashed)).detach())
+        torch.testing.assert_close(some(["one two"]), wanted(["one two"]))
 
 
 def test_scores_of_a_classifier_follow_further_training():
@@ -46,9 +48,10 @@ def test_scores_of_a_classifier_follow_further_training():
 
 
 def test_networks_that_are_more_than_a_table_have_no_scorer():
+    hashing = HashedText(22)
     narrow = Columns(torch.tensor([0], dtype=torch.int32), torch.ones(1), 1 << 22)
-    assert LinearScorer.of(narrow, LinearNetwork(1, 4)) is not None
-    assert LinearScorer.of(narrow, LinearNetwork(1, 64)) is None
+    assert LinearScorer.of(hashing, narrow, LinearNetwork(1, 4)) is not None
+    assert LinearScorer.of(hashing, narrow, LinearNetwork(1, 64)) is None
     hidden = TextClassifier(hidden=4, epochs=1).fit(*generate(60))
     assert hidden.predict_proba(["goal"]).shape == (1, 3)
     several = TextClassifier(epochs=1).fit(*generate_several(100))

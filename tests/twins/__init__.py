@@ -11,6 +11,7 @@ from .gather import gather_rows
 from .hadamard import cross_polytope_codes, hadamard_codes, hadamard_products
 from .hash import dwta_codes, query_vectors, simhash_codes, simhash_products
 from .hash_text import hash_text, word_spans
+from .hashed_columns import count_columns_, weigh_columns
 from .label_votes import label_votes
 from .largest_rows import largest_rows
 from .linear_softmax import (
@@ -29,6 +30,7 @@ from .probes import probe_codes
 from .product import gather_matmul, product
 from .rows import extremes, is_increasing
 from .sampled_dot import sampled_dot
+from .score_text import score_text
 from .select_rows import draw_rows, select_rows
 from .sketch import sketch_candidates
 from .softmax import positive_sums, sampled_softmax_loss, sampled_softmax_loss_backward
@@ -39,6 +41,7 @@ from .xmc_reader import parse_xmc
 __all__ = [
     "build_tables",
     "coalesce_rows",
+    "count_columns_",
     "count_touches_",
     "cross_polytope_codes",
     "draw_hashed_rows",
@@ -82,6 +85,7 @@ __all__ = [
     "sampled_dot",
     "sampled_softmax_loss",
     "sampled_softmax_loss_backward",
+    "score_text",
     "search_partition",
     "select_rows",
     "simhash_codes",
@@ -92,6 +96,7 @@ __all__ = [
     "transpose_rows",
     "update_partition",
     "update_tables",
+    "weigh_columns",
     "word_spans",
     "zero_rows_",
 ]

@@ -35,6 +35,11 @@ def _randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape, dtype=dtype, requires_grad=True)
 
 
+def _score_text() -> list[Sample]:
+    texts = _words(b"to be, or not"), torch.tensor([0, 5, 5, 13])
+    return [Sample((*texts, 6, 2, 3, 4, True, "log", 7, True, torch.rand(64, 1 + n), torch.randn(n))) for n in (1, 3)]
+
+
 def _csr() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor([0, 2, 2, 3]), torch.tensor([1, 4, 4])
 
@@ -330,6 +335,10 @@ def _sparse_dot() -> list[Sample]:
 SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "build_tables": _build_tables,
     "coalesce_rows": lambda: [Sample((torch.tensor([4, 1, 4]), torch.randn(3, 2)))],
+    "count_columns_": lambda: [
+        Sample((torch.ones(2, 6, dtype=torch.int32), _csr()[0], _csr()[1].int(), _int32(1, 0, 1), *more))
+        for more in ((), (_int32(0, -1, 1, 2, 5, 3),))
+    ],
     "count_touches_": lambda: [Sample((torch.tensor([0, 255, 0]).byte(), torch.tensor([0, 1, 0])))],
     "cross_polytope_codes": _hadamard(2, 3),
     "draw_hashed_rows": _draw_hashed_rows,
@@ -375,6 +384,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "sampled_dot": _sampled_dot,
     "sampled_softmax_loss": _sampled_softmax_loss,
     "sampled_softmax_loss_backward": _sampled_softmax_loss_backward,
+    "score_text": _score_text,
     "search_partition": _search_partition,
     "select_rows": _select_rows,
     "cpu_tuning": lambda: [Sample((), has_fake=False, has_twin=False)],
@@ -391,5 +401,9 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "update_tables": _update_tables,
     "use_simd_level": lambda: [Sample((ops.simd_level(),), has_twin=False)],
     "zero_rows_": lambda: [Sample((torch.randn(5, 3),)), Sample((torch.randn(0, 3),)), Sample((torch.randn(7),))],
+    "weigh_columns": lambda: [
+        Sample((*_csr(), torch.randn(3), _int32(0, 1, -1, 2, 3, 0), torch.randn(4))),
+        Sample((*(_csr()[0], _csr()[1].int()), torch.randn(3), _int32(*range(6)), torch.randn(6))),
+    ],
     "word_spans": lambda: [Sample((_words(b"to be!"), True))],
 }

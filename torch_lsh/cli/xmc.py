@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import LSHConfig
-from ..data import XMCDataset, collate_xmc, synthetic_xmc
+from ..data import XMCDataset, XMCStream, collate_xmc, synthetic_xmc
 from ..index.config import INDEX_NAMES
 from ..io import check_can_write, format_of, load_archive
 from ..metrics import METRIC_NAMES, PROPENSITY_CONSTANTS
@@ -50,6 +50,7 @@ def train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="?", help="training file (plain, .gz, .xz)")
     parser.add_argument("--generate", action="store_true", help="train on generated data in place of a file")
     parser.add_argument("--model", default="model.pt", help="file to write the model to")
+    parser.add_argument("--stream", action="store_true", help="read the file in blocks at every epoch: it may be large")
     _add_normalize(parser)
     parser.add_argument("--test", help="file to measure metrics on after every epoch")
     _add_metrics(parser)
@@ -72,6 +73,8 @@ def _check_train_files(arguments: argparse.Namespace) -> None:
     """Raises what would otherwise end a run after hours, or cost a file."""
     if (arguments.data is None) != arguments.generate:
         raise ValueError("wanted either DATA, a training file, or --generate")
+    if arguments.stream and arguments.generate:
+        raise ValueError("--stream was given beside --generate, whose rows are in memory")
     check_can_write(arguments.model, FORMAT)
     if arguments.checkpoint is not None:
         check_can_write(arguments.checkpoint, CHECKPOINT_FORMAT)
@@ -80,6 +83,7 @@ def _check_train_files(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> int:
+    train: XMCDataset | XMCStream
     test: XMCDataset | None
     config = _config(arguments)
     _check_train_files(arguments)
@@ -88,7 +92,9 @@ def train(arguments: argparse.Namespace) -> int:
             raise ValueError("--test was given beside --generate; generated data comes with test rows of its own")
         train, test = synthetic_xmc(seed=arguments.seed)
     else:
-        train = _read(arguments)
+        train = (
+            XMCStream.from_file(arguments.data, normalize=arguments.normalize) if arguments.stream else _read(arguments)
+        )
         test = None if arguments.test is None else XMCDataset(arguments.test, normalize=arguments.normalize)
     print(f"training on {train}", flush=True)
     torch.manual_seed(arguments.seed)

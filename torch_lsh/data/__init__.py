@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from .filters import read_filter
+from .stream import XMCStream
 from .synthetic import synthetic_xmc
 from .xmc import XMCDataset, XMCRows, collate_xmc, write_xmc
 
-__all__ = ["HashedText", "XMCDataset", "XMCRows", "collate_xmc", "read_filter", "synthetic_xmc", "write_xmc"]
+__all__ = [
+    "HashedText",
+    "XMCDataset",
+    "XMCRows",
+    "XMCStream",
+    "collate_xmc",
+    "read_filter",
+    "synthetic_xmc",
+    "write_xmc",
+]
 
 
 def __getattr__(name: str) -> Any:

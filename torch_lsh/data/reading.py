@@ -21,6 +21,7 @@ _MOST = 2**31 - 1  # features or labels of a file that does not say how many
 _MARK = b"\xef\xbb\xbf"  # of UTF-8
 
 Arrays = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int, int]
+_Joined = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def read_xmc(path: Path) -> Arrays:
@@ -63,15 +64,53 @@ def read_headerless(path: Path, one_based: bool, num_features: int | None, num_l
     lines = _Lines(path, (), most, _MOST if num_labels is None else num_labels)
     feature_start, ids, values, label_start, labels = lines.arrays()
     if one_based:
-        ids -= 1
-        if bool((ids < 0).any()):
-            row = int(torch.searchsorted(feature_start, (ids < 0).nonzero()[0], right=True)) - 1
-            raise ValueError(f"{path}, line {row + 1}: feature is '0'; wanted 1 or more, since one_based is True")
+        _count_from_zero(path, feature_start, ids)
     if num_features is None:
         num_features = int(ids.max()) + 1 if len(ids) else 0
     if num_labels is None:
         num_labels = int(labels.max()) + 1 if len(labels) else 0
     return feature_start, ids, values, label_start, labels, num_features, num_labels
+
+
+def read_blocks(
+    path: Path, header: bool, one_based: bool, num_features: int, num_labels: int, entries: int
+) -> Iterator[Arrays]:
+    """Reads a file with labels in its lines as :func:`read_xmc` or :func:`read_headerless` do, in blocks.
+
+    Args:
+        path: The file.
+        header: Whether the first line holds the sizes.
+        one_based, num_features, num_labels: See :func:`read_headerless`; of a file without a header.
+        entries: Features of the rows of a block, at least.
+    """
+    if header:
+        lines = _Lines(path, ("rows", "features", "labels"))
+    else:
+        lines = _Lines(path, (), num_features + one_based, num_labels)
+    row = 0
+    for feature_start, ids, values, label_start, labels in lines.blocks(entries):
+        if header:
+            num_features, num_labels = lines.sizes
+        elif one_based:
+            _count_from_zero(path, feature_start, ids, row)
+        row += len(feature_start) - 1
+        yield feature_start, ids, values, label_start, labels, num_features, num_labels
+
+
+def read_sizes(path: Path) -> tuple[int, int]:
+    """Reads the numbers of features and of labels in the header ``rows features labels``."""
+    lines = _Lines(path, ("rows", "features", "labels"))
+    next(lines.blocks(0))
+    num_features, num_labels = lines.sizes
+    return num_features, num_labels
+
+
+def _count_from_zero(path: Path, feature_start: Tensor, ids: Tensor, rows_before: int = 0) -> None:
+    """Changes features that are counted from 1, in place."""
+    ids -= 1
+    if bool((ids < 0).any()):
+        row = rows_before + int(torch.searchsorted(feature_start, (ids < 0).nonzero()[0], right=True)) - 1
+        raise ValueError(f"{path}, line {row + 1}: feature is '0'; wanted 1 or more, since one_based is True")
 
 
 class _LineError(Exception):
@@ -103,17 +142,30 @@ class _Lines:
         self._bounds, self._rows = (num_features, num_labels), -1
         self._line = 0  # lines read so far
 
-    def arrays(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Reads everything: starts and numbers of features, values, starts and numbers of labels.
+    def arrays(self) -> _Joined:
+        """Reads everything; see :meth:`blocks`."""
+        (arrays,) = self.blocks(None)
+        return arrays
+
+    def blocks(self, entries: int | None) -> Iterator[_Joined]:
+        """Reads blocks of lines: starts and numbers of features, values, starts and numbers of labels.
+
+        Args:
+            entries: Features of a block, at least; None makes one block of everything. There is at least one block.
 
         Raises:
             ValueError: A line is malformed, or the compressed file is damaged: file, line and reason.
         """
         columns: list[list[Tensor]] = [[] for _ in _Parsed._fields]
+        some, found = False, 0
         try:
             for parsed in self._parsed():
                 for column, part in zip(columns, parsed):
                     column.append(part)
+                found += len(parsed.features)
+                if entries is not None and found >= entries:
+                    yield _joined(columns)
+                    some, found = True, 0
         except _LineError as error:
             raise ValueError(f"{self.path}, line {self._line + 1}: {error}") from None
         except DECOMPRESSION_ERRORS as error:
@@ -122,13 +174,8 @@ class _Lines:
             raise ValueError(
                 f"{self.path}, line {self._line + 1} or later: the compressed file is damaged or cut off ({error})"
             ) from error
-        joined = []
-        for column, dtype in zip(columns, (torch.int64, torch.int32, torch.float32, torch.int64, torch.int32)):
-            joined.append(torch.cat(column) if column else torch.empty(0, dtype=dtype))
-            column.clear()  # joined one by one, so that the peak is one array above the result
-        feature_counts, features, values, label_counts, labels = joined
-        starts = [torch.cat([counts.new_zeros(1), counts.cumsum(0)]) for counts in (feature_counts, label_counts)]
-        return starts[0], features, values, starts[1], labels
+        if columns[0] or not some:
+            yield _joined(columns)
 
     def _parsed(self) -> Iterator[_Parsed]:
         first = True
@@ -179,6 +226,17 @@ class _Lines:
             if size >= 2**31:
                 raise _LineError(f"the header says {size} {name}; wanted fewer than 2**31")
         self._bounds = (self.sizes[0], self.sizes[1] if len(self.sizes) > 1 else 0)
+
+
+def _joined(columns: list[list[Tensor]]) -> _Joined:
+    """Joins parsed lines, and empties the lists."""
+    joined = []
+    for column, dtype in zip(columns, (torch.int64, torch.int32, torch.float32, torch.int64, torch.int32)):
+        joined.append(torch.cat(column) if column else torch.empty(0, dtype=dtype))
+        column.clear()  # joined one by one, so that the peak is one array above the result
+    feature_counts, features, values, label_counts, labels = joined
+    starts = [torch.cat([counts.new_zeros(1), counts.cumsum(0)]) for counts in (feature_counts, label_counts)]
+    return starts[0], features, values, starts[1], labels
 
 
 def _line_blocks(path: Path) -> Iterator[memoryview]:

@@ -23,10 +23,10 @@ from .weighting import FeatureWeighting
 WIDE = 4096  # with more labels, the output layer is sampled
 MANY = 512  # with as many labels, neighbours vote
 _NEIGHBOURS = 64  # that vote
-_RANKED_ROWS = 50_000  # that a network beside a ranker is trained on, in one pass at least
+_RANKED_ROWS = 75_000  # that a network beside a ranker is trained on, in one pass at least
+_SAMPLED_ROWS = 20_000  # where its output is sampled, which takes longer for each row
 _RANKER_SHARE = 0.25  # of a budget, to make a ranker of the training rows; held-out rows join it later
 _TIMED_ROWS = 1_000  # that tell how long that takes
-_REFIT = 100_000  # with fewer rows, classifiers are trained again with the rows that were held out
 
 
 class Settings(NamedTuple):
@@ -68,13 +68,13 @@ class Settings(NamedTuple):
         epochs = self.epochs
         if epochs is None and ranked:
             # The network is one source of several, and adds little after the first passes.
-            epochs = min(40, max(1, _RANKED_ROWS // rows))
+            epochs = min(40, max(1, (_SAMPLED_ROWS if labels > WIDE else _RANKED_ROWS) // rows))
         elif epochs is None and not held_out_decides:
             # Small sets get small batches and many passes, so that there are some hundred steps in all.
             epochs = min(40, max(3 if labels > WIDE else 4, 20_000 // rows))
         return self._replace(
             epochs=epochs,
-            batch_size=self.batch_size or (256 if rows >= 200_000 else min(64, max(8, rows // 32))),
+            batch_size=self.batch_size or (256 if ranked or rows >= 200_000 else min(64, max(8, rows // 32))),
             lr=self.lr or (0.01 if epochs == 1 else 0.004),
             neighbours=self.neighbours_for(labels),
         )
@@ -167,7 +167,7 @@ def fit(
         if run.history:
             found = validated.compute()
             run.history[-1].update({f"validation_neighbours_{name}": value for name, value in found.items()})
-        network.mixture = _with_rows(network.mixture, held_out, network.num_labels, refit=source.size < _REFIT)
+        network.mixture = _with_rows(network.mixture, held_out, network.num_labels)
     return Fitted(run.history, validated)
 
 

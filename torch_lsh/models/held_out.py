@@ -22,7 +22,7 @@ MOST_HELD_OUT = 10_000
 _ENOUGH = 1_500  # rows to hold out
 _LARGEST_SHARE = 0.125
 _MOST_SCORES = 1 << 28  # of held-out rows, after an epoch
-_MOST_SCORED = 1 << 23  # scores of held-out rows beside a ranker, where they decide nothing
+_MOST_SCORED = 1 << 22  # scores of held-out rows beside a ranker, where they decide nothing
 _MOST_RANKED = 6_000  # held-out rows that train a ranker
 _RANKED = 256  # rows at a time
 
@@ -38,16 +38,22 @@ def split(source: InMemory, fraction: float, seed: int, least: int = LEAST_TO_HO
     """
     rows, weights = source.rows, source.weights
     labelled = rows.label_start.diff() > 0
-    count = int(labelled.sum())
-    if fraction == 0 or count < least:
+    fraction = share_to_hold_out(int(labelled.sum()), fraction, least)
+    if fraction == 0:
         return source, None
-    fraction = max(fraction, min(_ENOUGH / count, _LARGEST_SHARE))
     generator = torch.Generator().manual_seed(seed)
     out = labelled & (torch.rand(num_rows(rows), generator=generator, dtype=torch.float64) < fraction)
     out &= out.cumsum(0) <= MOST_HELD_OUT
     kept = (~out).nonzero()[:, 0]
     weights = None if weights is None else weights[kept]
     return InMemory(rows.take(kept), len(source.label_counts), weights), rows.take(out.nonzero()[:, 0])
+
+
+def share_to_hold_out(labelled: int, fraction: float, least: int) -> float:
+    """The share of so many labelled rows to hold out; see :func:`split`."""
+    if fraction == 0 or labelled < least:
+        return 0.0
+    return max(fraction, min(_ENOUGH / labelled, _LARGEST_SHARE))
 
 
 class Metric(Protocol):
@@ -101,7 +107,7 @@ class HeldOut:
         metric: Callable[[], Metric] = Precision,
     ) -> None:
         self.network, self.mixture, self._metric = network, mixture, metric
-        scores, least = (_MOST_SCORED, 256) if isinstance(mixture, LabelRanker) else (_MOST_SCORES, 512)
+        scores, least = (_MOST_SCORED, 128) if isinstance(mixture, LabelRanker) else (_MOST_SCORES, 512)
         most = max(least, scores // network.num_labels)
         counted = rows.take(torch.arange(min(num_rows(rows), most)))
         blocks = torch.arange(num_rows(counted)).split(network.rows_at_a_time)
@@ -153,6 +159,21 @@ class HeldOut:
         """The quality of what the network predicts, mixed or not."""
         self.network.eval()
         metric = self._metric()
+        if isinstance(self.mixture, LabelRanker) and self.mixture.is_of_use:
+            for evidence, logits, labels in self._ranked():
+                metric.update(self.mixture.scores(evidence, logits), places_of(labels, evidence.labels))
+            return metric
         for batch in self._batches:
             metric.update(self.network.scores(batch.features), batch.labels)
         return metric
+
+
+def places_of(labels: Tensor, candidates: Tensor) -> Tensor:
+    """Where labels ``[B, P]`` stand among the candidates ``[B, K]``: K where they do not; negative ones stay.
+
+    >>> places_of(torch.tensor([[7, 5, -100]]), torch.tensor([[5, 6, -1]]))
+    tensor([[   3,    0, -100]])
+    """
+    same = labels.unsqueeze(2) == candidates.unsqueeze(1)
+    places = torch.where(same.any(2), same.int().argmax(2), candidates.shape[1])
+    return places.where(labels >= 0, labels)

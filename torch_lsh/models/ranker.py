@@ -205,8 +205,11 @@ class LabelRanker(nn.Module):
             logits: Of the large network, ``[B, K]``, for the candidates.
         """
         none = evidence.labels < 0
-        values = torch.cat([evidence.values, *_and_below_best(logits, none)], 2)
-        scores = self.rank((values - self.mean) / self.deviation).squeeze(2)
+        return self._scores((_with_logits(evidence, logits) - self.mean) / self.deviation, none)
+
+    def _scores(self, values: Tensor, none: Tensor) -> Tensor:
+        """The scores of normalised evidence ``[B, K, E]``."""
+        scores = self.rank(values).squeeze(2)
         return scores.masked_fill(none, -torch.inf).log_softmax(1).masked_fill(none, -torch.inf)
 
     def forward(self, logits: Tensor, features: Features) -> Tensor:
@@ -239,59 +242,61 @@ class LabelRanker(nn.Module):
         self.is_of_use = len(found) > 0
         if not self.is_of_use:
             return 0.0
-        known = torch.cat([rows.evidence.values, *_and_below_best(rows.logits, rows.none)], 2)[~rows.none]
+        known = rows.values[~rows.none]
         deviation = known.std(0, correction=0)
         self.mean, self.deviation = known.mean(0), deviation.where(deviation > _LEAST_DEVIATION, 1)
+        rows = rows._replace(values=(rows.values - self.mean) / self.deviation)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.rank = _small_network(len(self.mean))
-        optimizer = torch.optim.AdamW(self.rank.parameters(), lr=_RATE, weight_decay=_DECAY)
+        optimizer = torch.optim.AdamW(self.rank.parameters(), lr=_RATE, weight_decay=_DECAY, fused=True)
         per_epoch = -(-len(found) // _BATCH)
-        epochs = max(_EPOCHS, -(-_LEAST_STEPS // per_epoch))
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, epochs * per_epoch)
+        steps = per_epoch * max(_EPOCHS, -(-_LEAST_STEPS // per_epoch))
         generator = torch.Generator().manual_seed(seed)
-        for _ in range(epochs):
-            for some in torch.randperm(len(found), generator=generator).split(_BATCH):
-                with torch.enable_grad():
-                    loss = self._loss(rows.take(found[some]))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-        best = self.scores(rows.evidence, rows.logits).topk(max(_KS)).indices
+        for step in range(steps):
+            if step % per_epoch == 0:
+                order = torch.randperm(len(found), generator=generator).split(_BATCH)
+            optimizer.param_groups[0]["lr"] = _RATE * (1 - step / steps)
+            with torch.enable_grad():
+                loss = self._loss(rows.take(found[order[step % per_epoch]]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        best = self._scores(rows.values, rows.none).topk(max(_KS)).indices
         hits = rows.right.gather(1, best).float()
         return sum(float(hits[:, :k].sum()) / k for k in _KS) / (len(_KS) * max(1, len(hits)))
 
     def _loss(self, rows: _TuningRows) -> Tensor:
         """Cross entropy of the candidates; the right ones of a row share the target equally."""
         shares = rows.right / rows.right.sum(1, keepdim=True)
-        scores = self.scores(rows.evidence, rows.logits).masked_fill(~rows.right, 0)
+        scores = self._scores(rows.values, rows.none).masked_fill(~rows.right, 0)
         return -(shares * scores).sum(1).mean()
 
 
 class _TuningRows(NamedTuple):
-    """Rows to train the small network on: evidence, logits ``[R, K]`` of the candidates, and which are right."""
+    """Rows to train the small network on.
 
-    evidence: Evidence
-    logits: Tensor
+    Attributes:
+        values: ``[R, K, E]``, all that is known of the candidates.
+        none: ``[R, K]``, where there is no candidate.
+        right: ``[R, K]``, which candidates the row has.
+    """
+
+    values: Tensor
+    none: Tensor
     right: Tensor
 
     @classmethod
     def of(cls, batches: Iterable[tuple[Evidence, Tensor, Tensor]]) -> _TuningRows:
         parts = []
         for evidence, logits, labels in batches:
-            right = (evidence.labels.unsqueeze(2) == labels.unsqueeze(1)).any(2) & (evidence.labels >= 0)
-            parts.append((*evidence, logits, right))
-        labels, values, logits, right = (torch.cat(some) for some in zip(*parts))
-        return cls(Evidence(labels, values), logits, right)
-
-    @property
-    def none(self) -> Tensor:
-        return self.evidence.labels < 0
+            none = evidence.labels < 0
+            right = (evidence.labels.unsqueeze(2) == labels.unsqueeze(1)).any(2) & ~none
+            parts.append((_with_logits(evidence, logits), none, right))
+        return cls(*(torch.cat(some) for some in zip(*parts)))
 
     def take(self, rows: Tensor) -> _TuningRows:
-        evidence = Evidence(self.evidence.labels[rows], self.evidence.values[rows])
-        return _TuningRows(evidence, self.logits[rows], self.right[rows])
+        return _TuningRows(self.values[rows], self.none[rows], self.right[rows])
 
 
 def best_of(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -304,6 +309,11 @@ def best_of(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _small_network(size: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(size, _UNITS), nn.GELU(), nn.Linear(_UNITS, 1))
+
+
+def _with_logits(evidence: Evidence, logits: Tensor) -> Tensor:
+    """All that is known of the candidates, ``[B, K, E]``."""
+    return torch.cat([evidence.values, *_and_below_best(logits, evidence.labels < 0)], 2)
 
 
 def _label_counts(rows: XMCRows) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..config import LSHConfig
-from ..data import XMCDataset, read_filter
+from ..data import XMCDataset, XMCStream, read_filter
 from ..io import is_safetensors, load_archive
 from ..metrics import RankingMetrics
 from . import model_file
@@ -26,6 +26,7 @@ from .rows import (
     DenseRows,
     InMemory,
     Rows,
+    Source,
     batch_of,
     is_sparse,
     label_counts,
@@ -36,6 +37,7 @@ from .rows import (
     widened,
 )
 from .schedule import seconds_of
+from .streamed import Streamed
 from .training import RunOptions
 
 FORMAT = "torch_lsh.XMCClassifier/2"
@@ -102,7 +104,7 @@ class XMCClassifier(WideNetwork):
 
     def fit(
         self,
-        train_dataset: XMCDataset | tuple[Any, Any],
+        train_dataset: XMCDataset | XMCStream | tuple[Any, Any],
         *,
         epochs: int | None = None,
         batch_size: int = 256,
@@ -123,6 +125,7 @@ class XMCClassifier(WideNetwork):
         budget: float | str | None = None,
         sample_weight: Any = None,
         class_weight: Any = None,
+        memory: int = 2 << 30,
         metrics: Sequence[str] = ("precision",),
         ks: Sequence[int] = (1, 3, 5),
     ) -> list[dict[str, float]]:
@@ -137,7 +140,8 @@ class XMCClassifier(WideNetwork):
         schedule does, bit for bit.
 
         Args:
-            train_dataset: Rows to train on: a dataset, or for dense input a pair of features ``[rows, num_features]``
+            train_dataset: Rows to train on: a dataset; a stream, which is read again at every epoch (and twice before),
+                where rows need not fit in memory; or for dense input a pair of features ``[rows, num_features]``
                 and labels (see :func:`torch_lsh.models.rows.rows_of`). Rows without labels add nothing.
             epochs: Most passes over the data, over which the learning rate falls to 0. None means as many as
                 held-out rows gain from; with a ranker or without held-out rows, as many as suit the number of rows.
@@ -161,6 +165,8 @@ class XMCClassifier(WideNetwork):
             budget: Time of the fit, ranker included, in seconds or as text such as ``"60s"`` or ``"5m"``.
             sample_weight: Weight of each row ``[rows]``.
             class_weight: Weight of each label: ``[num_labels]``, a dict of some labels, or ``"balanced"``.
+            memory: Bytes of the rows of a stream to keep, for all that is not the network. Where they are more, that
+                is made of a random choice of them.
             metrics, ks: What to measure, see :meth:`evaluate`.
 
         Returns:
@@ -172,24 +178,23 @@ class XMCClassifier(WideNetwork):
             OSError: The checkpoint cannot be written.
         """
         # Errors that would end a run after hours come before it.
-        rows = self._rows(train_dataset)
-        held_out = None if validation is None else self._rows(validation)
-        evaluate = None
-        if eval_dataset is not None:
-            self._rows(eval_dataset, for_training=False)
-            likely = propensities_of(label_counts(rows, self.num_labels), num_rows(rows))
-            RankingMetrics(metrics, ks, likely)
-            evaluate = functools.partial(self.evaluate, eval_dataset, ks, metrics=metrics, propensities=likely)
         path = None if checkpoint is None else Path(checkpoint)
         options = RunOptions(path, checkpoint_every, resume, max_steps, num_workers, progress, callbacks)
         options.check()
         settings = Settings(epochs, batch_size, lr, patience, seconds_of(budget), neighbours, seed)
         settings.check(validation_fraction)
-        source = InMemory(rows, self.num_labels, row_weights(sample_weight, num_rows(rows)))
-        if held_out is None:
-            ranks = not self.dense_input and settings.neighbours_for(self.num_labels) > 0
-            least = LEAST_TO_RANK if ranks else LEAST_TO_HOLD_OUT
-            source, held_out = split(source, validation_fraction, seed, least)
+        if eval_dataset is not None:
+            self._rows(eval_dataset, for_training=False)
+        given = None if validation is None else self._rows(validation)
+        ranks = not self.dense_input and settings.neighbours_for(self.num_labels) > 0
+        least = LEAST_TO_RANK if ranks else LEAST_TO_HOLD_OUT
+        fraction = validation_fraction if given is None else 0.0
+        source, held_out, likely = self._source(train_dataset, sample_weight, fraction, least, memory, seed)
+        held_out = held_out if given is None else given
+        evaluate = None
+        if eval_dataset is not None:
+            RankingMetrics(metrics, ks, likely)
+            evaluate = functools.partial(self.evaluate, eval_dataset, ks, metrics=metrics, propensities=likely)
         configuration = self.configuration() if path is not None else None
         self.class_weight = label_weights(class_weight, source.label_counts)
         try:
@@ -198,6 +203,22 @@ class XMCClassifier(WideNetwork):
             ).history
         finally:
             self.class_weight = None
+
+    def _source(
+        self, data: Any, sample_weight: Any, fraction: float, least: int, memory: int, seed: int
+    ) -> tuple[Source, Rows | None, Tensor]:
+        """The rows to train on, those held out, and the propensities of labels; see :meth:`fit`."""
+        if isinstance(data, XMCStream):
+            if self.dense_input:
+                raise ValueError("train_dataset is an XMCStream; the model takes dense input")
+            self._check_sizes(data, for_training=True)
+            weights = None if sample_weight is None else row_weights(sample_weight, len(sample_weight))
+            stream = Streamed(data, self.num_labels, weights, fraction, least, memory, seed)
+            return stream, stream.held_out, propensities_of(stream.all_label_counts, stream.all_rows)
+        rows = self._rows(data)
+        likely = propensities_of(label_counts(rows, self.num_labels), num_rows(rows))
+        source = InMemory(rows, self.num_labels, row_weights(sample_weight, num_rows(rows)))
+        return *split(source, fraction, seed, least), likely
 
     def partial_fit(
         self,
@@ -352,12 +373,15 @@ class XMCClassifier(WideNetwork):
             raise ValueError(f"features are {given}; wanted {kind}, as the model has dense_input={self.dense_input}")
         if not for_training:
             rows = widened(rows, self.num_features, self.num_labels)
+        self._check_sizes(rows, for_training)
+        return rows
+
+    def _check_sizes(self, rows: Rows | XMCStream, for_training: bool) -> None:
         if rows.num_features != self.num_features or (for_training and rows.num_labels > self.num_labels):
             raise ValueError(
                 f"the data has {rows.num_features} features and {rows.num_labels} labels; "
                 f"the model takes {self.num_features} and {self.num_labels}"
             )
-        return rows
 
     # --- files ---
 

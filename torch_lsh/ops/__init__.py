@@ -14,6 +14,7 @@ from .gather import gather_rows
 from .hadamard import cross_polytope_codes, hadamard_codes, hadamard_products
 from .hash import dwta_codes, query_vectors, simhash_codes, simhash_products
 from .hash_text import hash_text, word_spans
+from .hashed_columns import count_columns_, weigh_columns
 from .huge_pages import prefer_huge_pages
 from .label_votes import label_votes
 from .largest_rows import largest_rows
@@ -34,6 +35,7 @@ from .probes import probe_codes
 from .product import gather_matmul, product
 from .rows import extremes, is_increasing
 from .sampled_dot import sampled_dot
+from .score_text import score_text
 from .select_rows import draw_rows, select_rows
 from .sketch import sketch_candidates
 from .softmax import positive_sums, sampled_softmax_loss, sampled_softmax_loss_backward
@@ -46,6 +48,7 @@ __all__ = [
     "active_rows_sums",
     "build_tables",
     "coalesce_rows",
+    "count_columns_",
     "count_touches_",
     "cpu_tuning",
     "cross_polytope_codes",
@@ -92,6 +95,7 @@ __all__ = [
     "sampled_dot",
     "sampled_softmax_loss",
     "sampled_softmax_loss_backward",
+    "score_text",
     "search_partition",
     "select_rows",
     "simd_level",
@@ -104,6 +108,7 @@ __all__ = [
     "update_partition",
     "update_tables",
     "use_simd_level",
+    "weigh_columns",
     "word_spans",
     "zero_rows_",
 ]

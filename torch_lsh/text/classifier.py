@@ -33,7 +33,6 @@ from .sources import FileColumns, Texts, source_of
 from .training_data import Labels
 
 Source = Iterable[str] | str | os.PathLike[str]
-Hashed = tuple[Tensor, Tensor, Tensor]  # a sparse CSR matrix
 
 
 class TextClassifier(Estimator):
@@ -198,7 +197,7 @@ class TextClassifier(Estimator):
 
     def _take(self, fitted: FittedText) -> TextClassifier:
         self.features_, self.columns_, self.network_ = fitted.features, fitted.columns, fitted.network
-        self._scorer = LinearScorer.of(fitted.columns, fitted.network)
+        self._scorer = LinearScorer.of(fitted.features, fitted.columns, fitted.network)
         self.classes_, self.multilabel_, self.multi_hot_ = np.array(fitted.classes), fitted.multilabel, fitted.multi_hot
         self.threshold_, self.temperature_, self.history_ = fitted.threshold, fitted.temperature, fitted.history
         return self
@@ -270,25 +269,25 @@ class TextClassifier(Estimator):
             raise ValueError("the network is linear; wanted one with a hidden layer")
         return self.network_.hidden(self.columns_.csr(*self.features_.csr(texts)))
 
-    def _hashed(self, texts: Sequence[str | bytes]) -> Iterator[Hashed]:
-        """Hashed texts, in batches."""
+    def _batches(self, texts: Sequence[str | bytes]) -> Iterator[Sequence[str | bytes]]:
         self._check_fitted()
-        if isinstance(texts, (str, bytes)) or not hasattr(texts, "__getitem__") or hasattr(texts, "columns"):
+        if type(texts) is not list and (
+            isinstance(texts, (str, bytes)) or not hasattr(texts, "__getitem__") or hasattr(texts, "columns")
+        ):
             texts = Texts(texts, None).texts
         size = self.network_.rows_at_a_time
-        for start in range(0, len(texts), size):
-            yield self.features_.csr(texts[start : start + size])
+        return (texts[start : start + size] for start in range(0, len(texts), size))
 
     @torch.inference_mode()
-    def _scores(self, hashed: Hashed) -> Tensor:
+    def _scores(self, texts: Sequence[str | bytes]) -> Tensor:
         """Logits of all classes."""
         if self._scorer is not None:
-            return self._scorer(*hashed)
-        return self.network_.scores(self.columns_.csr(*hashed))
+            return self._scorer(texts)
+        return self.network_.scores(self.columns_.csr(*self.features_.csr(texts)))
 
     def _logits(self, texts: Sequence[str | bytes]) -> Iterator[Tensor]:
         """Logits of all classes, in batches."""
-        return map(self._scores, self._hashed(texts))
+        return map(self._scores, self._batches(texts))
 
     def predict(self, X: Sequence[str], *, allowed: Any = None, excluded: Any = None) -> Any:
         """Predicts the label of each text.
@@ -340,7 +339,7 @@ class TextClassifier(Estimator):
         if not 1 <= k <= len(self.classes_):
             raise ValueError(f"k is {k}; wanted 1 to {len(self.classes_)}")
         if allowed is None and excluded is None:
-            best = [self._best(hashed, k) for hashed in self._hashed(X)]
+            best = [self._best(texts, k) for texts in self._batches(X)]
         else:
             sorted_labels = (probabilities.topk(k) for probabilities in self._filtered(X, allowed, excluded))
             best = [(some.values, some.indices) for some in sorted_labels]
@@ -353,13 +352,13 @@ class TextClassifier(Estimator):
         return self.classes_[numbers.numpy()], values.numpy()
 
     @torch.inference_mode()
-    def _best(self, hashed: Hashed, k: int) -> tuple[Tensor, Tensor]:
+    def _best(self, texts: Sequence[str | bytes], k: int) -> tuple[Tensor, Tensor]:
         """The probabilities and numbers of the ``k`` likeliest labels, both ``[B, k]``."""
         if isinstance(self.network_.mixture, LabelRanker):
-            found = ranked_labels(self.network_, self.columns_.csr(*hashed), k)
+            found = ranked_labels(self.network_, self.columns_.csr(*self.features_.csr(texts)), k)
             if found is not None:
                 return found[0].exp(), found[1]
-        best = self._probabilities(self._scores(hashed)).topk(k)
+        best = self._probabilities(self._scores(texts)).topk(k)
         return best.values, best.indices
 
     def _filtered(self, X: Sequence[str], allowed: Any, excluded: Any) -> Iterator[Tensor]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..data import XMCRows
-from ..models.neighbours import unit_length
 from ..models.rows import SparseFeatures
 
 
@@ -55,16 +55,10 @@ class Columns:
         length (empty rows stay empty).
 
         Args:
-            crow, col, values: Hashed text ``[B, num_columns]`` in CSR form; ``col`` int64 or int32.
+            crow, col, values: Hashed text ``[B, num_columns]`` in CSR form; ``col`` int64 or int32, as the features
+                are then.
         """
-        feature = self._feature_of[col]
-        known = feature >= 0
-        if not bool(known.all()):
-            before = torch.zeros(len(known) + 1, dtype=torch.int64)
-            torch.cumsum(known, 0, out=before[1:])
-            crow, feature, values = before[crow], feature[known], values[known]
-        feature = feature.long()
-        return crow, feature, unit_length(crow, values * self.weights[feature])
+        return ops.weigh_columns(crow, col, values, self._feature_of, self.weights)
 
     def csr(self, crow: Tensor, col: Tensor, values: Tensor) -> SparseFeatures:
         """The features ``[B, F]`` of hashed text, as networks take them."""
@@ -73,7 +67,11 @@ class Columns:
     def rows(self, hashed: XMCRows) -> XMCRows:
         """The rows of hashed text with features in place of columns."""
         crow, feature, values = self.features(hashed.feature_start, hashed.features, hashed.values)
-        return hashed._replace(feature_start=crow, features=feature.int(), values=values, num_features=len(self))
+        return hashed._replace(feature_start=crow, features=feature, values=values, num_features=len(self))
+
+    def count_(self, counts: Tensor, hashed: XMCRows) -> None:
+        """Adds to ``counts`` ``[C, F]`` int32 how many rows of hashed text, each with one label, have a feature."""
+        ops.count_columns_(counts, hashed.feature_start, hashed.features, hashed.labels, self._feature_of)
 
     def only_those_of(self, hashed: XMCRows) -> Columns:
         """These columns, with weight 0 where they do not occur in hashed text."""

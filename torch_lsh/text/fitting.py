@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data import XMCRows
 from ..data.xmc import join_rows
-from ..models.fitting import Fitted, Settings, fit, fit_more, label_weights
+from ..models.fitting import MANY, Fitted, Settings, fit, fit_more, label_weights
 from ..models.held_out import LEAST_TO_HOLD_OUT, MOST_HELD_OUT
 from ..models.network import Network
 from ..models.rows import InMemory, batch_of, num_rows, row_weights
@@ -62,13 +62,14 @@ def fit_texts(
     source, multi_hot = source_of(X, y, file_columns), is_multi_hot(y)
     data = TrainingData(
         source,
-        hashing(chosen, source.bytes()),
+        hashing(chosen, source),
         chosen.validation_fraction if validation is None else 0.0,
         MOST_HELD_OUT,
         chosen.memory,
         chosen.seed,
         range(y.shape[1]) if multi_hot else None,  # all, whether in use or not
         None if sample_weight is None else row_weights(sample_weight, len(sample_weight)),
+        math.inf if chosen.neighbours == 0 else MANY,
     )
     found = data.statistics
     multilabel = found.several or _asks_for_several(source)
@@ -175,7 +176,7 @@ def _weighted_columns(blocks: Iterable[Weighted], found: Statistics, network: Ne
     if not few or len(found.columns) * len(found.classes) >= _MOST_COUNTS:
         return Columns(found.columns, found.idf, num_columns)
     unweighted = Columns(found.columns, torch.ones(len(found.columns)), num_columns)
-    weights = log_count_ratios((unweighted.rows(block.rows) for block in blocks), len(found.classes))
+    weights = log_count_ratios((block.rows for block in blocks), unweighted, len(found.classes))
     if len(found.classes) > 2:  # the mean over classes is less sure than the one ratio of two
         weights = weights.sqrt_().mul_(found.idf)
     return Columns(found.columns, weights, num_columns)

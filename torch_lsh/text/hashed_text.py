@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -211,6 +212,18 @@ def pack_texts(texts: Sequence[str | bytes]) -> tuple[Tensor, Tensor]:
     joined = bytearray().join(encoded)
     text = torch.frombuffer(joined, dtype=torch.uint8) if joined else torch.empty(0, dtype=torch.uint8)
     return text, torch.from_numpy(offsets)
+
+
+def share_of_letters(rows: Iterable[Any], most: int = 1000) -> float:
+    """The share of words that are single letters of scripts without blanks.
+
+    Args:
+        rows: Rows with a ``text``.
+        most: How many of them are looked at.
+    """
+    text, _ = pack_texts([row.text for row in itertools.islice(rows, most)])
+    runs, words = (len(ops.word_spans(text, split)) for split in (False, True))
+    return (words - runs) / max(1, words)
 
 
 def _targets(targets: list[Any]) -> Any:

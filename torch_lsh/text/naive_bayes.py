@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..data import XMCRows
+from .columns import Columns
 
 
-def log_count_ratios(blocks: Iterable[XMCRows], num_classes: int) -> Tensor:
+def log_count_ratios(blocks: Iterable[XMCRows], columns: Columns, num_classes: int) -> Tensor:
     r"""Computes how far each feature tells the classes apart, as naive Bayes sees it.
 
     A class c has :math:`r_{fc} = \log (p_{fc} / \sum_g p_{gc}) - \log (q_{fc} / \sum_g q_{gc})`, where p is one more
@@ -19,7 +20,8 @@ def log_count_ratios(blocks: Iterable[XMCRows], num_classes: int) -> Tensor:
     is.
 
     Args:
-        blocks: Rows with one label each.
+        blocks: Hashed text with one label a row.
+        columns: Which hashed columns are features; their weights do not matter.
         num_classes: C.
 
     Returns:
@@ -30,18 +32,16 @@ def log_count_ratios(blocks: Iterable[XMCRows], num_classes: int) -> Tensor:
 
     >>> from torch_lsh.data import XMCDataset
     >>> import scipy.sparse
-    >>> features = scipy.sparse.csr_matrix([[1, 1, 0], [1, 1, 0], [1, 0, 1], [1, 0, 1]])
-    >>> rows = XMCDataset.from_scipy(features, scipy.sparse.csr_matrix([[1, 0], [1, 0], [0, 1], [0, 1]])).rows
-    >>> log_count_ratios([rows], 2)
+    >>> hashed = scipy.sparse.csr_matrix([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 1], [1, 0, 0, 1]])
+    >>> rows = XMCDataset.from_scipy(hashed, scipy.sparse.csr_matrix([[1, 0], [1, 0], [0, 1], [0, 1]])).rows
+    >>> columns = Columns(torch.tensor([0, 1, 3], dtype=torch.int32), torch.ones(3), 4)
+    >>> log_count_ratios([rows], columns, 2)
     tensor([0.0000, 1.0986, 1.0986])
     """
-    counts = torch.zeros(0)
+    one_more = torch.ones(num_classes, len(columns), dtype=torch.int32)
     for rows in blocks:
-        if len(counts) == 0:
-            counts = torch.ones(num_classes * rows.num_features)
-        label = torch.repeat_interleave(rows.labels.long(), rows.feature_start.diff())
-        counts += torch.bincount(label * rows.num_features + rows.features, minlength=len(counts))
-    counts = counts.view(num_classes, -1)
+        columns.count_(one_more, rows)
+    counts = one_more.float()
     others = counts.sum(0) - counts - (num_classes - 2)  # one more than the other rows that have it
     squares = torch.zeros(counts.shape[1])
     for of_class, of_others in zip(counts, others):

@@ -11,11 +11,16 @@ from ..config import LSHConfig
 from ..models.fitting import WIDE, Settings
 from ..models.neighbours import MOST_NEIGHBOURS
 from ..models.network import Network, WideNetwork
-from .hashed_text import HashedText
+from .files import TextFile
+from .hashed_text import HashedText, share_of_letters
 from .linear import LinearNetwork
+from .sources import Texts
 
 _LINEAR_CLASSES = 64  # with at most so many, the linear model is the better one, and small
+_FEW_CLASSES = 16  # over which n-grams of three letters tell more than they let memorise
 _ENOUGH_FOR_TRIGRAMS = 8 << 20  # bytes of text
+_MOSTLY = 0.5  # share of words that are single letters
+_MOST_BITS = 22  # four million columns; twice as many for two classes
 
 
 class Chosen(Protocol):
@@ -61,19 +66,26 @@ def check_settings(chosen: Chosen) -> None:
             raise ValueError(f"{name} is {share!r}; wanted a number from 0 to below 1")
 
 
-def hashing(chosen: Chosen, text_bytes: int) -> HashedText | list[tuple[float, HashedText]]:
-    """How texts are hashed, by the number of classes; over many of them, n-grams are rare and get memorised."""
+def hashing(chosen: Chosen, source: Texts | TextFile) -> HashedText | list[tuple[float, HashedText]]:
+    """How texts are hashed, by the number of classes; over many of them, n-grams are rare and get memorised.
+
+    Where most words are letters of scripts without blanks, three letters say what two words do elsewhere: over few
+    classes they are features however little text there is, and there are about twice as many n-grams a byte.
+    """
     if chosen.features is not None:
         return chosen.features
-    bits = _bits(text_bytes)
+    text_bytes, in_letters = source.bytes(), share_of_letters(source) > _MOSTLY
     longest = 3 if text_bytes >= _ENOUGH_FOR_TRIGRAMS else 2
-    lengths = ((_LINEAR_CLASSES, longest), (WIDE, 2), (math.inf, 1))
-    return [(classes, HashedText(bits, length, norm=None)) for classes, length in lengths]
+    of_few = 3 if in_letters else longest
+    bits = _bits(text_bytes * (1 + in_letters))
+    choices = [(_FEW_CLASSES, of_few), (_LINEAR_CLASSES, longest), (WIDE, 2), (math.inf, 1)]
+    of_two = HashedText(min(bits, _MOST_BITS + 1), of_few, norm=None)  # few weights a column
+    return [(2, of_two), *((classes, HashedText(min(bits, _MOST_BITS), n, norm=None)) for classes, n in choices)]
 
 
 def _bits(text_bytes: int) -> int:
-    """Chooses about one column per 2 bytes of text, so that few words and pairs collide; at most four million."""
-    return min(22, max(16, math.ceil(math.log2(text_bytes / 2 + 1))))
+    """Chooses about one column per 2 bytes of text, so that few n-grams collide."""
+    return max(16, math.ceil(math.log2(text_bytes / 2 + 1)))
 
 
 def network_for(chosen: Chosen, features: int, classes: int, rows: int, multilabel: bool) -> tuple[Network, Settings]:
@@ -112,6 +124,6 @@ def network_for(chosen: Chosen, features: int, classes: int, rows: int, multilab
     if multilabel:
         epochs, lr = max(8, 20_000 // rows), 0.02
     else:  # features weighed by their classes need few passes, and overfit with many
-        epochs, lr = max(2, round(200 * (classes / rows) ** 0.5)), 0.03
+        epochs, lr = max(2, round(200 * (classes / rows) ** 0.5)), 0.06 if chosen.epochs == 1 else 0.03
     epochs, lr = chosen.epochs or min(40, epochs), chosen.lr or lr
     return network, settings._replace(epochs=epochs, lr=lr, decay=1.0)

@@ -123,6 +123,8 @@ def _is_collection(label: Any) -> bool:
 
 
 def _plain(label: Any, row: int) -> Any:
+    if type(label) is str:
+        return label
     label = label.item() if isinstance(label, np.generic) else label
     if not isinstance(label, (str, int, float)) or (isinstance(label, float) and not math.isfinite(label)):
         raise ValueError(f"label {row} is {label!r}; wanted text or a number")

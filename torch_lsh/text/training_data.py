@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..data import XMCRows
 from ..data.xmc import join_rows
-from ..models.held_out import LEAST_TO_HOLD_OUT
-from ..models.rows import num_rows
+from ..models.held_out import LEAST_TO_HOLD_OUT, LEAST_TO_RANK, split
+from ..models.rows import InMemory, num_rows
 from .columns import Columns
 from .files import TextFile, TextRow
 from .hashed_text import HashedText
@@ -140,11 +141,13 @@ class TrainingData:
         features: how texts are hashed; or pairs of a number of labels and how they are hashed with at most so many, by
             increasing numbers, the last of them infinite.
         hold_out: share of the rows to hold out.
-        most_held_out: most rows to hold out. Fewer than 20,000 rows that fit in memory are all trained on.
+        most_held_out: most rows to hold out. Fewer than 20,000 rows that fit in memory are all trained on, unless a
+            ranker needs some of them.
         memory: bytes of hashed features to keep.
         seed: seed of the choice of the held-out rows.
         classes: the labels, sorted, if they are known in advance.
         weights: of the texts of the source, ``[texts]``; None means 1.
+        ranked_labels: with as many labels, held-out rows train a ranker.
     """
 
     def __init__(
@@ -157,13 +160,14 @@ class TrainingData:
         seed: int,
         classes: Sequence[Any] | None = None,
         weights: Tensor | None = None,
+        ranked_labels: float = math.inf,
     ) -> None:
-        self.source, self._weights = source, weights
+        self.source, self._weights, self._ranked_labels = source, weights, ranked_labels
         choices = [(math.inf, features)] if isinstance(features, HashedText) else list(features)
         (self._most_labels, self.features), *self._for_more_labels = choices
         self.labels, self._classes = Labels(classes), classes
         self._hold_out, self._most_held_out, self._seed = hold_out, most_held_out, seed
-        self.statistics = self._first_pass(memory)
+        self.statistics = self._with_rows_to_rank(self._first_pass(memory))
 
     def _split(self) -> Iterator[tuple[Weighted, Weighted]]:
         """Yields rows to train on and held-out rows, the same in every pass; rows without a label are in neither.
@@ -188,7 +192,7 @@ class TrainingData:
             raise ValueError(f"sample_weight has {len(self._weights)} numbers; wanted one for each text")
 
     def _first_pass(self, memory: int) -> Statistics:
-        documents = torch.zeros(self.features.num_features, dtype=torch.int64)
+        documents = torch.zeros(1, self.features.num_features, dtype=torch.int32)
         counts = torch.zeros(0, dtype=torch.int64)
         rows = total = 0
         several = False
@@ -196,11 +200,12 @@ class TrainingData:
         held_out: list[Weighted] = []
         for some, out in self._split():
             if len(self.labels.numbers) > self._most_labels:
-                (self._most_labels, self.features), *self._for_more_labels = self._for_more_labels
+                while len(self.labels.numbers) > self._most_labels:
+                    (self._most_labels, self.features), *self._for_more_labels = self._for_more_labels
                 self.labels = Labels(self._classes)
                 return self._first_pass(memory)
             chunk = some.rows
-            documents.index_add_(0, chunk.features.long(), torch.ones(len(chunk.features), dtype=torch.int64))
+            _count(documents, chunk)
             counts = torch.nn.functional.pad(counts, (0, len(self.labels.numbers) - len(counts)))
             counts += torch.bincount(chunk.labels, minlength=len(counts))
             rows += num_rows(chunk)
@@ -215,6 +220,7 @@ class TrainingData:
         if train is not None and rows < LEAST_TO_HOLD_OUT:
             for out in held_out:
                 rows += num_rows(out.rows)
+                _count(documents, out.rows)
                 counts += torch.bincount(out.rows.labels, minlength=len(counts))
             train += held_out
             held_out = []
@@ -228,13 +234,24 @@ class TrainingData:
             labels = numbers[some.rows.labels.long()].int()
             return some._replace(rows=some.rows._replace(labels=labels, num_labels=len(classes)))
 
-        columns = documents.nonzero()[:, 0]
-        idf = torch.log((1 + rows) / (1 + documents[columns]).float()) + 1
+        columns = documents[0].nonzero()[:, 0]
+        idf = torch.log((1 + rows) / (1 + documents[0, columns]).float()) + 1
         sorted_counts = torch.zeros(len(classes), dtype=torch.int64)
         sorted_counts[numbers[: len(counts)]] = counts
         kept, cached = joined(held_out), joined(train)
         held_out_rows = None if kept is None else kept.rows
         return Statistics(rows, several, classes, columns.int(), idf, total, sorted_counts, held_out_rows, cached)
+
+    def _with_rows_to_rank(self, found: Statistics) -> Statistics:
+        """Holds rows out of few, too, where they train a ranker."""
+        if found.held_out is not None or found.cached is None or len(found.classes) < self._ranked_labels:
+            return found
+        source = InMemory(found.cached.rows, len(found.classes), found.cached.weights)
+        source, held_out = split(source, self._hold_out, self._seed, LEAST_TO_RANK)
+        assert isinstance(source.rows, XMCRows)
+        assert held_out is None or isinstance(held_out, XMCRows)
+        cached = Weighted(source.rows, source.weights)
+        return found._replace(rows=source.size, label_counts=source.label_counts, held_out=held_out, cached=cached)
 
     def blocks(self) -> Iterator[Weighted]:
         """Yields the training rows of an epoch: all at once, or in blocks."""
@@ -260,6 +277,12 @@ class TrainingData:
         return some if num_rows(some) > 0 else None
 
 
+def _count(documents: Tensor, rows: XMCRows) -> None:
+    """Adds the number of rows that have each column to ``documents`` ``[1, num_columns]`` int32."""
+    together = torch.zeros(num_rows(rows), dtype=torch.int32)
+    ops.count_columns_(documents, rows.feature_start, rows.features, together)
+
+
 class FeatureSource:
     """Training rows with features in place of hashed columns: a :class:`torch_lsh.models.rows.Source`.
 
@@ -271,11 +294,18 @@ class FeatureSource:
 
     def __init__(self, data: TrainingData, columns: Columns, memory: int) -> None:
         self._data, self._columns, self._memory = data, columns, memory
+        self._cached: tuple[XMCRows, Tensor | None] | None = None  # where the hashed texts are in memory, too
         self.size, self.label_counts = data.statistics.rows, data.statistics.label_counts
 
     def blocks(self) -> Iterator[tuple[XMCRows, Tensor | None]]:
+        if self._cached is not None:
+            yield self._cached
+            return
         for rows, weights in self._data.blocks():
-            yield self._columns.rows(rows), weights
+            block = self._columns.rows(rows), weights
+            if self._data.statistics.cached is not None:
+                self._cached = block
+            yield block
 
     def sample(self) -> XMCRows | None:
         rows = self._data.sample(self._memory)
