@@ -16,6 +16,7 @@
 #include <functional>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "checks.h"
@@ -361,13 +362,18 @@ class DirectTally {
   int64_t size() const { return size_; }
   const int32_t* ids() const { return ids_.data(); }  // [size], in order of first appearance
 
-  const int32_t* counts() {  // [size], of ids()
-    for (int64_t i = 0; i < size_; ++i) counts_[i] = times_[ids_[i]];
+  // [size], of ids(). Nothing is added from here to clear(), so the entries are cleared now, while they are
+  // in the nearest cache.
+  const int32_t* counts() {
+    for (int64_t i = 0; i < size_; ++i) counts_[i] = std::exchange(times_[ids_[i]], 0);
+    is_counted_ = true;
     return counts_.data();
   }
 
   void clear() {
-    for (int64_t i = 0; i < size_; ++i) times_[ids_[i]] = 0;
+    if (!is_counted_)
+      for (int64_t i = 0; i < size_; ++i) times_[ids_[i]] = 0;
+    is_counted_ = false;
     size_ = 0;
   }
 
@@ -376,6 +382,7 @@ class DirectTally {
   std::vector<uint16_t> times_;  // by id
   std::vector<int32_t> ids_, counts_;
   int64_t size_ = 0;
+  bool is_counted_ = false;
 };
 
 // Writes the `wanted` ids of lowest rank, in stable order, padded with -1. A counting sort of ranks 0 ..
@@ -416,7 +423,7 @@ struct Lookup {
 template <typename Tally>
 struct Scratch {
   Tally tally;
-  std::vector<int32_t> nearest, matching, matches, shortlist, distances;
+  std::vector<int32_t> nearest, matching, matches, shared, times_shared, shortlist, distances;
   std::vector<int64_t> start;
 };
 
@@ -427,6 +434,8 @@ class Search {
   Search(const Lookup& in, Scratch<Tally>& scratch)
       : in_(in), scratch_(scratch), hamming_(kernels<HashKernels>().hamming) {
     scratch.tally.reserve(in.reachable(), in.num_rows);
+    scratch.shared.resize(in.reachable());
+    scratch.times_shared.resize(in.reachable());
     scratch.shortlist.resize(in.reachable());
     scratch.distances.resize(in.reachable());
     scratch.nearest.resize(in.num_tables);
@@ -512,24 +521,41 @@ class Search {
   // vanilla: in order of appearance. Without codes: by number of shared buckets. With codes: by Hamming
   // distance. Reading a row's code is a cache miss, so only the rows in most buckets are compared.
   void rank(int64_t query, const Matches& found, int64_t* out) {
-    const int64_t num_tables = in_.num_tables, wanted = in_.max_candidates;
-    const auto unshared = [&](int64_t i) {
-      return num_tables - std::min<int64_t>(found.counts[i], num_tables);
-    };
+    const int64_t wanted = in_.max_candidates;
     if (in_.vanilla) {
       take_best(found.ids, found.size, [](int64_t) { return int64_t{0}; }, 0, wanted, scratch_.start, out);
     } else if (in_.row_codes == nullptr) {
-      take_best(found.ids, found.size, unshared, num_tables, wanted, scratch_.start, out);
+      take_most_shared(found, wanted, out);
     } else {
       const int64_t examined = std::min(found.size, kExamined * wanted);
       int32_t* const shortlist = scratch_.shortlist.data();
       int32_t* const distances = scratch_.distances.data();
-      take_best(found.ids, found.size, unshared, num_tables, examined, scratch_.start, shortlist);
+      take_most_shared(found, examined, shortlist);
       hamming_(in_.query_codes == nullptr ? scratch_.nearest.data() : in_.query_codes + query * in_.words,
                in_.row_codes, shortlist, examined, in_.words, distances);
       take_best(
           shortlist, examined, [&](int64_t i) { return static_cast<int64_t>(distances[i]); }, 32 * in_.words,
           wanted, scratch_.start, out);
+    }
+  }
+
+  // Writes the `wanted` rows that are in most buckets, in stable order, padded with -1. Only rows in several
+  // buckets are sorted; most are in one.
+  template <typename Out>
+  void take_most_shared(const Matches& found, int64_t wanted, Out* out) {
+    const int64_t num_tables = in_.num_tables, several = num_tables > 1 ? 2 : INT32_MAX;
+    int32_t *const ids = scratch_.shared.data(), *const counts = scratch_.times_shared.data();
+    int64_t shared = 0;
+    for (int64_t i = 0; i < found.size; ++i) {  // without branches, which nobody could predict
+      ids[shared] = found.ids[i];
+      counts[shared] = found.counts[i];
+      shared += found.counts[i] >= several;
+    }
+    const auto unshared = [&](int64_t i) { return num_tables - std::min<int64_t>(counts[i], num_tables); };
+    take_best(ids, shared, unshared, num_tables, wanted, scratch_.start, out);
+    for (int64_t i = 0, taken = shared, all = std::min(found.size, wanted); taken < all; ++i) {
+      out[taken] = found.ids[i];
+      taken += found.counts[i] < several;
     }
   }
 

@@ -18,7 +18,7 @@ def test_the_same_rows_of_weight_and_bias_are_touched_once():
     def update(parameter, rows):
         before = parameter._version
         parameter[rows] += 1
-        record_update(parameter, rows, before)
+        record_update(rows, (parameter, before))
 
     rows = torch.tensor([2, 9])
     update(weight, rows)
@@ -44,7 +44,7 @@ def test_the_same_rows_of_weight_and_bias_are_touched_once():
 def update(parameter, rows):
     before = parameter._version
     parameter[rows] += 1
-    record_update(parameter, rows, before)
+    record_update(rows, (parameter, before))
 
 
 def test_which_parameters_are_watched():
