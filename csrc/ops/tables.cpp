@@ -297,18 +297,10 @@ class HashedTally {
     counts_.resize(slots_.size() / 2);
   }
 
-  void add(int32_t id) {
-    uint32_t slot = (static_cast<uint32_t>(id) * kMultiplier) >> shift_;
-    while (slots_[slot].id != id) {
-      if (slots_[slot].id == kEmpty) {
-        slots_[slot].id = id;
-        ids_[size_] = id;
-        used_[size_++] = slot;
-        break;
-      }
-      slot = (slot + 1) & mask_;
-    }
-    ++slots_[slot].count;
+  // Ids are unchecked input: only those below num_rows are rows.
+  void add(const int32_t* id, const int32_t* end, int64_t num_rows) {
+    for (; id != end; ++id)
+      if (static_cast<uint32_t>(*id) < num_rows) add(*id);
   }
 
   int64_t size() const { return size_; }
@@ -330,6 +322,21 @@ class HashedTally {
   struct Slot {
     int32_t id, count;
   };
+
+  void add(int32_t id) {
+    uint32_t slot = (static_cast<uint32_t>(id) * kMultiplier) >> shift_;
+    while (slots_[slot].id != id) {
+      if (slots_[slot].id == kEmpty) {
+        slots_[slot].id = id;
+        ids_[size_] = id;
+        used_[size_++] = slot;
+        break;
+      }
+      slot = (slot + 1) & mask_;
+    }
+    ++slots_[slot].count;
+  }
+
   std::vector<Slot> slots_;
   std::vector<uint32_t> used_;
   std::vector<int32_t> ids_, counts_;
@@ -350,13 +357,21 @@ class DirectTally {
     if (static_cast<int64_t>(times_.size()) < num_rows) times_.resize(num_rows);
     if (static_cast<int64_t>(counts_.size()) < candidates) {
       counts_.resize(candidates);
-      ids_.resize(candidates + 1);  // add() writes one past the end
+      ids_.resize(candidates + 1);  // add() writes one past the last
     }
   }
 
-  void add(int32_t id) {
-    ids_[size_] = id;
-    size_ += times_[id]++ == 0;
+  // As that of HashedTally. Members are read once: this may be memory of a thread, whose address is a call.
+  void add(const int32_t* id, const int32_t* end, int64_t num_rows) {
+    int32_t* const ids = ids_.data();
+    uint16_t* const times = times_.data();
+    int64_t size = size_;
+    for (; id != end; ++id)
+      if (static_cast<uint32_t>(*id) < num_rows) {
+        ids[size] = *id;
+        size += times[*id]++ == 0;
+      }
+    size_ = size;
   }
 
   int64_t size() const { return size_; }
@@ -393,9 +408,9 @@ void take_best(const int32_t* ids, int64_t count, const Rank& rank, int64_t high
   start.assign(highest + 2, 0);
   for (int64_t i = 0; i < count; ++i) ++start[rank(i) + 1];
   int64_t last = 0;  // the highest rank that is taken
-  for (int64_t r = 0; r < highest; ++r) {
-    start[r + 1] += start[r];
-    if (start[r + 1] < wanted) last = r + 1;
+  for (; last < highest; ++last) {
+    start[last + 1] += start[last];
+    if (start[last + 1] >= wanted) break;
   }
   std::fill(out + std::min(count, wanted), out + wanted, -1);
   for (int64_t i = 0; i < count; ++i) {
@@ -492,14 +507,9 @@ class Search {
       const int64_t fill = std::clamp<int64_t>(in_.counts[number], 0, in_.bucket_size);
       const int64_t first = random_below(salt, static_cast<uint64_t>(t + 1), fill);
       const int32_t* const rows = in_.ids + number * in_.bucket_size;
-      add(rows + first, rows + fill);
-      add(rows, rows + first);
+      scratch_.tally.add(rows + first, rows + fill, in_.num_rows);
+      scratch_.tally.add(rows, rows + first, in_.num_rows);
     }
-  }
-
-  void add(const int32_t* row, const int32_t* end) {
-    for (; row != end; ++row)  // ids are unchecked input: only valid ones are rows
-      if (*row >= 0 && *row < in_.num_rows) scratch_.tally.add(*row);
   }
 
   // The rows in at least min_matches of the buckets.
