@@ -250,6 +250,8 @@ class _ActiveRowsSums(torch.autograd.Function):
 class _Gradients:
     """The way of the gradient of active rows' logits to input, weight and bias."""
 
+    __slots__ = ("_bias", "_of_bias", "_of_weight", "_pushed_down", "_updater_of_both", "_weight")
+
     def __init__(self, weight: Tensor, bias: Tensor | None, pushed_down: Callable[[Tensor], None] | None) -> None:
         self._of_weight = of_weight = RowGradient(weight)
         self._of_bias = of_bias = None if bias is None else RowGradient(bias)

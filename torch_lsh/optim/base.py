@@ -163,7 +163,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
             state[name] = moment
         elif moment.dtype is not dtype or not moment.is_contiguous():
             state[name] = moment = moment.to(dtype).contiguous()
-        return as_matrix(moment)
+        return as_matrix(moment) if moment.dim() > 2 else moment
 
     def _count_step(self, state: dict[str, Any]) -> int:
         """Counts a step of the parameter with this state; the first is 1."""
@@ -244,9 +244,11 @@ class RowSparseOptimizer(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                self._check_accumulates(parameter)
+                if self._updated:
+                    self._check_accumulates(parameter)
                 if parameter.grad.layout is not torch.strided:
-                    self._check_takes_rows(group, parameter)
+                    if not self._takes_rows(group, parameter):
+                        self._refuse_rows(group, parameter)
                     known, values = rows_and_values(parameter.grad, known)
                     row_sparse.append((group, parameter, known, values))
                 elif self._takes_all_rows(group, parameter):
@@ -275,9 +277,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         """Whether :meth:`_step_rows` takes dense gradients: PyTorch's steps want state of the parameter's dtype."""
         return has_bfloat16(group, parameter) and self._takes_rows(group, parameter)
 
-    def _check_takes_rows(self, group: dict[str, Any], parameter: Tensor) -> None:
-        if self._takes_rows(group, parameter):
-            return
+    def _refuse_rows(self, group: dict[str, Any], parameter: Tensor) -> None:
         option = self._chosen_unsupported(group)
         if option is not None:
             raise RuntimeError(

@@ -16,7 +16,7 @@ from .label_counts import LabelCounts, log_uniform
 _LOOKED_UP = 4  # samples of a batch that are looked up where rows are carried over; 2 to 16 reach the same precision
 
 
-@dataclass(eq=False)  # not frozen, as that takes microseconds to make
+@dataclass(eq=False, slots=True)  # not frozen, as that takes microseconds to make
 class ActiveSet:
     """The active rows of a step: labels and rows found by hashing (H), and random rows (R).
 

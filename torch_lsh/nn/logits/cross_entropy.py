@@ -143,21 +143,31 @@ def _of_active_rows(recipe: Recipe, sampler: Sampler, target: Target, options: O
     weight, bias = owner.weight_and_bias()
     active = sampler.draw(weight, bias, x, target.labels)
     owner.paths.sampled(recipe.input, active)
-
-    def loss() -> Tensor:
-        correction = correction_of(sampler, target.several)
-        corrected = correction == "stratified"
-        if not _is_fusible(recipe, active, correction, options):
-            logits = sampled_logits(recipe, sampler, x, active, corrected)
-            return sampled_cross_entropy(logits, active, target, correction, options)
-        keep = sampler.keeper_of_hardest_rows(active, corrected)
-        operand = x if x.dtype is recipe.product_dtype else x.to(recipe.product_dtype)
-        return fused_cross_entropy(operand, weight, bias, active, target, correction, options, keep)
-
-    if sampler.stopwatch is None and not recipe.detached:
-        return loss()  # entering contexts takes microseconds
+    if sampler.stopwatch is None and not recipe.detached:  # entering contexts takes microseconds
+        return _of_drawn_rows(recipe, sampler, x, weight, bias, active, target, options)
     with part(sampler.stopwatch, "loss"), grad_mode(recipe):
-        return loss()
+        return _of_drawn_rows(recipe, sampler, x, weight, bias, active, target, options)
+
+
+def _of_drawn_rows(
+    recipe: Recipe,
+    sampler: Sampler,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    active: ActiveSet,
+    target: Target,
+    options: Options,
+) -> Tensor:
+    correction = correction_of(sampler, target.several)
+    corrected = correction == "stratified"
+    if not _is_fusible(recipe, active, correction, options):
+        logits = sampled_logits(recipe, sampler, x, active, corrected)
+        return sampled_cross_entropy(logits, active, target, correction, options)
+    keep = sampler.keeper_of_hardest_rows(active, corrected)
+    if x.dtype is not recipe.product_dtype:
+        x = x.to(recipe.product_dtype)
+    return fused_cross_entropy(x, weight, bias, active, target, correction, options, keep)
 
 
 def _is_fusible(recipe: Recipe, active: ActiveSet, correction: str, options: Options) -> bool:

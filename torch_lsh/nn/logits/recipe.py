@@ -19,7 +19,7 @@ from .steps import Operand, Rows, Step
 BLOCK_ELEMENTS = 1 << 22
 
 
-@dataclass(eq=False)  # not frozen, as that takes microseconds to make
+@dataclass(eq=False, slots=True)  # not frozen, as that takes microseconds to make
 class Recipe:
     """Logits are ``linear(input)`` in ``dtype`` after some steps, with the class dimension moved to ``class_dim``.
 

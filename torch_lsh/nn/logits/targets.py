@@ -12,7 +12,7 @@ from torch import Tensor
 from ... import ops
 
 
-@dataclass(eq=False)  # not frozen, as that takes microseconds to make
+@dataclass(eq=False, slots=True)  # not frozen, as that takes microseconds to make
 class Target:
     """The labels of each sample, with their shares of the target distribution.
 

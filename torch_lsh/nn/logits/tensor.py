@@ -82,6 +82,9 @@ class _Attach(torch.autograd.Function):
         return (None, *(next(gradients) if needed else None for needed in ctx.needs_input_grad[1:]))
 
 
+_attach = super(torch.autograd.Function, _Attach).apply  # without what function transforms need
+
+
 class _InPlace(torch.autograd.Function):
     """Puts a step on lazy logits themselves, and into their autograd graph."""
 
@@ -153,14 +156,19 @@ class SampledLogits(Tensor):
 
     @classmethod
     def of(cls, input: Tensor, owner: LogitsOwner, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Makes the logits of a layer with ``weight`` and ``bias`` for ``input`` ``[*, in_features]``."""
+        """Makes the logits of a layer with ``weight`` and ``bias`` for ``input`` ``[*, in_features]``.
+
+        For where no function transform is active.
+        """
         dtype = weight.dtype
         if torch.is_autocast_enabled("cpu") and dtype is not torch.float64:
             dtype = torch.get_autocast_dtype("cpu")
         wrapper = DistributedDataParallel._active_ddp_module
-        return cls.from_recipe(
-            Recipe(input, owner, dtype, dtype, input.dim() - 1, weight=weight, bias=bias, data_parallel=wrapper)
-        )
+        recipe = Recipe(input, owner, dtype, dtype, input.dim() - 1, weight=weight, bias=bias, data_parallel=wrapper)
+        if not torch.is_grad_enabled():
+            return cls.from_recipe(recipe)
+        logits: Tensor = _attach(recipe, input, weight, bias)
+        return logits
 
     def remade(self, **changes: Any) -> SampledLogits:
         """Makes logits with some fields of the recipe changed."""
