@@ -55,6 +55,24 @@ def test_which_parameters_are_watched():
     assert not ChangedRows(weight).are_of(torch.zeros(N, D))
 
 
+def test_every_change_of_exactly_these_parameters_was_recorded():
+    weight, bias = torch.zeros(N, D), torch.zeros(N)
+    both, one = ChangedRows(weight, bias), ChangedRows(weight)
+    assert both.holds_all_of(weight, bias)
+    assert one.holds_all_of(weight, None)
+    assert not both.holds_all_of(weight, None)
+    assert not one.holds_all_of(weight, bias)
+    assert not both.holds_all_of(torch.zeros(N, D), bias)
+    assert not both.holds_all_of(weight, torch.zeros(N))
+    update(weight, torch.tensor([1]))
+    assert both.holds_all_of(weight, bias)
+    bias += 1
+    assert not both.holds_all_of(weight, bias)
+    assert one.holds_all_of(weight, None)
+    weight += 1
+    assert not one.holds_all_of(weight, None)
+
+
 def test_a_change_before_an_update_is_not_forgotten():
     weight = torch.zeros(N, D)
     changed = ChangedRows(weight)
