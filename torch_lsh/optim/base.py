@@ -383,8 +383,12 @@ class RowSparseOptimizer(torch.optim.Optimizer):
 
     def updates_in_backward(self, parameter: Tensor) -> bool:
         """Whether backward passes should call :meth:`update_in_backward` for ``parameter``."""
-        group = self._group_in_backward(parameter)
-        return group is not None and self._takes_rows(group, parameter)
+        for group in self.param_groups:  # every step asks, so this does not call _group_in_backward
+            if group.get("in_backward"):
+                for member in group["params"]:
+                    if member is parameter:
+                        return self._takes_rows(group, parameter)
+        return False
 
     def update_in_backward(
         self, parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None, unique: bool = False
