@@ -102,8 +102,7 @@ class _ActiveRowsOfPatchedHeads:
             arguments = (hidden, weight, bias, targets, temperature, chunk_size, softcap, logit_scale, outputs)
             return tuple(self.function.apply(*arguments))
 
-        for parameter in head.parameters():
-            note_forward(parameter)
+        note_forward(*head.parameters())
         active = head.sampler.draw(head.weight, head.bias, hidden.detach(), targets.reshape(-1, 1))
         head.paths.sampled(hidden, active)
         order = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")

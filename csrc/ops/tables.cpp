@@ -16,6 +16,7 @@
 #include <functional>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "checks.h"
@@ -296,18 +297,10 @@ class HashedTally {
     counts_.resize(slots_.size() / 2);
   }
 
-  void add(int32_t id) {
-    uint32_t slot = (static_cast<uint32_t>(id) * kMultiplier) >> shift_;
-    while (slots_[slot].id != id) {
-      if (slots_[slot].id == kEmpty) {
-        slots_[slot].id = id;
-        ids_[size_] = id;
-        used_[size_++] = slot;
-        break;
-      }
-      slot = (slot + 1) & mask_;
-    }
-    ++slots_[slot].count;
+  // Ids are unchecked input: only those below num_rows are rows.
+  void add(const int32_t* id, const int32_t* end, int64_t num_rows) {
+    for (; id != end; ++id)
+      if (static_cast<uint32_t>(*id) < num_rows) add(*id);
   }
 
   int64_t size() const { return size_; }
@@ -329,6 +322,21 @@ class HashedTally {
   struct Slot {
     int32_t id, count;
   };
+
+  void add(int32_t id) {
+    uint32_t slot = (static_cast<uint32_t>(id) * kMultiplier) >> shift_;
+    while (slots_[slot].id != id) {
+      if (slots_[slot].id == kEmpty) {
+        slots_[slot].id = id;
+        ids_[size_] = id;
+        used_[size_++] = slot;
+        break;
+      }
+      slot = (slot + 1) & mask_;
+    }
+    ++slots_[slot].count;
+  }
+
   std::vector<Slot> slots_;
   std::vector<uint32_t> used_;
   std::vector<int32_t> ids_, counts_;
@@ -349,25 +357,38 @@ class DirectTally {
     if (static_cast<int64_t>(times_.size()) < num_rows) times_.resize(num_rows);
     if (static_cast<int64_t>(counts_.size()) < candidates) {
       counts_.resize(candidates);
-      ids_.resize(candidates + 1);  // add() writes one past the end
+      ids_.resize(candidates + 1);  // add() writes one past the last
     }
   }
 
-  void add(int32_t id) {
-    ids_[size_] = id;
-    size_ += times_[id]++ == 0;
+  // As that of HashedTally. Members are read once: this may be memory of a thread, whose address is a call.
+  void add(const int32_t* id, const int32_t* end, int64_t num_rows) {
+    int32_t* const ids = ids_.data();
+    uint16_t* const times = times_.data();
+    int64_t size = size_;
+    for (; id != end; ++id)
+      if (static_cast<uint32_t>(*id) < num_rows) {
+        ids[size] = *id;
+        size += times[*id]++ == 0;
+      }
+    size_ = size;
   }
 
   int64_t size() const { return size_; }
   const int32_t* ids() const { return ids_.data(); }  // [size], in order of first appearance
 
-  const int32_t* counts() {  // [size], of ids()
-    for (int64_t i = 0; i < size_; ++i) counts_[i] = times_[ids_[i]];
+  // [size], of ids(). Nothing is added from here to clear(), so the entries are cleared now, while they are
+  // in the nearest cache.
+  const int32_t* counts() {
+    for (int64_t i = 0; i < size_; ++i) counts_[i] = std::exchange(times_[ids_[i]], 0);
+    is_counted_ = true;
     return counts_.data();
   }
 
   void clear() {
-    for (int64_t i = 0; i < size_; ++i) times_[ids_[i]] = 0;
+    if (!is_counted_)
+      for (int64_t i = 0; i < size_; ++i) times_[ids_[i]] = 0;
+    is_counted_ = false;
     size_ = 0;
   }
 
@@ -376,6 +397,7 @@ class DirectTally {
   std::vector<uint16_t> times_;  // by id
   std::vector<int32_t> ids_, counts_;
   int64_t size_ = 0;
+  bool is_counted_ = false;
 };
 
 // Writes the `wanted` ids of lowest rank, in stable order, padded with -1. A counting sort of ranks 0 ..
@@ -386,9 +408,9 @@ void take_best(const int32_t* ids, int64_t count, const Rank& rank, int64_t high
   start.assign(highest + 2, 0);
   for (int64_t i = 0; i < count; ++i) ++start[rank(i) + 1];
   int64_t last = 0;  // the highest rank that is taken
-  for (int64_t r = 0; r < highest; ++r) {
-    start[r + 1] += start[r];
-    if (start[r + 1] < wanted) last = r + 1;
+  for (; last < highest; ++last) {
+    start[last + 1] += start[last];
+    if (start[last + 1] >= wanted) break;
   }
   std::fill(out + std::min(count, wanted), out + wanted, -1);
   for (int64_t i = 0; i < count; ++i) {
@@ -416,7 +438,7 @@ struct Lookup {
 template <typename Tally>
 struct Scratch {
   Tally tally;
-  std::vector<int32_t> nearest, matching, matches, shortlist, distances;
+  std::vector<int32_t> nearest, matching, matches, shared, times_shared, shortlist, distances;
   std::vector<int64_t> start;
 };
 
@@ -427,6 +449,8 @@ class Search {
   Search(const Lookup& in, Scratch<Tally>& scratch)
       : in_(in), scratch_(scratch), hamming_(kernels<HashKernels>().hamming) {
     scratch.tally.reserve(in.reachable(), in.num_rows);
+    scratch.shared.resize(in.reachable());
+    scratch.times_shared.resize(in.reachable());
     scratch.shortlist.resize(in.reachable());
     scratch.distances.resize(in.reachable());
     scratch.nearest.resize(in.num_tables);
@@ -483,14 +507,9 @@ class Search {
       const int64_t fill = std::clamp<int64_t>(in_.counts[number], 0, in_.bucket_size);
       const int64_t first = random_below(salt, static_cast<uint64_t>(t + 1), fill);
       const int32_t* const rows = in_.ids + number * in_.bucket_size;
-      add(rows + first, rows + fill);
-      add(rows, rows + first);
+      scratch_.tally.add(rows + first, rows + fill, in_.num_rows);
+      scratch_.tally.add(rows, rows + first, in_.num_rows);
     }
-  }
-
-  void add(const int32_t* row, const int32_t* end) {
-    for (; row != end; ++row)  // ids are unchecked input: only valid ones are rows
-      if (*row >= 0 && *row < in_.num_rows) scratch_.tally.add(*row);
   }
 
   // The rows in at least min_matches of the buckets.
@@ -512,24 +531,41 @@ class Search {
   // vanilla: in order of appearance. Without codes: by number of shared buckets. With codes: by Hamming
   // distance. Reading a row's code is a cache miss, so only the rows in most buckets are compared.
   void rank(int64_t query, const Matches& found, int64_t* out) {
-    const int64_t num_tables = in_.num_tables, wanted = in_.max_candidates;
-    const auto unshared = [&](int64_t i) {
-      return num_tables - std::min<int64_t>(found.counts[i], num_tables);
-    };
+    const int64_t wanted = in_.max_candidates;
     if (in_.vanilla) {
       take_best(found.ids, found.size, [](int64_t) { return int64_t{0}; }, 0, wanted, scratch_.start, out);
     } else if (in_.row_codes == nullptr) {
-      take_best(found.ids, found.size, unshared, num_tables, wanted, scratch_.start, out);
+      take_most_shared(found, wanted, out);
     } else {
       const int64_t examined = std::min(found.size, kExamined * wanted);
       int32_t* const shortlist = scratch_.shortlist.data();
       int32_t* const distances = scratch_.distances.data();
-      take_best(found.ids, found.size, unshared, num_tables, examined, scratch_.start, shortlist);
+      take_most_shared(found, examined, shortlist);
       hamming_(in_.query_codes == nullptr ? scratch_.nearest.data() : in_.query_codes + query * in_.words,
                in_.row_codes, shortlist, examined, in_.words, distances);
       take_best(
           shortlist, examined, [&](int64_t i) { return static_cast<int64_t>(distances[i]); }, 32 * in_.words,
           wanted, scratch_.start, out);
+    }
+  }
+
+  // Writes the `wanted` rows that are in most buckets, in stable order, padded with -1. Only rows in several
+  // buckets are sorted; most are in one.
+  template <typename Out>
+  void take_most_shared(const Matches& found, int64_t wanted, Out* out) {
+    const int64_t num_tables = in_.num_tables, several = num_tables > 1 ? 2 : INT32_MAX;
+    int32_t *const ids = scratch_.shared.data(), *const counts = scratch_.times_shared.data();
+    int64_t shared = 0;
+    for (int64_t i = 0; i < found.size; ++i) {  // without branches, which nobody could predict
+      ids[shared] = found.ids[i];
+      counts[shared] = found.counts[i];
+      shared += found.counts[i] >= several;
+    }
+    const auto unshared = [&](int64_t i) { return num_tables - std::min<int64_t>(counts[i], num_tables); };
+    take_best(ids, shared, unshared, num_tables, wanted, scratch_.start, out);
+    for (int64_t i = 0, taken = shared, all = std::min(found.size, wanted); taken < all; ++i) {
+      out[taken] = found.ids[i];
+      taken += found.counts[i] < several;
     }
   }
 

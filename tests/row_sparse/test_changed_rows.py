@@ -18,7 +18,7 @@ def test_the_same_rows_of_weight_and_bias_are_touched_once():
     def update(parameter, rows):
         before = parameter._version
         parameter[rows] += 1
-        record_update(parameter, rows, before)
+        record_update(rows, (parameter, before))
 
     rows = torch.tensor([2, 9])
     update(weight, rows)
@@ -44,7 +44,7 @@ def test_the_same_rows_of_weight_and_bias_are_touched_once():
 def update(parameter, rows):
     before = parameter._version
     parameter[rows] += 1
-    record_update(parameter, rows, before)
+    record_update(rows, (parameter, before))
 
 
 def test_which_parameters_are_watched():
@@ -53,6 +53,24 @@ def test_which_parameters_are_watched():
     assert ChangedRows(weight).are_of(weight, None)
     assert not ChangedRows(weight).are_of(weight, bias)
     assert not ChangedRows(weight).are_of(torch.zeros(N, D))
+
+
+def test_every_change_of_exactly_these_parameters_was_recorded():
+    weight, bias = torch.zeros(N, D), torch.zeros(N)
+    both, one = ChangedRows(weight, bias), ChangedRows(weight)
+    assert both.holds_all_of(weight, bias)
+    assert one.holds_all_of(weight, None)
+    assert not both.holds_all_of(weight, None)
+    assert not one.holds_all_of(weight, bias)
+    assert not both.holds_all_of(torch.zeros(N, D), bias)
+    assert not both.holds_all_of(weight, torch.zeros(N))
+    update(weight, torch.tensor([1]))
+    assert both.holds_all_of(weight, bias)
+    bias += 1
+    assert not both.holds_all_of(weight, bias)
+    assert one.holds_all_of(weight, None)
+    weight += 1
+    assert not one.holds_all_of(weight, None)
 
 
 def test_a_change_before_an_update_is_not_forgotten():

@@ -305,7 +305,7 @@ def test_tables_are_not_needed_where_labels_leave_no_room():
     assert layer.sampler.tables is not None
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 5000])
+@pytest.mark.parametrize("size", [0, 1, 7, 129, 5000])
 @pytest.mark.parametrize("count", [0, 1, 3000, 9000])
 def test_largest_rows_equals_reference(size, count):
     values = torch.randn(size).mul(10).round() / 7  # many equal ones

@@ -127,7 +127,7 @@ def moved(layer, rows, size=10.0):
     before = layer.weight._version
     with torch.no_grad():
         layer.weight[rows] += size * torch.randn(len(rows), D)
-    row_sparse.record_update(layer.weight, rows, before)
+    row_sparse.record_update(rows, (layer.weight, before))
 
 
 def a_layer(policy=None, rows=N):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import twins
 
 from torch_lsh import HashTableConfig, LSHConfig, LSHFeedForward, LSHLinear, ops, optim
-from torch_lsh.sampling.active_set import choose_active_rows
+from torch_lsh.sampling.active_set import Budget, choose_active_rows
 from torch_lsh.sampling.label_counts import LabelCounts, log_uniform
 
 WEIGHTED = ("log_uniform", "frequency")
@@ -85,8 +85,9 @@ def test_partition_function_is_unbiased(sampler, scope):
     counts = LabelCounts(N, torch.randint(0, 100, (N,), generator=generator))
     config = LSHConfig(sampler=sampler, scope=scope, active=40)
     x = torch.zeros(B, D)
+    budget = Budget.of(config, N)
     estimates = torch.stack(
-        [partition(choose_active_rows(None, x, labels, N, config, seed, counts=counts), logits) for seed in range(2000)]
+        [partition(choose_active_rows(None, x, labels, budget, seed, counts=counts), logits) for seed in range(2000)]
     )
     standard_error = estimates.std(0) / math.sqrt(len(estimates))
     assert (standard_error > 0).all()
@@ -106,7 +107,7 @@ def test_partition_function_of_in_batch_negatives_is_unbiased():
     for _ in range(2000):
         labels = torch.multinomial(p, 64, replacement=True, generator=generator).view(64, 1)
         labels[0] = 123
-        active = choose_active_rows(None, torch.zeros(64, D), labels, N, config, 0, counts=counts)
+        active = choose_active_rows(None, torch.zeros(64, D), labels, Budget.of(config, N), 0, counts=counts)
         assert torch.equal(active.rows, labels.unique())
         estimates.append((active.weights()[0].double() * logits[0, active.rows].exp()).sum())
     estimates = torch.stack(estimates)
@@ -219,7 +220,7 @@ def test_counts_follow_the_labels():
         (lambda: LSHConfig.bolt(0, 0.1), "out_features is 0"),
         (lambda: LSHConfig.bolt(10, 0.0), "active is 0.0"),
         (
-            lambda: choose_active_rows(None, torch.ones(1, 2), NONE, 9, LSHConfig(sampler="in_batch"), 0),
+            lambda: choose_active_rows(None, torch.ones(1, 2), NONE, Budget.of(LSHConfig(sampler="in_batch"), 9), 0),
             "counts is None",
         ),
     ],

@@ -138,8 +138,7 @@ def apply_block(
 
 @torch.compiler.disable
 def _choose_neurons(up: LSHLinear, down: DownProjection, x: Tensor) -> ActiveSet:
-    for parameter in (*up.parameters(), *down.parameters()):
-        note_forward(parameter)
+    note_forward(*up.parameters(), *down.parameters())
     if up.config.sampler in ("frequency", "in_batch"):
         raise ValueError(f"sampler is {up.config.sampler!r}, which needs labels; hidden neurons have none")
     up.paths.took(SAMPLED)

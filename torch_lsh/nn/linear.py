@@ -22,7 +22,15 @@ from .logits.cross_entropy import cross_entropy_of
 from .logits.targets import as_target
 from .logits.tensor import SampledLogits
 from .paths import Paths
-from .sampled_path import check_can_sample, is_compiled, is_traced, obstacle, recorder
+from .sampled_path import (
+    TRANSFORMED,
+    check_can_sample,
+    is_compiled,
+    is_traced,
+    is_transformed,
+    obstacle_of_operands,
+    recorder,
+)
 from .topk_arguments import check_topk
 
 
@@ -187,12 +195,10 @@ class LSHLinear(LinearWithSampler, nn.Linear):
         if isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as the layers of torch.nn are
             path = input.tracer.path_of_module(self)
             return input.tracer.create_proxy("call_module", path, (input,), {})
-        weight, bias = self.weight, self.bias
+        weight, bias = self.weight_and_bias()
         self.paths.watch(weight)
-        note_forward(weight)
-        if bias is not None:
-            note_forward(bias)
-        reason = obstacle(self, input, weight, bias)
+        note_forward(weight, bias)
+        reason = TRANSFORMED if is_transformed() else obstacle_of_operands(self, input, weight, bias)
         if reason is None:
             return SampledLogits.of(input, self, weight, bias)
         self.paths.dense(reason, "operands")

@@ -33,6 +33,13 @@ class LinearWithSampler(nn.Module):
     sampler: Sampler
     paths: Paths
 
+    def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
+        """Both parameters, faster than as attributes."""
+        parameters = self._parameters
+        if "weight" in parameters and "bias" in parameters:
+            return parameters["weight"], parameters["bias"]  # type: ignore[return-value]  # the weight is not None
+        return self.weight, self.bias  # the result of a parametrization, or of pruning
+
     @property
     def scheduled(self) -> bool:
         """Whether a :class:`torch_lsh.RehashScheduler` decides when to re-hash."""

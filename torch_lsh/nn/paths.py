@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..row_sparse.changed_rows import version_of
 from ..row_sparse.parameters import report_to
 from ..sampling.active_set import ActiveSet
 from .warnings import REASONS, warn
@@ -56,7 +57,8 @@ class Paths:
         """Counts a sampled loss of ``input``, and keeps its active rows for as long as the input lives."""
         self.counts[SAMPLED] += 1
         self.last = SAMPLED
-        self._active = weakref.ref(input), active, self._weight_version()
+        weight = self._weight()
+        self._active = weakref.ref(input), active, -1 if weight is None else version_of(weight)
         if not torch.is_grad_enabled():
             self.say("evaluation")
 
@@ -67,11 +69,9 @@ class Paths:
         """
         if self._active is None or self._active[0]() is not input:
             return None
-        return self._active[1] if stale or self._active[2] == self._weight_version() else None
-
-    def _weight_version(self) -> int:
         weight = self._weight()
-        return -1 if weight is None or weight.is_inference() else weight._version
+        version = -1 if weight is None else version_of(weight)
+        return self._active[1] if stale or self._active[2] == version else None
 
     def dense(self, what: str, reason: str = "function") -> None:
         """Counts a dense result, and warns that ``what`` leads to it."""

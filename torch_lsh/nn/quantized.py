@@ -105,6 +105,10 @@ class QuantizedLinear(nn.Module):
         """The weights ``[out_features, in_features]`` converted back to float32, a new tensor at every access."""
         return self.weight_int8 * self.scale.unsqueeze(1)
 
+    def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
+        """Both, the weights converted back."""
+        return self.weight, self.bias
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 

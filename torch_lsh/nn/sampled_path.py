@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 
 _DTYPES = {torch.float32, torch.float64, torch.bfloat16}
+TRANSFORMED = "a function transform or forward-mode differentiation"
 
 
 def is_traced() -> bool:
     """Whether the present computation becomes a graph, or runs without values (FakeTensorMode)."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    # Every step asks, so this reads what torch.compiler.is_compiling() and torch.jit.is_tracing() read.
+    if torch.compiler.is_dynamo_compiling() or torch.compiler._is_compiling_flag or torch._C._is_tracing():
         return True
     if torch._C._len_torch_dispatch_stack() == 0:
         return False
@@ -44,18 +46,21 @@ def is_transformed() -> bool:
 _is_transformed_when_run = torch.compiler.disable(is_transformed)
 
 
-def obstacle(layer: nn.Linear, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> str | None:
+def obstacle(layer: nn.Linear, input: Tensor) -> str | None:
     """Why ``layer(input)`` has no sampled path although ``nn.Linear`` can compute it; None: it has one.
-
-    ``weight`` and ``bias`` are the layer's, where the caller has them at hand: asking a module takes a microsecond.
 
     Raises:
         TypeError, ValueError: ``nn.Linear`` cannot compute it either.
     """
+    if _is_transformed_when_run() if torch.compiler.is_dynamo_compiling() else is_transformed():
+        return TRANSFORMED
+    return obstacle_of_operands(layer, input, layer.weight, layer.bias)
+
+
+def obstacle_of_operands(layer: nn.Linear, input: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """:func:`obstacle` where :func:`is_transformed` is False, for a layer with these parameters."""
     if not isinstance(input, Tensor):
         raise TypeError(f"input is a {type(input).__name__}; wanted a tensor")
-    if weight is None:
-        weight, bias = layer.weight, layer.bias
     if type(weight) is not nn.Parameter and hasattr(weight, "placements"):
         return "a DTensor weight (torch_lsh.distributed.ShardedRows has one in the place of ColwiseParallel)"
     if not (input.is_cpu and weight.is_cpu):
@@ -64,8 +69,6 @@ def obstacle(layer: nn.Linear, input: Tensor, weight: Tensor | None = None, bias
         raise ValueError(
             f"input has shape {tuple(input.shape)}; wanted {layer.in_features} features in the last dimension"
         )
-    if _is_transformed_when_run() if torch.compiler.is_compiling() else is_transformed():
-        return "a function transform or forward-mode differentiation"
     dtype = weight.dtype
     dtypes: tuple[torch.dtype, ...] = (dtype,)
     if torch.is_autocast_enabled("cpu"):

@@ -23,6 +23,8 @@ class RowGradient:
             [1., 1.]])
     """
 
+    __slots__ = ("dtype", "parameter", "row_sparse", "shape", "updater")
+
     def __init__(self, parameter: Tensor) -> None:
         self.shape, self.dtype = parameter.shape, parameter.dtype
         self.row_sparse, updater = wants_row_sparse_and_updater(parameter)

@@ -250,9 +250,16 @@ class _ActiveRowsSums(torch.autograd.Function):
 class _Gradients:
     """The way of the gradient of active rows' logits to input, weight and bias."""
 
+    __slots__ = ("_bias", "_of_bias", "_of_weight", "_pushed_down", "_updater_of_both", "_weight")
+
     def __init__(self, weight: Tensor, bias: Tensor | None, pushed_down: Callable[[Tensor], None] | None) -> None:
-        self._of_weight, self._of_bias = RowGradient(weight), None if bias is None else RowGradient(bias)
+        self._of_weight = of_weight = RowGradient(weight)
+        self._of_bias = of_bias = None if bias is None else RowGradient(bias)
         self._pushed_down = pushed_down
+        # One optimizer may update both in one operator with the backward pass.
+        self._weight, self._bias = of_weight.parameter, None if of_bias is None else of_bias.parameter
+        together = of_bias is None or of_bias.updater is of_weight.updater
+        self._updater_of_both = of_weight.updater if together else None
 
     def of(
         self,
@@ -267,8 +274,11 @@ class _Gradients:
         grad: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of ``x``, weight and bias, from that of the logits, ``slopes * factors * grad``."""
-        if needs_weight and grad is not None and x.dtype is self._of_weight.dtype:
-            updated = self._update(slopes, factors, x, rows, grad)
+        updater, parameter = self._updater_of_both, self._weight
+        if not needs_weight or grad is None:
+            updater = None
+        if updater is not None and parameter is not None and x.dtype is parameter.dtype:
+            updated = updater.update_linear_in_backward(parameter, self._bias, slopes, factors, x, rows, grad)
             if updated is not None:
                 grad_x, positive = updated
                 if self._pushed_down is not None:
@@ -291,19 +301,3 @@ class _Gradients:
         if grad_x.dtype is not x.dtype:
             grad_x = grad_x.to(x.dtype)
         return grad_x if needs_x else None, grad_weight, grad_bias
-
-    def _update(
-        self, slopes: Tensor, factors: Tensor, x: Tensor, rows: Tensor, grad: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
-        """Has one optimizer update weight and bias in one operator with the backward pass; None: it cannot.
-
-        Returns the gradient of ``x`` and the sums of the positive gradients of each row's logits.
-        """
-        weight, bias = self._of_weight, self._of_bias
-        if weight.updater is None or weight.parameter is None:
-            return None
-        if bias is not None and (bias.updater is not weight.updater):
-            return None
-        return weight.updater.update_linear_in_backward(
-            weight.parameter, None if bias is None else bias.parameter, slopes, factors, x, rows, grad
-        )

@@ -13,6 +13,8 @@ from .base import Dense, RowSparseOptimizer
 from .gradients import as_matrix
 from .state import state_dtype
 
+_NO_BIAS = (None,) * 8  # in the place of weight and bias and the state of both
+
 
 class _AdamRows(RowSparseOptimizer):
     """The row-sparse step of Adam and AdamW, and catch-up."""
@@ -49,7 +51,7 @@ class _AdamRows(RowSparseOptimizer):
                     tensor[behind] = (tensor[behind] * factor.view(shape)).to(tensor.dtype)
             state["last_step"].fill_(step)
             if parameter._version != version:
-                record_update(parameter, behind, version)
+                record_update(behind, (parameter, version))
 
     @staticmethod
     def _decays(group: dict[str, Any], last_step: Tensor, rows: Tensor, step: int) -> Tensor:
@@ -110,38 +112,22 @@ class _AdamRows(RowSparseOptimizer):
         rows: Tensor,
         grad: Tensor | None,
     ) -> tuple[Tensor, Tensor] | None:
-        group = self._group_in_backward(weight)
+        parameters = (weight,) if bias is None else (weight, bias)
+        group = self._group_in_backward(*parameters)
         if group is None or group.get("catch_up") or weight.dtype is torch.bfloat16 or torch.is_grad_enabled():
             return None
         moment_dtype = state_dtype(group, weight)
-        of_weight = self._state_to_update(weight, moment_dtype)
-        of_bias: tuple[Tensor, Tensor, Tensor] | tuple[None, None, None] | None = (None, None, None)
-        if bias is not None:
-            of_bias = self._state_to_update(bias, moment_dtype) if self._group_in_backward(bias) is group else None
-        if of_weight is None or of_bias is None:
-            return None
-        first, second, step = of_weight
-        bias_first, bias_second, bias_step = of_bias
-        self._check_accumulates(weight)
-        version, bias_version = weight._version, -1
-        if bias is not None:
-            self._check_accumulates(bias)
-            bias_version = bias._version
+        state: list[Any] = []
+        for parameter in parameters:
+            of_parameter = self._state_to_update(parameter, moment_dtype)
+            if of_parameter is None:
+                return None
+            state += parameter, *of_parameter
+        state += _NO_BIAS[len(state) :]
+        self._check_accumulates(*parameters)
+        updated = [(parameter, parameter._version) for parameter in parameters]
         beta1, beta2 = group["betas"]
-        results = ops.linear_softmax_adam_(
-            slopes,
-            factors,
-            x,
-            rows,
-            grad,
-            weight,
-            first,
-            second,
-            step,
-            bias,
-            bias_first,
-            bias_second,
-            bias_step,
+        options: tuple[Any, ...] = (
             float(group["lr"]),
             float(beta1),
             float(beta2),
@@ -151,11 +137,9 @@ class _AdamRows(RowSparseOptimizer):
             bool(group["maximize"]),
             moment_dtype is torch.bfloat16 and bool(group.get("stochastic_rounding")),
         )
-        record_update(weight, rows, version)
-        self._updated.add(id(weight))
-        if bias is not None:
-            record_update(bias, rows, bias_version)
-            self._updated.add(id(bias))
+        results = ops.linear_softmax_adam_(slopes, factors, x, rows, grad, *state, *options)
+        record_update(rows, *updated)
+        self._updated.update(map(id, parameters))
         return results
 
     def _state_to_update(self, parameter: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor] | None:

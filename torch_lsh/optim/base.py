@@ -87,13 +87,10 @@ class RowSparseOptimizer(torch.optim.Optimizer):
 
     def _takes_rows(self, group: dict[str, Any], parameter: Tensor) -> bool:
         """Whether :meth:`_step_rows` can update ``parameter``."""
-        return (
-            parameter.dtype in _DTYPES
-            and parameter.is_cpu
-            and parameter.dim() > 0
-            and parameter.is_contiguous()
-            and not self._chosen_unsupported(group)
-        )
+        for option in self._unsupported:  # every step asks, so this does not call _chosen_unsupported
+            if group.get(option):
+                return False
+        return parameter.dtype in _DTYPES and parameter.is_cpu and parameter.dim() > 0 and parameter.is_contiguous()
 
     def _chosen_unsupported(self, group: dict[str, Any]) -> str | None:
         """The first option in use that needs dense gradients."""
@@ -166,7 +163,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
             state[name] = moment
         elif moment.dtype is not dtype or not moment.is_contiguous():
             state[name] = moment = moment.to(dtype).contiguous()
-        return as_matrix(moment)
+        return as_matrix(moment) if moment.dim() > 2 else moment
 
     def _count_step(self, state: dict[str, Any]) -> int:
         """Counts a step of the parameter with this state; the first is 1."""
@@ -247,9 +244,11 @@ class RowSparseOptimizer(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                self._check_accumulates(parameter)
+                if self._updated:
+                    self._check_accumulates(parameter)
                 if parameter.grad.layout is not torch.strided:
-                    self._check_takes_rows(group, parameter)
+                    if not self._takes_rows(group, parameter):
+                        self._refuse_rows(group, parameter)
                     known, values = rows_and_values(parameter.grad, known)
                     row_sparse.append((group, parameter, known, values))
                 elif self._takes_all_rows(group, parameter):
@@ -278,9 +277,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         """Whether :meth:`_step_rows` takes dense gradients: PyTorch's steps want state of the parameter's dtype."""
         return has_bfloat16(group, parameter) and self._takes_rows(group, parameter)
 
-    def _check_takes_rows(self, group: dict[str, Any], parameter: Tensor) -> None:
-        if self._takes_rows(group, parameter):
-            return
+    def _refuse_rows(self, group: dict[str, Any], parameter: Tensor) -> None:
         option = self._chosen_unsupported(group)
         if option is not None:
             raise RuntimeError(
@@ -299,7 +296,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
             self._to_huge_pages(parameter)
         version = parameter._version
         self._step_rows(group, parameter, rows, values, factor)
-        record_update(parameter, rows, version)
+        record_update(rows, (parameter, version))
 
     def _step_rows(
         self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None
@@ -386,8 +383,12 @@ class RowSparseOptimizer(torch.optim.Optimizer):
 
     def updates_in_backward(self, parameter: Tensor) -> bool:
         """Whether backward passes should call :meth:`update_in_backward` for ``parameter``."""
-        group = self._group_in_backward(parameter)
-        return group is not None and self._takes_rows(group, parameter)
+        for group in self.param_groups:  # every step asks, so this does not call _group_in_backward
+            if group.get("in_backward"):
+                for member in group["params"]:
+                    if member is parameter:
+                        return self._takes_rows(group, parameter)
+        return False
 
     def update_in_backward(
         self, parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None, unique: bool = False
@@ -443,22 +444,26 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         """
         return None
 
-    def _group_in_backward(self, parameter: Tensor) -> dict[str, Any] | None:
-        """The group of a parameter, if it is updated in the backward pass; plain loops, as every step calls this."""
+    def _group_in_backward(self, *parameters: Tensor) -> dict[str, Any] | None:
+        """The one group of parameters, if it is updated in the backward pass; plain loops, as every step calls this."""
         for group in self.param_groups:
             if group.get("in_backward"):
-                for one in group["params"]:
-                    if one is parameter:
-                        return group
+                missing = len(parameters)
+                for member in group["params"]:
+                    for parameter in parameters:
+                        missing -= member is parameter
+                if missing == 0:
+                    return group
         return None
 
-    def _check_accumulates(self, parameter: Tensor) -> None:
-        if id(parameter) in self._updated:
-            raise RuntimeError(
-                f"a parameter of shape {tuple(parameter.shape)} got a second gradient since the last step(), but its "
-                "rows were updated with the first one; with in_backward=True call step() after every backward(), or "
-                "leave in_backward off"
-            )
+    def _check_accumulates(self, *parameters: Tensor) -> None:
+        for parameter in parameters:
+            if id(parameter) in self._updated:
+                raise RuntimeError(
+                    f"a parameter of shape {tuple(parameter.shape)} got a second gradient since the last step(), but "
+                    "its rows were updated with the first one; with in_backward=True call step() after every "
+                    "backward(), or leave in_backward off"
+                )
 
 
 def _joined_signature(cls: type) -> inspect.Signature:

@@ -42,7 +42,8 @@ def give_dense_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: An
     optimizer that stepped last decides which gradients come next.
     """
     if isinstance(optimizer, RowSparseOptimizer):
-        take_back(parameter for group in optimizer.param_groups for parameter in group["params"])
+        for group in optimizer.param_groups:
+            take_back(group["params"])
         return
     if isinstance(optimizer, torch.optim.SparseAdam) or _wraps_ours(optimizer):
         return

@@ -17,6 +17,14 @@ from .parameters import listen
 _count_touches = torch.ops.torch_lsh.count_touches_.default
 
 
+def version_of(tensor: Tensor) -> int:
+    """``tensor._version``; -1 for an inference tensor, which has none."""
+    try:
+        return tensor._version
+    except RuntimeError:
+        return -1
+
+
 class ChangedRows:
     """Collects which rows of some parameters change from now on.
 
@@ -29,7 +37,7 @@ class ChangedRows:
     >>> before = weight._version
     >>> rows = torch.tensor([3, 7])
     >>> _ = weight.index_fill_(0, rows, 1.0)
-    >>> record_update(weight, rows, before)
+    >>> record_update(rows, (weight, before))
     >>> changed.take()
     tensor([3, 7])
     >>> _ = weight.zero_()  # nobody recorded which rows
@@ -78,7 +86,8 @@ class ChangedRows:
         if self._last is None:
             return False
         last, version = self._last
-        return rows.data_ptr() == last.data_ptr() and rows.shape == last.shape and rows._version == version
+        same = rows is last or (rows.data_ptr() == last.data_ptr() and rows.shape == last.shape)
+        return same and rows._version == version
 
     def are_of(self, *parameters: Tensor | None) -> bool:
         """Whether exactly these parameters are watched; None stands for a parameter that a layer does not have."""
@@ -89,6 +98,15 @@ class ChangedRows:
                     return False
                 count += 1
         return count == len(self._parameters)
+
+    def holds_all_of(self, weight: Tensor, bias: Tensor | None) -> bool:
+        """Whether exactly these parameters are watched, and every change of them was recorded."""
+        parameters, versions = self._parameters, self._versions
+        if self._everything or parameters[0]() is not weight or weight._version != versions[0]:
+            return False
+        if bias is None:
+            return len(parameters) == 1
+        return len(parameters) == 2 and parameters[1]() is bias and bias._version == versions[1]
 
     def unrecorded(self) -> bool:
         """Whether a parameter changed and nobody recorded the rows."""

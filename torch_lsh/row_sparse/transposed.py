@@ -45,7 +45,7 @@ def transpose_state(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) ->
 
     State of a square parameter cannot be told from its transpose, and stays as it is.
     """
-    if len(_transposed) == 0:
+    if not _transposed.data:  # its len() takes a microsecond
         return
     for group in optimizer.param_groups:
         for parameter in group["params"]:

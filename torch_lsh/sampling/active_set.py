@@ -16,7 +16,7 @@ from .label_counts import LabelCounts, log_uniform
 _LOOKED_UP = 4  # samples of a batch that are looked up where rows are carried over; 2 to 16 reach the same precision
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)  # not frozen, as that takes microseconds to make
 class ActiveSet:
     """The active rows of a step: labels and rows found by hashing (H), and random rows (R).
 
@@ -79,12 +79,51 @@ class ActiveSet:
         return (present * (self.num_rows / present.sum(-1, keepdim=True).clamp(min=1))).log()
 
 
+@dataclass(frozen=True)
+class Budget:
+    """How many rows of which kind a step takes: what follows from the settings once and for all steps.
+
+    Attributes:
+        num_rows: N.
+        active: rows of a set.
+        num_random: of them, uniform random rows at least.
+        sampler: see :class:`torch_lsh.LSHConfig`.
+        per_sample: whether every sample has a set of its own.
+        num_carried: the hardest rows of a step that are candidates for the next, where samples share a set.
+        needs_index: whether a training step looks rows up in an index.
+    """
+
+    num_rows: int
+    active: int
+    num_random: int
+    sampler: str
+    per_sample: bool
+    num_carried: int
+    needs_index: bool
+
+    @classmethod
+    def of(cls, config: LSHConfig, num_rows: int) -> Budget:
+        """The budget of a layer of ``num_rows`` rows with these settings."""
+        active = config.active_rows(num_rows)
+        # With every row active nothing is left to chance: weights are 1, and the result is exact.
+        every_row_is_random = active == num_rows or config.sampler == "uniform"
+        num_random = active if every_row_is_random else config.random_rows(active)
+        return cls(
+            num_rows,
+            active,
+            num_random,
+            sampler=config.sampler,
+            per_sample=config.scope == "sample",
+            num_carried=math.ceil(config.carry * active),
+            needs_index=config.sampler == "lsh" and num_random < active,
+        )
+
+
 def choose_active_rows(
     index: Index | None,
     x: Tensor,
     labels: Tensor,
-    num_rows: int,
-    config: LSHConfig,
+    budget: Budget,
     seed: int,
     carried: Tensor | None = None,
     counts: LabelCounts | None = None,
@@ -92,47 +131,47 @@ def choose_active_rows(
 ) -> ActiveSet:
     """Chooses the active rows: labels, carried rows and rows found by hashing in turn, and uniform random rows.
 
-    With another ``config.sampler`` than "lsh": labels, and what that sampler draws.
+    With another sampler than "lsh": labels, and what that sampler draws.
 
     Args:
-        index: finds rows; None is allowed where configuration or labels leave no room for such rows.
+        index: finds rows; None is allowed where settings or labels leave no room for such rows.
         x: ``[B, in]``, the layer's input.
         labels: ``[B, P]`` int64, negative where there is no label; they are always active.
-        num_rows: N.
-        config: see :class:`torch_lsh.LSHConfig`.
+        budget: how many rows.
         seed: of the random rows.
-        carried: ``[n]`` int64, from :func:`hardest_rows` of the last step, for scope "batch" with ``carry``.
+        carried: ``[n]`` int64, from :func:`hardest_rows` of the last step, where the budget has carried rows.
         counts: label counts, for samplers "frequency" and "in_batch".
         insert_labels: insert labels into the buckets of their queries, where a look-up missed them.
 
     Raises:
-        ValueError: ``index`` or ``counts`` is None, but the configuration needs it.
+        ValueError: ``index`` or ``counts`` is None, but the settings need it.
     """
-    active, batch = config.active_rows(num_rows), x.shape[0]
-    if config.sampler == "in_batch":
+    num_rows, active, num_random, sampler, per_sample = (
+        budget.num_rows,
+        budget.active,
+        budget.num_random,
+        budget.sampler,
+        budget.per_sample,
+    )
+    batch, room = x.shape[0], active - num_random
+    if sampler == "in_batch":
         return _labels_of_the_batch(labels, num_rows, _needed(counts))
-    if config.sampler in ("log_uniform", "frequency") and active < num_rows:
+    if sampler in ("log_uniform", "frequency") and active < num_rows:
         order, cumulative = (None, log_uniform(num_rows))
-        if config.sampler == "frequency":
+        if sampler == "frequency":
             order, cumulative = _needed(counts).tables()
-        rows, is_random, positions, inclusion = ops.draw_rows(
-            labels, order, cumulative, active, seed, per_sample=config.scope == "sample"
-        )
+        rows, is_random, positions, inclusion = ops.draw_rows(labels, order, cumulative, active, seed, per_sample)
         return ActiveSet(rows, is_random, positions, num_rows, inclusion)
-    # With every row active nothing is left to chance: weights are 1, and the result is exact.
-    num_random = active if active == num_rows or config.sampler == "uniform" else config.random_rows(active)
-    per_sample = config.scope == "sample"
     candidates: Tensor | None = None
-    room = active - num_random
     if index is None and batch > 0 and labels.numel() < room:
-        raise ValueError("index is None, but the configuration wants rows found by hashing")
+        raise ValueError("index is None, but the settings want rows found by hashing")
     if index is None or room == 0 or batch == 0:
         carried = None
     else:
         first, every, share = 0, 1, room
         if per_sample:
             carried = None
-        elif carried is None or config.carry == 0:
+        elif carried is None or budget.num_carried == 0:
             carried = None
             share = _share(room, batch)
         else:
@@ -175,7 +214,7 @@ def _look_up(index: Index, x: Tensor, count: int, labels: Tensor | None, seed: i
 
 def _needed(counts: LabelCounts | None) -> LabelCounts:
     if counts is None:
-        raise ValueError("counts is None, but the configuration's sampler needs them")
+        raise ValueError("counts is None, but the sampler needs them")
     return counts
 
 
@@ -200,7 +239,7 @@ def _labels_of_the_batch(labels: Tensor, num_rows: int, counts: LabelCounts) -> 
 
 def _share(room: int, samples: int) -> int:
     """Rows to look up for each sample: twice its share, because look-ups of a batch overlap."""
-    return min(room, 2 * math.ceil(room / samples) + 8)
+    return min(room, 2 * -(-room // samples) + 8)
 
 
 def hardest_rows(pushed_down: Tensor, active: ActiveSet, count: int, corrected: bool) -> Tensor:
@@ -222,12 +261,7 @@ def hardest_rows(pushed_down: Tensor, active: ActiveSet, count: int, corrected: 
     return ops.largest_rows(pushed_down.float(), active.rows, count, active.log_weights() if corrected else None)
 
 
-def needs_index(config: LSHConfig, num_rows: int) -> bool:
-    """Whether a training step looks rows up in an index."""
-    active = config.active_rows(num_rows)
-    return config.sampler == "lsh" and active < num_rows and config.random_rows(active) < active
-
-
-def labels_leave_room(labels: Tensor, room: int, scope: str) -> bool:
-    """Whether the labels ``[B, P]`` of a batch leave some of the ``room`` for labels and rows found by hashing."""
-    return scope == "sample" or labels.numel() < room or len(labels[labels >= 0].unique()) < room
+def labels_leave_room(labels: Tensor, budget: Budget) -> bool:
+    """Whether the labels ``[B, P]`` of a batch leave room for rows found by hashing."""
+    room = budget.active - budget.num_random
+    return budget.per_sample or labels.numel() < room or len(labels[labels >= 0].unique()) < room

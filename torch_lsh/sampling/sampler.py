@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,8 +15,9 @@ from ..config import LSHConfig
 from ..index.base import Index
 from ..index.config import IndexConfig
 from ..index.lookup import LookupIndex
+from ..row_sparse.changed_rows import version_of
 from ..stopwatch import Stopwatch, timed
-from .active_set import ActiveSet, choose_active_rows, hardest_rows, labels_leave_room, needs_index
+from .active_set import ActiveSet, Budget, choose_active_rows, hardest_rows, labels_leave_room
 from .inference_mode import outside_inference_mode
 from .label_counts import LabelCounts
 from .look_ups import LookUps
@@ -75,10 +75,10 @@ class Sampler:
     def _settle(self, config: LSHConfig) -> None:
         """Computes once what every step asks of the settings."""
         self.config = config
-        active = config.active_rows(self.num_rows)
-        self._needs_index = needs_index(config, self.num_rows)
-        self._room = active - config.random_rows(active)  # for labels and rows found by hashing
-        self._carried_count = math.ceil(config.carry * active)
+        self._budget = Budget.of(config, self.num_rows)
+        self._shape = torch.Size((self.num_rows, self.in_features))
+        self._history, self._inserts_labels = config.index.query_history, config.index.insert_labels
+        self._counts_labels = config.sampler in ("frequency", "in_batch")
 
     def _look_up_maker(self) -> Callable[[], LookupIndex]:
         return functools.partial(LookupIndex, self.num_rows, self.in_features, seed=self.config.seed)
@@ -90,7 +90,7 @@ class Sampler:
         """Takes over other settings. Tables are built anew at their next use; the random stream goes on."""
         self._settle(config)
         if self._carried is not None:
-            self._carried = self._carried[: self._carried_count]
+            self._carried = self._carried[: self._budget.num_carried]
         self._inputs.trim(config.index.query_history)
         self._tables.remake(self._maker(config.index))
         self._look_ups.remake(self._look_up_maker())
@@ -105,7 +105,7 @@ class Sampler:
 
     def fit(self, weight: Tensor) -> None:
         """Follows a weight that was resized, a vocabulary for example."""
-        if weight.shape != (self.num_rows, self.in_features):
+        if weight.shape != self._shape:
             self.num_rows, self.in_features = weight.shape
             self._inputs.tensor = self._watched = self._carried = self._label_counts = None
             self._look_ups.forget_inputs()
@@ -114,7 +114,7 @@ class Sampler:
     @property
     def needs_index(self) -> bool:
         """Whether a training step looks rows up."""
-        return self._needs_index
+        return self._budget.needs_index
 
     @property
     def tables(self) -> Index | None:
@@ -143,7 +143,7 @@ class Sampler:
 
     def carry(self, rows: Tensor) -> None:
         """Takes ``rows`` ``[n]`` int64, hardest first, for the hardest of the last step."""
-        self._carried = rows[: self._carried_count]
+        self._carried = rows[: self._budget.num_carried]
 
     @property
     def watched_inputs(self) -> Tensor | None:
@@ -152,8 +152,6 @@ class Sampler:
 
     # --- draws ---
 
-    @timed("choosing")
-    @outside_inference_mode
     def draw(self, weight: Tensor, bias: Tensor | None, x: Tensor, labels: Tensor, training: bool = True) -> ActiveSet:
         """Draws the active set of a batch; every call moves the random stream on.
 
@@ -170,24 +168,28 @@ class Sampler:
         Raises:
             RuntimeError: another thread draws for training now.
         """
+        draw = self._draw
+        if self.stopwatch is not None or torch.is_inference_mode_enabled():
+            draw = self._draw_in_contexts
         if not training:
-            return self._draw(weight, bias, x, labels, training)
+            return draw(weight, bias, x, labels, training)
         with self._training:
-            return self._draw(weight, bias, x, labels, training)
+            return draw(weight, bias, x, labels, training)
 
     def _draw(self, weight: Tensor, bias: Tensor | None, x: Tensor, labels: Tensor, training: bool) -> ActiveSet:
-        self.fit(weight)
-        repeated = self._recomputed.find(x, labels)
+        if weight.shape != self._shape:
+            self.fit(weight)
+        repeated = self._recomputed.find(x, labels) if self._recomputed.kept else None
         if repeated is not None:
             return repeated
         config, x = self.config, x.detach()
         if self.stopwatch is not None:
             self._watched = x[-WATCHED:].clone()
-        self._inputs.keep(x, config.index.query_history, self._draws, training)
+        self._inputs.keep(x, self._history, self._draws, training)
         if training:
             self._look_ups.keep(x, self._draws)
         index = None
-        if self._needs_index and labels_leave_room(labels, self._room, config.scope):
+        if self._budget.needs_index and labels_leave_room(labels, self._budget):
             if training:
                 policy = None if self.scheduled else config.rehash
                 index = self._tables.for_training(weight, bias, self._inputs.tensor, policy)
@@ -197,25 +199,26 @@ class Sampler:
             index,
             x,
             labels,
-            self.num_rows,
-            config,
+            self._budget,
             (config.seed * 1_000_003 + self._draws) % 2**63,
             self._carried,
-            self._counted(labels, training),
-            insert_labels=config.index.insert_labels and training,
+            self._counted(labels, training) if self._counts_labels else None,
+            insert_labels=self._inserts_labels and training,
         )
         self._draws += 1
-        self._recomputed.keep(x, labels, active, -1 if weight.is_inference() else weight._version)
+        self._recomputed.keep(x, labels, active, version_of(weight))
         return active
+
+    _draw_in_contexts = timed("choosing")(outside_inference_mode(_draw))
 
     @outside_inference_mode
     def look_up(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> ActiveSet:
         """The active set of inputs ``[B, in]`` without labels and without chance; the random stream stays."""
         self.fit(weight)
-        config = replace(self.config, random_fraction=0.0)
-        index = self._tables.exact(weight, bias, self._inputs.tensor) if needs_index(config, self.num_rows) else None
+        budget = Budget.of(replace(self.config, random_fraction=0.0), self.num_rows)
+        index = self._tables.exact(weight, bias, self._inputs.tensor) if budget.needs_index else None
         no_labels = torch.empty(len(x), 0, dtype=torch.int64, device="cpu")
-        return choose_active_rows(index, x.detach(), no_labels, self.num_rows, config, seed=0)
+        return choose_active_rows(index, x.detach(), no_labels, budget, seed=0)
 
     def candidates(self, weight: Tensor, bias: Tensor | None, x: Tensor, count: int) -> Tensor:
         """Rows ``[B, count]`` int64 that probably score highest for inputs ``[B, in]``, padded with -1.
@@ -247,8 +250,8 @@ class Sampler:
             active: the active set of the step.
             corrected: the gradients of random rows carry their importance weights.
         """
-        count = self._carried_count
-        if active.per_sample or count == 0 or not self._needs_index:
+        count = self._budget.num_carried
+        if count == 0 or not self._budget.needs_index or active.per_sample:
             return None
 
         def keep(pushed_down: Tensor) -> None:
@@ -271,18 +274,13 @@ class Sampler:
         """
         self._label_counts = LabelCounts(self.num_rows, counts, samples)
 
-    def _counted(self, labels: Tensor, training: bool) -> LabelCounts | None:
-        """The label counts, those of this batch included, where the configuration's sampler uses them."""
-        if not self._counts_labels():
-            return None
+    def _counted(self, labels: Tensor, training: bool) -> LabelCounts:
+        """The label counts, those of this batch included."""
         if self._label_counts is None:
             self._label_counts = LabelCounts(self.num_rows)
         if training:
             self._label_counts.add(labels)
         return self._label_counts
-
-    def _counts_labels(self) -> bool:
-        return self.config.sampler in ("frequency", "in_batch")
 
     # --- tables ---
 
@@ -444,9 +442,9 @@ class Sampler:
         return {
             "num_rows": self.num_rows,
             "in_features": self.in_features,
-            "carried_room": self._carried_count if self.needs_index else 0,
+            "carried_room": self._budget.num_carried if self.needs_index else 0,
             "queries_room": self.config.index.query_history.total,
-            "counts_room": self.num_rows if self._counts_labels() else 0,
+            "counts_room": self.num_rows if self._counts_labels else 0,
         }
 
     def __getstate__(self) -> dict[str, Any]:

@@ -25,43 +25,40 @@ class Rehashable(Protocol):
     def drift(self, sample: int = 256, touches: int = 1, seed: int = 0) -> float: ...
 
 
-def rehash_if_due(
-    rehash: Callable[..., int],
-    drift: Callable[[int, int, int], float],
-    policy: RehashPolicy,
-    steps: int,
-    rehashes: int,
-    *,
-    full: bool = False,
-    name: str,
-) -> bool:
-    """Re-hashes when ``policy`` says so, and logs why.
+def reason_to_rehash(
+    policy: RehashPolicy, steps: int, rehashes: int, drift: Callable[[int, int, int], float]
+) -> str | None:
+    """Why ``policy`` wants a re-hash now; None: it does not.
 
     Args:
-        rehash: re-hashes; takes ``full`` and ``touches``, and returns the number of rows.
-        drift: measures the share of changed codes; takes ``sample``, ``touches`` and ``seed``.
         policy: when to re-hash.
         steps: training steps since the last re-hash.
         rehashes: re-hashes so far.
-        full: whether a re-hash would be a full one.
-        name: names the rows in the log.
-
-    Returns:
-        Whether rows were re-hashed.
+        drift: measures the share of changed codes; takes ``sample``, ``touches`` and ``seed``.
     """
-    touches = getattr(policy, "touches", 1)
     if isinstance(policy, Drift):
         # The draw is a function of the place in the schedule, so a run that resumes makes the same one.
         seed = (rehashes * 1_000_003 + steps) % 2**63
-        reason = policy.reason(steps, lambda: drift(policy.sample, touches, seed))
-    else:
-        interval = policy.interval(rehashes)
-        reason = f"after {steps} steps (interval: {interval})" if steps >= interval else None
-    if reason is None:
-        return False
-    rows = rehash(full=full, touches=touches)
+        return policy.reason(steps, lambda: drift(policy.sample, policy.touches, seed))
+    interval = policy.interval(rehashes)
+    return f"after {steps} steps (interval: {interval})" if steps >= interval else None
+
+
+def rehash_and_log(
+    rehash: Callable[..., int], policy: RehashPolicy, steps: int, reason: str, *, name: str, full: bool = False
+) -> None:
+    """Re-hashes, and logs why.
+
+    Args:
+        rehash: re-hashes; takes ``full`` and ``touches``, and returns the number of rows.
+        policy: which rows a re-hash leaves out.
+        steps: training steps since the last re-hash.
+        reason: from :func:`reason_to_rehash`.
+        name: names the rows in the log.
+        full: whether the re-hash is a full one.
+    """
+    rows = rehash(full=full, touches=getattr(policy, "touches", 1))
     logger.info("re-hashed %s rows of %s, %d steps after the last time: %s", rows, name, steps, reason)
-    return True
 
 
 def _release(reference: weakref.ref[Rehashable]) -> None:
@@ -114,15 +111,10 @@ class RehashScheduler:
             layer.scheduled = True  # a scheduler before this one may have given it back meanwhile
             steps, rehashes = self._since_rehash.get(name, 0) + 1, self._rehashes.get(name, 0)
             full = self.full_every > 0 and (rehashes + 1) % self.full_every == 0
-            due = rehash_if_due(
-                layer.rehash,
-                layer.drift,
-                self.policy,
-                steps,
-                rehashes,
-                full=full,
-                name=name or type(layer).__name__,
-            )
+            reason = reason_to_rehash(self.policy, steps, rehashes, layer.drift)
+            due = reason is not None
+            if reason is not None:
+                rehash_and_log(layer.rehash, self.policy, steps, reason, name=name or type(layer).__name__, full=full)
             self._since_rehash[name] = 0 if due else steps
             self._rehashes[name] = rehashes + due
             rehashed |= due

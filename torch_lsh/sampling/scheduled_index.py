@@ -11,7 +11,7 @@ from torch import Tensor
 from ..index.base import Index
 from ..rehash import RehashPolicy
 from ..stopwatch import timed
-from .schedule import rehash_if_due
+from .schedule import reason_to_rehash, rehash_and_log
 from .synchronised_index import SynchronisedIndex
 
 _log = logging.getLogger("torch_lsh")
@@ -40,16 +40,13 @@ class ScheduledIndex(SynchronisedIndex):
         if not self.is_usable_for_training(weight, bias):
             self._catch_up(weight, bias, queries)
         elif policy is not None:
-            rehash_if_due(
-                functools.partial(self.rehash, weight, bias, queries),
-                functools.partial(self.drift, weight, bias),
-                policy,
-                self.since_rehash,
-                self.rehashes,
-                name=_name(weight),
-            )
+            drift = functools.partial(self.drift, weight, bias)
+            reason = reason_to_rehash(policy, self.since_rehash, self.rehashes, drift)
+            if reason is not None:
+                rehash = functools.partial(self.rehash, weight, bias, queries)
+                rehash_and_log(rehash, policy, self.since_rehash, reason, name=_name(weight))
         self.since_rehash += 1
-        self.note_training()
+        self._trained = True
         assert self.index is not None
         return self.index
 

@@ -14,7 +14,7 @@ from .. import ops
 from ..config import LSHConfig
 from ..index.base import Index
 from ..index.lookup import Effort, LookupIndex
-from .active_set import choose_active_rows, needs_index
+from .active_set import Budget, choose_active_rows
 from .label_counts import LabelCounts
 
 WATCHED = 512  # inputs of the last step that are kept while a sampler is being watched
@@ -254,7 +254,8 @@ def measure(
         tables: the index as it is, or None where there is none yet: one is built for this call.
         x: ``[n, in]`` inputs, or None: recall is not measured.
         weight, bias: of the layer, without gradients.
-        config, carried, counts: as for :func:`torch_lsh.sampling.active_set.choose_active_rows`.
+        config: of the layer.
+        carried, counts: as for :func:`torch_lsh.sampling.active_set.choose_active_rows`.
         k, queries, batch_size, seed: as for :func:`measure_recall`.
 
     Raises:
@@ -266,7 +267,8 @@ def measure(
     if k > len(weight):
         raise ValueError(f"k is {k}; wanted 1 to {len(weight)}")
     index = None
-    if needs_index(config, len(weight)):
+    budget = Budget.of(config, len(weight))
+    if budget.needs_index:
         if tables is not None:
             index = copy.copy(tables)
             index.stopwatch = None  # these look-ups are no part of a step
@@ -282,7 +284,7 @@ def measure(
             x,
             weight,
             bias,
-            config,
+            budget,
             k=k,
             queries=queries,
             batch_size=batch_size,
@@ -317,7 +319,7 @@ def measure_recall(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    config: LSHConfig,
+    budget: Budget,
     *,
     k: int,
     queries: int,
@@ -336,7 +338,7 @@ def measure_recall(
         index: tables, or None where nothing is looked up.
         x: ``[n, in]`` inputs, in the order in which they form batches.
         weight, bias: of the layer.
-        config, carried, counts: as for :func:`torch_lsh.sampling.active_set.choose_active_rows`.
+        budget, carried, counts: as for :func:`torch_lsh.sampling.active_set.choose_active_rows`.
         k, queries: see above.
         batch_size: inputs of a step.
         seed: of the sample and of random rows.
@@ -352,12 +354,12 @@ def measure_recall(
         batch = x[begin : begin + batch_size]
         none = torch.empty(len(batch), 0, dtype=torch.int64, device="cpu")
         step_seed = (seed * 1_000_003 + number) % 2**63
-        active = choose_active_rows(index, batch, none, len(weight), config, step_seed, carried, counts)
+        active = choose_active_rows(index, batch, none, budget, step_seed, carried, counts)
         rows = active.rows if not active.per_sample else active.rows[sampled[inside] - begin]
         shares.append(share_found(rows, best[inside]))
     measured: dict[str, Any] = {"queries": len(sampled), "recall": Estimate.of(torch.cat(shares), len(x))}
     if index is not None:
-        found = index.query(x[sampled], config.active_rows(len(weight)))
+        found = index.query(x[sampled], budget.active)
         measured["lookup_recall"] = Estimate.of(share_found(found, best), len(x))
         measured["candidates"] = Estimate.of((found >= 0).sum(1), len(x))
     return measured

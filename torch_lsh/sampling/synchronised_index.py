@@ -44,7 +44,7 @@ class SynchronisedIndex:
         self._rebuild_share = rebuild_share
         self.index: Index | None = None  # None: not made yet
         self._changed: ChangedRows | None = None
-        self._trained = False  # used for a training step since the last synchronisation
+        self._trained = False  # a subclass used it for a training step since the last synchronisation
         self.stopwatch: Stopwatch | None = None
 
     def watch(self, stopwatch: Stopwatch | None) -> None:
@@ -150,14 +150,12 @@ class SynchronisedIndex:
         A row-sparse optimizer records its updates, so anything unrecorded is an edit. A dense optimizer records
         nothing; its step follows a training step.
         """
-        changed = self._changes(weight, bias)
+        changed = self._changed
         if self.index is None or changed is None:
             return False
-        return not changed.unrecorded() or (self._trained and not wants_row_sparse(weight))
-
-    def note_training(self) -> None:
-        """Says that a training step uses the index now."""
-        self._trained = True
+        if changed.holds_all_of(weight, bias):
+            return True
+        return self._trained and not wants_row_sparse(weight) and changed.are_of(weight, bias)
 
     def stale_rows(self, weight: Tensor, bias: Tensor | None) -> int | None:
         """The number of rows that changed since they were last hashed; None: there is no index."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 import time
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from .. import ops, optim
 from ..config import LSHConfig
 from ..index.base import Index
 from ..nn import LSHLinear
-from ..sampling.active_set import choose_active_rows, hardest_rows
+from ..sampling.active_set import Budget, choose_active_rows, hardest_rows
 from ..sampling.stats import share_found
 
 _SCRATCH_ROWS = 32_768  # of the layers that are timed
@@ -64,25 +63,25 @@ class _Steps:
     """Draws active sets as training does, without labels and with weights that stay."""
 
     def __init__(self, index: Index, config: LSHConfig, task: Task) -> None:
-        self._index, self._config, self._task = index, config, task
-        self._count = 0 if config.scope == "sample" else math.ceil(config.carry * config.active_rows(task.num_rows))
+        self._index, self._task = index, task
+        self._budget = Budget.of(config, task.num_rows)
         self.carried: Tensor | None = None
         self.seconds: list[float] = []  # to choose the active rows of a full batch
 
     @property
     def carries(self) -> bool:
-        return self._count > 0
+        return not self._budget.per_sample and self._budget.num_carried > 0
 
     def step(self, x: Tensor, seed: int) -> Tensor:
         """The active rows of a batch."""
         task, none = self._task, torch.empty(len(x), 0, dtype=torch.int64)
         start = time.perf_counter()
-        active = choose_active_rows(self._index, x, none, task.num_rows, self._config, seed, self.carried)
+        active = choose_active_rows(self._index, x, none, self._budget, seed, self.carried)
         self.seconds.append((time.perf_counter() - start) * task.batch_size / len(x))
         if self.carries:
             # The gradient of a softmax but for the labels.
             pushed_down = ops.gather_matmul(x, task.weight, task.bias, active.rows).T.float().softmax(0).sum(1)
-            self.carried = hardest_rows(pushed_down, active, self._count, corrected=False)
+            self.carried = hardest_rows(pushed_down, active, self._budget.num_carried, corrected=False)
         return active.rows
 
 

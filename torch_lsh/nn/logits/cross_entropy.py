@@ -29,7 +29,6 @@ from .losses import (
     log_weights_of_logits,
     result_dtype,
     sampled_logits,
-    sampler_in_training,
 )
 from .recipe import Recipe
 from .targets import Target, as_target
@@ -42,6 +41,9 @@ class Options(NamedTuple):
     class_weight: Tensor | None = None
     label_smoothing: float = 0.0
     reduction: str = "mean"
+
+
+_DEFAULT = Options()
 
 
 # --- functions of lazy logits -----------------------------------------------------------------------------------------
@@ -59,27 +61,29 @@ def _cross_entropy(
     label_smoothing: float = 0.0,
 ) -> Any:
     recipe = logits.recipe
+    sizes, owner = recipe.input.shape, recipe.owner
     # PyTorch's losses take the second dimension for the classes, or the only one.
-    classes_fit = recipe.class_dim == (1 if recipe.rank > 1 else 0)
+    classes_fit = recipe.class_dim == (1 if len(sizes) > 1 else 0)
     if size_average is not None or reduce is not None or recipe.log_softmax or not classes_fit:
         return NotImplemented
     check_reduction(reduction)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {label_smoothing}; wanted 0 to 1")
     logits.refuse_stale()
-    num_classes = recipe.owner.out_features
     dtype = accurate_dtype(recipe.dtype)
-    parsed = as_target(target, recipe.lead, num_classes, ignore_index, dtype)
+    parsed = as_target(target, sizes[:-1], owner.out_features, ignore_index, dtype)
     if parsed is None:
         return NotImplemented
-    options = Options(check_class_weight(weight, "weight", num_classes, dtype), label_smoothing, reduction)
-    if weight is not None and weight.dtype is not recipe.dtype and not torch.is_autocast_enabled("cpu"):
-        raise TypeError(f"weight has dtype {weight.dtype}; wanted {recipe.dtype}, the dtype of the logits")
-    sampler = sampler_in_training(recipe)
+    options = _DEFAULT
+    if weight is not None or label_smoothing != 0.0 or reduction != "mean":
+        options = Options(check_class_weight(weight, "weight", owner.out_features, dtype), label_smoothing, reduction)
+        if weight is not None and weight.dtype is not recipe.dtype and not torch.is_autocast_enabled("cpu"):
+            raise TypeError(f"weight has dtype {weight.dtype}; wanted {recipe.dtype}, the dtype of the logits")
+    sampler = owner.sampler if owner.training else None
     if sampler is not None:
         loss = _of_active_rows(recipe, sampler, parsed, options)
     else:
-        recipe.owner.paths.took(EXACT)
+        owner.paths.took(EXACT)
         loss = (_of_all_rows if logits.wants_grad() else _in_blocks)(recipe, parsed, options)
     return finish(loss, recipe, reduction)
 
@@ -136,19 +140,34 @@ def _nll_loss(
 
 def _of_active_rows(recipe: Recipe, sampler: Sampler, target: Target, options: Options) -> Tensor:
     x, owner = recipe.flat_input(), recipe.owner
-    weight, bias = owner.weight, owner.bias
+    weight, bias = owner.weight_and_bias()
     active = sampler.draw(weight, bias, x, target.labels)
     owner.paths.sampled(recipe.input, active)
+    if sampler.stopwatch is None and not recipe.detached:  # entering contexts takes microseconds
+        return _of_drawn_rows(recipe, sampler, x, weight, bias, active, target, options)
     with part(sampler.stopwatch, "loss"), grad_mode(recipe):
-        correction = correction_of(sampler, target.several)
-        corrected = correction == "stratified"
-        if not _is_fusible(recipe, active, correction, options):
-            logits = sampled_logits(recipe, sampler, x, active, corrected)
-            return sampled_cross_entropy(logits, active, target, correction, options)
-        keep = sampler.keeper_of_hardest_rows(active, corrected)
-        if x.dtype is not recipe.product_dtype:
-            x = x.to(recipe.product_dtype)
-        return fused_cross_entropy(x, weight, bias, active, target, correction, options, keep)
+        return _of_drawn_rows(recipe, sampler, x, weight, bias, active, target, options)
+
+
+def _of_drawn_rows(
+    recipe: Recipe,
+    sampler: Sampler,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    active: ActiveSet,
+    target: Target,
+    options: Options,
+) -> Tensor:
+    correction = correction_of(sampler, target.several)
+    corrected = correction == "stratified"
+    if not _is_fusible(recipe, active, correction, options):
+        logits = sampled_logits(recipe, sampler, x, active, corrected)
+        return sampled_cross_entropy(logits, active, target, correction, options)
+    keep = sampler.keeper_of_hardest_rows(active, corrected)
+    if x.dtype is not recipe.product_dtype:
+        x = x.to(recipe.product_dtype)
+    return fused_cross_entropy(x, weight, bias, active, target, correction, options, keep)
 
 
 def _is_fusible(recipe: Recipe, active: ActiveSet, correction: str, options: Options) -> bool:
@@ -158,7 +177,9 @@ def _is_fusible(recipe: Recipe, active: ActiveSet, correction: str, options: Opt
         and not active.per_sample
         and (correction != "stratified" or active.inclusion is None or active.inclusion.dim() == 1)
         and not recipe.steps
-        and accurate_dtype(recipe.product_dtype) is accurate_dtype(recipe.dtype)
+        and (
+            recipe.product_dtype is recipe.dtype or accurate_dtype(recipe.product_dtype) is accurate_dtype(recipe.dtype)
+        )
     )
 
 
@@ -211,7 +232,7 @@ def fused_cross_entropy(
     if options.reduction == "sum":
         divisor = 1.0
     elif options.reduction == "mean" and _divides_by_batch(shares, target):
-        divisor = float(len(shares))
+        divisor = float(shares.shape[0])
     loss = ops.active_rows_loss(x, weight, bias, active.rows, weights, active.positions, shares, divisor, pushed_down)
     return reduced(loss, shares, target, options.reduction) if divisor is None else loss
 

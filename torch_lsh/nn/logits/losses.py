@@ -49,9 +49,8 @@ def finish(loss: Tensor, recipe: Recipe, reduction: str) -> Tensor:
     """Gives a loss the shape and dtype that PyTorch gives it."""
     if reduction == "none":
         loss = loss.reshape(recipe.lead)
-    dtype = result_dtype(recipe)
-    if loss.dtype is not dtype:
-        loss = loss.to(dtype)
+    if loss.dtype is not recipe.dtype or torch.is_autocast_enabled("cpu"):
+        loss = loss.to(result_dtype(recipe))
     if recipe.before_backward and loss.requires_grad:
         run_before_backward(loss, recipe)
     return loss

@@ -25,6 +25,9 @@ class LogitsOwner(Protocol):
     @property
     def bias(self) -> Tensor | None: ...
 
+    def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
+        """Returns both."""
+
     @property
     def training(self) -> bool: ...
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ...row_sparse.changed_rows import version_of
 from .owner import LogitsOwner
 from .steps import Operand, Rows, Step
 
@@ -18,7 +19,7 @@ from .steps import Operand, Rows, Step
 BLOCK_ELEMENTS = 1 << 22
 
 
-@dataclass(eq=False)  # not frozen, as that takes microseconds to make
+@dataclass(eq=False, slots=True)  # not frozen, as that takes microseconds to make
 class Recipe:
     """Logits are ``linear(input)`` in ``dtype`` after some steps, with the class dimension moved to ``class_dim``.
 
@@ -122,18 +123,20 @@ class Recipe:
     def versions(self) -> tuple[int, tuple[int, ...]]:
         """Returns the version counter of the input, and those of the other tensors that go into the logits."""
         weight, bias = self.weight, self.bias
-        others: tuple[int, ...]
-        if weight is not None and bias is not None and not (weight.is_inference() or bias.is_inference()):
-            others = weight._version, bias._version
-        else:
-            others = tuple([_version(tensor) for tensor in (weight, bias) if tensor is not None])
-        if self.steps:
-            others += tuple([_version(tensor) for tensor in self.step_tensors])
-        return _version(self.input), others
+        if weight is not None and bias is not None and not self.steps:
+            try:
+                return self.input._version, (weight._version, bias._version)
+            except RuntimeError:  # one is an inference tensor
+                pass
+        others = (weight, bias, *self.step_tensors)
+        return version_of(self.input), tuple([version_of(tensor) for tensor in others if tensor is not None])
 
     def has_parameters_of_owner(self) -> bool:
         """Whether the layer still has the parameters with which it was called."""
-        return self.weight is None or (self.weight is self.owner.weight and self.bias is self.owner.bias)
+        if self.weight is None:
+            return True
+        weight, bias = self.owner.weight_and_bias()
+        return self.weight is weight and self.bias is bias
 
     def flat_input(self) -> Tensor:
         """The input as ``[B, in_features]``."""
@@ -153,7 +156,7 @@ class Recipe:
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Yields the logits after the steps in blocks of classes ``[B, block]``, in at least float32; no gradients."""
-        x, weight, bias = self.flat_input(), self.owner.weight, self.owner.bias
+        x, (weight, bias) = self.flat_input(), self.owner.weight_and_bias()
         dtype = torch.promote_types(self.dtype, torch.float32)
         size = max(1024, BLOCK_ELEMENTS // max(1, len(x)))
         for start in range(0, len(weight), size):
@@ -179,7 +182,7 @@ class Recipe:
 
     def dense(self) -> Tensor:
         """Computes all logits."""
-        weight, bias = (self.owner.weight, self.owner.bias) if self.weight is None else (self.weight, self.bias)
+        weight, bias = self.owner.weight_and_bias() if self.weight is None else (self.weight, self.bias)
         return self.compute(self.input, weight, bias)
 
 
@@ -198,7 +201,3 @@ def dim_from_front(dim: int, rank: int) -> int:
     if not -rank <= dim < rank:
         raise IndexError(f"dim is {dim}; wanted {-rank} to {rank - 1}")
     return dim % rank
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version  # inference tensors have no version counter

@@ -12,7 +12,7 @@ from torch import Tensor
 from ... import ops
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)  # not frozen, as that takes microseconds to make
 class Target:
     """The labels of each sample, with their shares of the target distribution.
 
@@ -63,13 +63,13 @@ def as_target(
         raise TypeError(f"target is a {type(target).__name__}; wanted a tensor")
     if not target.is_cpu:
         raise RuntimeError(f"target is on {target.device}; wanted cpu, the device of the logits")
-    count = math.prod(batch_shape)
     if target.layout is torch.sparse_csr:
-        if target.shape != (count, num_classes):
-            raise ValueError(f"target has shape {tuple(target.shape)}; wanted {(count, num_classes)}")
+        wanted = (math.prod(batch_shape), num_classes)
+        if target.shape != wanted:
+            raise ValueError(f"target has shape {tuple(target.shape)}; wanted {wanted}")
         return _from_csr(target, dtype)
     if target.is_floating_point():
-        if target.numel() != count * num_classes:
+        if target.numel() != math.prod(batch_shape) * num_classes:
             raise ValueError(
                 f"target has shape {tuple(target.shape)} and dtype {target.dtype}; wanted class indices (int64) of "
                 f"shape {tuple(batch_shape)}, or probabilities of the shape of the logits"
@@ -80,15 +80,14 @@ def as_target(
     if target.dtype is not torch.int64:
         raise TypeError(f"target has dtype {target.dtype}; wanted torch.int64 class indices")
     if target.shape == batch_shape:
-        labels = target.unsqueeze(1) if target.dim() == 1 else target.reshape(count, 1)
-        labels = labels if labels.is_contiguous() else labels.contiguous()
+        labels = (target if target.dim() == 1 else target.reshape(-1)).unsqueeze(1).contiguous()
     elif target.shape == (*batch_shape, num_classes) and _is_one_hot(target):
         raise ValueError(
             f"target has dtype {target.dtype} and shape {tuple(target.shape)}, that of the logits, and holds "
             f"nothing but 0 and 1; wanted class indices of shape {tuple(batch_shape)}, or floating-point probabilities"
         )
     elif target.shape[:-1] == batch_shape:
-        labels = target.reshape(count, target.shape[-1]).contiguous()
+        labels = target.reshape(math.prod(batch_shape), target.shape[-1]).contiguous()
     else:
         raise ValueError(
             f"target has shape {tuple(target.shape)}; wanted {tuple(batch_shape)}, "
@@ -110,9 +109,8 @@ def multi_hot(target: Target, num_classes: int) -> Tensor:
 
 
 def _from_indices(labels: Tensor, num_classes: int, ignore_index: int, dtype: torch.dtype) -> Target:
-    extremes = ops.extremes(labels)
-    if extremes[0] >= 0 and not 0 <= ignore_index < num_classes:
-        _check_labels(extremes, num_classes)
+    least, most = ops.extremes(labels)
+    if least >= 0 and most < num_classes and not 0 <= ignore_index < num_classes:
         return Target(labels, _equal_shares(*labels.shape, dtype), probabilities=False, complete=labels.shape[1] > 0)
     ignored = labels == ignore_index
     if bool(((labels < 0) & ~ignored).any()):

@@ -82,6 +82,9 @@ class _Attach(torch.autograd.Function):
         return (None, *(next(gradients) if needed else None for needed in ctx.needs_input_grad[1:]))
 
 
+_attach = super(torch.autograd.Function, _Attach).apply  # without what function transforms need
+
+
 class _InPlace(torch.autograd.Function):
     """Puts a step on lazy logits themselves, and into their autograd graph."""
 
@@ -119,28 +122,25 @@ class SampledLogits(Tensor):
 
     recipe: Recipe
     _versions: tuple[int, tuple[int, ...]]  # of the recipe's tensors, when the logits were made
-    _made_stale: bool  # made from stale logits
-    _dense: Tensor | None
+    _made_stale = False  # made from stale logits
+    _dense: Tensor | None = None
     _dense_version: int
-    _best: tuple[Tensor, Tensor] | None  # the best values and classes so far asked for, [*lead, k] each
-    _sharing: list[weakref.ref[SampledLogits]] | None  # these logits and others that share memory in PyTorch
-    _outdated: bool  # others that share memory were changed in place
+    _best: tuple[Tensor, Tensor] | None = None  # the best values and classes so far asked for, [*lead, k] each
+    _sharing: list[weakref.ref[SampledLogits]] | None = None  # these logits and others that share memory in PyTorch
+    _outdated = False  # others that share memory were changed in place
 
     @staticmethod
     def unattached(recipe: Recipe, stale: bool = False) -> SampledLogits:
         """Makes logits outside of the autograd graph."""
+        shape = recipe.shape
+        strides = None if recipe.class_dim == len(shape) - 1 else recipe.strides
         logits = Tensor._make_wrapper_subclass(
-            SampledLogits,
-            recipe.shape,
-            strides=None if recipe.classes_last else recipe.strides,
-            dtype=recipe.dtype,
-            device=recipe.input.device,
+            SampledLogits, shape, strides=strides, dtype=recipe.dtype, device=recipe.input.device
         )
         logits.recipe = recipe
         logits._versions = recipe.versions()
-        logits._made_stale = stale
-        logits._dense = logits._best = logits._sharing = None
-        logits._outdated = False
+        if stale:
+            logits._made_stale = True
         return logits
 
     @classmethod
@@ -150,19 +150,25 @@ class SampledLogits(Tensor):
             return cls.unattached(replace(recipe, detached=True), stale)
         step_tensors = recipe.step_tensors if recipe.steps else ()
         logits: SampledLogits = apply_function(_Attach, recipe, recipe.input, recipe.weight, recipe.bias, *step_tensors)
-        logits._made_stale = stale
+        if stale:
+            logits._made_stale = True
         return logits
 
     @classmethod
     def of(cls, input: Tensor, owner: LogitsOwner, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Makes the logits of a layer with ``weight`` and ``bias`` for ``input`` ``[*, in_features]``."""
+        """Makes the logits of a layer with ``weight`` and ``bias`` for ``input`` ``[*, in_features]``.
+
+        For where no function transform is active.
+        """
         dtype = weight.dtype
         if torch.is_autocast_enabled("cpu") and dtype is not torch.float64:
             dtype = torch.get_autocast_dtype("cpu")
         wrapper = DistributedDataParallel._active_ddp_module
-        return cls.from_recipe(
-            Recipe(input, owner, dtype, dtype, input.dim() - 1, weight=weight, bias=bias, data_parallel=wrapper)
-        )
+        recipe = Recipe(input, owner, dtype, dtype, input.dim() - 1, weight=weight, bias=bias, data_parallel=wrapper)
+        if not torch.is_grad_enabled():
+            return cls.from_recipe(recipe)
+        logits: Tensor = _attach(recipe, input, weight, bias)
+        return logits
 
     def remade(self, **changes: Any) -> SampledLogits:
         """Makes logits with some fields of the recipe changed."""
@@ -259,7 +265,8 @@ class SampledLogits(Tensor):
         """Whether the recipe, computed by the layer, still gives the logits; otherwise :meth:`dense` does."""
         if self._dense is not None and (self._dense._version != self._dense_version or self.is_stale()):
             return False
-        return self.recipe.has_parameters_of_owner() and not self._is_of_function()
+        recipe = self.recipe
+        return recipe.has_parameters_of_owner() and (not recipe.detached or not self._is_of_function())
 
     def _is_of_function(self) -> bool:
         """Whether an autograd function with its own backward pass (a checkpoint, say) returned the logits."""
@@ -288,14 +295,17 @@ class SampledLogits(Tensor):
         Raises:
             RuntimeError: the input changed, or logits that share memory with these.
         """
-        self._refuse_outdated()
-        (was_input, was), (input, others) = self._versions, self.recipe.versions()
-        if input != was_input:
+        if self._outdated:
+            self._refuse_outdated()
+        versions = self.recipe.versions()
+        if versions == self._versions:
+            return self._made_stale
+        if versions[0] != self._versions[0]:
             raise RuntimeError(
                 "the input of the layer was changed in place before its logits were computed; call logits.dense() "
                 "before the change to keep the values"
             )
-        return self._made_stale or others != was
+        return True
 
     def refuse_stale(self) -> None:
         """Raises RuntimeError if the parameters or the input changed after the layer was called."""
@@ -318,8 +328,9 @@ class SampledLogits(Tensor):
         return f"SampledLogits(shape={tuple(recipe.shape)}, dtype={recipe.dtype}, layer={recipe.owner})"
 
     @classmethod
-    @torch.compiler.disable(reason="lazy logits cannot be part of a graph")
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return cls._outside_of_graph(func, types, args, kwargs)
         kwargs = kwargs or {}
         handler = HANDLERS.get(func)
         if handler is not None and args and isinstance(args[0], SampledLogits):
@@ -353,6 +364,11 @@ class SampledLogits(Tensor):
             args[0].outdate_others()
         args, kwargs = tree_map_only(SampledLogits, lambda logits: logits.announced_dense(name), (args, kwargs))
         return func(*args, **kwargs)
+
+    @classmethod
+    @torch.compiler.disable(reason="lazy logits cannot be part of a graph")
+    def _outside_of_graph(cls, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        return cls.__torch_function__(func, types, args, kwargs)
 
     def _values(self) -> Tensor:
         """The dense tensor without gradients, for code below autograd."""
