@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ... import ops
 
 _COARSE_STEPS, _FINE_STEPS = 8, 6  # of k-means
-_STEPS = 5  # of k-means over all centers at once
-_FEW = 0.25  # of the average: a center with fewer rows is moved
+_GROWTH = (0.25, 0.5, 0.75, 1.0, 1.0)  # share of the centers in each step of k-means over all of them at once
+_FEW = 0.25  # of the average: a center with fewer rows is dropped
 _ROUTING_STEPS = 40
 _CONTESTED = 1 << 14  # buckets whose scores are learned, at most: those that most queries would visit
 _LEARNING_RATE = 0.015  # of Adam, in units of the root mean square of the centers
@@ -25,7 +27,9 @@ class LearnedPartition:
     :meth:`fit` makes the centers from a sample of rows by k-means in two levels, so a row is compared with about
     ``2 * 2**(K / 2)`` of them. Rows that are close to each other part where the border between two groups of centers is
     between them. With ``compared`` over 1, k-means is over all centers, which are grouped after each step, and a row is
-    compared with those of so many groups; centers with few rows move to rows that are far from theirs.
+    compared with those of so many groups. The centers begin as a quarter of the buckets and grow in number by rows that
+    are far from theirs, so that each cluster of rows gets one; those with few rows are dropped. What is left of the
+    buckets stays empty: there are as many as the rows have clusters, where these are fewer than ``2**K``.
     :meth:`fit_queries` trains a linear classifier that scores the buckets for a query. Its
     loss is the cross entropy between the softmax over the buckets and the buckets of the true top rows of sampled
     queries: it pulls a query towards buckets with rows that score high and pushes it away from all others. Before
@@ -68,7 +72,9 @@ class LearnedPartition:
             raise ValueError(f"compared is {compared}; wanted at least 1")
         self.in_features, self.hashes_per_table, self.seed = in_features, hashes_per_table, seed
         self.compared = compared
-        buckets, groups = self.num_buckets, 1 << hashes_per_table // 2
+        buckets = self.num_buckets
+        # A row is compared with `groups + compared * buckets / groups` centers.
+        groups = 1 << min(hashes_per_table, round((hashes_per_table + math.log2(compared)) / 2 - 0.25))
         self.coarse = torch.zeros(groups, in_features, dtype=torch.float32, device="cpu")
         self.first = torch.arange(groups + 1, device="cpu") * (buckets // groups)
         self.centers = torch.zeros(buckets, in_features, dtype=torch.float32, device="cpu")
@@ -77,6 +83,11 @@ class LearnedPartition:
     @property
     def num_buckets(self) -> int:
         return 1 << self.hashes_per_table
+
+    @property
+    def num_centers(self) -> int:
+        """Buckets that have a center. The others come last, and no row is in them."""
+        return int(self.first[-1])
 
     @torch.no_grad()
     def fit(self, rows: Tensor) -> None:
@@ -113,21 +124,21 @@ class LearnedPartition:
 
     def _fit_all_centers(self, rows: Tensor, generator: torch.Generator) -> None:
         few = _FEW * len(rows) / self.num_buckets
-        self._group(_sample(rows, self.num_buckets, generator), generator)
-        for step in range(_STEPS):
+        self._group(_sample(rows, round(_GROWTH[0] * self.num_buckets), generator), generator)
+        for share in (*_GROWTH[1:], 0):
             nearest = self.buckets(rows).long()
-            sizes = nearest.bincount(minlength=self.num_buckets)
+            sizes = nearest.bincount(minlength=len(self.centers))
             used, sums = ops.coalesce_rows(nearest, rows)
             centers = self.centers.clone()
             centers[used] = sums / sizes[used].unsqueeze(1)
-            if step + 1 == _STEPS:
-                self.centers = centers
-                return
             far = _squared_distances(rows, centers, nearest)
-            spare = (sizes < few).nonzero().squeeze(1)
-            if len(spare) > 0 and bool(far.sum() > 0):
-                centers[spare] = rows[torch.multinomial(far, len(spare), replacement=True, generator=generator)]
+            centers = centers[sizes >= few]
+            added = round(share * self.num_buckets) - len(centers)
+            if added > 0 and bool(far.sum() > 0):
+                far_rows = torch.multinomial(far, added, replacement=True, generator=generator)
+                centers = torch.cat([centers, rows[far_rows]])
             self._group(centers, generator)
+        self.centers = F.pad(self.centers, (0, 0, 0, self.num_buckets - len(self.centers)))
 
     def _group(self, centers: Tensor, generator: torch.Generator) -> None:
         """Takes over the centers, those that are close to each other next to each other."""
@@ -151,21 +162,23 @@ class LearnedPartition:
             raise ValueError(f"buckets has shape {list(buckets.shape)}; wanted [{len(queries)}, k]")
         start = torch.zeros(self.num_buckets, dtype=torch.float32, device="cpu") if offsets is None else offsets
         # One matrix: directions, and the offset as the product with a constant 1.
-        weights = torch.cat([self.centers, start.unsqueeze(1)], 1)
+        count = self.num_centers
+        weights = torch.cat([self.centers, start.unsqueeze(1)], 1)[:count]
         queries = torch.cat([queries, queries.new_ones(len(queries), 1)], 1)
-        target = torch.zeros(len(queries), self.num_buckets, dtype=torch.float32, device="cpu")
+        target = torch.zeros(len(queries), count, dtype=torch.float32, device="cpu")
         target.scatter_add_(
             1, buckets, torch.full(buckets.shape, 1 / buckets.shape[1], dtype=torch.float32, device="cpu")
         )
         scores = ops.product(queries, weights.T)
         sharpness = _SHARPNESS / scores.std().clamp(min=1e-6)
         step = _LEARNING_RATE * self.centers.square().mean().sqrt()
-        if self.num_buckets > _CONTESTED:
+        if count > _CONTESTED:
             visits = torch.softmax(scores * sharpness, 1).add_(target).sum(0)
             chosen = visits.topk(_CONTESTED).indices
             weights[chosen] = _routed(weights[chosen], queries, scores[:, chosen], target[:, chosen], sharpness, step)
         else:
             weights = _routed(weights, queries, scores, target, sharpness, step)
+        weights = F.pad(weights, (0, 0, 0, self.num_buckets - count))
         self.directions, self.offsets = weights[:, :-1].contiguous(), weights[:, -1].contiguous()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -206,7 +219,8 @@ class LearnedPartition:
         rows = rows.contiguous()
         compared = min(self.compared, len(self.coarse))
         groups = ops.linear_topk(rows, self.coarse, _offsets(self.coarse), compared)[1]
-        return ops.nearest_members(rows, groups, self.first, self.centers, _offsets(self.centers))
+        centers = self.centers[: self.num_centers]
+        return ops.nearest_members(rows, groups, self.first, centers, _offsets(centers))
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != 2 or x.shape[1] != self.in_features or x.dtype is not torch.float32:
