@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -13,7 +12,11 @@ from ... import ops
 
 _COARSE_STEPS, _FINE_STEPS = 8, 6  # of k-means
 _GROWTH = (0.25, 0.5, 0.75, 1.0, 1.0)  # share of the centers in each step of k-means over all of them at once
+_GROWING = 8  # groups that are looked into meanwhile
 _FEW = 0.25  # of the average: a center with fewer rows is dropped
+_HELD = 2 / 3  # more centers are not tried once fewer than that share of them kept rows
+_AT_FIRST = 4  # groups that a row is compared with; those of `compared` if its center is then far
+_FAR = 1.5  # times the median squared distance from the center
 _ROUTING_STEPS = 40
 _CONTESTED = 1 << 14  # buckets whose scores are learned, at most: those that most queries would visit
 _LEARNING_RATE = 0.015  # of Adam, in units of the root mean square of the centers
@@ -73,12 +76,13 @@ class LearnedPartition:
         self.in_features, self.hashes_per_table, self.seed = in_features, hashes_per_table, seed
         self.compared = compared
         buckets = self.num_buckets
-        # A row is compared with `groups + compared * buckets / groups` centers.
-        groups = 1 << min(hashes_per_table, round((hashes_per_table + math.log2(compared)) / 2 - 0.25))
+        # Rows of clusters are compared with `groups` centers of groups and some of `buckets / groups` members.
+        groups = 1 << (hashes_per_table + (3 if compared > 1 else 0)) // 2
         self.coarse = torch.zeros(groups, in_features, dtype=torch.float32, device="cpu")
         self.first = torch.arange(groups + 1, device="cpu") * (buckets // groups)
         self.centers = torch.zeros(buckets, in_features, dtype=torch.float32, device="cpu")
         self.directions, self.offsets = self.centers, torch.zeros(buckets, dtype=torch.float32, device="cpu")
+        self.near = torch.zeros(1, dtype=torch.float32, device="cpu")  # squared distance from a center
 
     @property
     def num_buckets(self) -> int:
@@ -126,18 +130,22 @@ class LearnedPartition:
         few = _FEW * len(rows) / self.num_buckets
         self._group(_sample(rows, round(_GROWTH[0] * self.num_buckets), generator), generator)
         for share in (*_GROWTH[1:], 0):
-            nearest = self.buckets(rows).long()
+            nearest = self._nearest_of_groups(rows, _GROWING).long()
             sizes = nearest.bincount(minlength=len(self.centers))
             used, sums = ops.coalesce_rows(nearest, rows)
             centers = self.centers.clone()
             centers[used] = sums / sizes[used].unsqueeze(1)
             far = _squared_distances(rows, centers, nearest)
-            centers = centers[sizes >= few]
-            added = round(share * self.num_buckets) - len(centers)
-            if added > 0 and bool(far.sum() > 0):
-                far_rows = torch.multinomial(far, added, replacement=True, generator=generator)
-                centers = torch.cat([centers, rows[far_rows]])
-            self._group(centers, generator)
+            held = centers[sizes >= few]
+            added = round(share * self.num_buckets) - len(held)
+            if added <= 0 or len(held) < _HELD * len(centers) or not bool(far.sum() > 0):
+                break
+            far_rows = torch.multinomial(far, added, replacement=True, generator=generator)
+            self._group(torch.cat([held, rows[far_rows]]), generator)
+        self._group(held, generator)
+        some = _sample(rows, min(len(rows), _BLOCK_ROWS), generator)
+        nearest = self._nearest_of_groups(some, self.compared)
+        self.near = _FAR * _squared_distances(some, self.centers, nearest).median().unsqueeze(0)
         self.centers = F.pad(self.centers, (0, 0, 0, self.num_buckets - len(self.centers)))
 
     def _group(self, centers: Tensor, generator: torch.Generator) -> None:
@@ -183,7 +191,7 @@ class LearnedPartition:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything learned, not copied."""
-        return {name: getattr(self, name) for name in ("coarse", "first", "centers", "directions", "offsets")}
+        return {name: getattr(self, name) for name in ("coarse", "first", "centers", "directions", "offsets", "near")}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes over a copy of what was learned.
@@ -205,7 +213,7 @@ class LearnedPartition:
         """The bucket of each row: ``[n]`` int32 for ``[n, in_features]`` float32."""
         self._check(rows)
         if self.compared > 1:
-            return self._nearest_of_groups(rows)
+            return self._nearest_of_all(rows)
         group = _nearest(rows, self.coarse)
         found = torch.empty(len(rows), dtype=torch.int32, device="cpu")
         members = group.argsort(stable=True).split(group.bincount(minlength=len(self.coarse)).tolist())
@@ -215,11 +223,17 @@ class LearnedPartition:
                 found[some] = (begin + _nearest(rows[some], self.centers[begin:end])).int()
         return found
 
-    def _nearest_of_groups(self, rows: Tensor) -> Tensor:
-        rows = rows.contiguous()
-        compared = min(self.compared, len(self.coarse))
-        groups = ops.linear_topk(rows, self.coarse, _offsets(self.coarse), compared)[1]
-        centers = self.centers[: self.num_centers]
+    def _nearest_of_all(self, rows: Tensor) -> Tensor:
+        """Looks further for those whose center is far."""
+        found = self._nearest_of_groups(rows, min(_AT_FIRST, self.compared))
+        far = (_squared_distances(rows, self.centers, found) > self.near).nonzero().squeeze(1)
+        if len(far) > 0:
+            found[far] = self._nearest_of_groups(rows[far], self.compared)
+        return found
+
+    def _nearest_of_groups(self, rows: Tensor, compared: int) -> Tensor:
+        rows, centers = rows.contiguous(), self.centers[: self.num_centers]
+        groups = ops.linear_topk(rows, self.coarse, _offsets(self.coarse), min(compared, len(self.coarse)))[1]
         return ops.nearest_members(rows, groups, self.first, centers, _offsets(centers))
 
     def _check(self, x: Tensor) -> None:
