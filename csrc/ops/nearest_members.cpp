@@ -148,7 +148,7 @@ Tensor nearest_members(const Tensor& x, const Tensor& groups, const Tensor& firs
   });
   Tensor members = new_tensor({count}, ScalarType::Int);
   auto* out = members.mutable_data_ptr<int32_t>();
-  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<int32_t>(index_of(best.key(i)));
+  for (int64_t i = 0; i < count; ++i) out[i] = std::max(0, static_cast<int32_t>(index_of(best.key(i))));
   return members;
 }
 

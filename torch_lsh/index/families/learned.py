@@ -233,7 +233,8 @@ class LearnedPartition:
 
     def _nearest_of_groups(self, rows: Tensor, compared: int) -> Tensor:
         rows, centers = rows.contiguous(), self.centers[: self.num_centers]
-        groups = ops.linear_topk(rows, self.coarse, _offsets(self.coarse), min(compared, len(self.coarse)))[1]
+        offsets = _offsets(self.coarse).masked_fill_(self.first.diff() == 0, -torch.inf)  # empty groups come last
+        groups = ops.linear_topk(rows, self.coarse, offsets, min(compared, len(self.coarse)))[1]
         return ops.nearest_members(rows, groups, self.first, centers, _offsets(centers))
 
     def _check(self, x: Tensor) -> None:
