@@ -13,6 +13,7 @@ from ... import ops
 _COARSE_STEPS, _FINE_STEPS = 8, 6  # of k-means
 _GROWTH = (0.25, 0.5, 0.75, 1.0, 1.0)  # share of the centers in each step of k-means over all of them at once
 _GROWING = 8  # groups that are looked into meanwhile
+_GROUPED = 16  # centers per group that k-means of groups looks at
 _FEW = 0.25  # of the average: a center with fewer rows is dropped
 _HELD = 2 / 3  # more centers are not tried once fewer than that share of them kept rows
 _AT_FIRST = 4  # groups that a row is compared with; those of `compared` if its center is then far
@@ -150,10 +151,12 @@ class LearnedPartition:
 
     def _group(self, centers: Tensor, generator: torch.Generator) -> None:
         """Takes over the centers, those that are close to each other next to each other."""
-        self.coarse = _k_means(centers, len(self.coarse), _COARSE_STEPS, generator)
-        group = _nearest(centers, self.coarse)
+        groups = len(self.coarse)
+        some = _sample(centers, min(len(centers), _GROUPED * groups), generator)
+        self.coarse = _k_means(some, groups, _COARSE_STEPS, generator)
+        group = torch.cat([_nearest(part, self.coarse) for part in centers.split(_BLOCK_ROWS)])
         self.centers = centers[group.argsort(stable=True)]
-        sizes = group.bincount(minlength=len(self.coarse))
+        sizes = group.bincount(minlength=groups)
         self.first = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
 
     @torch.no_grad()
