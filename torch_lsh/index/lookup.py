@@ -25,6 +25,7 @@ _K, _RECALL = 10, 0.95  # what the kinds are compared at
 _BUCKETS_PER_ROOT = 10  # buckets: so many times the root of the number of rows
 _ROWS_PER_BUCKET = 64  # of clustered rows, at most: where that takes more buckets
 _COMPARED = 64  # groups of buckets that clustered rows are compared with
+_MOST_COMPARED = 1 << 21  # rows; the closer look at more of them takes many minutes
 _EXAMINED = 128, 256, 512  # rows, before 1,024 and more
 _CLEARLY = 4  # buckets that cost so many times less than sign codes are taken without another try
 _GATHERED = 2  # a byte of a row scored exactly costs as much as so many of codes read in order
@@ -58,8 +59,8 @@ class LookupIndex(Index):
     A build decides by the number of rows and by measurement. Below 32,768 rows, or with fewer than 256 queries to
     learn from, it makes a :class:`SignCodeIndex`, whose cost per query is ``width / 8 + 4`` bytes of every row. Above,
     it makes a :class:`PartitionIndex` of about ``10 * sqrt(N)`` buckets and measures how many rows that has to examine
-    for a recall@10 of 0.95. If reading these takes more than a quarter of all sign codes (clustered rows), it makes one
-    of up to ``N / 32`` buckets, one per cluster where that is fewer, with a closer look at each row; and sign codes
+    for a recall@10 of 0.95. If reading these takes more than a quarter of all sign codes (clustered rows), and there
+    are at most two million rows, it makes one of up to ``N / 32`` buckets, one per cluster where that is fewer, with a closer look at each row; and sign codes
     after all if these cost less than both (rows without structure).
 
     :meth:`effort` finds, by measurement on the latest queries, how many rows to examine and how many to score exactly
@@ -177,7 +178,7 @@ class LookupIndex(Index):
             )
             if effort.recall >= _RECALL and cost < least:
                 found, least = partition, cost
-            if _CLEARLY * least < all_codes:
+            if _CLEARLY * least < all_codes or self.num_rows > _MOST_COMPARED:
                 break
             bits = max(bits, math.ceil(math.log2(self.num_rows / _ROWS_PER_BUCKET)))
         return found
