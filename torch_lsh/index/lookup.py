@@ -59,9 +59,10 @@ class LookupIndex(Index):
     A build decides by the number of rows and by measurement. Below 32,768 rows, or with fewer than 256 queries to
     learn from, it makes a :class:`SignCodeIndex`, whose cost per query is ``width / 8 + 4`` bytes of every row. Above,
     it makes a :class:`PartitionIndex` of about ``10 * sqrt(N)`` buckets and measures how many rows that has to examine
-    for a recall@10 of 0.95. If reading these takes more than a quarter of all sign codes (clustered rows), and there
-    are at most two million rows, it makes one of up to ``N / 32`` buckets, one per cluster where that is fewer, with a closer look at each row; and sign codes
-    after all if these cost less than both (rows without structure).
+    for a recall@10 of 0.95. If reading these takes more than a quarter of all sign codes (clustered rows), and
+    there are at most two million rows, it makes one of up to ``N / 32`` buckets, one per cluster where that is
+    fewer, with a closer look at each row; and sign codes after all if these cost less than both (rows without
+    structure).
 
     :meth:`effort` finds, by measurement on the latest queries, how many rows to examine and how many to score exactly
     for a recall. Costs are bytes read, not seconds, so equal builds have equal results.
