@@ -104,7 +104,7 @@ def faiss_opponents(vectors: Vectors, folder: Path) -> list[Opponent]:
     if rows <= MOST_ROWS:
         efforts[f"IVF{lists},PQ{vectors.width // 2}x4fs,RFlat"] = inverted
         if hasattr(faiss, "IndexIVFRaBitQ"):
-            efforts[f"IVF{lists},RaBitQ,RFlat"] = inverted
+            efforts[f"IVF{lists},RaBitQ4,RFlat"] = inverted  # one-bit codes rank too coarsely for so few refined
         efforts[f"HNSW{_LINKS},Flat"] = (64, 256, 1024)
     else:
         print(f"{rows} rows: of faiss, only IVF,Flat is measured; wanted at most {MOST_ROWS} rows for graphs and codes")

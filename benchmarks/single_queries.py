@@ -15,6 +15,7 @@ from trained_layers import TrainedLayer
 
 from torch_lsh import LSHLinear, QuantizedLinear
 from torch_lsh.benchmarking import harness
+from torch_lsh.index.partition import PartitionIndex
 
 K = 10
 COLUMNS = ("layer", "system", "recall@1", "recall@10", "p50_ms", "p99_ms", "bound_ms", "build_s", "index_mb")
@@ -77,7 +78,7 @@ def _bytes_read(layer: LSHLinear, examined: int, candidates: int) -> float:
     """Codes of buckets and of the rows examined, and the rows scored."""
     index, width = layer.sampler.look_up_index, layer.in_features
     assert index is not None
-    buckets = 0 if index.hashes_per_table is None else 2**index.hashes_per_table
+    buckets = index.kind.family.num_centers if isinstance(index.kind, PartitionIndex) else 0
     of_row = width / 8 + 4 if buckets == 0 else width / 4 + 4
     return (examined + buckets) * of_row + candidates * width * 4
 

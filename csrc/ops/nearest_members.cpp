@@ -1,11 +1,11 @@
 // nearest_members: the best of many centers for each row, looked for in some groups of centers.
 //
-// Rows are sorted by group, so that a group's centers are read from cache by all rows that visit it, as many
-// at a time as the kernels of the exact top-k multiply together; scores stay in cache, too. Threads share the
-// groups; the result does not depend on the split.
+// Rows are sorted by group: its centers are packed once and compared with all rows that visit it. Threads
+// share the groups; the result does not depend on the split.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <vector>
 
@@ -13,6 +13,7 @@
 #include "kernels/kernels.h"
 #include "ops/allocate.h"
 #include "ops/operator.h"
+#include "ops/product.h"
 #include "ops/rank.h"
 #include "ops/tasks.h"
 
@@ -32,65 +33,83 @@ struct Visits {
   }
 };
 
-// Compares rows with the centers of a group. One per thread.
+// The best key of each row so far. Thread-safe.
+class BestKeys {
+ public:
+  explicit BestKeys(int64_t rows) : keys_(rows) {}
+
+  float score(int64_t row) const { return value_of<float>(key(row)); }
+  uint64_t key(int64_t row) const { return keys_[row].load(std::memory_order_relaxed); }
+  void offer(int64_t row, uint64_t key) {
+    uint64_t best = keys_[row].load(std::memory_order_relaxed);
+    while (best < key && !keys_[row].compare_exchange_weak(best, key, std::memory_order_relaxed));
+  }
+
+ private:
+  std::vector<std::atomic<uint64_t>> keys_;  // 0: a NaN, less than any other key
+};
+
+// Compares the rows that visit a group with its centers. One per thread.
 class Comparison {
  public:
-  Comparison(const float* x, const float* centers, const float* offsets, int64_t width)
+  Comparison(const float* x, const float* centers, const float* offsets, int64_t width, BestKeys& best)
       : x_(x),
         centers_(centers),
         offsets_(offsets),
         width_(width),
-        lanes_(kernel_.lanes(kernel_.largest_group)),
-        rows_(kernel_.largest_group),
-        gathered_(kernel_.largest_group * width),
-        packed_(kernel_.packed_size(kernel_.largest_group, width)),
-        scores_(kernel_.block_rows * lanes_),
-        best_(lanes_),
-        members_(lanes_) {}
+        best_(best),
+        rows_(kTaskRows),
+        gathered_(kTaskRows * width) {}
 
-  // Writes the key of the best center to keys[slot], for `count` slots of rows slot / of_row.
-  void run(const int64_t* slots, int64_t count, int64_t of_row, int64_t first, int64_t last, uint64_t* keys) {
-    for (int64_t begin = 0; begin < count; begin += kernel_.largest_group)
-      run_panel(slots + begin, std::min(kernel_.largest_group, count - begin), of_row, first, last, keys);
+  // For `count` slots of rows slot / of_row, and centers `first` to `last` - 1.
+  void run(const int64_t* slots, int64_t count, int64_t of_row, int64_t first, int64_t last) {
+    if (count == 0 || first == last) return;
+    pack(first, last - first);
+    for (int64_t i = 0; i < count; i += kTaskRows)
+      compare(slots + i, std::min(kTaskRows, count - i), of_row, first, last - first);
   }
 
  private:
-  // Always as many lanes, so that a row's scores do not depend on the rows beside it.
-  void run_panel(const int64_t* slots, int64_t count, int64_t of_row, int64_t first, int64_t last,
-                 uint64_t* keys) {
-    for (int64_t s = 0; s < kernel_.largest_group; ++s) rows_[s] = slots[std::min(s, count - 1)] / of_row;
-    gather_(x_, rows_.data(), kernel_.largest_group, width_, gathered_.data());
-    kernel_.pack(gathered_.data(), kernel_.largest_group, width_, packed_.data());
-    std::fill(best_.begin(), best_.end(), -std::numeric_limits<float>::infinity());
-    std::fill(members_.begin(), members_.end(), static_cast<int32_t>(first));
-    for (int64_t center = first; center < last; center += kernel_.block_rows) {
-      const int64_t block = std::min(kernel_.block_rows, last - center);
-      kernel_.multiply(centers_ + center * width_, block, width_, packed_.data(), kernel_.largest_group,
-                       nullptr, offsets_ + center, nullptr, scores_.data());
-      for (int64_t i = 0; i < block; ++i)
-        take_better(scores_.data() + i * lanes_, static_cast<int32_t>(center + i), lanes_, best_.data(),
-                    members_.data());
-    }
-    for (int64_t s = 0; s < count; ++s) keys[slots[s]] = key_of(best_[s], members_[s]);
+  void pack(int64_t first, int64_t count) {
+    const int64_t panels = count_panels<float>(count);
+    packed_.resize(packed_size<float>(width_, count));
+    scores_.resize(kTaskRows * count);
+    for (int64_t panel = 0; panel < panels; ++panel)
+      for (int64_t begin = 0; begin < width_; begin += kPackRows)
+        kernel_.pack_panel(centers_ + first * width_, 1, width_, width_, count, panel, begin,
+                           std::min(begin + kPackRows, width_), packed_.data());
   }
 
-  static void take_better(const float* __restrict scores, int32_t center, int64_t lanes,
-                          float* __restrict best, int32_t* __restrict members) {
-#pragma omp simd
-    for (int64_t s = 0; s < lanes; ++s) {
-      const bool better = scores[s] > best[s];
-      members[s] = better ? center : members[s];
-      best[s] = better ? scores[s] : best[s];
-    }
+  void compare(const int64_t* slots, int64_t count, int64_t of_row, int64_t first, int64_t centers) {
+    for (int64_t i = 0; i < count; ++i) rows_[i] = slots[i] / of_row;
+    gather_(x_, rows_.data(), count, width_, gathered_.data());
+    kernel_.product(gathered_.data(), width_, 1, count, width_, packed_.data(), centers, nullptr, false,
+                    scores_.data(), centers);
+    for (int64_t i = 0; i < count; ++i) offer_best(rows_[i], scores_.data() + i * centers, first, centers);
   }
 
-  const TopkKernels<float>& kernel_ = kernels<TopkKernels<float>>();
+  // Looks for the center only where its score may be the best of the row.
+  void offer_best(int64_t row, float* __restrict scores, int64_t first, int64_t centers) {
+    const float* __restrict offsets = offsets_ + first;
+    float largest = -std::numeric_limits<float>::infinity();
+#pragma omp simd reduction(max : largest)
+    for (int64_t c = 0; c < centers; ++c) {
+      scores[c] += offsets[c];
+      largest = scores[c] > largest ? scores[c] : largest;
+    }
+    if (largest < best_.score(row)) return;
+    const float* const found = std::find(scores, scores + centers, largest);
+    // none is larger than -inf: the first
+    best_.offer(row, key_of(largest, first + (found == scores + centers ? 0 : found - scores)));
+  }
+
+  const ProductKernels<float>& kernel_ = kernels<ProductKernels<float>>();
   decltype(GatherKernels<float, float>::gather) gather_ = kernels<GatherKernels<float, float>>().gather;
   const float *x_, *centers_, *offsets_;
-  int64_t width_, lanes_;
+  int64_t width_;
+  BestKeys& best_;
   std::vector<int64_t> rows_;
-  std::vector<float> gathered_, packed_, scores_, best_;
-  std::vector<int32_t> members_;
+  std::vector<float> gathered_, packed_, scores_;
 };
 
 Tensor nearest_members(const Tensor& x, const Tensor& groups, const Tensor& first, const Tensor& centers,
@@ -119,19 +138,17 @@ Tensor nearest_members(const Tensor& x, const Tensor& groups, const Tensor& firs
   check_rows_in_range(group, groups.numel(), num_groups, "groups");
 
   const Visits visits(group, groups.numel(), num_groups);
-  std::vector<uint64_t> keys(groups.numel());
+  BestKeys best(count);
   share_tasks(num_groups, [&](const auto& next) {
     Comparison comparison(x.const_data_ptr<float>(), centers.const_data_ptr<float>(),
-                          offsets.const_data_ptr<float>(), width);
+                          offsets.const_data_ptr<float>(), width, best);
     for (int64_t g; (g = next()) >= 0;)
       comparison.run(visits.slots.data() + visits.start[g], visits.start[g + 1] - visits.start[g], of_row,
-                     begin[g], begin[g + 1], keys.data());
+                     begin[g], begin[g + 1]);
   });
   Tensor members = new_tensor({count}, ScalarType::Int);
   auto* out = members.mutable_data_ptr<int32_t>();
-  for (int64_t i = 0; i < count; ++i)
-    out[i] = static_cast<int32_t>(
-        index_of(*std::max_element(keys.begin() + i * of_row, keys.begin() + (i + 1) * of_row)));
+  for (int64_t i = 0; i < count; ++i) out[i] = std::max(0, static_cast<int32_t>(index_of(best.key(i))));
   return members;
 }
 

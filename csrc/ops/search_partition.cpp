@@ -136,10 +136,11 @@ struct Store {
     check_size(centers, "centers", 1, width);
   }
 
-  // How many buckets of average size hold so many rows: there are N / kSketchRows + C blocks for N rows.
-  int64_t buckets_of(int64_t rows) const {
+  // How many of `count` buckets hold so many rows, on average: there are N / kSketchRows + C blocks for N
+  // rows.
+  int64_t buckets_of(int64_t rows, int64_t count) const {
     const int64_t all = std::max<int64_t>(1, (blocks - num_buckets) * kSketchRows);
-    return std::min(num_buckets, rows / std::max<int64_t>(1, all / num_buckets) + 1);
+    return std::min(count, rows / std::max<int64_t>(1, all / count) + 1);
   }
 
   void prefetch(int64_t block) const {
@@ -156,12 +157,13 @@ struct Store {
 // Answers queries one by one. One per thread.
 class Search {
  public:
-  Search(const Store& store, int64_t max_candidates, int64_t examined)
+  // The first `num_scores` buckets are scored; the others are not visited.
+  Search(const Store& store, int64_t num_scores, int64_t max_candidates, int64_t examined)
       : store_(store),
         max_candidates_(max_candidates),
         examined_(examined),
-        wanted_(store.buckets_of(examined)),
-        order_(store.heads, store.num_buckets) {}
+        wanted_(store.buckets_of(examined, num_scores)),
+        order_(store.heads, num_scores) {}
 
   // Writes the best rows, padded with -1; false where the partition is damaged.
   bool run(const float* query, const SignTables& tables, const float* scores, int64_t* out) {
@@ -230,11 +232,11 @@ class Search {
 
 // Runs answer(search, b) for every query b of a batch, split over threads.
 template <typename Answer>
-void for_each_query(const Store& store, int64_t batch, int64_t max_candidates, int64_t examined,
-                    const Answer& answer) {
+void for_each_query(const Store& store, int64_t num_scores, int64_t batch, int64_t max_candidates,
+                    int64_t examined, const Answer& answer) {
   std::atomic<bool> damaged = false;
   parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-    Search search(store, max_candidates, examined);
+    Search search(store, num_scores, max_candidates, examined);
     for (int64_t b = begin; b < end; ++b)
       if (!answer(search, b)) damaged = true;
   });
@@ -260,7 +262,7 @@ Tensor query_partition(const Tensor& x, const Tensor& scores, const Tensor& cent
   auto* out = candidates.mutable_data_ptr<int64_t>();
   const auto* query = x.const_data_ptr<float>();
   const auto* score = scores.const_data_ptr<float>();
-  for_each_query(store, batch, max_candidates, examined, [&](Search& search, int64_t b) {
+  for_each_query(store, store.num_buckets, batch, max_candidates, examined, [&](Search& search, int64_t b) {
     const SignTables tables(query + b * width, width, store.bits);
     return search.run(query + b * width, tables, score + b * store.num_buckets, out + b * max_candidates);
   });
@@ -280,8 +282,11 @@ Tensor search_partition(const Tensor& x, const Tensor& query_map, const Tensor& 
   const int64_t batch = x.size(0), in = x.size(1), width = query_map.size(0);
   check_size(query_map, "query_map", 1, in);
   const Store store(query_map, "query_map", 0, centers, codes, factors, ids, next, heads);
-  const int64_t bucket_blocks = (store.num_buckets + kSketchRows - 1) / kSketchRows;
-  check_size(bucket_codes, "bucket_codes", 0, bucket_blocks);
+  const int64_t bucket_blocks = bucket_codes.size(0),
+                most = (store.num_buckets + kSketchRows - 1) / kSketchRows;
+  TORCH_LSH_CHECK(bucket_blocks >= 1 && bucket_blocks <= most, "bucket_codes has shape ",
+                  shape_of(bucket_codes), "; wanted 1 to ", most, " blocks for ", store.num_buckets,
+                  " buckets");
   check_size(bucket_codes, "bucket_codes", 1, store.bytes);
   check_size(bucket_codes, "bucket_codes", 2, kSketchRows);
   check_size(bucket_factors, "bucket_factors", 0, bucket_blocks);
@@ -299,7 +304,8 @@ Tensor search_partition(const Tensor& x, const Tensor& query_map, const Tensor& 
   const auto sketch = kernels<SketchKernels>().scores;
   std::vector<int64_t> columns(width);
   std::iota(columns.begin(), columns.end(), 0);
-  for_each_query(store, batch, max_candidates, examined, [&](Search& search, int64_t b) {
+  const int64_t num_scores = std::min(store.num_buckets, bucket_blocks * kSketchRows);
+  for_each_query(store, num_scores, batch, max_candidates, examined, [&](Search& search, int64_t b) {
     thread_local std::vector<float> query, scores;
     query.resize(width);
     scores.resize(bucket_blocks * kSketchRows);

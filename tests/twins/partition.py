@@ -131,5 +131,7 @@ def search_partition(
     bits = signs.shape[1] // query.shape[1]
     levels = (signs.unflatten(1, (bits, -1)) * 2 ** torch.arange(bits).flip(0).unsqueeze(1)).sum(1)
     scores = query @ levels.T * bucket_factors[:, 0].flatten().float() + bucket_factors[:, 1].flatten().float()
-    scores = scores[:, : len(centers)].contiguous()
+    count = min(len(centers), scores.shape[1])
+    heads = torch.cat([heads[:count], heads[-1:]])
+    scores, centers = scores[:, :count], centers[:count]
     return query_partition(query, scores, centers, codes, factors, ids, next, heads, max_candidates, examined)

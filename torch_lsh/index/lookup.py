@@ -22,9 +22,11 @@ _CANDIDATES, _CANDIDATES_PER_RESULT = 512, 16  # rows scored exactly where recal
 _MOST_CANDIDATES = 4096
 _CONFIDENCE = 1.645  # standard errors by which measured recall exceeds the target: 95 %
 _K, _RECALL = 10, 0.95  # what the kinds are compared at
-_BUCKETS_PER_ROOT, _ROWS_PER_BUCKET = 10, 96  # buckets: so many times the root of the number of rows, or more
-_COMPARED = 8  # groups of buckets that clustered rows are compared with
-_MOST_COMPARED = 1 << 21  # rows; among more of them, a closer look takes long and gains nothing
+_BUCKETS_PER_ROOT = 10  # buckets: so many times the root of the number of rows
+_ROWS_PER_BUCKET = 64  # of clustered rows, at most: where that takes more buckets
+_COMPARED = 64  # groups of buckets that clustered rows are compared with
+_MOST_COMPARED = 1 << 21  # rows; the closer look at more of them takes many minutes
+_EXAMINED = 128, 256, 512  # rows, before 1,024 and more
 _CLEARLY = 4  # buckets that cost so many times less than sign codes are taken without another try
 _GATHERED = 2  # a byte of a row scored exactly costs as much as so many of codes read in order
 
@@ -57,9 +59,10 @@ class LookupIndex(Index):
     A build decides by the number of rows and by measurement. Below 32,768 rows, or with fewer than 256 queries to
     learn from, it makes a :class:`SignCodeIndex`, whose cost per query is ``width / 8 + 4`` bytes of every row. Above,
     it makes a :class:`PartitionIndex` of about ``10 * sqrt(N)`` buckets and measures how many rows that has to examine
-    for a recall@10 of 0.95. If reading these takes more than a quarter of all sign codes (clustered rows), and there
-    are at most two million rows, it makes one of ``N / 96`` buckets, where that is more, with a closer look at each
-    row; and sign codes after all if these cost less than both (rows without structure).
+    for a recall@10 of 0.95. If reading these takes more than a quarter of all sign codes (clustered rows), and
+    there are at most two million rows, it makes one of up to ``N / 32`` buckets, one per cluster where that is
+    fewer, with a closer look at each row; and sign codes after all if these cost less than both (rows without
+    structure).
 
     :meth:`effort` finds, by measurement on the latest queries, how many rows to examine and how many to score exactly
     for a recall. Costs are bytes read, not seconds, so equal builds have equal results.
@@ -160,11 +163,10 @@ class LookupIndex(Index):
         """
         all_codes = self.num_rows * (self.in_features // 8 + 4)
         best = _best_rows(self._judges, weight, bias, _K)
-        buckets = _BUCKETS_PER_ROOT * math.sqrt(self.num_rows)
+        bits = round(math.log2(_BUCKETS_PER_ROOT * math.sqrt(self.num_rows)))
         found: PartitionIndex | None = None
         least = float(all_codes)
         for compared in (1, _COMPARED):
-            bits = round(math.log2(buckets))
             partition = PartitionIndex(
                 self.num_rows, self.in_features, hashes_per_table=bits, compared=compared, seed=self.seed
             )
@@ -173,13 +175,13 @@ class LookupIndex(Index):
             cost = _cost(partition, effort.examined, effort.candidates)
             _log.info(
                 "look-ups among %d rows: %d buckets need %d bytes for recall %.3f, sign codes %d",
-                *(self.num_rows, 1 << bits, cost, effort.recall, all_codes),
+                *(self.num_rows, partition.family.num_centers, cost, effort.recall, all_codes),
             )
             if effort.recall >= _RECALL and cost < least:
                 found, least = partition, cost
             if _CLEARLY * least < all_codes or self.num_rows > _MOST_COMPARED:
                 break
-            buckets = max(buckets, self.num_rows / _ROWS_PER_BUCKET)
+            bits = max(bits, math.ceil(math.log2(self.num_rows / _ROWS_PER_BUCKET)))
         return found
 
     def _rehash(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> None:
@@ -292,7 +294,10 @@ def _measured(
     k, num_rows = best.shape[1], kind.num_rows
     counts = _grid(k, min(num_rows, max(_MOST_CANDIDATES, 64 * k)))
     tried: list[tuple[float, Effort]] = []
-    for examined in _grid(min(num_rows, 1024), num_rows) if isinstance(kind, PartitionIndex) else [num_rows]:
+    efforts = [num_rows]
+    if isinstance(kind, PartitionIndex):
+        efforts = [*(few for few in _EXAMINED if few < num_rows), *_grid(min(num_rows, 1024), num_rows)]
+    for examined in efforts:
         ranks = _ranks(kind, judges, best, counts, examined)
         for count in counts:
             shares = (ranks < count).double().mean(1)
@@ -340,5 +345,5 @@ def _cost(kind: SignCodeIndex | PartitionIndex, examined: int, candidates: int) 
     scored = _GATHERED * 4 * kind.in_features * candidates
     if isinstance(kind, PartitionIndex):
         of_row = kind.in_features // 4 + 4
-        return (examined + kind.family.num_buckets) * of_row + scored
+        return (examined + kind.family.num_centers) * of_row + scored
     return kind.num_rows * (kind.in_features // 8 + 4) + scored

@@ -21,7 +21,7 @@ _log = logging.getLogger("torch_lsh")
 _CODE_ROWS = 64  # rows of a block of codes; see csrc/kernels/sketch.h
 _CODE_BITS = 2  # per dimension
 _CODE_RMS = 1.9  # root mean square of the numbers that codes stand for
-_FITTED_ROWS, _FITTED_PER_BUCKET = 65536, 8  # rows that k-means looks at, at least; half of them the longest
+_FITTED_ROWS, _FITTED_PER_BUCKET = 65536, 8  # rows that k-means looks at, at least
 _SPREAD = 3.0  # before routing is learned: how far in standard deviations a bucket's best row is above its center
 _TOP_ROWS = 50  # true top rows of each query that routing is trained on
 _JUDGES = 32  # latest queries, which are not trained on: recall is measured with them
@@ -110,8 +110,8 @@ class PartitionIndex(Index):
         hashes_per_table: K; there are ``2**K`` buckets. Default: the power of two nearest to ``2.5 * sqrt(N)``. With
             more buckets, scoring and visiting them costs more than ranking the rows in them.
         probes: how many rows a look-up examines, in buckets of average size. Default: ``N / 16 + 4096`` rows.
-        compared: groups of buckets that a row is compared with (:class:`LearnedPartition`). More: a row is in the
-            bucket that suits it best, and building takes longer.
+        compared: groups of buckets that a row is compared with (:class:`LearnedPartition`). Over 1: a row is in the
+            bucket that suits it best, each tight cluster has one, and building takes longer.
         seed: of k-means and of the rotation.
 
     Raises:
@@ -204,13 +204,20 @@ class PartitionIndex(Index):
             self.learned_recall = self._recall(weight, bias, judges)
 
     def _coded_routing(self) -> Routing:
-        return Routing.of(self._query_map, self.family.directions, self.family.offsets)
+        count = self.family.num_centers
+        return Routing.of(self._query_map, self.family.directions[:count], self.family.offsets[:count])
 
     def _fitted_rows(self, weight: Tensor) -> Tensor:
-        """The rows that k-means sees: all, or every n-th and the longest, which are top rows of most queries."""
+        """The rows that k-means sees.
+
+        All, or every n-th and the longest, which are top rows of most queries. Where k-means looks for clusters, it
+        finds outliers by itself, and the longest rows are members of some clusters only: a random sample.
+        """
         fitted = max(_FITTED_ROWS, _FITTED_PER_BUCKET * self.family.num_buckets)
         if self.num_rows <= fitted:
             return torch.arange(self.num_rows, device="cpu")
+        if self.family.compared > 1:
+            return torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(self.seed))[:fitted]
         lengths = torch.cat([(rows.float() - self._center).norm(dim=1) for _, rows, _ in row_blocks(weight, None)])
         half = fitted // 2
         longest = lengths.nan_to_num_(0, 0, 0).topk(half).indices

@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ... import ops
 
 _COARSE_STEPS, _FINE_STEPS = 8, 6  # of k-means
-_STEPS = 5  # of k-means over all centers at once
-_FEW = 0.25  # of the average: a center with fewer rows is moved
+_GROWTH = (0.25, 0.5, 0.75, 1.0, 1.0)  # share of the centers in each step of k-means over all of them at once
+_GROWING = 8  # groups that are looked into meanwhile
+_GROUPED = 16  # centers per group that k-means of groups looks at
+_FEW = 0.25  # of the average: a center with fewer rows is dropped
+_HELD = 2 / 3  # more centers are not tried once fewer than that share of them kept rows
+_AT_FIRST = 4  # groups that a row is compared with; those of `compared` if its center is then far
+_FAR = 1.5  # times the median squared distance from the center
 _ROUTING_STEPS = 40
 _CONTESTED = 1 << 14  # buckets whose scores are learned, at most: those that most queries would visit
 _LEARNING_RATE = 0.015  # of Adam, in units of the root mean square of the centers
@@ -25,7 +31,9 @@ class LearnedPartition:
     :meth:`fit` makes the centers from a sample of rows by k-means in two levels, so a row is compared with about
     ``2 * 2**(K / 2)`` of them. Rows that are close to each other part where the border between two groups of centers is
     between them. With ``compared`` over 1, k-means is over all centers, which are grouped after each step, and a row is
-    compared with those of so many groups; centers with few rows move to rows that are far from theirs.
+    compared with those of so many groups. The centers begin as a quarter of the buckets and grow in number by rows that
+    are far from theirs, so that each cluster of rows gets one; those with few rows are dropped. What is left of the
+    buckets stays empty: there are as many as the rows have clusters, where these are fewer than ``2**K``.
     :meth:`fit_queries` trains a linear classifier that scores the buckets for a query. Its
     loss is the cross entropy between the softmax over the buckets and the buckets of the true top rows of sampled
     queries: it pulls a query towards buckets with rows that score high and pushes it away from all others. Before
@@ -68,15 +76,23 @@ class LearnedPartition:
             raise ValueError(f"compared is {compared}; wanted at least 1")
         self.in_features, self.hashes_per_table, self.seed = in_features, hashes_per_table, seed
         self.compared = compared
-        buckets, groups = self.num_buckets, 1 << hashes_per_table // 2
+        buckets = self.num_buckets
+        # Rows of clusters are compared with `groups` centers of groups and some of `buckets / groups` members.
+        groups = 1 << (hashes_per_table + (3 if compared > 1 else 0)) // 2
         self.coarse = torch.zeros(groups, in_features, dtype=torch.float32, device="cpu")
         self.first = torch.arange(groups + 1, device="cpu") * (buckets // groups)
         self.centers = torch.zeros(buckets, in_features, dtype=torch.float32, device="cpu")
         self.directions, self.offsets = self.centers, torch.zeros(buckets, dtype=torch.float32, device="cpu")
+        self.near = torch.zeros(1, dtype=torch.float32, device="cpu")  # squared distance from a center
 
     @property
     def num_buckets(self) -> int:
         return 1 << self.hashes_per_table
+
+    @property
+    def num_centers(self) -> int:
+        """Buckets that have a center. The others come last, and no row is in them."""
+        return int(self.first[-1])
 
     @torch.no_grad()
     def fit(self, rows: Tensor) -> None:
@@ -113,28 +129,34 @@ class LearnedPartition:
 
     def _fit_all_centers(self, rows: Tensor, generator: torch.Generator) -> None:
         few = _FEW * len(rows) / self.num_buckets
-        self._group(_sample(rows, self.num_buckets, generator), generator)
-        for step in range(_STEPS):
-            nearest = self.buckets(rows).long()
-            sizes = nearest.bincount(minlength=self.num_buckets)
+        self._group(_sample(rows, round(_GROWTH[0] * self.num_buckets), generator), generator)
+        for share in (*_GROWTH[1:], 0):
+            nearest = self._nearest_of_groups(rows, _GROWING).long()
+            sizes = nearest.bincount(minlength=len(self.centers))
             used, sums = ops.coalesce_rows(nearest, rows)
             centers = self.centers.clone()
             centers[used] = sums / sizes[used].unsqueeze(1)
-            if step + 1 == _STEPS:
-                self.centers = centers
-                return
             far = _squared_distances(rows, centers, nearest)
-            spare = (sizes < few).nonzero().squeeze(1)
-            if len(spare) > 0 and bool(far.sum() > 0):
-                centers[spare] = rows[torch.multinomial(far, len(spare), replacement=True, generator=generator)]
-            self._group(centers, generator)
+            held = centers[sizes >= few]
+            added = round(share * self.num_buckets) - len(held)
+            if added <= 0 or len(held) < _HELD * len(centers) or not bool(far.sum() > 0):
+                break
+            far_rows = torch.multinomial(far, added, replacement=True, generator=generator)
+            self._group(torch.cat([held, rows[far_rows]]), generator)
+        self._group(held, generator)
+        some = _sample(rows, min(len(rows), _BLOCK_ROWS), generator)
+        nearest = self._nearest_of_groups(some, self.compared)
+        self.near = _FAR * _squared_distances(some, self.centers, nearest).median().unsqueeze(0)
+        self.centers = F.pad(self.centers, (0, 0, 0, self.num_buckets - len(self.centers)))
 
     def _group(self, centers: Tensor, generator: torch.Generator) -> None:
         """Takes over the centers, those that are close to each other next to each other."""
-        self.coarse = _k_means(centers, len(self.coarse), _COARSE_STEPS, generator)
-        group = _nearest(centers, self.coarse)
+        groups = len(self.coarse)
+        some = _sample(centers, min(len(centers), _GROUPED * groups), generator)
+        self.coarse = _k_means(some, groups, _COARSE_STEPS, generator)
+        group = torch.cat([_nearest(part, self.coarse) for part in centers.split(_BLOCK_ROWS)])
         self.centers = centers[group.argsort(stable=True)]
-        sizes = group.bincount(minlength=len(self.coarse))
+        sizes = group.bincount(minlength=groups)
         self.first = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
 
     @torch.no_grad()
@@ -151,26 +173,28 @@ class LearnedPartition:
             raise ValueError(f"buckets has shape {list(buckets.shape)}; wanted [{len(queries)}, k]")
         start = torch.zeros(self.num_buckets, dtype=torch.float32, device="cpu") if offsets is None else offsets
         # One matrix: directions, and the offset as the product with a constant 1.
-        weights = torch.cat([self.centers, start.unsqueeze(1)], 1)
+        count = self.num_centers
+        weights = torch.cat([self.centers, start.unsqueeze(1)], 1)[:count]
         queries = torch.cat([queries, queries.new_ones(len(queries), 1)], 1)
-        target = torch.zeros(len(queries), self.num_buckets, dtype=torch.float32, device="cpu")
+        target = torch.zeros(len(queries), count, dtype=torch.float32, device="cpu")
         target.scatter_add_(
             1, buckets, torch.full(buckets.shape, 1 / buckets.shape[1], dtype=torch.float32, device="cpu")
         )
         scores = ops.product(queries, weights.T)
         sharpness = _SHARPNESS / scores.std().clamp(min=1e-6)
         step = _LEARNING_RATE * self.centers.square().mean().sqrt()
-        if self.num_buckets > _CONTESTED:
+        if count > _CONTESTED:
             visits = torch.softmax(scores * sharpness, 1).add_(target).sum(0)
             chosen = visits.topk(_CONTESTED).indices
             weights[chosen] = _routed(weights[chosen], queries, scores[:, chosen], target[:, chosen], sharpness, step)
         else:
             weights = _routed(weights, queries, scores, target, sharpness, step)
+        weights = F.pad(weights, (0, 0, 0, self.num_buckets - count))
         self.directions, self.offsets = weights[:, :-1].contiguous(), weights[:, -1].contiguous()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything learned, not copied."""
-        return {name: getattr(self, name) for name in ("coarse", "first", "centers", "directions", "offsets")}
+        return {name: getattr(self, name) for name in ("coarse", "first", "centers", "directions", "offsets", "near")}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes over a copy of what was learned.
@@ -192,7 +216,7 @@ class LearnedPartition:
         """The bucket of each row: ``[n]`` int32 for ``[n, in_features]`` float32."""
         self._check(rows)
         if self.compared > 1:
-            return self._nearest_of_groups(rows)
+            return self._nearest_of_all(rows)
         group = _nearest(rows, self.coarse)
         found = torch.empty(len(rows), dtype=torch.int32, device="cpu")
         members = group.argsort(stable=True).split(group.bincount(minlength=len(self.coarse)).tolist())
@@ -202,11 +226,19 @@ class LearnedPartition:
                 found[some] = (begin + _nearest(rows[some], self.centers[begin:end])).int()
         return found
 
-    def _nearest_of_groups(self, rows: Tensor) -> Tensor:
-        rows = rows.contiguous()
-        compared = min(self.compared, len(self.coarse))
-        groups = ops.linear_topk(rows, self.coarse, _offsets(self.coarse), compared)[1]
-        return ops.nearest_members(rows, groups, self.first, self.centers, _offsets(self.centers))
+    def _nearest_of_all(self, rows: Tensor) -> Tensor:
+        """Looks further for those whose center is far."""
+        found = self._nearest_of_groups(rows, min(_AT_FIRST, self.compared))
+        far = (_squared_distances(rows, self.centers, found) > self.near).nonzero().squeeze(1)
+        if len(far) > 0:
+            found[far] = self._nearest_of_groups(rows[far], self.compared)
+        return found
+
+    def _nearest_of_groups(self, rows: Tensor, compared: int) -> Tensor:
+        rows, centers = rows.contiguous(), self.centers[: self.num_centers]
+        offsets = _offsets(self.coarse).masked_fill_(self.first.diff() == 0, -torch.inf)  # empty groups come last
+        groups = ops.linear_topk(rows, self.coarse, offsets, min(compared, len(self.coarse)))[1]
+        return ops.nearest_members(rows, groups, self.first, centers, _offsets(centers))
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != 2 or x.shape[1] != self.in_features or x.dtype is not torch.float32:
