@@ -26,9 +26,11 @@ def test_ways_are_sampled(name):
 def test_more_processes_than_cores_are_compared_by_cpu_time(monkeypatch):
     monkeypatch.setattr(everywhere.os, "cpu_count", lambda: 2)
     found = {"seconds": [0.4], "eager": [0.1], "cpu": [0.3], "eager_cpu": 0.2, "sent": [8e6], "path": "", "layout": ""}
+    found |= {"exchange": [0.1], "exchange_cpu": [0.2]}
     monkeypatch.setattr(everywhere, "run", lambda *arguments: found)
     two, four = (everywhere.compare(everywhere.Way("sharded", count), SIZE, 1, 0) for count in (2, 4))
-    assert (everywhere.times_eager(two), everywhere.times_eager(four)) == ("4", "1.5*")
+    assert everywhere.ratios(two) == {"times_eager": "4", "without_exchange": "3"}
+    assert everywhere.ratios(four) == {"times_eager": "1.5*", "without_exchange": "0.5*"}
 
 
 def test_report():

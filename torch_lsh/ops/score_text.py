@@ -36,6 +36,7 @@ def score_text(
     Returns:
         ``[B, C]`` float32.
 
+    >>> import torch
     >>> text = torch.frombuffer(bytearray(b"to be or not to be"), dtype=torch.uint8)
     >>> table = torch.ones(2**20, 3)
     >>> logits = score_text(
