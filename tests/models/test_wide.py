@@ -308,7 +308,8 @@ def test_labels_in_every_form():
         assert rows.label_start.tolist() == [0, 2, 2, 3]
         assert rows.labels.tolist() == [0, 2, 1]
     assert rows_of((features, [2, 0, 1])).num_labels == 3
-    for labels in ([0, 1], [0, 1, 5], [0.5, 1, 2], [[-3], [], []]):
+    assert rows_of((features[:0], indicator[:0]), 3).label_start.tolist() == [0]
+    for labels in ([0, 1], [0, 1, 5], [0.5, 1, 2], [[-3], [], []], ["a", "b", "c"]):
         with pytest.raises(ValueError):
             rows_of((features, labels), 3)
     with pytest.raises(TypeError, match="wanted an XMCDataset"):
@@ -324,6 +325,9 @@ def test_features_of_scipy():
     wanted = model.predict(XMCDataset.from_scipy(features, labels), 3)
     for rows in (features, features.tocsc(), sparse.csr_array(features), (features, labels)):
         torch.testing.assert_close(model.predict(rows, 3), wanted)
+    for call in (model.fit, model.partial_fit):
+        with pytest.raises(ValueError, match="features are dense; wanted sparse"):
+            call((features.toarray(), labels))
     with pytest.raises(ValueError, match=r"rows has shape \(50, 11\); wanted sparse CSR \[B, 12\]"):
         model.predict(features.tocsr()[:, :11], 3)
     damaged = features.tocsr()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from .reading import read_blocks, read_sizes
-from .xmc import XMCRows, check_rows, normalised, with_each_label_once
+from .xmc import XMCRows, check_nothing_beside_header, check_rows, normalised, with_each_label_once
 
 _ENTRIES = 1 << 22  # features of a block, which take 32 MB
 
@@ -63,8 +63,7 @@ class XMCStream:
             ValueError: The header is malformed, or the sizes are not known.
         """
         if header:
-            if one_based or num_features is not None or num_labels is not None:
-                raise ValueError("one_based, num_features and num_labels are given; wanted header=False beside them")
+            check_nothing_beside_header(one_based, num_features, num_labels)
             num_features, num_labels = read_sizes(Path(path))
         if num_features is None or num_labels is None:
             raise ValueError(

@@ -123,8 +123,8 @@ class XMCDataset(Dataset[XMCRows]):
         num_labels: int | None = None,
         normalize: str | None = None,
     ) -> None:
-        if header and (one_based or num_features is not None or num_labels is not None):
-            raise ValueError("one_based, num_features and num_labels are given; wanted header=False beside them")
+        if header:
+            check_nothing_beside_header(one_based, num_features, num_labels)
         if not header and labels is not None:
             raise ValueError("labels is given and header is False; a file of labels needs headers")
         if labels is not None:
@@ -265,6 +265,12 @@ def join_rows(batch: Sequence[XMCRows]) -> XMCRows:
         batch[0].num_features,
         batch[0].num_labels,
     )
+
+
+def check_nothing_beside_header(one_based: bool, num_features: int | None, num_labels: int | None) -> None:
+    """Raises a ValueError where a file with a header is described by arguments, too."""
+    if one_based or num_features is not None or num_labels is not None:
+        raise ValueError("one_based, num_features and num_labels are given; wanted header=False beside them")
 
 
 def check_rows(rows: XMCRows) -> None:

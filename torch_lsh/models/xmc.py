@@ -141,8 +141,9 @@ class XMCClassifier(WideNetwork):
 
         Args:
             train_dataset: Rows to train on: a dataset; a stream, which is read again at every epoch (and twice before),
-                where rows need not fit in memory; or for dense input a pair of features ``[rows, num_features]``
-                and labels (see :func:`torch_lsh.models.rows.rows_of`). Rows without labels add nothing.
+                where rows need not fit in memory; or a pair of features ``[rows, num_features]``, sparse or dense as
+                the model's input, and labels (see :func:`torch_lsh.models.rows.rows_of`). Rows without labels add
+                nothing.
             epochs: Most passes over the data, over which the learning rate falls to 0. None means as many as
                 held-out rows gain from; with a ranker or without held-out rows, as many as suit the number of rows.
             batch_size: Rows per step.
@@ -248,9 +249,7 @@ class XMCClassifier(WideNetwork):
             ValueError: An argument does not fit.
         """
         rows = rows_of(dataset)
-        if isinstance(rows, DenseRows) != self.dense_input:
-            given = "dense" if isinstance(rows, DenseRows) else "sparse"
-            raise ValueError(f"features are {given}, and the model has dense_input={self.dense_input}")
+        self._check_kind(rows)
         if self.dense_input and rows.num_features != self.num_features:
             raise ValueError(f"the data has {rows.num_features} features; the model takes {self.num_features}")
         rows = widened(rows, self.num_features, self.num_labels)
@@ -274,8 +273,8 @@ class XMCClassifier(WideNetwork):
         """Finds the labels of each row with the highest scores, exactly.
 
         Args:
-            rows: A dataset; a sparse CSR tensor ``[rows, num_features]``; for dense input a tensor or array of that
-                shape, or such a pair as :meth:`fit` takes.
+            rows: A dataset; a sparse CSR tensor or matrix of ``scipy`` ``[rows, num_features]``, for dense input a
+                tensor or array of that shape; or such a pair as :meth:`fit` takes.
             k: Labels per row.
             batch_size: Rows per batch.
             allowed: Labels that alone may be predicted: ``[A]`` for all rows, or a list for each row, or ``[rows, A]``
@@ -368,13 +367,16 @@ class XMCClassifier(WideNetwork):
                 raise ValueError(f"rows has shape {tuple(data.shape)}; wanted {kind} [B, {self.num_features}]")
             return unlabelled(data)
         rows = rows_of(data, self.num_labels if for_training else None)
-        if isinstance(rows, DenseRows) != self.dense_input:
-            given = "dense" if isinstance(rows, DenseRows) else "sparse"
-            raise ValueError(f"features are {given}; wanted {kind}, as the model has dense_input={self.dense_input}")
+        self._check_kind(rows)
         if not for_training:
             rows = widened(rows, self.num_features, self.num_labels)
         self._check_sizes(rows, for_training)
         return rows
+
+    def _check_kind(self, rows: Rows) -> None:
+        given, wanted = ("dense" if dense else "sparse" for dense in (isinstance(rows, DenseRows), self.dense_input))
+        if given != wanted:
+            raise ValueError(f"features are {given}; wanted {wanted}, as the model has dense_input={self.dense_input}")
 
     def _check_sizes(self, rows: Rows | XMCStream, for_training: bool) -> None:
         if rows.num_features != self.num_features or (for_training and rows.num_labels > self.num_labels):
