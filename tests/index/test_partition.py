@@ -308,6 +308,16 @@ def tight_clusters(count, of_each=60):
     return centers[of_row] + 0.2 * torch.randn(len(of_row), D), of_row, centers
 
 
+def test_a_state_without_a_tensor_is_refused_before_anything_changes():
+    family = LearnedPartition(D, 4, compared=4)
+    family.fit(clustered()[0])
+    other = LearnedPartition(D, 4, compared=4)
+    state = {name: tensor for name, tensor in family.state_dict().items() if name != "near"}
+    with pytest.raises(ValueError, match="near is missing"):
+        other.load_state_dict(state)
+    assert not other.centers.any()
+
+
 def test_each_tight_cluster_gets_a_bucket_of_its_own(threads):
     rows, of_row, _ = tight_clusters(150)
     family = LearnedPartition(D, 8, compared=16)

@@ -200,9 +200,11 @@ class LearnedPartition:
         """Takes over a copy of what was learned.
 
         Raises:
-            ValueError: a tensor has another shape.
+            ValueError: a tensor is missing, as in states of an earlier version, or has another shape.
         """
         for name, own in self.state_dict().items():
+            if name not in state:
+                raise ValueError(f"{name} is missing; build the index anew")
             if state[name].shape != own.shape:
                 raise ValueError(f"{name} has shape {list(state[name].shape)}; wanted {list(own.shape)}")
         for name in self.state_dict():
