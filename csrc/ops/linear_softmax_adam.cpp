@@ -36,10 +36,11 @@ void check_bias(const Adam& bias, const Adam& weight) {
 
 std::tuple<Tensor, Tensor> linear_softmax_adam_(
     const Tensor& slopes, const Tensor& factors, const Tensor& x, const Tensor& rows,
-    std::optional<Tensor> grad, const Tensor& weight, const Tensor& first, const Tensor& second,
-    const Tensor& step, std::optional<Tensor> bias, std::optional<Tensor> bias_first,
-    std::optional<Tensor> bias_second, std::optional<Tensor> bias_step, double lr, double beta1, double beta2,
-    double eps, double weight_decay, bool decoupled, bool maximize, bool stochastic_rounding) {
+    std::optional<Tensor> grad, int64_t hardest, std::optional<Tensor> log_weights, const Tensor& weight,
+    const Tensor& first, const Tensor& second, const Tensor& step, std::optional<Tensor> bias,
+    std::optional<Tensor> bias_first, std::optional<Tensor> bias_second, std::optional<Tensor> bias_step,
+    double lr, double beta1, double beta2, double eps, double weight_decay, bool decoupled, bool maximize,
+    bool stochastic_rounding) {
   const Adam of_weight{weight, first, second, step};
   check_operand(weight, "weight", 2, weight.scalar_type());
   TORCH_LSH_CHECK(weight.scalar_type() == x.scalar_type() && x.scalar_type() != ScalarType::BFloat16,
@@ -51,8 +52,8 @@ std::tuple<Tensor, Tensor> linear_softmax_adam_(
                     "bias is given without state; wanted bias_first, bias_second and bias_step, too");
     check_bias({*bias, *bias_first, *bias_second, *bias_step}, of_weight);
   }
-  const auto [grad_x, none, grad_bias, positive, scaled] =
-      linear_softmax_loss_backward(slopes, factors, x, weight, rows, false, grad);
+  const auto [grad_x, none, grad_bias, hardest_rows, scaled] =
+      linear_softmax_loss_backward(slopes, factors, x, weight, rows, false, grad, hardest, log_weights);
   const auto update = [&](const Adam& of, const Tensor& gradient, const std::optional<Tensor>& factor) {
     const double count = *static_cast<const float*>(of.step.const_data_ptr()) + 1.0;
     row_sparse_adam_(of.parameter, of.first, of.second, rows, gradient, std::nullopt, lr, beta1, beta2, eps,
@@ -62,7 +63,7 @@ std::tuple<Tensor, Tensor> linear_softmax_adam_(
   };
   update(of_weight, slopes, scaled);
   if (bias.has_value()) update({*bias, *bias_first, *bias_second, *bias_step}, grad_bias, std::nullopt);
-  return {grad_x, positive};
+  return {grad_x, hardest_rows};
 }
 
 }  // namespace

@@ -14,6 +14,8 @@ def linear_softmax_adam_(
     x: Tensor,
     rows: Tensor,
     grad: Tensor | None,
+    hardest: int,
+    log_weights: Tensor | None,
     weight: Tensor,
     first: Tensor,
     second: Tensor,
@@ -31,7 +33,9 @@ def linear_softmax_adam_(
     maximize: bool,
     stochastic_rounding: bool,
 ) -> tuple[Tensor, Tensor]:
-    grad_x, of_rows, of_bias, positive, _ = linear_softmax_loss_backward(slopes, factors, x, weight, rows, True, grad)
+    grad_x, of_rows, of_bias, hardest_rows, _ = linear_softmax_loss_backward(
+        slopes, factors, x, weight, rows, True, grad, hardest, log_weights
+    )
     for parameter, moments, count, gradient in (
         (weight, (first, second), step, of_rows),
         (bias, (bias_first, bias_second), bias_step, of_bias),
@@ -57,4 +61,4 @@ def linear_softmax_adam_(
                 None,
                 int(number) if stochastic_rounding else -1,
             )
-    return grad_x, positive
+    return grad_x, hardest_rows

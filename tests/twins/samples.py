@@ -141,8 +141,8 @@ def _linear_softmax_adam() -> list[Sample]:
     of_weight, of_bias = ((one, zeros, zeros.clone(), torch.tensor(2.0)) for one, zeros in (matrix, vector))
     options = 0.1, 0.9, 0.99, 1e-8, 0.01
     return [
-        Sample((*backward, None, *of_weight, None, None, None, None, *options, False, False, False)),
-        Sample((*backward, torch.randn(()), *of_weight, *of_bias, *options, True, True, True)),
+        Sample((*backward, None, 0, None, *of_weight, None, None, None, None, *options, False, False, False)),
+        Sample((*backward, torch.randn(()), 2, torch.randn(3), *of_weight, *of_bias, *options, True, True, True)),
     ]
 
 
@@ -237,7 +237,8 @@ def _linear_softmax_sums() -> list[Sample]:
 def _linear_softmax_loss_backward() -> list[Sample]:
     arguments = torch.randn(3, 2), torch.randn(2), torch.randn(2, 4), torch.randn(9, 4), torch.tensor([1, 4, 7])
     grads = None, torch.randn(2), torch.randn(())
-    return [Sample((*arguments, needs_weight, grad)) for needs_weight in (True, False) for grad in grads]
+    hardest = (), (2,), (9, torch.randn(3))
+    return [Sample((*arguments, needs, grad, *some)) for needs in (True, False) for grad, some in zip(grads, hardest)]
 
 
 def _topk(*rows: torch.Tensor) -> Callable[[], list[Sample]]:

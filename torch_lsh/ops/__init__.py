@@ -17,7 +17,7 @@ from .hash_text import hash_text, word_spans
 from .hashed_columns import count_columns_, weigh_columns
 from .huge_pages import prefer_huge_pages
 from .label_votes import label_votes
-from .largest_rows import largest_rows
+from .largest_rows import HardestRows, largest_rows
 from .linear_softmax import (
     active_rows_loss,
     active_rows_sums,
@@ -44,6 +44,7 @@ from .topk import linear_topk, rows_topk
 from .xmc_reader import parse_xmc
 
 __all__ = [
+    "HardestRows",
     "active_rows_loss",
     "active_rows_sums",
     "build_tables",

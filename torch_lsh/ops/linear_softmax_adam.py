@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .declaration import operator
@@ -14,6 +15,8 @@ def linear_softmax_adam_(
     x: Tensor,
     rows: Tensor,
     grad: Tensor | None,
+    hardest: int,
+    log_weights: Tensor | None,
     weight: Tensor,
     first: Tensor,
     second: Tensor,
@@ -36,8 +39,8 @@ def linear_softmax_adam_(
     For a small layer these take longer to call than to run.
 
     Args:
-        slopes, factors, x, rows, grad: as in :func:`linear_softmax_loss_backward`, without bfloat16; ``rows`` are
-            strictly increasing.
+        slopes, factors, x, rows, grad, hardest, log_weights: as in :func:`linear_softmax_loss_backward`, without
+            bfloat16; ``rows`` are strictly increasing.
         weight: ``[N, in]`` of the dtype of ``x``.
         first, second: the moments, as in :func:`row_sparse_adam_`.
         step: ``[]`` float32, the steps before this one. Counted up.
@@ -46,19 +49,19 @@ def linear_softmax_adam_(
         stochastic_rounding: of bfloat16 moments; the seed is the number of the step.
 
     Returns:
-        The gradient of ``x``, and the sums of the positive gradients of each row's logits ``[A]``.
+        The gradient of ``x``, and the hardest rows.
 
     Raises:
         RuntimeError: an argument does not fit. Nothing was changed then.
 
     >>> import torch
-    >>> slopes, one, rows = torch.tensor([[1.0]]), torch.ones(1), torch.tensor([1])
+    >>> slopes, one, x, rows = torch.tensor([[1.0]]), torch.ones(1), torch.ones(1, 1), torch.tensor([1])
     >>> weight, first, second, step = torch.ones(3, 1), torch.zeros(3, 1), torch.zeros(3, 1), torch.zeros(())
     >>> state = weight, first, second, step
     >>> options = 0.1, 0.9, 0.999, 0.0, 0.0, False, False, False
-    >>> linear_softmax_adam_(slopes, one, torch.ones(1, 1), rows, None, *state, None, None, None, None, *options)
-    (tensor([[1.]]), tensor([1.]))
+    >>> linear_softmax_adam_(slopes, one, x, rows, None, 1, None, *state, None, None, None, None, *options)
+    (tensor([[1.]]), tensor([1]))
     >>> weight.flatten(), step
     (tensor([1.0000, 0.9000, 1.0000]), tensor(1.))
     """
-    return slopes.new_empty(x.shape), slopes.new_empty(rows.shape[0])
+    return slopes.new_empty(x.shape), rows.new_empty(torch.sym_min(hardest, rows.shape[0]))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..row_sparse.parameters import record_update
+from ..row_sparse.parameters import Hardest, record_update
 from .base import Dense, RowSparseOptimizer
 from .gradients import as_matrix
 from .state import state_dtype
@@ -111,7 +111,8 @@ class _AdamRows(RowSparseOptimizer):
         x: Tensor,
         rows: Tensor,
         grad: Tensor | None,
-    ) -> tuple[Tensor, Tensor] | None:
+        hardest: Hardest | None,
+    ) -> Tensor | None:
         parameters = (weight,) if bias is None else (weight, bias)
         group = self._group_in_backward(*parameters)
         if group is None or group.get("catch_up") or weight.dtype is torch.bfloat16 or torch.is_grad_enabled():
@@ -137,10 +138,15 @@ class _AdamRows(RowSparseOptimizer):
             bool(group["maximize"]),
             moment_dtype is torch.bfloat16 and bool(group.get("stochastic_rounding")),
         )
-        results = ops.linear_softmax_adam_(slopes, factors, x, rows, grad, *state, *options)
+        count, log_weights = (0, None) if hardest is None else (hardest.count, hardest.log_weights)
+        of_x, hardest_rows = ops.linear_softmax_adam_(
+            slopes, factors, x, rows, grad, count, log_weights, *state, *options
+        )
         record_update(rows, *updated)
         self._updated.update(map(id, parameters))
-        return results
+        if hardest is not None:
+            hardest.keep(hardest_rows)
+        return of_x
 
     def _state_to_update(self, parameter: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor] | None:
         """Both moments and the count of steps as the operator takes them; None: they have yet to be made so."""

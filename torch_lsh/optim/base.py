@@ -13,6 +13,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from .. import ops
 from ..row_sparse.parameters import (
+    Hardest,
     Placement,
     Reporter,
     in_data_parallel,
@@ -428,16 +429,17 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         x: Tensor,
         rows: Tensor,
         grad: Tensor | None,
-    ) -> tuple[Tensor, Tensor] | None:
+        hardest: Hardest | None,
+    ) -> Tensor | None:
         """One step on active rows in one operator with :func:`torch_lsh.ops.linear_softmax_loss_backward`.
 
         Args:
             weight, bias: parameters of this optimizer that :meth:`updates_in_backward` named.
             slopes, factors, x, rows, grad: as in that operator.
+            hardest: asks for the hardest rows.
 
         Returns:
-            The gradient of ``x``, and the sums of the positive gradients of each row's logits; None: this takes
-            :meth:`update_in_backward`, and nothing was changed.
+            The gradient of ``x``; None: this takes :meth:`update_in_backward`, and nothing was changed.
 
         Raises:
             RuntimeError: a parameter was updated already since the last :meth:`step`.

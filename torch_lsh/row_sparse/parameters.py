@@ -13,13 +13,26 @@ They are kept outside of the parameter, so that copies and checkpoints carry not
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakIdKeyDictionary
+
+
+class Hardest(Protocol):
+    """Asks for the hardest rows of a step; see :class:`torch_lsh.ops.HardestRows`."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def log_weights(self) -> Tensor | None: ...
+
+    @property
+    def keep(self) -> Callable[[Tensor], None]: ...
 
 
 class Updater(Protocol):
@@ -40,7 +53,8 @@ class Updater(Protocol):
         x: Tensor,
         rows: Tensor,
         grad: Tensor | None,
-    ) -> tuple[Tensor, Tensor] | None: ...
+        hardest: Hardest | None,
+    ) -> Tensor | None: ...
 
 
 class Listener(Protocol):
