@@ -115,7 +115,8 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "linear_softmax_adam_(Tensor slopes, Tensor factors, Tensor x, Tensor rows, Tensor? grad, int hardest, "
       "Tensor? log_weights, Tensor(a!) weight, Tensor(b!) first, Tensor(c!) second, Tensor(d!) step, "
       "Tensor(e!)? bias, Tensor(f!)? "
-      "bias_first, Tensor(g!)? bias_second, Tensor(h!)? bias_step, float lr, float beta1, float beta2, float "
+      "bias_first, Tensor(g!)? bias_second, Tensor(h!)? bias_step, Tensor(i!)? touches, float lr, float "
+      "beta1, float beta2, float "
       "eps, float weight_decay, bool decoupled, bool maximize, bool stochastic_rounding) -> (Tensor grad_x, "
       "Tensor hardest_rows)");
 

@@ -1,6 +1,6 @@
-// linear_softmax_adam_: the backward pass of a loss over active rows, and Adam's step on weight and bias, in
-// one call. The operators that it consists of take longer to call than to run where layer and batch are
-// small.
+// linear_softmax_adam_: the backward pass of a loss over active rows, Adam's step on weight and bias, and the
+// count of touched rows, in one call. The operators that it consists of take longer to call than to run where
+// layer and batch are small.
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "checks.h"
+#include "ops/count_touches.h"
 #include "ops/linear_softmax.h"
 #include "ops/operator.h"
 #include "ops/row_sparse_adam.h"
@@ -39,8 +40,8 @@ std::tuple<Tensor, Tensor> linear_softmax_adam_(
     std::optional<Tensor> grad, int64_t hardest, std::optional<Tensor> log_weights, const Tensor& weight,
     const Tensor& first, const Tensor& second, const Tensor& step, std::optional<Tensor> bias,
     std::optional<Tensor> bias_first, std::optional<Tensor> bias_second, std::optional<Tensor> bias_step,
-    double lr, double beta1, double beta2, double eps, double weight_decay, bool decoupled, bool maximize,
-    bool stochastic_rounding) {
+    std::optional<Tensor> touches, double lr, double beta1, double beta2, double eps, double weight_decay,
+    bool decoupled, bool maximize, bool stochastic_rounding) {
   const Adam of_weight{weight, first, second, step};
   check_operand(weight, "weight", 2, weight.scalar_type());
   TORCH_LSH_CHECK(weight.scalar_type() == x.scalar_type() && x.scalar_type() != ScalarType::BFloat16,
@@ -51,6 +52,10 @@ std::tuple<Tensor, Tensor> linear_softmax_adam_(
     TORCH_LSH_CHECK(bias_first.has_value() && bias_second.has_value() && bias_step.has_value(),
                     "bias is given without state; wanted bias_first, bias_second and bias_step, too");
     check_bias({*bias, *bias_first, *bias_second, *bias_step}, of_weight);
+  }
+  if (touches.has_value()) {
+    check_operand(*touches, "touches", 1, ScalarType::Byte);
+    check_size(*touches, "touches", 0, weight.size(0));
   }
   const auto [grad_x, none, grad_bias, hardest_rows, scaled] =
       linear_softmax_loss_backward(slopes, factors, x, weight, rows, false, grad, hardest, log_weights);
@@ -63,6 +68,7 @@ std::tuple<Tensor, Tensor> linear_softmax_adam_(
   };
   update(of_weight, slopes, scaled);
   if (bias.has_value()) update({*bias, *bias_first, *bias_second, *bias_step}, grad_bias, std::nullopt);
+  if (touches.has_value()) count_touches(touches->mutable_data_ptr<uint8_t>(), rows);
   return {grad_x, hardest_rows};
 }
 

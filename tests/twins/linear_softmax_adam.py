@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .count_touches import count_touches_
 from .linear_softmax import linear_softmax_loss_backward
 from .optimizer import row_sparse_adam_
 
@@ -24,6 +25,7 @@ def linear_softmax_adam_(
     bias_first: Tensor | None,
     bias_second: Tensor | None,
     bias_step: Tensor | None,
+    touches: Tensor | None,
     lr: float,
     beta1: float,
     beta2: float,
@@ -61,4 +63,6 @@ def linear_softmax_adam_(
                 None,
                 int(number) if stochastic_rounding else -1,
             )
+    if touches is not None:
+        count_touches_(touches, rows)
     return grad_x, hardest_rows

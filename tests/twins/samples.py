@@ -139,10 +139,12 @@ def _linear_softmax_adam() -> list[Sample]:
     backward = torch.randn(3, 2), torch.randn(2), torch.randn(2, 4), torch.tensor([1, 4, 7])
     matrix, vector = (torch.randn(9, 4), torch.zeros(9, 4)), (torch.randn(9), torch.zeros(9))
     of_weight, of_bias = ((one, zeros, zeros.clone(), torch.tensor(2.0)) for one, zeros in (matrix, vector))
-    options = 0.1, 0.9, 0.99, 1e-8, 0.01
+    options, touches = (0.1, 0.9, 0.99, 1e-8, 0.01), torch.tensor([255, 0, 7]).byte().repeat(3)
     return [
-        Sample((*backward, None, 0, None, *of_weight, None, None, None, None, *options, False, False, False)),
-        Sample((*backward, torch.randn(()), 2, torch.randn(3), *of_weight, *of_bias, *options, True, True, True)),
+        Sample((*backward, None, 0, None, *of_weight, None, None, None, None, None, *options, False, False, False)),
+        Sample(
+            (*backward, torch.randn(()), 2, torch.randn(3), *of_weight, *of_bias, touches, *options, True, True, True)
+        ),
     ]
 
 

@@ -25,6 +25,7 @@ def linear_softmax_adam_(
     bias_first: Tensor | None,
     bias_second: Tensor | None,
     bias_step: Tensor | None,
+    touches: Tensor | None,
     lr: float,
     beta1: float,
     beta2: float,
@@ -45,6 +46,7 @@ def linear_softmax_adam_(
         first, second: the moments, as in :func:`row_sparse_adam_`.
         step: ``[]`` float32, the steps before this one. Counted up.
         bias, bias_first, bias_second, bias_step: the same of the bias ``[N]``; or all None.
+        touches: ``[N]`` uint8, counted up as by :func:`count_touches_`; or None.
         lr, beta1, beta2, eps, weight_decay, decoupled, maximize: as in :func:`row_sparse_adam_`.
         stochastic_rounding: of bfloat16 moments; the seed is the number of the step.
 
@@ -59,7 +61,7 @@ def linear_softmax_adam_(
     >>> weight, first, second, step = torch.ones(3, 1), torch.zeros(3, 1), torch.zeros(3, 1), torch.zeros(())
     >>> state = weight, first, second, step
     >>> options = 0.1, 0.9, 0.999, 0.0, 0.0, False, False, False
-    >>> linear_softmax_adam_(slopes, one, x, rows, None, 1, None, *state, None, None, None, None, *options)
+    >>> linear_softmax_adam_(slopes, one, x, rows, None, 1, None, *state, None, None, None, None, None, *options)
     (tensor([[1.]]), tensor([1]))
     >>> weight.flatten(), step
     (tensor([1.0000, 0.9000, 1.0000]), tensor(1.))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..row_sparse.parameters import Hardest, record_update
+from ..row_sparse.parameters import Hardest, record_update, touches_to_count
 from .base import Dense, RowSparseOptimizer
 from .gradients import as_matrix
 from .state import state_dtype
@@ -128,7 +128,9 @@ class _AdamRows(RowSparseOptimizer):
         self._check_accumulates(*parameters)
         updated = [(parameter, parameter._version) for parameter in parameters]
         beta1, beta2 = group["betas"]
+        touches = touches_to_count(weight)
         options: tuple[Any, ...] = (
+            touches,
             float(group["lr"]),
             float(beta1),
             float(beta2),
@@ -142,7 +144,7 @@ class _AdamRows(RowSparseOptimizer):
         of_x, hardest_rows = ops.linear_softmax_adam_(
             slopes, factors, x, rows, grad, count, log_weights, *state, *options
         )
-        record_update(rows, *updated)
+        record_update(rows, *updated, counted=touches)
         self._updated.update(map(id, parameters))
         if hardest is not None:
             hardest.keep(hardest_rows)
