@@ -45,6 +45,12 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "row_sparse_lion_(Tensor(a!) parameter, Tensor(b!) average, Tensor rows, Tensor gradient, float lr, "
       "float beta1, float beta2, float weight_decay, bool maximize, Tensor? factor=None, int seed=-1) -> ()");
 
+  m.def(
+      "linear_adam_(Tensor rows, Tensor gradient, Tensor bias_gradient, Tensor(a!) weight, Tensor(b!) first, "
+      "Tensor(c!) second, Tensor(d!) step, Tensor(e!) bias, Tensor(f!) bias_first, Tensor(g!) bias_second, "
+      "Tensor(h!) bias_step, Tensor(i!)? touches, float lr, float beta1, float beta2, float eps, float "
+      "weight_decay, bool decoupled, bool maximize, bool stochastic_rounding) -> ()");
+
   // active sets
   m.def(
       "select_rows(Tensor labels, Tensor candidates, int num_rows, int active, int num_random, int seed, "

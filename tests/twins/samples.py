@@ -135,16 +135,24 @@ def _largest_rows() -> list[Sample]:
     return [Sample((values, rows, 4)), Sample((values, rows, 40, torch.randn(9)))]
 
 
-def _linear_softmax_adam() -> list[Sample]:
-    backward = torch.randn(3, 2), torch.randn(2), torch.randn(2, 4), torch.tensor([1, 4, 7])
-    matrix, vector = (torch.randn(9, 4), torch.zeros(9, 4)), (torch.randn(9), torch.zeros(9))
-    of_weight, of_bias = ((one, zeros, zeros.clone(), torch.tensor(2.0)) for one, zeros in (matrix, vector))
-    options, touches = (0.1, 0.9, 0.99, 1e-8, 0.01), torch.tensor([255, 0, 7]).byte().repeat(3)
+def _linear_adam() -> list[Sample]:
+    of_weight, of_bias = (
+        (torch.randn(shape), torch.zeros(shape), torch.zeros(shape), torch.tensor(2.0)) for shape in ((9, 4), (9,))
+    )
+    rows, touches, numbers = torch.tensor([1, 4, 7]), torch.arange(250, 259).byte(), (0.1, 0.9, 0.99, 1e-8, 0.01)
+    gradients = torch.randn(3, 4), torch.randn(3)
     return [
-        Sample((*backward, None, 0, None, *of_weight, None, None, None, None, None, *options, False, False, False)),
-        Sample(
-            (*backward, torch.randn(()), 2, torch.randn(3), *of_weight, *of_bias, touches, *options, True, True, True)
-        ),
+        Sample((rows, *gradients, *of_weight, *of_bias, None, *numbers, False, False, False)),
+        Sample((rows, *gradients, *of_weight, *of_bias, touches, *numbers, True, True, True)),
+    ]
+
+
+def _linear_softmax_adam() -> list[Sample]:
+    rows, _, _, *update = _linear_adam()[1].arguments
+    backward = torch.randn(3, 2), torch.randn(2), torch.randn(2, 4), rows
+    return [
+        Sample((*backward, None, 0, None, *update[:4], None, None, None, None, None, *update[9:])),
+        Sample((*backward, torch.randn(()), 2, torch.randn(3), *update)),
     ]
 
 
@@ -364,6 +372,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     ],
     "label_votes": _label_votes,
     "largest_rows": _largest_rows,
+    "linear_adam_": _linear_adam,
     "linear_softmax_adam_": _linear_softmax_adam,
     "linear_softmax_loss": _linear_softmax_loss,
     "linear_softmax_loss_backward": _linear_softmax_loss_backward,

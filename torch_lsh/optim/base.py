@@ -28,7 +28,7 @@ from .state import check_moment_dtype, has_bfloat16, state_dtype, untouched_zero
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 Dense = list[tuple[dict[str, Any], list[Tensor]]]  # groups, each with its parameters that have dense gradients
-RowSparse = list[tuple[dict[str, Any], Tensor, Tensor, Tensor]]  # group, parameter, rows, values
+RowUpdate = tuple[dict[str, Any], Tensor, Tensor, Tensor]  # group, parameter, rows, values
 
 
 class RowSparseOptimizer(torch.optim.Optimizer):
@@ -230,15 +230,14 @@ class RowSparseOptimizer(torch.optim.Optimizer):
             self._dense_step(dense, [parameter for _, parameter, _, _ in row_sparse])
         if row_sparse:
             with torch.no_grad():
-                for group, parameter, rows, values in row_sparse:
-                    self._update(group, parameter, rows, as_matrix(values))
+                self._update_all(row_sparse)
         self._updated.clear()
         return loss
 
-    def _split(self) -> tuple[Dense, RowSparse]:
+    def _split(self) -> tuple[Dense, list[RowUpdate]]:
         """The gradients of this step, by who takes them. Raises before anything moves."""
         dense: Dense = []
-        row_sparse: RowSparse = []
+        row_sparse: list[RowUpdate] = []
         known: Tensor | None = None
         for group in self.param_groups:
             members = []
@@ -289,6 +288,10 @@ class RowSparseOptimizer(torch.optim.Optimizer):
             f"a parameter with a row-sparse gradient is {parameter.dtype} of strides {parameter.stride()} on "
             f"{parameter.device}; wanted a contiguous float32, float64 or bfloat16 tensor on the CPU"
         )
+
+    def _update_all(self, row_sparse: list[RowUpdate]) -> None:
+        for group, parameter, rows, values in row_sparse:
+            self._update(group, parameter, rows, as_matrix(values))
 
     def _update(
         self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None

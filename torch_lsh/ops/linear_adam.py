@@ -1,4 +1,4 @@
-"""The backward pass of a loss over active rows and the optimizer's step on them, in one call."""
+"""Adam's step on weight and bias of a layer, with and without the backward pass of a loss before, in one call."""
 
 from __future__ import annotations
 
@@ -6,6 +6,54 @@ import torch
 from torch import Tensor
 
 from .declaration import operator
+
+
+@operator
+def linear_adam_(
+    rows: Tensor,
+    gradient: Tensor,
+    bias_gradient: Tensor,
+    weight: Tensor,
+    first: Tensor,
+    second: Tensor,
+    step: Tensor,
+    bias: Tensor,
+    bias_first: Tensor,
+    bias_second: Tensor,
+    bias_step: Tensor,
+    touches: Tensor | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    maximize: bool,
+    stochastic_rounding: bool,
+) -> None:
+    """:func:`row_sparse_adam_` on weight and bias, and :func:`count_touches_`, in place.
+
+    Args:
+        rows: ``[A]`` int64, strictly increasing.
+        gradient, bias_gradient: ``[A, in]`` and ``[A]``, of the dtype of ``weight``.
+        weight: ``[N, in]`` float32, float64 or bfloat16.
+        bias: ``[N]`` of the same dtype.
+        first, second, step, bias_first, bias_second, bias_step, touches: as in :func:`linear_softmax_adam_`.
+        lr, beta1, beta2, eps, weight_decay, decoupled, maximize: as in :func:`row_sparse_adam_`.
+        stochastic_rounding: of bfloat16 weights and moments; the seed is the number of the step.
+
+    Raises:
+        RuntimeError: an argument does not fit. Nothing was changed then.
+
+    >>> import torch
+    >>> weight, first, second, step = torch.ones(3, 1), torch.zeros(3, 1), torch.zeros(3, 1), torch.zeros(())
+    >>> bias, bias_first, bias_second, bias_step = torch.ones(3), torch.zeros(3), torch.zeros(3), torch.zeros(())
+    >>> state = weight, first, second, step, bias, bias_first, bias_second, bias_step
+    >>> options = 0.1, 0.9, 0.999, 0.0, 0.0, False, False, False
+    >>> linear_adam_(torch.tensor([1]), torch.ones(1, 1), torch.ones(1), *state, None, *options)
+    >>> weight.flatten(), bias, step
+    (tensor([1.0000, 0.9000, 1.0000]), tensor([1.0000, 0.9000, 1.0000]), tensor(1.))
+    """
 
 
 @operator
