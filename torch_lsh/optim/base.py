@@ -88,9 +88,8 @@ class RowSparseOptimizer(torch.optim.Optimizer):
 
     def _takes_rows(self, group: dict[str, Any], parameter: Tensor) -> bool:
         """Whether :meth:`_step_rows` can update ``parameter``."""
-        for option in self._unsupported:  # every step asks, so this does not call _chosen_unsupported
-            if group.get(option):
-                return False
+        if any(map(group.get, self._unsupported)):
+            return False
         return parameter.dtype in _DTYPES and parameter.is_cpu and parameter.dim() > 0 and parameter.is_contiguous()
 
     def _chosen_unsupported(self, group: dict[str, Any]) -> str | None:
