@@ -24,9 +24,6 @@ _WORTH = 0.05  # of the cross entropy, for another model
 def margin_network(rows: XMCRows, seed: int) -> LinearNetwork:
     """Trains a linear support vector machine for each class against the others; of two classes, for the last one.
 
-    Regularised as they are, they go by what many texts have in common, where a network that Adam trains in few passes
-    gives as much weight to rare features.
-
     Args:
         rows: Rows of unit length with one label each.
         seed: Seed of the order of the rows.
