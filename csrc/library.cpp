@@ -184,13 +184,13 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "str)");
   m.def(
       "hash_text(Tensor text, Tensor offsets, int bits, int word_ngrams, int char_min, int char_max, "
-      "bool is_signed, str tf, bool normalized, int seed, bool split_characters) -> (Tensor crow, Tensor "
-      "col, "
-      "Tensor values)");
+      "bool is_signed, str tf, bool normalized, int seed, bool split_characters, bool symbols) -> "
+      "(Tensor crow, Tensor col, Tensor values)");
   m.def("word_spans(Tensor text, bool split_characters) -> Tensor");
   m.def(
       "score_text(Tensor text, Tensor offsets, int bits, int word_ngrams, int char_min, int char_max, "
-      "bool is_signed, str tf, int seed, bool split_characters, Tensor table, Tensor bias) -> Tensor");
+      "bool is_signed, str tf, int seed, bool split_characters, bool symbols, Tensor table, Tensor bias) -> "
+      "Tensor");
   m.def(
       "count_columns_(Tensor(a!) counts, Tensor crow, Tensor col, Tensor labels, Tensor? feature_of=None) -> "
       "()");

@@ -37,7 +37,8 @@ def _randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def _score_text() -> list[Sample]:
     texts = _words(b"to be, or not"), torch.tensor([0, 5, 5, 13])
-    return [Sample((*texts, 6, 2, 3, 4, True, "log", 7, True, torch.rand(64, 1 + n), torch.randn(n))) for n in (1, 3)]
+    settings = 6, 2, 3, 4, True, "log", 7, True, True
+    return [Sample((*texts, *settings, torch.rand(64, 1 + n), torch.randn(n))) for n in (1, 3)]
 
 
 def _csr() -> tuple[torch.Tensor, torch.Tensor]:
@@ -364,7 +365,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "hadamard_codes": _hadamard(3),
     "hadamard_products": _hadamard(),
     "hash_text": lambda: [
-        Sample((_words(b"to be, or not"), torch.tensor([0, 5, 13]), 20, 2, 3, 4, True, "log", True, 7, True))
+        Sample((_words(b"to be, or not"), torch.tensor([0, 5, 13]), 20, 2, 3, 4, True, "log", True, 7, True, True))
     ],
     "insert_labels": _insert_labels,
     "is_increasing": lambda: [
