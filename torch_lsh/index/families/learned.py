@@ -136,7 +136,7 @@ class LearnedPartition:
         rows = _sample(rows, len(rows), generator)
         self._group(rows[torch.arange(round(_GROWTH[0] * self.num_buckets)) % len(rows)], generator)
         for now, share in zip(_GROWTH, (*_GROWTH[1:], 0)):
-            some = rows[: math.ceil(now * len(rows))]  # as many for each center
+            some = rows[: max(_BLOCK_ROWS, round(now * len(rows)))]  # as many for each center
             nearest = self._nearest_of_groups(some, _GROWING).long()
             sizes = nearest.bincount(minlength=len(self.centers))
             used, sums = ops.coalesce_rows(nearest, some)
