@@ -288,10 +288,9 @@ Tensor search_partition(const Tensor& x, const Tensor& query_map, const Tensor& 
                   shape_of(bucket_codes), "; wanted 1 to ", most, " blocks for ", store.num_buckets,
                   " buckets");
   const int64_t bucket_bits = bucket_codes.size(1) / (width / 8);
-  TORCH_LSH_CHECK(
-      bucket_codes.size(1) % (width / 8) == 0 && bucket_bits >= 1 && bucket_bits <= store.bits,
-      "bucket_codes has shape ", shape_of(bucket_codes), "; wanted 1 to ", store.bits, " times ", width / 8,
-      " bytes per code");
+  TORCH_LSH_CHECK(bucket_codes.size(1) % (width / 8) == 0 && bucket_bits >= 1 && bucket_bits <= store.bits,
+                  "bucket_codes has shape ", shape_of(bucket_codes), "; wanted 1 to ", store.bits, " times ",
+                  width / 8, " bytes per code");
   check_size(bucket_codes, "bucket_codes", 2, kSketchRows);
   check_size(bucket_factors, "bucket_factors", 0, bucket_blocks);
   check_size(bucket_factors, "bucket_factors", 1, 2);

@@ -267,7 +267,9 @@ class PartitionIndex(Index):
 
     def _rehash(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> None:
         store = Partition.empty(self.num_rows, self.family.num_buckets, self._width)
-        hashed = [self._hashed(rows, biases) for _, rows, biases in row_blocks(weight, bias)]
+        # Centers are packed for each block, so there are as many rows.
+        blocks = row_blocks(weight, bias, self.family.num_centers if self.family.compared > 1 else 1)
+        hashed = [self._hashed(rows, biases) for _, rows, biases in blocks]
         codes, signs, factors = (torch.cat(parts) for parts in zip(*hashed))
         order = codes.argsort(stable=True)  # so that the blocks of a bucket are neighbours
         ops.update_partition(*store, order, codes[order], signs[order], factors[order])
