@@ -271,7 +271,7 @@ def test_search_partition_equals_reference_with_fewer_bits_per_bucket(simd_level
         shared = [len(set(a) & set(b)) for a, b in zip(found.tolist(), expected.tolist())]
         assert sum(shared) >= 0.9 * expected.numel()
     for bad in (routing.codes.repeat(1, 3, 1), routing.codes[:, :-1].contiguous()):
-        with pytest.raises(RuntimeError, match="bucket_codes has shape .*; wanted 1 to 2 times 5 bytes per code"):
+        with pytest.raises(RuntimeError, match=r"bucket_codes has shape .*; wanted 1 to 2 times 5 bytes per code"):
             ops.search_partition(x, routing.query_map, bad, routing.factors, *parts, 50, 100)
 
 

@@ -319,9 +319,7 @@ class Index(ABC):
             raise ValueError(f"rows runs from {least} to {largest}; wanted 0 to {self.num_rows - 1}")
 
 
-def row_blocks(
-    weight: Tensor, bias: Tensor | None, least: int = 1
-) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+def row_blocks(weight: Tensor, bias: Tensor | None, least: int = 1) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """All rows, a block of at least so many at a time: which rows, their weights, their biases."""
     size = max(_BLOCK_ROWS, least)
     for begin in range(0, len(weight), size):

@@ -74,7 +74,8 @@ class Route(NamedTuple):
     bits: int = _CODE_BITS
 
     def __str__(self) -> str:
-        """
+        """Prints what is compared with a query.
+
         >>> print(Route(learned=False, bits=1))
         centers, 1 bit
         """
