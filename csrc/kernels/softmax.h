@@ -7,26 +7,28 @@
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-// exp(x) for x <= 0, within 2 ulp; 0 below -87 (underflow); NaN stays NaN. Cody & Waite reduction to |r| <=
-// ln(2) / 2, then a polynomial of degree 6. Branch-free, so loops vectorise.
+// exp(x) within 2.5 ulp; 0 below -88 (underflow), not finite above 89, NaN stays NaN. Cody & Waite reduction
+// to |r| <= ln(2) / 2, then the polynomial of degree 5 of least relative error. Branch-free, so loops
+// vectorise.
 inline float exponential(float x) {
-  const float clamped = x < -87.0f ? -87.0f : x;
-  const float shifted = clamped * 1.44269504f + 12582912.0f;  // low bits: n = round(x / ln 2)
+  const float bounded = x < -88.1f ? -88.1f : x;
+  const float shifted = bounded * 1.44269504f + 12582912.0f;  // low bits: n = round(x / ln 2)
   const float n = shifted - 12582912.0f;
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
+  const float r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 0.00829022937f;
+  p = p * r + 0.0418983884f;
+  p = p * r + 0.166676402f;
+  p = p * r + 0.499991447f;
+  p = p * r + 0.999999702f;
   p = p * r + 1.0f;
   int32_t bits;
   __builtin_memcpy(&bits, &shifted, sizeof(bits));
-  const uint32_t exponent = (static_cast<uint32_t>(bits) << 23) + 0x3f800000u;
+  const int32_t most =
+      0x4b400080;  // n = 128: 2^n is infinity. An integer minimum, as vectors wait for floats
+  const uint32_t exponent = (static_cast<uint32_t>(bits < most ? bits : most) << 23) + 0x3f800000u;
   float power;
   __builtin_memcpy(&power, &exponent, sizeof(power));
-  return x < -87.0f ? 0.0f : p * power;
+  return p * power;
 }
 
 inline double exponential(double x) {
@@ -114,9 +116,11 @@ void column_sums(const T* __restrict logits, const T* __restrict log_weights, in
   }
 }
 
-template <typename T>
-void column_exponentials(T* __restrict logits, const T* __restrict log_weights, int64_t count, int64_t batch,
-                         const T* __restrict reference, const T* __restrict mass, T* __restrict sum) {
+// WithMass is a template argument: as in log_sum_exp_of.
+template <bool WithMass, typename T>
+void column_exponentials_of(T* __restrict logits, const T* __restrict log_weights, int64_t count,
+                            int64_t batch, const T* __restrict reference, const T* __restrict mass,
+                            T* __restrict sum) {
   for (int64_t b = 0; b < batch; ++b) sum[b] = 0;
   for (int64_t i = 0; i < count; ++i) {
     T* __restrict row = logits + i * batch;
@@ -125,9 +129,20 @@ void column_exponentials(T* __restrict logits, const T* __restrict log_weights, 
     for (int64_t b = 0; b < batch; ++b) {
       const T power = exponential(row[b] + weight - reference[b]);
       sum[b] += power;
-      row[b] = mass[b] * power;
+      if constexpr (WithMass) {
+        row[b] = mass[b] * power;
+      } else {
+        row[b] = power;
+      }
     }
   }
+}
+
+template <typename T>
+void column_exponentials(T* logits, const T* log_weights, int64_t count, int64_t batch, const T* reference,
+                         const T* mass, T* sum) {
+  const auto run = mass == nullptr ? column_exponentials_of<false, T> : column_exponentials_of<true, T>;
+  run(logits, log_weights, count, batch, reference, mass, sum);
 }
 
 template <typename T>
