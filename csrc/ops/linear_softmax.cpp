@@ -40,7 +40,7 @@ namespace torch_lsh {
 namespace {
 
 constexpr int64_t kReferenceRows = 8;                     // rows whose logits say how large exponents get
-constexpr double kLeastSum = 1e-10, kGreatestSum = 1e30;  // of exponentials in range
+constexpr double kLeastSum = 1e-10, kGreatestSum = 1e20;  // of exponentials in range
 constexpr int64_t kBlockRows = 256;       // rows per block of the backward: their slopes stay in cache
 constexpr int64_t kBlocksPerSum = 2;      // most blocks per partial gradient of x
 constexpr int64_t kSums = 8;              // fewest partial gradients of x, given enough rows, for threads
@@ -131,14 +131,16 @@ class LinearSoftmax {
     for_blocks([&](int64_t block, int64_t first, int64_t rows, const auto& write_logits) {
       Sum* const logits = slopes + first * batch_;
       write_logits(logits);
-      const auto label = [&](auto run) {
+      const auto each_label = [&](auto run) {
         for (int64_t n = labels.start[block]; n < labels.start[block + 1]; ++n)
           run(labels.order[n], slopes + position_[labels.order[n]] * batch_ + labels.order[n] / labels_);
       };
-      label([&](int64_t i, const Sum* logit) { at_labels[i] = *logit; });
+      each_label([&](int64_t i, const Sum* logit) { at_labels[i] = *logit; });
       // Importance weights are for negatives: a sample's own labels weigh 1.
       if (log_weights_ != nullptr)
-        label([&](int64_t i, Sum* logit) { *logit = at_labels[i] - log_weights_[position_[i]]; });
+        each_label([&](int64_t i, Sum* logit) { *logit = at_labels[i] - log_weights_[position_[i]]; });
+      // Exponentials wait for no memory, so the rows of the next block come meanwhile.
+      prefetch_rows(weight_, row_ + first + rows, std::min(rows, count_ - first - rows), width_);
       k.column_exponentials(logits, weights_from(first), rows, batch_, reference.data(), mass,
                             of_blocks + block * batch_);
     });
@@ -182,7 +184,7 @@ class LinearSoftmax {
   int64_t blocks() const { return (count_ + block_rows() - 1) / block_rows(); }
 
   // Calls run(block, first row, rows, write_logits) for blocks of rows, in parallel; write_logits(out)
-  // computes the logits of the block, while the rows of the next one are fetched.
+  // computes the logits of the block.
   template <typename Run>
   void for_blocks(const Run& run) const {
     const int64_t of_block = block_rows();
@@ -192,19 +194,18 @@ class LinearSoftmax {
       for (int64_t block; (block = next()) >= 0;) {
         const int64_t first = block * of_block, rows = std::min(of_block, count_ - first);
         run(block, first, rows, [&](Sum* out) {
-          logits(row_ + first, rows, static_cast<T*>(gathered.data()), offset.data(), out,
-                 std::min(of_block, count_ - first - rows));
+          logits(row_ + first, rows, static_cast<T*>(gathered.data()), offset.data(), out);
         });
       }
     });
   }
 
-  // The logits of `rows` rows to out [rows, B]. Fetches the `ahead` rows after these.
-  void logits(const int64_t* ids, int64_t rows, T* active, Sum* offset, Sum* out, int64_t ahead = 0) const {
+  // The logits of `rows` rows to out [rows, B].
+  void logits(const int64_t* ids, int64_t rows, T* active, Sum* offset, Sum* out) const {
+    if (bias_ != nullptr)  // scattered, so prefetched while the rows are gathered
+      for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(bias_ + ids[i]);
     kernels<GatherKernels<Stored, T>>().gather(weight_, ids, rows, width_, active);
     if (bias_ != nullptr) kernels<GatherKernels<Stored, Sum>>().gather(bias_, ids, rows, 1, offset);
-    prefetch_rows(weight_, ids + rows, ahead, width_);
-    if (bias_ != nullptr) prefetch_rows(bias_, ids + rows, ahead, 1);
     right_.multiply(active, width_, 1, rows, 0, right_.panels(), bias_ == nullptr ? nullptr : offset, out,
                     batch_);
   }
@@ -465,9 +466,10 @@ class LinearSoftmaxBackward {
   // Returns the left operand of products for some rows, in `rounded` if kRounds. Also writes the rows' sums.
   const T* left(int64_t first, int64_t rows, T* rounded) const {
     const auto weighted_row = kernels<SlopeKernels<T>>().weighted_row;
-    for (int64_t i = 0; i < rows; ++i)
+    for (int64_t i = 0; i < rows; ++i) {
       weighted_row(slopes_ + (first + i) * batch_, factors_, batch_, kRounds ? rounded + i * batch_ : nullptr,
                    grad_bias_ + first + i, positive_ + first + i);
+    }
     if constexpr (kRounds) {
       return rounded;
     } else {
