@@ -23,7 +23,8 @@ on registers alone): three products of 0.54 GFLOP take 6.9 ms. To that come 2.1 
 a vector of 16), two gathers of 4 MB (0.2 ms each), 29 MB of an Adam step (0.7 ms), and the choice of rows.
 
 The bound of the loss counts its product alone. Beside that it computes exponentials with the same units of the core (7 %
-of the product with AVX-512, 12 % with AVX2), writes 8 MB that no cache near the core holds (4 %), and gathers rows (5 %).
+of the product by AVX-512, 12 % by AVX2), writes 8 MB, more than the caches near a core hold (4 %), and gathers rows
+(5 %).
 
 An operator that writes can exceed its bound: part of its output stays in the cache, and memory writes while it reads.
 The gradient of the embedding bag, the largest output, is therefore measured a second time with eight results kept, so
