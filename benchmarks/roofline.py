@@ -22,7 +22,7 @@ A whole training step at 670,091 x 128, batch 256 and 8,192 active rows, on two 
 on registers alone): three products of 0.54 GFLOP take 6.9 ms. To that come 2.1 million exponentials (0.16 ms, 9 cycles
 a vector of 16), two gathers of 4 MB (0.2 ms each), 29 MB of an Adam step (0.7 ms), and the choice of rows.
 
-The bound of the loss counts its product alone. Beside that it computes exponentials with the same units of the core (7 %
+The bound of the loss counts its product alone. Beside that it computes exponentials by the same units of a core (7 %
 of the product by AVX-512, 12 % by AVX2), writes 8 MB, more than the caches near a core hold (4 %), and gathers rows
 (5 %).
 
