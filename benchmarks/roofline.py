@@ -7,7 +7,9 @@ limits it. Bytes assume that every row comes from memory once; rows are drawn an
 
 Peaks are measured in the same run:
 
-- operations: the fastest of two matrix products by BLAS or torch_lsh.ops.product;
+- operations: matrix products of 4096 x 256 x 256 by torch_lsh.ops.product, in turn with each operator, since the clock
+  of a core moves by a tenth within minutes: the median over the turns of the fastest of four. If BLAS is faster in
+  its best call, by this factor more;
 - bandwidth: a sum over an array far larger than the caches. A virtual machine's bandwidth can halve within seconds, so
   it is measured before and after each operator that memory bounds, and all three are repeated, up to ten times, until
   the two agree within a tenth;
@@ -17,8 +19,12 @@ A look-up is bound by cache misses. A query touches a count and ``bucket_size / 
 codes of each row that it ranks.
 
 A whole training step at 670,091 x 128, batch 256 and 8,192 active rows, on two cores of Zen 4 (117 GFLOP/s each, by FMA
-on registers alone): three products of 0.54 GFLOP take 6.9 ms. To that come 2.1 million exponentials (0.27 ms, 15 cycles
-a vector), two gathers of 4 MB (0.2 ms each), 29 MB of an Adam step (0.9 ms), and the choice of rows.
+on registers alone): three products of 0.54 GFLOP take 6.9 ms. To that come 2.1 million exponentials (0.16 ms, 9 cycles
+a vector of 16), two gathers of 4 MB (0.2 ms each), 29 MB of an Adam step (0.7 ms), and the choice of rows.
+
+The bound of the loss counts its product alone. Beside that it computes exponentials by the same units of a core (7 %
+of the product by AVX-512, 12 % by AVX2), writes 8 MB, more than the caches near a core hold (4 %), and gathers rows
+(5 %).
 
 An operator that writes can exceed its bound: part of its output stays in the cache, and memory writes while it reads.
 The gradient of the embedding bag, the largest output, is therefore measured a second time with eight results kept, so
@@ -49,16 +55,34 @@ def median_seconds(run: Callable[[], Any]) -> float:
     return statistics.median(harness.in_turn({"": run}, ROUNDS)[""])
 
 
-def product_flops(m: int, k: int, n: int, dtype: torch.dtype) -> float:
-    a, b, out = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype), torch.empty(m, n, dtype=dtype)
-    runs = {"torch": lambda: torch.mm(a, b, out=out), "torch_lsh": lambda: ops.product(a, b)}
-    # One after the other: threads of the one that wait for work would slow down the other. The fastest call counts.
-    seconds = [harness.in_turn({name: run}, ROUNDS)[name] for name, run in runs.items()]
-    return 2 * m * k * n / min(map(min, seconds))
+class PeakRate:
+    """Floating-point operations per second of the fastest matrix product, in ``dtype``."""
 
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._operands = torch.randn(4096, 256, dtype=dtype), torch.randn(256, 256, dtype=dtype)
+        self._operations = 2 * 4096 * 256 * 256
+        large = torch.randn(2048, 2048, dtype=dtype)
+        out = torch.empty(4096, 256, dtype=dtype)
+        # One after the other: threads of BLAS that wait for work would slow down the other.
+        of_blas = self._operations / self._fastest(lambda: torch.mm(*self._operands, out=out))
+        of_blas = max(of_blas, 2 * 2048**3 / self._fastest(lambda: torch.mm(large, large)))
+        ours = self._operations / self._fastest(lambda: ops.product(*self._operands))
+        self._lead = max(1.0, of_blas / ours)
+        self.best = self._lead * ours
+        self._turns: list[float] = []
 
-def peak_flops(dtype: torch.dtype) -> float:
-    return max(product_flops(2048, 2048, 2048, dtype), product_flops(4096, 256, 256, dtype))
+    @staticmethod
+    def _fastest(run: Callable[[], Any], rounds: int = ROUNDS) -> float:
+        return min(harness.in_turn({"": run}, rounds)[""])
+
+    def take_turn(self) -> None:
+        """Takes turns with an operator. The fastest of some products counts: the first finds their data in no cache."""
+        self._turns.append(self._fastest(lambda: ops.product(*self._operands), 4))
+
+    def of_turns(self) -> float:
+        """The median rate of the turns since the last call."""
+        turns, self._turns = self._turns, []
+        return self._lead * self._operations / statistics.median(turns)
 
 
 def random_lines(rows: int, count: int) -> float:
@@ -79,13 +103,13 @@ class Report:
 
     def __init__(self, rows: int, active: int) -> None:
         self.records: list[dict[str, Any]] = []
-        self.flops = {dtype: peak_flops(dtype) for dtype in (torch.float32, torch.bfloat16)}
+        self.peaks = {dtype: PeakRate(dtype) for dtype in (torch.float32, torch.bfloat16)}
         self._bandwidth = harness.MemoryBandwidth()
         self.lines = random_lines(rows * 8, 1 << 16)
         print(
-            f"peaks: {self.flops[torch.float32] / 1e9:.0f} GFLOP/s, {self._bandwidth.now() / 1e9:.1f} GB/s, "
+            f"peaks: {self.peaks[torch.float32].best / 1e9:.0f} GFLOP/s, {self._bandwidth.now() / 1e9:.1f} GB/s, "
             f"{self.lines / 1e6:.0f} million random lines/s; "
-            f"bfloat16 {self.flops[torch.bfloat16] / 1e9:.0f} GFLOP/s"
+            f"bfloat16 {self.peaks[torch.bfloat16].best / 1e9:.0f} GFLOP/s"
         )
         torch.manual_seed(0)
         self.draws = [torch.randperm(rows)[:active].sort().values for _ in range(ROUNDS + 2)]
@@ -102,8 +126,10 @@ class Report:
         self, name: str, run: Callable[[], Any], operations: float, dtype: torch.dtype = torch.float32
     ) -> float:
         """Measures an operator that arithmetic bounds; returns its seconds."""
-        seconds = median_seconds(run)
-        self._add(name, seconds, operations / self.flops[dtype], "operations")
+        peak = self.peaks[dtype]
+        seconds = statistics.median(harness.in_turn({"peak": peak.take_turn, "": run}, ROUNDS)[""])
+        rate = peak.of_turns()
+        self._add(name, seconds, operations / rate, f"operations, {rate / 1e9:.0f} GFLOP/s")
         return seconds
 
     def by_bytes(self, name: str, run: Callable[[], Any], size: float) -> None:
@@ -158,21 +184,22 @@ def levels(report: Report, x: Tensor, table: Tensor) -> list[dict[str, Any]]:
     active, (batch, width) = len(report.draws[0]), x.shape
     target = (None, torch.randint(active, (batch, 1)), torch.ones(batch, 1))
     work = {"loss": 2 * batch * active * width, "backward": 4 * batch * active * width}
+    peak = report.peaks[torch.float32]
     records = []
     for level in harness.simd_levels():
-        ops.use_simd_level(level)
-        runs: dict[str, Callable[[], Any]] = {}
-        for dtype in (torch.float32, torch.bfloat16):
-            inputs = x.to(dtype)
-            _, slopes, scale = ops.linear_softmax_loss(inputs, table, None, report.draws[0], *target)
-            runs[f"loss {dtype}"] = functools.partial(_loss, report, inputs, table, target)
-            runs[f"backward {dtype}"] = functools.partial(_backward, report, slopes, scale, inputs, table)
+        runs: dict[str, Callable[[], Any]] = {"peak": peak.take_turn}
+        passes = {dtype: Pass(report, x.to(dtype), table, target) for dtype in (torch.float32, torch.bfloat16)}
+        for dtype, of_dtype in passes.items():
+            runs |= {f"loss {dtype}": of_dtype.forward, f"backward {dtype}": of_dtype.backward}
+        runs = {name: functools.partial(_on_level, "" if name == "peak" else level, run) for name, run in runs.items()}
         seconds = harness.in_turn(runs, 5 if level == "scalar" else ROUNDS, warm_up=1)
+        ops.use_simd_level(level)
+        rate = peak.of_turns()
         record: dict[str, Any] = {"level": level, "bfloat16_products": harness.bfloat16_products()}
         for part in work:
             single, half = (statistics.median(seconds[f"{part} {d}"]) for d in (torch.float32, torch.bfloat16))
             record[part] = single * 1e3
-            record[f"{part}_share"] = work[part] / report.flops[torch.float32] / single
+            record[f"{part}_share"] = work[part] / rate / single
             record[f"{part}_bfloat16"] = half * 1e3
             record[f"{part}_bfloat16_to_float32"] = half / single
         records.append(record)
@@ -180,12 +207,25 @@ def levels(report: Report, x: Tensor, table: Tensor) -> list[dict[str, Any]]:
     return records
 
 
-def _loss(report: Report, x: Tensor, table: Tensor, target: tuple[Any, ...]) -> None:
-    ops.linear_softmax_loss(x, table, None, report.next_rows(), *target)
+class Pass:
+    """A loss, and the backward pass from it: as in a step, what the one wrote is in cache for the other."""
+
+    def __init__(self, report: Report, x: Tensor, table: Tensor, target: tuple[Any, ...]) -> None:
+        self._report, self._x, self._table, self._target = report, x, table, target
+
+    def forward(self) -> None:
+        self._rows = self._report.next_rows()
+        arguments = self._x, self._table, None, self._rows, *self._target
+        _, self._slopes, self._scale = ops.linear_softmax_loss(*arguments)
+
+    def backward(self) -> None:
+        ops.linear_softmax_loss_backward(self._slopes, self._scale, self._x, self._table, self._rows)
+        del self._slopes, self._scale
 
 
-def _backward(report: Report, slopes: Tensor, scale: Tensor, x: Tensor, table: Tensor) -> None:
-    ops.linear_softmax_loss_backward(slopes, scale, x, table, report.next_rows())
+def _on_level(level: str, run: Callable[[], None]) -> None:
+    ops.use_simd_level(level)
+    run()
 
 
 def table_of_levels(records: list[dict[str, Any]]) -> str:

@@ -125,6 +125,7 @@ struct SoftmaxKernels {
   void (*column_sums)(const T* logits, const T* log_weights, int64_t count, int64_t batch, T* largest,
                       T* sum);
   // logits = mass * exp(logits + log_weights - reference), in place; sum, per sample, leaves out the mass.
+  // Null mass: ones. Where an exponent is too large, the sum is not finite.
   void (*column_exponentials)(T* logits, const T* log_weights, int64_t count, int64_t batch,
                               const T* reference, const T* mass, T* sum);
   // Gradient of one active row: out = factor * exp(logits + log_weight - log_z).

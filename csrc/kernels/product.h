@@ -212,6 +212,18 @@ void product(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t dep
   }
 }
 
+// Packs a step of a panel's width of columns that are next to each other.
+template <typename T>
+inline void pack_whole_step(const T* from, int64_t along, T* to) {
+  if constexpr (kTogether<T> == 1) {
+    using Unaligned = typename Simd<T>::Unaligned;
+    for (int64_t i = 0; i < kPanelWidth<T>; i += Simd<T>::kWidth)  // of a loop over numbers, GCC makes a call
+      *reinterpret_cast<Unaligned*>(to + i) = *reinterpret_cast<const Unaligned*>(from + i);
+  } else {
+    pack_step(from, 1, along, kTogether<T>, kPanelWidth<T>, to);
+  }
+}
+
 // A panel is [steps, panel width, kTogether], zero-padded to whole panels and steps.
 template <typename T>
 void pack_panel(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns, int64_t number,
@@ -223,7 +235,7 @@ void pack_panel(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t
     const T* const from = b + k * b_row + first * b_col;
     T* const to = panel + k * kPanelWidth<T>;
     if (width == kPanelWidth<T> && b_col == 1 && k + kTogether<T> <= depth) {
-      pack_step(from, 1, b_row, kTogether<T>, kPanelWidth<T>, to);
+      pack_whole_step(from, b_row, to);
     } else {
       pack_step(from, b_col, b_row, depth - k, width, to);
       for (int64_t i = width * kTogether<T>; i < kPanelWidth<T> * kTogether<T>; ++i) to[i] = T{};

@@ -4,30 +4,47 @@
 
 #include "kernels/convert.h"
 #include "kernels/kernels.h"
+#include "kernels/vectors.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-// exp(x) for x <= 0, within 2 ulp; 0 below -87 (underflow); NaN stays NaN. Cody & Waite reduction to |r| <=
-// ln(2) / 2, then a polynomial of degree 6. Branch-free, so loops vectorise.
+// exp(r) for |r| <= ln(2) / 2: the polynomial of degree 5 of least relative error with a constant term of 1.
+template <typename V>
+inline V polynomial(V r) {
+  V p = 0.00829022937f * r + 0.0418983884f;
+  p = p * r + 0.166676402f;
+  p = p * r + 0.499991447f;
+  p = p * r + 0.999999702f;
+  p = p * r + 1.0f;
+  return p;
+}
+
+// exp(x) within 2.5 ulp; 0 below -88 (underflow), not finite above 89, NaN stays NaN. Cody & Waite reduction
+// to |r| <= ln(2) / 2. Branch-free, so loops vectorise.
 inline float exponential(float x) {
-  const float clamped = x < -87.0f ? -87.0f : x;
-  const float shifted = clamped * 1.44269504f + 12582912.0f;  // low bits: n = round(x / ln 2)
+  const float bounded = x < -88.1f ? -88.1f : x;
+  const float shifted = bounded * 1.44269504f + 12582912.0f;  // low bits: n = round(x / ln 2)
   const float n = shifted - 12582912.0f;
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
+  const float r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
   int32_t bits;
   __builtin_memcpy(&bits, &shifted, sizeof(bits));
-  const uint32_t exponent = (static_cast<uint32_t>(bits) << 23) + 0x3f800000u;
+  const int32_t most = 0x4b400080;  // of n = 128: 2^n is infinity
+  const uint32_t exponent = (static_cast<uint32_t>(bits < most ? bits : most) << 23) + 0x3f800000u;
   float power;
   __builtin_memcpy(&power, &exponent, sizeof(power));
-  return x < -87.0f ? 0.0f : p * power;
+  return polynomial(r) * power;
 }
+
+#if TORCH_LSH_VECTOR_BYTES == 64
+// The same of a vector, whose numbers below the least normal one are 0: AVX-512 rounds, scales by powers of
+// two and zeroes in one instruction each.
+inline Vector<float> exponential(Vector<float> x) {
+  const __mmask16 counts = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.33f), _CMP_NLT_UQ);  // NaN does
+  const auto n = (Vector<float>)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0);
+  const Vector<float> r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  return (Vector<float>)_mm512_maskz_scalef_ps(counts, (__m512)polynomial(r), (__m512)n);
+}
+#endif
 
 inline double exponential(double x) {
   return __builtin_exp(x);
@@ -114,20 +131,58 @@ void column_sums(const T* __restrict logits, const T* __restrict log_weights, in
   }
 }
 
-template <typename T>
-void column_exponentials(T* __restrict logits, const T* __restrict log_weights, int64_t count, int64_t batch,
-                         const T* __restrict reference, const T* __restrict mass, T* __restrict sum) {
-  for (int64_t b = 0; b < batch; ++b) sum[b] = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    T* __restrict row = logits + i * batch;
-    const T weight = log_weights == nullptr ? T(0) : log_weights[i];
+// One row of column_exponentials, from sample `begin` on.
+template <bool WithMass, typename T>
+void row_exponentials(T* __restrict row, T weight, int64_t begin, int64_t batch,
+                      const T* __restrict reference, const T* __restrict mass, T* __restrict sum) {
 #pragma omp simd
-    for (int64_t b = 0; b < batch; ++b) {
-      const T power = exponential(row[b] + weight - reference[b]);
-      sum[b] += power;
+  for (int64_t b = begin; b < batch; ++b) {
+    const T power = exponential(row[b] + weight - reference[b]);
+    sum[b] += power;
+    if constexpr (WithMass) {
       row[b] = mass[b] * power;
+    } else {
+      row[b] = power;
     }
   }
+}
+
+// The same for whole vectors, if there is a faster way; returns how many samples these have.
+template <bool WithMass, typename T>
+int64_t vector_exponentials(T* row, T weight, int64_t batch, const T* reference, const T* mass, T* sum) {
+  int64_t b = 0;
+#if TORCH_LSH_VECTOR_BYTES == 64
+  if constexpr (__is_same(T, float))
+    for (; b + kLanes<float> <= batch; b += kLanes<float>) {
+      const auto power = exponential(load_vector<Vector<float>>(row + b) + weight -
+                                     load_vector<Vector<float>>(reference + b));
+      const auto total = load_vector<Vector<float>>(sum + b) + power;
+      __builtin_memcpy(sum + b, &total, sizeof(total));
+      const auto scaled = WithMass ? load_vector<Vector<float>>(mass + b) * power : power;
+      __builtin_memcpy(row + b, &scaled, sizeof(scaled));
+    }
+#endif
+  return b;
+}
+
+// WithMass is a template argument: as in log_sum_exp_of.
+template <bool WithMass, typename T>
+void column_exponentials_of(T* logits, const T* log_weights, int64_t count, int64_t batch, const T* reference,
+                            const T* mass, T* sum) {
+  for (int64_t b = 0; b < batch; ++b) sum[b] = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    T* const row = logits + i * batch;
+    const T weight = log_weights == nullptr ? T(0) : log_weights[i];
+    const int64_t done = vector_exponentials<WithMass>(row, weight, batch, reference, mass, sum);
+    row_exponentials<WithMass>(row, weight, done, batch, reference, mass, sum);
+  }
+}
+
+template <typename T>
+void column_exponentials(T* logits, const T* log_weights, int64_t count, int64_t batch, const T* reference,
+                         const T* mass, T* sum) {
+  const auto run = mass == nullptr ? column_exponentials_of<false, T> : column_exponentials_of<true, T>;
+  run(logits, log_weights, count, batch, reference, mass, sum);
 }
 
 template <typename T>

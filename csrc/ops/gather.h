@@ -1,14 +1,24 @@
-// gather_rows, for use by other operators.
+// gather_rows, for use by other operators, and prefetches of rows.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cstdint>
 #include <optional>
 
 namespace torch_lsh {
 
 torch::stable::Tensor gather_rows(const torch::stable::Tensor& table, const torch::stable::Tensor& rows,
                                   std::optional<torch::headeronly::ScalarType> dtype);
+
+// Fetches rows of a table into the second-level cache while the caller computes something else.
+template <typename T>
+void prefetch_rows(const T* table, const int64_t* rows, int64_t count, int64_t width) {
+  const int64_t size = width * static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t byte = 0; byte < size; byte += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(table + rows[i] * width) + byte, 0, 2);
+}
 
 }  // namespace torch_lsh

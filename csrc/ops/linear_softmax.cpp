@@ -40,13 +40,14 @@
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kSumRows = 4 * kTaskRows;  // rows per partial sum of exponentials
-constexpr int64_t kBlockRows = 256;          // rows per block of the backward: their slopes stay in cache
-constexpr int64_t kBlocksPerSum = 2;         // most blocks per partial gradient of x
-constexpr int64_t kSums = 8;                 // fewest partial gradients of x, given enough rows, for threads
-constexpr int64_t kPartSamples = 16;         // samples, or rows, of which a part of a block is made
-constexpr int64_t kGrainSamples = 4;         // samples whose partial gradients a task joins
-constexpr int64_t kLargestSum = 1 << 16;     // largest partial gradient of x that stays in cache, in numbers
+constexpr int64_t kReferenceRows = 8;                     // rows whose logits say how large exponents get
+constexpr double kLeastSum = 1e-10, kGreatestSum = 1e20;  // of exponentials in range
+constexpr int64_t kBlockRows = 256;       // rows per block of the backward: their slopes stay in cache
+constexpr int64_t kBlocksPerSum = 2;      // most blocks per partial gradient of x
+constexpr int64_t kSums = 8;              // fewest partial gradients of x, given enough rows, for threads
+constexpr int64_t kPartSamples = 16;      // samples, or rows, of which a part of a block is made
+constexpr int64_t kGrainSamples = 4;      // samples whose partial gradients a task joins
+constexpr int64_t kLargestSum = 1 << 16;  // largest partial gradient of x that stays in cache, in numbers
 
 // The forward. x is stored as T, weight and bias as Stored.
 template <typename T, typename Stored>
@@ -70,93 +71,153 @@ class LinearSoftmax {
   void loss(const Sum* shares, Sum* loss, Sum* slopes, Sum* scale) const {
     std::vector<Sum> at_labels(batch_ * labels_), mass(batch_);
     for_labels([&](int64_t b, int64_t i) { mass[b] += shares[i]; });
-    auto [largest, sums] = exponentials(mass, at_labels.data(), slopes);
+    auto [log_z, sums] = exponentials(mass, at_labels.data(), slopes);
     for (int64_t b = 0; b < batch_; ++b) {
       loss[b] = 0;
       scale[b] = 1 / sums[b];
-      largest[b] += std::log(sums[b]);
+      log_z[b] += std::log(sums[b]);
     }
     for_labels([&](int64_t b, int64_t i) {
-      loss[b] += shares[i] * (largest[b] - at_labels[i]);
+      loss[b] += shares[i] * (log_z[b] - at_labels[i]);
       slopes[position_[i] * batch_ + b] -= shares[i] * sums[b];
     });
   }
 
   void sums(Sum* log_z, Sum* at_labels, Sum* slopes, Sum* scale) const {
     std::fill_n(at_labels, batch_ * labels_, Sum(0));
-    const auto [largest, sums] = exponentials(std::vector<Sum>(batch_, 1), at_labels, slopes);
+    const auto [reference, sums] = exponentials(std::vector<Sum>(batch_, 1), at_labels, slopes);
     for (int64_t b = 0; b < batch_; ++b) {
       scale[b] = sums[b] == 0 ? 0 : 1 / sums[b];  // 0: no row counts
-      log_z[b] = largest[b] + std::log(sums[b]);
+      log_z[b] = reference[b] + std::log(sums[b]);
     }
   }
 
  private:
   struct Exponentials {
-    std::vector<Sum> largest, sums;  // of each sample
+    std::vector<Sum> reference, sums;  // of each sample
   };
 
-  // Writes exp(logits + log_weights - largest) times mass to slopes, and the logits of labels to at_labels.
-  // The sums are without mass.
-  Exponentials exponentials(const std::vector<Sum>& mass, Sum* at_labels, Sum* slopes) const {
-    const auto& k = kernels<SoftmaxKernels<Sum>>();
-    std::vector<Sum> largest = logits_and_maxima(slopes);
-    for (Sum& value : largest)
-      if (value == -std::numeric_limits<Sum>::infinity()) value = 0;  // -inf - -inf would be NaN
+  // Entries of positions by block of rows: those of block i are order[start[i]] to order[start[i + 1] - 1].
+  struct LabelsOfBlocks {
+    std::vector<int64_t> start, order;
+  };
 
-    std::vector<Sum> sums(batch_);
-    for_labels([&](int64_t b, int64_t i) { at_labels[i] = slopes[position_[i] * batch_ + b]; });
-    // Importance weights are for negatives: a sample's own labels weigh 1.
-    if (log_weights_ != nullptr)
-      for_labels([&](int64_t b, int64_t i) {
-        slopes[position_[i] * batch_ + b] = at_labels[i] - log_weights_[position_[i]];
-      });
-    const int64_t blocks = (count_ + kSumRows - 1) / kSumRows;
-    std::vector<Sum> of_blocks(blocks * batch_);
-    share_tasks(blocks, [&](const auto& next) {
-      for (int64_t block; (block = next()) >= 0;) {
-        const int64_t first = block * kSumRows, rows = std::min(kSumRows, count_ - first);
-        k.column_exponentials(slopes + first * batch_, weights_from(first), rows, batch_, largest.data(),
-                              mass.data(), of_blocks.data() + block * batch_);
-      }
-    });
-    for (int64_t block = 0; block < blocks; ++block)
-      for (int64_t b = 0; b < batch_; ++b) sums[b] += of_blocks[block * batch_ + b];
-    return {std::move(largest), std::move(sums)};
+  // Writes exp(logits + log_weights - reference) times mass to slopes, and the logits of labels to at_labels.
+  // The sums are without mass.
+  //
+  // The reference only keeps exponentials in range. The maximum over a few rows does so in one pass, which
+  // computes each exponential while its logit is in cache, unless logits differ by more than a model's do:
+  // then it is the maximum over all rows.
+  Exponentials exponentials(const std::vector<Sum>& mass, Sum* at_labels, Sum* slopes) const {
+    const LabelsOfBlocks labels = labels_of_blocks();
+    const bool is_one = std::all_of(mass.begin(), mass.end(), [](Sum m) { return m == 1; });
+    Exponentials out;
+    for (const bool exact : {false, true}) {
+      out.reference = exact ? maxima_of_all(slopes) : maxima_of_some();
+      for (Sum& value : out.reference)
+        if (value == -std::numeric_limits<Sum>::infinity()) value = 0;  // -inf - -inf would be NaN
+      out.sums = write_exponentials(out.reference, is_one ? nullptr : mass.data(), labels, at_labels, slopes);
+      if (std::all_of(out.sums.begin(), out.sums.end(),
+                      [](Sum s) { return s > kLeastSum && s < kGreatestSum; }))
+        break;
+    }
+    return out;
   }
 
-  // Writes the logits; returns the maximum of logits + log_weights per sample.
-  std::vector<Sum> logits_and_maxima(Sum* slopes) const {
+  std::vector<Sum> write_exponentials(const std::vector<Sum>& reference, const Sum* mass,
+                                      const LabelsOfBlocks& labels, Sum* at_labels, Sum* slopes) const {
     const auto& k = kernels<SoftmaxKernels<Sum>>();
-    const auto gather_rows = kernels<GatherKernels<Stored, T>>().gather;
-    const auto gather_bias = kernels<GatherKernels<Stored, Sum>>().gather;
+    const Workspace workspace(sizeof(Sum) * blocks() * batch_);
+    Sum* const of_blocks = static_cast<Sum*>(workspace.data());
+    for_blocks([&](int64_t block, int64_t first, int64_t rows, const auto& write_logits) {
+      Sum* const logits = slopes + first * batch_;
+      write_logits(logits);
+      const auto each_label = [&](auto run) {
+        for (int64_t n = labels.start[block]; n < labels.start[block + 1]; ++n)
+          run(labels.order[n], slopes + position_[labels.order[n]] * batch_ + labels.order[n] / labels_);
+      };
+      each_label([&](int64_t i, const Sum* logit) { at_labels[i] = *logit; });
+      // Importance weights are for negatives: a sample's own labels weigh 1.
+      if (log_weights_ != nullptr)
+        each_label([&](int64_t i, Sum* logit) { *logit = at_labels[i] - log_weights_[position_[i]]; });
+      // Exponentials wait for no memory, so the rows of the next block come meanwhile.
+      prefetch_rows(weight_, row_ + first + rows, std::min(rows, count_ - first - rows), width_);
+      k.column_exponentials(logits, weights_from(first), rows, batch_, reference.data(), mass,
+                            of_blocks + block * batch_);
+    });
+    std::vector<Sum> sums(batch_);
+    for (int64_t block = 0; block < blocks(); ++block)
+      for (int64_t b = 0; b < batch_; ++b) sums[b] += of_blocks[block * batch_ + b];
+    return sums;
+  }
+
+  // The maximum of logits + log_weights per sample, over all rows. Overwrites slopes.
+  std::vector<Sum> maxima_of_all(Sum* slopes) const {
     std::vector<Sum> largest(batch_, -std::numeric_limits<Sum>::infinity());
     std::mutex joining;
-    const auto join = [&](const std::vector<Sum>& others, std::vector<Sum>& all) {
-      for (int64_t b = 0; b < batch_; ++b) all[b] = std::max(all[b], others[b]);
-    };
-    const int64_t of_task = kernels<ProductKernels<T>>().task_rows;
-    share_tasks((count_ + of_task - 1) / of_task, [&](const auto& next) {
-      Workspace gathered(sizeof(T) * of_task * width_);
-      T* const active = static_cast<T*>(gathered.data());
-      std::vector<Sum> of_block(batch_), of_thread(batch_, -std::numeric_limits<Sum>::infinity());
-      std::vector<Sum> offset(of_task);
-      for (int64_t block; (block = next()) >= 0;) {
-        const int64_t first = block * of_task, rows = std::min(of_task, count_ - first);
-        Sum* const logits = slopes + first * batch_;
-        if (bias_ != nullptr)  // scattered, so prefetched while the rows are gathered
-          for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(bias_ + row_[first + i]);
-        gather_rows(weight_, row_ + first, rows, width_, active);
-        if (bias_ != nullptr) gather_bias(bias_, row_ + first, rows, 1, offset.data());
-        right_.multiply(active, width_, 1, rows, 0, right_.panels(),
-                        bias_ == nullptr ? nullptr : offset.data(), logits, batch_);
-        k.column_maxima(logits, weights_from(first), rows, batch_, of_block.data());
-        join(of_block, of_thread);
-      }
+    for_blocks([&](int64_t, int64_t first, int64_t rows, const auto& write_logits) {
+      write_logits(slopes + first * batch_);
+      std::vector<Sum> of_block(batch_);
+      kernels<SoftmaxKernels<Sum>>().column_maxima(slopes + first * batch_, weights_from(first), rows, batch_,
+                                                   of_block.data());
       const std::lock_guard lock(joining);
-      join(of_thread, largest);
+      for (int64_t b = 0; b < batch_; ++b) largest[b] = std::max(largest[b], of_block[b]);
     });
     return largest;
+  }
+
+  // The same over up to kReferenceRows rows, evenly spaced.
+  std::vector<Sum> maxima_of_some() const {
+    const int64_t rows = std::min(count_, kReferenceRows);
+    std::vector<int64_t> ids(rows);
+    std::vector<Sum> logits(rows * batch_), largest(batch_), offset(rows), weights(rows);
+    for (int64_t i = 0; i < rows; ++i) {
+      ids[i] = row_[i * count_ / rows];
+      if (log_weights_ != nullptr) weights[i] = log_weights_[i * count_ / rows];
+    }
+    const Workspace gathered(sizeof(T) * rows * width_);
+    this->logits(ids.data(), rows, static_cast<T*>(gathered.data()), offset.data(), logits.data());
+    kernels<SoftmaxKernels<Sum>>().column_maxima(logits.data(), weights.data(), rows, batch_, largest.data());
+    return largest;
+  }
+
+  int64_t block_rows() const { return kernels<ProductKernels<T>>().task_rows; }
+  int64_t blocks() const { return (count_ + block_rows() - 1) / block_rows(); }
+
+  // Calls run(block, first row, rows, write_logits) for blocks of rows, in parallel; write_logits(out)
+  // computes the logits of the block.
+  template <typename Run>
+  void for_blocks(const Run& run) const {
+    const int64_t of_block = block_rows();
+    share_tasks(blocks(), [&](const auto& next) {
+      const Workspace gathered(sizeof(T) * of_block * width_);
+      std::vector<Sum> offset(of_block);
+      for (int64_t block; (block = next()) >= 0;) {
+        const int64_t first = block * of_block, rows = std::min(of_block, count_ - first);
+        run(block, first, rows, [&](Sum* out) {
+          logits(row_ + first, rows, static_cast<T*>(gathered.data()), offset.data(), out);
+        });
+      }
+    });
+  }
+
+  // The logits of `rows` rows to out [rows, B].
+  void logits(const int64_t* ids, int64_t rows, T* active, Sum* offset, Sum* out) const {
+    if (bias_ != nullptr)  // scattered, so prefetched while the rows are gathered
+      for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(bias_ + ids[i]);
+    kernels<GatherKernels<Stored, T>>().gather(weight_, ids, rows, width_, active);
+    if (bias_ != nullptr) kernels<GatherKernels<Stored, Sum>>().gather(bias_, ids, rows, 1, offset);
+    right_.multiply(active, width_, 1, rows, 0, right_.panels(), bias_ == nullptr ? nullptr : offset, out,
+                    batch_);
+  }
+
+  LabelsOfBlocks labels_of_blocks() const {
+    const int64_t of_block = block_rows();
+    LabelsOfBlocks labels{std::vector<int64_t>(blocks() + 2), std::vector<int64_t>(batch_ * labels_)};
+    for_labels([&](int64_t, int64_t i) { ++labels.start[position_[i] / of_block + 2]; });
+    for (int64_t block = 0; block < blocks(); ++block) labels.start[block + 2] += labels.start[block + 1];
+    for_labels([&](int64_t, int64_t i) { labels.order[labels.start[position_[i] / of_block + 1]++] = i; });
+    return labels;
   }
 
   template <typename Run>
@@ -407,9 +468,10 @@ class LinearSoftmaxBackward {
   // Returns the left operand of products for some rows, in `rounded` if kRounds. Also writes the rows' sums.
   const T* left(int64_t first, int64_t rows, T* rounded) const {
     const auto weighted_row = kernels<SlopeKernels<T>>().weighted_row;
-    for (int64_t i = 0; i < rows; ++i)
+    for (int64_t i = 0; i < rows; ++i) {
       weighted_row(slopes_ + (first + i) * batch_, factors_, batch_, kRounds ? rounded + i * batch_ : nullptr,
                    grad_bias_ + first + i, positive_ + first + i);
+    }
     if constexpr (kRounds) {
       return rounded;
     } else {
