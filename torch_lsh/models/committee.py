@@ -47,11 +47,11 @@ def train_committee(examples: Examples, seed: int) -> nn.Sequential:
         examples: Rows that have a right candidate each.
         seed: Of all random choices.
     """
-    members = torch.block_diag(*torch.ones(_MEMBERS, _UNITS, 1))  # which units are whose
+    members = torch.block_diag(*torch.ones(_MEMBERS, 1, _UNITS))  # which units are whose
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        hidden = nn.Linear(examples.values.shape[2], len(members))
-        weight = nn.Parameter(torch.empty(len(members), 1).uniform_(-(_UNITS**-0.5), _UNITS**-0.5))
+        hidden = nn.Linear(examples.values.shape[2], members.shape[1])
+        weight = nn.Parameter(torch.empty(1, members.shape[1]).uniform_(-(_UNITS**-0.5), _UNITS**-0.5))
     optimizer = torch.optim.AdamW([*hidden.parameters(), weight], lr=_RATE, weight_decay=_DECAY, fused=True)
     count = len(examples.none)
     per_epoch = -(-count // _BATCH)
@@ -63,13 +63,13 @@ def train_committee(examples: Examples, seed: int) -> nn.Sequential:
         optimizer.param_groups[0]["lr"] = _RATE * (1 - step / steps)
         some = examples.take(order[step % per_epoch])
         with torch.enable_grad():
-            scores = F.relu(hidden(some.values)) @ (weight * members)
+            scores = F.linear(F.relu(hidden(some.values)), weight * members)
             loss = _loss(scores, some)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     made = committee(examples.values.shape[2])
-    mean = {"0.weight": hidden.weight, "0.bias": hidden.bias, "2.weight": weight.T / _MEMBERS}
+    mean = {"0.weight": hidden.weight, "0.bias": hidden.bias, "2.weight": weight / _MEMBERS}
     made.load_state_dict({name: value.detach() for name, value in mean.items()})
     return made
 
