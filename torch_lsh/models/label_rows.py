@@ -16,7 +16,7 @@ _LEAST_WEIGHT = 0.03  # of a centroid of unit length; smaller entries take most 
 _MAX_POSTINGS = 1 << 12  # read per row that looks for centroids
 COSTS = 0.1, 1.0  # of errors, of the classifiers of a label
 _PASSES = 10
-_LEAST_COEFFICIENT = 0.05  # of a classifier
+_LEAST_COEFFICIENT = 0.1  # of a classifier
 
 
 class LabelRows(nn.Module):
