@@ -19,7 +19,7 @@ from .weighting import FeatureWeighting
 
 _POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose the candidates
 _FEW = 10  # neighbours whose votes count by themselves, too
-_VOTED, _NEAREST = 100, 20  # candidates by votes and by centroids
+_VOTED, _NEAREST = 60, 30  # candidates by votes and by centroids
 _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
 _HARD_NEIGHBOURS = 33, 66, 1 << 11  # whose labels those are: how many, of how many candidates, by how many postings
 _ROWS = 1024  # at a time
