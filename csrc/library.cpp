@@ -45,6 +45,12 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "row_sparse_lion_(Tensor(a!) parameter, Tensor(b!) average, Tensor rows, Tensor gradient, float lr, "
       "float beta1, float beta2, float weight_decay, bool maximize, Tensor? factor=None, int seed=-1) -> ()");
 
+  m.def(
+      "linear_adam_(Tensor rows, Tensor gradient, Tensor bias_gradient, Tensor(a!) weight, Tensor(b!) first, "
+      "Tensor(c!) second, Tensor(d!) step, Tensor(e!) bias, Tensor(f!) bias_first, Tensor(g!) bias_second, "
+      "Tensor(h!) bias_step, Tensor(i!)? touches, float lr, float beta1, float beta2, float eps, float "
+      "weight_decay, bool decoupled, bool maximize, bool stochastic_rounding) -> ()");
+
   // active sets
   m.def(
       "select_rows(Tensor labels, Tensor candidates, int num_rows, int active, int num_random, int seed, "
@@ -108,14 +114,17 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "Tensor positions) -> (Tensor log_z, Tensor at_labels, Tensor slopes, Tensor scale)");
   m.def(
       "linear_softmax_loss_backward(Tensor slopes, Tensor factors, Tensor x, Tensor weight, Tensor rows, "
-      "bool needs_weight=True, Tensor? grad=None) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, "
-      "Tensor positive, Tensor scaled)");
+      "bool needs_weight=True, Tensor? grad=None, int hardest=0, Tensor? log_weights=None) -> (Tensor "
+      "grad_x, "
+      "Tensor grad_weight, Tensor grad_bias, Tensor hardest_rows, Tensor scaled)");
   m.def(
-      "linear_softmax_adam_(Tensor slopes, Tensor factors, Tensor x, Tensor rows, Tensor? grad, Tensor(a!) "
-      "weight, Tensor(b!) first, Tensor(c!) second, Tensor(d!) step, Tensor(e!)? bias, Tensor(f!)? "
-      "bias_first, Tensor(g!)? bias_second, Tensor(h!)? bias_step, float lr, float beta1, float beta2, float "
+      "linear_softmax_adam_(Tensor slopes, Tensor factors, Tensor x, Tensor rows, Tensor? grad, int hardest, "
+      "Tensor? log_weights, Tensor(a!) weight, Tensor(b!) first, Tensor(c!) second, Tensor(d!) step, "
+      "Tensor(e!)? bias, Tensor(f!)? "
+      "bias_first, Tensor(g!)? bias_second, Tensor(h!)? bias_step, Tensor(i!)? touches, float lr, float "
+      "beta1, float beta2, float "
       "eps, float weight_decay, bool decoupled, bool maximize, bool stochastic_rounding) -> (Tensor grad_x, "
-      "Tensor positive)");
+      "Tensor hardest_rows)");
 
   // inference
   m.def(
@@ -175,13 +184,13 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "str)");
   m.def(
       "hash_text(Tensor text, Tensor offsets, int bits, int word_ngrams, int char_min, int char_max, "
-      "bool is_signed, str tf, bool normalized, int seed, bool split_characters) -> (Tensor crow, Tensor "
-      "col, "
-      "Tensor values)");
+      "bool is_signed, str tf, bool normalized, int seed, bool split_characters, bool symbols) -> "
+      "(Tensor crow, Tensor col, Tensor values)");
   m.def("word_spans(Tensor text, bool split_characters) -> Tensor");
   m.def(
       "score_text(Tensor text, Tensor offsets, int bits, int word_ngrams, int char_min, int char_max, "
-      "bool is_signed, str tf, int seed, bool split_characters, Tensor table, Tensor bias) -> Tensor");
+      "bool is_signed, str tf, int seed, bool split_characters, bool symbols, Tensor table, Tensor bias) -> "
+      "Tensor");
   m.def(
       "count_columns_(Tensor(a!) counts, Tensor crow, Tensor col, Tensor labels, Tensor? feature_of=None) -> "
       "()");

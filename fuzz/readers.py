@@ -98,6 +98,7 @@ def _settings(rng: random.Random) -> dict[str, Any]:
         "norm": rng.choice(("l2", None)),
         "seed": rng.choice((0, -(2**63), 2**63 - 1)),
         "split_characters": rng.random() < 0.5,
+        "symbols": rng.random() < 0.5,
     }
 
 
@@ -155,7 +156,7 @@ def hash_text(texts: list[bytes], settings: dict[str, Any]) -> str:
     text = torch.frombuffer(bytearray(b"".join(texts)) or bytearray(1), dtype=torch.uint8)[: sum(map(len, texts))]
     offsets = torch.tensor([0, *map(len, texts)]).cumsum(0)
     least, largest = hashed.char_ngrams or (0, 0)
-    others = hashed.signed, hashed.tf, hashed.norm is not None, hashed.seed, hashed.split_characters
+    others = hashed.signed, hashed.tf, hashed.norm is not None, hashed.seed, hashed.split_characters, hashed.symbols
     theirs = twins.hash_text(text, offsets, hashed.bits, hashed.word_ngrams, least, largest, *others)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -139,10 +139,19 @@ def _fused(head: LSHLinear, hidden: Tensor, active: ActiveSet, wanted: list[str]
     dtype = torch.promote_types(x.dtype, torch.float32)
     log_weights = active.log_weights().to(dtype)
     shares = torch.ones(len(x), 1, dtype=dtype, device="cpu")
-    keep = head.sampler.keeper_of_hardest_rows(active, corrected=True)
+    hardest = head.sampler.hardest_rows(active, corrected=True)
     kept: list[Tensor] = []
     losses = ops.active_rows_loss(
-        x, weight, bias, rows, log_weights, active.positions, shares, None, keep, lambda *tensors: kept.extend(tensors)
+        x,
+        weight,
+        bias,
+        rows,
+        log_weights,
+        active.positions,
+        shares,
+        None,
+        hardest,
+        lambda *tensors: kept.extend(tensors),
     )
     found = {"log_probs": -losses}
     if wanted:
@@ -169,9 +178,9 @@ def _entropy_and_is_top1(slopes: Tensor, scale: Tensor, log_weights: Tensor, los
 
 def _active_logits(head: LSHLinear, hidden: Tensor, active: ActiveSet) -> Tensor:
     logits = head.active_logits(hidden, active.rows).float()
-    keep = head.sampler.keeper_of_hardest_rows(active, corrected=True)
-    if keep is not None and logits.requires_grad:
-        logits.register_hook(lambda gradient: keep(ops.positive_sums(gradient)))
+    hardest = head.sampler.hardest_rows(active, corrected=True)
+    if hardest is not None and logits.requires_grad:
+        logits.register_hook(hardest.find)
     return logits
 
 

@@ -22,10 +22,10 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> hash_text(const Tensor& text, const Tensor& offsets, int64_t bits,
                                              int64_t word_ngrams, int64_t char_min, int64_t char_max,
                                              bool is_signed, std::string tf, bool normalized, int64_t seed,
-                                             bool split_characters) {
+                                             bool split_characters, bool symbols) {
   const PackedTexts texts = packed_texts(text, offsets);
-  const HashSettings settings =
-      hash_settings(bits, word_ngrams, char_min, char_max, is_signed, tf, normalized, seed, split_characters);
+  const HashSettings settings = hash_settings(bits, word_ngrams, char_min, char_max, is_signed, tf,
+                                              normalized, seed, split_characters, symbols);
   const std::vector<int64_t> bounds = runs_of(texts);
   const auto runs = static_cast<int64_t>(bounds.size()) - 1;
   std::vector<HashedRows> rows(static_cast<size_t>(runs), HashedRows(settings));

@@ -23,7 +23,7 @@ namespace torch_lsh {
 
 struct HashSettings {
   int64_t bits, word_ngrams, char_min, char_max;
-  bool is_signed, normalized, split_characters;
+  bool is_signed, normalized, split_characters, symbols;
   enum { kCount, kLog, kBinary } tf;
   uint64_t seed;
 };
@@ -72,15 +72,15 @@ class HashedRows {
     keys_.clear();
     words_.clear();
     while (at < end) {
-      uint32_t character = unicode::word_character(unicode::decode(at, end));
-      if (character == 0) continue;
+      int32_t code = unicode::decode(at, end);
       run_.assign(1, kWordBegin);
-      do {
+      while (const uint32_t character = unicode::word_character(code)) {
         run_.push_back(character);
-        character = at < end ? unicode::word_character(unicode::decode(at, end)) : 0;
-      } while (character != 0);
-      if (settings_.word_ngrams > 0) add_words();
-      if (settings_.char_max > 0) add_char_ngrams();
+        code = at < end ? unicode::decode(at, end) : -1;
+      }
+      if (run_.size() > 1) add_run();
+      if (settings_.symbols && unicode::is_symbol(code))
+        words_.push_back({append(word_start_, static_cast<uint32_t>(code)), true});
     }
     add_word_ngrams();
     sort_by_column(keys_, spare_, settings_.bits);
@@ -101,12 +101,17 @@ class HashedRows {
  private:
   struct Word {
     uint64_t state;  // of its hash
-    bool alone;      // one letter of a script without blanks
+    bool alone;      // one letter of a script without blanks, or a symbol
   };
 
   void add_feature(uint64_t state) {
     const uint64_t hash = mix(state);
     keys_.push_back(static_cast<uint32_t>(hash >> (64 - settings_.bits) << 1 | (hash & 1)));
+  }
+
+  void add_run() {
+    if (settings_.word_ngrams > 0) add_words();
+    if (settings_.char_max > 0) add_char_ngrams();
   }
 
   // The words of a run: the run itself, or its pieces.
@@ -188,7 +193,7 @@ class HashedRows {
 // Checks the settings of an operator that hashes texts.
 inline HashSettings hash_settings(int64_t bits, int64_t word_ngrams, int64_t char_min, int64_t char_max,
                                   bool is_signed, const std::string& tf, bool normalized, int64_t seed,
-                                  bool split_characters) {
+                                  bool split_characters, bool symbols) {
   TORCH_LSH_CHECK(bits >= 1 && bits <= 31, "bits is ", bits, "; wanted 1 to 31");
   TORCH_LSH_CHECK(word_ngrams >= 0 && word_ngrams <= kLongestGram, "word_ngrams is ", word_ngrams,
                   "; wanted 0 to ", kLongestGram);
@@ -205,6 +210,7 @@ inline HashSettings hash_settings(int64_t bits, int64_t word_ngrams, int64_t cha
           is_signed,
           normalized,
           split_characters,
+          symbols && word_ngrams > 0,
           tf == "count" ? HashSettings::kCount : (tf == "log" ? HashSettings::kLog : HashSettings::kBinary),
           static_cast<uint64_t>(seed)};
 }

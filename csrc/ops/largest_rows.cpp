@@ -1,9 +1,10 @@
 // largest_rows: the rows of the largest values, or values / weights, largest first.
+#include "ops/largest_rows.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 #include <vector>
 
 #include "checks.h"
@@ -29,18 +30,15 @@ std::vector<float> unweighted(const float* values, const float* log_weights, int
   return out;
 }
 
-Tensor largest_rows(const Tensor& values, const Tensor& rows, int64_t count,
+}  // namespace
+
+Tensor largest_rows(const float* value, const Tensor& rows, int64_t count,
                     const std::optional<Tensor>& log_weights) {
-  check_operand(values, "values", 1, ScalarType::Float);
-  check_operand(rows, "rows", 1, ScalarType::Long);
-  check_size(rows, "rows", 0, values.numel());
-  const int64_t all = values.numel();
+  const int64_t all = rows.numel();
   TORCH_LSH_CHECK(count >= 0, "count is ", count, "; wanted at least 0");
-  TORCH_LSH_CHECK(all <= UINT32_MAX, "values has shape ", shape_of(values),
-                  "; wanted fewer than 2^32 entries");
+  TORCH_LSH_CHECK(all <= UINT32_MAX, "rows has shape ", shape_of(rows), "; wanted fewer than 2^32 entries");
   thread_local std::vector<KeyAndIndex<uint32_t>> entries, spare;
   std::vector<float> own;
-  const auto* value = values.const_data_ptr<float>();
   if (log_weights.has_value()) {
     check_operand(*log_weights, "log_weights", 1, ScalarType::Float);
     check_size(*log_weights, "log_weights", 0, all);
@@ -58,10 +56,20 @@ Tensor largest_rows(const Tensor& values, const Tensor& rows, int64_t count,
   return out;
 }
 
+namespace {
+
+Tensor largest_rows_of_tensor(const Tensor& values, const Tensor& rows, int64_t count,
+                              const std::optional<Tensor>& log_weights) {
+  check_operand(values, "values", 1, ScalarType::Float);
+  check_operand(rows, "rows", 1, ScalarType::Long);
+  check_size(rows, "rows", 0, values.numel());
+  return largest_rows(values.const_data_ptr<float>(), rows, count, log_weights);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
-  TORCH_LSH_IMPL(m, "largest_rows", &largest_rows);
+  TORCH_LSH_IMPL(m, "largest_rows", &largest_rows_of_tensor);
 }
 
 }  // namespace torch_lsh

@@ -31,6 +31,7 @@
 #include "ops/allocate.h"
 #include "ops/dtypes.h"
 #include "ops/gather.h"
+#include "ops/largest_rows.h"
 #include "ops/operator.h"
 #include "ops/parallel.h"
 #include "ops/product.h"
@@ -322,7 +323,7 @@ class LinearSoftmaxBackward {
     Workspace workspace(sizeof(Sum) * sums * size);
     Sum* const partial = static_cast<Sum*>(workspace.data());
     share_tasks(sums * parts, [&](const auto& next) {
-      Scratch scratch(batch_, width_);
+      const Scratch scratch(std::min(kBlockRows, step), batch_, width_);
       for (int64_t task; (task = next()) >= 0;) {
         const int64_t sum = task / parts, end = std::min((sum + 1) * step, count_);
         for (int64_t first = sum * step; first < end; first += kBlockRows)
@@ -335,7 +336,8 @@ class LinearSoftmaxBackward {
       for (int64_t sum = 0; sum < sums; ++sum)
         for (int64_t i = begin * width_; i < end * width_; ++i) grad_x[i] += partial[sum * size + i];
       if constexpr (!kRounds)
-        for (int64_t i = begin * width_; i < end * width_; ++i) grad_x[i] *= factors_[i / width_];
+        for (int64_t b = begin; b < end; ++b)
+          for (int64_t i = b * width_; i < (b + 1) * width_; ++i) grad_x[i] *= factors_[b];
     });
   }
 
@@ -350,10 +352,10 @@ class LinearSoftmaxBackward {
  private:
   // Of a thread, for a block of rows.
   struct Scratch {
-    Scratch(int64_t batch, int64_t width)
-        : panels(sizeof(Sum) * packed_size<T>(kBlockRows, width)),
-          active(sizeof(T) * kBlockRows * width),
-          rounded(kRounds ? sizeof(T) * kBlockRows * batch : 0) {}
+    Scratch(int64_t rows, int64_t batch, int64_t width)
+        : panels(sizeof(Sum) * packed_size<T>(rows, width)),
+          active(sizeof(T) * rows * width),
+          rounded(kRounds ? sizeof(T) * rows * batch : 0) {}
 
     Workspace panels, active, rounded;
   };
@@ -434,11 +436,22 @@ Tensor product_of(const std::optional<Tensor>& grad, const Tensor& factors) {
   return out;
 }
 
+Tensor largest_rows(const std::vector<double>& values, const Tensor& rows, int64_t count,
+                    const std::optional<Tensor>& log_weights) {
+  const std::vector<float> narrow(values.begin(), values.end());
+  return torch_lsh::largest_rows(narrow.data(), rows, count, log_weights);
+}
+
+Tensor largest_rows(const std::vector<float>& values, const Tensor& rows, int64_t count,
+                    const std::optional<Tensor>& log_weights) {
+  return torch_lsh::largest_rows(values.data(), rows, count, log_weights);
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
     const Tensor& slopes, const Tensor& scale, const Tensor& x, const Tensor& weight, const Tensor& rows,
-    bool needs_weight, std::optional<Tensor> grad) {
+    bool needs_weight, std::optional<Tensor> grad, int64_t hardest, std::optional<Tensor> log_weights) {
   check_floating(x, "x");
   const ScalarType dtype = x.scalar_type(), sums = sum_dtype(dtype);
   check_operand(slopes, "slopes", 2, sums);
@@ -459,8 +472,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
   check_rows_in_range(rows.const_data_ptr<int64_t>(), count, weight.size(0), "rows");
   Tensor grad_x = new_tensor({batch, width}, sums),
          grad_weight = pooled_tensor({needs_weight ? count : 0, width}, sums),
-         grad_bias = new_tensor({count}, sums), positive = new_tensor({count}, sums);
-  Tensor returned;
+         grad_bias = new_tensor({count}, sums);
+  Tensor hardest_rows, returned;
   by_dtypes(OperandTypes{}, operand_dtype(dtype), stored, [&]<typename T, typename Stored>() {
     using Sum = SumOf<T>;
     using Backward = LinearSoftmaxBackward<T, Stored>;
@@ -476,9 +489,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
       scale_rows(data<T>(as_operand(x)), mutable_data<T>(scaled));
     }
     returned = dtype == sums ? scaled : new_tensor({0, width}, sums);
+    std::vector<Sum> positive(count);
     const Backward gradients(slopes, factors, weight, rows,
                              needs_weight ? mutable_data<Sum>(grad_weight) : nullptr,
-                             mutable_data<Sum>(grad_bias), mutable_data<Sum>(positive));
+                             mutable_data<Sum>(grad_bias), positive.data());
     if (batch * width <= kLargestSum) {
       gradients.in_one_pass(scaled, mutable_data<Sum>(grad_x));
     } else {
@@ -488,8 +502,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
       grad_x = multiply<T>(torch::stable::transpose(left, 0, 1), gather_rows(weight, rows, dtype_of<T>));
       if constexpr (!Backward::kRounds) scale_rows(data<Sum>(grad_x), mutable_data<Sum>(grad_x));
     }
+    hardest_rows = largest_rows(positive, rows, hardest, log_weights);
   });
-  return {grad_x, grad_weight, grad_bias, positive, returned};
+  return {grad_x, grad_weight, grad_bias, hardest_rows, returned};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdint>
 #include <optional>
 #include <tuple>
 
@@ -13,6 +14,7 @@ std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor, 
 linear_softmax_loss_backward(const torch::stable::Tensor& slopes, const torch::stable::Tensor& scale,
                              const torch::stable::Tensor& x, const torch::stable::Tensor& weight,
                              const torch::stable::Tensor& rows, bool needs_weight,
-                             std::optional<torch::stable::Tensor> grad);
+                             std::optional<torch::stable::Tensor> grad, int64_t hardest,
+                             std::optional<torch::stable::Tensor> log_weights);
 
 }  // namespace torch_lsh

@@ -55,10 +55,10 @@ struct ScoreTable {
 
 Tensor score_text(const Tensor& text, const Tensor& offsets, int64_t bits, int64_t word_ngrams,
                   int64_t char_min, int64_t char_max, bool is_signed, std::string tf, int64_t seed,
-                  bool split_characters, const Tensor& table, const Tensor& bias) {
+                  bool split_characters, bool symbols, const Tensor& table, const Tensor& bias) {
   const PackedTexts texts = packed_texts(text, offsets);
-  const HashSettings settings =
-      hash_settings(bits, word_ngrams, char_min, char_max, is_signed, tf, false, seed, split_characters);
+  const HashSettings settings = hash_settings(bits, word_ngrams, char_min, char_max, is_signed, tf, false,
+                                              seed, split_characters, symbols);
   check_operand(bias, "bias", 1, ScalarType::Float);
   check_operand(table, "table", 2, ScalarType::Float);
   check_size(table, "table", 0, int64_t{1} << bits);

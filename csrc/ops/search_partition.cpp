@@ -287,7 +287,10 @@ Tensor search_partition(const Tensor& x, const Tensor& query_map, const Tensor& 
   TORCH_LSH_CHECK(bucket_blocks >= 1 && bucket_blocks <= most, "bucket_codes has shape ",
                   shape_of(bucket_codes), "; wanted 1 to ", most, " blocks for ", store.num_buckets,
                   " buckets");
-  check_size(bucket_codes, "bucket_codes", 1, store.bytes);
+  const int64_t bucket_bits = bucket_codes.size(1) / (width / 8);
+  TORCH_LSH_CHECK(bucket_codes.size(1) % (width / 8) == 0 && bucket_bits >= 1 && bucket_bits <= store.bits,
+                  "bucket_codes has shape ", shape_of(bucket_codes), "; wanted 1 to ", store.bits, " times ",
+                  width / 8, " bytes per code");
   check_size(bucket_codes, "bucket_codes", 2, kSketchRows);
   check_size(bucket_factors, "bucket_factors", 0, bucket_blocks);
   check_size(bucket_factors, "bucket_factors", 1, 2);
@@ -311,8 +314,8 @@ Tensor search_partition(const Tensor& x, const Tensor& query_map, const Tensor& 
     scores.resize(bucket_blocks * kSketchRows);
     dot(sample + b * in, map, columns.data(), width, in, query.data());
     const SignTables tables(query.data(), width, store.bits);
-    sketch(code, factor, bucket_blocks, store.bits, width / 8, tables.entries.data(), tables.step,
-           tables.base, scores.data());
+    sketch(code, factor, bucket_blocks, bucket_bits, width / 8, tables.entries.data(), tables.step,
+           tables.base_of(bucket_bits), scores.data());
     return search.run(query.data(), tables, scores.data(), out + b * max_candidates);
   });
   return candidates;

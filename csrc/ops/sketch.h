@@ -13,8 +13,9 @@ namespace torch_lsh {
 struct SignTables {
   std::vector<uint8_t> entries;
   float step = 0, base = 0;
+  int64_t bits;
 
-  SignTables(const float* x, int64_t width, int64_t bits) : entries(width / 4 * 16) {
+  SignTables(const float* x, int64_t width, int64_t bits) : entries(width / 4 * 16), bits(bits) {
     // Pairs of entries are summed in 8 bits; all entries, times the weights of the planes, in 16.
     const int64_t units = (int64_t{1} << bits) - 1;
     const float levels = static_cast<float>(std::min<int64_t>(127, UINT16_MAX / (width / 4 * units)));
@@ -39,6 +40,11 @@ struct SignTables {
         entries[j * 4 + code] =
             static_cast<uint8_t>(std::clamp(products[code] * (1 / step) + 0.5f, 0.0f, levels));
     }
+  }
+
+  // The base for codes of `fewer` bits, whose products are about step * sum + base as well.
+  float base_of(int64_t fewer) const {
+    return base * static_cast<float>((1 << fewer) - 1) / static_cast<float>((1 << bits) - 1);
   }
 };
 

@@ -1,4 +1,4 @@
-"""Writes ranges.h: word characters, simple lower-case mappings and scripts without blanks, from Python's unicodedata.
+"""Writes ranges.h: word characters, lower-case mappings, scripts without blanks and symbols, from Python's unicodedata.
 
     python csrc/unicode/generate.py > csrc/unicode/ranges.h
 
@@ -33,6 +33,11 @@ def stands_alone(code: int) -> bool:
 def is_mark(code: int) -> bool:
     """Whether a code point belongs to the letter before it."""
     return unicodedata.category(chr(code))[0] == "M"
+
+
+def is_symbol(code: int) -> bool:
+    """Whether a code point is punctuation or a symbol."""
+    return unicodedata.category(chr(code))[0] in "PS"
 
 
 def lower(code: int) -> int:
@@ -95,6 +100,11 @@ inline constexpr Range kAlone[] = {{
 
 inline constexpr Range kMarks[] = {{
 {rows(ranges_of(is_mark), 5)}
+}};
+
+// Punctuation and symbols.
+inline constexpr Range kSymbols[] = {{
+{rows(ranges_of(is_symbol), 5)}
 }};
 // clang-format on
 

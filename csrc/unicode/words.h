@@ -84,6 +84,10 @@ bool contains(const Range (&ranges)[N], uint32_t code) {
   return range >= 0 && code <= ranges[range].last;
 }
 
+inline bool is_symbol(int32_t code) {
+  return code > 0 && contains(kSymbols, static_cast<uint32_t>(code));
+}
+
 // Says where a run of word characters is cut, so that a letter of a script without blanks, with its marks, is
 // a word of its own. One per run.
 class Cuts {

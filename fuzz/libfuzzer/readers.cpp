@@ -68,7 +68,7 @@ void use_hash_text(const uint8_t* data, size_t size, uint8_t settings) {
     offsets.mutable_data_ptr<int64_t>()[i] = static_cast<int64_t>(size) * i / 3;
   const auto [crow, columns, values] = hash_text(text_of(data, size), offsets, bits, chars == 0 ? 2 : 1, chars == 0 ? 0 : 2,
                                                  chars, (settings & 16) != 0, tf, (settings & 32) != 0, 7,
-                                                 (settings & 4) != 0);
+                                                 (settings & 4) != 0, (settings & 8) != 0);
   const int64_t* start = crow.const_data_ptr<int64_t>();
   require(start[0] == 0 && start[3] == columns.numel() && values.numel() == columns.numel(), "rows are whole");
   for (int64_t row = 0; row < 3; ++row) {

@@ -14,7 +14,7 @@ import twins
 from torch_lsh import LSHConfig, LSHLinear, PartitionConfig, ops, optim
 from torch_lsh.index.families import LearnedPartition, learned
 from torch_lsh.index.hash_tables import HashTableIndex
-from torch_lsh.index.partition import Partition, PartitionIndex
+from torch_lsh.index.partition import Partition, PartitionIndex, Route, Routing
 from torch_lsh.index.sign_codes import SignCodeIndex
 
 N, D = 4000, 24
@@ -256,6 +256,42 @@ def test_search_is_a_query_whose_buckets_are_scored_by_codes(simd_level, threads
     assert torch.equal(index.search(x[:3], 30, 500), found[:, :30])  # best first
     assert index.search(x[:0], 5, 5).shape == (0, 5)
     assert (index.search(torch.full((1, D), math.nan), 5, 5) >= 0).all()
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_search_partition_equals_reference_with_fewer_bits_per_bucket(simd_level, bits):
+    store, numbers, wanted, codes, factors = partition_of(600, 60, 40, bits=2)
+    ops.update_partition(*store, numbers, wanted, codes, factors)
+    routing = Routing.of(torch.randn(40, 40) / 6, torch.randn(60, 40), torch.randn(60), bits)
+    parts = (torch.randn(60, 40), store.codes, store.factors, store.ids, store.next, store.heads)
+    x = torch.randn(5, 40)
+    for examined in (100, 600):
+        found = ops.search_partition(x, *routing, *parts, 50, examined)
+        expected = twins.search_partition(x, *routing, *parts, 50, examined)
+        shared = [len(set(a) & set(b)) for a, b in zip(found.tolist(), expected.tolist())]
+        assert sum(shared) >= 0.9 * expected.numel()
+    for bad in (routing.codes.repeat(1, 3, 1), routing.codes[:, :-1].contiguous()):
+        with pytest.raises(RuntimeError, match=r"bucket_codes has shape .*; wanted 1 to 2 times 5 bytes per code"):
+            ops.search_partition(x, routing.query_map, bad, routing.factors, *parts, 50, 100)
+
+
+def test_routes_score_buckets_by_centers_or_by_what_was_learned(monkeypatch):
+    index, weight, bias, x = built(compared=4)
+    assert index.routes() == [Route(True, 2), Route(False, 2)]
+    monkeypatch.setattr("torch_lsh.index.partition._MANY_BUCKETS", 4)
+    assert index.routes() == [Route(True, 2), Route(True, 1), Route(False, 2), Route(False, 1)]
+    found = {}
+    for route in index.routes():
+        index.route = route
+        assert index.route == route
+        found[route] = index.search(x, 100, 400)
+        assert recall(found[route], weight, bias, x) > 0.8
+    assert len({tuple(rows.flatten().tolist()) for rows in found.values()}) == 4
+    index.route = Route()
+    assert torch.equal(index.search(x, 100, 400), found[Route()])
+    assert [str(route) for route in (Route(), Route(False, 1))] == ["learned directions, 2 bits", "centers, 1 bit"]
+    with pytest.raises(RuntimeError, match="the index was not built"):
+        PartitionIndex(N, D).route = Route()
 
 
 def test_damaged_partitions_are_refused():

@@ -89,7 +89,7 @@ COUNTS = torch.zeros(1, 3, dtype=torch.int32)
             lambda: ops.score_text(
                 torch.zeros(0, dtype=torch.uint8),
                 torch.tensor([0, 0]),
-                *(3, 1, 0, 0, False, "log", 0, True),
+                *(3, 1, 0, 0, False, "log", 0, True, False),
                 torch.zeros(4, 2),
                 torch.zeros(1),
             ),

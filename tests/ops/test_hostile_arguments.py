@@ -66,6 +66,7 @@ def hash_text(**changed):
         True,
         0,
         False,
+        False,
     )
 
 

@@ -221,8 +221,8 @@ def test_the_fused_loss_is_the_same_for_any_number_of_threads(dtypes, count):
 @pytest.mark.parametrize(("bias", "weights"), [(True, True), (True, False), (False, True)])
 def test_active_rows_loss_is_the_loss_of_the_gathered_logits(bias, weights):
     x, weight, offset, rows, *rest = layer_arguments(FLOAT64, 6, 40, 5, 3, bias, weights)
-    pushed = []
-    fused = ops.active_rows_loss(x, weight, offset, rows, *rest, pushed_down=pushed.append)
+    hardest, in_turn = [], []
+    fused = ops.active_rows_loss(x, weight, offset, rows, *rest, None, ops.HardestRows(rows, 7, None, hardest.append))
     logits = ops.gather_matmul(x, weight, offset, rows)
     log_weights, positions, shares = rest
     if weights:
@@ -234,7 +234,10 @@ def test_active_rows_loss_is_the_loss_of_the_gathered_logits(bias, weights):
     of_logits, *expected = torch.autograd.grad(apart, [logits, *parameters], upstream, retain_graph=True)
     for gradient, wanted in zip(torch.autograd.grad(fused, parameters, upstream), expected):
         torch.testing.assert_close(gradient, wanted)
-    torch.testing.assert_close(pushed[0], twins.positive_sums(of_logits))
+    sums = twins.positive_sums(of_logits)
+    assert torch.equal(hardest[0], rows[sums.argsort(descending=True)[:7]])
+    ops.HardestRows(rows, 7, torch.arange(40.0), in_turn.append).find(of_logits)
+    assert torch.equal(in_turn[0], rows[(sums / torch.arange(40.0).exp()).argsort(descending=True)[:7]])
 
 
 @pytest.mark.parametrize("dtypes", DTYPES[2:])

@@ -21,7 +21,7 @@ def gradients():
     return [table, bias], twins
 
 
-@pytest.mark.parametrize("norm_type", [0.0, 1.0, 2.0, 3.5, math.inf, -1.0])
+@pytest.mark.parametrize("norm_type", [0.0, 1.0, 2.0, 3.5, math.inf, -1.0, -math.inf])
 @pytest.mark.parametrize("max_norm", [0.5, 1e6])
 @pytest.mark.parametrize("foreach", [None, False, True])
 def test_norm_equals_pytorch(norm_type, max_norm, foreach):
@@ -101,6 +101,7 @@ def test_other_sparse_tensors():
     weight = nn.Parameter(torch.ones(N, D))
     weight.grad = torch.full((N, D), 2.0).to_sparse()
     torch.testing.assert_close(torch_lsh.clip_grad_norm_(weight, 1.0), torch.full((N, D), 2.0).norm())
+    torch.testing.assert_close(torch.linalg.vector_norm(weight.grad, dim=(0, 1)), weight.grad.to_dense().norm())
     with pytest.raises(NotImplementedError, match="along some dimensions"):
         torch.linalg.vector_norm(weight.grad, dim=0)
     with pytest.raises(NotImplementedError, match="wanted bounds around 0"):

@@ -52,6 +52,7 @@ arguments = st.tuples(
     st.booleans(),
     st.integers(-(2**63), 2**63 - 1),
     st.booleans(),
+    st.booleans(),
 )
 
 
@@ -92,9 +93,21 @@ def test_long_texts_are_sorted_by_digits():
     numbers = torch.randint(3000, (2, 1000), generator=generator).tolist()
     text, offsets = pack_texts([" ".join(map(str, row)) for row in numbers])
     for bits in (3, 11, 12, 22, 23, 31):
-        arguments = (text, offsets, bits, 2, 3, 5, True, "log", True, 7, True)
+        arguments = (text, offsets, bits, 2, 3, 5, True, "log", True, 7, True, False)
         for ours, theirs in zip(ops.hash_text(*arguments), twins.hash_text(*arguments)):
             assert torch.equal(ours, theirs)
+
+
+def test_symbols_are_words():
+    def count(text, **settings):
+        return HashedText(bits=20, norm=None, tf="count", **settings).csr([text])[2].sum()
+
+    assert count("很好!!", word_ngrams=1) == 2 + 1
+    assert count("很好!!", word_ngrams=1, symbols=True) == 4 + 3  # pairs of letters and symbols, too
+    assert count("it's", symbols=True, word_ngrams=3) == 3 + 2 + 1
+    assert count("it's", symbols=True, word_ngrams=0, char_ngrams=(1, 1)) == count(
+        "it's", word_ngrams=0, char_ngrams=(1, 1)
+    )
 
 
 def test_the_number_of_threads_does_not_matter():
@@ -287,7 +300,8 @@ def test_what_is_not_text_is_named_by_its_row(value):
     ],
 )
 def test_bad_arguments_of_the_operator(change, words):
-    arguments = [torch.zeros(3, dtype=torch.uint8), torch.tensor([0, 3]), 10, 1, 3, 5, False, "log", True, 0, True]
+    settings = 10, 1, 3, 5, False, "log", True, 0, True, False
+    arguments = [torch.zeros(3, dtype=torch.uint8), torch.tensor([0, 3]), *settings]
     for place, value in change.items():
         arguments[place] = value
     with pytest.raises(RuntimeError, match=words):

@@ -14,13 +14,13 @@ from .hash_text import hash_text, word_spans
 from .hashed_columns import count_columns_, weigh_columns
 from .label_votes import label_votes
 from .largest_rows import largest_rows
+from .linear_adam import linear_adam_, linear_softmax_adam_
 from .linear_softmax import (
     labels_weigh_one,
     linear_softmax_loss,
     linear_softmax_loss_backward,
     linear_softmax_sums,
 )
-from .linear_softmax_adam import linear_softmax_adam_
 from .nearest_members import nearest_members
 from .nearest_rows import nearest_rows
 from .one_vs_rest import fit_linear_rows, sparse_dot, sum_rows, transpose_rows
@@ -62,6 +62,7 @@ __all__ = [
     "label_votes",
     "labels_weigh_one",
     "largest_rows",
+    "linear_adam_",
     "linear_softmax_adam_",
     "linear_softmax_loss",
     "linear_softmax_loss_backward",

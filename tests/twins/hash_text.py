@@ -22,7 +22,12 @@ def stands_alone(character: str) -> bool:
     return is_letter and unicodedata.name(character, "").startswith(WITHOUT_BLANKS)
 
 
-def words_of(text: bytes, split_characters: bool) -> list[tuple[str, int, int]]:
+def is_symbol(character: str) -> bool:
+    """Whether a character is punctuation or a symbol."""
+    return unicodedata.category(character)[0] in "PS"
+
+
+def words_of(text: bytes, split_characters: bool, symbols: bool = False) -> list[tuple[str, int, int]]:
     """Lower-case words with their bounds in bytes. Needs a Python with the Unicode version of the C++ tables."""
     words: list[tuple[str, int, int]] = []
     inside = alone = False
@@ -38,6 +43,8 @@ def words_of(text: bytes, split_characters: bool) -> list[tuple[str, int, int]]:
                 alone = now_alone
             word, begin = words.pop()[:2] if inside and not cut else ("", position)
             words.append((word + character.lower()[0], begin, position + size))
+        elif symbols and is_symbol(character):
+            words.append((character, position, position + size))
         inside = is_word
         position += size
     return words
@@ -60,6 +67,7 @@ def hash_text(
     normalized: bool,
     seed: int,
     split_characters: bool,
+    symbols: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     def chain(kind: int, items: list[int]) -> int:
         state = random_bits(seed, kind)
@@ -71,13 +79,15 @@ def hash_text(
     crow, col, values = [0], [], []
     for begin, end in itertools.pairwise(offsets.tolist()):
         raw = bytes(text[begin:end].tolist())
-        runs, words = ([word for word, _, _ in words_of(raw, split)] for split in (False, split_characters))
+        runs, words = (
+            [word for word, _, _ in words_of(raw, *how)] for how in ((False, False), (split_characters, symbols))
+        )
         hashes = [chain(1, list(map(ord, word))) for word in words]
         features = list(hashes) if word_ngrams > 0 else []
         for n in range(2, word_ngrams + 1):
             features += [chain(n, hashes[i : i + n]) for i in range(len(hashes) - n + 1)]
-        if word_ngrams == 1 and split_characters:
-            alone = [stands_alone(word[0]) for word in words]
+        if word_ngrams == 1:
+            alone = [(split_characters and stands_alone(word[0])) or is_symbol(word[0]) for word in words]
             features += [chain(2, hashes[i : i + 2]) for i in range(len(words) - 1) if alone[i] and alone[i + 1]]
         for run in runs:
             marked = [0x110000, *map(ord, run), 0x110001]

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from torch_lsh import ops
 
+from .largest_rows import largest_rows
 from .softmax import sampled_softmax_loss
 
 
@@ -77,10 +78,13 @@ def linear_softmax_loss_backward(
     rows: Tensor,
     needs_weight: bool = True,
     grad: Tensor | None = None,
+    hardest: int = 0,
+    log_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     factors = factors if grad is None else factors * grad
     gradient, dtype = slopes * factors, slopes.dtype
     scaled = x * factors.unsqueeze(1) if x.dtype is dtype else slopes.new_empty(0, x.shape[1])
     left, active, x = rounded(gradient, x.dtype).to(dtype), rounded(weight[rows], x.dtype).to(dtype), x.to(dtype)
     of_weight = left @ x if needs_weight else active[:0]
-    return left.T @ active, of_weight, gradient.sum(1), gradient.clamp(min=0).sum(1), scaled
+    hardest_rows = largest_rows(gradient.clamp(min=0).sum(1).float(), rows, hardest, log_weights)
+    return left.T @ active, of_weight, gradient.sum(1), hardest_rows, scaled

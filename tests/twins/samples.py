@@ -37,7 +37,8 @@ def _randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def _score_text() -> list[Sample]:
     texts = _words(b"to be, or not"), torch.tensor([0, 5, 5, 13])
-    return [Sample((*texts, 6, 2, 3, 4, True, "log", 7, True, torch.rand(64, 1 + n), torch.randn(n))) for n in (1, 3)]
+    settings = 6, 2, 3, 4, True, "log", 7, True, True
+    return [Sample((*texts, *settings, torch.rand(64, 1 + n), torch.randn(n))) for n in (1, 3)]
 
 
 def _csr() -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,14 +136,24 @@ def _largest_rows() -> list[Sample]:
     return [Sample((values, rows, 4)), Sample((values, rows, 40, torch.randn(9)))]
 
 
-def _linear_softmax_adam() -> list[Sample]:
-    backward = torch.randn(3, 2), torch.randn(2), torch.randn(2, 4), torch.tensor([1, 4, 7])
-    matrix, vector = (torch.randn(9, 4), torch.zeros(9, 4)), (torch.randn(9), torch.zeros(9))
-    of_weight, of_bias = ((one, zeros, zeros.clone(), torch.tensor(2.0)) for one, zeros in (matrix, vector))
-    options = 0.1, 0.9, 0.99, 1e-8, 0.01
+def _linear_adam() -> list[Sample]:
+    of_weight, of_bias = (
+        (torch.randn(shape), torch.zeros(shape), torch.zeros(shape), torch.tensor(2.0)) for shape in ((9, 4), (9,))
+    )
+    rows, touches, numbers = torch.tensor([1, 4, 7]), torch.arange(250, 259).byte(), (0.1, 0.9, 0.99, 1e-8, 0.01)
+    gradients = torch.randn(3, 4), torch.randn(3)
     return [
-        Sample((*backward, None, *of_weight, None, None, None, None, *options, False, False, False)),
-        Sample((*backward, torch.randn(()), *of_weight, *of_bias, *options, True, True, True)),
+        Sample((rows, *gradients, *of_weight, *of_bias, None, *numbers, False, False, False)),
+        Sample((rows, *gradients, *of_weight, *of_bias, touches, *numbers, True, True, True)),
+    ]
+
+
+def _linear_softmax_adam() -> list[Sample]:
+    rows, _, _, *update = _linear_adam()[1].arguments
+    backward = torch.randn(3, 2), torch.randn(2), torch.randn(2, 4), rows
+    return [
+        Sample((*backward, None, 0, None, *update[:4], None, None, None, None, None, *update[9:])),
+        Sample((*backward, torch.randn(()), 2, torch.randn(3), *update)),
     ]
 
 
@@ -237,7 +248,8 @@ def _linear_softmax_sums() -> list[Sample]:
 def _linear_softmax_loss_backward() -> list[Sample]:
     arguments = torch.randn(3, 2), torch.randn(2), torch.randn(2, 4), torch.randn(9, 4), torch.tensor([1, 4, 7])
     grads = None, torch.randn(2), torch.randn(())
-    return [Sample((*arguments, needs_weight, grad)) for needs_weight in (True, False) for grad in grads]
+    hardest = (), (2,), (9, torch.randn(3))
+    return [Sample((*arguments, needs, grad, *some)) for needs in (True, False) for grad, some in zip(grads, hardest)]
 
 
 def _topk(*rows: torch.Tensor) -> Callable[[], list[Sample]]:
@@ -353,7 +365,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "hadamard_codes": _hadamard(3),
     "hadamard_products": _hadamard(),
     "hash_text": lambda: [
-        Sample((_words(b"to be, or not"), torch.tensor([0, 5, 13]), 20, 2, 3, 4, True, "log", True, 7, True))
+        Sample((_words(b"to be, or not"), torch.tensor([0, 5, 13]), 20, 2, 3, 4, True, "log", True, 7, True, True))
     ],
     "insert_labels": _insert_labels,
     "is_increasing": lambda: [
@@ -361,6 +373,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     ],
     "label_votes": _label_votes,
     "largest_rows": _largest_rows,
+    "linear_adam_": _linear_adam,
     "linear_softmax_adam_": _linear_softmax_adam,
     "linear_softmax_loss": _linear_softmax_loss,
     "linear_softmax_loss_backward": _linear_softmax_loss_backward,

@@ -19,10 +19,11 @@ def score_text(
     tf: str,
     seed: int,
     split_characters: bool,
+    symbols: bool,
     table: Tensor,
     bias: Tensor,
 ) -> Tensor:
-    settings: Any = (bits, word_ngrams, char_min, char_max, is_signed, tf, False, seed, split_characters)
+    settings: Any = (bits, word_ngrams, char_min, char_max, is_signed, tf, False, seed, split_characters, symbols)
     crow, col, values = hash_text(text, offsets, *settings)
     sums = embedding_bag(table[:, :-1].contiguous(), crow, col, values)
     squares = embedding_bag(table[:, -1:].contiguous(), crow, col, values.square())

@@ -319,10 +319,11 @@ class Index(ABC):
             raise ValueError(f"rows runs from {least} to {largest}; wanted 0 to {self.num_rows - 1}")
 
 
-def row_blocks(weight: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """All rows, a block at a time: which rows, their weights, their biases."""
-    for begin in range(0, len(weight), _BLOCK_ROWS):
-        rows = slice(begin, begin + _BLOCK_ROWS)
+def row_blocks(weight: Tensor, bias: Tensor | None, least: int = 1) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """All rows, a block of at least so many at a time: which rows, their weights, their biases."""
+    size = max(_BLOCK_ROWS, least)
+    for begin in range(0, len(weight), size):
+        rows = slice(begin, begin + size)
         yield rows, weight[rows], None if bias is None else bias[rows]
 
 

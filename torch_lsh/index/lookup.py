@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import ops
 from .base import Index, StoredTensor
-from .partition import PartitionIndex
+from .partition import PartitionIndex, Route
 from .sign_codes import SignCodeIndex
 
 LEAST_QUERIES = 256  # recall is measured, and buckets are learned, from so many queries
@@ -24,8 +24,7 @@ _CONFIDENCE = 1.645  # standard errors by which measured recall exceeds the targ
 _K, _RECALL = 10, 0.95  # what the kinds are compared at
 _BUCKETS_PER_ROOT = 10  # buckets: so many times the root of the number of rows
 _ROWS_PER_BUCKET = 64  # of clustered rows, at most: where that takes more buckets
-_COMPARED = 64  # groups of buckets that clustered rows are compared with
-_MOST_COMPARED = 1 << 21  # rows; the closer look at more of them takes many minutes
+_COMPARED = 128  # groups of buckets that clustered rows are compared with, at most
 _EXAMINED = 128, 256, 512  # rows, before 1,024 and more
 _CLEARLY = 4  # buckets that cost so many times less than sign codes are taken without another try
 _GATHERED = 2  # a byte of a row scored exactly costs as much as so many of codes read in order
@@ -59,10 +58,9 @@ class LookupIndex(Index):
     A build decides by the number of rows and by measurement. Below 32,768 rows, or with fewer than 256 queries to
     learn from, it makes a :class:`SignCodeIndex`, whose cost per query is ``width / 8 + 4`` bytes of every row. Above,
     it makes a :class:`PartitionIndex` of about ``10 * sqrt(N)`` buckets and measures how many rows that has to examine
-    for a recall@10 of 0.95. If reading these takes more than a quarter of all sign codes (clustered rows), and
-    there are at most two million rows, it makes one of up to ``N / 32`` buckets, one per cluster where that is
-    fewer, with a closer look at each row; and sign codes after all if these cost less than both (rows without
-    structure).
+    for a recall@10 of 0.95. If reading these takes more than a quarter of all sign codes (clustered rows), it makes
+    one of up to ``N / 32`` buckets, one per cluster where that is fewer, with a closer look at each row; and sign
+    codes after all if these cost less than both (rows without structure).
 
     :meth:`effort` finds, by measurement on the latest queries, how many rows to examine and how many to score exactly
     for a recall. Costs are bytes read, not seconds, so equal builds have equal results.
@@ -113,6 +111,11 @@ class LookupIndex(Index):
     def kind(self) -> Index | None:
         """The index that was made; None: not built."""
         return self._kind
+
+    @property
+    def route(self) -> Route | None:
+        """How a look-up scores the learned buckets; None: there are none."""
+        return self._kind.route if isinstance(self._kind, PartitionIndex) else None
 
     @property
     def hashes_per_table(self) -> int | None:
@@ -171,18 +174,28 @@ class LookupIndex(Index):
                 self.num_rows, self.in_features, hashes_per_table=bits, compared=compared, seed=self.seed
             )
             partition.build(weight, bias, queries)
-            effort = _measured(partition, self._judges, best, _RECALL, most=all_codes)
-            cost = _cost(partition, effort.examined, effort.candidates)
+            effort, cost = self._routed(partition, best, all_codes)
             _log.info(
-                "look-ups among %d rows: %d buckets need %d bytes for recall %.3f, sign codes %d",
-                *(self.num_rows, partition.family.num_centers, cost, effort.recall, all_codes),
+                "look-ups among %d rows: %d buckets (%s) need %d bytes for recall %.3f, sign codes %d",
+                *(self.num_rows, partition.family.num_centers, partition.route, cost, effort.recall, all_codes),
             )
             if effort.recall >= _RECALL and cost < least:
                 found, least = partition, cost
-            if _CLEARLY * least < all_codes or self.num_rows > _MOST_COMPARED:
+            if _CLEARLY * least < all_codes:
                 break
             bits = max(bits, math.ceil(math.log2(self.num_rows / _ROWS_PER_BUCKET)))
         return found
+
+    def _routed(self, partition: PartitionIndex, best: Tensor, most: float) -> tuple[Effort, float]:
+        """Takes the route that costs least; returns the effort with it, and what that costs."""
+        tried = []
+        for number, route in enumerate(partition.routes()):
+            partition.route = route
+            effort = _measured(partition, self._judges, best, _RECALL, most=most)
+            cost = _cost(partition, effort.examined, effort.candidates)
+            tried.append((effort.recall < _RECALL, cost, number, route, effort))
+        _, cost, _, partition.route, effort = min(tried)
+        return effort, cost
 
     def _rehash(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> None:
         self._built().rehash(weight, bias, queries)
@@ -265,13 +278,17 @@ class LookupIndex(Index):
 
     def _state(self) -> dict[str, Any]:
         kind = self._built()
-        return {"judges": self._judges, "kind": kind.state_dict(), "partitioned": isinstance(kind, PartitionIndex)}
+        route = tuple(kind.route) if isinstance(kind, PartitionIndex) else None
+        return {"judges": self._judges, "kind": kind.state_dict(), "route": route}
 
     def _load(self, state: dict[str, Any]) -> None:
         settings = {name: value for name, value in state["kind"]["config"].items() if name not in self._settings()}
-        of_kind = PartitionIndex if state["partitioned"] else SignCodeIndex
+        route = state["route"]
+        of_kind = SignCodeIndex if route is None else PartitionIndex
         kind = of_kind(self.num_rows, self.in_features, seed=self.seed, **settings)
         kind.load_state_dict(state["kind"])
+        if isinstance(kind, PartitionIndex):
+            kind.route = Route(*route)
         self._clear()
         self._kind, self._judges = kind, state["judges"]
 
@@ -344,6 +361,6 @@ def _cost(kind: SignCodeIndex | PartitionIndex, examined: int, candidates: int) 
     """Bytes that a look-up reads, those of rows that are scored exactly counted as what they take longer."""
     scored = _GATHERED * 4 * kind.in_features * candidates
     if isinstance(kind, PartitionIndex):
-        of_row = kind.in_features // 4 + 4
-        return (examined + kind.family.num_centers) * of_row + scored
+        of_bucket = kind.in_features * kind.route.bits // 8 + 4
+        return examined * (kind.in_features // 4 + 4) + kind.family.num_centers * of_bucket + scored
     return kind.num_rows * (kind.in_features // 8 + 4) + scored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ _SPREAD = 3.0  # before routing is learned: how far in standard deviations a buc
 _TOP_ROWS = 50  # true top rows of each query that routing is trained on
 _JUDGES = 32  # latest queries, which are not trained on: recall is measured with them
 _JUDGED_ROWS = 10  # recall@k
+_MANY_BUCKETS = 1 << 14  # codes of one bit are worth a try where more are scored
 _TOLERATED_LOSS, _GOOD_RECALL = 0.05, 0.9  # all is learned anew where recall fell by more than the one, below the other
 
 
@@ -60,6 +62,26 @@ class Partition(NamedTuple):
         )
 
 
+class Route(NamedTuple):
+    """How :meth:`PartitionIndex.search` scores buckets.
+
+    Attributes:
+        learned: by the directions that were learned from queries; False: by the centers.
+        bits: per dimension of their codes.
+    """
+
+    learned: bool = True
+    bits: int = _CODE_BITS
+
+    def __str__(self) -> str:
+        """Prints what is compared with a query.
+
+        >>> print(Route(learned=False, bits=1))
+        centers, 1 bit
+        """
+        return f"{'learned directions' if self.learned else 'centers'}, {self.bits} bit{'s' if self.bits > 1 else ''}"
+
+
 class Routing(NamedTuple):
     """What scores buckets in :func:`torch_lsh.ops.search_partition`: a map of queries, and codes of directions."""
 
@@ -68,11 +90,11 @@ class Routing(NamedTuple):
     factors: Tensor
 
     @classmethod
-    def of(cls, query_map: Tensor, directions: Tensor, offsets: Tensor) -> Routing:
+    def of(cls, query_map: Tensor, directions: Tensor, offsets: Tensor, bits: int = _CODE_BITS) -> Routing:
         """Codes around the mean direction, whose product with a query is the same for all buckets."""
         count = len(directions)
         none = torch.zeros(count, dtype=torch.int32, device="cpu")
-        signs, scale = ops.residual_codes(directions, directions.mean(0, keepdim=True), none, _CODE_BITS)
+        signs, scale = ops.residual_codes(directions, directions.mean(0, keepdim=True), none, bits)
         blocks = -(-count // _CODE_ROWS)
         codes = torch.zeros(blocks, signs.shape[1], _CODE_ROWS, dtype=torch.uint8, device="cpu")
         factors = torch.zeros(blocks, 2, _CODE_ROWS, dtype=torch.bfloat16, device="cpu")
@@ -162,6 +184,7 @@ class PartitionIndex(Index):
         self._center = torch.zeros(self.in_features, dtype=torch.float32, device="cpu")
         self._row_map = self._query_map = self._rotation
         self._store: Partition | None = None
+        self._route = Route()
         self._routing: Routing | None = None
         self.learned_from = 0  # queries
         self.learned_recall = math.nan
@@ -199,13 +222,33 @@ class PartitionIndex(Index):
         self.learned_from, self.learned_recall = len(taught), math.nan
         if len(taught) > 0:
             self._learn_routing(taught, _top_rows(taught, weight, bias, _TOP_ROWS))
-        self._routing = self._coded_routing()
+        self.route = Route()
         if len(judges) > 0:
             self.learned_recall = self._recall(weight, bias, judges)
 
-    def _coded_routing(self) -> Routing:
-        count = self.family.num_centers
-        return Routing.of(self._query_map, self.family.directions[:count], self.family.offsets[:count])
+    @property
+    def route(self) -> Route:
+        """How :meth:`search` scores buckets. A build, or a state that is loaded, sets it to ``Route()``."""
+        return self._route
+
+    @route.setter
+    def route(self, route: Route) -> None:
+        self._built()
+        family, count = self.family, self.family.num_centers
+        directions, offsets = family.directions[:count], family.offsets[:count]
+        if not route.learned:
+            directions, offsets = family.centers[:count], torch.zeros_like(offsets)
+        self._route, self._routing = route, Routing.of(self._query_map, directions, offsets, route.bits)
+
+    def routes(self) -> list[Route]:
+        """The routes to choose from by measurement.
+
+        Among clusters the products with the centers tell as much as what was learned. Codes of one bit take half the
+        time, which matters where there are many buckets.
+        """
+        learned = (True, False) if self.family.compared > 1 else (True,)
+        bits = (_CODE_BITS, 1) if self.family.num_centers > _MANY_BUCKETS else (_CODE_BITS,)
+        return [Route(*each) for each in itertools.product(learned, bits)]
 
     def _fitted_rows(self, weight: Tensor) -> Tensor:
         """The rows that k-means sees.
@@ -225,7 +268,9 @@ class PartitionIndex(Index):
 
     def _rehash(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> None:
         store = Partition.empty(self.num_rows, self.family.num_buckets, self._width)
-        hashed = [self._hashed(rows, biases) for _, rows, biases in row_blocks(weight, bias)]
+        # Centers are packed for each block, so there are as many rows.
+        blocks = row_blocks(weight, bias, self.family.num_centers if self.family.compared > 1 else 1)
+        hashed = [self._hashed(rows, biases) for _, rows, biases in blocks]
         codes, signs, factors = (torch.cat(parts) for parts in zip(*hashed))
         order = codes.argsort(stable=True)  # so that the blocks of a bucket are neighbours
         ops.update_partition(*store, order, codes[order], signs[order], factors[order])
@@ -373,7 +418,7 @@ class PartitionIndex(Index):
         self._center, self._row_map, self._query_map = state["center"], state["row_map"], state["query_map"]
         self.learned_from, self.learned_recall = state["learned_from"], state["learned_recall"]
         self._store = Partition(*(state[name] for name in Partition._fields))
-        self._routing = self._coded_routing()
+        self.route = Route()
 
     def _mapped_rows(self, weight: Tensor) -> Tensor:
         return ops.product(weight.float() - self._center, self._row_map)

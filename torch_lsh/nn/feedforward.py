@@ -127,10 +127,10 @@ def apply_block(
     for module in middle:
         hidden = module(hidden)
     if up.training:
-        keep = up.sampler.keeper_of_hardest_rows(active, corrected=False)
-        if keep is not None:
+        hardest = up.sampler.hardest_rows(active, corrected=False)
+        if hardest is not None:
             values = hidden.detach().to(torch.promote_types(hidden.dtype, torch.float32))
-            keep(ops.positive_sums(values if values.mT.is_contiguous() else values.contiguous()))
+            hardest.find(values if values.mT.is_contiguous() else values.contiguous())
     if up.config.correction == "stratified":
         hidden = hidden * active.weights().to(hidden.dtype)
     return down.from_active(hidden, active.rows).reshape(*x.shape[:-1], down.out_features)

@@ -17,7 +17,8 @@ from .hash_text import hash_text, word_spans
 from .hashed_columns import count_columns_, weigh_columns
 from .huge_pages import prefer_huge_pages
 from .label_votes import label_votes
-from .largest_rows import largest_rows
+from .largest_rows import HardestRows, largest_rows
+from .linear_adam import linear_adam_, linear_softmax_adam_
 from .linear_softmax import (
     active_rows_loss,
     active_rows_sums,
@@ -25,7 +26,6 @@ from .linear_softmax import (
     linear_softmax_loss_backward,
     linear_softmax_sums,
 )
-from .linear_softmax_adam import linear_softmax_adam_
 from .nearest_members import nearest_members
 from .nearest_rows import nearest_rows
 from .one_vs_rest import fit_linear_rows, sparse_dot, sum_rows, transpose_rows
@@ -44,6 +44,7 @@ from .topk import linear_topk, rows_topk
 from .xmc_reader import parse_xmc
 
 __all__ = [
+    "HardestRows",
     "active_rows_loss",
     "active_rows_sums",
     "build_tables",
@@ -69,6 +70,7 @@ __all__ = [
     "is_increasing",
     "label_votes",
     "largest_rows",
+    "linear_adam_",
     "linear_softmax_adam_",
     "linear_softmax_loss",
     "linear_softmax_loss_backward",

@@ -21,6 +21,7 @@ def hash_text(
     normalized: bool,
     seed: int,
     split_characters: bool,
+    symbols: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Hashes the n-grams of words and of characters of texts into the ``2**bits`` columns of a CSR matrix.
 
@@ -39,12 +40,13 @@ def hash_text(
         split_characters: makes a word of each letter of a script without blanks (Chinese, Japanese, Thai, Lao, Khmer,
             Burmese), with its marks. Two of them in a row are a feature even if ``word_ngrams`` is 1. N-grams of
             characters do not change.
+        symbols: makes a word of each punctuation mark and symbol.
 
     Returns:
         ``crow`` ``[B + 1]`` int64, ``col`` ``[nnz]`` int64, increasing within a row, and ``values`` ``[nnz]`` float32.
 
     >>> text = torch.frombuffer(bytearray(b"to be or not to be"), dtype=torch.uint8)
-    >>> hash_text(text, torch.tensor([0, 18]), 20, 1, 0, 0, False, "count", False, 0, True)[2]
+    >>> hash_text(text, torch.tensor([0, 18]), 20, 1, 0, 0, False, "count", False, 0, True, False)[2]
     tensor([1., 1., 2., 2.])
 
     Weinberger et al., *Feature Hashing for Large Scale Multitask Learning*, ICML 2009.

@@ -1,11 +1,15 @@
-"""The rows with the largest values."""
+"""The rows with the largest values; the hardest rows of a training step."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .declaration import operator
+from .softmax import positive_sums
 
 
 @operator
@@ -25,3 +29,28 @@ def largest_rows(values: Tensor, rows: Tensor, count: int, log_weights: Tensor |
     tensor([20, 30])
     """
     return rows.new_empty(torch.sym_min(count, rows.shape[0]))
+
+
+@dataclass(eq=False, slots=True)  # not frozen, as that takes microseconds to make
+class HardestRows:
+    """Asks a backward pass for the active rows that it pushes down most.
+
+    These are the rows with the largest sums of the positive gradients of their logits.
+
+    Attributes:
+        rows: ``[A]`` int64, the active rows.
+        count: rows wanted.
+        log_weights: ``[A]`` float32: the gradients of the rows' logits carry these weights, which do not count; None:
+            they carry none.
+        keep: is called with the ``[min(count, A)]`` hardest rows, hardest first.
+    """
+
+    rows: Tensor
+    count: int
+    log_weights: Tensor | None
+    keep: Callable[[Tensor], None]
+
+    def find(self, gradient: Tensor) -> None:
+        """Finds them in the gradient of the logits ``[B, A]``."""
+        sums = positive_sums(gradient).float()
+        self.keep(largest_rows(sums, self.rows, self.count, self.log_weights))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .declaration import operator
 from .gradients import RowGradient, apply_function, check_first_order
+from .largest_rows import HardestRows
 
 
 @operator
@@ -100,6 +101,8 @@ def linear_softmax_loss_backward(
     rows: Tensor,
     needs_weight: bool = True,
     grad: Tensor | None = None,
+    hardest: int = 0,
+    log_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients that follow from ``slopes * factors * grad``, the gradient of the logits.
 
@@ -110,17 +113,19 @@ def linear_softmax_loss_backward(
             gradient of the logits, too.
         needs_weight: computes the gradient of the weight.
         grad: ``[B]`` or ``[]``, the gradient of the loss; None: 1.
+        hardest, log_weights: finds as many of the hardest rows; see :class:`HardestRows`.
 
     Returns:
         The gradients of ``x`` ``[B, in]``, of the active rows of ``weight`` ``[A, in]`` (``[0, in]`` without
-        ``needs_weight``) and of ``bias`` ``[A]``; the sums of the positive gradients of each row's logits ``[A]``; and
+        ``needs_weight``) and of ``bias`` ``[A]``; the hardest rows ``[min(hardest, A)]`` int64; and
         ``x * factors * grad`` ``[B, in]`` (``[0, in]`` for a bfloat16 ``x``): the gradient of the active rows is the
-        product of ``slopes`` and this. All have the dtype of ``slopes``.
+        product of ``slopes`` and this. All but the rows have the dtype of ``slopes``.
     """
     count, (batch, width) = rows.shape[0], x.shape
     of_weight = slopes.new_empty(count * needs_weight, width)
     scaled = slopes.new_empty(batch if x.dtype is slopes.dtype else 0, width)
-    return slopes.new_empty(x.shape), of_weight, slopes.new_empty(count), slopes.new_empty(count), scaled
+    hardest_rows = rows.new_empty(torch.sym_min(hardest, count))
+    return slopes.new_empty(x.shape), of_weight, slopes.new_empty(count), hardest_rows, scaled
 
 
 def active_rows_loss(
@@ -132,7 +137,7 @@ def active_rows_loss(
     positions: Tensor,
     shares: Tensor,
     divisor: float | None = None,
-    pushed_down: Callable[[Tensor], None] | None = None,
+    hardest: HardestRows | None = None,
     computed: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """Cross entropy over the active rows of a layer, as most models need it in a training step.
@@ -145,13 +150,13 @@ def active_rows_loss(
         x, weight, bias, log_weights, positions, shares, divisor: as in :func:`linear_softmax_loss`, but ``x`` may have
             any strides.
         rows: ``[A]`` int64, strictly increasing.
-        pushed_down: called in the backward pass with the sums of the positive gradients of each row's logits ``[A]``.
+        hardest: asks for the hardest rows, found in the backward pass.
         computed: called in the forward pass with ``slopes`` and ``scale`` of :func:`linear_softmax_loss`, to read.
 
     Returns:
         ``[B]``, or ``[]`` with a divisor, of the dtype of ``shares``.
     """
-    others = (rows, log_weights, positions, shares, divisor, pushed_down, computed)  # as one: apply() looks at each
+    others = (rows, log_weights, positions, shares, divisor, hardest, computed)  # as one: apply() looks at each
     loss: Tensor = apply_function(_ActiveRowsLoss, x, weight, bias, others)
     return loss
 
@@ -163,19 +168,19 @@ def active_rows_sums(
     rows: Tensor,
     log_weights: Tensor | None,
     positions: Tensor,
-    pushed_down: Callable[[Tensor], None] | None = None,
+    hardest: HardestRows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The parts of a loss over active rows that are joined with those of rows elsewhere.
 
     Differentiable (once) in ``x``, ``weight`` and ``bias``, as :func:`active_rows_loss` is, at the same cost.
 
     Args:
-        x, weight, bias, rows, log_weights, positions, pushed_down: as in :func:`active_rows_loss`.
+        x, weight, bias, rows, log_weights, positions, hardest: as in :func:`active_rows_loss`.
 
     Returns:
         ``log_z`` ``[B]`` and ``at_labels`` ``[B, P]`` of :func:`linear_softmax_sums`.
     """
-    sums: tuple[Tensor, Tensor] = _ActiveRowsSums.apply(x, weight, bias, rows, log_weights, positions, pushed_down)
+    sums: tuple[Tensor, Tensor] = _ActiveRowsSums.apply(x, weight, bias, rows, log_weights, positions, hardest)
     return sums
 
 
@@ -189,12 +194,12 @@ class _ActiveRowsLoss(torch.autograd.Function):
         others: tuple[Any, ...],
     ) -> Tensor:
         x = x.contiguous()
-        rows, log_weights, positions, shares, divisor, pushed_down, computed = others
+        rows, log_weights, positions, shares, divisor, hardest, computed = others
         loss, slopes, scale = linear_softmax_loss(x, weight, bias, rows, log_weights, positions, shares, divisor)
         if computed is not None:
             computed(slopes, scale)
         ctx.save_for_backward(x, weight, rows, slopes, scale)
-        ctx.gradients = _Gradients(weight, bias, pushed_down)
+        ctx.gradients = _Gradients(weight, bias, hardest)
         return loss
 
     @staticmethod
@@ -217,12 +222,12 @@ class _ActiveRowsSums(torch.autograd.Function):
         rows: Tensor,
         log_weights: Tensor | None,
         positions: Tensor,
-        pushed_down: Callable[[Tensor], None] | None,
+        hardest: HardestRows | None,
     ) -> tuple[Tensor, Tensor]:
         x = x.contiguous()
         log_z, at_labels, slopes, scale = linear_softmax_sums(x, weight, bias, rows, log_weights, positions)
         ctx.save_for_backward(x, weight, rows, slopes, scale, positions)
-        ctx.gradients = _Gradients(weight, bias, pushed_down)
+        ctx.gradients = _Gradients(weight, bias, hardest)
         return log_z, at_labels
 
     @staticmethod
@@ -250,12 +255,12 @@ class _ActiveRowsSums(torch.autograd.Function):
 class _Gradients:
     """The way of the gradient of active rows' logits to input, weight and bias."""
 
-    __slots__ = ("_bias", "_of_bias", "_of_weight", "_pushed_down", "_updater_of_both", "_weight")
+    __slots__ = ("_bias", "_hardest", "_of_bias", "_of_weight", "_updater_of_both", "_weight")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, pushed_down: Callable[[Tensor], None] | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, hardest: HardestRows | None) -> None:
         self._of_weight = of_weight = RowGradient(weight)
         self._of_bias = of_bias = None if bias is None else RowGradient(bias)
-        self._pushed_down = pushed_down
+        self._hardest = hardest
         # One optimizer may update both in one operator with the backward pass.
         self._weight, self._bias = of_weight.parameter, None if of_bias is None else of_bias.parameter
         together = of_bias is None or of_bias.updater is of_weight.updater
@@ -274,23 +279,21 @@ class _Gradients:
         grad: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of ``x``, weight and bias, from that of the logits, ``slopes * factors * grad``."""
-        updater, parameter = self._updater_of_both, self._weight
+        updater, parameter, hardest = self._updater_of_both, self._weight, self._hardest
         if not needs_weight or grad is None:
             updater = None
         if updater is not None and parameter is not None and x.dtype is parameter.dtype:
-            updated = updater.update_linear_in_backward(parameter, self._bias, slopes, factors, x, rows, grad)
-            if updated is not None:
-                grad_x, positive = updated
-                if self._pushed_down is not None:
-                    self._pushed_down(positive)
-                return grad_x if needs_x else None, None, None
+            of_x = updater.update_linear_in_backward(parameter, self._bias, slopes, factors, x, rows, grad, hardest)
+            if of_x is not None:
+                return of_x if needs_x else None, None, None
         # An optimizer takes the gradient as its two factors, except in bfloat16, which is multiplied faster here.
         as_factors = self._of_weight.goes_to_updater and x.dtype is slopes.dtype
-        grad_x, of_rows, of_offset, positive, scaled = linear_softmax_loss_backward(
-            slopes, factors, x, weight, rows, needs_weight and not as_factors, grad
+        count, log_weights = (0, None) if hardest is None else (hardest.count, hardest.log_weights)
+        grad_x, of_rows, of_offset, hardest_rows, scaled = linear_softmax_loss_backward(
+            slopes, factors, x, weight, rows, needs_weight and not as_factors, grad, count, log_weights
         )
-        if self._pushed_down is not None:
-            self._pushed_down(positive)
+        if hardest is not None:
+            hardest.keep(hardest_rows)
         grad_weight = grad_bias = None
         if needs_bias and self._of_bias is not None:
             grad_bias = self._of_bias.deliver(rows, of_offset, unique=True)

@@ -130,8 +130,8 @@ def search_partition(
     Args:
         x: ``[B, in]`` float32.
         query_map: ``[width, in]`` float32: ``query_map @ x`` has the coordinates of the codes.
-        bucket_codes: ``[S, bits * width / 8, 64]`` uint8, of directions; with as many bits as the rows. S is up to
-            ``ceil(C / 64)``: only the first ``64 * S`` buckets are visited.
+        bucket_codes: ``[S, bits * width / 8, 64]`` uint8, of directions; with at most as many bits as the rows. S is
+            up to ``ceil(C / 64)``: only the first ``64 * S`` buckets are visited.
         bucket_factors: ``[S, 2, 64]`` bfloat16: factors and addends of the estimates.
         centers, codes, factors, ids, next, heads, max_candidates, examined: as in :func:`query_partition`.
 

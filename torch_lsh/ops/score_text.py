@@ -19,6 +19,7 @@ def score_text(
     tf: str,
     seed: int,
     split_characters: bool,
+    symbols: bool,
     table: Tensor,
     bias: Tensor,
 ) -> Tensor:
@@ -28,7 +29,7 @@ def score_text(
     ``bias[c] + sum(v * table[columns, c]) / sqrt(sum(v**2 * table[columns, C]))``.
 
     Args:
-        text, offsets, bits, word_ngrams, char_min, char_max, is_signed, tf, seed, split_characters: as in
+        text, offsets, bits, word_ngrams, char_min, char_max, is_signed, tf, seed, split_characters, symbols: as in
             :func:`hash_text`.
         table: ``[2**bits, C + 1]`` float32: for each column what it counts for each class, then its squared weight.
         bias: ``[C]`` float32.
@@ -40,7 +41,7 @@ def score_text(
     >>> text = torch.frombuffer(bytearray(b"to be or not to be"), dtype=torch.uint8)
     >>> table = torch.ones(2**20, 3)
     >>> logits = score_text(
-    ...     text, torch.tensor([0, 18]), 20, 1, 0, 0, False, "binary", 0, True, table, torch.tensor([0.0, 1.0])
+    ...     text, torch.tensor([0, 18]), 20, 1, 0, 0, False, "binary", 0, True, False, table, torch.tensor([0.0, 1.0])
     ... )
     >>> logits
     tensor([[2., 3.]])

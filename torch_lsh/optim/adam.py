@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..row_sparse.parameters import record_update
-from .base import Dense, RowSparseOptimizer
+from ..row_sparse.parameters import Hardest, record_update, touches_to_count
+from .base import Dense, RowSparseOptimizer, RowUpdate
 from .gradients import as_matrix
-from .state import state_dtype
+from .state import has_bfloat16, state_dtype
 
 _NO_BIAS = (None,) * 8  # in the place of weight and bias and the state of both
 
@@ -102,6 +102,30 @@ class _AdamRows(RowSparseOptimizer):
         if decays is not None:
             state["last_step"][rows] = step
 
+    def _update_all(self, row_sparse: list[RowUpdate]) -> None:
+        """Updates weight and bias of a layer, whose gradients come together, in one operator."""
+        first = 0
+        while first < len(row_sparse):
+            pair = row_sparse[first : first + 2]
+            together = len(pair) == 2 and self._update_linear(*pair)
+            if not together:
+                super()._update_all(pair[:1])
+            first += 1 + together
+
+    def _update_linear(self, of_weight: RowUpdate, of_bias: RowUpdate) -> bool:
+        (group, weight, rows, gradient), (other, bias, same, bias_gradient) = of_weight, of_bias
+        if group is not other or weight.dim() != 2 or bias.shape != weight.shape[:1] or bias.dtype is not weight.dtype:
+            return False
+        if rows.data_ptr() != same.data_ptr() or rows.shape != same.shape:
+            return False
+        touches, updated = touches_to_count(weight), [(weight, weight._version), (bias, bias._version)]
+        arguments = self._arguments_of_linear(group, touches, weight, bias)
+        if arguments is None:
+            return False
+        ops.linear_adam_(rows, gradient, bias_gradient, *arguments)
+        record_update(rows, *updated, counted=touches)
+        return True
+
     def update_linear_in_backward(
         self,
         weight: Tensor,
@@ -111,23 +135,45 @@ class _AdamRows(RowSparseOptimizer):
         x: Tensor,
         rows: Tensor,
         grad: Tensor | None,
-    ) -> tuple[Tensor, Tensor] | None:
+        hardest: Hardest | None,
+    ) -> Tensor | None:
         parameters = (weight,) if bias is None else (weight, bias)
         group = self._group_in_backward(*parameters)
-        if group is None or group.get("catch_up") or weight.dtype is torch.bfloat16 or torch.is_grad_enabled():
+        if group is None or weight.dtype is torch.bfloat16 or torch.is_grad_enabled():
             return None
-        moment_dtype = state_dtype(group, weight)
-        state: list[Any] = []
-        for parameter in parameters:
-            of_parameter = self._state_to_update(parameter, moment_dtype)
-            if of_parameter is None:
-                return None
-            state += parameter, *of_parameter
-        state += _NO_BIAS[len(state) :]
+        touches, updated = touches_to_count(weight), [(parameter, parameter._version) for parameter in parameters]
+        arguments = self._arguments_of_linear(group, touches, *parameters)
+        if arguments is None:
+            return None
         self._check_accumulates(*parameters)
-        updated = [(parameter, parameter._version) for parameter in parameters]
+        count, log_weights = (0, None) if hardest is None else (hardest.count, hardest.log_weights)
+        of_x, hardest_rows = ops.linear_softmax_adam_(slopes, factors, x, rows, grad, count, log_weights, *arguments)
+        record_update(rows, *updated, counted=touches)
+        self._updated.update(map(id, parameters))
+        if hardest is not None:
+            hardest.keep(hardest_rows)
+        return of_x
+
+    def _arguments_of_linear(
+        self, group: dict[str, Any], touches: Tensor | None, *parameters: Tensor
+    ) -> list[Any] | None:
+        """What the operators of weight and bias, if there is one, take after their gradients.
+
+        None: they cannot take these parameters, or their state has yet to be made so.
+        """
+        if group.get("catch_up"):
+            return None
+        dtype = state_dtype(group, parameters[0])
+        arguments: list[Any] = []
+        for parameter in parameters:
+            state = self._state_to_update(parameter, dtype)
+            if state is None:
+                return None
+            arguments += parameter, *state
         beta1, beta2 = group["betas"]
-        options: tuple[Any, ...] = (
+        arguments += (
+            *_NO_BIAS[len(arguments) :],
+            touches,
             float(group["lr"]),
             float(beta1),
             float(beta2),
@@ -135,12 +181,9 @@ class _AdamRows(RowSparseOptimizer):
             float(group["weight_decay"]),
             bool(group["decoupled_weight_decay"]),
             bool(group["maximize"]),
-            moment_dtype is torch.bfloat16 and bool(group.get("stochastic_rounding")),
+            bool(group.get("stochastic_rounding")) and has_bfloat16(group, parameters[0]),
         )
-        results = ops.linear_softmax_adam_(slopes, factors, x, rows, grad, *state, *options)
-        record_update(rows, *updated)
-        self._updated.update(map(id, parameters))
-        return results
+        return arguments
 
     def _state_to_update(self, parameter: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor] | None:
         """Both moments and the count of steps as the operator takes them; None: they have yet to be made so."""

@@ -13,6 +13,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from .. import ops
 from ..row_sparse.parameters import (
+    Hardest,
     Placement,
     Reporter,
     in_data_parallel,
@@ -27,7 +28,7 @@ from .state import check_moment_dtype, has_bfloat16, state_dtype, untouched_zero
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 Dense = list[tuple[dict[str, Any], list[Tensor]]]  # groups, each with its parameters that have dense gradients
-RowSparse = list[tuple[dict[str, Any], Tensor, Tensor, Tensor]]  # group, parameter, rows, values
+RowUpdate = tuple[dict[str, Any], Tensor, Tensor, Tensor]  # group, parameter, rows, values
 
 
 class RowSparseOptimizer(torch.optim.Optimizer):
@@ -87,9 +88,8 @@ class RowSparseOptimizer(torch.optim.Optimizer):
 
     def _takes_rows(self, group: dict[str, Any], parameter: Tensor) -> bool:
         """Whether :meth:`_step_rows` can update ``parameter``."""
-        for option in self._unsupported:  # every step asks, so this does not call _chosen_unsupported
-            if group.get(option):
-                return False
+        if any(map(group.get, self._unsupported)):
+            return False
         return parameter.dtype in _DTYPES and parameter.is_cpu and parameter.dim() > 0 and parameter.is_contiguous()
 
     def _chosen_unsupported(self, group: dict[str, Any]) -> str | None:
@@ -229,15 +229,14 @@ class RowSparseOptimizer(torch.optim.Optimizer):
             self._dense_step(dense, [parameter for _, parameter, _, _ in row_sparse])
         if row_sparse:
             with torch.no_grad():
-                for group, parameter, rows, values in row_sparse:
-                    self._update(group, parameter, rows, as_matrix(values))
+                self._update_all(row_sparse)
         self._updated.clear()
         return loss
 
-    def _split(self) -> tuple[Dense, RowSparse]:
+    def _split(self) -> tuple[Dense, list[RowUpdate]]:
         """The gradients of this step, by who takes them. Raises before anything moves."""
         dense: Dense = []
-        row_sparse: RowSparse = []
+        row_sparse: list[RowUpdate] = []
         known: Tensor | None = None
         for group in self.param_groups:
             members = []
@@ -288,6 +287,10 @@ class RowSparseOptimizer(torch.optim.Optimizer):
             f"a parameter with a row-sparse gradient is {parameter.dtype} of strides {parameter.stride()} on "
             f"{parameter.device}; wanted a contiguous float32, float64 or bfloat16 tensor on the CPU"
         )
+
+    def _update_all(self, row_sparse: list[RowUpdate]) -> None:
+        for group, parameter, rows, values in row_sparse:
+            self._update(group, parameter, rows, as_matrix(values))
 
     def _update(
         self, group: dict[str, Any], parameter: Tensor, rows: Tensor, values: Tensor, factor: Tensor | None = None
@@ -428,16 +431,17 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         x: Tensor,
         rows: Tensor,
         grad: Tensor | None,
-    ) -> tuple[Tensor, Tensor] | None:
+        hardest: Hardest | None,
+    ) -> Tensor | None:
         """One step on active rows in one operator with :func:`torch_lsh.ops.linear_softmax_loss_backward`.
 
         Args:
             weight, bias: parameters of this optimizer that :meth:`updates_in_backward` named.
             slopes, factors, x, rows, grad: as in that operator.
+            hardest: asks for the hardest rows.
 
         Returns:
-            The gradient of ``x``, and the sums of the positive gradients of each row's logits; None: this takes
-            :meth:`update_in_backward`, and nothing was changed.
+            The gradient of ``x``; None: this takes :meth:`update_in_backward`, and nothing was changed.
 
         Raises:
             RuntimeError: a parameter was updated already since the last :meth:`step`.

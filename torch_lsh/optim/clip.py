@@ -1,8 +1,8 @@
 """Gradient clipping that also takes row-sparse gradients.
 
 :func:`clip_grad_norm_` and :func:`clip_grad_value_` are those of :mod:`torch.nn.utils`, so training loops that call
-those keep working. They need norms and clamps of sparse CPU tensors, which PyTorch lacks. The kernels are here;
-:mod:`~torch_lsh.optim.global_hooks` registers them.
+those keep working. They need norms and clamps of sparse CPU tensors, which PyTorch lacks or, from 2.14 on, computes
+of the stored entries alone. The kernels are here; :mod:`~torch_lsh.optim.global_hooks` registers them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def vector_norm(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """``torch.linalg.vector_norm`` of a sparse tensor over all entries, after repeated ones are summed."""
-    if dim or keepdim:
+    if keepdim or (dim and len(dim) != tensor.dim()):
         raise NotImplementedError("torch.linalg.vector_norm of a sparse tensor along some dimensions")
     values = rows_and_values(tensor)[1] if tensor.sparse_dim() == 1 else tensor.coalesce()._values()
     if values.numel() == 0 or (ord < 0 and values.numel() < tensor.numel()):  # all entries are 0, or the smallest is

@@ -4,7 +4,8 @@
 * A hook after every step of every optimizer raises the versions of parameters that a fused step changed.
 * A hook before every step of every optimizer that is not of this library gives it dense gradients of parameters that
   one of this library updates row by row, and tells the user that it updates all rows of a wide layer.
-* Sparse CPU tensors get the kernels that gradient clipping needs, where PyTorch has none.
+* Sparse CPU tensors get the kernels that gradient clipping needs, where PyTorch has none. The norm of PyTorch 2.14
+  is replaced: it leaves out the zeros that are not stored.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..row_sparse.parameters import marked_optimizers, reporters, take_back, yie
 from ..row_sparse.transposed import transpose_state
 from .base import RowSparseOptimizer
 from .clip import clamp, clamp_, clamp_max, clamp_max_, vector_norm
-from .sparse_kernels import KERNELS, with_dense
+from .sparse_kernels import KERNELS, Kernel, with_dense
 
 
 def raise_versions(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -79,7 +80,6 @@ register_optimizer_step_post_hook(raise_versions)
 _sparse_kernels = torch.library.Library("aten", "IMPL", "SparseCPU")  # kernels go when this object does
 _present = set(torch._C._dispatch_get_registrations_for_dispatch_key("SparseCPU"))
 for _name, _kernel in {
-    "linalg_vector_norm": vector_norm,
     "clamp": clamp,
     "clamp_min": clamp,
     "clamp_max": clamp_max,
@@ -90,12 +90,12 @@ for _name, _kernel in {
 }.items():
     if f"aten::{_name}" not in _present:
         _sparse_kernels.impl(_name, _kernel)
+_replacing: dict[str, tuple[Kernel, bool]] = {"linalg_vector_norm": (vector_norm, False)}
 if hasattr(torch.library, "get_kernel"):  # in older PyTorch, sparse + dense stays an error
-    _kernels_with_dense = {
-        f"{_name}.Tensor": with_dense(torch.library.get_kernel(f"aten::{_name}.Tensor", "SparseCPU"), _sign)
-        for _name, _sign in (("add", 1), ("sub", -1))
-    }
-    with warnings.catch_warnings():  # of the override, which calls PyTorch's kernel
-        warnings.simplefilter("ignore")
-        for _name, _kernel in _kernels_with_dense.items():
-            _sparse_kernels.impl(_name, _kernel, with_keyset=True, allow_override=True)
+    for _name, _sign in (("add.Tensor", 1), ("sub.Tensor", -1)):
+        _theirs = torch.library.get_kernel(f"aten::{_name}", "SparseCPU")
+        _replacing[_name] = with_dense(_theirs, _sign), True
+with warnings.catch_warnings():  # of the override
+    warnings.simplefilter("ignore")
+    for _name, (_kernel, _with_keyset) in _replacing.items():
+        _sparse_kernels.impl(_name, _kernel, with_keyset=_with_keyset, allow_override=True)

@@ -31,6 +31,9 @@ class ChangedRows:
     Args:
         parameters: of equally many rows, such as weight and bias of a layer.
 
+    Attributes:
+        touches: ``[rows]`` uint8, how often each row changed, up to 255.
+
     >>> from torch_lsh.row_sparse.parameters import record_update
     >>> weight = torch.zeros(10, 2)
     >>> changed = ChangedRows(weight)
@@ -47,15 +50,15 @@ class ChangedRows:
 
     def __init__(self, *parameters: Tensor) -> None:
         self._parameters = [weakref.ref(parameter) for parameter in parameters]
-        # [rows]: how often each changed, up to 255. One byte per row costs less than a list of the touched rows.
-        self._touches = torch.zeros(parameters[0].shape[0], dtype=torch.uint8, device="cpu")
+        # One byte per row costs less than a list of the touched rows.
+        self.touches = torch.zeros(parameters[0].shape[0], dtype=torch.uint8, device="cpu")
         self._reset()
         for parameter in parameters:
             listen(parameter, self)
 
     def _reset(self) -> None:
         self._versions = [parameter._version for parameter in self._living()]
-        self._touches.zero_()
+        self.touches.zero_()
         self._some = self._everything = False
         self._last: tuple[Tensor, int] | None = None  # the rows that were counted last, and their version
         self._updated: set[int] = set()  # numbers of the parameters that changed in these rows
@@ -66,7 +69,9 @@ class ChangedRows:
             raise RuntimeError("a parameter whose changed rows are collected does not exist any more")
         return parameters
 
-    def record(self, parameter: Tensor, rows: Tensor, version_before: int, version_after: int) -> None:
+    def record(
+        self, parameter: Tensor, rows: Tensor, version_before: int, version_after: int, counted: Tensor | None = None
+    ) -> None:
         """Counts one update of ``rows``; called by :func:`~torch_lsh.row_sparse.parameters.record_update`."""
         number = 0
         while self._parameters[number]() is not parameter:
@@ -77,7 +82,8 @@ class ChangedRows:
             return
         # Weight and bias change in the same rows, one after the other. That is one touch.
         if number in self._updated or not self._counted_last(rows):
-            _count_touches(self._touches, rows)
+            if counted is not self.touches:
+                _count_touches(self.touches, rows)
             self._some = True
             self._last, self._updated = (rows, rows._version), set()
         self._updated.add(number)
@@ -134,15 +140,15 @@ class ChangedRows:
         if self.unrecorded():
             self._reset()
             return None
-        rows = (self._touches >= touches).nonzero()[:, 0]
-        self._touches[rows] = 0
+        rows = (self.touches >= touches).nonzero()[:, 0]
+        self.touches[rows] = 0
         self._last = None
-        self._some = touches > 1 and bool(self._touches.any())
+        self._some = touches > 1 and bool(self.touches.any())
         return rows
 
     def touched(self) -> Tensor | None:
         """A mask ``[rows]`` of the rows that :meth:`take` would return, or None if any row may have changed."""
-        return None if self.unrecorded() else self._touches > 0
+        return None if self.unrecorded() else self.touches > 0
 
     def sample(self, count: int, touches: int = 1, seed: int = 0) -> Tensor | None:
         """Draws random rows of those that :meth:`take` would return, and forgets none.
@@ -162,11 +168,11 @@ class ChangedRows:
             return None
         generator = torch.Generator().manual_seed(seed)
         draws = 4 * count
-        while draws < len(self._touches) // 8:
-            rows = torch.randint(len(self._touches), (draws,), generator=generator, device="cpu")
-            rows = rows[self._touches[rows] >= touches]
+        while draws < len(self.touches) // 8:
+            rows = torch.randint(len(self.touches), (draws,), generator=generator, device="cpu")
+            rows = rows[self.touches[rows] >= touches]
             if len(rows) >= count:
                 return rows[:count]
             draws *= 4
-        rows = (self._touches >= touches).nonzero()[:, 0]
+        rows = (self.touches >= touches).nonzero()[:, 0]
         return rows[torch.randperm(len(rows), generator=generator, device="cpu")[:count]]

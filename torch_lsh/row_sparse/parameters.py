@@ -13,13 +13,26 @@ They are kept outside of the parameter, so that copies and checkpoints carry not
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakIdKeyDictionary
+
+
+class Hardest(Protocol):
+    """Asks for the hardest rows of a step; see :class:`torch_lsh.ops.HardestRows`."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def log_weights(self) -> Tensor | None: ...
+
+    @property
+    def keep(self) -> Callable[[Tensor], None]: ...
 
 
 class Updater(Protocol):
@@ -40,13 +53,18 @@ class Updater(Protocol):
         x: Tensor,
         rows: Tensor,
         grad: Tensor | None,
-    ) -> tuple[Tensor, Tensor] | None: ...
+        hardest: Hardest | None,
+    ) -> Tensor | None: ...
 
 
 class Listener(Protocol):
     """Is told of every update of some rows."""
 
-    def record(self, parameter: Tensor, rows: Tensor, version_before: int, version_after: int) -> None: ...
+    touches: Tensor
+
+    def record(
+        self, parameter: Tensor, rows: Tensor, version_before: int, version_after: int, counted: Tensor | None = None
+    ) -> None: ...
 
 
 class Reporter(Protocol):
@@ -233,15 +251,25 @@ def listen(parameter: Tensor, listener: Listener) -> None:
     listeners.append(weakref.ref(listener, listeners.remove))
 
 
-def record_update(rows: Tensor, *updated: tuple[Tensor, int]) -> None:
+def touches_to_count(parameter: Tensor) -> Tensor | None:
+    """``[rows]`` uint8, how often each row of ``parameter`` was updated; an operator may count an update itself."""
+    for reference in _known(parameter).listeners:
+        listener = reference()
+        if listener is not None:
+            return listener.touches
+    return None
+
+
+def record_update(rows: Tensor, *updated: tuple[Tensor, int], counted: Tensor | None = None) -> None:
     """Row-sparse optimizers call this right after an update.
 
     Args:
         rows: ``[A]`` int64, all rows that changed.
         updated: every parameter that was updated, and its ``_version`` before.
+        counted: the result of :func:`touches_to_count`, where that was counted up.
     """
     for parameter, version_before in updated:
         for reference in tuple(_facts.get(id(parameter), _NOTHING).listeners):  # a copy: listeners may die meanwhile
             listener = reference()
             if listener is not None:
-                listener.record(parameter, rows, version_before, parameter._version)
+                listener.record(parameter, rows, version_before, parameter._version, counted)

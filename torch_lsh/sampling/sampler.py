@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..config import LSHConfig
 from ..index.base import Index
 from ..index.config import IndexConfig
 from ..index.lookup import LookupIndex
 from ..row_sparse.changed_rows import version_of
 from ..stopwatch import Stopwatch, timed
-from .active_set import ActiveSet, Budget, choose_active_rows, hardest_rows, labels_leave_room
+from .active_set import ActiveSet, Budget, choose_active_rows, labels_leave_room
 from .inference_mode import outside_inference_mode
 from .label_counts import LabelCounts
 from .look_ups import LookUps
@@ -241,10 +242,8 @@ class Sampler:
         self.fit(weight)
         return self._look_ups.find_for_recall(weight, bias, x, self._inputs.tensor, k, recall)
 
-    def keeper_of_hardest_rows(self, active: ActiveSet, corrected: bool) -> Callable[[Tensor], None] | None:
-        """Returns a function that keeps the hardest rows of this step for the next draw; None: none are kept.
-
-        The function takes the sum of the positive gradients of each active row's logits, ``[A]``.
+    def hardest_rows(self, active: ActiveSet, corrected: bool) -> ops.HardestRows | None:
+        """Asks a backward pass for the hardest rows of this step, which the next draw takes; None: it takes none.
 
         Args:
             active: the active set of the step.
@@ -253,11 +252,10 @@ class Sampler:
         count = self._budget.num_carried
         if count == 0 or not self._budget.needs_index or active.per_sample:
             return None
+        return ops.HardestRows(active.rows, count, active.log_weights() if corrected else None, self._keep_hardest)
 
-        def keep(pushed_down: Tensor) -> None:
-            self._carried = hardest_rows(pushed_down, active, count, corrected)
-
-        return keep
+    def _keep_hardest(self, rows: Tensor) -> None:
+        self._carried = rows
 
     def keep_queries(self, queries: Tensor) -> None:
         """Takes inputs ``[Q, in]`` as those of recent steps, for the next build of an index."""

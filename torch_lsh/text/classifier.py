@@ -39,7 +39,8 @@ class TextClassifier(Estimator):
     """Classifies texts with a network over hashed words and word n-grams.
 
     These are weighted by their rarity; with one label a text, over 3 to 64 classes also by how far they tell the
-    classes apart, and over two by that alone.
+    classes apart, and over two by that alone. With 200 to 20,000 texts of up to 64 classes, support vector machines
+    take over some or all of the network's work where parts of the texts, predicted by models of the others, say so.
 
     The number of classes decides the network: linear up to 64, a hidden layer above, an
     :class:`torch_lsh.LSHLinear` output above 4096. From 512 on, the nearest training texts count in every prediction,
@@ -53,6 +54,7 @@ class TextClassifier(Estimator):
     Args:
         features: How texts are hashed. None means words and pairs of words (up to 64 classes and from 8 MB of text on,
             triples, too; above 4096 classes, words alone), in a number of columns that follows from the amount of text.
+            Up to 64 classes in scripts without blanks: words, pairs, n-grams of characters, and punctuation.
         hidden: Width of the hidden layer; 0 means the linear model.
         neighbours: How many of the nearest training texts vote; 0 means none. None means 64 from 512 classes, else 0.
             The model and its file then hold the features of all training texts. Not for a multi-label task without a

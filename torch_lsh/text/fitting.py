@@ -25,6 +25,7 @@ from .files import TextFile
 from .fitted import FittedText
 from .hashed_text import HashedText
 from .linear import LinearNetwork
+from .margins import margin_network, share_of
 from .naive_bayes import log_count_ratios
 from .quality import Quality
 from .settings import Chosen, hashing, network_for
@@ -95,7 +96,11 @@ def fit_texts(
     network.eval()
     temperature = _temperature(network, held_out)
     if parts > 0:
-        temperature = _cross_fitted_temperature(chosen, data, network, settings._replace(budget=budget), parts)
+        share, temperature = _cross_fitted(chosen, data, network, settings._replace(budget=budget), parts)
+        if share > 0:
+            assert isinstance(network, LinearNetwork)
+            assert found.cached is not None
+            network.mix_(margin_network(columns.rows(found.cached.rows), chosen.seed), share)
     network.class_weight = None
     return FittedText(
         data.features,
@@ -204,10 +209,12 @@ def _parts_to_calibrate(network: Network, held_out: XMCRows | None, found: Stati
     return min(_PARTS, math.ceil(_ENOUGH * _PARTS / found.rows)) if calibrated and few and held_out is None else 0
 
 
-def _cross_fitted_temperature(
+def _cross_fitted(
     chosen: Chosen, data: TrainingData, network: Network, settings: Settings, parts: int
-) -> float:
-    """What training texts ask for, each predicted by a network that was trained on the other parts.
+) -> tuple[float, float]:
+    """What training texts ask for, each predicted by networks that were trained on the other parts.
+
+    Support vector machines know neither weights of texts and classes nor neighbours; with these, their share is 0.
 
     Args:
         chosen: The settings of the classifier.
@@ -215,11 +222,15 @@ def _cross_fitted_temperature(
         network: The network of all texts.
         settings: Of its training.
         parts: How many of the parts to predict.
+
+    Returns:
+        The share of support vector machines, and the temperature.
     """
     found = data.statistics
     assert found.cached is not None
     order = torch.randperm(found.rows, generator=torch.Generator().manual_seed(chosen.seed))
-    logits, labels = [], []
+    weighted = found.cached.weights is not None or network.class_weight is not None
+    logits, margins, labels = [], [], []
     for predicted in order.chunk(_PARTS)[:parts]:
         others = torch.ones(found.rows, dtype=torch.bool)
         others[predicted] = False
@@ -228,12 +239,21 @@ def _cross_fitted_temperature(
         other.class_weight = network.class_weight
         columns = _weighted_columns([Weighted(rows, weights)], found, other, data.features.num_features)
         columns = columns.only_those_of(rows)
-        fit(other, InMemory(columns.rows(rows), network.num_labels, weights), None, settings, RunOptions())
+        rows = columns.rows(rows)
+        fit(other, InMemory(rows, network.num_labels, weights), None, settings, RunOptions())
         other.eval()
         features, of_rows, _ = batch_of(columns.rows(found.cached.rows.take(predicted)))
         logits.append(other.scores(features).detach())
         labels.append(of_rows[:, 0])
-    return temperature_of(*_with_one_wrong(torch.cat(logits), torch.cat(labels)))
+        if not weighted and other.mixture is None:
+            margins.append(margin_network(rows, chosen.seed).scores(features).detach())
+    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
+    share = 0.0
+    if margins:
+        all_margins = torch.cat(margins)
+        share = share_of(all_margins, all_logits, all_labels)
+        all_logits = all_logits.lerp(all_margins, share)
+    return share, temperature_of(*_with_one_wrong(all_logits, all_labels))
 
 
 def _with_one_wrong(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,7 @@ class HashedText:
         seed: of the hash, 64 bits.
         split_characters: makes words of the letters of scripts without blanks, and features of pairs of them even if
             ``word_ngrams`` is 1; False: a run of them is one word.
+        symbols: makes words of punctuation marks and symbols, one of each.
 
     As a ``collate_fn`` it takes texts, or pairs of text and target. It is also a scikit-learn transformer
     (:meth:`transform` returns a scipy CSR matrix) and can be pickled.
@@ -62,6 +63,7 @@ class HashedText:
         norm: str | None = "l2",
         seed: int = 0,
         split_characters: bool = True,
+        symbols: bool = False,
     ) -> None:
         self.bits = bits
         self.word_ngrams = word_ngrams
@@ -71,6 +73,7 @@ class HashedText:
         self.norm = norm
         self.seed = seed
         self.split_characters = split_characters
+        self.symbols = symbols
         self._check()
 
     def _check(self) -> None:
@@ -89,7 +92,7 @@ class HashedText:
                 )
         if self.word_ngrams == 0 and self.char_ngrams is None:
             raise ValueError("word_ngrams is 0 and char_ngrams is None; wanted some features")
-        for name in ("signed", "split_characters"):
+        for name in ("signed", "split_characters", "symbols"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; wanted True or False")
         if self.tf not in ("log", "count", "binary"):
@@ -123,6 +126,7 @@ class HashedText:
             self.norm is not None,
             self.seed,
             self.split_characters,
+            self.symbols,
         )
 
     def __call__(self, batch: Sequence[Any]) -> Any:

@@ -56,6 +56,12 @@ class LinearNetwork(Network):
         return losses.mean() if weights is None else (losses * weights).sum() / weights.sum().clamp(min=1e-12)
 
     @torch.no_grad()
+    def mix_(self, other: LinearNetwork, share: float) -> None:
+        """Gives another network a share of the logits."""
+        self.input.weight.lerp_(other.input.weight, share)
+        self.bias.lerp_(other.bias, share)
+
+    @torch.no_grad()
     def grow(self, num_features: int, num_labels: int) -> None:
         """Adds zeros for new features and labels; all others keep their numbers."""
         larger = LinearNetwork(max(num_features, self.num_features), max(num_labels, self.num_labels))

@@ -42,6 +42,7 @@ class LinearScorer:
             features.tf,
             features.seed,
             features.split_characters,
+            features.symbols,
         )
         self._made: tuple[Tensor, int, Tensor, Tensor] | None = None  # the weight, its version, the table, the bias
 

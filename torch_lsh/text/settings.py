@@ -17,8 +17,8 @@ from .linear import LinearNetwork
 from .sources import Texts
 
 _LINEAR_CLASSES = 64  # with at most so many, the linear model is the better one, and small
-_FEW_CLASSES = 16  # over which n-grams of three letters tell more than they let memorise
 _ENOUGH_FOR_TRIGRAMS = 8 << 20  # bytes of text
+_CHARACTERS = (2, 4)  # of an n-gram, marks of its beginning and end included
 _MOSTLY = 0.5  # share of words that are single letters
 _MOST_BITS = 22  # four million columns; twice as many for two classes
 
@@ -69,18 +69,23 @@ def check_settings(chosen: Chosen) -> None:
 def hashing(chosen: Chosen, source: Texts | TextFile) -> HashedText | list[tuple[float, HashedText]]:
     """How texts are hashed, by the number of classes; over many of them, n-grams are rare and get memorised.
 
-    Where most words are letters of scripts without blanks, three letters say what two words do elsewhere: over few
-    classes they are features however little text there is, and there are about twice as many n-grams a byte.
+    Where most words are letters of scripts without blanks, a word is a run of some characters, and nothing but marks
+    separates sentences: over few classes, n-grams of characters and marks are features, too. There are about twice as
+    many n-grams a byte.
     """
     if chosen.features is not None:
         return chosen.features
     text_bytes, in_letters = source.bytes(), share_of_letters(source) > _MOSTLY
     longest = 3 if text_bytes >= _ENOUGH_FOR_TRIGRAMS else 2
-    of_few = 3 if in_letters else longest
     bits = _bits(text_bytes * (1 + in_letters))
-    choices = [(_FEW_CLASSES, of_few), (_LINEAR_CLASSES, longest), (WIDE, 2), (math.inf, 1)]
-    of_two = HashedText(min(bits, _MOST_BITS + 1), of_few, norm=None)  # few weights a column
-    return [(2, of_two), *((classes, HashedText(min(bits, _MOST_BITS), n, norm=None)) for classes, n in choices)]
+
+    def of_few(most_bits: int) -> HashedText:
+        if in_letters:
+            return HashedText(min(bits, most_bits), 2, _CHARACTERS, norm=None, symbols=True)
+        return HashedText(min(bits, most_bits), longest, norm=None)
+
+    many = ((classes, HashedText(min(bits, _MOST_BITS), n, norm=None)) for classes, n in ((WIDE, 2), (math.inf, 1)))
+    return [(2, of_few(_MOST_BITS + 1)), (_LINEAR_CLASSES, of_few(_MOST_BITS)), *many]  # of two: few weights a column
 
 
 def _bits(text_bytes: int) -> int:

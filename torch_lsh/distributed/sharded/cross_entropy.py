@@ -104,7 +104,7 @@ def _of_active_rows(layer: ShardOwner, input: Tensor, gathered: Gathered, option
             logits = active_logits(layer, gathered, drawn)
             return sums_of_logits(logits, active, shares, drawn.correction, options)
         log_z, at_labels = ops.active_rows_sums(
-            gathered.x, layer.weight, layer.bias, active.rows, weights, active.positions, drawn.keep
+            gathered.x, layer.weight, layer.bias, active.rows, weights, active.positions, drawn.hardest
         )
         return torch.stack([log_z, (shares * at_labels).sum(1)], 1)
 

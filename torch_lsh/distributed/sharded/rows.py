@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,7 @@ class Drawn:
 
     active: ActiveSet
     correction: str
-    keep: Callable[[Tensor], None] | None
+    hardest: ops.HardestRows | None
 
 
 def draw(layer: ShardOwner, input: Tensor, gathered: Gathered, several_labels: bool) -> Drawn:
@@ -40,15 +40,14 @@ def draw(layer: ShardOwner, input: Tensor, gathered: Gathered, several_labels: b
     active = sampler.draw(layer.weight, layer.bias, gathered.x.detach(), gathered.target.labels)
     layer.paths.sampled(input, active)
     correction = correction_of(sampler, several_labels)
-    return Drawn(active, correction, sampler.keeper_of_hardest_rows(active, correction == "stratified"))
+    return Drawn(active, correction, sampler.hardest_rows(active, correction == "stratified"))
 
 
 def active_logits(layer: ShardOwner, gathered: Gathered, drawn: Drawn) -> Tensor:
     """The logits ``[all samples, A]`` of active rows, in at least float32; differentiable."""
     logits = layer.active_logits(gathered.x, drawn.active.rows).to(gathered.target.shares.dtype)
-    keep = drawn.keep
-    if keep is not None and logits.requires_grad:
-        logits.register_hook(lambda gradient: keep(ops.positive_sums(gradient)))
+    if drawn.hardest is not None and logits.requires_grad:
+        logits.register_hook(drawn.hardest.find)
     return logits
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -11,13 +12,16 @@ from torch import Tensor
 from ... import ops
 
 _COARSE_STEPS, _FINE_STEPS = 8, 6  # of k-means
-_GROWTH = (0.25, 0.5, 0.75, 1.0, 1.0)  # share of the centers in each step of k-means over all of them at once
-_GROWING = 8  # groups that are looked into meanwhile
-_GROUPED = 16  # centers per group that k-means of groups looks at
+_GROWTH = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)  # share of the centers in each step of k-means over all of them at once
+_GROWING = 16  # groups that are looked into meanwhile
+_GROUPED = 32  # centers per group that k-means of groups looks at
+_NEAR, _NEAR_SHARE = 1.5, 0.2  # meanwhile, a row is near within so many times the distance of so many rows
+_NEAR_WEIGHT = 1 / 16  # of such a row's distance where new centers are drawn
 _FEW = 0.25  # of the average: a center with fewer rows is dropped
 _HELD = 2 / 3  # more centers are not tried once fewer than that share of them kept rows
 _AT_FIRST = 4  # groups that a row is compared with; those of `compared` if its center is then far
-_FAR = 1.5  # times the median squared distance from the center
+_FURTHER = 4  # times as many groups, once more where it is still far
+_FAR = 2.0  # times the median squared distance from the center, of rows that k-means saw
 _ROUTING_STEPS = 40
 _CONTESTED = 1 << 14  # buckets whose scores are learned, at most: those that most queries would visit
 _LEARNING_RATE = 0.015  # of Adam, in units of the root mean square of the centers
@@ -129,20 +133,24 @@ class LearnedPartition:
 
     def _fit_all_centers(self, rows: Tensor, generator: torch.Generator) -> None:
         few = _FEW * len(rows) / self.num_buckets
-        self._group(_sample(rows, round(_GROWTH[0] * self.num_buckets), generator), generator)
-        for share in (*_GROWTH[1:], 0):
-            nearest = self._nearest_of_groups(rows, _GROWING).long()
+        rows = _sample(rows, len(rows), generator)
+        self._group(rows[torch.arange(round(_GROWTH[0] * self.num_buckets)) % len(rows)], generator)
+        for now, share in zip(_GROWTH, (*_GROWTH[1:], 0)):
+            some = rows[: max(_BLOCK_ROWS, round(now * len(rows)))]  # as many for each center
+            nearest = self._nearest_of_groups(some, _GROWING).long()
             sizes = nearest.bincount(minlength=len(self.centers))
-            used, sums = ops.coalesce_rows(nearest, rows)
+            used, sums = ops.coalesce_rows(nearest, some)
             centers = self.centers.clone()
             centers[used] = sums / sizes[used].unsqueeze(1)
-            far = _squared_distances(rows, centers, nearest)
+            far = _squared_distances(some, centers, nearest)
+            near = _NEAR * far.kthvalue(math.ceil(_NEAR_SHARE * len(far))).values
+            far[far <= near] *= _NEAR_WEIGHT
             held = centers[sizes >= few]
             added = round(share * self.num_buckets) - len(held)
             if added <= 0 or len(held) < _HELD * len(centers) or not bool(far.sum() > 0):
                 break
             far_rows = torch.multinomial(far, added, replacement=True, generator=generator)
-            self._group(torch.cat([held, rows[far_rows]]), generator)
+            self._group(torch.cat([held, some[far_rows]]), generator)
         self._group(held, generator)
         some = _sample(rows, min(len(rows), _BLOCK_ROWS), generator)
         nearest = self._nearest_of_groups(some, self.compared)
@@ -153,8 +161,8 @@ class LearnedPartition:
         """Takes over the centers, those that are close to each other next to each other."""
         groups = len(self.coarse)
         some = _sample(centers, min(len(centers), _GROUPED * groups), generator)
-        self.coarse = _k_means(some, groups, _COARSE_STEPS, generator)
-        group = torch.cat([_nearest(part, self.coarse) for part in centers.split(_BLOCK_ROWS)])
+        self.coarse = _directions(some, groups, _COARSE_STEPS, generator)
+        group = torch.cat([_best(part, self.coarse) for part in centers.split(_BLOCK_ROWS)])
         self.centers = centers[group.argsort(stable=True)]
         sizes = group.bincount(minlength=groups)
         self.first = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
@@ -230,15 +238,19 @@ class LearnedPartition:
 
     def _nearest_of_all(self, rows: Tensor) -> Tensor:
         """Looks further for those whose center is far."""
-        found = self._nearest_of_groups(rows, min(_AT_FIRST, self.compared))
-        far = (_squared_distances(rows, self.centers, found) > self.near).nonzero().squeeze(1)
-        if len(far) > 0:
-            found[far] = self._nearest_of_groups(rows[far], self.compared)
+        compared = min(_AT_FIRST, self.compared)
+        found = self._nearest_of_groups(rows, compared)
+        far = torch.arange(len(rows), device="cpu")
+        while compared < min(self.compared, len(self.coarse)) and len(far) > 0:
+            compared = min(_FURTHER * compared, self.compared)
+            far = far[_squared_distances(rows[far], self.centers, found[far]) > self.near]
+            found[far] = self._nearest_of_groups(rows[far], compared)
         return found
 
     def _nearest_of_groups(self, rows: Tensor, compared: int) -> Tensor:
         rows, centers = rows.contiguous(), self.centers[: self.num_centers]
-        offsets = _offsets(self.coarse).masked_fill_(self.first.diff() == 0, -torch.inf)  # empty groups come last
+        empty = self.first.diff() == 0
+        offsets = torch.zeros(len(empty), dtype=torch.float32, device="cpu").masked_fill_(empty, -torch.inf)  # last
         groups = ops.linear_topk(rows, self.coarse, offsets, min(compared, len(self.coarse)))[1]
         return ops.nearest_members(rows, groups, self.first, centers, _offsets(centers))
 
@@ -283,6 +295,24 @@ def _nearest(x: Tensor, centers: Tensor) -> Tensor:
     # not a BLAS product, whose last bits may depend on the batch and the number of threads
     scores = ops.product(x, centers.T)
     return scores.sub_(centers.square().sum(1) / 2).argmax(1)
+
+
+def _best(x: Tensor, directions: Tensor) -> Tensor:
+    """The number of the direction with the largest product with each row: ``[n]`` int64; the first among equals."""
+    return ops.product(x, directions.T).argmax(1)
+
+
+def _directions(x: Tensor, count: int, steps: int, generator: torch.Generator) -> Tensor:
+    """``[count, d]`` unit vectors by k-means of directions.
+
+    Of centers at different distances from the origin, the nearest one is often a short one that stands for nothing:
+    with these, few groups would hold most rows.
+    """
+    directions = F.normalize(_sample(x, count, generator))
+    for _ in range(steps):
+        used, sums = ops.coalesce_rows(_best(x, directions), x)
+        directions[used] = F.normalize(sums)
+    return directions
 
 
 def _sample(x: Tensor, count: int, generator: torch.Generator) -> Tensor:

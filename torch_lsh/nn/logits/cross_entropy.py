@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -164,10 +164,10 @@ def _of_drawn_rows(
     if not _is_fusible(recipe, active, correction, options):
         logits = sampled_logits(recipe, sampler, x, active, corrected)
         return sampled_cross_entropy(logits, active, target, correction, options)
-    keep = sampler.keeper_of_hardest_rows(active, corrected)
+    hardest = sampler.hardest_rows(active, corrected)
     if x.dtype is not recipe.product_dtype:
         x = x.to(recipe.product_dtype)
-    return fused_cross_entropy(x, weight, bias, active, target, correction, options, keep)
+    return fused_cross_entropy(x, weight, bias, active, target, correction, options, hardest)
 
 
 def _is_fusible(recipe: Recipe, active: ActiveSet, correction: str, options: Options) -> bool:
@@ -212,7 +212,7 @@ def fused_cross_entropy(
     target: Target,
     correction: str,
     options: Options,
-    pushed_down: Callable[[Tensor], None] | None = None,
+    hardest: ops.HardestRows | None = None,
 ) -> Tensor:
     """Computes :func:`sampled_cross_entropy` in one operator with the layer, without label smoothing.
 
@@ -224,7 +224,7 @@ def fused_cross_entropy(
         target: see :func:`as_target`.
         correction: see :func:`sampled_cross_entropy`.
         options: see :class:`Options`.
-        pushed_down: see :func:`torch_lsh.ops.active_rows_loss`.
+        hardest: see :func:`torch_lsh.ops.active_rows_loss`.
     """
     weights = log_weights(active, correction, target.shares.dtype)
     shares = class_weighted(target, options.class_weight)
@@ -233,7 +233,7 @@ def fused_cross_entropy(
         divisor = 1.0
     elif options.reduction == "mean" and _divides_by_batch(shares, target):
         divisor = float(shares.shape[0])
-    loss = ops.active_rows_loss(x, weight, bias, active.rows, weights, active.positions, shares, divisor, pushed_down)
+    loss = ops.active_rows_loss(x, weight, bias, active.rows, weights, active.positions, shares, divisor, hardest)
     return reduced(loss, shares, target, options.reduction) if divisor is None else loss
 
 

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from ... import ops
 from ...sampling.active_set import ActiveSet
 from ...sampling.sampler import Sampler
 from .recipe import Recipe, run_before_backward
@@ -90,9 +89,9 @@ def sampled_logits(recipe: Recipe, sampler: Sampler, x: Tensor, active: ActiveSe
     logits = logits.to(accurate_dtype(recipe.dtype))
     if recipe.steps:
         logits = recipe.transform(logits, active.rows)
-    keep = sampler.keeper_of_hardest_rows(active, corrected)
-    if keep is not None and logits.requires_grad:
-        logits.register_hook(lambda gradient: keep(ops.positive_sums(gradient)))
+    hardest = sampler.hardest_rows(active, corrected)
+    if hardest is not None and logits.requires_grad:
+        logits.register_hook(hardest.find)
     return logits
 
 

@@ -1,0 +1,15 @@
+// largest_rows, for use by other operators.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+namespace torch_lsh {
+
+// values: one of each row.
+torch::stable::Tensor largest_rows(const float* values, const torch::stable::Tensor& rows, int64_t count,
+                                   const std::optional<torch::stable::Tensor>& log_weights);
+
+}  // namespace torch_lsh
