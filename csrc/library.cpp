@@ -150,7 +150,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "column_start, Tensor column_rows, Tensor column_values)");
   m.def(
       "fit_linear_rows(Tensor row_start, Tensor row_columns, Tensor row_values, int num_columns, "
-      "Tensor label_start, Tensor label_rows, Tensor positive, float cost, int passes, float threshold, "
+      "Tensor label_start, Tensor label_rows, Tensor positive, Tensor costs, int passes, float threshold, "
       "int seed) -> (Tensor start, Tensor columns, Tensor weights, Tensor bias)");
   m.def(
       "label_votes(Tensor rows, Tensor weights, Tensor label_start, Tensor labels, int num_labels, int keep, "

@@ -9,6 +9,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
+#include <cstdint>
 #include <functional>
 #include <limits>
 #include <tuple>
@@ -19,7 +21,6 @@
 #include "ops/gathered_product.h"
 #include "ops/operator.h"
 #include "ops/parallel.h"
-#include "ops/row_set.h"
 #include "ops/shortlist.h"
 
 namespace torch_lsh {
@@ -56,22 +57,18 @@ struct Query {
 };
 
 // Answers queries one by one. Not thread-safe: one per thread, kept between calls, since allocating the sums
-// would cost more than a search. Between searches no row is touched and every sum is zero.
+// would cost more than a search. Between searches no row is touched and every sum is -0.
 class Search {
  public:
   // Returns whether the index was valid where it was read.
   bool run(const Compressed& rows, const Compressed& columns, const Query& query, int64_t k,
            int64_t candidates, int64_t max_postings, float* values, int64_t* indices) {
-    touched_.reserve(rows.outer);
     if (static_cast<int64_t>(query_.size()) < columns.outer) query_.resize(columns.outer);
-    if (static_cast<int64_t>(sums_.size()) < rows.outer) sums_.resize(rows.outer);
+    if (static_cast<int64_t>(sums_.size()) < rows.outer) sums_.resize(rows.outer, kUntouched);
     const Zeroed zeroed{*this};
     bool sound = accumulate(columns, query, rows.outer, max_postings);
     Shortlist shortlist(candidates);
-    touched_.drain([&](int64_t row) {
-      shortlist.offer(sums_[row], row);
-      sums_[row] = 0;
-    });
+    for (int64_t i = 0; i < touched_; ++i) shortlist.offer(sums_[rows_[i]], rows_[i]);
     best_.clear();
     // Candidates are scattered: prefetch their offsets, then their entries.
     for (const uint64_t key : shortlist.best()) __builtin_prefetch(rows.start + index_of(key));
@@ -100,11 +97,12 @@ class Search {
   }
 
  private:
-  // Ends a search that runs out of memory as it should.
+  // Ends every search, one that runs out of memory, too.
   struct Zeroed {
     Search& search;
     ~Zeroed() {
-      search.touched_.drain([&](int64_t row) { search.sums_[row] = 0; });
+      for (int64_t i = 0; i < search.touched_; ++i) search.sums_[search.rows_[i]] = kUntouched;
+      search.touched_ = 0;
     }
   };
 
@@ -121,13 +119,16 @@ class Search {
       const int64_t column = query.column[i], begin = columns.start[column], end = columns.start[column + 1];
       if (postings > 0 && postings + end - begin > max_postings) break;
       postings += end - begin;
+      if (static_cast<int64_t>(rows_.size()) < touched_ + end - begin) rows_.resize(touched_ + end - begin);
       const float weight = query.value[i];
       for (int64_t at = begin; at < end; ++at) {
         if (at + kAhead < end) __builtin_prefetch(sums_.data() + columns.index[at + kAhead], 1);
         const int64_t row = columns.index[at];
         if (row < 0 || row >= num_rows) return false;
-        touched_.insert(row);
-        sums_[row] += weight * columns.value[at];
+        const float before = sums_[row];
+        rows_[touched_] = static_cast<int32_t>(row);
+        touched_ += std::bit_cast<uint32_t>(before) == std::bit_cast<uint32_t>(kUntouched);
+        sums_[row] = before + weight * columns.value[at] + 0.0f;  // never -0
       }
     }
     return true;
@@ -143,8 +144,11 @@ class Search {
     return gathered_product(rows.index + begin, rows.value + begin, rows.count(row), query_.data());
   }
 
-  RowSet touched_;
-  std::vector<float> sums_;   // zero except at touched rows
+  static constexpr float kUntouched = -0.0f;
+
+  std::vector<int32_t> rows_;  // the first `touched_` are the rows whose sums are in use
+  int64_t touched_ = 0;
+  std::vector<float> sums_;
   std::vector<float> query_;  // all columns; zero between searches
   std::vector<int64_t> order_;
   std::vector<uint64_t> best_;

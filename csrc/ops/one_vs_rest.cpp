@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <limits>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -28,23 +29,30 @@ namespace {
 constexpr int64_t kLabelsPerPart = 256;
 constexpr float kConverged = 0.01f;  // largest change of a dual variable in a pass
 
-// The sparse rows that one thread has made so far, and the dense vector it works in.
+// Sparse rows that were made together: several kinds of values for the same columns.
 struct Part {
   std::vector<int64_t> counts;
   std::vector<int32_t> columns;
-  std::vector<float> values, bias;
+  std::vector<std::vector<float>> values, bias;
 };
 
-// A dense vector that knows which of its entries were used.
+// Dense vectors, one of each kind, that know which of their entries were used.
 class Scratch {
  public:
-  explicit Scratch(int64_t columns) : values_(static_cast<size_t>(columns)) { used_.reserve(columns); }
+  Scratch(int64_t columns, int64_t kinds)
+      : columns_(columns), kinds_(kinds), values_(static_cast<size_t>(columns * kinds)) {
+    used_.reserve(columns);
+  }
 
-  float* values() { return values_.data(); }
+  float* values(int64_t kind) { return &values_[kind * columns_]; }
 
   void use(int32_t column) { used_.insert(column); }
 
-  // Divides all entries by the length of the vector.
+  void copy(int64_t from, int64_t to) {
+    used_.visit([&](int64_t column) { values(to)[column] = values(from)[column]; });
+  }
+
+  // Divides all entries by the length of the vector, of one kind.
   void normalize() {
     double squares = 0;
     used_.visit([&](int64_t column) { squares += double{values_[column]} * values_[column]; });
@@ -52,43 +60,51 @@ class Scratch {
     used_.visit([&](int64_t column) { values_[column] *= scale; });
   }
 
-  // Appends the entries above the threshold in magnitude, columns increasing, and clears the vector.
+  // Appends the columns with an entry above the threshold in magnitude, increasing, and clears the vectors.
   void move_to(Part& part, float threshold) {
     const size_t before = part.columns.size();
     used_.drain([&](int64_t column) {
-      if (std::fabs(values_[column]) > threshold) {
-        part.columns.push_back(static_cast<int32_t>(column));
-        part.values.push_back(values_[column]);
+      float largest = 0;
+      for (int64_t kind = 0; kind < kinds_; ++kind)
+        largest = std::max(largest, std::fabs(values(kind)[column]));
+      if (largest > threshold) part.columns.push_back(static_cast<int32_t>(column));
+      for (int64_t kind = 0; kind < kinds_; ++kind) {
+        if (largest > threshold) part.values[kind].push_back(values(kind)[column]);
+        values(kind)[column] = 0;
       }
-      values_[column] = 0;
     });
     part.counts.push_back(static_cast<int64_t>(part.columns.size() - before));
   }
 
  private:
-  std::vector<float> values_;
+  int64_t columns_, kinds_;
+  std::vector<float> values_;  // of each kind
   RowSet used_;
 };
 
 template <typename Label>
-std::vector<Part> for_each_label(int64_t labels, int64_t columns, const Label& label) {
+std::vector<Part> for_each_label(int64_t labels, int64_t columns, int64_t kinds, const Label& label) {
   const int64_t count = (labels + kLabelsPerPart - 1) / kLabelsPerPart;
   std::vector<Part> parts(static_cast<size_t>(count));
   parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
-    Scratch scratch(columns);
-    for (int64_t part = first; part < last; ++part)
+    Scratch scratch(columns, kinds);
+    for (int64_t part = first; part < last; ++part) {
+      parts[part].values.resize(kinds);
+      parts[part].bias.resize(kinds);
       for (int64_t i = part * kLabelsPerPart; i < std::min(labels, (part + 1) * kLabelsPerPart); ++i)
         label(i, scratch, parts[part]);
+    }
   });
   return parts;
 }
 
-std::tuple<Tensor, Tensor, Tensor> joined(std::vector<Part>& parts, int64_t labels) {
+// Offsets ``[labels + 1]``, columns ``[entries]`` and values ``[kinds, entries]``.
+std::tuple<Tensor, Tensor, Tensor> joined(std::vector<Part>& parts, int64_t labels, int64_t kinds) {
   int64_t total = 0;
   for (const Part& part : parts) total += static_cast<int64_t>(part.columns.size());
   Tensor start = new_tensor({labels + 1}, ScalarType::Long);
   Tensor columns = new_tensor({total}, ScalarType::Int);
-  Tensor values = new_tensor({total}, ScalarType::Float);
+  Tensor values = new_tensor({kinds, total}, ScalarType::Float);
   int64_t* offset = start.mutable_data_ptr<int64_t>();
   int32_t* column = columns.mutable_data_ptr<int32_t>();
   float* value = values.mutable_data_ptr<float>();
@@ -96,7 +112,9 @@ std::tuple<Tensor, Tensor, Tensor> joined(std::vector<Part>& parts, int64_t labe
   for (Part& part : parts) {
     for (const int64_t count : part.counts) offset[1] = offset[0] + count, ++offset;
     column = std::copy(part.columns.begin(), part.columns.end(), column);
-    value = std::copy(part.values.begin(), part.values.end(), value);
+    for (int64_t kind = 0; kind < kinds; ++kind)
+      std::copy(part.values[kind].begin(), part.values[kind].end(), value + kind * total);
+    value += part.columns.size();
     part.columns = {};
     part.values = {};
   }
@@ -113,8 +131,8 @@ std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tenso
                                             "row_values", num_columns);
   const SparseRows labels =
       check_sparse_rows(label_start, "label_start", label_rows, "label_rows", nullptr, nullptr, rows.rows);
-  auto parts = for_each_label(labels.rows, num_columns, [&](int64_t label, Scratch& scratch, Part& part) {
-    float* sums = scratch.values();
+  auto parts = for_each_label(labels.rows, num_columns, 1, [&](int64_t label, Scratch& scratch, Part& part) {
+    float* sums = scratch.values(0);
     for (int64_t i = labels.start[label]; i < labels.start[label + 1]; ++i) {
       const int64_t row = labels.index[i];
       for (int64_t at = rows.start[row]; at < rows.start[row + 1]; ++at) {
@@ -125,34 +143,55 @@ std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tenso
     scratch.normalize();
     scratch.move_to(part, static_cast<float>(threshold));
   });
-  return joined(parts, labels.rows);
+  auto [start, columns, values] = joined(parts, labels.rows, 1);
+  return {start, columns, torch::stable::view(values, {columns.numel()})};
 }
 
 // Dual coordinate descent for the squared hinge loss (Hsieh et al., ICML 2008), with a bias that is a feature
 // of value 1. Not thread-safe: one per thread.
 class LinearClassifier {
  public:
-  LinearClassifier(const SparseRows& rows, double cost, int64_t passes)
-      : rows_(rows), diagonal_(static_cast<float>(0.5 / cost)), passes_(passes) {}
+  LinearClassifier(const SparseRows& rows, int64_t passes) : rows_(rows), passes_(passes) {}
 
-  // Trains on `count` rows; the weights are in the scratch, the bias is returned.
-  float train(const int32_t* members, const uint8_t* positive, int64_t count, uint64_t seed,
-              Scratch& scratch) {
+  // Trains on `count` rows with each of the costs, which increase, so that the solution for one begins with
+  // that for the one before. Weights are in the scratch, of a kind for each cost; the bias is appended.
+  void train(const int32_t* members, const uint8_t* positive, int64_t count, const float* costs,
+             int64_t num_costs, uint64_t seed, Scratch& scratch, std::vector<std::vector<float>>& biases) {
     prepare(members, count, scratch);
     float bias = 0;
-    float* weights = scratch.values();
+    for (int64_t kind = 0; kind < num_costs; ++kind) {
+      if (kind > 0) scratch.copy(kind - 1, kind);
+      bias =
+          descend(members, positive, 0.5f / costs[kind], bias, random_bits(seed, kind), scratch.values(kind));
+      biases[kind].push_back(bias);
+    }
+  }
+
+ private:
+  // Changes the weights and returns the new bias. Rows whose dual variable is 0 and will stay 0, as far as
+  // the slopes of the pass before tell, are looked at no more ("shrinking").
+  float descend(const int32_t* members, const uint8_t* positive, float diagonal, float bias, uint64_t seed,
+                float* weights) {
     uint64_t draws = 0;
+    auto active = static_cast<int64_t>(order_.size());
+    float most = std::numeric_limits<float>::infinity();  // slope downhill in the pass before
     for (int64_t pass = 0; pass < passes_; ++pass) {
-      for (int64_t i = count - 1; i > 0; --i)
+      for (int64_t i = active - 1; i > 0; --i)
         std::swap(order_[i], order_[random_below(seed, draws++, i + 1)]);
-      float largest = 0;
-      for (const int32_t i : order_) {
+      float largest = 0, downhill = 0;
+      for (int64_t at_row = 0; at_row < active; ++at_row) {
+        const int32_t i = order_[at_row];
         const float sign = positive[i] ? 1.0f : -1.0f;
         const int64_t begin = rows_.start[members[i]], end = rows_.start[members[i] + 1];
         const float product =
             bias + gathered_product(rows_.index + begin, rows_.value + begin, end - begin, weights);
-        const float slope = sign * product - 1 + diagonal_ * dual_[i];
-        const float dual = std::max(dual_[i] - slope / (squares_[i] + diagonal_), 0.0f);
+        const float slope = sign * product - 1 + diagonal * dual_[i];
+        if (dual_[i] == 0 && slope > most) {
+          std::swap(order_[at_row--], order_[--active]);
+          continue;
+        }
+        downhill = std::max(downhill, -slope);
+        const float dual = std::max(dual_[i] - slope / (squares_[i] + diagonal), 0.0f);
         const float change = dual - dual_[i];
         if (change == 0) continue;
         dual_[i] = dual;
@@ -160,12 +199,12 @@ class LinearClassifier {
         for (int64_t at = begin; at < end; ++at) weights[rows_.index[at]] += sign * change * rows_.value[at];
         largest = std::max(largest, std::fabs(change));
       }
+      most = downhill;
       if (largest < kConverged) break;
     }
     return bias;
   }
 
- private:
   void prepare(const int32_t* members, int64_t count, Scratch& scratch) {
     dual_.assign(count, 0.0f);
     squares_.resize(count);
@@ -181,7 +220,6 @@ class LinearClassifier {
   }
 
   const SparseRows& rows_;
-  const float diagonal_;
   const int64_t passes_;
   std::vector<float> dual_, squares_;
   std::vector<int32_t> order_;
@@ -191,10 +229,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fit_linear_rows(const Tensor& row_sta
                                                            const Tensor& row_values, int64_t num_columns,
                                                            const Tensor& label_start,
                                                            const Tensor& label_rows, const Tensor& positive,
-                                                           double cost, int64_t passes, double threshold,
-                                                           int64_t seed) {
+                                                           const Tensor& costs, int64_t passes,
+                                                           double threshold, int64_t seed) {
   TORCH_LSH_CHECK(num_columns >= 0, "num_columns is ", num_columns, "; wanted at least 0");
-  TORCH_LSH_CHECK(cost > 0, "cost is ", cost, "; wanted a positive number");
+  check_operand(costs, "costs", 1, ScalarType::Float);
+  const auto* const cost = costs.const_data_ptr<float>();
+  const int64_t kinds = costs.numel();
+  TORCH_LSH_CHECK(kinds >= 1, "costs is empty; wanted at least one");
+  for (int64_t i = 0; i < kinds; ++i)
+    TORCH_LSH_CHECK(cost[i] > (i == 0 ? 0 : cost[i - 1]), "costs[", i, "] is ", cost[i],
+                    "; wanted positive numbers that increase");
   TORCH_LSH_CHECK(passes >= 1, "passes is ", passes, "; wanted at least 1");
   TORCH_LSH_CHECK(threshold >= 0, "threshold is ", threshold, "; wanted at least 0");
   const SparseRows rows = check_sparse_rows(row_start, "row_start", row_columns, "row_columns", &row_values,
@@ -204,17 +248,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fit_linear_rows(const Tensor& row_sta
   check_operand(positive, "positive", 1, ScalarType::Bool);
   check_size(positive, "positive", 0, label_rows.numel());
   const uint8_t* is_positive = static_cast<const uint8_t*>(positive.const_data_ptr());
-  auto parts = for_each_label(labels.rows, num_columns, [&](int64_t label, Scratch& scratch, Part& part) {
-    LinearClassifier classifier(rows, cost, passes);
-    const int64_t begin = labels.start[label];
-    part.bias.push_back(classifier.train(labels.index + begin, is_positive + begin, labels.count(label),
-                                         random_bits(static_cast<uint64_t>(seed), label), scratch));
-    scratch.move_to(part, static_cast<float>(threshold));
-  });
-  Tensor bias = new_tensor({labels.rows}, ScalarType::Float);
+  auto parts =
+      for_each_label(labels.rows, num_columns, kinds, [&](int64_t label, Scratch& scratch, Part& part) {
+        LinearClassifier classifier(rows, passes);
+        const int64_t begin = labels.start[label];
+        classifier.train(labels.index + begin, is_positive + begin, labels.count(label), cost, kinds,
+                         random_bits(static_cast<uint64_t>(seed), label), scratch, part.bias);
+        scratch.move_to(part, static_cast<float>(threshold));
+      });
+  Tensor bias = new_tensor({kinds, labels.rows}, ScalarType::Float);
   float* to = bias.mutable_data_ptr<float>();
-  for (const Part& part : parts) to = std::copy(part.bias.begin(), part.bias.end(), to);
-  auto [start, columns, weights] = joined(parts, labels.rows);
+  for (int64_t kind = 0; kind < kinds; ++kind)
+    for (const Part& part : parts) to = std::copy(part.bias[kind].begin(), part.bias[kind].end(), to);
+  auto [start, columns, weights] = joined(parts, labels.rows, kinds);
   return {start, columns, weights, bias};
 }
 

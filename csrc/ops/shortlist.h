@@ -18,7 +18,7 @@ class Shortlist {
   explicit Shortlist(int64_t count) : count_(count) {}
 
   void offer(float score, int64_t row) {
-    if (score <= threshold_) return;
+    if (score < threshold_) return;  // equal ones may be of a lower row
     keys_.push_back(key_of(score, row));
     if (static_cast<int64_t>(keys_.size()) == 2 * count_) shrink();
   }

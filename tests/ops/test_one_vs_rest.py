@@ -49,8 +49,8 @@ def test_columns_are_those_of_the_twin(shape):
 def test_classifiers_are_those_of_the_twin(shape, threads):
     rows, columns, labels = shape
     matrix, members, positive = training_rows(rows, columns, labels)
-    ours = ops.fit_linear_rows(*matrix, columns, *members, positive, 0.7, 3, 0.01, 5)
-    theirs = twins.fit_linear_rows(*matrix, columns, *members, positive, 0.7, 3, 0.01, 5)
+    ours = ops.fit_linear_rows(*matrix, columns, *members, positive, torch.tensor([0.1, 0.7]), 3, 0.01, 5)
+    theirs = twins.fit_linear_rows(*matrix, columns, *members, positive, torch.tensor([0.1, 0.7]), 3, 0.01, 5)
     for some, wanted in zip(ours, theirs):
         torch.testing.assert_close(some, wanted, rtol=1e-4, atol=1e-5)
 
@@ -58,7 +58,9 @@ def test_classifiers_are_those_of_the_twin(shape, threads):
 def test_classifiers_minimise_the_squared_hinge_loss():
     """Gradient descent on the primal problem ends at the same weights."""
     matrix, (start, members), positive = training_rows(60, 12, 1)
-    _, columns, weights, bias = ops.fit_linear_rows(*matrix, 12, start, members, positive, 0.5, 2000, 0.0, 0)
+    _, columns, weights, bias = ops.fit_linear_rows(
+        *matrix, 12, start, members, positive, torch.tensor([0.1, 0.5]), 2000, 0.0, 0
+    )
     x = torch.sparse_csr_tensor(*matrix, (60, 12)).to_dense().double()[members.long()]
     x = torch.cat([x, torch.ones(len(x), 1)], 1)
     y = positive.double() * 2 - 1
@@ -72,18 +74,18 @@ def test_classifiers_minimise_the_squared_hinge_loss():
         return value
 
     optimizer.step(objective)
-    ours = torch.zeros(13, dtype=torch.float64).index_put_((columns.long(),), weights.double())
-    ours[12] = bias[0]
+    ours = torch.zeros(13, dtype=torch.float64).index_put_((columns.long(),), weights[1].double())
+    ours[12] = bias[1, 0]
     torch.testing.assert_close(ours, w.detach(), rtol=0, atol=0.02)
 
 
 def test_small_weights_are_left_out():
     matrix, members, positive = training_rows(50, 20, 10)
-    everything = ops.fit_linear_rows(*matrix, 20, *members, positive, 1.0, 5, 0.0, 0)
-    start, columns, weights, bias = ops.fit_linear_rows(*matrix, 20, *members, positive, 1.0, 5, 0.2, 0)
-    kept = everything[2].abs() > 0.2
+    everything = ops.fit_linear_rows(*matrix, 20, *members, positive, COSTS, 5, 0.0, 0)
+    start, columns, weights, bias = ops.fit_linear_rows(*matrix, 20, *members, positive, COSTS, 5, 0.2, 0)
+    kept = (everything[2].abs() > 0.2).any(0)
     assert 0 < kept.sum() < len(kept)
-    assert torch.equal(weights, everything[2][kept])
+    assert torch.equal(weights, everything[2][:, kept])
     assert torch.equal(columns, everything[1][kept])
     assert torch.equal(bias, everything[3])
     assert start[-1] == len(columns)
@@ -93,11 +95,12 @@ def test_a_label_without_rows_has_no_weights():
     matrix = random_csr(4, 3, 0.9, 0)
     nothing = torch.zeros(3, dtype=torch.int64), torch.empty(0, dtype=torch.int32)
     start, columns, weights, bias = ops.fit_linear_rows(
-        *matrix, 3, *nothing, torch.empty(0, dtype=torch.bool), 1.0, 5, 0.0, 0
+        *matrix, 3, *nothing, torch.empty(0, dtype=torch.bool), COSTS, 5, 0.0, 0
     )
     assert start.tolist() == [0, 0, 0]
-    assert len(columns) == len(weights) == 0
-    assert bias.tolist() == [0, 0]
+    assert len(columns) == 0
+    assert weights.shape == (2, 0)
+    assert bias.tolist() == [[0, 0], [0, 0]]
     assert ops.sum_rows(*matrix, 3, *nothing, 0.0)[0].tolist() == [0, 0, 0]
 
 
@@ -114,6 +117,7 @@ def test_products_are_those_of_the_twin(batch, threads):
     assert torch.equal(ops.sparse_dot(*one, *narrow, 5, some), twins.sparse_dot(*one, *narrow, 5, some))
 
 
+COSTS = torch.tensor([0.3, 1.0])
 MATRIX = torch.tensor([0, 2, 3]), torch.tensor([0, 2, 1], dtype=torch.int32), torch.ones(3)
 MEMBERS = torch.tensor([0, 1, 2]), torch.tensor([1, 0], dtype=torch.int32)
 
@@ -131,13 +135,15 @@ MEMBERS = torch.tensor([0, 1, 2]), torch.tensor([1, 0], dtype=torch.int32)
         ({5: torch.tensor([1, 2], dtype=torch.int32)}, r"label_rows\[1\] is 2; wanted 0 to 1"),
         ({6: torch.tensor([True])}, r"positive has shape \[1\]; wanted 2"),
         ({6: torch.tensor([1, 0])}, "positive has dtype Long; wanted Bool"),
-        ({7: 0.0}, "cost is 0; wanted a positive number"),
+        ({7: torch.tensor([0.0])}, r"costs\[0\] is 0; wanted positive numbers that increase"),
+        ({7: torch.tensor([2.0, 1.0])}, r"costs\[1\] is 1; wanted positive numbers that increase"),
+        ({7: torch.tensor([])}, "costs is empty"),
         ({8: 0}, "passes is 0"),
         ({9: -1.0}, "threshold is -1"),
     ],
 )
 def test_bad_arguments_of_fit_linear_rows(change, words):
-    arguments = [*MATRIX, 3, *MEMBERS, torch.tensor([True, False]), 1.0, 1, 0.0, 0]
+    arguments = [*MATRIX, 3, *MEMBERS, torch.tensor([True, False]), COSTS, 1, 0.0, 0]
     ops.fit_linear_rows(*arguments)
     for place, value in change.items():
         arguments[place] = value

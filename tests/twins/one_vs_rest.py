@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,34 +51,54 @@ def fit_linear_rows(
     label_start: Tensor,
     label_rows: Tensor,
     positive: Tensor,
-    cost: float,
+    costs: Tensor,
     passes: int,
     threshold: float,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = torch.cat([_dense(row_start, row_columns, row_values, num_columns), torch.ones(len(row_start) - 1, 1)], 1)
-    weights = torch.zeros(len(label_start) - 1, num_columns + 1)
-    for label, w in enumerate(weights):
+    weights = torch.zeros(len(costs), len(label_start) - 1, num_columns + 1)
+    for label in range(len(label_start) - 1):
         run = slice(int(label_start[label]), int(label_start[label + 1]))
         x, signs = rows[label_rows[run].long()], positive[run].float() * 2 - 1
-        order, dual = list(range(len(x))), torch.zeros(len(x))
-        label_seed, draws = random_bits(seed, label), 0
-        for _ in range(passes):
-            for i in range(len(order) - 1, 0, -1):
-                j = random_below(label_seed, draws, i + 1)
-                draws += 1
-                order[i], order[j] = order[j], order[i]
-            largest = 0.0
-            for i in order:
-                slope = signs[i] * (w @ x[i]) - 1 + dual[i] / (2 * cost)
-                change = (dual[i] - slope / (x[i] @ x[i] + 1 / (2 * cost))).clamp(min=0) - dual[i]
-                dual[i] += change
-                w += signs[i] * change * x[i]
-                largest = max(largest, abs(float(change)))
-            if largest < 0.01:
-                break
-    kept = weights[:, :-1].where(weights[:, :-1].abs() > threshold, 0)
-    return *_sparse(kept), weights[:, -1].clone()
+        order, dual, w = list(range(len(x))), torch.zeros(len(x)), torch.zeros(num_columns + 1)
+        for kind, cost in enumerate(costs.tolist()):
+            w = _descend(x, signs, cost, passes, random_bits(random_bits(seed, label), kind), order, dual, w)
+            weights[kind, label] = w
+    kept = weights[:, :, :-1].abs().amax(0) > threshold
+    start, columns, _ = _sparse(kept.float())
+    return start, columns, weights[:, :, :-1][:, kept], weights[:, :, -1].clone()
+
+
+def _descend(
+    x: Tensor, signs: Tensor, cost: float, passes: int, seed: int, order: list[int], dual: Tensor, w: Tensor
+) -> Tensor:
+    """Passes over rows; order and dual variables are changed in place, and the weights returned."""
+    w, draws, active, most = w.clone(), 0, len(order), math.inf
+    for _ in range(passes):
+        for i in range(active - 1, 0, -1):
+            j = random_below(seed, draws, i + 1)
+            draws += 1
+            order[i], order[j] = order[j], order[i]
+        largest = downhill = 0.0
+        place = 0
+        while place < active:
+            i = order[place]
+            slope = float(signs[i] * (w @ x[i]) - 1 + dual[i] / (2 * cost))
+            if dual[i] == 0 and slope > most:
+                active -= 1
+                order[place], order[active] = order[active], order[place]
+                continue
+            place += 1
+            downhill = max(downhill, -slope)
+            change = (dual[i] - slope / (x[i] @ x[i] + 1 / (2 * cost))).clamp(min=0) - dual[i]
+            dual[i] += change
+            w += signs[i] * change * x[i]
+            largest = max(largest, abs(float(change)))
+        most = downhill
+        if largest < 0.01:
+            break
+    return w
 
 
 def sparse_dot(

@@ -335,7 +335,7 @@ def _label_votes() -> list[Sample]:
 
 def _fit_linear_rows() -> list[Sample]:
     positive = torch.tensor([True, False, True, False, False])
-    return [Sample((*_rows_of_labels(), positive, 1.0, 5, 0.1, 7), has_fake=False)]
+    return [Sample((*_rows_of_labels(), positive, torch.tensor([0.5, 1.0]), 5, 0.1, 7), has_fake=False)]
 
 
 def _sparse_dot() -> list[Sample]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from .weighting import FeatureWeighting
 WIDE = 4096  # with more labels, the output layer is sampled
 MANY = 512  # with as many labels, neighbours vote
 _NEIGHBOURS = 64  # that vote
+_FREQUENT = 100  # rows of a label; a network tells little of rarer ones that other sources of a ranker do not
 _RANKED_ROWS = 75_000  # that a network beside a ranker is trained on, in one pass at least
 _SAMPLED_ROWS = 20_000  # where its output is sampled, which takes longer for each row
 _RANKER_SHARE = 0.25  # of a budget, to make a ranker of the training rows; held-out rows join it later
@@ -63,10 +65,12 @@ class Settings(NamedTuple):
         if not 0 <= validation_fraction < 1:
             raise ValueError(f"validation_fraction is {validation_fraction!r}; wanted a number from 0 to below 1")
 
-    def for_data(self, rows: int, labels: int, held_out_decides: bool, ranked: bool = False) -> Settings:
+    def for_data(self, rows: int, labels: int, held_out_decides: bool, ranker: LabelRanker | None = None) -> Settings:
         """The settings with nothing left to follow from the data, but for the epochs that held-out rows decide."""
-        epochs = self.epochs
-        if epochs is None and ranked:
+        epochs, ranked = self.epochs, ranker is not None
+        if epochs is None and ranker is not None and not ranker.uses_logits:
+            epochs = 0
+        elif epochs is None and ranked:
             # The network is one source of several, and adds little after the first passes.
             epochs = min(40, max(1, (_SAMPLED_ROWS if labels > WIDE else _RANKED_ROWS) // rows))
         elif epochs is None and not held_out_decides:
@@ -132,8 +136,8 @@ def fit(
     network.mixture = None
     start = time.perf_counter()
     mixture = _mixture(source, settings, network, with_ranker=held_out is not None)
-    ranked = isinstance(mixture, LabelRanker)
-    settings = settings.for_data(source.size, network.num_labels, held_out is not None and not ranked, ranked)
+    ranker = mixture if isinstance(mixture, LabelRanker) else None
+    settings = settings.for_data(source.size, network.num_labels, held_out is not None and ranker is None, ranker)
     judge = None if held_out is None else HeldOut(held_out, network, mixture, metric)
     # Held-out rows join in the end, which takes at most as long as making the mixture.
     schedule = settings.schedule(spent=2 * (time.perf_counter() - start))
@@ -146,7 +150,7 @@ def fit(
             found, qualities = judge.measure()
             entry = {f"validation_{name}": value for name, value in found.items()}
         if evaluate is not None:
-            if judge is not None and ranked:
+            if judge is not None and ranker is not None:
                 judge.tune()
             network.mixture = mixture
             entry.update(evaluate())
@@ -163,12 +167,22 @@ def fit(
     if judge is None or held_out is None:
         return Fitted(run.history)
     validated = judge.final()
+    history = run.history
     if network.mixture is not None:
-        if run.history:
+        if not history and ranker is not None:
+            history = [
+                _without_epochs(source.size, time.perf_counter() - start, {} if evaluate is None else evaluate())
+            ]
+        if history:
             found = validated.compute()
-            run.history[-1].update({f"validation_neighbours_{name}": value for name, value in found.items()})
+            history[-1].update({f"validation_neighbours_{name}": value for name, value in found.items()})
         network.mixture = _with_rows(network.mixture, held_out, network.num_labels)
-    return Fitted(run.history, validated)
+    return Fitted(history, validated)
+
+
+def _without_epochs(rows: int, seconds: float, measured: dict[str, float]) -> dict[str, float]:
+    """The history of a fit that did not train the network."""
+    return {"epoch": 0, "loss": math.nan, "seconds": seconds, "samples_per_second": rows / seconds, **measured}
 
 
 def fit_more(network: Network, source: InMemory, settings: Settings, options: RunOptions) -> list[dict[str, float]]:
@@ -206,8 +220,16 @@ def _mixture(source: Source, settings: Settings, network: Network, with_ranker: 
         weighting = FeatureWeighting.choose(rows, settings.seed)
         if settings.budget is not None:
             rows = _affordable(rows, weighting, neighbours, _RANKER_SHARE * settings.budget, settings.seed)
-        return LabelRanker.of(rows, neighbours, weighting, settings.seed)
+        frequent = settings.epochs is not None or num_rows(rows) < source.size or _usual_frequency(source) >= _FREQUENT
+        return LabelRanker.of(rows, neighbours, weighting, settings.seed, uses_logits=frequent)
     return Mixture([neighbours_of(rows, neighbours)], source.label_counts)
+
+
+def _usual_frequency(source: Source) -> int:
+    """The median, over all labels of the rows, of how many rows have that label."""
+    counts = source.label_counts.sort(descending=True).values
+    sums = counts.cumsum(0)
+    return int(counts[int((2 * sums < sums[-1]).sum())])
 
 
 def _affordable(rows: XMCRows, weighting: FeatureWeighting, neighbours: int, seconds: float, seed: int) -> XMCRows:

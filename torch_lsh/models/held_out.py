@@ -14,6 +14,7 @@ from ..metrics import PrecisionAtK
 from .mixture import Mixture
 from .network import Network
 from .ranker import Evidence, LabelRanker
+from .ranking import logits_for
 from .rows import Batch, InMemory, Rows, batch_of, num_rows
 
 LEAST_TO_HOLD_OUT = 20_000  # with fewer rows, training on all of them is worth more than knowing when to stop
@@ -150,9 +151,10 @@ class HeldOut:
         elif self.mixture is not None:
             self.measure()
 
-    def _ranked(self) -> Iterator[tuple[Evidence, Tensor, Tensor]]:
+    def _ranked(self) -> Iterator[tuple[Evidence, Tensor | None, Tensor]]:
+        assert isinstance(self.mixture, LabelRanker)
         for batch, evidence in zip(self._mixed, self._prepared):
-            yield evidence, self.network.logits_of(batch.features, evidence.labels), batch.labels
+            yield evidence, logits_for(self.mixture, self.network, batch.features, evidence), batch.labels
 
     @torch.no_grad()
     def final(self) -> Metric:

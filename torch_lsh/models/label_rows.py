@@ -14,9 +14,9 @@ from .rows import Features
 
 _LEAST_WEIGHT = 0.03  # of a centroid of unit length; smaller entries take most of the memory and find hardly a label
 _MAX_POSTINGS = 1 << 12  # read per row that looks for centroids
-_COST = 0.3  # of errors of a classifier
+COSTS = 0.1, 1.0  # of errors, of the classifiers of a label
 _PASSES = 10
-_LEAST_COEFFICIENT = 0.05  # of a classifier
+_LEAST_COEFFICIENT = 0.1  # of a classifier
 
 
 class LabelRows(nn.Module):
@@ -45,8 +45,12 @@ class LabelRows(nn.Module):
 
     def forward(self, features: Features, labels: Tensor) -> Tensor:
         """Products ``[B, K]`` of sparse CSR features ``[B, F]`` with the rows of labels ``[B, K]``; 0 for label -1."""
+        return self.products(features, labels, self.values)
+
+    def products(self, features: Features, labels: Tensor, values: Tensor) -> Tensor:
+        """The same with other values ``[entries]`` of the rows."""
         query = features.crow_indices(), features.col_indices(), features.values()
-        return ops.sparse_dot(*query, self.start, self.columns, self.values, self.num_features, labels)
+        return ops.sparse_dot(*query, self.start, self.columns, values, self.num_features, labels)
 
     def make_room(self, num_labels: int) -> None:
         """Makes room for labels whose rows are empty."""
@@ -57,7 +61,8 @@ class LabelRows(nn.Module):
         if self.num_features != num_features:
             raise ValueError(f"rows of labels have {self.num_features} features; wanted {num_features}")
         none = torch.zeros_like(self.start), torch.zeros(0, dtype=torch.int32)
-        check_rows(XMCRows(self.start, self.columns, self.values, *none, self.num_features, 0))
+        for values in self.values.view(-1, len(self.columns)):
+            check_rows(XMCRows(self.start, self.columns, values, *none, self.num_features, 0))
 
     def configuration(self) -> dict[str, Any]:
         """The arguments that make such a module, except ``num_labels``."""
@@ -116,19 +121,21 @@ class Centroids(LabelRows):
 
 
 class LinearClassifiers(LabelRows):
-    """A linear classifier for every label, trained on its rows and on rows that are hard to tell from them.
+    """Linear classifiers for every label, trained on its rows and on rows that are hard to tell from them.
 
-    Their scores are of use beside others: a classifier knows no rows but those that it was trained on.
+    Their scores are of use beside others: a classifier knows no rows but those that it was trained on. Of the two of a
+    label, one makes much of errors, and one of small weights.
 
     Args:
         num_labels, num_features, entries: See :class:`LabelRows`.
     """
 
-    bias: Tensor  # [N] float32
+    bias: Tensor  # [2, N] float32; values are [2, entries]
 
     def __init__(self, num_labels: int, num_features: int, entries: int) -> None:
         super().__init__(num_labels, num_features, entries)
-        self.register_buffer("bias", torch.zeros(num_labels))
+        self.register_buffer("values", torch.zeros(len(COSTS), entries))
+        self.register_buffer("bias", torch.zeros(len(COSTS), num_labels))
 
     @classmethod
     def of(cls, rows: XMCRows, negatives: Tensor, seed: int = 0) -> LinearClassifiers:
@@ -144,7 +151,7 @@ class LinearClassifiers(LabelRows):
         by_row = rows.feature_start, rows.features, rows.values
         made = cls(rows.num_labels, rows.num_features, 0)
         made.start, made.columns, made.values, made.bias = ops.fit_linear_rows(
-            *by_row, rows.num_features, *members, _COST, _PASSES, _LEAST_COEFFICIENT, seed
+            *by_row, rows.num_features, *members, torch.tensor(COSTS), _PASSES, _LEAST_COEFFICIENT, seed
         )
         return made
 
@@ -157,10 +164,17 @@ class LinearClassifiers(LabelRows):
 
     def make_room(self, num_labels: int) -> None:
         super().make_room(num_labels)
-        self.bias = torch.cat([self.bias, self.bias.new_zeros(num_labels - len(self.bias))])
+        self.bias = torch.nn.functional.pad(self.bias, (0, num_labels - self.bias.shape[1]))
 
     def forward(self, features: Features, labels: Tensor) -> Tensor:
-        return super().forward(features, labels) + self.bias[labels.clamp(min=0)]
+        """Scores ``[2, B, K]`` of sparse CSR features ``[B, F]`` by the classifiers of labels ``[B, K]``."""
+        scores = [self.products(features, labels, values) for values in self.values]
+        return torch.stack(scores) + self.bias[:, labels.clamp(min=0)]
+
+    def check(self, num_features: int) -> None:
+        super().check(num_features)
+        if self.values.shape != (len(COSTS), len(self.columns)):
+            raise ValueError(f"values has shape {tuple(self.values.shape)}; wanted [{len(COSTS)}, {len(self.columns)}]")
 
 
 def rows_of_labels(rows: XMCRows) -> tuple[Tensor, Tensor]:

@@ -11,19 +11,17 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data import XMCRows, collate_xmc
-from .label_rows import Centroids, LinearClassifiers
+from .committee import Examples, committee, train_committee
+from .label_rows import COSTS, Centroids, LinearClassifiers
 from .neighbours import SparseNeighbours, neighbours_from, neighbours_of, with_more_rows
 from .rows import Features
 from .weighting import FeatureWeighting
 
 _POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose the candidates
 _FEW = 10  # neighbours whose votes count by themselves, too
-_VOTED, _NEAREST = 100, 50  # candidates by votes and by centroids
+_VOTED, _NEAREST = 60, 30  # candidates by votes and by centroids
 _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
 _HARD_NEIGHBOURS = 33, 66, 1 << 11  # whose labels those are: how many, of how many candidates, by how many postings
-_UNITS = 16
-_EPOCHS, _LEAST_STEPS = 8, 200
-_BATCH, _RATE, _DECAY = 64, 0.015, 1e-3
 _ROWS = 1024  # at a time
 _LEAST_DEVIATION = 1e-5  # of evidence; what varies less is as good as constant
 _KS = (1, 3, 5)
@@ -43,16 +41,17 @@ class Evidence(NamedTuple):
 
 
 class LabelRanker(nn.Module):
-    """Candidates from neighbours and centroids, ranked by a small network.
+    """Candidates from neighbours and centroids, ranked by a committee of small networks.
 
     The candidates of a row are the labels of its nearest training rows and those with the nearest centroids. What is
-    known of a candidate - the votes, the cosine with its centroid, the score of a linear classifier, its frequency and
-    the logit of a large network - goes into a network of 16 units, which held-out rows train. So no share of any source
-    needs to be set, and a source that is of no use on some data does no harm.
+    known of a candidate - the votes, the cosine with its centroid, the scores of linear classifiers, its frequency and
+    the logit of a large network, where that is trained - goes into small networks, which held-out rows train. So no
+    share of any source needs to be set, and a source that is of no use on some data does no harm.
 
     Args:
         weighting: Of the features.
         neighbours, centroids, classifiers: Of the same weighed rows.
+        uses_logits: Whether the large network counts.
     """
 
     counts: Tensor
@@ -65,21 +64,27 @@ class LabelRanker(nn.Module):
         neighbours: SparseNeighbours,
         centroids: Centroids,
         classifiers: LinearClassifiers,
+        uses_logits: bool = True,
     ) -> None:
         super().__init__()
-        self.weighting, self.neighbours = weighting, neighbours
+        self.weighting, self.neighbours, self.uses_logits = weighting, neighbours, bool(uses_logits)
         self.centroids, self.classifiers = centroids, classifiers
         self.register_buffer("counts", torch.zeros(neighbours.num_labels, dtype=torch.int32))
-        size = 2 * (len(_POWERS) + 1) + 8
+        size = 2 * (len(_POWERS) + 1) + 3 + 3 * len(COSTS) + 2 * self.uses_logits
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("deviation", torch.ones(size))
-        self.rank = _small_network(size)
+        self.rank = committee(size)
         self.is_of_use = False  # whether a candidate of any row was right when it was tuned
         self._hard_labels = torch.empty(0, _HARD_VOTED + _HARD_NEAREST, dtype=torch.int32)  # of the first rows
 
     @classmethod
     def of(
-        cls, rows: XMCRows, neighbours: int, weighting: FeatureWeighting | None = None, seed: int = 0
+        cls,
+        rows: XMCRows,
+        neighbours: int,
+        weighting: FeatureWeighting | None = None,
+        seed: int = 0,
+        uses_logits: bool = True,
     ) -> LabelRanker:
         """A ranker of the labels of rows; :meth:`tune` completes it.
 
@@ -88,19 +93,20 @@ class LabelRanker(nn.Module):
             neighbours: How many of the nearest rows vote.
             weighting: Of the features; None means that the rows decide.
             seed: Of all random choices.
+            uses_logits: Whether the large network counts.
         """
         weighting = FeatureWeighting.choose(rows, seed) if weighting is None else weighting
         rows = weighting.rows(rows)
         near, centroids = neighbours_of(rows, neighbours), Centroids.of(rows)
         assert isinstance(near, SparseNeighbours)
         hard = _hard_labels(rows, near, centroids)
-        made = cls(weighting, near, centroids, LinearClassifiers.of(rows, hard, seed))
+        made = cls(weighting, near, centroids, LinearClassifiers.of(rows, hard, seed), uses_logits)
         made._hard_labels = hard
         made.counts = _label_counts(rows)
         return made
 
     def with_rows(self, rows: XMCRows, refit: bool, seed: int = 0) -> LabelRanker:
-        """A ranker of the labels of more rows, with the small network of this one.
+        """A ranker of the labels of more rows, with the committee of this one.
 
         Args:
             rows: More training rows; they may have more features and labels.
@@ -118,7 +124,7 @@ class LabelRanker(nn.Module):
             classifiers = LinearClassifiers.of(everything, hard, seed)
         else:
             classifiers = self.classifiers.grown(everything.num_labels, everything.num_features)
-        made = LabelRanker(weighting, near, centroids, classifiers)
+        made = LabelRanker(weighting, near, centroids, classifiers, self.uses_logits)
         made.counts = _label_counts(everything)
         made.rank, made.mean, made.deviation = self.rank, self.mean, self.deviation
         made.is_of_use = self.is_of_use
@@ -139,7 +145,8 @@ class LabelRanker(nn.Module):
     def configuration(self) -> dict[str, Any]:
         """The arguments of :meth:`empty`, except ``num_labels``, and the kind."""
         names = "weighting", "neighbours", "centroids", "classifiers"
-        return {"kind": "ranker", **{name: getattr(self, name).configuration() for name in names}}
+        parts = {name: getattr(self, name).configuration() for name in names}
+        return {"kind": "ranker", **parts, "uses_logits": self.uses_logits}
 
     @classmethod
     def empty(
@@ -149,6 +156,7 @@ class LabelRanker(nn.Module):
         neighbours: dict[str, Any],
         centroids: dict[str, Any],
         classifiers: dict[str, Any],
+        uses_logits: bool,
     ) -> LabelRanker:
         """A ranker of the same sizes as the one that has this configuration."""
         near = neighbours_from(neighbours, num_labels)
@@ -159,6 +167,7 @@ class LabelRanker(nn.Module):
             near,
             Centroids(num_labels, **centroids),
             LinearClassifiers(num_labels, **classifiers),
+            uses_logits,
         )
 
     def check(self, num_features: int) -> None:
@@ -186,26 +195,29 @@ class LabelRanker(nn.Module):
         voters = start.diff()[rows.clamp(min=0)].unsqueeze(2)
         votes = votes / (weights * voters).sum(1, keepdim=True).clamp(min=1e-30)
         none = found < 0
-        cosine, margin = self.centroids(features, found), self.classifiers(features, found).clamp(-3, 3)
+        cosine = self.centroids(features, found)
         values = [
             (votes + 1e-4).log(),
             votes,
             *_and_below_best(cosine, none),
-            *_and_below_best(margin, none),
-            margin.clamp(min=0).unsqueeze(2),
+            *(
+                value
+                for margin in self.classifiers(features, found).clamp(-3, 3)
+                for value in (*_and_below_best(margin, none), margin.clamp(min=0).unsqueeze(2))
+            ),
             self.counts[found.clamp(min=0)].float().log1p().unsqueeze(2),
         ]
         return Evidence(found, torch.cat(values, 2).masked_fill_(none.unsqueeze(2), 0))
 
-    def scores(self, evidence: Evidence, logits: Tensor) -> Tensor:
+    def scores(self, evidence: Evidence, logits: Tensor | None) -> Tensor:
         """Logarithms of the probabilities of the candidates ``[B, K]``; -inf where there is none.
 
         Args:
             evidence: What :meth:`prepare` found.
-            logits: Of the large network, ``[B, K]``, for the candidates.
+            logits: Of the large network, ``[B, K]``, for the candidates; None where they do not count.
         """
         none = evidence.labels < 0
-        return self._scores((_with_logits(evidence, logits) - self.mean) / self.deviation, none)
+        return self._scores((self._with_logits(evidence, logits) - self.mean) / self.deviation, none)
 
     def _scores(self, values: Tensor, none: Tensor) -> Tensor:
         """The scores of normalised evidence ``[B, K, E]``."""
@@ -216,8 +228,9 @@ class LabelRanker(nn.Module):
         """Scores ``[B, N]`` of all labels for logits ``[B, N]`` and features ``[B, F]``.
 
         Those of the candidates are logarithms of probabilities. Behind them come the other labels, in the order of the
-        logits.
+        logits, or the most frequent ones first where logits do not count.
         """
+        logits = logits if self.uses_logits else self.counts.float().log1p().expand_as(logits)
         evidence = self.prepare(features)
         labels = evidence.labels
         scores = self.scores(evidence, logits.gather(1, labels.clamp(min=0))).clamp(min=_BEHIND)
@@ -226,77 +239,46 @@ class LabelRanker(nn.Module):
         return everything.scatter_(1, labels.masked_fill(labels < 0, logits.shape[1]), scores)[:, :-1]
 
     @torch.no_grad()
-    def tune(self, batches: Iterable[tuple[Evidence, Tensor, Tensor]], seed: int = 0) -> float:
-        """Trains the small network from the beginning.
+    def tune(self, batches: Iterable[tuple[Evidence, Tensor | None, Tensor]], seed: int = 0) -> float:
+        """Trains the committee from the beginning.
 
         Args:
             batches: What :meth:`prepare` returned for rows that no source has seen, the logits of the large network
-                ``[B, K]`` for the candidates, and the labels ``[B, P]`` of the rows, negative where there is none.
+                ``[B, K]`` for the candidates (None where they do not count), and the labels ``[B, P]`` of the rows,
+                negative where there is none.
             seed: Of all random choices.
 
         Returns:
             The mean of precision@1, 3 and 5 of these rows.
         """
-        rows = _TuningRows.of(batches)
-        found = rows.right.any(1).nonzero()[:, 0]
+        examples = self._examples(batches)
+        found = examples.right.any(1).nonzero()[:, 0]
         self.is_of_use = len(found) > 0
         if not self.is_of_use:
             return 0.0
-        known = rows.values[~rows.none]
+        known = examples.values[~examples.none]
         deviation = known.std(0, correction=0)
         self.mean, self.deviation = known.mean(0), deviation.where(deviation > _LEAST_DEVIATION, 1)
-        rows = rows._replace(values=(rows.values - self.mean) / self.deviation)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.rank = _small_network(len(self.mean))
-        optimizer = torch.optim.AdamW(self.rank.parameters(), lr=_RATE, weight_decay=_DECAY, fused=True)
-        per_epoch = -(-len(found) // _BATCH)
-        steps = per_epoch * max(_EPOCHS, -(-_LEAST_STEPS // per_epoch))
-        generator = torch.Generator().manual_seed(seed)
-        for step in range(steps):
-            if step % per_epoch == 0:
-                order = torch.randperm(len(found), generator=generator).split(_BATCH)
-            optimizer.param_groups[0]["lr"] = _RATE * (1 - step / steps)
-            with torch.enable_grad():
-                loss = self._loss(rows.take(found[order[step % per_epoch]]))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        best = self._scores(rows.values, rows.none).topk(max(_KS)).indices
-        hits = rows.right.gather(1, best).float()
+        examples = examples._replace(values=(examples.values - self.mean) / self.deviation)
+        self.rank = train_committee(examples.take(found), seed)
+        best = self._scores(examples.values, examples.none).topk(min(max(_KS), examples.none.shape[1])).indices
+        hits = examples.right.gather(1, best).float()
         return sum(float(hits[:, :k].sum()) / k for k in _KS) / (len(_KS) * max(1, len(hits)))
 
-    def _loss(self, rows: _TuningRows) -> Tensor:
-        """Cross entropy of the candidates; the right ones of a row share the target equally."""
-        shares = rows.right / rows.right.sum(1, keepdim=True)
-        scores = self._scores(rows.values, rows.none).masked_fill(~rows.right, 0)
-        return -(shares * scores).sum(1).mean()
-
-
-class _TuningRows(NamedTuple):
-    """Rows to train the small network on.
-
-    Attributes:
-        values: ``[R, K, E]``, all that is known of the candidates.
-        none: ``[R, K]``, where there is no candidate.
-        right: ``[R, K]``, which candidates the row has.
-    """
-
-    values: Tensor
-    none: Tensor
-    right: Tensor
-
-    @classmethod
-    def of(cls, batches: Iterable[tuple[Evidence, Tensor, Tensor]]) -> _TuningRows:
+    def _examples(self, batches: Iterable[tuple[Evidence, Tensor | None, Tensor]]) -> Examples:
         parts = []
         for evidence, logits, labels in batches:
             none = evidence.labels < 0
             right = (evidence.labels.unsqueeze(2) == labels.unsqueeze(1)).any(2) & ~none
-            parts.append((_with_logits(evidence, logits), none, right))
-        return cls(*(torch.cat(some) for some in zip(*parts)))
+            parts.append((self._with_logits(evidence, logits), none, right))
+        return Examples(*(torch.cat(some) for some in zip(*parts)))
 
-    def take(self, rows: Tensor) -> _TuningRows:
-        return _TuningRows(self.values[rows], self.none[rows], self.right[rows])
+    def _with_logits(self, evidence: Evidence, logits: Tensor | None) -> Tensor:
+        """All that is known of the candidates, ``[B, K, E]``."""
+        if not self.uses_logits:
+            return evidence.values
+        assert logits is not None
+        return torch.cat([evidence.values, *_and_below_best(logits, evidence.labels < 0)], 2)
 
 
 def best_of(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -305,15 +287,6 @@ def best_of(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
     scores, labels = F.pad(scores, padding, value=-torch.inf), F.pad(labels, padding, value=-1)
     best = scores.topk(k)
     return best.values, labels.gather(1, best.indices)
-
-
-def _small_network(size: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(size, _UNITS), nn.GELU(), nn.Linear(_UNITS, 1))
-
-
-def _with_logits(evidence: Evidence, logits: Tensor) -> Tensor:
-    """All that is known of the candidates, ``[B, K, E]``."""
-    return torch.cat([evidence.values, *_and_below_best(logits, evidence.labels < 0)], 2)
 
 
 def _label_counts(rows: XMCRows) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .network import Network
-from .ranker import LabelRanker, best_of
+from .ranker import Evidence, LabelRanker, best_of
 from .rows import Features
 
 
@@ -118,8 +118,13 @@ def ranked_labels(network: Network, features: Features, k: int) -> tuple[Tensor,
     evidence = network.mixture.prepare(features)
     if bool(((evidence.labels >= 0).sum(1) < k).any()):
         return None
-    scores = network.mixture.scores(evidence, network.logits_of(features, evidence.labels))
-    return best_of(scores, evidence.labels, k)
+    logits = logits_for(network.mixture, network, features, evidence)
+    return best_of(network.mixture.scores(evidence, logits), evidence.labels, k)
+
+
+def logits_for(ranker: LabelRanker, network: Network, features: Features, evidence: Evidence) -> Tensor | None:
+    """The network's logits ``[B, K]`` of the candidates, where they count."""
+    return network.logits_of(features, evidence.labels) if ranker.uses_logits else None
 
 
 def rows_between(features: Tensor, begin: int, end: int) -> Tensor:

@@ -13,7 +13,7 @@ from .neighbours import SparseNeighbours, in_order, neighbours_of, unit_length
 from .rows import Features, SparseFeatures
 
 _MOST_ROWS = 50_000  # to look for neighbours among
-_MOST_QUERIES = 1_000
+_MOST_QUERIES = 500
 _MAX_POSTINGS = 1 << 12  # read per query
 _NEIGHBOURS = 50
 _ROWS = 1024  # at a time

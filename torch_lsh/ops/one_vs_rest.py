@@ -67,35 +67,37 @@ def fit_linear_rows(
     label_start: Tensor,
     label_rows: Tensor,
     positive: Tensor,
-    cost: float,
+    costs: Tensor,
     passes: int,
     threshold: float,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Fits a linear classifier for each label on rows of its own, by dual coordinate descent.
+    """Fits linear classifiers for each label on rows of its own, one for each cost, by dual coordinate descent.
 
-    A classifier minimises ``(|w|² + b²) / 2 + cost * sum(max(0, 1 - y (w x + b))²)``. It depends on its rows and the
-    seed only. Passes end early when no dual variable changes by 0.01.
+    A classifier minimises ``(|w|² + b²) / 2 + cost * sum(max(0, 1 - y (w x + b))²)``. It begins with the solution for
+    the cost before, and depends on its rows and the seed only. Passes end early when no dual variable changes by 0.01.
+    They leave out rows that no longer matter ("shrinking").
 
     Args:
         row_start, row_columns, row_values: rows ``[R, num_columns]`` in CSR form, int64, int32 and float32.
         num_columns: F.
         label_start, label_rows: the training rows of each label ``[L, R]`` in CSR form, int64 and int32.
         positive: for each of ``label_rows``, whether the row has the label, bool.
-        cost: of the errors.
-        passes: most passes over the rows of a label.
-        threshold: weights of at most this magnitude are left out.
+        costs: of the errors ``[C]`` float32; they increase.
+        passes: most passes over the rows of a label, for each cost.
+        threshold: columns whose weights have at most this magnitude for every cost are left out.
         seed: of the order of the rows.
 
     Returns:
-        Weights ``[L, F]`` in CSR form, columns increasing within a row, and bias ``[L]`` float32.
+        Weights ``[L, F]`` in CSR form with values ``[C, entries]``, columns increasing within a row; and bias
+        ``[C, L]``, float32.
 
     >>> import torch
     >>> rows = torch.tensor([0, 1, 2]), torch.tensor([0, 1]).int(), torch.ones(2)
     >>> members = torch.tensor([0, 2]), torch.tensor([0, 1]).int(), torch.tensor([True, False])
-    >>> start, columns, weights, bias = fit_linear_rows(*rows, 2, *members, 1.0, 10, 0.0, 0)
+    >>> start, columns, weights, bias = fit_linear_rows(*rows, 2, *members, torch.tensor([1.0]), 10, 0.0, 0)
     >>> columns.tolist(), weights.sign().tolist()
-    ([0, 1], [1.0, -1.0])
+    ([0, 1], [[1.0, -1.0]])
 
     Hsieh et al., *A Dual Coordinate Descent Method for Large-scale Linear SVM*, ICML 2008.
     """

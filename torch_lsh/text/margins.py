@@ -49,15 +49,15 @@ def margin_network(rows: XMCRows, seed: int) -> LinearNetwork:
         count * torch.arange(len(apart) + 1),
         torch.arange(count, dtype=torch.int32).repeat(len(apart)),
         (rows.labels == apart[:, None]).flatten(),
-        _COST,
+        torch.tensor([_COST]),
         _PASSES,
         0.0,
         seed,
     )
     network = LinearNetwork(rows.num_features, classes)
     with torch.no_grad():
-        network.input.weight[columns.long(), torch.repeat_interleave(start.diff()) + first] = values
-        network.bias[first:] = bias
+        network.input.weight[columns.long(), torch.repeat_interleave(start.diff()) + first] = values[0]
+        network.bias[first:] = bias[0]
     return network
 
 
