@@ -35,7 +35,6 @@ std::vector<float> unweighted(const float* values, const float* log_weights, int
 Tensor largest_rows(const float* value, const Tensor& rows, int64_t count,
                     const std::optional<Tensor>& log_weights) {
   const int64_t all = rows.numel();
-  TORCH_LSH_CHECK(count >= 0, "count is ", count, "; wanted at least 0");
   TORCH_LSH_CHECK(all <= UINT32_MAX, "rows has shape ", shape_of(rows), "; wanted fewer than 2^32 entries");
   thread_local std::vector<KeyAndIndex<uint32_t>> entries, spare;
   std::vector<float> own;
@@ -47,7 +46,7 @@ Tensor largest_rows(const float* value, const Tensor& rows, int64_t count,
   }
   // Inverted: larger values sort first.
   const auto key = [&](int64_t i) { return ~static_cast<uint32_t>(key_of(value[i], 0) >> 32); };
-  radix_sort<uint32_t>(all, key, UINT32_MAX, entries, spare);
+  if (count > 0) radix_sort<uint32_t>(all, key, UINT32_MAX, entries, spare);
   const int64_t taken = std::min(count, all);
   Tensor out = new_tensor({taken}, ScalarType::Long);
   const auto* row = rows.const_data_ptr<int64_t>();
@@ -63,6 +62,7 @@ Tensor largest_rows_of_tensor(const Tensor& values, const Tensor& rows, int64_t 
   check_operand(values, "values", 1, ScalarType::Float);
   check_operand(rows, "rows", 1, ScalarType::Long);
   check_size(rows, "rows", 0, values.numel());
+  TORCH_LSH_CHECK(count >= 0, "count is ", count, "; wanted at least 0");
   return largest_rows(values.const_data_ptr<float>(), rows, count, log_weights);
 }
 

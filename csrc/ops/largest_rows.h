@@ -8,7 +8,7 @@
 
 namespace torch_lsh {
 
-// values: one of each row.
+// values: one of each row. count: at least 0.
 torch::stable::Tensor largest_rows(const float* values, const torch::stable::Tensor& rows, int64_t count,
                                    const std::optional<torch::stable::Tensor>& log_weights);
 

@@ -532,6 +532,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
   check_operand(rows, "rows", 1, ScalarType::Long);
   check_size(rows, "rows", 0, count);
   check_rows_in_range(rows.const_data_ptr<int64_t>(), count, weight.size(0), "rows");
+  TORCH_LSH_CHECK(hardest >= 0, "hardest is ", hardest, "; wanted at least 0");
   Tensor grad_x = new_tensor({batch, width}, sums),
          grad_weight = pooled_tensor({needs_weight ? count : 0, width}, sums),
          grad_bias = new_tensor({count}, sums);
