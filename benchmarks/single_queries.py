@@ -15,6 +15,7 @@ from trained_layers import TrainedLayer
 
 from torch_lsh import LSHLinear, QuantizedLinear
 from torch_lsh.benchmarking import harness
+from torch_lsh.index.lookup import Effort
 from torch_lsh.index.partition import PartitionIndex
 
 K = 10
@@ -70,17 +71,19 @@ def _own(layer: TrainedLayer, taught: Tensor, recalls: Sequence[float]) -> Itera
 
         name = (
             f"topk(exact=False, recall={recall}): {topk.kind}, {effort.examined} examined, {effort.candidates} scored"
+            + ("" if effort.route is None else f", {effort.route}")
         )
-        yield Measured(name, find, seconds, topk.index_bytes, _bytes_read(lsh, effort.examined, effort.candidates))
+        yield Measured(name, find, seconds, topk.index_bytes, _bytes_read(lsh, effort))
 
 
-def _bytes_read(layer: LSHLinear, examined: int, candidates: int) -> float:
+def _bytes_read(layer: LSHLinear, effort: Effort) -> float:
     """Codes of buckets and of the rows examined, and the rows scored."""
     index, width = layer.sampler.look_up_index, layer.in_features
-    assert index is not None
-    buckets = index.kind.family.num_centers if isinstance(index.kind, PartitionIndex) else 0
-    of_row = width / 8 + 4 if buckets == 0 else width / 4 + 4
-    return (examined + buckets) * of_row + candidates * width * 4
+    scored = effort.candidates * width * 4
+    if index is None or effort.route is None or not isinstance(index.kind, PartitionIndex):
+        return effort.examined * (width / 8 + 4) + scored
+    of_buckets = index.kind.family.num_centers * (width * effort.route.bits / 8 + 4)
+    return effort.examined * (width / 4 + 4) + of_buckets + scored
 
 
 def _opponents(layer: TrainedLayer, folder: Path) -> Iterator[Measured]:
