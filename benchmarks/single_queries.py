@@ -60,6 +60,7 @@ def _own(layer: TrainedLayer, taught: Tensor, recalls: Sequence[float]) -> Itera
     start = time.perf_counter()
     lsh.topk(taught, K, exact=False)
     seconds = time.perf_counter() - start
+    print(f"built in {seconds:.0f} s", flush=True)
     for recall in recalls:
         lsh.topk(taught[:1], K, exact=False, recall=recall)
         topk = lsh.stats().topk
@@ -126,6 +127,7 @@ def measure(
     bandwidth = harness.MemoryBandwidth().now()
     records = []
     systems = [*_own(layer, taught, recalls), *([] if folder is None else _opponents(layer, folder))]
+    print(f"measuring {name}", flush=True)
     for system in systems:
         taken, found, begin = [], [], time.perf_counter()
         for one in (x[:1], *x.split(1)):  # the first warms up
@@ -143,6 +145,7 @@ def measure(
         if system.bytes_read is not None:
             record["bound_ms"] = system.bytes_read / bandwidth * 1e3
         records.append(record)
+        print(f"{system.name}: recall@10 {record['recall@10']:.3f}, {record['p50_ms']:.3f} ms", flush=True)
     return records
 
 

@@ -25,6 +25,7 @@ _K, _RECALL = 10, 0.95  # what the kinds are compared at
 _BUCKETS_PER_ROOT = 10  # buckets: so many times the root of the number of rows
 _ROWS_PER_BUCKET = 64  # of clustered rows, at most: where that takes more buckets
 _COMPARED = 128  # groups of buckets that clustered rows are compared with, at most
+_SAMPLED_ROWS, _LEAST_STEP = 1 << 18, 8  # the quick way is tried on so many first, of so many times more
 _EXAMINED = 128, 256, 512  # rows, before 1,024 and more
 _CLEARLY = 4  # buckets that cost so many times less than sign codes are taken without another try
 _EXAMINED_COST = 10  # a byte of a code that is examined in its bucket costs as much as so many of codes read in order
@@ -161,14 +162,14 @@ class LookupIndex(Index):
         """Learned buckets; None where sign codes cost less.
 
         Rows in tight clusters need more buckets and a closer look at each row, which takes several times longer to
-        build; so the quick way is tried first.
+        build; so the quick way is tried first: of very many rows, on a sample.
         """
         all_codes = self.num_rows * (self.in_features // 8 + 4)
         best = _best_rows(self._judges, weight, bias, _K)
-        bits = round(math.log2(_BUCKETS_PER_ROOT * math.sqrt(self.num_rows)))
         found: PartitionIndex | None = None
         least = float(all_codes)
-        for compared in (1, _COMPARED):
+        for compared in (1, _COMPARED) if self._is_quick_enough(weight, bias, queries) else (_COMPARED,):
+            bits = _bucket_bits(self.num_rows, compared)
             partition = PartitionIndex(
                 self.num_rows, self.in_features, hashes_per_table=bits, compared=compared, seed=self.seed
             )
@@ -183,8 +184,25 @@ class LookupIndex(Index):
                 found, least = partition, cost
             if _CLEARLY * least < all_codes:
                 break
-            bits = max(bits, math.ceil(math.log2(self.num_rows / _ROWS_PER_BUCKET)))
         return found
+
+    def _is_quick_enough(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> bool:
+        """Whether the quick way is worth a try: of very many rows, where it reaches the recall among a sample."""
+        step = self.num_rows // _SAMPLED_ROWS
+        if step < _LEAST_STEP:
+            return True
+        weight, bias = weight[::step].contiguous(), None if bias is None else bias[::step].contiguous()
+        num_rows = len(weight)
+        partition = PartitionIndex(
+            num_rows, self.in_features, hashes_per_table=_bucket_bits(num_rows, 1), seed=self.seed
+        )
+        partition.build(weight, bias, queries)
+        most = num_rows * (self.in_features // 8 + 4) / _CLEARLY
+        best = _best_rows(self._judges, weight, bias, _K)
+        effort = _measured(partition, self._judges, best, _RECALL, most=most)
+        cost = _cost(partition, effort.examined, effort.candidates, effort.route)
+        _log.info("look-ups among a sample of %d rows need %d bytes for recall %.3f", num_rows, cost, effort.recall)
+        return effort.recall >= _RECALL and cost < most
 
     def _rehash(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> None:
         self._built().rehash(weight, bias, queries)
@@ -286,6 +304,12 @@ class LookupIndex(Index):
         self._check_built()
         assert self._kind is not None
         return self._kind
+
+
+def _bucket_bits(num_rows: int, compared: int) -> int:
+    """The logarithm of the number of buckets."""
+    bits = round(math.log2(_BUCKETS_PER_ROOT * math.sqrt(num_rows)))
+    return bits if compared == 1 else max(bits, math.ceil(math.log2(num_rows / _ROWS_PER_BUCKET)))
 
 
 def _best_rows(queries: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> Tensor:
