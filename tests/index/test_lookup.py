@@ -99,6 +99,28 @@ def test_the_route_that_costs_least_is_taken(monkeypatch, worse, wanted):
     effort = index.effort(weight, bias, 10, 0.9)
     assert effort.route == wanted
     assert recall(index.search(x, effort), weight, bias, x, 10) > 0.88
+    monkeypatch.setattr(lookup, "_cost", lambda *spent: cost(*spent) + 10_000_000 * (spent[-1] == wanted))
+    other = index.effort(weight, bias, 10, 0.8)  # each recall has its own
+    assert other.route == worse
+    assert recall(index.search(x, other), weight, bias, x, 10) > 0.78
+
+
+@pytest.mark.parametrize(("clearly", "compared"), [(1e-3, 1), (1e3, lookup._COMPARED)])
+def test_the_quick_way_is_tried_on_a_sample_of_very_many_rows(monkeypatch, clearly, compared):
+    tried, build = [], PartitionIndex.build
+
+    def watched(self, *tensors):
+        tried.append((self.num_rows, self.family.compared))
+        build(self, *tensors)
+
+    monkeypatch.setattr(PartitionIndex, "build", watched)
+    monkeypatch.setattr(lookup, "_CLEARLY", clearly)
+    built()
+    assert len({rows for rows, _ in tried}) == 1  # not so many
+    tried.clear()
+    monkeypatch.setattr(lookup, "_SAMPLED_ROWS", N // 8)
+    built()
+    assert tried == [(N // 8, 1), (N, compared)]
 
 
 @pytest.mark.parametrize("rows", [4_000, N])

@@ -66,7 +66,8 @@ class LookupIndex(Index):
     it makes a :class:`PartitionIndex` of about ``10 * sqrt(N)`` buckets and measures how many rows that has to examine
     for a recall@10 of 0.95. If reading these takes more than a quarter of all sign codes (clustered rows), it makes
     one of up to ``N / 32`` buckets, one per cluster where that is fewer, with a closer look at each row; and sign
-    codes after all if these cost less than both (rows without structure).
+    codes after all if these cost less than both (rows without structure). From two million rows on, the first is made
+    only if it suffices among a sample of the rows.
 
     :meth:`effort` finds, by measurement on the latest queries, how to score buckets, how many rows to examine and how
     many to score exactly for a recall. Costs are bytes read, not seconds, so equal builds have equal results; bytes

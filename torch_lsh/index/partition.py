@@ -135,8 +135,8 @@ class PartitionIndex(Index):
         hashes_per_table: K; there are ``2**K`` buckets. Default: the power of two nearest to ``2.5 * sqrt(N)``. With
             more buckets, scoring and visiting them costs more than ranking the rows in them.
         probes: how many rows a look-up examines, in buckets of average size. Default: ``N / 16 + 4096`` rows.
-        compared: groups of buckets that a row is compared with (:class:`LearnedPartition`). Over 1: a row is in the
-            bucket that suits it best, each tight cluster has one, and building takes longer.
+        compared: groups of buckets that a row is compared with, at most (:class:`LearnedPartition`). Over 1: a row is
+            in the bucket that suits it best, each tight cluster has one, and building takes longer.
         seed: of k-means and of the rotation.
 
     Raises:
