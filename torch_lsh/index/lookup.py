@@ -28,9 +28,9 @@ _COMPARED = 128  # groups of buckets that clustered rows are compared with, at m
 _SAMPLED_ROWS, _LEAST_STEP = 1 << 18, 8  # the quick way is tried on so many first, of so many times more
 _EXAMINED = 128, 256, 512  # rows, before 1,024 and more
 _CLEARLY = 4  # buckets that cost so many times less than sign codes are taken without another try
-# A byte of a code that is examined in its bucket costs as much as so many of codes read in order. Measured: 5 times among
-# 670,091 rows (4 to 7 ns per row, 0.03 per byte in order), 23 times among 6.7 million, which no cache holds (25 ns; AMD
-# EPYC, Zen 4, width 128).
+# A byte of a code that is examined in its bucket costs as much as so many of codes read in order. Measured: 5 times
+# among 670,091 rows (4 to 7 ns per row, 0.03 per byte in order), 23 times among 6.7 million, which no cache holds (25
+# ns; AMD EPYC, Zen 4, width 128).
 _EXAMINED_COST = 10
 _GATHERED = 2  # a byte of a row scored exactly costs as much as so many of codes read in order
 
