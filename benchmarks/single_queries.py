@@ -15,6 +15,7 @@ from trained_layers import TrainedLayer
 
 from torch_lsh import LSHLinear, QuantizedLinear
 from torch_lsh.benchmarking import harness
+from torch_lsh.index.lookup import Effort
 from torch_lsh.index.partition import PartitionIndex
 
 K = 10
@@ -59,6 +60,7 @@ def _own(layer: TrainedLayer, taught: Tensor, recalls: Sequence[float]) -> Itera
     start = time.perf_counter()
     lsh.topk(taught, K, exact=False)
     seconds = time.perf_counter() - start
+    print(f"built in {seconds:.0f} s", flush=True)
     for recall in recalls:
         lsh.topk(taught[:1], K, exact=False, recall=recall)
         topk = lsh.stats().topk
@@ -70,17 +72,19 @@ def _own(layer: TrainedLayer, taught: Tensor, recalls: Sequence[float]) -> Itera
 
         name = (
             f"topk(exact=False, recall={recall}): {topk.kind}, {effort.examined} examined, {effort.candidates} scored"
+            + ("" if effort.route is None else f", {effort.route}")
         )
-        yield Measured(name, find, seconds, topk.index_bytes, _bytes_read(lsh, effort.examined, effort.candidates))
+        yield Measured(name, find, seconds, topk.index_bytes, _bytes_read(lsh, effort))
 
 
-def _bytes_read(layer: LSHLinear, examined: int, candidates: int) -> float:
+def _bytes_read(layer: LSHLinear, effort: Effort) -> float:
     """Codes of buckets and of the rows examined, and the rows scored."""
     index, width = layer.sampler.look_up_index, layer.in_features
-    assert index is not None
-    buckets = index.kind.family.num_centers if isinstance(index.kind, PartitionIndex) else 0
-    of_row = width / 8 + 4 if buckets == 0 else width / 4 + 4
-    return (examined + buckets) * of_row + candidates * width * 4
+    scored = effort.candidates * width * 4
+    if index is None or effort.route is None or not isinstance(index.kind, PartitionIndex):
+        return effort.examined * (width / 8 + 4) + scored
+    of_buckets = index.kind.family.num_centers * (width * effort.route.bits / 8 + 4)
+    return effort.examined * (width / 4 + 4) + of_buckets + scored
 
 
 def _opponents(layer: TrainedLayer, folder: Path) -> Iterator[Measured]:
@@ -123,6 +127,7 @@ def measure(
     bandwidth = harness.MemoryBandwidth().now()
     records = []
     systems = [*_own(layer, taught, recalls), *([] if folder is None else _opponents(layer, folder))]
+    print(f"measuring {name}", flush=True)
     for system in systems:
         taken, found, begin = [], [], time.perf_counter()
         for one in (x[:1], *x.split(1)):  # the first warms up
@@ -140,6 +145,7 @@ def measure(
         if system.bytes_read is not None:
             record["bound_ms"] = system.bytes_read / bandwidth * 1e3
         records.append(record)
+        print(f"{system.name}: recall@10 {record['recall@10']:.3f}, {record['p50_ms']:.3f} ms", flush=True)
     return records
 
 

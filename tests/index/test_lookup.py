@@ -90,14 +90,37 @@ def test_efforts_are_measured_again_once_half_of_the_rows_changed():
     assert recall(index.search(x, index.effort(weight, bias, 10, 0.9)), weight, bias, x, 10) > 0.85
 
 
-@pytest.mark.parametrize(("worse", "wanted"), [(Route(True, 2), Route(False, 1)), (Route(False, 1), Route(True, 2))])
-def test_the_route_that_costs_least_is_taken(monkeypatch, worse, wanted):
+@pytest.mark.parametrize(("other", "wanted"), [(Route(True, 2), Route(False, 1)), (Route(False, 1), Route(True, 2))])
+def test_the_route_that_costs_least_is_taken(monkeypatch, other, wanted):
     monkeypatch.setattr(PartitionIndex, "routes", lambda self: [Route(True, 2), Route(False, 1)])
     cost = lookup._cost
-    monkeypatch.setattr(lookup, "_cost", lambda kind, *spent: cost(kind, *spent) + 10_000 * (kind.route == worse))
+    monkeypatch.setattr(lookup, "_cost", lambda *spent: cost(*spent) * (0.01 if spent[-1] == wanted else 1))
     index, weight, bias, x = built()
-    assert index.route == wanted
-    assert recall(index.search(x, index.effort(weight, bias, 10, 0.9)), weight, bias, x, 10) > 0.88
+    effort = index.effort(weight, bias, 10, 0.9)
+    assert effort.route == wanted
+    assert recall(index.search(x, effort), weight, bias, x, 10) > 0.88
+    monkeypatch.setattr(lookup, "_cost", lambda *spent: cost(*spent) * (0.01 if spent[-1] == other else 1))
+    effort = index.effort(weight, bias, 10, 0.8)  # each recall has its own
+    assert effort.route == other
+    assert recall(index.search(x, effort), weight, bias, x, 10) > 0.78
+
+
+@pytest.mark.parametrize(("clearly", "compared"), [(1e-3, 1), (1e3, lookup._COMPARED)])
+def test_the_quick_way_is_tried_on_a_sample_of_very_many_rows(monkeypatch, clearly, compared):
+    tried, build = [], PartitionIndex.build
+
+    def watched(self, *tensors):
+        tried.append((self.num_rows, self.family.compared))
+        build(self, *tensors)
+
+    monkeypatch.setattr(PartitionIndex, "build", watched)
+    monkeypatch.setattr(lookup, "_CLEARLY", clearly)
+    built()
+    assert len({rows for rows, _ in tried}) == 1  # not so many
+    tried.clear()
+    monkeypatch.setattr(lookup, "_SAMPLED_ROWS", N // 8)
+    built()
+    assert tried == [(N // 8, 1), (N, compared)]
 
 
 @pytest.mark.parametrize("rows", [4_000, N])
@@ -106,11 +129,10 @@ def test_state_goes_over_to_another_index(rows, monkeypatch):
     index, weight, bias, x = built(rows)
     other = LookupIndex(rows, D)
     other.load_state_dict(index.state_dict())
-    assert other.nbytes == index.nbytes > 0
-    assert other.route == index.route == (None if rows < N else Route(False, 1))
     for same in (other, copy.deepcopy(index)):
         assert torch.equal(same.query(x, 30), index.query(x, 30))
         assert same.effort(weight, bias, 10, 0.9) == index.effort(weight, bias, 10, 0.9)
+        assert same.nbytes == index.nbytes > 0
 
 
 def test_an_unreachable_recall_is_logged(caplog, monkeypatch):

@@ -282,16 +282,13 @@ def test_routes_score_buckets_by_centers_or_by_what_was_learned(monkeypatch):
     assert index.routes() == [Route(True, 2), Route(True, 1), Route(False, 2), Route(False, 1)]
     found = {}
     for route in index.routes():
-        index.route = route
-        assert index.route == route
-        found[route] = index.search(x, 100, 400)
+        found[route] = index.search(x, 100, 400, route)
         assert recall(found[route], weight, bias, x) > 0.8
     assert len({tuple(rows.flatten().tolist()) for rows in found.values()}) == 4
-    index.route = Route()
     assert torch.equal(index.search(x, 100, 400), found[Route()])
     assert [str(route) for route in (Route(), Route(False, 1))] == ["learned directions, 2 bits", "centers, 1 bit"]
     with pytest.raises(RuntimeError, match="the index was not built"):
-        PartitionIndex(N, D).route = Route()
+        PartitionIndex(N, D).search(x, 1, 1)
 
 
 def test_damaged_partitions_are_refused():

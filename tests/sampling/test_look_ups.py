@@ -67,8 +67,9 @@ def test_stats_tell_what_was_measured():
     numbers = layer.stats().as_dict()
     assert numbers["topk@10/0.95/recall"] >= 0.95
     assert numbers["topk_bytes"] == topk.index_bytes
-    assert (numbers["topk_route_learned"], numbers["topk_route_bits"]) == topk.route
-    assert f"buckets scored by {topk.route}" in str(layer.stats())
+    route = topk.efforts[0].route
+    assert (numbers["topk@10/0.95/route_learned"], numbers["topk@10/0.95/route_bits"]) == route
+    assert f"buckets by {route}" in str(layer.stats())
     assert "recall@3 0.9" in str(layer.stats())
 
 

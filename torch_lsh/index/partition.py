@@ -82,6 +82,9 @@ class Route(NamedTuple):
         return f"{'learned directions' if self.learned else 'centers'}, {self.bits} bit{'s' if self.bits > 1 else ''}"
 
 
+_LEARNED = Route()
+
+
 class Routing(NamedTuple):
     """What scores buckets in :func:`torch_lsh.ops.search_partition`: a map of queries, and codes of directions."""
 
@@ -132,8 +135,8 @@ class PartitionIndex(Index):
         hashes_per_table: K; there are ``2**K`` buckets. Default: the power of two nearest to ``2.5 * sqrt(N)``. With
             more buckets, scoring and visiting them costs more than ranking the rows in them.
         probes: how many rows a look-up examines, in buckets of average size. Default: ``N / 16 + 4096`` rows.
-        compared: groups of buckets that a row is compared with (:class:`LearnedPartition`). Over 1: a row is in the
-            bucket that suits it best, each tight cluster has one, and building takes longer.
+        compared: groups of buckets that a row is compared with, at most (:class:`LearnedPartition`). Over 1: a row is
+            in the bucket that suits it best, each tight cluster has one, and building takes longer.
         seed: of k-means and of the rotation.
 
     Raises:
@@ -184,8 +187,7 @@ class PartitionIndex(Index):
         self._center = torch.zeros(self.in_features, dtype=torch.float32, device="cpu")
         self._row_map = self._query_map = self._rotation
         self._store: Partition | None = None
-        self._route = Route()
-        self._routing: Routing | None = None
+        self._routings: dict[Route, Routing] = {}
         self.learned_from = 0  # queries
         self.learned_recall = math.nan
 
@@ -200,8 +202,8 @@ class PartitionIndex(Index):
     @property
     def nbytes(self) -> int:
         """Bytes of the rows' codes and of what was learned."""
-        stored = sum(part.nbytes for part in (*(self._store or ()), *(self._routing or ())))
-        return stored + self.family.nbytes + self._row_map.nbytes + self._query_map.nbytes
+        parts = [*(self._store or ()), *itertools.chain(*self._routings.values())]
+        return sum(part.nbytes for part in parts) + self.family.nbytes + self._row_map.nbytes + self._query_map.nbytes
 
     def bucket_loads(self) -> Tensor | None:
         if self._store is None:
@@ -222,23 +224,19 @@ class PartitionIndex(Index):
         self.learned_from, self.learned_recall = len(taught), math.nan
         if len(taught) > 0:
             self._learn_routing(taught, _top_rows(taught, weight, bias, _TOP_ROWS))
-        self.route = Route()
+        self._routings = {}
         if len(judges) > 0:
             self.learned_recall = self._recall(weight, bias, judges)
 
-    @property
-    def route(self) -> Route:
-        """How :meth:`search` scores buckets. A build, or a state that is loaded, sets it to ``Route()``."""
-        return self._route
-
-    @route.setter
-    def route(self, route: Route) -> None:
-        self._built()
-        family, count = self.family, self.family.num_centers
-        directions, offsets = family.directions[:count], family.offsets[:count]
-        if not route.learned:
-            directions, offsets = family.centers[:count], torch.zeros_like(offsets)
-        self._route, self._routing = route, Routing.of(self._query_map, directions, offsets, route.bits)
+    def _routing(self, route: Route) -> Routing:
+        """The codes of a route, made at its first use; threads that meet here make equal ones."""
+        if route not in self._routings:
+            family, count = self.family, self.family.num_centers
+            directions, offsets = family.directions[:count], family.offsets[:count]
+            if not route.learned:
+                directions, offsets = family.centers[:count], torch.zeros_like(offsets)
+            self._routings[route] = Routing.of(self._query_map, directions, offsets, route.bits)
+        return self._routings[route]
 
     def routes(self) -> list[Route]:
         """The routes to choose from by measurement.
@@ -344,22 +342,22 @@ class PartitionIndex(Index):
             self.examined,
         )
 
-    def search(self, x: Tensor, max_candidates: int, examined: int) -> Tensor:
+    def search(self, x: Tensor, max_candidates: int, examined: int, route: Route = _LEARNED) -> Tensor:
         """:meth:`query` for one or few queries: scores buckets by codes, in the operator that ranks the rows.
 
         Args:
             x: ``[B, in_features]`` float32.
             max_candidates: M, at least 1.
             examined: rows to compare at least, where there are as many.
+            route: how buckets are scored.
 
         Returns:
             ``[B, M]`` int64, best first, padded with -1.
         """
-        store, routing = self._built(), self._routing
-        assert routing is not None
+        store = self._built()
         return ops.search_partition(
             x,
-            *routing,
+            *self._routing(route),
             self.family.centers,
             store.codes,
             store.factors,
@@ -418,7 +416,7 @@ class PartitionIndex(Index):
         self._center, self._row_map, self._query_map = state["center"], state["row_map"], state["query_map"]
         self.learned_from, self.learned_recall = state["learned_from"], state["learned_recall"]
         self._store = Partition(*(state[name] for name in Partition._fields))
-        self.route = Route()
+        self._routings = {}
 
     def _mapped_rows(self, weight: Tensor) -> Tensor:
         return ops.product(weight.float() - self._center, self._row_map)

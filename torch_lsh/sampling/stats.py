@@ -14,7 +14,6 @@ from .. import ops
 from ..config import LSHConfig
 from ..index.base import Index
 from ..index.lookup import Effort, LookupIndex
-from ..index.partition import Route
 from .active_set import Budget, choose_active_rows
 from .label_counts import LabelCounts
 
@@ -67,30 +66,28 @@ class TopkStats(NamedTuple):
         index_bytes: its memory.
         build_seconds: of its last build.
         efforts: what was measured for each ``k`` and recall; see :class:`torch_lsh.index.lookup.Effort`.
-        route: how learned buckets are scored; None: there are none.
     """
 
     kind: str
     index_bytes: int
     build_seconds: float
     efforts: tuple[Effort, ...]
-    route: Route | None = None
 
     @classmethod
     def of(cls, index: LookupIndex | None) -> TopkStats | None:
         """The figures of an index; None: there is none."""
         if index is None or index.kind is None:
             return None
-        return cls(type(index.kind).__name__, index.nbytes, index.build_seconds, index.efforts, index.route)
+        return cls(type(index.kind).__name__, index.nbytes, index.build_seconds, index.efforts)
 
     def as_dict(self) -> dict[str, float]:
         """The numbers, by names such as ``"topk_bytes"`` and ``"topk@10/0.95/recall"``."""
         numbers: dict[str, float] = {"topk_bytes": self.index_bytes, "topk_build_seconds": self.build_seconds}
-        if self.route is not None:
-            numbers["topk_route_learned"], numbers["topk_route_bits"] = self.route
         for effort in self.efforts:
             prefix = f"topk@{effort.k}/{effort.target:g}"
             numbers[f"{prefix}/candidates"], numbers[f"{prefix}/examined"] = effort.candidates, effort.examined
+            if effort.route is not None:
+                numbers[f"{prefix}/route_learned"], numbers[f"{prefix}/route_bits"] = effort.route
             if not math.isnan(effort.recall):
                 numbers[f"{prefix}/recall"], numbers[f"{prefix}/recall_error"] = effort.recall, effort.error
         return numbers
@@ -99,17 +96,17 @@ class TopkStats(NamedTuple):
         """Prints a line for the index and one for each effort.
 
         >>> effort = Effort(10, 0.95, 4882, 33, 0.9625, 0.0054)
-        >>> print(TopkStats("PartitionIndex", 62_400_000, 13.2, (effort,), Route()))
-        PartitionIndex, 62.4 MB, built in 13.2 s, buckets scored by learned directions, 2 bits
+        >>> print(TopkStats("PartitionIndex", 62_400_000, 13.2, (effort,)))
+        PartitionIndex, 62.4 MB, built in 13.2 s
         recall@10 0.963 ± 0.005 (wanted 0.95): 33 candidates of 4,882 rows examined
         """
-        route = "" if self.route is None else f", buckets scored by {self.route}"
-        lines = [f"{self.kind}, {self.index_bytes / 1e6:,.1f} MB, built in {self.build_seconds:.1f} s{route}"]
+        lines = [f"{self.kind}, {self.index_bytes / 1e6:,.1f} MB, built in {self.build_seconds:.1f} s"]
         for effort in self.efforts:
             recall = "not measured" if math.isnan(effort.recall) else f"{effort.recall:.3f} ± {effort.error:.3f}"
+            route = "" if effort.route is None else f", buckets by {effort.route}"
             lines.append(
                 f"recall@{effort.k} {recall} (wanted {effort.target:g}): "
-                f"{effort.candidates:,} candidates of {effort.examined:,} rows examined"
+                f"{effort.candidates:,} candidates of {effort.examined:,} rows examined{route}"
             )
         return "\n".join(lines)
 

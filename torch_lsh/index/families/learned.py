@@ -34,10 +34,13 @@ class LearnedPartition:
 
     :meth:`fit` makes the centers from a sample of rows by k-means in two levels, so a row is compared with about
     ``2 * 2**(K / 2)`` of them. Rows that are close to each other part where the border between two groups of centers is
-    between them. With ``compared`` over 1, k-means is over all centers, which are grouped after each step, and a row is
-    compared with those of so many groups. The centers begin as a quarter of the buckets and grow in number by rows that
-    are far from theirs, so that each cluster of rows gets one; those with few rows are dropped. What is left of the
-    buckets stays empty: there are as many as the rows have clusters, where these are fewer than ``2**K``.
+    between them. With ``compared`` over 1, k-means is over all centers. After each step these are grouped by direction
+    (k-means of unit vectors): of groups by distance, those close to the origin would be the nearest ones of too many
+    rows. A row is compared with the centers of the 4 groups whose directions have the largest products with it; where
+    the nearest of these is far, with those of 16 groups, and so on up to ``compared``. The centers begin as a quarter
+    of the buckets and grow in number by rows that are far from theirs, so that each cluster of rows gets one; those
+    with few rows are dropped. What is left of the buckets stays empty: there are as many as the rows have clusters,
+    where these are fewer than ``2**K``.
     :meth:`fit_queries` trains a linear classifier that scores the buckets for a query. Its
     loss is the cross entropy between the softmax over the buckets and the buckets of the true top rows of sampled
     queries: it pulls a query towards buckets with rows that score high and pushes it away from all others. Before
@@ -48,7 +51,7 @@ class LearnedPartition:
     Args:
         in_features: width of the vectors.
         hashes_per_table: K, at most 20.
-        compared: groups of centers that a row is compared with.
+        compared: groups of centers that a row is compared with, at most.
         seed: of the rows that k-means begins with.
 
     Raises:
