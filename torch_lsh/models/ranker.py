@@ -224,13 +224,14 @@ class LabelRanker(nn.Module):
         scores = self.rank(values).squeeze(2)
         return scores.masked_fill(none, -torch.inf).log_softmax(1).masked_fill(none, -torch.inf)
 
-    def forward(self, logits: Tensor, features: Features) -> Tensor:
-        """Scores ``[B, N]`` of all labels for logits ``[B, N]`` and features ``[B, F]``.
+    def forward(self, logits: Tensor | None, features: Features) -> Tensor:
+        """Scores ``[B, N]`` of all labels for logits ``[B, N]``, None where they do not count, and features ``[B, F]``.
 
         Those of the candidates are logarithms of probabilities. Behind them come the other labels, in the order of the
         logits, or the most frequent ones first where logits do not count.
         """
-        logits = logits if self.uses_logits else self.counts.float().log1p().expand_as(logits)
+        if logits is None:
+            logits = self.counts.float().log1p().expand(features.shape[0], -1)
         evidence = self.prepare(features)
         labels = evidence.labels
         scores = self.scores(evidence, logits.gather(1, labels.clamp(min=0))).clamp(min=_BEHIND)
