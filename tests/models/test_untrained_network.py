@@ -15,7 +15,6 @@ from torch_lsh.io import load_safetensors
 from torch_lsh.models import TextClassifier, XMCClassifier
 from torch_lsh.models.ranker import LabelRanker
 from torch_lsh.models.service import XMCService
-from torch_lsh.text.cli import train_text
 
 FEATURES, LABELS, HIDDEN = 1000, 600, 16
 
