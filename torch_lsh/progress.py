@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
@@ -19,6 +20,17 @@ class _NoBar:
 
     def set_postfix_str(self, text: str) -> None:
         pass
+
+
+def note(wanted: bool, text: str) -> None:
+    """Writes a line where progress bars are drawn.
+
+    Args:
+        wanted: False writes nothing.
+        text: The line.
+    """
+    if wanted:
+        print(text, file=sys.stderr, flush=True)
 
 
 def progress_bar(wanted: bool, **options: Any) -> Any:

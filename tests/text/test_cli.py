@@ -147,3 +147,14 @@ def test_standard_input(files, capsys, monkeypatch):
     assert (status, json.loads(output)["rows"]) == (0, 1)
     assert_one_line(given(b"a,b\n", "evaluate", "-", "--model", model, "--format", ".csv"), "- has no column 'text'")
     assert_one_line(given(b"__label__a a\n", "train-text", "-", "--model", model), "standard input can be read once")
+
+
+def test_labels_of_few_texts_need_no_network(tmp_path, capsys):
+    numbers = [text * 7 % 520 for text in range(2600)]
+    write_csv(tmp_path / "train.csv", [f"a{n % 23} b{n // 23} and" for n in numbers], [f"l{n}" for n in numbers])
+    options = ["--model", tmp_path / "m", "--hidden", 8, "--quiet"]
+    status, output, _ = run(capsys, "train-text", tmp_path / "train.csv", *options)
+    assert status == 0
+    [line] = output.splitlines()[:-1]
+    assert line.startswith("network not trained (--epochs trains it)  validation_")
+    assert "nan" not in line

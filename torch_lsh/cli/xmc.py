@@ -192,6 +192,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         return inspection.show(inspection.layers_of_tensors(content, arguments), arguments)
     model = XMCClassifier.load(arguments.model)
     inputs = None if arguments.data is None else _hidden_rows(model, arguments)
+    model.complete()
     return inspection.show([inspection.layer_of_model(model.output, inputs, arguments)], arguments)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data import XMCRows
+from ..progress import note
 from .held_out import HeldOut, Metric, Precision
 from .mixture import Mixture
 from .neighbours import MOST_NEIGHBOURS, neighbours_of
@@ -29,6 +30,11 @@ _RANKED_ROWS = 75_000  # that a network beside a ranker is trained on, in one pa
 _SAMPLED_ROWS = 20_000  # where its output is sampled, which takes longer for each row
 _RANKER_SHARE = 0.25  # of a budget, to make a ranker of the training rows; held-out rows join it later
 _TIMED_ROWS = 1_000  # that tell how long that takes
+_NOT_TRAINED = (
+    f"the network is not trained: most labels of rows are labels of fewer than {_FREQUENT} rows, which other sources "
+    "rank as well without it; pass epochs to train it"
+)
+_log = logging.getLogger("torch_lsh")
 
 
 class Settings(NamedTuple):
@@ -68,9 +74,7 @@ class Settings(NamedTuple):
     def for_data(self, rows: int, labels: int, held_out_decides: bool, ranker: LabelRanker | None = None) -> Settings:
         """The settings with nothing left to follow from the data, but for the epochs that held-out rows decide."""
         epochs, ranked = self.epochs, ranker is not None
-        if epochs is None and ranker is not None and not ranker.uses_logits:
-            epochs = 0
-        elif epochs is None and ranked:
+        if epochs is None and ranked:
             # The network is one source of several, and adds little after the first passes.
             epochs = min(40, max(1, (_SAMPLED_ROWS if labels > WIDE else _RANKED_ROWS) // rows))
         elif epochs is None and not held_out_decides:
@@ -120,6 +124,7 @@ def fit(
 
     Held-out rows say when to stop and with which shares neighbours vote, or train a ranker; the network is never
     trained on them. In the end they become neighbours as all other rows do, so that nothing that is known is lost.
+    Where its logits do not count for the ranker, the network is not trained.
 
     Args:
         network: The network.
@@ -134,14 +139,23 @@ def fit(
     if source.size == 0:
         raise ValueError("the training data has no rows")
     network.mixture = None
+    network.complete()
     start = time.perf_counter()
     mixture = _mixture(source, settings, network, with_ranker=held_out is not None)
     ranker = mixture if isinstance(mixture, LabelRanker) else None
+    by_rows = settings.epochs is None
     settings = settings.for_data(source.size, network.num_labels, held_out is not None and ranker is None, ranker)
     judge = None if held_out is None else HeldOut(held_out, network, mixture, metric)
     # Held-out rows join in the end, which takes at most as long as making the mixture.
     schedule = settings.schedule(spent=2 * (time.perf_counter() - start))
     run = TrainingRun(network, source, schedule, settings.batch_size or 1, settings.seed, configuration)
+    if judge is not None and held_out is not None and ranker is not None and not ranker.uses_logits:
+        judge.tune()
+        if ranker.is_of_use:
+            if by_rows:
+                note(options.progress, f"torch_lsh: {_NOT_TRAINED}")
+                _log.info(_NOT_TRAINED)
+            return _ranker_alone(network, ranker, judge, held_out, evaluate, source.size, start)
 
     def measure() -> tuple[dict[str, float], tuple[float, ...]]:
         entry: dict[str, float] = {}
@@ -169,10 +183,6 @@ def fit(
     validated = judge.final()
     history = run.history
     if network.mixture is not None:
-        if not history and ranker is not None:
-            history = [
-                _without_epochs(source.size, time.perf_counter() - start, {} if evaluate is None else evaluate())
-            ]
         if history:
             found = validated.compute()
             history[-1].update({f"validation_neighbours_{name}": value for name, value in found.items()})
@@ -180,9 +190,28 @@ def fit(
     return Fitted(history, validated)
 
 
+def _ranker_alone(
+    network: Network,
+    ranker: LabelRanker,
+    judge: HeldOut,
+    held_out: Rows,
+    evaluate: Callable[[], dict[str, float]] | None,
+    rows: int,
+    start: float,
+) -> Fitted:
+    """Ends a fit whose ranker, which is tuned, does without the network's logits."""
+    network.eval()
+    network.mixture = ranker
+    validated = judge.final()
+    measured = {} if evaluate is None else evaluate()
+    measured.update({f"validation_neighbours_{name}": value for name, value in validated.compute().items()})
+    network.mixture = _with_rows(ranker, held_out, network.num_labels)
+    return Fitted([_without_epochs(rows, time.perf_counter() - start, measured)], validated)
+
+
 def _without_epochs(rows: int, seconds: float, measured: dict[str, float]) -> dict[str, float]:
-    """The history of a fit that did not train the network."""
-    return {"epoch": 0, "loss": math.nan, "seconds": seconds, "samples_per_second": rows / seconds, **measured}
+    """The entry in the history of a fit that did not train the network."""
+    return {"epoch": 0, "seconds": seconds, "samples_per_second": rows / max(seconds, 1e-9), **measured}
 
 
 def fit_more(network: Network, source: InMemory, settings: Settings, options: RunOptions) -> list[dict[str, float]]:
@@ -195,18 +224,21 @@ def fit_more(network: Network, source: InMemory, settings: Settings, options: Ru
         options: How the run is carried out.
 
     Returns:
-        A dict per epoch.
+        A dict per epoch; a single one of epoch 0 where the network's logits do not count, so that it is not trained.
     """
+    start = time.perf_counter()
     mixture, network.mixture = network.mixture, None
     network.grow(source.rows.num_features, len(source.label_counts))
     settings = settings.for_data(source.size, network.num_labels, held_out_decides=False)
     run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed)
-    carry_out(run, lambda: ({}, ()), options)
+    trains = mixture is None or mixture.uses_logits
+    if trains:
+        carry_out(run, lambda: ({}, ()), options)
     network.eval()
     if mixture is not None:
         refit = isinstance(mixture, LabelRanker) and mixture.lacks_classifiers(source.rows.labels)
         network.mixture = _with_rows(mixture, source.rows, network.num_labels, refit)
-    return run.history
+    return run.history if trains else [_without_epochs(source.size, time.perf_counter() - start, {})]
 
 
 def _mixture(source: Source, settings: Settings, network: Network, with_ranker: bool) -> Mixture | LabelRanker | None:
@@ -220,9 +252,21 @@ def _mixture(source: Source, settings: Settings, network: Network, with_ranker: 
         weighting = FeatureWeighting.choose(rows, settings.seed)
         if settings.budget is not None:
             rows = _affordable(rows, weighting, neighbours, _RANKER_SHARE * settings.budget, settings.seed)
-        frequent = settings.epochs is not None or num_rows(rows) < source.size or _usual_frequency(source) >= _FREQUENT
-        return LabelRanker.of(rows, neighbours, weighting, settings.seed, uses_logits=frequent)
+        counts = _network_counts(source, settings, network, whole=num_rows(rows) == source.size)
+        return LabelRanker.of(rows, neighbours, weighting, settings.seed, uses_logits=counts)
     return Mixture([neighbours_of(rows, neighbours)], source.label_counts)
+
+
+def _network_counts(source: Source, settings: Settings, network: Network, whole: bool) -> bool:
+    """Whether the network is trained beside a ranker.
+
+    It is where ``epochs`` or weights, which nothing else knows, ask for it, where the ranker is of a part of the rows,
+    and where it tells something of frequent labels.
+    """
+    if settings.epochs is not None:
+        return settings.epochs > 0
+    weighted = source.is_weighted or network.class_weight is not None
+    return weighted or not whole or _usual_frequency(source) >= _FREQUENT
 
 
 def _usual_frequency(source: Source) -> int:

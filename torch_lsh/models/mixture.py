@@ -52,6 +52,8 @@ class Mixture(nn.Module):
         share: Of each source at the beginning.
     """
 
+    uses_logits = True
+
     counts: Tensor  # [N] int32
     bucket: Tensor  # [N] int32
     shares: Tensor  # [sources, buckets] float32

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import LSHConfig
 from ..index.config import INDEX_CONFIGS
@@ -34,6 +34,8 @@ def save(
 ) -> None:
     """Writes the tensors of a network and what is to be known of it, whole or not at all.
 
+    A network that does not count is left out; :meth:`Network.complete` initialises one in its place.
+
     Args:
         network: The network.
         content: What JSON holds.
@@ -41,9 +43,14 @@ def save(
         format: Name and version of the format.
         tensors: Further ones.
     """
-    save_safetensors(
-        {**(tensors or {}), **network.state_dict()}, path, {"format": format, "model": json.dumps(content)}
-    )
+    all_tensors = {**(tensors or {}), **_what_counts(network).state_dict()}
+    save_safetensors(all_tensors, path, {"format": format, "model": json.dumps(content)})
+
+
+def _what_counts(network: Network) -> nn.Module:
+    """The network; or its mixture alone, under the same name, where that does without the logits."""
+    mixture = network.mixture
+    return network if mixture is None or mixture.uses_logits else nn.ModuleDict({"mixture": mixture})
 
 
 def load(path: FilePath, formats: Sequence[str], mmap: bool = False) -> tuple[dict[str, Tensor], dict[str, Any], str]:
@@ -116,7 +123,7 @@ def restore(network: Network, description: dict[str, Any], tensors: dict[str, Te
     if description["mixture"] is not None:
         with torch.device("meta"):
             network.mixture = _empty_mixture(description["mixture"], network)
-    assign_weights(network, tensors)
+    assign_weights(_what_counts(network), tensors)
     if isinstance(network, WideNetwork) and isinstance(network.output, LSHLinear):
         _check_index(network.output)
     if network.mixture is not None and check:

@@ -56,6 +56,9 @@ class Network(nn.Module):
         """Adds new features and labels behind those that there are."""
         raise NotImplementedError
 
+    def complete(self) -> None:
+        """Initialises parameters that are on the meta device, as a file without them leaves them."""
+
     def logits(self, features: Features) -> Tensor:
         """Computes the logits ``[B, num_labels]`` of the network alone, in memory."""
         raise NotImplementedError
@@ -66,8 +69,9 @@ class Network(nn.Module):
 
     def scores(self, features: Features) -> Tensor:
         """Computes logits ``[B, num_labels]`` in memory; with a mixture, the logarithms of its probabilities."""
-        logits = self.logits(features)
-        return logits if self.mixture is None else self.mixture(logits, features)
+        if self.mixture is None:
+            return self.logits(features)
+        return self.mixture(self.logits(features) if self.mixture.uses_logits else None, features)
 
     @property
     def rows_at_a_time(self) -> int:
@@ -132,6 +136,7 @@ class WideNetwork(Network):
 
     def hidden(self, features: Features) -> Tensor:
         """Computes the hidden activations ``[B, hidden]`` of features ``[B, num_features]``, sparse CSR or dense."""
+        self.complete()
         if isinstance(features, SparseFeatures):
             of_rows = features.crow_indices(), features.col_indices(), features.values()
             hidden = ops.embedding_bag(self.input.weight, *of_rows) + self.input_bias
@@ -167,18 +172,8 @@ class WideNetwork(Network):
             return
         if isinstance(self.output, QuantizedLinear):
             raise RuntimeError("a quantised model cannot learn more labels or features; wanted the float model")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(num_features + num_labels)
-            config = self.output.config if isinstance(self.output, LSHLinear) else None
-            larger = WideNetwork(
-                max(num_features, self.num_features),
-                max(num_labels, self.num_labels),
-                len(self.input_bias),
-                sampled=config is not None,
-                config=config,
-                dense_input=self.dense_input,
-                activation=self.activation,
-            )
+        self.complete()
+        larger = self._new(max(num_features, self.num_features), max(num_labels, self.num_labels))
         if not self.dense_input:
             larger.input.weight[: self.num_features] = self.input.weight
             self.input = larger.input
@@ -187,6 +182,26 @@ class WideNetwork(Network):
         assert self.output.bias is not None
         larger.output.bias[: self.num_labels] = self.output.bias
         self.output = larger.output
+
+    def complete(self) -> None:
+        if self.input_bias.is_meta:
+            new = self._new(self.num_features, self.num_labels)
+            self.input, self.input_bias, self.output = new.input, new.input_bias, new.output
+
+    def _new(self, num_features: int, num_labels: int) -> WideNetwork:
+        """A network of the same kind that is not trained; sizes decide its numbers."""
+        config = self.output.config if isinstance(self.output, LSHLinear) else None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(num_features + num_labels)
+            return WideNetwork(
+                num_features,
+                num_labels,
+                len(self.input_bias),
+                sampled=config is not None,
+                config=config,
+                dense_input=self.dense_input,
+                activation=self.activation,
+            )
 
 
 def softmax_loss(

@@ -75,7 +75,8 @@ class LabelRanker(nn.Module):
         self.register_buffer("deviation", torch.ones(size))
         self.rank = committee(size)
         self.is_of_use = False  # whether a candidate of any row was right when it was tuned
-        self._hard_labels = torch.empty(0, _HARD_VOTED + _HARD_NEAREST, dtype=torch.int32)  # of the first rows
+        # Of the first rows; none after loading, which makes the other tensors on the meta device.
+        self._hard_labels = torch.empty(0, _HARD_VOTED + _HARD_NEAREST, dtype=torch.int32, device="cpu")
 
     @classmethod
     def of(
@@ -224,15 +225,16 @@ class LabelRanker(nn.Module):
         scores = self.rank(values).squeeze(2)
         return scores.masked_fill(none, -torch.inf).log_softmax(1).masked_fill(none, -torch.inf)
 
-    def forward(self, logits: Tensor, features: Features) -> Tensor:
-        """Scores ``[B, N]`` of all labels for logits ``[B, N]`` and features ``[B, F]``.
+    def forward(self, logits: Tensor | None, features: Features) -> Tensor:
+        """Scores ``[B, N]`` of all labels for logits ``[B, N]``, None where they do not count, and features ``[B, F]``.
 
         Those of the candidates are logarithms of probabilities. Behind them come the other labels, in the order of the
         logits, or the most frequent ones first where logits do not count.
         """
-        logits = logits if self.uses_logits else self.counts.float().log1p().expand_as(logits)
         evidence = self.prepare(features)
         labels = evidence.labels
+        if logits is None:
+            logits = self.counts.float().log1p().expand(len(labels), -1)
         scores = self.scores(evidence, logits.gather(1, labels.clamp(min=0))).clamp(min=_BEHIND)
         everything = torch.cat([logits.log_softmax(1) + _BEHIND, logits.new_empty(len(logits), 1)], 1)
         # The last column takes the padding.

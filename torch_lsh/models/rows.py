@@ -259,10 +259,12 @@ class Source(Protocol):
     Attributes:
         size: Number of rows.
         label_counts: ``[num_labels]``, how many rows have each label.
+        is_weighted: Whether rows have weights.
     """
 
     size: int
     label_counts: Tensor
+    is_weighted: bool
 
     def blocks(self) -> Iterator[tuple[Rows, Tensor | None]]:
         """Yields the rows with their weights, in the same blocks at every call."""
@@ -288,6 +290,7 @@ class InMemory:
 
     def __init__(self, rows: Rows, num_labels: int, weights: Tensor | None = None) -> None:
         self.rows, self.weights, self.size = rows, weights, num_rows(rows)
+        self.is_weighted = weights is not None
         self.label_counts = label_counts(rows, num_labels)
 
     def blocks(self) -> Iterator[tuple[Rows, Tensor | None]]:

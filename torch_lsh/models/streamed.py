@@ -49,6 +49,7 @@ class Streamed:
         seed: int,
     ) -> None:
         self._stream, self._weights, self._memory, self._seed = stream, weights, memory, seed
+        self.is_weighted = weights is not None
         self.all_label_counts = torch.zeros(num_labels, dtype=torch.int64)
         self.all_rows = labelled = self._entries = 0
         for rows in stream:

@@ -49,9 +49,11 @@ class XMCClassifier(WideNetwork):
 
     The network is that of SLIDE (Chen et al., MLSys 2020) and of BOLT on Amazon-670K. The loss is softmax cross
     entropy; the labels of a row share its target equally. From 512 labels on, its logits are one of several kinds of
-    evidence, beside the nearest training rows, centroids and linear classifiers of labels. A small network trained on
-    held-out rows ranks the labels (:class:`torch_lsh.models.ranker.LabelRanker`). Dense rows, and sets too small to
-    hold rows out, have the votes of the nearest rows only (:class:`torch_lsh.models.mixture.Mixture`).
+    evidence, beside the nearest training rows, centroids and linear classifiers of labels. Small networks trained on
+    held-out rows rank the labels (:class:`torch_lsh.models.ranker.LabelRanker`). Where most labels of rows are labels
+    of fewer than 100 rows, that does as well without the network, which is not trained then unless :meth:`fit` gets
+    ``epochs`` or weights. Dense rows, and sets too small to hold rows out, have the votes of the nearest rows only
+    (:class:`torch_lsh.models.mixture.Mixture`).
 
     Args:
         num_features: Number of features.
@@ -145,7 +147,9 @@ class XMCClassifier(WideNetwork):
                 the model's input, and labels (see :func:`torch_lsh.models.rows.rows_of`). Rows without labels add
                 nothing.
             epochs: Most passes over the data, over which the learning rate falls to 0. None means as many as
-                held-out rows gain from; with a ranker or without held-out rows, as many as suit the number of rows.
+                held-out rows gain from; with a ranker or without held-out rows, as many as suit the number of rows;
+                none with a ranker of labels of few rows (see the class), as a line on standard error says
+                (``progress``) and the logger ``torch_lsh``.
             batch_size: Rows per step.
             lr: Adam's learning rate at the beginning; None means that it follows from the number of epochs.
             eval_dataset: Rows to measure ``metrics`` at ``ks`` on after every epoch. They decide nothing.
@@ -171,7 +175,8 @@ class XMCClassifier(WideNetwork):
             metrics, ks: What to measure, see :meth:`evaluate`.
 
         Returns:
-            A dict per epoch: epoch, loss, seconds (of training), samples_per_second, precision@k.
+            A dict per epoch: epoch, loss, seconds (of training), samples_per_second, precision@k. Where the network is
+            not trained, one dict of epoch 0, without a loss, and with the seconds of the fit.
 
         Raises:
             ValueError: An argument does not fit, the data does not fit the model, or the checkpoint is damaged or
@@ -235,7 +240,8 @@ class XMCClassifier(WideNetwork):
         """Trains a ready model further, on rows that may have more labels and features than the model has.
 
         Rows are added to the output layer for new labels, and to the input layer for new features; all others keep
-        their numbers. The rows become neighbours, where there are some.
+        their numbers. The rows become neighbours, where there are some. A network that :meth:`fit` left untrained stays
+        so, and the rows become known to the other sources alone.
 
         Args:
             dataset: New rows; see :meth:`fit`.
@@ -243,7 +249,7 @@ class XMCClassifier(WideNetwork):
             batch_size, lr, seed, progress, sample_weight: See :meth:`fit`.
 
         Returns:
-            A dict per epoch.
+            A dict per epoch, as of :meth:`fit`.
 
         Raises:
             ValueError: An argument does not fit.
@@ -397,6 +403,8 @@ class XMCClassifier(WideNetwork):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model to one file, whole or not at all: tensors as safetensors, settings as JSON in its header.
+
+        A network that :meth:`fit` did not train is left out; a loaded model makes a new one when it is asked for one.
 
         Args:
             path: The file.

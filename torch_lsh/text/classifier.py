@@ -45,8 +45,10 @@ class TextClassifier(Estimator):
     The number of classes decides the network: linear up to 64, a hidden layer above, an
     :class:`torch_lsh.LSHLinear` output above 4096. From 512 on, the nearest training texts count in every prediction,
     too: held-out texts train a :class:`torch_lsh.models.ranker.LabelRanker`; without them, a
-    :class:`torch_lsh.models.mixture.Mixture` takes votes. Settings that are None follow from the number of texts and
-    classes.
+    :class:`torch_lsh.models.mixture.Mixture` takes votes. Where most labels of texts are labels of fewer than 100
+    texts, a ranker does as well without the network, which is not trained then unless ``epochs`` or weights are given;
+    ``history_`` has one entry then, of epoch 0 and without a loss. Settings that are None follow from the number of
+    texts and classes.
 
     The class follows scikit-learn's conventions (``get_params``, ``clone``, pipelines, grid search). A label is text or
     a whole number. Labels in lists, or in cells with a separator, make the task multi-label.
@@ -59,7 +61,7 @@ class TextClassifier(Estimator):
         neighbours: How many of the nearest training texts vote; 0 means none. None means 64 from 512 classes, else 0.
             The model and its file then hold the features of all training texts. Not for a multi-label task without a
             hidden layer.
-        epochs: Most passes over the data.
+        epochs: Most passes over the data. None means as many as the class says.
         batch_size: Texts per step.
         lr: Adam's learning rate at the start; it falls linearly to 0.
         label_smoothing: Label smoothing of the softmax cross entropy.
@@ -237,7 +239,7 @@ class TextClassifier(Estimator):
         """Trains a fitted classifier further, on texts that may have new labels and new words.
 
         New labels follow the others in ``classes_``, which keep their places. The texts become neighbours, where there
-        are some. An unfitted classifier is fitted.
+        are some; a network that :meth:`fit` did not train stays so. An unfitted classifier is fitted.
 
         Args:
             X, y, text, label, label_separator, delimiter, encoding, format, sample_weight: See :meth:`fit`.

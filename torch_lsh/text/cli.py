@@ -94,7 +94,8 @@ def train_text(arguments: argparse.Namespace) -> int:
     model.save(arguments.model)  # before what may fail: a row of the test file, a closed standard output
     for entry in model.history_:
         shown = "  ".join(f"{key} {value:.4f}" for key, value in entry.items() if "loss" in key or "validation" in key)
-        print(f"epoch {entry['epoch']:.0f}  {shown}  {entry['texts_per_second']:,.0f} texts/s")
+        trained = f"epoch {entry['epoch']:.0f}" if "loss" in entry else "network not trained (--epochs trains it)"
+        print(f"{trained}  {shown}  {entry['texts_per_second']:,.0f} texts/s")
     if arguments.test is not None:
         print(f'{{"test": {_json(model.evaluate(arguments.test, **_columns(arguments)))}}}')
     print(
@@ -166,6 +167,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     if metadata.get("format") != FORMAT:
         return inspection.show(inspection.layers_of_tensors(tensors, arguments), arguments)
     model = TextClassifier.load(arguments.model)
+    model.network_.complete()
     output = getattr(model.network_, "output", None)
     if output is None:
         raise ValueError(f"{arguments.model} is a linear model; wanted one with an output layer, whose rows are hashed")

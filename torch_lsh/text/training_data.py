@@ -163,6 +163,7 @@ class TrainingData:
         ranked_labels: float = math.inf,
     ) -> None:
         self.source, self._weights, self._ranked_labels = source, weights, ranked_labels
+        self.is_weighted = weights is not None
         choices = [(math.inf, features)] if isinstance(features, HashedText) else list(features)
         (self._most_labels, self.features), *self._for_more_labels = choices
         self.labels, self._classes = Labels(classes), classes
@@ -296,6 +297,7 @@ class FeatureSource:
         self._data, self._columns, self._memory = data, columns, memory
         self._cached: tuple[XMCRows, Tensor | None] | None = None  # where the hashed texts are in memory, too
         self.size, self.label_counts = data.statistics.rows, data.statistics.label_counts
+        self.is_weighted = data.is_weighted
 
     def blocks(self) -> Iterator[tuple[XMCRows, Tensor | None]]:
         if self._cached is not None:

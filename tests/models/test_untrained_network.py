@@ -1,0 +1,232 @@
+"""A ranker without the logits of a network, which is not trained then: fit, files, more rows, every way to predict."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+
+import pytest
+import torch
+
+from torch_lsh.data import XMCDataset, XMCRows, XMCStream, synthetic_xmc
+from torch_lsh.io import load_safetensors
+from torch_lsh.models import TextClassifier, XMCClassifier
+from torch_lsh.models.ranker import LabelRanker
+from torch_lsh.models.service import XMCService
+
+FEATURES, LABELS, HIDDEN = 1000, 600, 16
+
+
+@pytest.fixture(scope="module")
+def data():
+    """No label has 100 rows."""
+    train, test = synthetic_xmc(2000, 200, num_features=FEATURES, num_labels=LABELS, seed=0)
+    counts = torch.bincount(train.rows.labels)
+    rare = counts[train.rows.labels.long()] < 100
+    assert rare.double().mean() > 0.5
+    return train, test
+
+
+def made(features=FEATURES, labels=LABELS):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return XMCClassifier(features, labels, hidden=HIDDEN)
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    fitted = made()
+    fitted.history = fitted.fit(data[0], progress=False, eval_dataset=data[1])
+    return fitted
+
+
+def equal(ours, theirs):
+    return all(torch.equal(one, other) for one, other in zip(ours, theirs))
+
+
+def one_feature_each(labels, features=None):
+    """Rows that have a feature and a label each."""
+    start = torch.arange(len(labels) + 1)
+    features = labels if features is None else features
+    return XMCDataset.from_rows(
+        XMCRows(start, features.int(), torch.ones(len(labels)), start, labels.int(), FEATURES, LABELS)
+    )
+
+
+def test_the_network_stays_as_it_was(data, model):
+    assert isinstance(model.mixture, LabelRanker)
+    assert not model.mixture.uses_logits
+    fresh = made()
+    assert torch.equal(model.input.weight, fresh.input.weight)
+    assert torch.equal(model.output.weight, fresh.output.weight)
+    [entry] = model.history
+    ks = {f"{name}precision@{k}" for name in ("", "validation_neighbours_") for k in (1, 3, 5)}
+    assert entry.keys() == {"epoch", "seconds", "samples_per_second", *ks}
+    assert entry["epoch"] == 0
+    assert all(math.isfinite(value) for value in entry.values())
+    assert model.evaluate(data[1])["precision@1"] == pytest.approx(entry["precision@1"], abs=0.05)
+
+
+def test_it_is_as_good_as_with_the_network(data, model):
+    trained = made()
+    trained.fit(data[0], epochs=2, progress=False)
+    assert model.evaluate(data[1])["precision@1"] > trained.evaluate(data[1])["precision@1"] - 0.03
+
+
+@pytest.mark.parametrize(("frequent", "trained"), [(1300, True), (900, False)])
+def test_half_of_the_labels_of_rows_decide(frequent, trained):
+    """Of 2,200 rows, so many have label 0, and the others one of 549 labels."""
+    labels = torch.arange(2200) % 549 + 1
+    labels[:frequent] = 0
+    fitted = made()
+    history = fitted.fit(one_feature_each(labels), progress=False)
+    assert (history[0]["epoch"] > 0) == ("loss" in history[0]) == fitted.mixture.uses_logits == trained
+
+
+def test_a_user_is_told(data, capsys, caplog):
+    with caplog.at_level(logging.INFO, "torch_lsh"):
+        made().fit(data[0], progress=True)
+    assert capsys.readouterr().err.count("pass epochs to train it") == 1
+    assert caplog.text.count("pass epochs to train it") == 1
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "torch_lsh"):
+        history = made().fit(data[0], epochs=0, progress=True)
+    assert [entry["epoch"] for entry in history] == [0]
+    assert "epochs" not in caplog.text + capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "asked", [{"epochs": 1}, {"sample_weight": torch.ones(2000), "max_steps": 1}, {"class_weight": {3: 2.0}}]
+)
+def test_epochs_and_weights_train_it(data, asked):
+    fitted = made()
+    fitted.fit(data[0], progress=False, **asked)
+    assert not torch.equal(fitted.output.weight, made().output.weight)
+
+
+def test_it_is_trained_where_a_ranker_is_of_no_use():
+    """No two rows have a feature in common."""
+    fitted = XMCClassifier(2200, LABELS, hidden=2)
+    labels, start = torch.arange(2200) % LABELS, torch.arange(2201)
+    rows = XMCRows(start, start[:-1].int(), torch.ones(2200), start, labels.int(), 2200, LABELS)
+    history = fitted.fit(XMCDataset.from_rows(rows), progress=False)
+    assert fitted.mixture is None
+    assert history[0]["epoch"] == 1
+    assert "loss" in history[0]
+
+
+def test_streams_budgets_and_checkpoints(data, model, tmp_path):
+    want = model.predict(data[1])
+    for rows, options in (
+        (XMCStream(lambda: [data[0].rows], FEATURES, LABELS), {}),
+        (data[0], {"budget": "1h"}),
+        (data[0], {"checkpoint": tmp_path / "run"}),
+    ):
+        fitted = made()
+        assert fitted.fit(rows, progress=False, **options)[0]["epoch"] == 0
+        assert equal(fitted.predict(data[1]), want)
+    assert not (tmp_path / "run").exists()
+
+
+@torch.no_grad()
+def test_no_prediction_looks_at_it(data, model):
+    broken = copy.deepcopy(model)
+    for value in (broken.input.weight, broken.input_bias, broken.output.weight, broken.output.bias):
+        value.fill_(math.nan)
+    best = model.predict(data[1], k=1)[1].tolist()
+    for asked in ({}, {"k": LABELS}, {"excluded": best}, {"allowed": [4, 5, 6], "k": 2}):
+        assert equal(broken.predict(data[1], **asked), model.predict(data[1], **asked))
+    assert broken.evaluate(data[1]) == model.evaluate(data[1])
+
+
+@torch.no_grad()
+def test_labels_behind_the_candidates_are_sorted_by_frequency(data, model):
+    scores, labels = model.predict(data[1], k=LABELS)
+    behind = scores <= -50
+    counts = model.mixture.counts[labels].masked_fill(~behind, 2**30)
+    assert behind.any(1).all()
+    assert (counts.diff(dim=1) <= 0).all()
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_files_leave_it_out(data, model, tmp_path, mmap):
+    model.save(tmp_path / "model")
+    tensors, _ = load_safetensors(tmp_path / "model")
+    assert tensors
+    assert all(name.startswith("mixture.") for name in tensors)
+    loaded = XMCClassifier.load(tmp_path / "model", mmap=mmap)
+    assert equal(loaded.predict(data[1]), model.predict(data[1]))
+    loaded.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "model").read_bytes()
+    hidden = loaded.hidden(torch.eye(FEATURES)[:2].to_sparse_csr())
+    assert hidden.shape == (2, HIDDEN)
+    assert hidden.isfinite().all()
+    assert (hidden != 0).any()
+
+
+def test_a_loaded_model_learns_as_any_other(data, model, tmp_path):
+    model.save(tmp_path / "model")
+    loaded, new = XMCClassifier.load(tmp_path / "model", mmap=True), made()
+    ours, theirs = (some.fit(data[0], epochs=2, progress=False) for some in (loaded, new))
+    assert [entry["loss"] for entry in ours] == pytest.approx([entry["loss"] for entry in theirs], rel=0.05)
+    assert ours[1]["loss"] < ours[0]["loss"]
+    loaded.save(tmp_path / "model")
+    again = XMCClassifier.load(tmp_path / "model")
+    assert torch.equal(again.output.weight, loaded.output.weight)
+
+
+def test_more_rows(data, model, tmp_path):
+    """The new label has a feature of its own, beside one that other rows have."""
+    start, count = torch.arange(31), 30
+    features = torch.tensor([5, FEATURES] * count, dtype=torch.int32)
+    labels = torch.full((count,), LABELS + 3, dtype=torch.int32)
+    rows = XMCRows(2 * start, features, torch.ones(2 * count), start, labels, FEATURES + 1, LABELS + 4)
+    new = XMCDataset.from_rows(rows)
+    model.save(tmp_path / "model")
+    learned = [copy.deepcopy(model), XMCClassifier.load(tmp_path / "model")]
+    for some in learned:
+        [entry] = some.partial_fit(new)
+        assert entry["epoch"] == 0
+        assert "loss" not in entry
+        assert (some.num_features, some.num_labels) == (FEATURES + 1, LABELS + 4)
+        assert some.output.weight.shape == (LABELS + 4, HIDDEN)
+        assert some.evaluate(new)["precision@1"] > 0.9
+    assert torch.equal(learned[0].output.weight[:LABELS], model.output.weight)
+    assert equal(*(some.predict(new) for some in learned))
+    learned[1].save(tmp_path / "model")
+    assert equal(XMCClassifier.load(tmp_path / "model").predict(new), learned[1].predict(new))
+
+
+def test_a_server(model, tmp_path):
+    model.save(tmp_path / "model")
+    service = XMCService.load(tmp_path / "model")
+    content = {"features": {"3": 0.5, "17": 1}, "excluded": [1, 2]}
+    [answer] = service.predict(service.inputs(content), 5)
+    assert len(set(answer["labels"]) - {1, 2}) == 5
+    assert all(map(math.isfinite, answer["scores"]))
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """The label of a text follows from two of its words."""
+    labels = (torch.arange(2600) * 7 % 520).tolist()
+    return [f"a{label % 23} b{label // 23} and" for label in labels], [f"l{label}" for label in labels]
+
+
+def test_texts(texts, tmp_path):
+    model = TextClassifier(hidden=8).fit(*texts)
+    assert [(entry["epoch"], "loss" in entry) for entry in model.history_] == [(0, False)]
+    found = model.predict(texts[0][:200])
+    assert (found == texts[1][:200]).mean() > 0.95
+    model.save(tmp_path / "model")
+    _, metadata = load_safetensors(tmp_path / "model")
+    json.loads(metadata["model"], parse_constant=pytest.fail)  # NaN is not JSON
+    loaded = TextClassifier.load(tmp_path / "model")
+    assert (loaded.predict(texts[0][:200]) == found).all()
+    assert loaded.hidden_activations(texts[0][:3]).isfinite().all()
+    loaded.partial_fit(["a1 b1 zebra"] * 4, ["new"] * 4)
+    assert loaded.predict(["a1 b1 zebra"]).tolist() == ["new"]
+    assert loaded.predict_proba(["a1 b1 zebra"]).sum() == pytest.approx(1, abs=1e-3)
+    assert [entry["epoch"] for entry in loaded.history_] == [0, 0]
