@@ -114,17 +114,15 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "Tensor positions) -> (Tensor log_z, Tensor at_labels, Tensor slopes, Tensor scale)");
   m.def(
       "linear_softmax_loss_backward(Tensor slopes, Tensor factors, Tensor x, Tensor weight, Tensor rows, "
-      "bool needs_weight=True, Tensor? grad=None, int hardest=0, Tensor? log_weights=None) -> (Tensor "
-      "grad_x, "
-      "Tensor grad_weight, Tensor grad_bias, Tensor hardest_rows, Tensor scaled)");
+      "bool needs_weight=True, Tensor? grad=None, int hardest=0, Tensor? log_weights=None) -> ("
+      "Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor hardest_rows, Tensor scaled)");
   m.def(
       "linear_softmax_adam_(Tensor slopes, Tensor factors, Tensor x, Tensor rows, Tensor? grad, int hardest, "
       "Tensor? log_weights, Tensor(a!) weight, Tensor(b!) first, Tensor(c!) second, Tensor(d!) step, "
-      "Tensor(e!)? bias, Tensor(f!)? "
-      "bias_first, Tensor(g!)? bias_second, Tensor(h!)? bias_step, Tensor(i!)? touches, float lr, float "
-      "beta1, float beta2, float "
-      "eps, float weight_decay, bool decoupled, bool maximize, bool stochastic_rounding) -> (Tensor grad_x, "
-      "Tensor hardest_rows)");
+      "Tensor(e!)? bias, Tensor(f!)? bias_first, Tensor(g!)? bias_second, Tensor(h!)? bias_step, "
+      "Tensor(i!)? touches, float lr, float beta1, float beta2, float eps, float weight_decay, bool "
+      "decoupled, "
+      "bool maximize, bool stochastic_rounding) -> (Tensor grad_x, Tensor hardest_rows)");
 
   // inference
   m.def(

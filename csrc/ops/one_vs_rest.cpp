@@ -98,7 +98,7 @@ std::vector<Part> for_each_label(int64_t labels, int64_t columns, int64_t kinds,
   return parts;
 }
 
-// Offsets ``[labels + 1]``, columns ``[entries]`` and values ``[kinds, entries]``.
+// Offsets [labels + 1], columns [entries] and values [kinds, entries].
 std::tuple<Tensor, Tensor, Tensor> joined(std::vector<Part>& parts, int64_t labels, int64_t kinds) {
   int64_t total = 0;
   for (const Part& part : parts) total += static_cast<int64_t>(part.columns.size());

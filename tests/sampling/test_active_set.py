@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torch_lsh import FixedInterval, LSHConfig, LSHLinear, ops
-from torch_lsh.sampling.active_set import ActiveSet, hardest_rows
+from torch_lsh.sampling.active_set import ActiveSet
 
 
 @st.composite
@@ -243,16 +243,18 @@ def test_random_fraction_zero_means_no_random_row():
 def test_hardest_rows_are_those_a_softmax_pushes_down_most():
     active = ActiveSet(torch.arange(0, 60, 2), torch.arange(30) % 3 == 0, torch.zeros(4, 1).long(), num_rows=100)
     z = torch.randn(4, 30, dtype=torch.float64, requires_grad=True)
+    found = []
     for corrected in (False, True):
         shift = active.weights().double().log() if corrected else 0.0
         loss = F.cross_entropy(z + shift, active.positions[:, 0])
         (gradient,) = torch.autograd.grad(loss, z)
-        rows = hardest_rows(ops.positive_sums(gradient), active, 7, corrected)
+        ops.HardestRows(active.rows, 7, active.log_weights() if corrected else None, found.append).find(gradient)
         # the softmax over the set without corrections, up to a factor per sample where there are some
         p = ((z + shift).softmax(1) / (shift.exp() if corrected else 1)).detach()
         p[:, 0] = 0
-        assert torch.equal(rows, active.rows[p.sum(0).argsort(descending=True)[:7]])
-    assert len(hardest_rows(ops.positive_sums(gradient), active, 99, False)) == 30
+        assert torch.equal(found.pop(), active.rows[p.sum(0).argsort(descending=True)[:7]])
+    ops.HardestRows(active.rows, 99, None, found.append).find(gradient)
+    assert len(found.pop()) == 30
 
 
 @pytest.mark.parametrize("loss", [F.cross_entropy, F.binary_cross_entropy_with_logits])

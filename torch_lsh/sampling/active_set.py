@@ -139,7 +139,7 @@ def choose_active_rows(
         labels: ``[B, P]`` int64, negative where there is no label; they are always active.
         budget: how many rows.
         seed: of the random rows.
-        carried: ``[n]`` int64, from :func:`hardest_rows` of the last step, where the budget has carried rows.
+        carried: ``[n]`` int64, the hardest rows of the last step, where the budget has carried rows.
         counts: label counts, for samplers "frequency" and "in_batch".
         insert_labels: insert labels into the buckets of their queries, where a look-up missed them.
 
@@ -240,25 +240,6 @@ def _labels_of_the_batch(labels: Tensor, num_rows: int, counts: LabelCounts) -> 
 def _share(room: int, samples: int) -> int:
     """Rows to look up for each sample: twice its share, because look-ups of a batch overlap."""
     return min(room, 2 * -(-room // samples) + 8)
-
-
-def hardest_rows(pushed_down: Tensor, active: ActiveSet, count: int, corrected: bool) -> Tensor:
-    """The rows that a step pushed down most: the largest sums of positive gradients of their logits.
-
-    For a softmax these are the rows with much probability where they are not the label. They change little from one
-    batch to the next, and include the highest-scoring rows of single samples. They belong to the H of the next step
-    whatever that step draws, so its estimates stay unbiased.
-
-    Args:
-        pushed_down: ``[A]`` floating, the sum of the positive gradients of each active row's logits.
-        active: the active set, shared by the batch.
-        count: rows wanted.
-        corrected: whether gradients of random rows carry their importance weights.
-
-    Returns:
-        ``[min(count, A)]`` int64, hardest first.
-    """
-    return ops.largest_rows(pushed_down.float(), active.rows, count, active.log_weights() if corrected else None)
 
 
 def labels_leave_room(labels: Tensor, budget: Budget) -> bool:

@@ -245,6 +245,10 @@ class Sampler:
     def hardest_rows(self, active: ActiveSet, corrected: bool) -> ops.HardestRows | None:
         """Asks a backward pass for the hardest rows of this step, which the next draw takes; None: it takes none.
 
+        For a softmax these are the rows with much probability where they are not the label. They change little from one
+        batch to the next, and include the highest-scoring rows of single samples. They belong to the H of the next step
+        whatever that step draws, so its estimates stay unbiased.
+
         Args:
             active: the active set of the step.
             corrected: the gradients of random rows carry their importance weights.

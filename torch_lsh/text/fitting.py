@@ -234,12 +234,12 @@ def _cross_fitted(
     for predicted in order.chunk(_PARTS)[:parts]:
         others = torch.ones(found.rows, dtype=torch.bool)
         others[predicted] = False
-        rows, weights = found.cached.take(others.nonzero()[:, 0])
-        other, _ = network_for(chosen, network.num_features, network.num_labels, len(rows), multilabel=False)
+        cached, weights = found.cached.take(others.nonzero()[:, 0])
+        other, _ = network_for(chosen, network.num_features, network.num_labels, len(cached), multilabel=False)
         other.class_weight = network.class_weight
-        columns = _weighted_columns([Weighted(rows, weights)], found, other, data.features.num_features)
-        columns = columns.only_those_of(rows)
-        rows = columns.rows(rows)
+        columns = _weighted_columns([Weighted(cached, weights)], found, other, data.features.num_features)
+        columns = columns.only_those_of(cached)
+        rows = columns.rows(cached)
         fit(other, InMemory(rows, network.num_labels, weights), None, settings, RunOptions())
         other.eval()
         features, of_rows, _ = batch_of(columns.rows(found.cached.rows.take(predicted)))

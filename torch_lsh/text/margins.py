@@ -73,8 +73,9 @@ def share_of(margins: Tensor, logits: Tensor, labels: Tensor) -> float:
         0, 1/4, 1/2, 3/4 or 1. 0 unless the mixture takes a twentieth off the cross entropy, and two standard errors.
 
     >>> labels = torch.arange(40) % 2
-    >>> right = 4.0 * torch.nn.functional.one_hot(labels, 2) + torch.randn(40, 2)
-    >>> share_of(right, torch.randn(40, 2), labels) > 0, share_of(torch.randn(40, 2), right, labels)
+    >>> noise = torch.randn(2, 40, 2, generator=torch.Generator().manual_seed(0))
+    >>> right = 4.0 * torch.nn.functional.one_hot(labels, 2) + noise[0]
+    >>> share_of(right, noise[1], labels) > 0, share_of(noise[1], right, labels)
     (True, 0.0)
     """
     losses = _losses(logits, labels)

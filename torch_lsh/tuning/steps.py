@@ -15,7 +15,7 @@ from .. import ops, optim
 from ..config import LSHConfig
 from ..index.base import Index
 from ..nn import LSHLinear
-from ..sampling.active_set import Budget, choose_active_rows, hardest_rows
+from ..sampling.active_set import Budget, choose_active_rows
 from ..sampling.stats import share_found
 
 _SCRATCH_ROWS = 32_768  # of the layers that are timed
@@ -81,7 +81,7 @@ class _Steps:
         if self.carries:
             # The gradient of a softmax but for the labels.
             pushed_down = ops.gather_matmul(x, task.weight, task.bias, active.rows).T.float().softmax(0).sum(1)
-            self.carried = hardest_rows(pushed_down, active, self._budget.num_carried, corrected=False)
+            self.carried = ops.largest_rows(pushed_down, active.rows, self._budget.num_carried)
         return active.rows
 
 
