@@ -181,13 +181,12 @@ def fit(
     if judge is None or held_out is None:
         return Fitted(run.history)
     validated = judge.final()
-    history = run.history
     if network.mixture is not None:
-        if history:
+        if run.history:
             found = validated.compute()
-            history[-1].update({f"validation_neighbours_{name}": value for name, value in found.items()})
+            run.history[-1].update({f"validation_neighbours_{name}": value for name, value in found.items()})
         network.mixture = _with_rows(network.mixture, held_out, network.num_labels)
-    return Fitted(history, validated)
+    return Fitted(run.history, validated)
 
 
 def _ranker_alone(
