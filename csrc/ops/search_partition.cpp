@@ -143,12 +143,13 @@ struct Store {
     return std::min(count, rows / std::max<int64_t>(1, all / count) + 1);
   }
 
-  void prefetch(int64_t block) const {
+  // Inlined always: GCC drops calls of functions that do nothing but prefetch.
+  [[gnu::always_inline]] inline void prefetch(int64_t block) const {
     for (int64_t j = 0; j < bytes; ++j) __builtin_prefetch(codes + (block * bytes + j) * kLine);
     for (int64_t j = 0; j < 4; ++j) __builtin_prefetch(factors + block * 2 * kSketchRows + j * kLine / 2);
   }
 
-  void prefetch_bucket(int64_t bucket) const {
+  [[gnu::always_inline]] inline void prefetch_bucket(int64_t bucket) const {
     for (int64_t j = 0; j < width; j += kLine / 4) __builtin_prefetch(centers + bucket * width + j);
     prefetch(heads[bucket].block);
   }
