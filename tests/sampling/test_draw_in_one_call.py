@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from twins.samples import SAMPLES
 
-from torch_lsh import HashTableConfig, LSHConfig, LSHLinear, ops, optim
+from torch_lsh import FixedInterval, HashTableConfig, LSHConfig, LSHLinear, ops, optim
 
 SETTINGS = {
     "default": {},
@@ -16,6 +16,8 @@ SETTINGS = {
     "by shared buckets": {"index": HashTableConfig(selection="frequency", min_matches=2)},
     "first met": {"index": HashTableConfig(selection="vanilla")},
     "angles": {"index": HashTableConfig(mips=False)},
+    "re-hashed": {"rehash": FixedInterval(2)},
+    "codes of more than 8 bits": {"index": HashTableConfig(hashes_per_table=9)},
 }
 
 

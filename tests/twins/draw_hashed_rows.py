@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .hash import query_vectors, simhash_codes
@@ -31,5 +32,7 @@ def draw_hashed_rows(
     per_sample: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     buckets = simhash_codes(query_vectors(x[first::every], zeros), projections, hashes_per_table)
+    if row_codes is not None and row_codes.shape[1] < ids.shape[0]:
+        row_codes = row_codes.view(torch.uint8)[:, : ids.shape[0]].int()  # packed as bytes
     found = query_tables(ids, counts, row_codes, buckets, max_candidates, min_matches, vanilla)
     return select_rows(labels, found, num_rows, active, num_random, seed, per_sample, carried)

@@ -124,10 +124,13 @@ def _draw_hashed_rows() -> list[Sample]:
     codes = _int32(*([row % 4, row % 3, 3 - row % 4] for row in range(20)))
     ids, counts = build_tables(codes, 2, 3, 0)
     x, labels = torch.randn(5, 3), torch.tensor([[1], [-1], [4], [1], [0]])
-    tables = ids, counts, codes, torch.randn(5, 6), 2, 1, 1, False
+    packed = torch.nn.functional.pad(codes.byte(), (0, 1)).view(torch.int32)
+    hashes = torch.randn(5, 6), 2, 1, 1, False
+    tables = ids, counts, codes, *hashes
     return [
         Sample((x, labels, torch.tensor([19, 3]), *tables, 1, 2, 4, 20, 7, 0, 0, False)),
         Sample((x.bfloat16(), labels, None, *tables, 0, 1, 4, 20, 3, 0, 0, True)),
+        Sample((x, labels, None, ids, counts, packed, *hashes, 0, 1, 2, 20, 7, 0, 0, False)),
     ]
 
 

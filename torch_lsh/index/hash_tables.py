@@ -149,6 +149,7 @@ class HashTableIndex(Index):
         self._maps: Balance | None = None
         self._tables: HashTables | None = None
         self._sketches: Tensor | None = None
+        self._packed: Tensor | None = None  # the buckets of rows as bytes, where simhash_tables compares those
         self.simhash_tables = None
 
     @property
@@ -170,9 +171,8 @@ class HashTableIndex(Index):
     @property
     def nbytes(self) -> int:
         """Bytes of the tables, of the sketches and of the parameters of the hash functions."""
-        tensors = [*(self._tables or ()), *([] if self._sketches is None else [self._sketches])]
-        families = [self.family, *([] if self.sketcher is None else [self.sketcher])]
-        return sum(part.nbytes for part in (*tensors, *families))
+        parts = (*(self._tables or ()), self._sketches, self._packed, self.family, self.sketcher)
+        return sum(part.nbytes for part in parts if part is not None)
 
     def bucket_loads(self) -> Tensor | None:
         if self._tables is None:
@@ -220,7 +220,10 @@ class HashTableIndex(Index):
         buckets, vectors = self._buckets_of(weight, bias, rows)
         if self.sketcher is not None and self._sketches is not None:
             self._sketches[rows] = self.sketcher.codes(vectors)
-        return int(ops.update_tables(*self._built(), rows, buckets, self.seed, self._fifo))
+        moved = int(ops.update_tables(*self._built(), rows, buckets, self.seed, self._fifo))
+        if self._packed is not None:
+            self._packed[rows] = _packed(buckets)
+        return moved
 
     def _differs(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
         return self._buckets_of(weight, bias, rows)[0] != self._built().row_buckets[rows]
@@ -231,10 +234,13 @@ class HashTableIndex(Index):
             return None
         if self.probes > 1 or self.sketcher is not None or self._maps is not None:
             return None
+        ranked = self.selection == "ranked"
+        self._packed = _packed(tables.row_buckets) if ranked and family.hashes_per_table <= 8 else None
+        codes = tables.row_buckets if self._packed is None else self._packed
         return SimHashTables(
             tables.ids,
             tables.counts,
-            tables.row_buckets if self.selection == "ranked" else None,
+            codes if ranked else None,
             family.projections,
             family.hashes_per_table,
             zeros=1 if self.mips else 0,
@@ -382,6 +388,11 @@ def _table_shape(
         if bucket_size is None:
             bucket_size = max(_BUCKET_SIZE // 4, 2 * num_rows >> bucket_bits)
     return hashes_per_table, bucket_bits, bucket_size
+
+
+def _packed(codes: Tensor) -> Tensor:
+    """Codes ``[n, L]`` of at most 8 bits as :func:`torch_lsh.ops.draw_hashed_rows` takes them packed."""
+    return F.pad(codes.to(torch.uint8), (0, -codes.shape[1] % 4)).view(torch.int32)
 
 
 def _second_moment(vectors: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ def draw_hashed_rows(
     Args:
         x: ``[B, in]`` float32, float64 or bfloat16, of any strides.
         labels, carried: as in :func:`select_rows`.
-        ids, counts, row_codes: as in :func:`query_tables`.
+        ids, counts, row_codes: as in :func:`query_tables`. Codes of at most 8 bits may be packed as bytes, padded with
+            0: ``row_codes`` is ``[N, ceil(L / 4)]`` int32 then.
         projections: ``[in + 1 + zeros, L * K]``, as in :func:`simhash_codes`.
         hashes_per_table: K.
         zeros: as in :func:`query_vectors`.
