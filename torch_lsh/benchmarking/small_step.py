@@ -11,14 +11,14 @@ from torch import nn
 
 from . import harness
 from .step import make_step
-from .systems import LSH, LSHInBackward
+from .systems import LSH, LSHInBackward, LSHOneCall
 
 ROWS, WIDTH, BATCH, ACTIVE = 30_000, 64, 16, 64
 _TURNS, _STEPS_OF_A_TURN = 10, 100
 _PROFILED = 200
 
 
-def measure_small_step(systems: Sequence[type[LSH]] = (LSH, LSHInBackward)) -> list[dict[str, Any]]:
+def measure_small_step(systems: Sequence[type[LSH]] = (LSH, LSHInBackward, LSHOneCall)) -> list[dict[str, Any]]:
     """Times a step in one thread, prints its microseconds inside and outside of operators, and returns a record each.
 
     PyTorch's profiler says how long the operators of this library take. It slows Python down, so the whole step is

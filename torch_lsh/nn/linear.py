@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from .. import ops
 from ..config import LSHConfig
@@ -19,6 +20,7 @@ from ..sampling.state import pack, unpack
 from .compiled import Loss, cross_entropy_in_graph, handle_of, in_graphs, topk_in_graph
 from .linear_with_sampler import LinearWithSampler
 from .logits.cross_entropy import cross_entropy_of
+from .logits.recipe import Recipe
 from .logits.targets import as_target
 from .logits.tensor import SampledLogits
 from .paths import Paths
@@ -196,13 +198,18 @@ class LSHLinear(LinearWithSampler, nn.Linear):
             path = input.tracer.path_of_module(self)
             return input.tracer.create_proxy("call_module", path, (input,), {})
         weight, bias = self.weight_and_bias()
-        self.paths.watch(weight)
-        note_forward(weight, bias)
-        reason = TRANSFORMED if is_transformed() else obstacle_of_operands(self, input, weight, bias)
+        reason = self._obstacle(input, weight, bias)
         if reason is None:
             return SampledLogits.of(input, self, weight, bias)
         self.paths.dense(reason, "operands")
         return super().forward(input)
+
+    @torch.jit.unused
+    def _obstacle(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+        """Why there are no lazy logits of ``input`` for the layer, which is called now; None: there are."""
+        self.paths.watch(weight)
+        note_forward(weight, bias)
+        return TRANSFORMED if is_transformed() else obstacle_of_operands(self, input, weight, bias)
 
     @torch.jit.unused
     def tell_traced(self) -> None:
@@ -240,13 +247,23 @@ class LSHLinear(LinearWithSampler, nn.Linear):
             The loss, a scalar, or ``[*]`` for ``reduction="none"``.
         """
         how: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+        if type(x) is Tensor and self._call_is_forward():
+            # Making the lazy logits, and the way of F.cross_entropy to its handler, take longer than this method.
+            parameters = self.weight_and_bias()
+            if self._obstacle(x, *parameters) is None:
+                recipe = Recipe.of(x, self, *parameters)
+                recipe.class_dim = min(recipe.class_dim, 1)
+                loss: Tensor = cross_entropy_of(recipe, target, weight, **how)
+                if loss is not NotImplemented:
+                    return loss
         logits = self(x) if x.dim() <= 2 else self(x).movedim(-1, 1)
-        if type(logits) is SampledLogits and not torch._C._is_torch_function_mode_enabled():
-            # The way of F.cross_entropy to its handler takes longer than this method.
-            loss: Tensor = cross_entropy_of(logits, target, weight, **how)
-            if loss is not NotImplemented:
-                return loss
         return F.cross_entropy(logits, target, weight, **how)
+
+    def _call_is_forward(self) -> bool:
+        """Whether calling the layer is nothing but :meth:`forward` of this class: nobody hooks or replaces it."""
+        hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        replaced = type(self).forward is not LSHLinear.forward or "forward" in self.__dict__ or self._compiled_call_impl
+        return not (hooks or replaced or _has_any_global_hook() or torch._C._is_torch_function_mode_enabled())
 
     def eager_loss(
         self, x: Tensor, weight: None, bias: None, target: Tensor, class_weight: Tensor | None, loss: Loss

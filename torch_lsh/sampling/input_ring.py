@@ -6,6 +6,15 @@ import torch
 from torch import Tensor
 
 
+def thinned(x: Tensor, count: int) -> Tensor:
+    """At most ``count`` of the inputs ``[B, in]``, evenly spaced; a view, or ``x`` itself.
+
+    >>> thinned(torch.arange(5), 3)
+    tensor([0, 2, 4])
+    """
+    return x if len(x) <= count else x[:: -(-len(x) // count)]
+
+
 class InputRing:
     """Keeps the latest ``room`` inputs; keeping some more costs a copy of these alone.
 
@@ -28,11 +37,14 @@ class InputRing:
         """Takes inputs ``[B, in]`` of any floating dtype."""
         if self._inputs is None:
             self._inputs = torch.empty(self._room, x.shape[1], dtype=torch.float32, device="cpu")
-        x = x[-self._room :]
+        if len(x) > self._room:
+            x = x[-self._room :]
         begin = self._kept % self._room
-        first = min(len(x), self._room - begin)
-        self._inputs[begin : begin + first] = x[:first]
-        if first < len(x):
+        first = self._room - begin
+        if len(x) <= first:
+            self._inputs[begin : begin + len(x)] = x
+        else:
+            self._inputs[begin:] = x[:first]
             self._inputs[: len(x) - first] = x[first:]
         self._kept += len(x)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..index.lookup import LEAST_QUERIES, Effort, LookupIndex
 from .inference_mode import outside_inference_mode
-from .input_ring import InputRing
+from .input_ring import InputRing, thinned
 from .synchronised_index import SynchronisedIndex
 
 _ROOM = 1280  # inputs that are kept
@@ -68,7 +68,7 @@ class LookUps:
     def keep(self, x: Tensor, step: int) -> None:
         """Keeps some of the inputs ``[B, in]`` of a training step."""
         if step % _EVERY == 0 and len(x) > 0:
-            self._trained.keep(x[:: -(-len(x) // _PER_STEP)])
+            self._trained.keep(thinned(x, _PER_STEP))
             if len(self._seen) > 0:  # inputs look different since
                 self._seen.clear()
                 self._has_learned = False

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..index.config import QueryHistory
+from .input_ring import thinned
 
 
 class RecentInputs:
@@ -25,7 +26,7 @@ class RecentInputs:
         elif history.every == 1:
             self.tensor = x[-history.per_step :].clone()
         elif training and step % history.every == 0 and len(x) > 0:
-            some = x[:: -(-len(x) // history.per_step)]
+            some = thinned(x, history.per_step)
             if history.total > history.per_step:
                 some = torch.cat([self.tensor, some])[-history.total :]
             self.tensor = some.clone()

@@ -60,16 +60,37 @@ def _cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Any:
-    recipe = logits.recipe
+    if size_average is not None or reduce is not None:
+        return NotImplemented
+    return cross_entropy_of(logits.recipe, target, weight, ignore_index, reduction, label_smoothing, logits)
+
+
+def cross_entropy_of(
+    recipe: Recipe,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    logits: SampledLogits | None = None,
+) -> Any:
+    """:func:`torch.nn.functional.cross_entropy` of lazy logits; NotImplemented: it takes the dense tensor.
+
+    Args:
+        recipe: of the logits.
+        target, weight, ignore_index, reduction, label_smoothing: as in that function.
+        logits: these logits, which may be stale; None: the layer is called now.
+    """
     sizes, owner = recipe.input.shape, recipe.owner
     # PyTorch's losses take the second dimension for the classes, or the only one.
     classes_fit = recipe.class_dim == (1 if len(sizes) > 1 else 0)
-    if size_average is not None or reduce is not None or recipe.log_softmax or not classes_fit:
+    if recipe.log_softmax or not classes_fit:
         return NotImplemented
     check_reduction(reduction)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {label_smoothing}; wanted 0 to 1")
-    logits.refuse_stale()
+    if logits is not None:
+        logits.refuse_stale()
     dtype = accurate_dtype(recipe.dtype)
     parsed = as_target(target, sizes[:-1], owner.out_features, ignore_index, dtype)
     if parsed is None:
@@ -84,7 +105,7 @@ def _cross_entropy(
         loss = _of_active_rows(recipe, sampler, parsed, options)
     else:
         owner.paths.took(EXACT)
-        loss = (_of_all_rows if logits.wants_grad() else _in_blocks)(recipe, parsed, options)
+        loss = (_of_all_rows if recipe.wants_grad() else _in_blocks)(recipe, parsed, options)
     return finish(loss, recipe, reduction)
 
 
@@ -112,11 +133,6 @@ def _softmax(
 def _log_of_softmax(logits: SampledLogits) -> Any:
     recipe = logits.recipe
     return logits.remade(exponential=False) if recipe.exponential and recipe.factor == 1.0 else NotImplemented
-
-
-def cross_entropy_of(logits: SampledLogits, *args: Any, **kwargs: Any) -> Any:
-    """:func:`torch.nn.functional.cross_entropy` of lazy logits; NotImplemented: it takes the dense tensor."""
-    return _cross_entropy(logits, *args, **kwargs) if logits.is_lazy() else NotImplemented
 
 
 @handles(F.nll_loss)

@@ -33,7 +33,7 @@ def _logsumexp(logits: SampledLogits, dim: Any, keepdim: bool = False) -> Any:
         if active is None:
             return torch.logsumexp(logits.announced_dense("logsumexp before a loss on the same logits"), dim, keepdim)
         result = _of_active_rows(recipe, sampler, active)
-    elif logits.wants_grad():
+    elif logits.recipe.wants_grad():
         return NotImplemented
     else:
         result = _in_blocks(recipe)

@@ -94,7 +94,7 @@ def _values(logits: SampledLogits, best: _Best) -> Tensor:
     """The results ``[B, k]`` of the best logits, differentiable if that is wanted."""
     recipe = logits.recipe
     values, classes = best
-    if logits.wants_grad():
+    if logits.recipe.wants_grad():
         with recipe.autocast():
             values = recipe.owner.active_logits(recipe.flat_input(), classes)
     with grad_mode(recipe):
@@ -112,7 +112,7 @@ def _values(logits: SampledLogits, best: _Best) -> Tensor:
 def _log_partition(logits: SampledLogits) -> Tensor:
     """``logsumexp`` over all classes after the steps, ``[B]``."""
     recipe = logits.recipe
-    if not logits.wants_grad():
+    if not logits.recipe.wants_grad():
         return _log_partition_in_blocks(recipe)
     owner = recipe.owner
     partition: Tensor = _LogPartition.apply(recipe, recipe.input, owner.weight, owner.bias, *recipe.step_tensors)

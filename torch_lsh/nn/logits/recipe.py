@@ -56,6 +56,24 @@ class Recipe:
     data_parallel: DistributedDataParallel | None = None
     before_backward: list[Callable[[Tensor], Any]] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, input: Tensor, owner: LogitsOwner, weight: Tensor, bias: Tensor | None) -> Recipe:
+        """The recipe of a layer with ``weight`` and ``bias`` that is called now, for ``input`` ``[*, in_features]``."""
+        dtype = weight.dtype
+        if torch.is_autocast_enabled("cpu") and dtype is not torch.float64:
+            dtype = torch.get_autocast_dtype("cpu")
+        return cls(
+            input,
+            owner,
+            dtype,
+            dtype,
+            input.dim() - 1,
+            detached=not torch.is_grad_enabled(),
+            weight=weight,
+            bias=bias,
+            data_parallel=DistributedDataParallel._active_ddp_module,
+        )
+
     @property
     def lead(self) -> torch.Size:
         """The shape without the class dimension."""
@@ -137,6 +155,13 @@ class Recipe:
             return True
         weight, bias = self.owner.weight_and_bias()
         return self.weight is weight and self.bias is bias
+
+    def wants_grad(self) -> bool:
+        """Whether what is computed by the recipe now has a gradient."""
+        if self.detached or not torch.is_grad_enabled():
+            return False
+        tensors = (self.input, self.weight, self.bias, *self.step_tensors)
+        return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
 
     def flat_input(self) -> Tensor:
         """The input as ``[B, in_features]``."""

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 
 from ...ops.gradients import apply_function
@@ -160,13 +159,9 @@ class SampledLogits(Tensor):
 
         For where no function transform is active.
         """
-        dtype = weight.dtype
-        if torch.is_autocast_enabled("cpu") and dtype is not torch.float64:
-            dtype = torch.get_autocast_dtype("cpu")
-        wrapper = DistributedDataParallel._active_ddp_module
-        recipe = Recipe(input, owner, dtype, dtype, input.dim() - 1, weight=weight, bias=bias, data_parallel=wrapper)
-        if not torch.is_grad_enabled():
-            return cls.from_recipe(recipe)
+        recipe = Recipe.of(input, owner, weight, bias)
+        if recipe.detached:
+            return cls.unattached(recipe)
         logits: Tensor = _attach(recipe, input, weight, bias)
         return logits
 
@@ -314,14 +309,6 @@ class SampledLogits(Tensor):
                 "the parameters of the layer were changed (by optimizer.step()?) before these logits were computed; "
                 "call logits.dense() before the change to keep the values"
             )
-
-    def wants_grad(self) -> bool:
-        """Whether what is computed from the logits now has a gradient."""
-        recipe = self.recipe
-        if recipe.detached or not torch.is_grad_enabled():
-            return False
-        tensors = (recipe.input, recipe.weight, recipe.bias, *recipe.step_tensors)
-        return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch.Tensor's has no type
         recipe = self.recipe
