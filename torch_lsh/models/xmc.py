@@ -52,8 +52,8 @@ class XMCClassifier(WideNetwork):
     evidence, beside the nearest training rows, centroids and linear classifiers of labels. Small networks trained on
     held-out rows rank the labels (:class:`torch_lsh.models.ranker.LabelRanker`). Where most labels of rows are labels
     of fewer than 100 rows, that does as well without the network, which is not trained then unless :meth:`fit` gets
-    ``epochs`` or weights. Dense rows, and sets too small to hold rows out, have the votes of the nearest rows only, from
-    512 labels on (:class:`torch_lsh.models.mixture.Mixture`).
+    ``epochs`` or weights. Dense rows, and sets too small to hold rows out, have the votes of the nearest rows only,
+    from 512 labels on (:class:`torch_lsh.models.mixture.Mixture`).
 
     Args:
         num_features: Number of features.
