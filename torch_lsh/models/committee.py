@@ -72,9 +72,10 @@ def train_committee(examples: Examples, seed: int) -> nn.Sequential:
         hidden.grad = (slopes.t() @ outputs).mul_(units.sign_()).t() @ inputs
         optimizer.param_groups[0]["lr"] = _RATE * (1 - step / steps)
         optimizer.step()
-    made = committee(examples.values.shape[2])
+    with torch.device("meta"):  # draws no random numbers
+        made = committee(examples.values.shape[2])
     mean = {"0.weight": hidden[:, :-1], "0.bias": hidden[:, -1], "2.weight": output.unsqueeze(0) / _MEMBERS}
-    made.load_state_dict(mean)
+    made.load_state_dict({name: value.contiguous() for name, value in mean.items()}, assign=True)
     return made
 
 
