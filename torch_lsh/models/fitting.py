@@ -245,7 +245,7 @@ def fit_more(network: Network, source: InMemory, settings: Settings, options: Ru
 
 def _mixture(source: Source, settings: Settings, network: Network, with_ranker: bool) -> Mixture | LabelRanker | None:
     """The sources of scores beside the network; a ranker of sparse rows needs held-out rows."""
-    rows = source.sample() if settings.neighbours_for(network.num_labels, ranked=True) > 0 else None
+    rows = source.sample() if settings.neighbours_for(network.num_labels, ranked=with_ranker) > 0 else None
     if rows is None:
         return None
     rows = rows._replace(num_labels=network.num_labels)
