@@ -86,7 +86,8 @@ def text_classifier(task: Task) -> Trained:
     if task.titles is None:
         raise ImportError("the set has no texts")
     torch.set_num_threads(task.threads)
-    model = TextClassifier().fit(task.titles, [row.indices.tolist() for row in task.labels])
+    labels = np.split(task.labels.indices, task.labels.indptr[1:-1])
+    model = TextClassifier().fit(task.titles, [some.tolist() for some in labels])
     return Trained(
         lambda texts: model.top_k(texts, 5)[0],
         lambda: _saved_size(lambda folder: model.save(folder / "model")),

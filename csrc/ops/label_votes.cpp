@@ -134,7 +134,8 @@ std::tuple<Tensor, Tensor> label_votes(const Tensor& rows, const Tensor& weights
   float* votes_out = votes.mutable_data_ptr<float>();
   std::atomic<bool> sound = true;
   parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
-    thread_local Poll poll;
+    thread_local Poll own;
+    Poll& poll = own;  // looked up once
     for (int64_t i = first; i < last; ++i) {
       const Query query{row + i * count,
                         weight + i * count * kinds,

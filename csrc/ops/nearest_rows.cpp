@@ -68,7 +68,9 @@ class Search {
     const Zeroed zeroed{*this};
     bool sound = accumulate(columns, query, rows.outer, max_postings);
     Shortlist shortlist(candidates);
-    for (int64_t i = 0; i < touched_; ++i) shortlist.offer(sums_[rows_[i]], rows_[i]);
+    const float* const sums = sums_.data();
+    for (const int32_t *row = rows_.data(), *const end = row + touched_; row < end; ++row)
+      shortlist.offer(sums[*row], *row);
     best_.clear();
     // Candidates are scattered: prefetch their offsets, then their entries.
     for (const uint64_t key : shortlist.best()) __builtin_prefetch(rows.start + index_of(key));
@@ -120,18 +122,28 @@ class Search {
       if (postings > 0 && postings + end - begin > max_postings) break;
       postings += end - begin;
       if (static_cast<int64_t>(rows_.size()) < touched_ + end - begin) rows_.resize(touched_ + end - begin);
-      const float weight = query.value[i];
-      for (int64_t at = begin; at < end; ++at) {
-        if (at + kAhead < end) __builtin_prefetch(sums_.data() + columns.index[at + kAhead], 1);
-        const int64_t row = columns.index[at];
-        if (row < 0 || row >= num_rows) return false;
-        const float before = sums_[row];
-        rows_[touched_] = static_cast<int32_t>(row);
-        touched_ += std::bit_cast<uint32_t>(before) == std::bit_cast<uint32_t>(kUntouched);
-        sums_[row] = before + weight * columns.value[at] + 0.0f;  // never -0
-      }
+      if (!add(columns, begin, end, query.value[i], num_rows)) return false;
     }
     return true;
+  }
+
+  // Adds a column's entries to the sums. Pointers are local, so that the loop does not load them each time.
+  bool add(const Compressed& columns, int64_t begin, int64_t end, float weight, int64_t num_rows) {
+    float* const sums = sums_.data();
+    int32_t* touched = rows_.data() + touched_;
+    bool sound = true;
+    for (int64_t at = begin; at < end; ++at) {
+      if (at + kAhead < end) __builtin_prefetch(sums + columns.index[at + kAhead], 1);
+      const int64_t row = columns.index[at];
+      sound = row >= 0 && row < num_rows;
+      if (!sound) break;
+      const float before = sums[row];
+      *touched = static_cast<int32_t>(row);
+      touched += std::bit_cast<uint32_t>(before) == std::bit_cast<uint32_t>(kUntouched);
+      sums[row] = before + weight * columns.value[at] + 0.0f;  // never -0
+    }
+    touched_ = touched - rows_.data();
+    return sound;
   }
 
   static int64_t largest(const Compressed& rows, int64_t row) {
@@ -200,7 +212,8 @@ std::tuple<Tensor, Tensor> nearest_rows(const Tensor& crow, const Tensor& col, c
   std::atomic<bool> sound = true;
   const int64_t parts = std::min<int64_t>(batch, torch::stable::get_num_threads());
   parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
-    thread_local Search search;
+    thread_local Search own;
+    Search& search = own;  // looked up once
     for (int64_t part = first; part < last; ++part)
       for (int64_t i = batch * part / parts; i < batch * (part + 1) / parts; ++i) {
         const Query query{column + start[i], value + start[i], start[i + 1] - start[i]};

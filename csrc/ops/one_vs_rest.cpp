@@ -27,6 +27,7 @@ namespace torch_lsh {
 namespace {
 
 constexpr int64_t kLabelsPerPart = 256;
+constexpr int64_t kAhead = 8;        // prefetch distance of rows
 constexpr float kConverged = 0.01f;  // largest change of a dual variable in a pass
 
 // Sparse rows that were made together: several kinds of values for the same columns.
@@ -210,6 +211,11 @@ class LinearClassifier {
     squares_.resize(count);
     order_.resize(count);
     for (int64_t i = 0; i < count; ++i) {
+      if (i + kAhead < count) {  // rows are scattered
+        const int64_t later = rows_.start[members[i + kAhead]];
+        __builtin_prefetch(rows_.index + later);
+        __builtin_prefetch(rows_.value + later);
+      }
       order_[i] = static_cast<int32_t>(i);
       squares_[i] = 1;
       for (int64_t at = rows_.start[members[i]]; at < rows_.start[members[i] + 1]; ++at) {

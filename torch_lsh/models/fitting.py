@@ -23,7 +23,8 @@ from .training import RunOptions, TrainingRun, carry_out
 from .weighting import FeatureWeighting
 
 WIDE = 4096  # with more labels, the output layer is sampled
-MANY = 512  # with as many labels, neighbours vote
+MANY = 65  # with as many labels, held-out rows train a ranker
+_MANY_ALONE = 512  # with as many labels, neighbours vote where there is no ranker
 _NEIGHBOURS = 64  # that vote
 _FREQUENT = 100  # rows of a label; a network tells little of rarer ones that other sources of a ranker do not
 _RANKED_ROWS = 75_000  # that a network beside a ranker is trained on, in one pass at least
@@ -84,12 +85,14 @@ class Settings(NamedTuple):
             epochs=epochs,
             batch_size=self.batch_size or (256 if ranked or rows >= 200_000 else min(64, max(8, rows // 32))),
             lr=self.lr or (0.01 if epochs == 1 else 0.004),
-            neighbours=self.neighbours_for(labels),
+            neighbours=self.neighbours_for(labels, ranked),
         )
 
-    def neighbours_for(self, labels: int) -> int:
-        """How many neighbours vote, given so many labels."""
-        return self.neighbours if self.neighbours is not None else (_NEIGHBOURS if labels >= MANY else 0)
+    def neighbours_for(self, labels: int, ranked: bool) -> int:
+        """How many neighbours vote, given so many labels, with a ranker or without."""
+        if self.neighbours is not None:
+            return self.neighbours
+        return _NEIGHBOURS if labels >= (MANY if ranked else _MANY_ALONE) else 0
 
     def schedule(self, spent: float = 0.0) -> Schedule:
         """The schedule of settings that :meth:`for_data` completed, after so many seconds of the budget."""
@@ -242,12 +245,16 @@ def fit_more(network: Network, source: InMemory, settings: Settings, options: Ru
 
 def _mixture(source: Source, settings: Settings, network: Network, with_ranker: bool) -> Mixture | LabelRanker | None:
     """The sources of scores beside the network; a ranker of sparse rows needs held-out rows."""
-    neighbours = settings.neighbours_for(network.num_labels)
-    rows = source.sample() if neighbours > 0 else None
+    rows = source.sample() if settings.neighbours_for(network.num_labels, ranked=with_ranker) > 0 else None
     if rows is None:
         return None
     rows = rows._replace(num_labels=network.num_labels)
-    if with_ranker and isinstance(rows, XMCRows):
+    ranked = with_ranker and isinstance(rows, XMCRows)
+    neighbours = settings.neighbours_for(network.num_labels, ranked)
+    if neighbours == 0:
+        return None
+    if ranked:
+        assert isinstance(rows, XMCRows)
         weighting = FeatureWeighting.choose(rows, settings.seed)
         if settings.budget is not None:
             rows = _affordable(rows, weighting, neighbours, _RANKER_SHARE * settings.budget, settings.seed)

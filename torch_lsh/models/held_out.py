@@ -176,6 +176,6 @@ def places_of(labels: Tensor, candidates: Tensor) -> Tensor:
     >>> places_of(torch.tensor([[7, 5, -100]]), torch.tensor([[5, 6, -1]]))
     tensor([[   3,    0, -100]])
     """
-    same = labels.unsqueeze(2) == candidates.unsqueeze(1)
-    places = torch.where(same.any(2), same.int().argmax(2), candidates.shape[1])
+    found, places = (labels.unsqueeze(2) == candidates.unsqueeze(1)).max(2)
+    places = places.where(found, candidates.shape[1])
     return places.where(labels >= 0, labels)

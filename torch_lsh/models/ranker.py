@@ -271,7 +271,7 @@ class LabelRanker(nn.Module):
         parts = []
         for evidence, logits, labels in batches:
             none = evidence.labels < 0
-            right = (evidence.labels.unsqueeze(2) == labels.unsqueeze(1)).any(2) & ~none
+            right = (labels.unsqueeze(2) == evidence.labels.unsqueeze(1)).any(1) & ~none
             parts.append((self._with_logits(evidence, logits), none, right))
         return Examples(*(torch.cat(some) for some in zip(*parts)))
 

@@ -48,12 +48,12 @@ class XMCClassifier(WideNetwork):
     """A classifier of rows of features: features -> ReLU units -> one logit per label, and votes of the nearest rows.
 
     The network is that of SLIDE (Chen et al., MLSys 2020) and of BOLT on Amazon-670K. The loss is softmax cross
-    entropy; the labels of a row share its target equally. From 512 labels on, its logits are one of several kinds of
+    entropy; the labels of a row share its target equally. From 65 labels on, its logits are one of several kinds of
     evidence, beside the nearest training rows, centroids and linear classifiers of labels. Small networks trained on
     held-out rows rank the labels (:class:`torch_lsh.models.ranker.LabelRanker`). Where most labels of rows are labels
     of fewer than 100 rows, that does as well without the network, which is not trained then unless :meth:`fit` gets
-    ``epochs`` or weights. Dense rows, and sets too small to hold rows out, have the votes of the nearest rows only
-    (:class:`torch_lsh.models.mixture.Mixture`).
+    ``epochs`` or weights. Dense rows, and sets too small to hold rows out, have the votes of the nearest rows only,
+    from 512 labels on (:class:`torch_lsh.models.mixture.Mixture`).
 
     Args:
         num_features: Number of features.
@@ -163,7 +163,8 @@ class XMCClassifier(WideNetwork):
             progress: Show a progress bar (needs tqdm).
             callbacks: Functions to call after every step (:class:`torch_lsh.StatsWriter`, ``scheduler.step``, ...).
                 Their time counts as training.
-            neighbours: How many of the nearest rows vote; 0 means none. None means 64 from 512 labels on, else 0.
+            neighbours: How many of the nearest rows vote; 0 means none. None means 64 from 65 labels on (512 without a
+                ranker), else 0.
             validation: Rows to decide with, in place of held-out ones; they become neighbours, too.
             validation_fraction: Share of the rows to hold out, at most 10,000.
             patience: Epochs without improvement on held-out rows before training stops, given ``epochs``.
@@ -192,7 +193,7 @@ class XMCClassifier(WideNetwork):
         if eval_dataset is not None:
             self._rows(eval_dataset, for_training=False)
         given = None if validation is None else self._rows(validation)
-        ranks = not self.dense_input and settings.neighbours_for(self.num_labels) > 0
+        ranks = not self.dense_input and settings.neighbours_for(self.num_labels, ranked=True) > 0
         least = LEAST_TO_RANK if ranks else LEAST_TO_HOLD_OUT
         fraction = validation_fraction if given is None else 0.0
         source, held_out, likely = self._source(train_dataset, sample_weight, fraction, least, memory, seed)

@@ -43,8 +43,8 @@ class TextClassifier(Estimator):
     take over some or all of the network's work where parts of the texts, predicted by models of the others, say so.
 
     The number of classes decides the network: linear up to 64, a hidden layer above, an
-    :class:`torch_lsh.LSHLinear` output above 4096. From 512 on, the nearest training texts count in every prediction,
-    too: held-out texts train a :class:`torch_lsh.models.ranker.LabelRanker`; without them, a
+    :class:`torch_lsh.LSHLinear` output above 4096. From 65 on, the nearest training texts count in every prediction,
+    too: held-out texts train a :class:`torch_lsh.models.ranker.LabelRanker`; without them, from 512 on, a
     :class:`torch_lsh.models.mixture.Mixture` takes votes. Where most labels of texts are labels of fewer than 100
     texts, a ranker does as well without the network, which is not trained then unless ``epochs`` or weights are given;
     ``history_`` has one entry then, of epoch 0 and without a loss. Settings that are None follow from the number of
@@ -58,7 +58,8 @@ class TextClassifier(Estimator):
             triples, too; above 4096 classes, words alone), in a number of columns that follows from the amount of text.
             Up to 64 classes in scripts without blanks: words, pairs, n-grams of characters, and punctuation.
         hidden: Width of the hidden layer; 0 means the linear model.
-        neighbours: How many of the nearest training texts vote; 0 means none. None means 64 from 512 classes, else 0.
+        neighbours: How many of the nearest training texts vote; 0 means none. None means 64 from 65 classes (512
+            where no texts are held out), else 0.
             The model and its file then hold the features of all training texts. Not for a multi-label task without a
             hidden layer.
         epochs: Most passes over the data. None means as many as the class says.

@@ -123,7 +123,7 @@ def _is_collection(label: Any) -> bool:
 
 
 def _plain(label: Any, row: int) -> Any:
-    if type(label) is str:
+    if type(label) is str or (type(label) is int and -(2**63) <= label < 2**63):
         return label
     label = label.item() if isinstance(label, np.generic) else label
     if not isinstance(label, (str, int, float)) or (isinstance(label, float) and not math.isfinite(label)):

@@ -97,11 +97,13 @@ def hashed(source: Iterable[TextRow], features: HashedText, labels: Labels) -> I
     rows = iter(source)
     while chunk := list(itertools.islice(rows, _CHUNK)):
         crow, col, values = features.csr([row.text for row in chunk])
-        numbers = [[labels.number(label, row.place) for label in dict.fromkeys(row.labels or ())] for row in chunk]
-        starts = np.zeros(len(chunk) + 1, np.int64)
-        np.cumsum([len(some) for some in numbers], out=starts[1:])
-        flat = torch.tensor(list(itertools.chain.from_iterable(numbers)), dtype=torch.int32)
-        yield XMCRows(crow, col.int(), values, torch.from_numpy(starts), flat, features.num_features, 2**31 - 1)
+        numbers: list[int] = []
+        starts = [0]
+        for row in chunk:
+            numbers += [labels.number(label, row.place) for label in dict.fromkeys(row.labels or ())]
+            starts.append(len(numbers))
+        of_rows = torch.from_numpy(np.array(starts)), torch.from_numpy(np.array(numbers, np.int32))
+        yield XMCRows(crow, col.int(), values, *of_rows, features.num_features, 2**31 - 1)
 
 
 class Weighted(NamedTuple):
