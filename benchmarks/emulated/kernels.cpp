@@ -151,7 +151,12 @@ Case topk_case(const char* name, int64_t rows, int64_t width, int64_t samples) {
               for (int64_t r = 0; r < rows; ++r)
                 for (int64_t s = 0; s < samples; ++s) {
                   const int64_t g = s / k.largest_group;
-                  out.push_back((*logits)[g][r * k.lanes(of_group(g)) + s % k.largest_group]);
+                  const int64_t sample = s % k.largest_group;
+                  const float logit = (*logits)[g][r * k.lanes(of_group(g)) + sample];
+                  out.push_back(k.refine == nullptr
+                                    ? logit
+                                    : k.refine(logit, weight.data() + r * width, width, aligned((*packed)[g]),
+                                               of_group(g), sample, scale.data() + r, bias.data() + r));
                 }
               return out;
             };

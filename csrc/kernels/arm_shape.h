@@ -7,13 +7,8 @@
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-// Tiles of a block, one above the other. Its sums take 24 of the 32 registers. A panel of int8 numbers is a
-// multiple of 3 wide, which is how many of them the top-k makes of a sample's number.
+// A block of 6 x 4 tiles: its sums take 24 of the 32 registers.
 template <typename T>
-constexpr int64_t kArmDown = __is_same(T, int8_t) ? 4 : 6;
-
-template <typename T>
-using ArmShape =
-    TileShape<2, 8 / sizeof(T), kVectorBytes / 8, 8 / sizeof(T), kArmDown<T>, 24 / kArmDown<T>, false>;
+using ArmShape = TileShape<2, 8 / sizeof(T), kVectorBytes / 8, 8 / sizeof(T), 6, 4, false>;
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -27,11 +27,15 @@ inline int32_t add_lanes(Vector<int32_t> sums) {
 #endif
 }
 
-// One sample of digits (tile_topk.h).
+// One sample of 24 bits, exactly: it is step * (65536 * a + 256 * b + c) with digits a, b, c of 8 bits, whose
+// products with a row are summed as integers and then joined in float. A sample that no such digits describe
+// (infinities, NaN, numbers near the smallest ones) is multiplied in float, as are rows so long that the
+// integers could overflow.
 struct OneInt8Topk {
-  using Tiles = Int8TileTopk<ArmTiles<int8_t>>;
   using Bytes = Vector<int8_t>;
-  static constexpr int64_t kSamples = 1, kDigits = Tiles::kDigits, kRows = 4;
+  static constexpr int64_t kSamples = 1, kDigits = 3, kRows = 4;
+  static constexpr int64_t kLargestWidth = 1 << 16;  // 2^16 products of 2^14
+  static constexpr float kLargest = 127 * 65536;     // in steps: leaves room to round
 
   // The packed sample: its step, its digits [kDigits, stride], and the sample itself.
   static constexpr int64_t kDigitsAt = 16;
@@ -41,15 +45,37 @@ struct OneInt8Topk {
   }
   static int64_t packed_size(int64_t samples, int64_t width) { return floats_at(width) + stride(width); }
 
+  // A number as digits of signed bytes, the highest first.
+  static void split(float value, float step, int8_t (&digits)[kDigits]) {
+    int32_t rest = step == 0 ? 0 : static_cast<int32_t>(__builtin_rintf(value / step));
+    for (int64_t d = kDigits - 1; d >= 0; --d) {
+      digits[d] = static_cast<int8_t>(rest & 255);
+      rest = (rest - digits[d]) / 256;
+    }
+  }
+
+  // 0 for zeros only; NaN where no step will do.
+  static float step_of(const float* x, int64_t width) {
+    float largest = 0;
+    bool finite = true;
+    for (int64_t i = 0; i < width; ++i) {
+      const float size = __builtin_fabsf(x[i]);
+      largest = size > largest ? size : largest;
+      finite &= size < __builtin_inff();
+    }
+    const float step = largest / kLargest;
+    return finite && (largest == 0 || step >= 0x1p-126f) ? step : __builtin_nanf("");
+  }
+
   static void pack(const float* x, int64_t samples, int64_t width, float* packed) {
     __builtin_memset(packed, 0, static_cast<size_t>(packed_size(samples, width)) * sizeof(float));
     convert(x, width, packed + floats_at(width));
-    packed[0] = width <= Tiles::kLargestWidth ? Tiles::step_of(x, width) : __builtin_nanf("");
+    packed[0] = width <= kLargestWidth ? step_of(x, width) : __builtin_nanf("");
     if (packed[0] != packed[0]) return;
     auto* const digits = reinterpret_cast<int8_t*>(packed + kDigitsAt);
     for (int64_t i = 0; i < width; ++i) {
       int8_t of_number[kDigits];
-      Tiles::split(x[i], packed[0], of_number);
+      split(x[i], packed[0], of_number);
       for (int64_t d = 0; d < kDigits; ++d) digits[d * stride(width) + i] = of_number[d];
     }
   }

@@ -86,14 +86,19 @@ inline void product_tile(const P* a, int64_t a_row, int64_t a_step, int64_t step
     for (int64_t v = 0; v < kPanelVectors; ++v)
       sum[r][v] = first ? (bias == nullptr ? SumOf<P>(0) : bias[r]) - Vector{}
                         : *reinterpret_cast<const Unaligned*>(out + r * stride + v * kWidth);
-  // The result's lines may be in no cache, and the stores at the end would wait for them.
-  if (first)
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < Rows; ++r)
-#pragma GCC unroll 4
-      for (int64_t v = 0; v < kPanelVectors; ++v) __builtin_prefetch(out + r * stride + v * kWidth, 1);
-  for (int64_t k = 0; k < steps; ++k)
+  const auto add = [&](int64_t k) {
     add_products<Rows>(a + k * a_step, a_row, panel + k * kTogether<P> * kPanelWidth<P>, sum);
+  };
+  int64_t k = 0;
+  // The result's lines may be in no cache, and the stores at the end would wait for them. A row's at a time:
+  // all at once would keep the operands waiting.
+  if (first)
+    for (; k < steps && k < Rows; ++k) {
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < kPanelVectors; ++v) __builtin_prefetch(out + k * stride + v * kWidth, 1);
+      add(k);
+    }
+  for (; k < steps; ++k) add(k);
 #pragma GCC unroll 16
   for (int64_t r = 0; r < Rows; ++r)
 #pragma GCC unroll 4

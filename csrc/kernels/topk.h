@@ -260,6 +260,24 @@ int64_t topk_scan(const Sum* logits, int64_t count, const Sum* thresholds, int64
   return found;
 }
 
+// The parts of a table for up to Samples samples, which other tables use: reading the rows is what takes the
+// time, not how they are multiplied.
+template <typename T, int64_t Samples = kFewSamples>
+struct FewTopk {
+  static constexpr int64_t kSamples = Samples;
+
+  static int64_t packed_size(int64_t samples, int64_t width) {
+    return topk_packed_size<T, float>(samples, width);
+  }
+  static void pack(const SampleOf<T>* x, int64_t samples, int64_t width, float* packed) {
+    topk_pack<T, SampleOf<T>, float>(x, samples, width, packed);
+  }
+  static void multiply(const T* rows, int64_t count, int64_t width, const float* packed, int64_t samples,
+                       const float* scale, const float* bias, float* logits) {
+    topk_multiply_few(rows, count, width, packed, samples, scale, bias, logits);
+  }
+};
+
 template <typename T>
 constexpr void fill(TopkKernels<T>& table) {
   using Sum = SumOf<T>;
@@ -272,9 +290,26 @@ constexpr void fill(TopkKernels<T>& table) {
       .pack = topk_pack<T, SampleOf<T>, Sum>,
       .expand = nullptr,
       .multiply = topk_multiply<T, Sum>,
+      .refine = nullptr,
       .scan = topk_scan<Sum>,
   };
   if constexpr (!__is_same(T, typename Operand<T, Sum>::type)) table.expand = topk_expand<T, Sum>;
+}
+
+// A table of other products.
+template <typename Topk, typename T>
+constexpr void fill_topk(TopkKernels<T>& table) {
+  table = {.largest_group = Topk::kGroup,
+           .block_rows = 128,
+           .vector = kLanes<float>,
+           .lanes = Topk::lanes,
+           .packed_size = Topk::packed_size,
+           .pack = Topk::pack,
+           .expand = nullptr,
+           .multiply = Topk::multiply,
+           .refine = nullptr,
+           .scan = topk_scan<float>};
+  if constexpr (requires { Topk::refine; }) table.refine = Topk::refine;
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -46,15 +46,28 @@ void check_touches(const std::optional<Tensor>& touches, const Tensor& weight) {
   check_size(*touches, "touches", 0, weight.size(0));
 }
 
+AdamStep next_step(const Adam& of, const Options& options) {
+  const double step = *data<float>(of.step) + 1.0;
+  return {options.lr,
+          options.beta1,
+          options.beta2,
+          options.eps,
+          options.weight_decay,
+          1 - std::pow(options.beta1, step),
+          1 - std::pow(options.beta2, step),
+          options.decoupled,
+          options.maximize,
+          options.stochastic_rounding ? static_cast<int64_t>(step) : -1,
+          nullptr};
+}
+
 void update(const Adam& of, const Tensor& rows, const Tensor& gradient, const std::optional<Tensor>& factor,
             const Options& options) {
-  float* const steps = mutable_data<float>(of.step);
-  const double step = *steps + 1.0;
-  row_sparse_adam_(of.parameter, of.first, of.second, rows, gradient, std::nullopt, options.lr, options.beta1,
-                   options.beta2, options.eps, options.weight_decay, 1 - std::pow(options.beta1, step),
-                   1 - std::pow(options.beta2, step), options.decoupled, options.maximize, factor,
-                   options.stochastic_rounding ? static_cast<int64_t>(step) : -1);
-  *steps += 1;
+  const AdamStep step = next_step(of, options);
+  row_sparse_adam_(of.parameter, of.first, of.second, rows, gradient, std::nullopt, step.lr, step.beta1,
+                   step.beta2, step.eps, step.weight_decay, step.bias_correction1, step.bias_correction2,
+                   step.decoupled, step.maximize, factor, step.seed);
+  *mutable_data<float>(of.step) += 1;
 }
 
 void linear_adam_(const Tensor& rows, const Tensor& gradient, const Tensor& bias_gradient,
@@ -96,10 +109,12 @@ std::tuple<Tensor, Tensor> linear_softmax_adam_(
     check_bias({*bias, *bias_first, *bias_second, *bias_step}, of_weight);
   }
   check_touches(touches, weight);
-  const auto [grad_x, none, grad_bias, hardest_rows, scaled] =
-      linear_softmax_loss_backward(slopes, factors, x, weight, rows, false, grad, hardest, log_weights);
   const Options options{lr, beta1, beta2, eps, weight_decay, decoupled, maximize, stochastic_rounding};
-  update(of_weight, rows, slopes, scaled, options);
+  const RowUpdate update_rows =
+      row_sparse_adam_update(weight, first, second, rows, next_step(of_weight, options));
+  const auto [grad_x, grad_bias, hardest_rows] =
+      linear_softmax_loss_backward(slopes, factors, x, weight, rows, grad, hardest, log_weights, update_rows);
+  *mutable_data<float>(step) += 1;
   if (bias.has_value())
     update({*bias, *bias_first, *bias_second, *bias_step}, rows, grad_bias, std::nullopt, options);
   if (touches.has_value()) count_touches(mutable_data<uint8_t>(*touches), rows);

@@ -354,14 +354,15 @@ class LinearSoftmaxBackward {
   using Sum = SumOf<T>;
   static constexpr bool kRounds = std::is_same_v<T, BFloat16>;
 
-  // Null grad_weight: not needed.
+  // Null grad_weight: not needed. Null update: none.
   LinearSoftmaxBackward(const Tensor& slopes, const Tensor& factors, const Tensor& weight, const Tensor& rows,
-                        Sum* grad_weight, Sum* grad_bias, Sum* positive)
+                        Sum* grad_weight, const RowUpdate* update, Sum* grad_bias, Sum* positive)
       : slopes_(data<Sum>(slopes)),
         factors_(data<Sum>(factors)),
         weight_(data<Stored>(weight)),
         row_(rows.const_data_ptr<int64_t>()),
         grad_weight_(grad_weight),
+        update_(update),
         grad_bias_(grad_bias),
         positive_(positive),
         count_(slopes.size(0)),
@@ -369,6 +370,7 @@ class LinearSoftmaxBackward {
         width_(weight.size(1)) {}
 
   // All gradients in one pass over the slopes, for a small gradient of x. scaled: x * factors; x if kRounds.
+  // Rows are updated in the same pass, unless several threads read them.
   //
   // A partial gradient of x is summed over `step` rows. Where that leaves threads without work, several share
   // one: each takes a part of the samples, and for the weight's gradient a part of the rows. How many does
@@ -392,6 +394,7 @@ class LinearSoftmaxBackward {
                              first > sum * step, scratch, partial + sum * size);
       }
     });
+    if (parts > 1) update_all(right);
     parallel_for(0, batch_, kGrainSamples, [&](int64_t begin, int64_t end) {
       std::fill(grad_x + begin * width_, grad_x + end * width_, Sum(0));
       for (int64_t sum = 0; sum < sums; ++sum)
@@ -399,6 +402,16 @@ class LinearSoftmaxBackward {
       if constexpr (!kRounds)
         for (int64_t b = begin; b < end; ++b)
           for (int64_t i = b * width_; i < (b + 1) * width_; ++i) grad_x[i] *= factors_[b];
+    });
+  }
+
+  // Updates all rows.
+  void update_all(const PackedMatrix<T>& right) const {
+    if (update_ == nullptr) return;
+    share_tasks((count_ + kTaskRows - 1) / kTaskRows, [&](const auto& next) {
+      const Workspace gradient(sizeof(Sum) * kTaskRows * width_);
+      for (int64_t task; (task = next()) >= 0;)
+        update(right, task * kTaskRows, std::min((task + 1) * kTaskRows, count_), gradient);
     });
   }
 
@@ -416,9 +429,10 @@ class LinearSoftmaxBackward {
     Scratch(int64_t rows, int64_t batch, int64_t width)
         : panels(sizeof(Sum) * packed_size<T>(rows, width)),
           active(sizeof(T) * rows * width),
+          gradient(sizeof(Sum) * kTaskRows * width),
           rounded(kRounds ? sizeof(T) * rows * batch : 0) {}
 
-    Workspace panels, active, rounded;
+    Workspace panels, active, gradient, rounded;
   };
 
   // Part `part` of `parts` of the gradients of a block of rows. Writes those of the weight, and writes or
@@ -444,6 +458,20 @@ class LinearSoftmaxBackward {
       k.pack_panel(active, width_, 1, rows, width_, panel, 0, rows, packed);
     k.product(block, 1, kRounds && parts > 1 ? samples : batch_, samples, rows, packed, width_, nullptr, add,
               grad_x + sample * width_, width_);
+    if (update_ != nullptr && parts == 1) update(right, first, first + rows, scratch.gradient);
+  }
+
+  // Updates the rows `begin` to `end` - 1, up to kTaskRows at a time. gradient: [kTaskRows, width]
+  void update(const PackedMatrix<T>& right, int64_t begin, int64_t end, const Workspace& gradient) const {
+    if constexpr (!kRounds) {
+      Sum* const block = static_cast<Sum*>(gradient.data());
+      for (int64_t stop; begin < end; begin = stop) {
+        stop = std::min(begin + kTaskRows, end);
+        right.multiply(slopes_ + begin * batch_, batch_, 1, stop - begin, 0, right.panels(), nullptr, block,
+                       width_);
+        (*update_)(begin, stop, block);
+      }
+    }
   }
 
   // Where part `part` of `parts` of some rows or samples begins: whole tiles, as far as there are.
@@ -482,7 +510,9 @@ class LinearSoftmaxBackward {
   const Sum *slopes_, *factors_;
   const Stored* weight_;
   const int64_t* row_;
-  Sum *grad_weight_, *grad_bias_, *positive_;
+  Sum* grad_weight_;
+  const RowUpdate* update_;
+  Sum *grad_bias_, *positive_;
   int64_t count_, batch_, width_;
 };
 
@@ -509,11 +539,11 @@ Tensor largest_rows(const std::vector<float>& values, const Tensor& rows, int64_
   return torch_lsh::largest_rows(values.data(), rows, count, log_weights);
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
+// Null update: none.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& slopes, const Tensor& scale, const Tensor& x, const Tensor& weight, const Tensor& rows,
-    bool needs_weight, std::optional<Tensor> grad, int64_t hardest, std::optional<Tensor> log_weights) {
+    bool needs_weight, const std::optional<Tensor>& grad, int64_t hardest,
+    const std::optional<Tensor>& log_weights, const RowUpdate* update) {
   check_floating(x, "x");
   const ScalarType dtype = x.scalar_type(), sums = sum_dtype(dtype);
   check_operand(slopes, "slopes", 2, sums);
@@ -554,7 +584,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
     returned = dtype == sums ? scaled : new_tensor({0, width}, sums);
     std::vector<Sum> positive(count);
     const Backward gradients(slopes, factors, weight, rows,
-                             needs_weight ? mutable_data<Sum>(grad_weight) : nullptr,
+                             needs_weight ? mutable_data<Sum>(grad_weight) : nullptr, update,
                              mutable_data<Sum>(grad_bias), positive.data());
     if (batch * width <= kLargestSum) {
       gradients.in_one_pass(scaled, mutable_data<Sum>(grad_x));
@@ -564,16 +594,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_softmax_loss_backward(
       if (needs_weight) grad_weight = multiply<T>(left, scaled);
       grad_x = multiply<T>(torch::stable::transpose(left, 0, 1), gather_rows(weight, rows, dtype_of<T>));
       if constexpr (!Backward::kRounds) scale_rows(data<Sum>(grad_x), mutable_data<Sum>(grad_x));
+      if (update != nullptr) gradients.update_all(PackedMatrix<T>(scaled));
     }
     hardest_rows = largest_rows(positive, rows, hardest, log_weights);
   });
   return {grad_x, grad_weight, grad_bias, hardest_rows, returned};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> loss_backward(const Tensor& slopes, const Tensor& scale,
+                                                                 const Tensor& x, const Tensor& weight,
+                                                                 const Tensor& rows, bool needs_weight,
+                                                                 std::optional<Tensor> grad, int64_t hardest,
+                                                                 std::optional<Tensor> log_weights) {
+  return backward(slopes, scale, x, weight, rows, needs_weight, grad, hardest, log_weights, nullptr);
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> linear_softmax_loss_backward(
+    const Tensor& slopes, const Tensor& scale, const Tensor& x, const Tensor& weight, const Tensor& rows,
+    std::optional<Tensor> grad, int64_t hardest, std::optional<Tensor> log_weights, const RowUpdate& update) {
+  const auto [grad_x, none, grad_bias, hardest_rows, scaled] =
+      backward(slopes, scale, x, weight, rows, false, grad, hardest, log_weights, &update);
+  return {grad_x, grad_bias, hardest_rows};
+}
+
 STABLE_TORCH_LIBRARY_IMPL(torch_lsh, CPU, m) {
   TORCH_LSH_IMPL(m, "linear_softmax_loss", &linear_softmax_loss);
   TORCH_LSH_IMPL(m, "linear_softmax_sums", &linear_softmax_sums);
-  TORCH_LSH_IMPL(m, "linear_softmax_loss_backward", &linear_softmax_loss_backward);
+  TORCH_LSH_IMPL(m, "linear_softmax_loss_backward", &loss_backward);
 }
 
 }  // namespace torch_lsh

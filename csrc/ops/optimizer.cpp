@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <array>
 #include <initializer_list>
 #include <optional>
 #include <vector>
@@ -45,10 +46,18 @@ void check_state(const Tensor& state, const char* name, const Tensor& parameter)
   for (int64_t d = 0; d < parameter.dim(); ++d) check_size(state, name, d, parameter.size(d));
 }
 
+void check_rows(const Tensor& rows, const Tensor& parameter) {
+  check_operand(rows, "rows", 1, ScalarType::Long);
+  const auto* row = rows.const_data_ptr<int64_t>();
+  check_rows_in_range(row, rows.numel(), parameter.size(0), "rows");
+  for (int64_t i = 1, size = rows.numel(); i < size; ++i)
+    TORCH_LSH_CHECK(row[i] > row[i - 1], "rows[", i, "] is ", row[i], " after ", row[i - 1],
+                    "; wanted strictly increasing rows, as from coalesce_rows");
+}
+
 // gradient: [A, width], or [A, K] with factor [K, width].
 void check_gradient(const Tensor& rows, const Tensor& gradient, const std::optional<Tensor>& factor,
                     const Tensor& parameter) {
-  check_operand(rows, "rows", 1, ScalarType::Long);
   if (factor.has_value()) {
     TORCH_LSH_CHECK(parameter.scalar_type() != ScalarType::BFloat16,
                     "factor is given for a parameter of dtype BFloat16; wanted Float or Double");
@@ -66,11 +75,6 @@ void check_gradient(const Tensor& rows, const Tensor& gradient, const std::optio
     if (parameter.dim() == 2) check_size(gradient, "gradient", 1, parameter.size(1));
   }
   check_size(gradient, "gradient", 0, rows.numel());
-  const auto* row = rows.const_data_ptr<int64_t>();
-  check_rows_in_range(row, rows.numel(), parameter.size(0), "rows");
-  for (int64_t i = 1, size = rows.numel(); i < size; ++i)
-    TORCH_LSH_CHECK(row[i] > row[i - 1], "rows[", i, "] is ", row[i], " after ", row[i - 1],
-                    "; wanted strictly increasing rows, as from coalesce_rows");
 }
 
 // Calls update(begin, end, gradient from row `begin` on) for blocks of rows, in parallel.
@@ -110,10 +114,10 @@ struct NamedTensor {
   const Tensor& tensor;
 };
 
-// Checks all arguments that the optimizers share, then steps.
+// Checks all arguments that the optimizers share but the gradient.
 template <typename Step>
-void step_rows(const Tensor& parameter, std::initializer_list<NamedTensor> states, const Tensor& rows,
-               const Tensor& gradient, const std::optional<Tensor>& factor, const Step& step) {
+RowUpdate row_update(const Tensor& parameter, std::initializer_list<NamedTensor> states, const Tensor& rows,
+                     const Step& step) {
   check_parameter(parameter);
   ScalarType state_dtype = sum_dtype(parameter.scalar_type());
   for (const NamedTensor& state : states) {
@@ -121,19 +125,31 @@ void step_rows(const Tensor& parameter, std::initializer_list<NamedTensor> state
     if (&state != states.begin()) check_dtype(state.tensor, state.name, state_dtype);
     state_dtype = state.tensor.scalar_type();
   }
-  check_gradient(rows, gradient, factor, parameter);
+  check_rows(rows, parameter);
   const auto* row = rows.const_data_ptr<int64_t>();
   const int64_t count = rows.numel(), width = parameter.dim() == 1 ? 1 : parameter.size(1);
+  RowUpdate update;
   by_dtypes(StepTypes<Step>{}, parameter.scalar_type(), state_dtype, [&]<typename T, typename State>() {
     const auto kernel = kernels<OptimizerKernels<Step, T, State>>().step_rows;
     T* const weights = mutable_data<T>(parameter);
-    State* numbers[Step::kStates + 1] = {};
-    std::transform(states.begin(), states.end(), numbers,
+    std::array<State*, Step::kStates + 1> numbers{};
+    std::transform(states.begin(), states.end(), numbers.begin(),
                    [](const NamedTensor& state) { return mutable_data<State>(state.tensor); });
-    for_gradient_rows<T>(gradient, factor, width, [&](int64_t begin, int64_t end, const T* g) {
-      kernel(weights, numbers, row, g, begin, end, count, width, step);
-    });
+    update = [=](int64_t begin, int64_t end, const void* gradient) {
+      kernel(weights, numbers.data(), row, static_cast<const T*>(gradient), begin, end, count, width, step);
+    };
   });
+  return update;
+}
+
+template <typename Step>
+void step_rows(const Tensor& parameter, std::initializer_list<NamedTensor> states, const Tensor& rows,
+               const Tensor& gradient, const std::optional<Tensor>& factor, const Step& step) {
+  const RowUpdate update = row_update(parameter, states, rows, step);
+  check_gradient(rows, gradient, factor, parameter);
+  const int64_t width = parameter.dim() == 1 ? 1 : parameter.size(1);
+  by_dtype(FloatingTypes{}, parameter.scalar_type(), "parameter",
+           [&]<typename T>() { for_gradient_rows<T>(gradient, factor, width, update); });
 }
 
 }  // namespace
@@ -151,6 +167,11 @@ void row_sparse_adam_(const Tensor& parameter, const Tensor& first, const Tensor
   step_rows(parameter, {{"first", first}, {"second", second}}, rows, gradient, factor,
             AdamStep{lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, decoupled,
                      maximize, seed, data<double>(decays)});
+}
+
+RowUpdate row_sparse_adam_update(const Tensor& parameter, const Tensor& first, const Tensor& second,
+                                 const Tensor& rows, const AdamStep& step) {
+  return row_update(parameter, {{"first", first}, {"second", second}}, rows, step);
 }
 
 namespace {

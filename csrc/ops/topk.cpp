@@ -95,11 +95,19 @@ struct Layer {
   const X* bias;       // null: zeros
   int64_t num_rows, width;
 
-  // The logits of `count` rows. Thread-safe.
+  // The logits of `count` rows, or what is to be refined. Thread-safe.
   void logits(int64_t begin, int64_t count, const Value* packed, int64_t samples, const Value* expanded,
               const Value* biases, Value* out) const {
     kernel.multiply(weight + begin * width, count, width, packed, samples,
                     scale == nullptr ? nullptr : scale + begin, biases, expanded, out);
+  }
+
+  // The logit of a row for a sample, given what logits() wrote. Thread-safe.
+  Value refined(Value bound, int64_t row, const Value* packed, int64_t samples, int64_t sample,
+                const Value* bias_of_row) const {
+    if (kernel.refine == nullptr) return bound;
+    return kernel.refine(bound, weight + row * width, width, packed, samples, sample,
+                         scale == nullptr ? nullptr : scale + row, bias_of_row);
   }
 
   void biases(int64_t begin, int64_t count, Value* out) const {
@@ -170,8 +178,11 @@ void search_blocks(const Layer<T>& layer, const Groups& groups, const SumOf<T>* 
                                         thresholds.data() + group.thresholds, group.period, hits.data());
       for (int64_t i = 0; i < found; ++i) {
         const int64_t r = hits[i] / group.lanes, s = hits[i] % group.lanes;
-        if (s >= group.samples) continue;  // padding: NaN if the row has NaN
-        best.offer(group.first + s, logits[hits[i]], row + r);
+        if (s >= group.samples) continue;                                   // padding: NaN if the row has NaN
+        if (logits[hits[i]] <= thresholds[group.thresholds + s]) continue;  // raised since the scan
+        const Value logit = layer.refined(logits[hits[i]], row + r, packed + group.packed, group.samples, s,
+                                          biases.data() + r);
+        best.offer(group.first + s, logit, row + r);
         update_threshold(group, s);
       }
     }

@@ -49,3 +49,32 @@ def test_counts_versions_of_what_it_changes(operator, inputs):
     getattr(ops, operator)(**arguments)
     # Weight, bias, the state of each and touches change.
     assert [tensor._version - old for tensor, old in zip(tensors, versions)] == [0] * inputs + [1] * 9
+
+
+# Rows and samples that one thread takes in one pass, that several share, and whose gradient of x is too large for that.
+@pytest.mark.parametrize(("count", "batch", "width"), [(700, 20, 24), (40, 70, 24), (60, 300, 256)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_backward_pass_with_the_step_equals_the_two_in_turn(simd_level, count, batch, width, dtype):
+    rows = torch.arange(3, 2 * count + 3, 2)
+    x, start = torch.randn(batch, width, dtype=dtype), torch.randn(2 * count + 9, width, dtype=dtype)
+    slopes, factors = torch.randn(count, batch, dtype=dtype), torch.rand(batch, dtype=dtype)
+    options = (1e-2, 0.9, 0.999, 1e-8, 0.1)
+    results = []
+    before = torch.get_num_threads()
+    for threads in (0, 1, 2, 3):  # 0: in turn
+        torch.set_num_threads(threads or before)
+        weight, first, second, step = start.clone(), start.clone() / 9, start.square(), torch.tensor(4.0)
+        if threads:
+            arguments = (slopes, factors, x, rows, None, 5, None, weight, first, second, step)
+            grad_x, hardest = ops.linear_softmax_adam_(*arguments, *[None] * 5, *options, False, False, False)
+        else:
+            grad_x, gradient, _, hardest, _ = ops.linear_softmax_loss_backward(
+                slopes, factors, x, weight, rows, True, None, 5
+            )
+            corrections = 1 - 0.9**5.0, 1 - 0.999**5.0
+            ops.row_sparse_adam_(weight, first, second, rows, gradient, None, *options, *corrections, False, False)
+            step += 1
+        results.append((weight, first, second, step, grad_x, hardest))
+    torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result))

@@ -14,6 +14,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int8]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-5, torch.int8: 1e-5}
 # One group of few samples, of one to three vectors, and several groups, at every vector size.
 BATCHES = [0, 1, 2, 3, 5, 13, 17, 50, 101]
+BOUNDS_INT8 = {"avx512_bf16", "amx_bf16", "amx_emulated", "neon_bf16", "sve256", "arm_emulated"}
 
 
 def problem(batch, rows, width, dtype, bias=True):
@@ -126,6 +127,26 @@ def test_int8_rows_and_one_sample_that_has_no_digits_of_8_bits(simd_level, value
     values, _ = ops.linear_topk(x, weight, None, 30, scale)
     expected = (x * weight * scale.unsqueeze(1)).sum(1).sort(descending=True).values
     torch.testing.assert_close(values[0], expected, rtol=1e-4, atol=1e-43, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", ["normal", "one large feature", "equal rows", "negative scales", "zeros"])
+def test_int8_rows_of_a_batch(product_level, kind):
+    """Levels that bound logits from above must miss no row, and return what they return for one sample."""
+    x, weight, bias, scale = problem(60, 700, 130, torch.int8)
+    if kind == "one large feature":
+        x[:, 3] *= 1000
+    elif kind == "equal rows":
+        weight[100:600], scale[100:600], bias[100:600] = weight[0], scale[0], bias[0]
+    elif kind == "negative scales":
+        scale[::2] *= -1
+    elif kind == "zeros":
+        x[::3], weight[::3], bias = 0, -128, None
+    values, classes = ops.linear_topk(x, weight, bias, 6, scale)
+    assert_is_topk((values, classes), exact_logits(x, weight, bias, scale), 6, 1e-5)
+    if product_level in BOUNDS_INT8:
+        alone = [ops.linear_topk(sample, weight, bias, 6, scale) for sample in x.split(1)]
+        assert torch.equal(values, torch.cat([v for v, _ in alone]))
+        assert torch.equal(classes, torch.cat([c for _, c in alone]))
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending"])

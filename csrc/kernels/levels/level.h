@@ -19,8 +19,7 @@
 #include "kernels/softmax.h"
 #include "kernels/topk.h"
 #ifdef TORCH_LSH_VNNI
-#include "kernels/tile_topk.h"
-#include "kernels/vnni_tiles.h"
+#include "kernels/vnni_topk.h"
 #endif
 #ifdef TORCH_LSH_ARM_BF16
 #include "kernels/arm_topk.h"
@@ -41,7 +40,7 @@ constexpr Kernels make_kernels() {
   Kernels kernels{};
   fill(static_cast<KernelTables&>(kernels));
 #ifdef TORCH_LSH_VNNI
-  fill_topk<Int8TileTopk<VnniTiles>>(static_cast<TopkKernels<int8_t>&>(kernels));
+  fill_topk<VnniTopk>(static_cast<TopkKernels<int8_t>&>(kernels));
 #endif
 #ifdef TORCH_LSH_ARM_BF16
   fill_product<ArmTiles<BFloat16>>(kernels);
