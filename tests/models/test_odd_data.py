@@ -1,4 +1,4 @@
-"""Data that a caller did not mean: numbers that are no weights and no labels, batches that count for nothing, Ctrl-C."""
+"""What no caller means: numbers that are no weights or labels, batches that count for nothing, Ctrl-C."""
 
 from __future__ import annotations
 

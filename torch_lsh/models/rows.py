@@ -131,8 +131,8 @@ def rows_of(data: Any, num_labels: int | None = None) -> Rows:
     Args:
         data: An :class:`XMCDataset`; or features and labels. Features are dense ``[rows, d]``, or a sparse matrix of
             ``torch`` (CSR) or ``scipy``. Labels are a number for each row, several numbers for each row (a list, or
-            ``[rows, P]`` padded with negative numbers), or a matrix ``[rows, num_labels]``: of booleans, sparse of zeros and
-            ones, or of these in more than two columns.
+            ``[rows, P]`` padded with negative numbers), or a matrix ``[rows, num_labels]``: of booleans, sparse of
+            zeros and ones, or of these in more than two columns.
         num_labels: Number of labels; None means one more than the largest.
 
     Raises:
