@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from torch_lsh import ops
+
+
+def compared(dtype, log_weight, batch=6, count=700, labels=2):
+    """Loss and gradient of the logits, and both in float64, where rows with this weight are labels of samples."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(batch, 8, dtype=dtype), torch.randn(1000, 8, dtype=dtype)
+    rows = torch.randperm(1000)[:count].sort().values
+    numbers = torch.promote_types(dtype, torch.float32)
+    log_weights, shares = torch.randn(count, dtype=numbers), torch.rand(batch, labels, dtype=numbers)
+    positions = torch.randint(count, (batch, labels))
+    positions[0, -1], positions[-1] = -1, positions[-1, 0]  # none, and one twice
+    log_weights[positions[positions >= 0]] = log_weight
+    loss, slopes, scale = ops.linear_softmax_loss(x, weight, None, rows, log_weights, positions, shares)
+
+    logits = (x.double() @ weight[rows].double().T).requires_grad_()
+    own_weights = log_weights.double().expand(batch, -1).clone()
+    for weights, own in zip(own_weights, positions):
+        weights[own[own >= 0]] = 0
+    log_z = (logits + own_weights).logsumexp(1, keepdim=True)
+    losses = (shares.double() * (log_z - logits.gather(1, positions.clamp(min=0)))).masked_fill(positions < 0, 0)
+    losses.sum().backward()
+    return (loss, slopes * scale), (losses.detach().sum(1), logits.grad.T)
+
+
+def assert_as_in_float64(found, wanted):
+    for one, other in zip(found, wanted):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("log_weight", [-math.inf, -1e30, -100.0, -61.0, -30.0, 30.0, 59.0])
+def test_a_label_weighs_one_whatever_the_weight_of_its_row(simd_level, dtype, log_weight):
+    assert_as_in_float64(*compared(dtype, log_weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("log_weight", [61.0, 100.0, 1000.0, 1e30])
+def test_weights_that_overflow_but_at_labels(simd_level, dtype, log_weight):
+    """Alone in a batch, no sample has another one's label for a negative."""
+    assert_as_in_float64(*compared(dtype, log_weight, batch=1, labels=3))
