@@ -24,6 +24,7 @@
 #include <optional>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "checks.h"
@@ -59,7 +60,9 @@ class LinearSoftmax {
 
   LinearSoftmax(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& rows,
                 const std::optional<Tensor>& log_weights, const Tensor& positions)
-      : right_(x, true),
+      : x_(x),
+        right_(x, true),
+        positions_(positions),
         weight_(data<Stored>(weight)),
         bias_(data<Stored>(bias)),
         log_weights_(data<Sum>(log_weights)),
@@ -106,26 +109,73 @@ class LinearSoftmax {
     std::vector<int64_t> start, order;
   };
 
+  // The same rows for other samples.
+  LinearSoftmax(const LinearSoftmax& other, const Tensor& x, const Tensor& positions)
+      : x_(x),
+        right_(x, true),
+        positions_(positions),
+        weight_(other.weight_),
+        bias_(other.bias_),
+        log_weights_(other.log_weights_),
+        row_(other.row_),
+        position_(positions.const_data_ptr<int64_t>()),
+        batch_(x.size(0)),
+        count_(other.count_),
+        width_(other.width_),
+        labels_(other.labels_) {}
+
   // Writes exp(logits + log_weights - reference) times mass to slopes, and the logits of labels to at_labels.
   // The sums are without mass.
   //
   // The reference only keeps exponentials in range. The maximum over a few rows does so in one pass, which
-  // computes each exponential while its logit is in cache, unless logits differ by more than a model's do:
-  // then it is the maximum over all rows.
+  // computes each exponential while its logit is in cache, unless logits of a sample differ by more than a
+  // model's do: for such samples it is the maximum over all rows, in further passes.
   Exponentials exponentials(const std::vector<Sum>& mass, Sum* at_labels, Sum* slopes) const {
-    const LabelsOfBlocks labels = labels_of_blocks();
-    const bool is_one = std::all_of(mass.begin(), mass.end(), [](Sum m) { return m == 1; });
-    Exponentials out;
-    for (const bool exact : {false, true}) {
-      out.reference = exact ? maxima_of_all(labels, slopes) : maxima_of_some();
-      for (Sum& value : out.reference)
-        if (value == -kInfinity) value = 0;  // -inf - -inf would be NaN
-      out.sums = write_exponentials(out.reference, is_one ? nullptr : mass.data(), labels, at_labels, slopes);
-      if (std::all_of(out.sums.begin(), out.sums.end(),
-                      [](Sum s) { return s > kLeastSum && s < kGreatestSum; }))
-        break;
-    }
+    Exponentials out = exponentials_by(maxima_of_some(), mass, labels_of_blocks(), at_labels, slopes);
+    std::vector<int64_t> others;
+    for (int64_t b = 0; b < batch_; ++b)
+      if (!(out.sums[b] > kLeastSum && out.sums[b] < kGreatestSum)) others.push_back(b);
+    if (!others.empty()) exponentials_of(others, mass, slopes, out);
     return out;
+  }
+
+  Exponentials exponentials_by(std::vector<Sum> reference, const std::vector<Sum>& mass,
+                               const LabelsOfBlocks& labels, Sum* at_labels, Sum* slopes) const {
+    for (Sum& value : reference)
+      if (value == -kInfinity) value = 0;  // -inf - -inf would be NaN
+    const bool is_one = std::all_of(mass.begin(), mass.end(), [](Sum m) { return m == 1; });
+    std::vector<Sum> sums =
+        write_exponentials(reference, is_one ? nullptr : mass.data(), labels, at_labels, slopes);
+    return {std::move(reference), std::move(sums)};
+  }
+
+  // Replaces the exponentials of some samples by those relative to the maximum over all rows.
+  void exponentials_of(const std::vector<int64_t>& samples, const std::vector<Sum>& mass, Sum* slopes,
+                       Exponentials& out) const {
+    const auto size = static_cast<int64_t>(samples.size());
+    Tensor ids = new_tensor({size}, ScalarType::Long),
+           positions = new_tensor({size, labels_}, ScalarType::Long);
+    std::vector<Sum> mass_of_these(size), at_labels(size * labels_);
+    for (int64_t i = 0; i < size; ++i) {
+      ids.mutable_data_ptr<int64_t>()[i] = samples[i];
+      std::copy_n(position_ + samples[i] * labels_, labels_,
+                  positions.mutable_data_ptr<int64_t>() + i * labels_);
+      mass_of_these[i] = mass[samples[i]];
+    }
+    const LinearSoftmax these(*this, gather_rows(x_, ids, dtype_of<T>), positions);
+    const LabelsOfBlocks labels = these.labels_of_blocks();
+    const Workspace workspace(sizeof(Sum) * count_ * size);
+    Sum* const of_these = static_cast<Sum*>(workspace.data());
+    const Exponentials found = these.exponentials_by(these.maxima_of_all(labels, of_these), mass_of_these,
+                                                     labels, at_labels.data(), of_these);
+    for (int64_t i = 0; i < size; ++i) {
+      out.reference[samples[i]] = found.reference[i];
+      out.sums[samples[i]] = found.sums[i];
+    }
+    parallel_for(0, count_, kBlockRows, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        for (int64_t i = 0; i < size; ++i) slopes[row * batch_ + samples[i]] = of_these[row * size + i];
+    });
   }
 
   std::vector<Sum> write_exponentials(const std::vector<Sum>& reference, const Sum* mass,
@@ -258,7 +308,9 @@ class LinearSoftmax {
     return log_weights_ == nullptr ? nullptr : log_weights_ + row;
   }
 
+  const Tensor x_;
   const PackedMatrix<T> right_;
+  const Tensor positions_;
   const Stored *weight_, *bias_;
   const Sum* log_weights_;
   const int64_t *row_, *position_;

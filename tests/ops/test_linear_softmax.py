@@ -46,3 +46,26 @@ def test_a_label_weighs_one_whatever_the_weight_of_its_row(simd_level, dtype, lo
 def test_weights_that_overflow_but_at_labels(simd_level, dtype, log_weight):
     """Alone in a batch, no sample has another one's label for a negative."""
     assert_as_in_float64(*compared(dtype, log_weight, batch=1, labels=3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("factor", [1e3, -1e3])
+def test_a_sample_with_huge_logits_leaves_the_others_alone(simd_level, dtype, factor):
+    """Its exponentials are relative to another maximum than those of the others."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(9, 8, dtype=dtype), torch.randn(900, 8, dtype=dtype)
+    rows, positions = torch.arange(700), torch.randint(700, (9, 2))
+    shares = torch.rand(9, 2, dtype=torch.promote_types(dtype, torch.float32))
+    calm, wild = x.clone(), x.clone()
+    wild[4] *= factor
+    others = torch.arange(9) != 4
+    for one, other in zip(
+        *(ops.linear_softmax_loss(some, weight, None, rows, None, positions, shares) for some in (calm, wild))
+    ):
+        assert torch.equal(one[..., others], other[..., others])
+    loss, slopes, scale = ops.linear_softmax_loss(wild, weight, None, rows, None, positions, shares)
+    log_p = (wild[4].double() @ weight[:700].double().T).log_softmax(0)
+    wanted = -(shares[4].double() * log_p[positions[4]]).sum()
+    torch.testing.assert_close(loss[4].double(), wanted, rtol=1e-2 if dtype is torch.bfloat16 else 1e-4, atol=1e-3)
+    softmax = (slopes * scale)[:, 4].double().scatter_add(0, positions[4], shares[4].double()) / shares[4].sum()
+    torch.testing.assert_close(softmax, log_p.exp(), rtol=1e-2, atol=1e-3)
