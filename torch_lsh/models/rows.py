@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data import XMCDataset, XMCRows, collate_xmc
 from ..data.xmc import join_rows, padded_labels, runs
-from ..interrupts import interrupts_wait
+from ..interrupts import interrupts_wait, quiet_worker
 
 
 class DenseRows(NamedTuple):
@@ -376,7 +376,7 @@ def epoch_batches(
         batches = _Batches(rows, weights, order[skipped:])
         if num_workers > 0:
             with interrupts_wait():  # workers inherit it: Ctrl-C is for this process, which ends them
-                made = iter(DataLoader(batches, batch_size=None, num_workers=num_workers))
+                made = iter(DataLoader(batches, batch_size=None, num_workers=num_workers, worker_init_fn=quiet_worker))
             yield from made
         else:
             yield from (batches[i] for i in range(len(batches)))
