@@ -56,3 +56,17 @@ def interrupts_wait() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def quiet_worker(_: int = 0) -> None:
+    """Begins a worker of a DataLoader that prints nothing where the process that it works for ends during a transfer.
+
+    A thread of multiprocessing hands tensors over, and passes errors of the connection to ``sys.excepthook``.
+    """
+    show = sys.excepthook
+
+    def show_others(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if not issubclass(kind, (EOFError, ConnectionError)):
+            show(kind, error, trace)
+
+    sys.excepthook = show_others

@@ -24,6 +24,7 @@
 #include <optional>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "checks.h"
@@ -42,11 +43,13 @@ namespace {
 
 constexpr int64_t kReferenceRows = 8;                     // rows whose logits say how large exponents get
 constexpr double kLeastSum = 1e-10, kGreatestSum = 1e20;  // of exponentials in range
-constexpr int64_t kBlockRows = 256;       // rows per block of the backward: their slopes stay in cache
-constexpr int64_t kBlocksPerSum = 2;      // most blocks per partial gradient of x
-constexpr int64_t kSums = 8;              // fewest partial gradients of x, given enough rows, for threads
-constexpr int64_t kPartSamples = 16;      // samples, or rows, of which a part of a block is made
-constexpr int64_t kGrainSamples = 4;      // samples whose partial gradients a task joins
+constexpr double kGreatestLogWeight =
+    60;                               // more, taken from a label's logit and added again, would cost digits
+constexpr int64_t kBlockRows = 256;   // rows per block of the backward: their slopes stay in cache
+constexpr int64_t kBlocksPerSum = 2;  // most blocks per partial gradient of x
+constexpr int64_t kSums = 8;          // fewest partial gradients of x, given enough rows, for threads
+constexpr int64_t kPartSamples = 16;  // samples, or rows, of which a part of a block is made
+constexpr int64_t kGrainSamples = 4;  // samples whose partial gradients a task joins
 constexpr int64_t kLargestSum = 1 << 16;  // largest partial gradient of x that stays in cache, in numbers
 
 // The forward. x is stored as T, weight and bias as Stored.
@@ -57,7 +60,9 @@ class LinearSoftmax {
 
   LinearSoftmax(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& rows,
                 const std::optional<Tensor>& log_weights, const Tensor& positions)
-      : right_(x, true),
+      : x_(x),
+        right_(x, true),
+        positions_(positions),
         weight_(data<Stored>(weight)),
         bias_(data<Stored>(bias)),
         log_weights_(data<Sum>(log_weights)),
@@ -93,6 +98,8 @@ class LinearSoftmax {
   }
 
  private:
+  static constexpr Sum kInfinity = std::numeric_limits<Sum>::infinity();
+
   struct Exponentials {
     std::vector<Sum> reference, sums;  // of each sample
   };
@@ -102,26 +109,73 @@ class LinearSoftmax {
     std::vector<int64_t> start, order;
   };
 
+  // The same rows for other samples.
+  LinearSoftmax(const LinearSoftmax& other, const Tensor& x, const Tensor& positions)
+      : x_(x),
+        right_(x, true),
+        positions_(positions),
+        weight_(other.weight_),
+        bias_(other.bias_),
+        log_weights_(other.log_weights_),
+        row_(other.row_),
+        position_(positions.const_data_ptr<int64_t>()),
+        batch_(x.size(0)),
+        count_(other.count_),
+        width_(other.width_),
+        labels_(other.labels_) {}
+
   // Writes exp(logits + log_weights - reference) times mass to slopes, and the logits of labels to at_labels.
   // The sums are without mass.
   //
   // The reference only keeps exponentials in range. The maximum over a few rows does so in one pass, which
-  // computes each exponential while its logit is in cache, unless logits differ by more than a model's do:
-  // then it is the maximum over all rows.
+  // computes each exponential while its logit is in cache, unless logits of a sample differ by more than a
+  // model's do: for such samples it is the maximum over all rows, in further passes.
   Exponentials exponentials(const std::vector<Sum>& mass, Sum* at_labels, Sum* slopes) const {
-    const LabelsOfBlocks labels = labels_of_blocks();
-    const bool is_one = std::all_of(mass.begin(), mass.end(), [](Sum m) { return m == 1; });
-    Exponentials out;
-    for (const bool exact : {false, true}) {
-      out.reference = exact ? maxima_of_all(slopes) : maxima_of_some();
-      for (Sum& value : out.reference)
-        if (value == -std::numeric_limits<Sum>::infinity()) value = 0;  // -inf - -inf would be NaN
-      out.sums = write_exponentials(out.reference, is_one ? nullptr : mass.data(), labels, at_labels, slopes);
-      if (std::all_of(out.sums.begin(), out.sums.end(),
-                      [](Sum s) { return s > kLeastSum && s < kGreatestSum; }))
-        break;
-    }
+    Exponentials out = exponentials_by(maxima_of_some(), mass, labels_of_blocks(), at_labels, slopes);
+    std::vector<int64_t> others;
+    for (int64_t b = 0; b < batch_; ++b)
+      if (!(out.sums[b] > kLeastSum && out.sums[b] < kGreatestSum)) others.push_back(b);
+    if (!others.empty()) exponentials_of(others, mass, slopes, out);
     return out;
+  }
+
+  Exponentials exponentials_by(std::vector<Sum> reference, const std::vector<Sum>& mass,
+                               const LabelsOfBlocks& labels, Sum* at_labels, Sum* slopes) const {
+    for (Sum& value : reference)
+      if (value == -kInfinity) value = 0;  // -inf - -inf would be NaN
+    const bool is_one = std::all_of(mass.begin(), mass.end(), [](Sum m) { return m == 1; });
+    std::vector<Sum> sums =
+        write_exponentials(reference, is_one ? nullptr : mass.data(), labels, at_labels, slopes);
+    return {std::move(reference), std::move(sums)};
+  }
+
+  // Replaces the exponentials of some samples by those relative to the maximum over all rows.
+  void exponentials_of(const std::vector<int64_t>& samples, const std::vector<Sum>& mass, Sum* slopes,
+                       Exponentials& out) const {
+    const auto size = static_cast<int64_t>(samples.size());
+    Tensor ids = new_tensor({size}, ScalarType::Long),
+           positions = new_tensor({size, labels_}, ScalarType::Long);
+    std::vector<Sum> mass_of_these(size), at_labels(size * labels_);
+    for (int64_t i = 0; i < size; ++i) {
+      ids.mutable_data_ptr<int64_t>()[i] = samples[i];
+      std::copy_n(position_ + samples[i] * labels_, labels_,
+                  positions.mutable_data_ptr<int64_t>() + i * labels_);
+      mass_of_these[i] = mass[samples[i]];
+    }
+    const LinearSoftmax these(*this, gather_rows(x_, ids, dtype_of<T>), positions);
+    const LabelsOfBlocks labels = these.labels_of_blocks();
+    const Workspace workspace(sizeof(Sum) * count_ * size);
+    Sum* const of_these = static_cast<Sum*>(workspace.data());
+    const Exponentials found = these.exponentials_by(these.maxima_of_all(labels, of_these), mass_of_these,
+                                                     labels, at_labels.data(), of_these);
+    for (int64_t i = 0; i < size; ++i) {
+      out.reference[samples[i]] = found.reference[i];
+      out.sums[samples[i]] = found.sums[i];
+    }
+    parallel_for(0, count_, kBlockRows, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        for (int64_t i = 0; i < size; ++i) slopes[row * batch_ + samples[i]] = of_these[row * size + i];
+    });
   }
 
   std::vector<Sum> write_exponentials(const std::vector<Sum>& reference, const Sum* mass,
@@ -139,11 +193,21 @@ class LinearSoftmax {
       each_label([&](int64_t i, const Sum* logit) { at_labels[i] = *logit; });
       // Importance weights are for negatives: a sample's own labels weigh 1.
       if (log_weights_ != nullptr)
-        each_label([&](int64_t i, Sum* logit) { *logit = at_labels[i] - log_weights_[position_[i]]; });
+        each_label([&](int64_t i, Sum* logit) {
+          *logit = is_extreme(i) ? -kInfinity : at_labels[i] - log_weights_[position_[i]];
+        });
       // Exponentials wait for no memory, so the rows of the next block come meanwhile.
       prefetch_rows(weight_, row_ + first + rows, std::min(rows, count_ - first - rows), width_);
-      k.column_exponentials(logits, weights_from(first), rows, batch_, reference.data(), mass,
-                            of_blocks + block * batch_);
+      Sum* const of_block = of_blocks + block * batch_;
+      k.column_exponentials(logits, weights_from(first), rows, batch_, reference.data(), mass, of_block);
+      if (log_weights_ != nullptr)
+        each_label([&](int64_t i, Sum* power) {
+          if (!is_extreme(i) || *power != 0) return;  // not 0: a label given twice
+          const int64_t b = i / labels_;
+          const Sum own = std::exp(at_labels[i] - reference[b]);
+          *power = mass == nullptr ? own : mass[b] * own;
+          of_block[b] += own;
+        });
     });
     std::vector<Sum> sums(batch_);
     for (int64_t block = 0; block < blocks(); ++block)
@@ -151,17 +215,26 @@ class LinearSoftmax {
     return sums;
   }
 
-  // The maximum of logits + log_weights per sample, over all rows. Overwrites slopes.
-  std::vector<Sum> maxima_of_all(Sum* slopes) const {
-    std::vector<Sum> largest(batch_, -std::numeric_limits<Sum>::infinity());
+  // The maximum of logits + log_weights per sample, over all rows; of labels with extreme weights, that of
+  // their logits. Overwrites slopes.
+  std::vector<Sum> maxima_of_all(const LabelsOfBlocks& labels, Sum* slopes) const {
+    std::vector<Sum> largest(batch_, -kInfinity);
     std::mutex joining;
-    for_blocks([&](int64_t, int64_t first, int64_t rows, const auto& write_logits) {
-      write_logits(slopes + first * batch_);
-      std::vector<Sum> of_block(batch_);
-      kernels<SoftmaxKernels<Sum>>().column_maxima(slopes + first * batch_, weights_from(first), rows, batch_,
+    for_blocks([&](int64_t block, int64_t first, int64_t rows, const auto& write_logits) {
+      Sum* const logits = slopes + first * batch_;
+      write_logits(logits);
+      std::vector<Sum> of_block(batch_), of_labels(batch_, -kInfinity);
+      if (log_weights_ != nullptr)
+        for (int64_t n = labels.start[block]; n < labels.start[block + 1]; ++n) {
+          const int64_t i = labels.order[n], b = i / labels_;
+          if (!is_extreme(i)) continue;
+          of_labels[b] = std::max(of_labels[b], slopes[position_[i] * batch_ + b]);
+          slopes[position_[i] * batch_ + b] = -kInfinity;
+        }
+      kernels<SoftmaxKernels<Sum>>().column_maxima(logits, weights_from(first), rows, batch_,
                                                    of_block.data());
       const std::lock_guard lock(joining);
-      for (int64_t b = 0; b < batch_; ++b) largest[b] = std::max(largest[b], of_block[b]);
+      for (int64_t b = 0; b < batch_; ++b) largest[b] = std::max({largest[b], of_block[b], of_labels[b]});
     });
     return largest;
   }
@@ -227,11 +300,17 @@ class LinearSoftmax {
         if (position_[i] >= 0) run(b, i);
   }
 
+  // Whether the weight of the row at a place of positions is too large to be taken from its logit and added
+  // again.
+  bool is_extreme(int64_t i) const { return !(std::abs(log_weights_[position_[i]]) <= kGreatestLogWeight); }
+
   const Sum* weights_from(int64_t row) const {
     return log_weights_ == nullptr ? nullptr : log_weights_ + row;
   }
 
+  const Tensor x_;
   const PackedMatrix<T> right_;
+  const Tensor positions_;
   const Stored *weight_, *bias_;
   const Sum* log_weights_;
   const int64_t *row_, *position_;

@@ -522,7 +522,7 @@ class Policy:
         ({"checkpoint": "."}, IsADirectoryError, "it is a folder"),
         ({"checkpoint_every": 0}, ValueError, "checkpoint_every is 0; wanted at least 1"),
         ({"batch_size": 0}, ValueError, "batch_size is 0; wanted at least 1"),
-        ({"lr": -1.0}, ValueError, "learning rate"),
+        ({"lr": -1.0}, ValueError, "lr is"),
         ({"eval_dataset": synthetic_xmc(3, 0, F + 1, N)[0]}, ValueError, "the data has 301 features"),
         ({"train_dataset": synthetic_xmc(3, 0, F, N + 1)[0]}, ValueError, "the data has 300 features and 601 labels"),
         ({"train_dataset": synthetic_xmc(0, 0, F, N)[0]}, ValueError, "the training data has no rows"),

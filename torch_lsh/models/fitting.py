@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from .mixture import Mixture
 from .neighbours import MOST_NEIGHBOURS, neighbours_of
 from .network import Network
 from .ranker import LabelRanker
-from .rows import InMemory, Rows, Source, label_counts, num_rows
+from .rows import InMemory, Rows, Source, check_weights, label_counts, num_rows
 from .schedule import DECAY, Schedule
 from .training import RunOptions, TrainingRun, carry_out
 from .weighting import FeatureWeighting
@@ -69,6 +70,8 @@ class Settings(NamedTuple):
                 raise ValueError(f"{name} is {value!r}; wanted at least {least}")
         if self.neighbours is not None and self.neighbours > MOST_NEIGHBOURS:
             raise ValueError(f"neighbours is {self.neighbours}; wanted at most {MOST_NEIGHBOURS}")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is {self.lr!r}; wanted a positive number")
         if not 0 <= validation_fraction < 1:
             raise ValueError(f"validation_fraction is {validation_fraction!r}; wanted a number from 0 to below 1")
 
@@ -229,17 +232,21 @@ def fit_more(network: Network, source: InMemory, settings: Settings, options: Ru
         A dict per epoch; a single one of epoch 0 where the network's logits do not count, so that it is not trained.
     """
     start = time.perf_counter()
-    mixture, network.mixture = network.mixture, None
-    network.grow(source.rows.num_features, len(source.label_counts))
-    settings = settings.for_data(source.size, network.num_labels, held_out_decides=False)
-    run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed)
+    mixture, labels = network.mixture, max(network.num_labels, len(source.label_counts))
     trains = mixture is None or mixture.uses_logits
-    if trains:
-        carry_out(run, lambda: ({}, ()), options)
-    network.eval()
     if mixture is not None:
         refit = isinstance(mixture, LabelRanker) and mixture.lacks_classifiers(source.rows.labels)
-        network.mixture = _with_rows(mixture, source.rows, network.num_labels, refit)
+        mixture = _with_rows(mixture, source.rows, labels, refit)
+    network.grow(source.rows.num_features, labels)
+    network.mixture = None
+    try:
+        settings = settings.for_data(source.size, network.num_labels, held_out_decides=False)
+        run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed)
+        if trains:
+            carry_out(run, lambda: ({}, ()), options)
+    finally:  # also after Ctrl-C
+        network.eval()
+        network.mixture = mixture
     return run.history if trains else [_without_epochs(source.size, time.perf_counter() - start, {})]
 
 
@@ -327,6 +334,7 @@ def label_weights(weights: Any, counts: Tensor) -> Tensor | None:
             tensor[label] = weight
     else:
         tensor = torch.as_tensor(weights).float()
-    if tensor.shape != counts.shape or not bool((tensor.isfinite() & (tensor >= 0)).all()):
-        raise ValueError(f"class_weight has shape {tuple(tensor.shape)}; wanted {len(counts)} numbers of at least 0")
+    check_weights(tensor, "class_weight", len(counts))
+    if not bool((tensor * counts).any()):
+        raise ValueError("class_weight is 0 for every label of the rows; wanted a positive weight")
     return tensor

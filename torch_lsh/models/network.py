@@ -222,6 +222,9 @@ def softmax_loss(
     """
     target = labels[:, 0] if labels.shape[1] == 1 else labels
     lazy = isinstance(logits, SampledLogits)
+    if class_weight is not None and not bool(class_weight[labels.clamp(min=0)].masked_fill(labels < 0, 0).any()):
+        # The mean of nothing is 0, not NaN, which would become the parameters.
+        smoothing, weights = 0.0, logits.new_ones(len(labels)) if weights is None else weights
     if weights is None and (lazy or target.dim() == 1):
         return F.cross_entropy(logits, target, class_weight, label_smoothing=smoothing if target.dim() == 1 else 0.0)
     parsed = as_target(labels, logits.shape[:1], logits.shape[1], -100, logits.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data import XMCDataset, XMCRows, collate_xmc
 from ..data.xmc import join_rows, padded_labels, runs
-from ..interrupts import interrupts_wait
+from ..interrupts import interrupts_wait, quiet_worker
 
 
 class DenseRows(NamedTuple):
@@ -130,8 +131,8 @@ def rows_of(data: Any, num_labels: int | None = None) -> Rows:
     Args:
         data: An :class:`XMCDataset`; or features and labels. Features are dense ``[rows, d]``, or a sparse matrix of
             ``torch`` (CSR) or ``scipy``. Labels are a number for each row, several numbers for each row (a list, or
-            ``[rows, P]`` padded with negative numbers), or a matrix ``[rows, num_labels]``: sparse, of booleans, or of
-            zeros and ones in more than two columns.
+            ``[rows, P]`` padded with negative numbers), or a matrix ``[rows, num_labels]``: of booleans, sparse of
+            zeros and ones, or of these in more than two columns.
         num_labels: Number of labels; None means one more than the largest.
 
     Raises:
@@ -192,7 +193,9 @@ def dense_features(features: Any) -> Tensor:
         ValueError: It is no such matrix.
     """
     tensor = torch.as_tensor(features)
-    if tensor.layout is not torch.strided or tensor.dim() != 2 or not tensor.is_floating_point():
+    if tensor.layout is not torch.strided:
+        raise ValueError(f"features have layout {tensor.layout}; wanted torch.sparse_csr or torch.strided")
+    if tensor.dim() != 2 or not tensor.is_floating_point():
         raise ValueError(
             f"features have shape {tuple(tensor.shape)} and dtype {tensor.dtype}; wanted floating point [rows, d]"
         )
@@ -202,15 +205,34 @@ def dense_features(features: Any) -> Tensor:
     return tensor
 
 
+def indicated(matrix: Any) -> tuple[Tensor, Tensor]:
+    """Offsets ``[rows + 1]`` and columns, both int64, of the ones of a sparse matrix of zeros and ones.
+
+    Raises:
+        ValueError: It holds another number.
+    """
+    crow, col, values = _csr(matrix)
+    present = values != 0
+    others = (present & (values != 1)).nonzero()
+    if len(others) > 0:
+        at = int(others[0])
+        row = int(torch.searchsorted(crow, at, right=True)) - 1
+        raise ValueError(f"labels hold {values[at].item()} in row {row}, column {int(col[at])}; wanted zeros and ones")
+    return torch.cat([crow.new_zeros(1), present.cumsum(0)])[crow], col[present]
+
+
 def _label_runs(labels: Any) -> tuple[Tensor, Tensor]:
     """Offsets ``[rows + 1]`` and concatenated labels, both int64."""
     if is_sparse(labels):
-        crow, col, values = _csr(labels)
-        present = values != 0
-        return torch.cat([crow.new_zeros(1), present.cumsum(0)])[crow], col[present]
-    if isinstance(labels, (list, tuple)) and any(isinstance(some, (list, tuple)) for some in labels):
-        flat = torch.tensor([label for some in labels for label in some], dtype=torch.int64)
+        return indicated(labels)
+    if isinstance(labels, (list, tuple)) and any(_is_list(some) for some in labels):
+        of_rows = [torch.as_tensor(some) for some in labels if len(some) > 0]
+        if any(some.dim() != 1 or some.is_floating_point() for some in of_rows):
+            raise ValueError(f"labels are {labels!r:.50}; wanted a list of whole numbers for each row")
+        flat = torch.cat(of_rows).long() if of_rows else torch.zeros(0, dtype=torch.int64)
         counts = torch.tensor([len(some) for some in labels])
+    elif isinstance(labels, (list, tuple)) and len(labels) == 0:
+        flat = counts = torch.zeros(0, dtype=torch.int64)
     else:
         try:
             padded = torch.as_tensor(labels)
@@ -229,6 +251,11 @@ def _label_runs(labels: Any) -> tuple[Tensor, Tensor]:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), flat
 
 
+def _is_list(labels: Any) -> bool:
+    """Whether these are the labels of a row, several or none, rather than its one label."""
+    return isinstance(labels, (list, tuple)) or (hasattr(labels, "ndim") and labels.ndim > 0)
+
+
 def _is_indicator(matrix: Tensor) -> bool:
     """Whether it says for each label if the row has it. As padded labels, zeros and ones would repeat in a row."""
     if matrix.dim() != 2:
@@ -245,9 +272,20 @@ def row_weights(weights: Any, rows: int) -> Tensor | None:
     if weights is None:
         return None
     tensor = torch.as_tensor(weights).float()
-    if tensor.shape != (rows,) or not bool((tensor.isfinite() & (tensor >= 0)).all()) or float(tensor.sum()) == 0:
-        raise ValueError(f"sample_weight has shape {tuple(tensor.shape)}; wanted {rows} numbers of at least 0")
+    check_weights(tensor, "sample_weight", rows)
+    if not 0 < float(tensor.sum()) < math.inf:
+        raise ValueError(f"sample_weight has the sum {float(tensor.sum())}; wanted a positive, finite one")
     return tensor
+
+
+def check_weights(weights: Tensor, name: str, count: int) -> None:
+    """Raises a ValueError unless these are so many weights, finite and not negative."""
+    if weights.shape != (count,):
+        raise ValueError(f"{name} has shape {tuple(weights.shape)}; wanted {(count,)}")
+    bad = (~(weights.isfinite() & (weights >= 0))).nonzero()
+    if len(bad) > 0:
+        at = int(bad[0])
+        raise ValueError(f"{name}[{at}] is {weights[at].item()}; wanted a finite number of at least 0")
 
 
 # --- passes -----------------------------------------------------------------------------------------------------------
@@ -338,7 +376,7 @@ def epoch_batches(
         batches = _Batches(rows, weights, order[skipped:])
         if num_workers > 0:
             with interrupts_wait():  # workers inherit it: Ctrl-C is for this process, which ends them
-                made = iter(DataLoader(batches, batch_size=None, num_workers=num_workers))
+                made = iter(DataLoader(batches, batch_size=None, num_workers=num_workers, worker_init_fn=quiet_worker))
             yield from made
         else:
             yield from (batches[i] for i in range(len(batches)))

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from ..models.rows import indicated, is_sparse
 from .files import TextFile, TextRow
 
 
@@ -48,22 +50,36 @@ def source_of(X: Any, y: Any, columns: FileColumns) -> Texts | TextFile:
 
 
 def plain_labels(y: Any) -> Any:
-    """Labels of other libraries as NumPy has them: tensors, data frames and sparse indicator matrices."""
+    """Labels of other libraries as NumPy has them: tensors and data frames. Sparse indicator matrices stay sparse."""
+    if isinstance(y, Tensor) and y.layout is torch.sparse_coo:
+        y = y.to_sparse_csr()
+    if is_sparse(y) and y.shape[1] != 1:
+        return y
     if isinstance(y, Tensor):
         return y.detach().to_dense().numpy()
-    if hasattr(y, "toarray") and hasattr(y, "tocsr"):  # scipy.sparse
+    if is_sparse(y):
         return y.toarray()
     return y.to_numpy() if hasattr(y, "columns") and hasattr(y, "to_numpy") else y
 
 
 def is_multi_hot(y: Any) -> bool:
     """Whether ``y`` has a column of zeros and ones per class; a single column holds labels."""
-    return isinstance(y, np.ndarray) and y.ndim != 1 and y.shape[1:] != (1,)
+    return is_sparse(y) or (isinstance(y, np.ndarray) and y.ndim != 1 and y.shape[1:] != (1,))
 
 
-def _from_multi_hot(y: np.ndarray) -> list[list[int]]:
-    if y.ndim != 2 or not np.isin(y, (0, 1)).all():
+def _from_multi_hot(y: Any) -> list[list[int]]:
+    if is_sparse(y):
+        start, columns = indicated(y)
+        return [some.tolist() for some in columns.split(start.diff().tolist())]
+    if y.ndim != 2:
         raise ValueError(f"y has shape {y.shape}; wanted labels [rows], or zeros and ones [rows, C]")
+    others = np.argwhere(~np.isin(y, (0, 1)))
+    if len(others) > 0:
+        row, column = others[0].tolist()
+        raise ValueError(
+            f"y has shape {y.shape} and holds {y[row, column]} in row {row}, column {column}; "
+            "wanted labels [rows], or zeros and ones [rows, C]"
+        )
     return [np.flatnonzero(row).tolist() for row in y]
 
 
