@@ -1,11 +1,17 @@
 """Makes wide sets that no default was chosen on, from package lists of Debian and from other data sets.
 
-    python benchmarks/standins.py out --lists /var/lib/apt/lists
+    python benchmarks/standins.py out debian-da --lists /var/lib/apt/lists
     python benchmarks/models.py --file debian-da out/debian-da/train.tsv out/debian-da/test.tsv
 
-Nothing is downloaded. ``apt-get -o Acquire::Languages::=da update`` brings the Danish descriptions, for example. The
-other sets come from the folder that TORCH_LSH_DATA names. Rows are split at random, with a fixed seed; a label that no
-training row has stays with the test rows. Text files have lines ``label,label TAB text``; the others are those that
+Nothing is downloaded; a set whose source is not there is named. What brings the sources:
+
+    apt-get -o Acquire::Languages::=da update   descriptions in Danish, for example
+    a line deb-src in sources.list              debian-builds, debian-uploaders
+    apt-get install apt-file; apt-get update    lists of files: debian-files
+    apt-get install wordnet-base                wordnet-above, wordnet-parent
+
+The other sets come from the folder that TORCH_LSH_DATA names. Rows are split at random, with a fixed seed; a label that
+no training row has stays with the test rows. Text files have lines ``label,label TAB text``; the others are those that
 ``XMCDataset`` reads.
 """
 
@@ -13,85 +19,30 @@ from __future__ import annotations
 
 import argparse
 import csv
-import glob
 import io
-import random
 import re
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import quote
 
+import debian_sets as debian
 from corpora import DATA, read_lines, read_words
+from rows_of_sets import Row, halves, once, words_of, write
 
-_LARGEST_SHARE = 0.01  # of the packages that may need another one: more, as libc6 has, tell nothing
-_WORDS = re.compile(r"\w+")
 _IS = re.compile(r" (?:is|was|are|were) ")
 _CONTEXT, _NEXT = 20, 5  # words
-_SEED = 0
-
-
-class Row(NamedTuple):
-    """A text, or features with their counts, and labels."""
-
-    text: str | Counter[str]
-    labels: Sequence[str]
-
-
-# --- Debian -----------------------------------------------------------------------------------------------------------
-
-
-def stanzas(path: str) -> Iterable[dict[str, str]]:
-    """The fields of each paragraph of a package list, compressed or not."""
-    content = subprocess.run(["/usr/lib/apt/apt-helper", "cat-file", path], stdout=subprocess.PIPE, check=True).stdout
-    for paragraph in content.decode().split("\n\n"):
-        fields = re.split(r"^([\w-]+):", paragraph, flags=re.MULTILINE)
-        yield {name: value.strip() for name, value in zip(fields[1::2], fields[2::2])}
-
-
-def needed_packages(lists: Path) -> dict[str, list[str]]:
-    """What each package depends on or recommends, alternatives included, without what many packages need."""
-    needed: dict[str, list[str]] = {}
-    for path in glob.glob(f"{lists}/*_main_binary-*_Packages*"):
-        for package in stanzas(path):
-            names = re.split(r"[,|]", f"{package.get('Depends', '')},{package.get('Recommends', '')}")
-            needed[package.get("Package", "")] = sorted(
-                {re.sub(r"[\s(:].*", "", name.strip()) for name in names} - {""}
-            )
-    counts = Counter(name for names in needed.values() for name in names)
-    most = _LARGEST_SHARE * len(needed)
-    return {package: [name for name in names if counts[name] <= most] for package, names in needed.items()}
-
-
-def descriptions(lists: Path, language: str, whole: bool) -> dict[str, str]:
-    """The description of each package in a language: its first line, or all of it."""
-    found = {}
-    for path in glob.glob(f"{lists}/*_main_i18n_Translation-{quote(language, safe='').replace('_', '%5f')}*"):
-        for package in stanzas(path):
-            text = package.get(f"Description-{language}", "")
-            found[package.get("Package", "")] = " ".join(text.split()) if whole else text.split("\n")[0]
-    return found
-
-
-def debian(lists: Path, language: str, whole: bool) -> list[Row]:
-    """Description -> the packages that are needed. Of equal texts the first one is kept."""
-    needed = needed_packages(lists)
-    first: dict[str, Row] = {}
-    for package, text in descriptions(lists, language, whole).items():
-        first.setdefault(text, Row(text, needed.get(package, ())))
-    return list(first.values())
-
-
-# --- other data sets --------------------------------------------------------------------------------------------------
+_REVIEWS = 12_500
+_RARE = 0.01  # share of the reviews that have a rare word, at most
+_SESSIONS = 40_000
+_TITLE = re.compile(r"= [^=].*[^=] =")
 
 
 def agnews() -> list[Row]:
     """Description of a news item -> the words of its title."""
     items = csv.reader(io.StringIO("\n".join(read_lines(DATA / "agnews" / "test.csv.xz"))))
-    return [Row(text, _words(title)) for _, title, text in items]
+    return [Row(text, words_of(title)) for _, title, text in items]
 
 
 def dbpedia() -> list[Row]:
@@ -99,17 +50,7 @@ def dbpedia() -> list[Row]:
     rows = []
     for line in read_lines(DATA / "dbpedia-14k" / "train.csv.xz"):
         subject, *rest = _IS.split(line.split(",", 1)[1], maxsplit=1)
-        rows += [Row(" ".join(rest[0].split()), _words(re.sub(r"\(.*", "", subject)))] if rest else []
-    return rows
-
-
-def halves(lines: Iterable[Sequence[str]]) -> list[Row]:
-    """A random half of the items -> the other half."""
-    generator, rows = random.Random(_SEED), []
-    for line in lines:
-        items = list(dict.fromkeys(line))
-        generator.shuffle(items)
-        rows.append(Row(Counter(items[: (len(items) + 1) // 2]), items[(len(items) + 1) // 2 :]))
+        rows += [Row(" ".join(rest[0].split()), words_of(re.sub(r"\(.*", "", subject)))] if rest else []
     return rows
 
 
@@ -123,9 +64,18 @@ def gowalla() -> list[Row]:
     return halves(places.values())
 
 
+def _sessions() -> list[list[str]]:
+    return [line.split() for line in read_lines(DATA / "diginetica" / "train_sessions.txt.xz")]
+
+
 def diginetica() -> list[Row]:
     """Half of the items of a shopping session -> the other half."""
-    return halves(line.split() for line in read_lines(DATA / "diginetica" / "train_sessions.txt.xz"))
+    return halves(_sessions())
+
+
+def diginetica_next() -> list[Row]:
+    """All items of a shopping session but the last one -> that one."""
+    return [Row(Counter(items[:-1]), [items[-1]]) for items in _sessions() if len(items) > 1][:_SESSIONS]
 
 
 def wikitext() -> list[Row]:
@@ -136,60 +86,95 @@ def wikitext() -> list[Row]:
     return [Row(Counter(some[:_CONTEXT]), list(dict.fromkeys(some[_CONTEXT:]))) for some in passages]
 
 
-def _words(text: str) -> list[str]:
-    return list(dict.fromkeys(_WORDS.findall(text.lower())))
+def wikitext_articles() -> list[Row]:
+    """A paragraph -> the article that it stands in."""
+    rows, title = [], ""
+    for line in map(str.strip, read_lines(DATA / "wikitext-2" / "train.txt.xz")):
+        if _TITLE.fullmatch(line):
+            title = line
+        elif line and title and not line.startswith("="):
+            rows.append(Row(" ".join(line.split()), [title]))
+    return rows
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+def imdb() -> list[Row]:
+    """Counts of the frequent words of a review -> its rare words."""
+    lines = read_lines(DATA / "imdb" / "train.tsv.xz")[:_REVIEWS]
+    reviews = [Counter(re.findall(r"\w+", line.split("\t")[2].lower())) for line in lines]
+    counts, most = Counter(word for words in reviews for word in words), _RARE * _REVIEWS
+    return [
+        Row(Counter({w: n for w, n in words.items() if counts[w] > most}), [w for w in words if 1 < counts[w] <= most])
+        for words in reviews
+    ]
 
 
-def write(rows: list[Row], folder: Path) -> str:
-    """Writes the rows that have a text and a label, a tenth of them (at most 10,000) as test rows."""
-    rows = [row for row in rows if row.text and row.labels]
-    random.Random(_SEED).shuffle(rows)
-    tested = min(10_000, len(rows) // 10)
-    labels = {label: i for i, label in enumerate(dict.fromkeys(label for row in rows[tested:] for label in row.labels))}
-    known = len(labels)
-    for row in rows[:tested]:
-        for label in row.labels:
-            labels.setdefault(label, len(labels))
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = isinstance(rows[0].text, str)
-    of_rows = (text for text, _ in rows[tested:] if not isinstance(text, str))
-    features = {feature: i for i, feature in enumerate(dict.fromkeys(f for counts in of_rows for f in counts))}
-    for name, part in (("train", rows[tested:]), ("test", rows[:tested])):
-        lines = []
-        for text, some in part:
-            numbers = ",".join(str(labels[label]) for label in some)
-            if isinstance(text, str):
-                lines.append(f"{numbers}\t{text}\n")
-            else:
-                counts = sorted((features[feature], n) for feature, n in text.items() if feature in features)
-                lines.append(f"{numbers} {' '.join(f'{f}:{n}' for f, n in counts)}\n")
-        header = "" if texts else f"{len(part)} {len(features)} {len(labels)}\n"
-        (folder / f"{name}.{'tsv' if texts else 'txt'}").write_text(header + "".join(lines), encoding="utf-8")
-    return f"{len(rows) - tested:,} training rows, {tested:,} test rows, {known:,} labels"
+def wordnet(whole: bool, folder: Path) -> list[Row]:
+    """The gloss of a noun's meaning -> the meanings just above it, or all that are above."""
+    above: dict[str, list[str]] = {}
+    glosses: dict[str, str] = {}
+    for line in (folder / "data.noun").read_text(encoding="latin-1").split("\n"):
+        meaning, _, rest = line.partition(" ")
+        if meaning.isdigit():
+            data, _, gloss = rest.partition("|")
+            parts = data.split(" ")
+            above[meaning] = [other for sign, other in pairwise(parts) if sign in ("@", "@i")]
+            glosses[meaning] = gloss.strip()
+
+    def all_above(meaning: str) -> list[str]:
+        todo, found = list(above[meaning]), []
+        while todo:
+            one = todo.pop()
+            if one not in found:
+                found.append(one)
+                todo += above[one]
+        return found
+
+    return once(Row(gloss, all_above(one) if whole else above[one]) for one, gloss in glosses.items())
+
+
+def sets_from(lists: Path, wordnet_folder: Path) -> dict[str, Callable[[], list[Row]]]:
+    """What makes each set."""
+    first_lines = {"da", "it", "de"}
+    languages = ("en", "da", "it", "fr", "de", "sk", "ko", "pt_BR", "ja", "ru")
+    return {
+        **{f"debian-{some}": partial(debian.needs, lists, some, some not in first_lines) for some in languages},
+        "debian-tags": partial(debian.tags, lists),
+        "debian-common-tags": partial(debian.tags, lists, least=100),
+        "debian-maintainers": partial(debian.maintainers, lists),
+        "debian-teams": partial(debian.maintainers, lists, least=100),
+        "debian-names": partial(debian.names, lists),
+        "debian-files": partial(debian.files, lists),
+        "debian-uploaders": partial(debian.uploaders, lists),
+        "debian-builds": partial(debian.builds, lists),
+        "wordnet-above": partial(wordnet, True, wordnet_folder),
+        "wordnet-parent": partial(wordnet, False, wordnet_folder),
+        "agnews-titles": agnews,
+        "dbpedia-subjects": dbpedia,
+        "imdb-words": imdb,
+        "gowalla-halves": gowalla,
+        "diginetica-halves": diginetica,
+        "diginetica-next": diginetica_next,
+        "wikitext-next": wikitext,
+        "wikitext-articles": wikitext_articles,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument("sets", nargs="*", help="default: all")
     parser.add_argument("--lists", type=Path, default=Path("/var/lib/apt/lists"), help="package lists of apt")
+    parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="folder of data.noun")
     arguments = parser.parse_args()
-    sets: dict[str, Callable[[], list[Row]]] = {
-        "debian-en": lambda: debian(arguments.lists, "en", whole=True),
-        "debian-da": lambda: debian(arguments.lists, "da", whole=False),
-        "debian-it": lambda: debian(arguments.lists, "it", whole=False),
-        "debian-fr": lambda: debian(arguments.lists, "fr", whole=True),
-        "debian-de": lambda: debian(arguments.lists, "de", whole=False),
-        "agnews-titles": agnews,
-        "dbpedia-subjects": dbpedia,
-        "gowalla-halves": gowalla,
-        "diginetica-halves": diginetica,
-        "wikitext-next": wikitext,
-    }
-    for name, make in sets.items():
-        rows = make()
+    sets = sets_from(arguments.lists, arguments.wordnet)
+    if unknown := set(arguments.sets) - set(sets):
+        parser.error(f"sets is {min(unknown)!r}; wanted some of {', '.join(sets)}")
+    for name in arguments.sets or sets:
+        try:
+            rows = sets[name]()
+        except FileNotFoundError as error:
+            print(f"{name}: {error.filename} is not there", flush=True)
+            continue
         print(f"{name}: {write(rows, arguments.out / name) if rows else 'its source is not there'}", flush=True)
 
 
