@@ -22,7 +22,7 @@ def examples(rows=70, width=9, size=5):
 
 
 def trained_by_autograd(given, seed):
-    """The same committee: AdamW on the sum over members of the mean cross entropy of rows."""
+    """The same committee: AdamW on the sum over members of the mean cross entropy of right candidates."""
     members = torch.block_diag(*torch.ones(MEMBERS, 1, UNITS))
     torch.manual_seed(seed)
     hidden = torch.nn.Linear(given.values.shape[2], MEMBERS * UNITS)
@@ -34,11 +34,11 @@ def trained_by_autograd(given, seed):
             order = torch.randperm(len(given.none), generator=generator).split(32)
         some = given.take(order[step % 3])
         scores = F.linear(F.relu(hidden(some.values)), output * members).masked_fill(some.none.unsqueeze(2), -torch.inf)
-        shares = (some.right / some.right.sum(1, keepdim=True)).unsqueeze(2)
         logs = scores.log_softmax(1).masked_fill(~some.right.unsqueeze(2), 0)
         optimizer.param_groups[0]["lr"] = 0.015 * (1 - step / STEPS)
         optimizer.zero_grad()
-        (-(shares * logs).sum() / len(shares)).backward()
+        per_row = given.right.sum() / len(given.right)
+        (-logs.sum() / (per_row * len(some.right))).backward()
         optimizer.step()
     made = committee(given.values.shape[2])
     with torch.no_grad():

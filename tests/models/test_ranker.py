@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from torch_lsh.data import collate_xmc, synthetic_xmc
+from torch_lsh.data import XMCRows, collate_xmc, synthetic_xmc
 from torch_lsh.metrics import PrecisionAtK
 from torch_lsh.models.neighbours import neighbours_of
 from torch_lsh.models.ranker import LabelRanker, best_of
@@ -184,6 +184,21 @@ def test_rows_without_right_candidates_leave_it_of_no_use(data, ranker):
     assert not made.is_of_use
     assert made.tune([(prepared, torch.zeros(prepared.labels.shape), collate_xmc(held_out)[1])]) > 0
     assert made.is_of_use
+
+
+def test_rows_of_new_labels_alone_leave_the_ranking_to_the_votes(data):
+    """A catalogue, of a row for each label: the held-out rows train nothing, and are found when they have joined."""
+    count = 90
+    start, columns = torch.arange(count + 1), torch.arange(count, dtype=torch.int32)
+    everything = XMCRows(start, columns, torch.ones(count), start, columns, count, count)
+    some, others = everything.take(torch.arange(60)), everything.take(torch.arange(60, count))
+    made = LabelRanker.of(some, 64, uses_logits=False)
+    features, labels = collate_xmc(others)
+    assert made.tune([(made.prepare(features), None, labels)]) == 0
+    assert made.is_of_use
+    made = made.with_rows(others, refit=False)
+    features, labels = collate_xmc(everything)
+    assert torch.equal(made(None, features).argmax(1), labels[:, 0])
 
 
 def test_room_for_labels_changes_nothing_else(data, ranker):

@@ -40,10 +40,21 @@ def committee(size: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(size, width), nn.ReLU(), nn.Linear(width, 1, bias=False))
 
 
-def train_committee(examples: Examples, seed: int) -> nn.Sequential:
-    """Trains a committee by the cross entropy of the candidates; the right ones of a row share the target equally.
+def first_value(size: int) -> nn.Sequential:
+    """A committee whose output is the first of the values, which is at most 0."""
+    made = committee(size)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.zero_()
+        made[0].weight[0, 0] = made[2].weight[0, 0] = -1
+    return made
 
-    Gradients are written out: there are some hundred small steps, in which autograd would take half of the time.
+
+def train_committee(examples: Examples, seed: int) -> nn.Sequential:
+    """Trains a committee by the cross entropy of the candidates, to which every right one adds as much.
+
+    A row so counts by the number of its right candidates, as it does for precision at more than one label. Gradients
+    are written out: there are some hundred small steps, in which autograd would take half of the time.
 
     Args:
         examples: Rows that have a right candidate each.
@@ -54,8 +65,9 @@ def train_committee(examples: Examples, seed: int) -> nn.Sequential:
     optimizer = torch.optim.AdamW([hidden, output], lr=_RATE, weight_decay=_DECAY, fused=True)
     values = F.pad(examples.values, (0, 1), value=1.0)  # the input of the bias
     absent = torch.zeros_like(examples.none, dtype=torch.float32).masked_fill_(examples.none, -torch.inf)
-    shares = examples.right / examples.right.sum(1, keepdim=True)
-    count, width = shares.shape
+    count, width = examples.right.shape
+    targets = examples.right * (count / examples.right.sum())
+    totals = targets.sum(1, keepdim=True)
     per_epoch = -(-count // _BATCH)
     steps = per_epoch * max(_EPOCHS, -(-_LEAST_STEPS // per_epoch))
     generator = torch.Generator().manual_seed(seed)
@@ -67,7 +79,8 @@ def train_committee(examples: Examples, seed: int) -> nn.Sequential:
         units = (inputs @ hidden.t()).relu_()
         outputs = output * members  # [members, units]
         scores = (outputs @ units.t()).view(_MEMBERS, len(rows), width)
-        slopes = (scores.add_(absent[rows]).softmax(2) - shares[rows]).div_(len(rows)).flatten(1)  # of the scores
+        slopes = scores.add_(absent[rows]).softmax(2).mul_(totals[rows]).sub_(targets[rows])
+        slopes = slopes.div_(len(rows)).flatten(1)  # of the scores
         output.grad = (slopes @ units).mul_(members).sum(0)
         hidden.grad = (slopes.t() @ outputs).mul_(units.sign_()).t() @ inputs
         optimizer.param_groups[0]["lr"] = _RATE * (1 - step / steps)

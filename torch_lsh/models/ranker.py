@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data import XMCRows, collate_xmc
-from .committee import Examples, committee, train_committee
+from .committee import Examples, committee, first_value, train_committee
 from .label_rows import COSTS, Centroids, LinearClassifiers
 from .neighbours import SparseNeighbours, neighbours_from, neighbours_of, with_more_rows
 from .rows import Features
@@ -74,7 +74,7 @@ class LabelRanker(nn.Module):
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("deviation", torch.ones(size))
         self.rank = committee(size)
-        self.is_of_use = False  # whether a candidate of any row was right when it was tuned
+        self.is_of_use = False  # unless its sources knew labels of the rows by which it was tuned, and found none
         # Of the first rows; none after loading, which makes the other tensors on the meta device.
         self._hard_labels = torch.empty(0, _HARD_VOTED + _HARD_NEAREST, dtype=torch.int32, device="cpu")
 
@@ -253,11 +253,15 @@ class LabelRanker(nn.Module):
         Returns:
             The mean of precision@1, 3 and 5 of these rows.
         """
+        batches = list(batches)
         examples = self._examples(batches)
         found = examples.right.any(1).nonzero()[:, 0]
-        self.is_of_use = len(found) > 0
-        if not self.is_of_use:
+        if len(found) == 0:
+            self.is_of_use = self._knows_none([labels for _, _, labels in batches])
+            if self.is_of_use:
+                self._rank_by_votes()
             return 0.0
+        self.is_of_use = True
         known = examples.values[~examples.none]
         deviation = known.std(0, correction=0)
         self.mean, self.deviation = known.mean(0), deviation.where(deviation > _LEAST_DEVIATION, 1)
@@ -266,6 +270,19 @@ class LabelRanker(nn.Module):
         best = self._scores(examples.values, examples.none).topk(min(max(_KS), examples.none.shape[1])).indices
         hits = examples.right.gather(1, best).float()
         return sum(float(hits[:, :k].sum()) / k for k in _KS) / (len(_KS) * max(1, len(hits)))
+
+    def _knows_none(self, batches: Iterable[Tensor]) -> bool:
+        """Whether there are labels ``[B, P]``, and none of them is that of a training row.
+
+        The sources are not to blame then: all labels may be of a single row, as those of the entries of a catalogue.
+        """
+        labels = torch.cat([some[some >= 0] for some in batches])
+        return len(labels) > 0 and not bool(self.counts[labels].any())
+
+    def _rank_by_votes(self) -> None:
+        """Ranks by the votes that choose the candidates: no held-out row tells more."""
+        self.rank = first_value(len(self.mean))
+        self.mean, self.deviation = torch.zeros_like(self.mean), torch.ones_like(self.deviation)
 
     def _examples(self, batches: Iterable[tuple[Evidence, Tensor | None, Tensor]]) -> Examples:
         parts = []
