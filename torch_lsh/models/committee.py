@@ -11,6 +11,7 @@ from torch import Tensor, nn
 _MEMBERS, _UNITS = 4, 16
 _EPOCHS, _LEAST_STEPS = 4, 250
 _BATCH, _RATE, _DECAY = 32, 0.015, 1e-3
+_MOST_COUNTED = 5  # right candidates of a row
 
 
 class Examples(NamedTuple):
@@ -51,10 +52,10 @@ def first_value(size: int) -> nn.Sequential:
 
 
 def train_committee(examples: Examples, seed: int) -> nn.Sequential:
-    """Trains a committee by the cross entropy of the candidates, to which every right one adds as much.
+    """Trains a committee by the cross entropy of the candidates; the right ones of a row share the target equally.
 
-    A row so counts by the number of its right candidates, as it does for precision at more than one label. Gradients
-    are written out: there are some hundred small steps, in which autograd would take half of the time.
+    A row counts by the number of its right candidates up to five, as for precision@5. Gradients are written out: there
+    are some hundred small steps, in which autograd would take half of the time.
 
     Args:
         examples: Rows that have a right candidate each.
@@ -66,8 +67,10 @@ def train_committee(examples: Examples, seed: int) -> nn.Sequential:
     values = F.pad(examples.values, (0, 1), value=1.0)  # the input of the bias
     absent = torch.zeros_like(examples.none, dtype=torch.float32).masked_fill_(examples.none, -torch.inf)
     count, width = examples.right.shape
-    targets = examples.right * (count / examples.right.sum())
-    totals = targets.sum(1, keepdim=True)
+    found = examples.right.sum(1, keepdim=True)
+    weights = found.clamp(max=_MOST_COUNTED).float()
+    weights /= weights.mean()
+    targets = examples.right * (weights / found)
     per_epoch = -(-count // _BATCH)
     steps = per_epoch * max(_EPOCHS, -(-_LEAST_STEPS // per_epoch))
     generator = torch.Generator().manual_seed(seed)
@@ -79,7 +82,7 @@ def train_committee(examples: Examples, seed: int) -> nn.Sequential:
         units = (inputs @ hidden.t()).relu_()
         outputs = output * members  # [members, units]
         scores = (outputs @ units.t()).view(_MEMBERS, len(rows), width)
-        slopes = scores.add_(absent[rows]).softmax(2).mul_(totals[rows]).sub_(targets[rows])
+        slopes = scores.add_(absent[rows]).softmax(2).mul_(weights[rows]).sub_(targets[rows])
         slopes = slopes.div_(len(rows)).flatten(1)  # of the scores
         output.grad = (slopes @ units).mul_(members).sum(0)
         hidden.grad = (slopes.t() @ outputs).mul_(units.sign_()).t() @ inputs
