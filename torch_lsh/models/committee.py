@@ -47,7 +47,8 @@ def first_value(size: int) -> nn.Sequential:
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.zero_()
-        made[0].weight[0, 0] = made[2].weight[0, 0] = -1
+        hidden, _, output = made.parameters()
+        hidden[0, 0] = output[0, 0] = -1
     return made
 
 
