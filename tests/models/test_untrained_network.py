@@ -231,3 +231,13 @@ def test_texts(texts, tmp_path):
     assert loaded.predict(["a1 b1 zebra"]).tolist() == ["new"]
     assert loaded.predict_proba(["a1 b1 zebra"]).sum() == pytest.approx(1, abs=1e-3)
     assert [entry["epoch"] for entry in loaded.history_] == [0, 0]
+
+
+@pytest.mark.parametrize(("rows", "held_out", "refitted"), [(1999, 0.25, True), (2100, 0.125, False)])
+def test_few_rows_train_the_classifiers_again(rows, held_out, refitted):
+    """Half of the labels occur once; whether each has a classifier tells whether it was held out from them."""
+    labels = torch.cat([torch.arange(500), torch.arange(500, 600).repeat(20)])[:rows]
+    fitted = made()
+    fitted.fit(one_feature_each(labels), progress=False)
+    lacking = int((fitted.mixture.classifiers.start.diff()[labels[:500]] == 0).sum())
+    assert lacking == 0 if refitted else lacking == pytest.approx(500 * held_out, rel=0.3)
