@@ -61,12 +61,13 @@ def equal(ours, theirs):
 
 
 def one_feature_each(labels, features=None):
-    """Rows that have a feature and a label each."""
+    """Rows of a feature and labels ``[rows]`` or ``[rows, P]`` each."""
     start = torch.arange(len(labels) + 1)
-    features = labels if features is None else features
-    return XMCDataset.from_rows(
-        XMCRows(start, features.int(), torch.ones(len(labels)), start, labels.int(), FEATURES, LABELS)
-    )
+    labels = labels.view(len(labels), -1)
+    features = labels[:, 0] if features is None else features
+    ones, flat = torch.ones(len(labels)), labels.flatten().int()
+    of_labels = start * labels.shape[1]
+    return XMCDataset.from_rows(XMCRows(start, features.int(), ones, of_labels, flat, FEATURES, LABELS))
 
 
 def test_the_network_stays_as_it_was(data, model):
@@ -89,13 +90,13 @@ def test_it_is_as_good_as_with_the_network(data, model):
     assert model.evaluate(data[1])["precision@1"] > trained.evaluate(data[1])["precision@1"] - 0.03
 
 
-@pytest.mark.parametrize(("frequent", "trained"), [(1300, True), (900, False)])
-def test_half_of_the_labels_of_rows_decide(frequent, trained):
-    """Of 2,200 rows, so many have label 0, and the others one of 549 labels."""
-    labels = torch.arange(2200) % 549 + 1
-    labels[:frequent] = 0
+@pytest.mark.parametrize(("per_row", "frequent", "trained"), [(8, 5, True), (8, 3, False), (7, 5, False)])
+def test_many_frequent_labels_of_a_row_decide(per_row, frequent, trained):
+    """So many labels of each of 2,200 rows are the same, and the others are labels of a few rows."""
+    labels = 8 + (torch.arange(2200).unsqueeze(1) + 70 * torch.arange(per_row)) % 580
+    labels[:, :frequent] = torch.arange(frequent)
     fitted = made()
-    history = fitted.fit(one_feature_each(labels), progress=False, max_steps=1)
+    history = fitted.fit(one_feature_each(labels, labels[:, -1]), progress=False, max_steps=1)
     assert ([entry["epoch"] for entry in history] == []) == is_trained(fitted) == trained
 
 
@@ -230,3 +231,13 @@ def test_texts(texts, tmp_path):
     assert loaded.predict(["a1 b1 zebra"]).tolist() == ["new"]
     assert loaded.predict_proba(["a1 b1 zebra"]).sum() == pytest.approx(1, abs=1e-3)
     assert [entry["epoch"] for entry in loaded.history_] == [0, 0]
+
+
+@pytest.mark.parametrize(("rows", "held_out", "refitted"), [(1999, 0.25, True), (2100, 0.125, False)])
+def test_few_rows_train_the_classifiers_again(rows, held_out, refitted):
+    """Half of the labels occur once; whether each has a classifier tells whether it was held out from them."""
+    labels = torch.cat([torch.arange(500), torch.arange(500, 600).repeat(20)])[:rows]
+    fitted = made()
+    fitted.fit(one_feature_each(labels), progress=False)
+    lacking = int((fitted.mixture.classifiers.start.diff()[labels[:500]] == 0).sum())
+    assert lacking == 0 if refitted else lacking == pytest.approx(500 * held_out, rel=0.3)

@@ -603,3 +603,9 @@ def test_labels_and_texts_of_other_libraries():
         np.testing.assert_array_equal(TextClassifier(epochs=2).fit(texts, y).predict(texts[:2]), expected)
     with pytest.raises(ValueError, match="X is a data frame of 2 columns; wanted one"):
         TextClassifier().fit(pandas.DataFrame({"a": texts, "b": texts}), numbers)
+
+
+@pytest.mark.parametrize(("classes", "word_ngrams"), [(64, 2), (65, 1)])
+def test_texts_of_many_classes_are_words_alone(classes, word_ngrams):
+    texts = [f"word{number} of {number}" for number in range(classes)]
+    assert TextClassifier(epochs=1).fit(texts, list(range(classes))).features_.word_ngrams == word_ngrams

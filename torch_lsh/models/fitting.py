@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data import XMCRows
 from ..progress import note
-from .held_out import HeldOut, Metric, Precision
+from .held_out import FEW, HeldOut, Metric, Precision
 from .mixture import Mixture
 from .neighbours import MOST_NEIGHBOURS, neighbours_of
 from .network import Network
@@ -28,13 +28,14 @@ MANY = 65  # with as many labels, held-out rows train a ranker
 _MANY_ALONE = 512  # with as many labels, neighbours vote where there is no ranker
 _NEIGHBOURS = 64  # that vote
 _FREQUENT = 100  # rows of a label; a network tells little of rarer ones that other sources of a ranker do not
+_TOGETHER = 8  # labels of a row; only of so many a network tells which ones come together
 _RANKED_ROWS = 75_000  # that a network beside a ranker is trained on, in one pass at least
 _SAMPLED_ROWS = 20_000  # where its output is sampled, which takes longer for each row
 _RANKER_SHARE = 0.25  # of a budget, to make a ranker of the training rows; held-out rows join it later
 _TIMED_ROWS = 1_000  # that tell how long that takes
 _NOT_TRAINED = (
-    f"the network is not trained: most labels of rows are labels of fewer than {_FREQUENT} rows, which other sources "
-    "rank as well without it; pass epochs to train it"
+    f"the network is not trained: rows have fewer than {_TOGETHER} labels, or most of these are labels of fewer than "
+    f"{_FREQUENT} rows, which other sources rank as well without it; pass epochs to train it"
 )
 _log = logging.getLogger("torch_lsh")
 
@@ -191,7 +192,7 @@ def fit(
         if run.history:
             found = validated.compute()
             run.history[-1].update({f"validation_neighbours_{name}": value for name, value in found.items()})
-        network.mixture = _with_rows(network.mixture, held_out, network.num_labels)
+        network.mixture = _with_rows(network.mixture, held_out, network.num_labels, _are_few(source.size, held_out))
     return Fitted(run.history, validated)
 
 
@@ -210,8 +211,13 @@ def _ranker_alone(
     validated = judge.final()
     measured = {} if evaluate is None else evaluate()
     measured.update({f"validation_neighbours_{name}": value for name, value in validated.compute().items()})
-    network.mixture = _with_rows(ranker, held_out, network.num_labels)
+    network.mixture = _with_rows(ranker, held_out, network.num_labels, _are_few(rows, held_out))
     return Fitted([_without_epochs(rows, time.perf_counter() - start, measured)], validated)
+
+
+def _are_few(rows: int, held_out: Rows) -> bool:
+    """Whether classifiers of so many rows are worth training again with the held-out rows."""
+    return rows + num_rows(held_out) < FEW
 
 
 def _without_epochs(rows: int, seconds: float, measured: dict[str, float]) -> dict[str, float]:
@@ -274,12 +280,13 @@ def _network_counts(source: Source, settings: Settings, network: Network, whole:
     """Whether the network is trained beside a ranker.
 
     It is where ``epochs`` or weights, which nothing else knows, ask for it, where the ranker is of a part of the rows,
-    and where it tells something of frequent labels.
+    and where it tells which of the frequent labels come together.
     """
     if settings.epochs is not None:
         return settings.epochs > 0
     weighted = source.is_weighted or network.class_weight is not None
-    return weighted or not whole or _usual_frequency(source) >= _FREQUENT
+    together = int(source.label_counts.sum()) >= _TOGETHER * source.size
+    return weighted or not whole or (together and _usual_frequency(source) >= _FREQUENT)
 
 
 def _usual_frequency(source: Source) -> int:

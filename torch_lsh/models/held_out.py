@@ -18,10 +18,12 @@ from .ranking import logits_for
 from .rows import Batch, InMemory, Rows, batch_of, num_rows
 
 LEAST_TO_HOLD_OUT = 20_000  # with fewer rows, training on all of them is worth more than knowing when to stop
-LEAST_TO_RANK = 2_000  # with a ranker, since rows held out from the network are trained on by its other sources
+LEAST_TO_RANK = 1_000  # with a ranker, since rows held out from the network are trained on by its other sources
+FEW = 2_000  # with fewer rows, a larger share has to train the ranker, and its classifiers lack it
 MOST_HELD_OUT = 10_000
 _ENOUGH = 1_500  # rows to hold out
 _LARGEST_SHARE = 0.125
+_LARGEST_SHARE_OF_FEW = 0.25
 _MOST_SCORES = 1 << 28  # of held-out rows, after an epoch
 _MOST_SCORED = 1 << 22  # scores of held-out rows beside a ranker, where they decide nothing
 _MOST_RANKED = 6_000  # held-out rows that train a ranker
@@ -33,7 +35,8 @@ def split(source: InMemory, fraction: float, seed: int, least: int = LEAST_TO_HO
 
     Args:
         source: The rows.
-        fraction: Share to hold out, at most 10,000 rows; of few rows it becomes larger, up to an eighth.
+        fraction: Share to hold out, at most 10,000 rows; of few rows it becomes larger, up to an eighth, of fewer than
+            2,000 up to a quarter.
         seed: Seed of the choice.
         least: Labelled rows below which none are held out.
     """
@@ -54,7 +57,8 @@ def share_to_hold_out(labelled: int, fraction: float, least: int) -> float:
     """The share of so many labelled rows to hold out; see :func:`split`."""
     if fraction == 0 or labelled < least:
         return 0.0
-    return max(fraction, min(_ENOUGH / labelled, _LARGEST_SHARE))
+    largest = _LARGEST_SHARE_OF_FEW if labelled < FEW else _LARGEST_SHARE
+    return max(fraction, min(_ENOUGH / labelled, largest))
 
 
 class Metric(Protocol):

@@ -45,18 +45,18 @@ class TextClassifier(Estimator):
     The number of classes decides the network: linear up to 64, a hidden layer above, an
     :class:`torch_lsh.LSHLinear` output above 4096. From 65 on, the nearest training texts count in every prediction,
     too: held-out texts train a :class:`torch_lsh.models.ranker.LabelRanker`; without them, from 512 on, a
-    :class:`torch_lsh.models.mixture.Mixture` takes votes. Where most labels of texts are labels of fewer than 100
-    texts, a ranker does as well without the network, which is not trained then unless ``epochs`` or weights are given;
-    ``history_`` has one entry then, of epoch 0 and without a loss. Settings that are None follow from the number of
-    texts and classes.
+    :class:`torch_lsh.models.mixture.Mixture` takes votes. A ranker does as well without the network, unless texts have
+    eight labels or more and most of these are labels of at least 100 texts. The network is not trained then unless
+    ``epochs`` or weights are given; ``history_`` has one entry, of epoch 0 and without a loss. Settings that are None
+    follow from the number of texts and classes.
 
     The class follows scikit-learn's conventions (``get_params``, ``clone``, pipelines, grid search). A label is text or
     a whole number. Labels in lists, or in cells with a separator, make the task multi-label.
 
     Args:
-        features: How texts are hashed. None means words and pairs of words (up to 64 classes and from 8 MB of text on,
-            triples, too; above 4096 classes, words alone), in a number of columns that follows from the amount of text.
-            Up to 64 classes in scripts without blanks: words, pairs, n-grams of characters, and punctuation.
+        features: How texts are hashed. None means words alone, up to 64 classes also pairs of words (from 8 MB of text
+            on, triples, too; in scripts without blanks, n-grams of characters, and punctuation), in a number of columns
+            that follows from the amount of text.
         hidden: Width of the hidden layer; 0 means the linear model.
         neighbours: How many of the nearest training texts vote; 0 means none. None means 64 from 65 classes (512
             where no texts are held out), else 0.

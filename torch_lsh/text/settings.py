@@ -67,7 +67,10 @@ def check_settings(chosen: Chosen) -> None:
 
 
 def hashing(chosen: Chosen, source: Texts | TextFile) -> HashedText | list[tuple[float, HashedText]]:
-    """How texts are hashed, by the number of classes; over many of them, n-grams are rare and get memorised.
+    """How texts are hashed, by the number of classes.
+
+    Over more than 64 classes, words alone are features: pairs of them take two thirds of the time of a ranker, and its
+    neighbours and classifiers are better with them on some data, worse on other.
 
     Where most words are letters of scripts without blanks, a word is a run of some characters, and nothing but marks
     separates sentences: over few classes, n-grams of characters and marks are features, too. There are about twice as
@@ -84,8 +87,9 @@ def hashing(chosen: Chosen, source: Texts | TextFile) -> HashedText | list[tuple
             return HashedText(min(bits, most_bits), 2, _CHARACTERS, norm=None, symbols=True)
         return HashedText(min(bits, most_bits), longest, norm=None)
 
-    many = ((classes, HashedText(min(bits, _MOST_BITS), n, norm=None)) for classes, n in ((WIDE, 2), (math.inf, 1)))
-    return [(2, of_few(_MOST_BITS + 1)), (_LINEAR_CLASSES, of_few(_MOST_BITS)), *many]  # of two: few weights a column
+    of_many = HashedText(min(bits, _MOST_BITS), 1, norm=None)
+    few = (2, of_few(_MOST_BITS + 1)), (_LINEAR_CLASSES, of_few(_MOST_BITS))  # of two: few weights a column
+    return [*few, (math.inf, of_many)]
 
 
 def _bits(text_bytes: int) -> int:
