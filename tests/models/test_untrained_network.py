@@ -53,21 +53,21 @@ def model(data):
 
 
 def is_trained(network):
-    return not torch.equal(network.output.weight, made().output.weight)
+    return not torch.equal(network.output.weight, made(labels=network.num_labels).output.weight)
 
 
 def equal(ours, theirs):
     return all(torch.equal(one, other) for one, other in zip(ours, theirs))
 
 
-def one_feature_each(labels, features=None):
+def one_feature_each(labels, features=None, num_labels=LABELS):
     """Rows of a feature and labels ``[rows]`` or ``[rows, P]`` each."""
     start = torch.arange(len(labels) + 1)
     labels = labels.view(len(labels), -1)
     features = labels[:, 0] if features is None else features
     ones, flat = torch.ones(len(labels)), labels.flatten().int()
     of_labels = start * labels.shape[1]
-    return XMCDataset.from_rows(XMCRows(start, features.int(), ones, of_labels, flat, FEATURES, LABELS))
+    return XMCDataset.from_rows(XMCRows(start, features.int(), ones, of_labels, flat, FEATURES, num_labels))
 
 
 def test_the_network_stays_as_it_was(data, model):
@@ -90,13 +90,16 @@ def test_it_is_as_good_as_with_the_network(data, model):
     assert model.evaluate(data[1])["precision@1"] > trained.evaluate(data[1])["precision@1"] - 0.03
 
 
-@pytest.mark.parametrize(("per_row", "frequent", "trained"), [(8, 5, True), (8, 3, False), (7, 5, False)])
-def test_many_frequent_labels_of_a_row_decide(per_row, frequent, trained):
+@pytest.mark.parametrize(
+    ("num_labels", "per_row", "frequent", "trained"),
+    [(LABELS, 8, 5, True), (LABELS, 8, 3, False), (LABELS, 7, 5, False), (4097, 2, 1, True), (4096, 2, 1, False)],
+)
+def test_many_frequent_labels_decide(num_labels, per_row, frequent, trained):
     """So many labels of each of 2,200 rows are the same, and the others are labels of a few rows."""
     labels = 8 + (torch.arange(2200).unsqueeze(1) + 70 * torch.arange(per_row)) % 580
     labels[:, :frequent] = torch.arange(frequent)
-    fitted = made()
-    history = fitted.fit(one_feature_each(labels, labels[:, -1]), progress=False, max_steps=1)
+    fitted = made(labels=num_labels)
+    history = fitted.fit(one_feature_each(labels, labels[:, -1], num_labels), progress=False, max_steps=1)
     assert ([entry["epoch"] for entry in history] == []) == is_trained(fitted) == trained
 
 

@@ -28,14 +28,14 @@ MANY = 65  # with as many labels, held-out rows train a ranker
 _MANY_ALONE = 512  # with as many labels, neighbours vote where there is no ranker
 _NEIGHBOURS = 64  # that vote
 _FREQUENT = 100  # rows of a label; a network tells little of rarer ones that other sources of a ranker do not
-_TOGETHER = 8  # labels of a row; only of so many a network tells which ones come together
+_TOGETHER = 8  # labels of a row; of so many, a network tells which ones come together, however few there are in all
 _RANKED_ROWS = 75_000  # that a network beside a ranker is trained on, in one pass at least
 _SAMPLED_ROWS = 20_000  # where its output is sampled, which takes longer for each row
 _RANKER_SHARE = 0.25  # of a budget, to make a ranker of the training rows; held-out rows join it later
 _TIMED_ROWS = 1_000  # that tell how long that takes
 _NOT_TRAINED = (
-    f"the network is not trained: rows have fewer than {_TOGETHER} labels, or most of these are labels of fewer than "
-    f"{_FREQUENT} rows, which other sources rank as well without it; pass epochs to train it"
+    f"the network is not trained: most labels of rows are labels of fewer than {_FREQUENT} rows, or rows have fewer "
+    f"than {_TOGETHER} of at most {WIDE:,} labels, and other sources rank as well without it; pass epochs to train it"
 )
 _log = logging.getLogger("torch_lsh")
 
@@ -280,13 +280,13 @@ def _network_counts(source: Source, settings: Settings, network: Network, whole:
     """Whether the network is trained beside a ranker.
 
     It is where ``epochs`` or weights, which nothing else knows, ask for it, where the ranker is of a part of the rows,
-    and where it tells which of the frequent labels come together.
+    and where labels are frequent and many, in all or of a row.
     """
     if settings.epochs is not None:
         return settings.epochs > 0
     weighted = source.is_weighted or network.class_weight is not None
-    together = int(source.label_counts.sum()) >= _TOGETHER * source.size
-    return weighted or not whole or (together and _usual_frequency(source) >= _FREQUENT)
+    many = network.num_labels > WIDE or int(source.label_counts.sum()) >= _TOGETHER * source.size
+    return weighted or not whole or (many and _usual_frequency(source) >= _FREQUENT)
 
 
 def _usual_frequency(source: Source) -> int:

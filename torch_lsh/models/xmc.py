@@ -50,10 +50,11 @@ class XMCClassifier(WideNetwork):
     The network is that of SLIDE (Chen et al., MLSys 2020) and of BOLT on Amazon-670K. The loss is softmax cross
     entropy; the labels of a row share its target equally. From 65 labels on, its logits are one of several kinds of
     evidence, beside the nearest training rows, centroids and linear classifiers of labels. Small networks trained on
-    held-out rows rank the labels (:class:`torch_lsh.models.ranker.LabelRanker`). Unless rows have eight labels or more,
-    most of them labels of at least 100 rows, they do as well without the network, which is trained then only if
-    :meth:`fit` gets ``epochs`` or weights. Dense rows, and sets too small to hold rows out, have the votes of the
-    nearest rows only, from 512 labels on (:class:`torch_lsh.models.mixture.Mixture`).
+    held-out rows rank the labels (:class:`torch_lsh.models.ranker.LabelRanker`). Where labels are rare (half of them of
+    fewer than 100 rows), or of few kinds (up to 4,096, and fewer than eight a row), they do as well without the
+    network, which is trained then only if :meth:`fit` gets ``epochs`` or weights. Dense rows, and sets too small to
+    hold rows out, have the votes of the nearest rows only, from 512 labels on
+    (:class:`torch_lsh.models.mixture.Mixture`).
 
     Args:
         num_features: Number of features.

@@ -45,10 +45,10 @@ class TextClassifier(Estimator):
     The number of classes decides the network: linear up to 64, a hidden layer above, an
     :class:`torch_lsh.LSHLinear` output above 4096. From 65 on, the nearest training texts count in every prediction,
     too: held-out texts train a :class:`torch_lsh.models.ranker.LabelRanker`; without them, from 512 on, a
-    :class:`torch_lsh.models.mixture.Mixture` takes votes. Unless texts have eight labels or more, most of them labels
-    of at least 100 texts, a ranker does as well without the network, which is trained then only if ``epochs`` or
-    weights are given; else ``history_`` has one entry, of epoch 0 and without a loss. Settings that are None follow
-    from the number of texts and classes.
+    :class:`torch_lsh.models.mixture.Mixture` takes votes. Where labels are rare (half of them of fewer than 100 texts),
+    or of few kinds (up to 4096, and fewer than eight a text), a ranker does as well without the network, which is
+    trained then only if ``epochs`` or weights are given; else ``history_`` has one entry, of epoch 0 and without a
+    loss. Settings that are None follow from the number of texts and classes.
 
     The class follows scikit-learn's conventions (``get_params``, ``clone``, pipelines, grid search). A label is text or
     a whole number. Labels in lists, or in cells with a separator, make the task multi-label.
