@@ -32,15 +32,20 @@ std::vector<float> unweighted(const float* values, const float* log_weights, int
 
 }  // namespace
 
+void check_log_weights(const std::optional<Tensor>& log_weights, int64_t count) {
+  if (!log_weights.has_value()) return;
+  check_operand(*log_weights, "log_weights", 1, ScalarType::Float);
+  check_size(*log_weights, "log_weights", 0, count);
+}
+
 Tensor largest_rows(const float* value, const Tensor& rows, int64_t count,
                     const std::optional<Tensor>& log_weights) {
   const int64_t all = rows.numel();
   TORCH_LSH_CHECK(all <= UINT32_MAX, "rows has shape ", shape_of(rows), "; wanted fewer than 2^32 entries");
   thread_local std::vector<KeyAndIndex<uint32_t>> entries, spare;
   std::vector<float> own;
+  check_log_weights(log_weights, all);
   if (log_weights.has_value()) {
-    check_operand(*log_weights, "log_weights", 1, ScalarType::Float);
-    check_size(*log_weights, "log_weights", 0, all);
     own = unweighted(value, log_weights->const_data_ptr<float>(), all);
     value = own.data();
   }

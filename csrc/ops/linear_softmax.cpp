@@ -642,6 +642,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   check_size(rows, "rows", 0, count);
   check_rows_in_range(rows.const_data_ptr<int64_t>(), count, weight.size(0), "rows");
   TORCH_LSH_CHECK(hardest >= 0, "hardest is ", hardest, "; wanted at least 0");
+  check_log_weights(log_weights, count);
   Tensor grad_x = new_tensor({batch, width}, sums),
          grad_weight = pooled_tensor({needs_weight ? count : 0, width}, sums),
          grad_bias = new_tensor({count}, sums);

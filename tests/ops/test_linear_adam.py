@@ -23,6 +23,9 @@ ERRORS_OF = [
     ("linear_adam_", "gradient", torch.zeros(3, 5), r"gradient has shape \[3, 5\]; wanted 4"),
     ("linear_softmax_adam_", "bias_first", None, "bias is given without state"),
     ("linear_softmax_adam_", "hardest", -1, "hardest is -1; wanted at least 0"),
+    ("linear_softmax_adam_", "log_weights", torch.zeros(2), r"log_weights has shape \[2\]; wanted 3"),
+    ("linear_softmax_adam_", "log_weights", torch.zeros(6)[::2], "log_weights is not contiguous"),
+    ("linear_softmax_adam_", "log_weights", torch.zeros(3).double(), "log_weights has dtype Double; wanted Float"),
     ("linear_softmax_adam_", "x", torch.zeros(2, 4).bfloat16(), "wanted Float or Double for both"),
 ]
 
