@@ -44,8 +44,9 @@ ActiveSet draw_hashed_rows(const Tensor& x, const Tensor& labels, const std::opt
   TORCH_LSH_CHECK(!per_sample || codes.size(0) == labels.size(0), "first and every choose ", codes.size(0),
                   " samples of x; wanted one for each of ", labels.size(0), " rows of labels");
   std::optional<Tensor> query_codes;
-  if (row_codes.has_value() && row_codes->dim() == 2 && row_codes->size(1) < codes.size(1) &&
-      hashes_per_table <= 8)
+  const int64_t tables = codes.size(1);
+  if (row_codes.has_value() && row_codes->dim() == 2 && row_codes->size(1) < tables &&
+      row_codes->size(1) == (tables + 3) / 4 && hashes_per_table <= 8)
     query_codes = packed(codes);
   const Tensor found =
       query_tables(ids, counts, row_codes, codes, max_candidates, min_matches, vanilla, query_codes);

@@ -59,6 +59,8 @@ def test_other_look_ups_have_no_simhash_tables(options):
         ("hashes_per_table", 1, r"projections has shape .*; wanted hashes_per_table columns"),
         ("labels", torch.zeros(9, 1, dtype=torch.int64), "first and every choose .* samples of x"),
         ("num_rows", 3, "ids holds row"),
+        ("row_codes", torch.zeros(20, 0, dtype=torch.int32), r"row_codes has shape \[20, 0\]; wanted 3 in dimension 1"),
+        ("row_codes", torch.zeros(20, 2, dtype=torch.int32), r"row_codes has shape \[20, 2\]; wanted 3 in dimension 1"),
     ],
 )
 def test_errors_name_the_argument(name, wrong, message):
