@@ -43,13 +43,13 @@ namespace {
 
 constexpr int64_t kReferenceRows = 8;                     // rows whose logits say how large exponents get
 constexpr double kLeastSum = 1e-10, kGreatestSum = 1e20;  // of exponentials in range
-constexpr double kGreatestLogWeight =
-    60;                               // more, taken from a label's logit and added again, would cost digits
-constexpr int64_t kBlockRows = 256;   // rows per block of the backward: their slopes stay in cache
-constexpr int64_t kBlocksPerSum = 2;  // most blocks per partial gradient of x
-constexpr int64_t kSums = 8;          // fewest partial gradients of x, given enough rows, for threads
-constexpr int64_t kPartSamples = 16;  // samples, or rows, of which a part of a block is made
-constexpr int64_t kGrainSamples = 4;  // samples whose partial gradients a task joins
+// Larger log weights, taken from a label's logit and added again, would cost digits.
+constexpr double kGreatestLogWeight = 60;
+constexpr int64_t kBlockRows = 256;       // rows per block of the backward: their slopes stay in cache
+constexpr int64_t kBlocksPerSum = 2;      // most blocks per partial gradient of x
+constexpr int64_t kSums = 8;              // fewest partial gradients of x, given enough rows, for threads
+constexpr int64_t kPartSamples = 16;      // samples, or rows, of which a part of a block is made
+constexpr int64_t kGrainSamples = 4;      // samples whose partial gradients a task joins
 constexpr int64_t kLargestSum = 1 << 16;  // largest partial gradient of x that stays in cache, in numbers
 
 // The forward. x is stored as T, weight and bias as Stored.
@@ -186,10 +186,7 @@ class LinearSoftmax {
     for_blocks([&](int64_t block, int64_t first, int64_t rows, const auto& write_logits) {
       Sum* const logits = slopes + first * batch_;
       write_logits(logits);
-      const auto each_label = [&](auto run) {
-        for (int64_t n = labels.start[block]; n < labels.start[block + 1]; ++n)
-          run(labels.order[n], slopes + position_[labels.order[n]] * batch_ + labels.order[n] / labels_);
-      };
+      const auto each_label = [&](const auto& run) { for_labels_of(block, labels, slopes, run); };
       each_label([&](int64_t i, const Sum* logit) { at_labels[i] = *logit; });
       // Importance weights are for negatives: a sample's own labels weigh 1.
       if (log_weights_ != nullptr)
@@ -225,12 +222,11 @@ class LinearSoftmax {
       write_logits(logits);
       std::vector<Sum> of_block(batch_), of_labels(batch_, -kInfinity);
       if (log_weights_ != nullptr)
-        for (int64_t n = labels.start[block]; n < labels.start[block + 1]; ++n) {
-          const int64_t i = labels.order[n], b = i / labels_;
-          if (!is_extreme(i)) continue;
-          of_labels[b] = std::max(of_labels[b], slopes[position_[i] * batch_ + b]);
-          slopes[position_[i] * batch_ + b] = -kInfinity;
-        }
+        for_labels_of(block, labels, slopes, [&](int64_t i, Sum* logit) {
+          if (!is_extreme(i)) return;
+          of_labels[i / labels_] = std::max(of_labels[i / labels_], *logit);
+          *logit = -kInfinity;
+        });
       kernels<SoftmaxKernels<Sum>>().column_maxima(logits, weights_from(first), rows, batch_,
                                                    of_block.data());
       const std::lock_guard lock(joining);
@@ -298,6 +294,15 @@ class LinearSoftmax {
     for (int64_t b = 0; b < batch_; ++b)
       for (int64_t i = b * labels_; i < (b + 1) * labels_; ++i)
         if (position_[i] >= 0) run(b, i);
+  }
+
+  // Calls run(place in positions, number at it) for the labels of a block.
+  template <typename Run>
+  void for_labels_of(int64_t block, const LabelsOfBlocks& labels, Sum* slopes, const Run& run) const {
+    for (int64_t n = labels.start[block]; n < labels.start[block + 1]; ++n) {
+      const int64_t i = labels.order[n];
+      run(i, slopes + position_[i] * batch_ + i / labels_);
+    }
   }
 
   // Whether the weight of the row at a place of positions is too large to be taken from its logit and added
