@@ -176,8 +176,14 @@ struct TopkKernels {
   // logits[count, lanes] = (rows[count, width] · packed) * scale + bias. Only int8 rows have a scale.
   void (*multiply)(const T* rows, int64_t count, int64_t width, const Sum* packed, int64_t samples,
                    const Sum* scale, const Sum* bias, const Sum* expanded, Sum* logits);
-  // Null if multiply writes logits. Otherwise it may write upper bounds, or NaN, and this returns the logit
-  // of a row for a sample of the group, given what multiply wrote; scale and bias are the row's.
+  // The next three are null if multiply writes logits. Otherwise it may write upper bounds, or NaN.
+  // Brings the bounds closer to the logits, once.
+  void (*sharpen)(const T* rows, int64_t count, int64_t width, const Sum* packed, int64_t samples,
+                  const Sum* scale, const Sum* bias, Sum* bounds);
+  // By how much a sharpened bound for a sample of the group exceeds the logit at most, of rows of up to that
+  // scale and bias in size, unless the bound is infinite or NaN.
+  Sum (*excess)(const Sum* packed, int64_t samples, int64_t width, int64_t sample, Sum scale, Sum bias);
+  // The logit of a row for a sample of the group, given its bound; scale and bias are the row's.
   Sum (*refine)(Sum bound, const T* row, int64_t width, const Sum* packed, int64_t samples, int64_t sample,
                 const Sum* scale, const Sum* bias);
   // Writes the positions i < count with !(logits[i] <= thresholds[i % period]) to hits[count + 1], in

@@ -9,7 +9,7 @@
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-constexpr int64_t kTileTopkGroup = 64;
+constexpr int64_t kTileTopkGroup = 64, kTileTopkRows = 128;  // samples of a group, rows of a block
 
 template <typename Tiles, typename Few = FewTopk<BFloat16>>
 struct BFloat16TileTopk {
@@ -60,16 +60,19 @@ struct TileInt8Product {
            (i % kDepth / kTogether * kColumns + column % kColumns) * kTogether + i % kTogether;
   }
 
-  // The integers take the place of the bounds until these are made of them.
+  // New bounds are made of integers in their place.
   static void multiply(const int8_t* rows, int64_t count, int64_t width, const int8_t* numbers, int64_t lanes,
                        Int8Bounds bounds, Affine<float, true> affine, float* out) {
+    alignas(64) int32_t apart[kTileTopkRows * kGroup];
+    auto* const integers = bounds.add ? apart : reinterpret_cast<int32_t*>(out);
     Product::product(rows, width, 1, count, width, reinterpret_cast<const int32_t*>(numbers), lanes, nullptr,
-                     false, reinterpret_cast<int32_t*>(out), lanes);
+                     false, integers, lanes);
     for (int64_t lane = 0; lane < lanes; lane += kLanes<float>)
       for (int64_t r = 0; r < count; ++r) {
         float* const to = out + r * lanes + lane;
-        const Vector<int32_t> sums[1] = {load_vector<Vector<int32_t>>(to)};
-        Int8Bounds{bounds.step + lane, bounds.above + lane, bounds.below + lane}.write(sums, affine, r, to);
+        const Vector<int32_t> sums[1] = {load_vector<Vector<int32_t>>(integers + r * lanes + lane)};
+        Int8Bounds{bounds.step + lane, bounds.above + lane, bounds.below + lane, bounds.add}.write(
+            sums, affine, r, to);
       }
   }
 };

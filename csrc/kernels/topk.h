@@ -290,6 +290,8 @@ constexpr void fill(TopkKernels<T>& table) {
       .pack = topk_pack<T, SampleOf<T>, Sum>,
       .expand = nullptr,
       .multiply = topk_multiply<T, Sum>,
+      .sharpen = nullptr,
+      .excess = nullptr,
       .refine = nullptr,
       .scan = topk_scan<Sum>,
   };
@@ -307,9 +309,15 @@ constexpr void fill_topk(TopkKernels<T>& table) {
            .pack = Topk::pack,
            .expand = nullptr,
            .multiply = Topk::multiply,
+           .sharpen = nullptr,
+           .excess = nullptr,
            .refine = nullptr,
            .scan = topk_scan<float>};
-  if constexpr (requires { Topk::refine; }) table.refine = Topk::refine;
+  if constexpr (requires { Topk::refine; }) {
+    table.sharpen = Topk::sharpen;
+    table.excess = Topk::excess;
+    table.refine = Topk::refine;
+  }
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -3,12 +3,13 @@
 //
 // Threads share the rows and process them block by block: the logits of a block stay in cache, and a vector
 // comparison with the k-th best value so far discards nearly all of them. The threads' best are merged at the
-// end. Results depend on the logits only: largest first, NaN first of all, lower class first among equals.
+// end (best.h). Results depend on the logits only: largest first, NaN first of all, lower class first among
+// equals.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <functional>
+#include <cmath>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -17,71 +18,19 @@
 #include "checks.h"
 #include "kernels/kernels.h"
 #include "ops/allocate.h"
+#include "ops/best.h"
 #include "ops/dtypes.h"
 #include "ops/memory_pool.h"
 #include "ops/operator.h"
 #include "ops/parallel.h"
-#include "ops/rank.h"
 
 namespace torch_lsh {
 namespace {
 
 constexpr int64_t kSegmentBytes = 1 << 17;  // of candidates' rows that are worth a thread
 constexpr int64_t kAhead = 8;               // prefetch distance, in candidates
-
-// The k best of each sample, as heaps with the worst on top. Not thread-safe: one per thread.
-template <typename Value>
-class Best {
-  using Key = typename Rank<Value>::Key;
-
- public:
-  Best(int64_t samples, int64_t k) : k_(k), keys_(samples) {}
-
-  void offer(int64_t sample, Value value, int64_t index) {
-    std::vector<Key>& heap = keys_[sample];
-    const Key key = key_of(value, index);
-    if (static_cast<int64_t>(heap.size()) < k_) {
-      heap.push_back(key);
-      if (static_cast<int64_t>(heap.size()) == k_) std::make_heap(heap.begin(), heap.end(), std::greater<>());
-    } else if (key > heap.front()) {
-      std::pop_heap(heap.begin(), heap.end(), std::greater<>());
-      heap.back() = key;
-      std::push_heap(heap.begin(), heap.end(), std::greater<>());
-    }
-  }
-
-  // Values with !(value <= threshold) may be among the best: all values if NaN, only NaN if infinity.
-  Value threshold(int64_t sample) const {
-    const std::vector<Key>& heap = keys_[sample];
-    if (static_cast<int64_t>(heap.size()) < k_) return std::numeric_limits<Value>::quiet_NaN();
-    const Value worst = value_of<Value>(heap.front());
-    return worst != worst ? std::numeric_limits<Value>::infinity() : worst;
-  }
-
-  const std::vector<Key>& keys(int64_t sample) const { return keys_[sample]; }
-
- private:
-  int64_t k_;
-  std::vector<std::vector<Key>> keys_;
-};
-
-// Merges the parts' best of a sample: writes the k best, padded with -1 and -inf.
-template <typename Value>
-void merge(const std::vector<Best<Value>>& parts, int64_t sample, int64_t k, Value* values,
-           int64_t* indices) {
-  thread_local std::vector<typename Rank<Value>::Key> all;
-  all.clear();
-  for (const Best<Value>& part : parts)
-    all.insert(all.end(), part.keys(sample).begin(), part.keys(sample).end());
-  const int64_t found = std::min<int64_t>(k, static_cast<int64_t>(all.size()));
-  std::partial_sort(all.begin(), all.begin() + found, all.end(), std::greater<>());
-  for (int64_t i = 0; i < found; ++i) {
-    values[i] = value_of<Value>(all[i]);
-    indices[i] = index_of(all[i]);
-  }
-  std::fill(values + found, values + k, -std::numeric_limits<Value>::infinity());
-  std::fill(indices + found, indices + k, -1);
-}
+constexpr int64_t kManyHits = 16;   // bounds are sharpened where one in that many is above the threshold
+constexpr int64_t kManyBest = 512;  // bounds are refined at the end where k is one row in that many
 
 // A linear layer. Weights are stored as T, samples and biases as SampleOf<T>.
 template <typename T>
@@ -102,12 +51,18 @@ struct Layer {
                     scale == nullptr ? nullptr : scale + begin, biases, expanded, out);
   }
 
+  // Brings bounds that logits() wrote closer to the logits. Thread-safe.
+  void sharpen(int64_t begin, int64_t count, const Value* packed, int64_t samples, const Value* biases,
+               Value* out) const {
+    kernel.sharpen(weight + begin * width, count, width, packed, samples, scale + begin, biases, out);
+  }
+
   // The logit of a row for a sample, given what logits() wrote. Thread-safe.
-  Value refined(Value bound, int64_t row, const Value* packed, int64_t samples, int64_t sample,
-                const Value* bias_of_row) const {
+  Value refined(Value bound, int64_t row, const Value* packed, int64_t samples, int64_t sample) const {
     if (kernel.refine == nullptr) return bound;
-    return kernel.refine(bound, weight + row * width, width, packed, samples, sample,
-                         scale == nullptr ? nullptr : scale + row, bias_of_row);
+    Value of_row;
+    biases(row, 1, &of_row);
+    return kernel.refine(bound, weight + row * width, width, packed, samples, sample, scale + row, &of_row);
   }
 
   void biases(int64_t begin, int64_t count, Value* out) const {
@@ -146,48 +101,107 @@ Groups make_groups(const TopkKernels<T>& kernel, int64_t batch, int64_t width) {
   return groups;
 }
 
-// Offers the logits of the rows of some blocks to `best`.
+// A batch of samples, and how their best rows are found. Thread-safe.
 template <typename T>
-void search_blocks(const Layer<T>& layer, const Groups& groups, const SumOf<T>* packed, int64_t first_block,
-                   int64_t last_block, Best<SumOf<T>>& best) {
+struct Batch {
   using Value = SumOf<T>;
-  const auto& kernel = layer.kernel;
-  const int64_t width = layer.width, block_rows = kernel.block_rows;
-  thread_local std::vector<Value> thresholds, expanded, biases, logits;
-  thread_local std::vector<int32_t> hits;
-  thresholds.assign(groups.lanes, std::numeric_limits<Value>::infinity());
-  expanded.resize(kernel.expand != nullptr && groups.panels ? block_rows * width : 0);
-  biases.resize(block_rows);
-  logits.resize(block_rows * kernel.largest_group);
-  hits.resize(logits.size() + 1);
-  const auto update_threshold = [&](const Group& group, int64_t s) {
-    const Value threshold = best.threshold(group.first + s);
-    for (int64_t lane = s; lane < group.period; lane += group.lanes)
-      thresholds[group.thresholds + lane] = threshold;
-  };
-  for (const Group& group : groups.list)
-    for (int64_t s = 0; s < group.samples; ++s) update_threshold(group, s);
-  for (int64_t block = first_block; block < last_block; ++block) {
-    const int64_t row = block * block_rows, count = std::min(block_rows, layer.num_rows - row);
-    layer.biases(row, count, biases.data());
-    if (!expanded.empty()) kernel.expand(layer.weight + row * width, count * width, expanded.data());
-    for (const Group& group : groups.list) {
-      layer.logits(row, count, packed + group.packed, group.samples, expanded.data(), biases.data(),
-                   logits.data());
-      const int64_t found = kernel.scan(logits.data(), count * group.lanes,
-                                        thresholds.data() + group.thresholds, group.period, hits.data());
-      for (int64_t i = 0; i < found; ++i) {
-        const int64_t r = hits[i] / group.lanes, s = hits[i] % group.lanes;
-        if (s >= group.samples) continue;                                   // padding: NaN if the row has NaN
-        if (logits[hits[i]] <= thresholds[group.thresholds + s]) continue;  // raised since the scan
-        const Value logit = layer.refined(logits[hits[i]], row + r, packed + group.packed, group.samples, s,
-                                          biases.data() + r);
-        best.offer(group.first + s, logit, row + r);
-        update_threshold(group, s);
-      }
+
+  const Layer<T>& layer;
+  const Groups& groups;
+  const Value* packed;
+  std::vector<Value> excess;  // as Best wants it
+
+  // By how much sharpened bounds exceed the logits at most, by sample.
+  void bound_excess() {
+    Value scale{0}, bias{0};
+    for (int64_t row = 0; row < layer.num_rows; ++row) {
+      Value of_row;
+      layer.biases(row, 1, &of_row);
+      bias = std::max(bias, std::abs(of_row));
+      scale = std::max(scale, std::abs(layer.scale[row]));
+    }
+    for (const Group& group : groups.list)
+      for (int64_t s = 0; s < group.samples; ++s)
+        excess.push_back(
+            layer.kernel.excess(packed + group.packed, group.samples, layer.width, s, scale, bias));
+  }
+
+  auto refine(const Group& group, int64_t sample) const {
+    return [&layer = layer, at = packed + group.packed, samples = group.samples, sample](
+               Value bound, int64_t row) { return layer.refined(bound, row, at, samples, sample); };
+  }
+};
+
+// What a thread finds among some rows.
+template <typename T>
+class Part {
+ public:
+  using Value = SumOf<T>;
+
+  Part(const Batch<T>& batch, Best<Value>& best)
+      : batch_(batch), layer_(batch.layer), kernel_(batch.layer.kernel), best_(best) {
+    thresholds_.assign(batch.groups.lanes, std::numeric_limits<Value>::infinity());
+    if (kernel_.expand != nullptr && batch.groups.panels) expanded_.resize(kernel_.block_rows * layer_.width);
+    biases_.resize(kernel_.block_rows);
+    logits_.resize(kernel_.block_rows * kernel_.largest_group);
+    hits_.resize(logits_.size() + 1);
+    for (const Group& group : batch.groups.list)
+      for (int64_t s = 0; s < group.samples; ++s) update_threshold(group, s);
+  }
+
+  // Offers the logits of the rows of some blocks.
+  void search(int64_t first_block, int64_t last_block) {
+    const int64_t block_rows = kernel_.block_rows;
+    for (int64_t block = first_block; block < last_block; ++block) {
+      const int64_t row = block * block_rows, count = std::min(block_rows, layer_.num_rows - row);
+      layer_.biases(row, count, biases_.data());
+      if (!expanded_.empty())
+        kernel_.expand(layer_.weight + row * layer_.width, count * layer_.width, expanded_.data());
+      for (const Group& group : batch_.groups.list) search_block(row, count, group);
     }
   }
-}
+
+ private:
+  void search_block(int64_t row, int64_t count, const Group& group) {
+    const Value* const packed = batch_.packed + group.packed;
+    layer_.logits(row, count, packed, group.samples, expanded_.data(), biases_.data(), logits_.data());
+    const auto sharpen = [&] {
+      layer_.sharpen(row, count, packed, group.samples, biases_.data(), logits_.data());
+    };
+    const bool late = !batch_.excess.empty();
+    if (late) sharpen();
+    int64_t found = scan(count, group);
+    if (kernel_.sharpen != nullptr && !late && found * kManyHits > count * group.lanes) {
+      sharpen();
+      found = scan(count, group);
+    }
+    for (int64_t i = 0, r = 0; i < found; ++i) {
+      while (hits_[i] >= (r + 1) * group.lanes) ++r;
+      const int64_t s = hits_[i] - r * group.lanes;
+      if (s >= group.samples) continue;  // padding: NaN if the row has NaN
+      if (best_.offer(group.first + s, logits_[hits_[i]], row + r, batch_.refine(group, s)))
+        update_threshold(group, s);
+    }
+  }
+
+  int64_t scan(int64_t count, const Group& group) {
+    return kernel_.scan(logits_.data(), count * group.lanes, thresholds_.data() + group.thresholds,
+                        group.period, hits_.data());
+  }
+
+  void update_threshold(const Group& group, int64_t s) {
+    const Value threshold = best_.threshold(group.first + s);
+    for (int64_t lane = s; lane < group.period; lane += group.lanes)
+      thresholds_[group.thresholds + lane] = threshold;
+  }
+
+  const Batch<T>& batch_;
+  const Layer<T>& layer_;
+  const TopkKernels<T>& kernel_;
+  Best<Value>& best_;
+  std::vector<Value> thresholds_, expanded_, biases_, logits_;
+  std::vector<int32_t> hits_;
+};
 
 template <typename T>
 void search(const Layer<T>& layer, const SampleOf<T>* x, int64_t batch, int64_t k, SumOf<T>* values,
@@ -204,16 +218,22 @@ void search(const Layer<T>& layer, const SampleOf<T>* x, int64_t batch, int64_t 
       kernel.pack(x + group.first * width, group.samples, width, packed + group.packed);
     }
   });
+  Batch<T> samples{layer, groups, packed, {}};
+  if (kernel.excess != nullptr && k >= layer.num_rows / kManyBest) samples.bound_excess();
   const int64_t blocks = (layer.num_rows + kernel.block_rows - 1) / kernel.block_rows;
   const int64_t num_parts = std::min<int64_t>(blocks, torch::stable::get_num_threads());
-  std::vector<Best<Value>> parts(num_parts, Best<Value>(batch, k));
+  std::vector<Best<Value>> parts(num_parts, Best<Value>(batch, k, samples.excess));
   parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part)
-      search_blocks(layer, groups, packed, blocks * part / num_parts, blocks * (part + 1) / num_parts,
-                    parts[part]);
+      Part<T>(samples, parts[part]).search(blocks * part / num_parts, blocks * (part + 1) / num_parts);
   });
-  parallel_for(0, batch, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) merge(parts, b, k, values + b * k, indices + b * k);
+  parallel_for(0, static_cast<int64_t>(groups.list.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g)
+      for (int64_t s = 0; s < groups.list[g].samples; ++s) {
+        const int64_t b = groups.list[g].first + s;
+        merge(parts, b, k, samples.excess, samples.refine(groups.list[g], s), values + b * k,
+              indices + b * k);
+      }
   });
 }
 
@@ -228,7 +248,9 @@ void search_rows(const Layer<T>& layer, const SampleOf<T>* x, const int64_t* row
   const int64_t worthwhile = candidates * width * static_cast<int64_t>(sizeof(T)) / kSegmentBytes;
   const int64_t idle = torch::stable::get_num_threads() / std::max<int64_t>(1, batch);
   const int64_t segments = std::max<int64_t>(1, std::min(idle, worthwhile));
-  std::vector<Best<Value>> parts(segments, Best<Value>(batch, k));
+  const std::vector<Value> excess;
+  const auto logit_itself = [](Value logit, int64_t) { return logit; };
+  std::vector<Best<Value>> parts(segments, Best<Value>(batch, k, excess));
   parallel_for(0, batch * segments, 1, [&](int64_t begin, int64_t end) {
     thread_local std::vector<Value> packed;
     packed.resize(kernel.packed_size(1, width));
@@ -248,11 +270,12 @@ void search_rows(const Layer<T>& layer, const SampleOf<T>* x, const int64_t* row
         Value bias, logit;
         layer.biases(mine[i], 1, &bias);
         layer.logits(mine[i], 1, packed.data(), 1, nullptr, &bias, &logit);
-        best.offer(b, logit, mine[i]);
+        best.offer(b, logit, mine[i], logit_itself);
       }
     }
   });
-  for (int64_t b = 0; b < batch; ++b) merge(parts, b, k, values + b * k, indices + b * k);
+  for (int64_t b = 0; b < batch; ++b)
+    merge(parts, b, k, excess, logit_itself, values + b * k, indices + b * k);
 }
 
 void check(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
