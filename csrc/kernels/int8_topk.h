@@ -133,11 +133,13 @@ struct Int8Topk {
   static Rounded round_digits(const float* x, const Packed& layout, int64_t sample,
                               const float (&steps)[kDigits], float* packed) {
     Rounded result{};
+    double inverse[kDigits];
+    for (int64_t d = 0; d < kDigits; ++d) inverse[d] = 1 / static_cast<double>(steps[d]);
     for (int64_t i = 0; i < layout.width; ++i) {
       const int64_t place = Product::place(layout.lanes(), layout.width, sample, i);
       double rest = x[i];
       for (int64_t d = 0; d < kDigits; ++d) {
-        const double nearest = __builtin_rint(rest / static_cast<double>(steps[d]));
+        const double nearest = __builtin_rint(rest * inverse[d]);
         const double number = nearest < -127 ? -127 : nearest > 127 ? 127 : nearest;
         reinterpret_cast<int8_t*>(packed + layout.numbers(d))[place] = static_cast<int8_t>(number);
         rest -= static_cast<double>(steps[d]) * number;

@@ -17,14 +17,35 @@
 
 namespace torch_lsh {
 
+// Puts the k-th largest of `keys`, nearly all different, where it would stand if they were sorted, behind all
+// that are larger. As std::nth_element, but comparisons that nobody can predict are no branches.
+template <typename Key>
+void select_largest(std::vector<Key>& keys, int64_t k) {
+  constexpr int64_t kFew = 32, kRounds = 64;  // bad luck ends after so many
+  Key *first = keys.data(), *last = first + keys.size();
+  Key* const wanted = first + k - 1;
+  for (int64_t round = 0; last - first > kFew && round < kRounds; ++round) {
+    const Key a = first[0], b = first[(last - first) / 2], c = last[-1];
+    const Key middle = std::max(std::min(a, b), std::min(std::max(a, b), c));
+    Key* to = first;
+    for (Key* at = first; at < last; ++at) {
+      const Key key = *at;
+      *at = *to;
+      *to = key;
+      to += key > middle;
+    }
+    (wanted < to ? last : first) = to;
+  }
+  std::nth_element(first, wanted, last, std::greater<>());
+}
+
 // Moves the k best of `keys` to the front and drops those that are not among the k best for certain, given
 // that values exceed what is ranked by up to `excess`. Returns a threshold: values with !(value <= threshold)
 // may be among the best: all values if NaN, only NaN if infinity.
 template <typename Value>
 Value keep_best(std::vector<typename Rank<Value>::Key>& keys, int64_t k, Value excess) {
   if (static_cast<int64_t>(keys.size()) < k) return std::numeric_limits<Value>::quiet_NaN();
-  const auto end_of_best = keys.begin() + k;
-  std::nth_element(keys.begin(), end_of_best - 1, keys.end(), std::greater<>());
+  select_largest(keys, k);
   const Value worst = value_of<Value>(keys[k - 1]);
   if (worst != worst) {
     keys.resize(k);
@@ -37,15 +58,19 @@ Value keep_best(std::vector<typename Rank<Value>::Key>& keys, int64_t k, Value e
   constexpr Value rounding = 4 * std::numeric_limits<Value>::epsilon();
   const Value threshold = worst - excess - std::abs(worst) * rounding;
   // One that equals the threshold may be of a lower class than others that do.
-  keys.erase(
-      std::remove_if(end_of_best, keys.end(), [&](auto key) { return value_of<Value>(key) < threshold; }),
-      keys.end());
+  keys.erase(std::remove_if(keys.begin() + k, keys.end(),
+                            [&](auto key) { return value_of<Value>(key) < threshold; }),
+             keys.end());
   return threshold;
 }
 
 template <typename Value, typename Refine>
 void refine_all(std::vector<typename Rank<Value>::Key>& keys, const Refine& refine) {
-  for (auto& key : keys) key = key_of(refine(value_of<Value>(key), index_of(key)), index_of(key));
+  constexpr size_t kAhead = 8;
+  for (size_t i = 0; i < keys.size(); ++i) {
+    if (i + kAhead < keys.size()) refine.prefetch(index_of(keys[i + kAhead]));
+    keys[i] = key_of(refine(value_of<Value>(keys[i]), index_of(keys[i])), index_of(keys[i]));
+  }
 }
 
 // Not thread-safe: one per thread.
@@ -64,13 +89,14 @@ class Best {
         thresholds_(samples, std::numeric_limits<Value>::quiet_NaN()) {}
 
   // Offers a sample's value, or its bound, in increasing order of indices. refine(bound, index) returns the
-  // value. Returns whether the threshold has changed.
+  // value, refine.prefetch(index) prepares that. Returns whether the threshold has changed.
   template <typename Refine>
   bool offer(int64_t sample, Value bound, int64_t index, const Refine& refine) {
     if (bound <= thresholds_[sample]) return false;
     // Nothing is known of the excess of a bound that is infinite or NaN.
     const bool later = !excess_.empty() && bound < std::numeric_limits<Value>::infinity();
     std::vector<Key>& keys = keys_[sample];
+    if (keys.empty()) keys.reserve(limits_[sample]);
     keys.push_back(key_of(later ? bound : refine(bound, index), index));
     if (static_cast<int64_t>(keys.size()) < limits_[sample]) return false;
     select(sample, refine);
@@ -110,13 +136,10 @@ void merge(const std::vector<Best<Value>>& parts, int64_t sample, int64_t k, con
   all.clear();
   for (const Best<Value>& part : parts)
     all.insert(all.end(), part.keys(sample).begin(), part.keys(sample).end());
-  if (!excess.empty()) {
-    keep_best(all, k, excess[sample]);
-    refine_all<Value>(all, refine);
-  }
-  keep_best(all, k, Value{0});
-  const auto found = static_cast<int64_t>(all.size());
+  keep_best(all, k, excess.empty() ? Value{0} : excess[sample]);
+  if (!excess.empty()) refine_all<Value>(all, refine);
   std::sort(all.begin(), all.end(), std::greater<>());
+  const auto found = std::min<int64_t>(k, static_cast<int64_t>(all.size()));
   for (int64_t i = 0; i < found; ++i) {
     values[i] = value_of<Value>(all[i]);
     indices[i] = index_of(all[i]);

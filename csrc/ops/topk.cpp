@@ -30,7 +30,7 @@ namespace {
 constexpr int64_t kSegmentBytes = 1 << 17;  // of candidates' rows that are worth a thread
 constexpr int64_t kAhead = 8;               // prefetch distance, in candidates
 constexpr int64_t kManyHits = 16;   // bounds are sharpened where one in that many is above the threshold
-constexpr int64_t kManyBest = 512;  // bounds are refined at the end where k is one row in that many
+constexpr int64_t kManyBest = 128;  // bounds are refined at the end where k is one row in that many
 
 // A linear layer. Weights are stored as T, samples and biases as SampleOf<T>.
 template <typename T>
@@ -63,6 +63,12 @@ struct Layer {
     Value of_row;
     biases(row, 1, &of_row);
     return kernel.refine(bound, weight + row * width, width, packed, samples, sample, scale + row, &of_row);
+  }
+
+  void prefetch(int64_t row) const {
+    const auto* const bytes = reinterpret_cast<const char*>(weight + row * width);
+    for (int64_t offset = 0; offset < width * static_cast<int64_t>(sizeof(T)); offset += 64)
+      __builtin_prefetch(bytes + offset);
   }
 
   void biases(int64_t begin, int64_t count, Value* out) const {
@@ -125,11 +131,31 @@ struct Batch {
         excess.push_back(
             layer.kernel.excess(packed + group.packed, group.samples, layer.width, s, scale, bias));
   }
+};
 
-  auto refine(const Group& group, int64_t sample) const {
-    return [&layer = layer, at = packed + group.packed, samples = group.samples, sample](
-               Value bound, int64_t row) { return layer.refined(bound, row, at, samples, sample); };
+// Computes logits of a sample from their bounds. Thread-safe.
+template <typename T>
+struct Refine {
+  using Value = SumOf<T>;
+
+  const Batch<T>& batch;
+  const Group& group;
+  int64_t sample;  // of the group
+
+  Value operator()(Value bound, int64_t row) const {
+    return batch.layer.refined(bound, row, batch.packed + group.packed, group.samples, sample);
   }
+
+  void prefetch(int64_t row) const { batch.layer.prefetch(row); }
+};
+
+// Where values are exact.
+struct Exact {
+  template <typename Value>
+  Value operator()(Value value, int64_t) const {
+    return value;
+  }
+  void prefetch(int64_t) const {}
 };
 
 // What a thread finds among some rows.
@@ -179,7 +205,7 @@ class Part {
       while (hits_[i] >= (r + 1) * group.lanes) ++r;
       const int64_t s = hits_[i] - r * group.lanes;
       if (s >= group.samples) continue;  // padding: NaN if the row has NaN
-      if (best_.offer(group.first + s, logits_[hits_[i]], row + r, batch_.refine(group, s)))
+      if (best_.offer(group.first + s, logits_[hits_[i]], row + r, Refine<T>{batch_, group, s}))
         update_threshold(group, s);
     }
   }
@@ -231,7 +257,7 @@ void search(const Layer<T>& layer, const SampleOf<T>* x, int64_t batch, int64_t 
     for (int64_t g = begin; g < end; ++g)
       for (int64_t s = 0; s < groups.list[g].samples; ++s) {
         const int64_t b = groups.list[g].first + s;
-        merge(parts, b, k, samples.excess, samples.refine(groups.list[g], s), values + b * k,
+        merge(parts, b, k, samples.excess, Refine<T>{samples, groups.list[g], s}, values + b * k,
               indices + b * k);
       }
   });
@@ -249,7 +275,6 @@ void search_rows(const Layer<T>& layer, const SampleOf<T>* x, const int64_t* row
   const int64_t idle = torch::stable::get_num_threads() / std::max<int64_t>(1, batch);
   const int64_t segments = std::max<int64_t>(1, std::min(idle, worthwhile));
   const std::vector<Value> excess;
-  const auto logit_itself = [](Value logit, int64_t) { return logit; };
   std::vector<Best<Value>> parts(segments, Best<Value>(batch, k, excess));
   parallel_for(0, batch * segments, 1, [&](int64_t begin, int64_t end) {
     thread_local std::vector<Value> packed;
@@ -261,21 +286,16 @@ void search_rows(const Layer<T>& layer, const SampleOf<T>* x, const int64_t* row
       Best<Value>& best = parts[segment];
       kernel.pack(x + b * width, 1, width, packed.data());
       for (int64_t i = candidates * segment / segments; i < stop; ++i) {
-        if (i + kAhead < stop && mine[i + kAhead] >= 0) {
-          const auto* next = reinterpret_cast<const char*>(layer.weight + mine[i + kAhead] * width);
-          for (int64_t offset = 0; offset < width * static_cast<int64_t>(sizeof(T)); offset += 64)
-            __builtin_prefetch(next + offset);
-        }
+        if (i + kAhead < stop && mine[i + kAhead] >= 0) layer.prefetch(mine[i + kAhead]);
         if (mine[i] < 0) continue;
         Value bias, logit;
         layer.biases(mine[i], 1, &bias);
         layer.logits(mine[i], 1, packed.data(), 1, nullptr, &bias, &logit);
-        best.offer(b, logit, mine[i], logit_itself);
+        best.offer(b, logit, mine[i], Exact{});
       }
     }
   });
-  for (int64_t b = 0; b < batch; ++b)
-    merge(parts, b, k, excess, logit_itself, values + b * k, indices + b * k);
+  for (int64_t b = 0; b < batch; ++b) merge(parts, b, k, excess, Exact{}, values + b * k, indices + b * k);
 }
 
 void check(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,

@@ -129,7 +129,13 @@ def test_int8_rows_and_one_sample_that_has_no_digits_of_8_bits(simd_level, value
     torch.testing.assert_close(values[0], expected, rtol=1e-4, atol=1e-43, equal_nan=True)
 
 
-@pytest.mark.parametrize("kind", ["normal", "one large feature", "equal rows", "negative scales", "zeros"])
+INT8_KINDS = [
+    *("normal", "one large feature", "equal rows", "nearly equal rows", "negative scales", "large biases"),
+    *("zeros", "infinities"),
+]
+
+
+@pytest.mark.parametrize("kind", INT8_KINDS)
 def test_int8_rows_of_a_batch(product_level, kind):
     """Levels that bound logits from above must miss no row, and return what they return for one sample."""
     x, weight, bias, scale = problem(60, 700, 130, torch.int8)
@@ -137,16 +143,38 @@ def test_int8_rows_of_a_batch(product_level, kind):
         x[:, 3] *= 1000
     elif kind == "equal rows":
         weight[100:600], scale[100:600], bias[100:600] = weight[0], scale[0], bias[0]
+    elif kind == "nearly equal rows":
+        weight[:] = (weight[0].int() + torch.randint(-1, 2, weight.shape)).clamp(-128, 127)
+        scale[:], bias[:] = scale[0], bias[0]
     elif kind == "negative scales":
         scale[::2] *= -1
+    elif kind == "large biases":
+        bias = 1e5 + bias.sign()
     elif kind == "zeros":
         x[::3], weight[::3], bias = 0, -128, None
-    values, classes = ops.linear_topk(x, weight, bias, 6, scale)
-    assert_is_topk((values, classes), exact_logits(x, weight, bias, scale), 6, 1e-5)
-    if product_level in BOUNDS_INT8:
-        alone = [ops.linear_topk(sample, weight, bias, 6, scale) for sample in x.split(1)]
-        assert torch.equal(values, torch.cat([v for v, _ in alone]))
-        assert torch.equal(classes, torch.cat([c for _, c in alone]))
+    elif kind == "infinities":
+        x[7, 5], bias[::50], bias[3] = math.inf, -math.inf, math.inf
+        x[7], weight[:, 5] = x[7].abs(), weight[:, 5].int().abs().clamp(1, 127).to(torch.int8)
+    for k in (3, 90):  # bounds are refined at once, or at the end
+        values, classes = ops.linear_topk(x, weight, bias, k, scale)
+        if kind != "infinities":
+            assert_is_topk((values, classes), exact_logits(x, weight, bias, scale), k, 1e-5)
+        if product_level in BOUNDS_INT8 or kind == "infinities":
+            alone = [ops.linear_topk(sample, weight, bias, k, scale) for sample in x.split(1)]
+            torch.testing.assert_close(values, torch.cat([v for v, _ in alone]), equal_nan=True)
+        if product_level in BOUNDS_INT8:
+            assert torch.equal(values.nan_to_num(nan=-1), torch.cat([v for v, _ in alone]).nan_to_num(nan=-1))
+            assert torch.equal(classes, torch.cat([c for _, c in alone]))
+
+
+@pytest.mark.parametrize("k", [1, 7, 300, 1999])
+def test_many_best_of_values_in_few_steps(threads, k):
+    """Equal logits at every place where the best are selected: lower classes come first."""
+    logits = torch.randint(-9, 9, (6, 2000)).float()
+    values, classes = ops.linear_topk(torch.eye(6), logits.T.contiguous(), None, k)
+    expected = logits.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(values, expected.values[:, :k])
+    assert torch.equal(classes, expected.indices[:, :k])
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending"])
