@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
@@ -115,9 +116,10 @@ Case product_case(const char* name, const Shape& shape) {
           }};
 }
 
-// Logits of rows for samples, as an operator computes them: samples packed in groups, rows in blocks.
+// Logits of rows for samples, as an operator computes them: samples packed in groups, rows in blocks. With
+// `sharpen`, where they are bounded, by the second product, too.
 template <typename T>
-Case topk_case(const char* name, int64_t rows, int64_t width, int64_t samples) {
+Case topk_case(const char* name, int64_t rows, int64_t width, int64_t samples, bool sharpen = false) {
   return {name, rows * width * samples, [=] {
             const auto& k = kernels<TopkKernels<T>>();
             const auto weight = numbers<T>(rows * width, 1);
@@ -140,10 +142,14 @@ Case topk_case(const char* name, int64_t rows, int64_t width, int64_t samples) {
                 const int64_t count = std::min(k.block_rows, rows - r);
                 if (k.expand != nullptr && samples > 4)
                   k.expand(weight.data() + r * width, count * width, expanded.data());
-                for (int64_t g = 0; g < groups; ++g)
+                for (int64_t g = 0; g < groups; ++g) {
+                  float* const out = (*logits)[g].data() + r * k.lanes(of_group(g));
                   k.multiply(weight.data() + r * width, count, width, aligned((*packed)[g]), of_group(g),
-                             scale.data() + r, bias.data() + r, expanded.data(),
-                             (*logits)[g].data() + r * k.lanes(of_group(g)));
+                             scale.data() + r, bias.data() + r, expanded.data(), out);
+                  if (sharpen && k.sharpen != nullptr)
+                    k.sharpen(weight.data() + r * width, count, width, aligned((*packed)[g]), of_group(g),
+                              scale.data() + r, bias.data() + r, out);
+                }
               }
             };
             const auto result = [=] {
@@ -153,10 +159,17 @@ Case topk_case(const char* name, int64_t rows, int64_t width, int64_t samples) {
                   const int64_t g = s / k.largest_group;
                   const int64_t sample = s % k.largest_group;
                   const float logit = (*logits)[g][r * k.lanes(of_group(g)) + sample];
-                  out.push_back(k.refine == nullptr
-                                    ? logit
-                                    : k.refine(logit, weight.data() + r * width, width, aligned((*packed)[g]),
-                                               of_group(g), sample, scale.data() + r, bias.data() + r));
+                  if (k.refine == nullptr) {
+                    out.push_back(logit);
+                    continue;
+                  }
+                  const float refined =
+                      k.refine(logit, weight.data() + r * width, width, aligned((*packed)[g]), of_group(g),
+                               sample, scale.data() + r, bias.data() + r);
+                  const float excess = k.excess(aligned((*packed)[g]), of_group(g), width, sample,
+                                                std::abs(scale[r]), std::abs(bias[r]));
+                  const bool bounded = logit >= refined && (!sharpen || logit <= refined + excess + 1e-6f);
+                  out.push_back(bounded ? refined : std::numeric_limits<float>::infinity());
                 }
               return out;
             };
@@ -292,6 +305,7 @@ const std::vector<Case>& cases() {
       topk_case<float>("topk_256_float32", 256, 128, 256),
       topk_case<BFloat16>("topk_256_bfloat16", 256, 128, 256),
       topk_case<int8_t>("topk_256_int8", 256, 128, 256),
+      topk_case<int8_t>("topk_256_int8_sharpened", 256, 128, 256, true),
       topk_case<float>("topk_1_float32", 256, 128, 1),
       topk_case<BFloat16>("topk_1_bfloat16", 256, 128, 1),
       topk_case<int8_t>("topk_1_int8", 256, 128, 1),
