@@ -96,7 +96,7 @@ class Best {
     // Nothing is known of the excess of a bound that is infinite or NaN.
     const bool later = !excess_.empty() && bound < std::numeric_limits<Value>::infinity();
     std::vector<Key>& keys = keys_[sample];
-    if (keys.empty()) keys.reserve(limits_[sample]);
+    if (keys.empty()) keys.reserve(std::min(limits_[sample], kReserved));
     keys.push_back(key_of(later ? bound : refine(bound, index), index));
     if (static_cast<int64_t>(keys.size()) < limits_[sample]) return false;
     select(sample, refine);
@@ -109,6 +109,8 @@ class Best {
   const std::vector<Key>& keys(int64_t sample) const { return keys_[sample]; }
 
  private:
+  static constexpr int64_t kReserved = 1 << 14;  // keys; there may never be as many as k
+
   template <typename Refine>
   void select(int64_t sample, const Refine& refine) {
     std::vector<Key>& keys = keys_[sample];
