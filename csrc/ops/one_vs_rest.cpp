@@ -338,7 +338,98 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fit_linear_rows(const Tensor& row_sta
   return {start, columns, weights, bias};
 }
 
-// Products of a query with a few rows each. The query is spread out in a dense vector, since rows are longer.
+// Which rows of a sparse matrix each of some sparse queries wants; negative: none.
+struct Wanted {
+  SparseRows matrix;
+  const int64_t *query_start, *query_column;
+  const float* query_value;
+  int64_t batch, width, num_columns;
+  const int64_t* rows;  // [batch, width]
+
+  int64_t count(int64_t query) const { return query_start[query + 1] - query_start[query]; }
+};
+
+// The pairs of a query and a row it wants, by row.
+struct PairsByRow {
+  std::vector<int64_t> start, place;
+
+  explicit PairsByRow(const Wanted& wanted) : start(wanted.matrix.rows + 1) {
+    const int64_t pairs = wanted.batch * wanted.width;
+    for (int64_t i = 0; i < pairs; ++i)
+      if (wanted.rows[i] >= 0) ++start[wanted.rows[i] + 1];
+    for (int64_t row = 0; row < wanted.matrix.rows; ++row) start[row + 1] += start[row];
+    place.resize(start.back());
+    std::vector<int64_t> next(start.begin(), start.end() - 1);
+    for (int64_t i = 0; i < pairs; ++i)
+      if (wanted.rows[i] >= 0) place[next[wanted.rows[i]]++] = i;
+  }
+};
+
+// Spreads each query out in a dense vector, to look up the columns of its rows. Returns whether all columns
+// were valid.
+bool products_by_query(const Wanted& wanted, float* out) {
+  const SparseRows& matrix = wanted.matrix;
+  std::atomic<bool> sound = true;
+  parallel_for(0, wanted.batch, 1, [&](int64_t first, int64_t last) {
+    thread_local std::vector<float> query;  // zero between calls
+    if (static_cast<int64_t>(query.size()) < wanted.num_columns) query.resize(wanted.num_columns);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t begin = wanted.query_start[i], end = wanted.query_start[i + 1];
+      for (int64_t at = begin; at < end; ++at) query[wanted.query_column[at]] += wanted.query_value[at];
+      for (int64_t j = i * wanted.width; j < (i + 1) * wanted.width; ++j) {
+        out[j] = 0;
+        if (wanted.rows[j] < 0) continue;
+        const int64_t row = matrix.start[wanted.rows[j]], count = matrix.count(wanted.rows[j]);
+        if (all_below(matrix.index + row, count, wanted.num_columns))
+          out[j] = gathered_product(matrix.index + row, matrix.value + row, count, query.data());
+        else
+          sound = false;
+      }
+      for (int64_t at = begin; at < end; ++at) query[wanted.query_column[at]] = 0;
+    }
+  });
+  return sound;
+}
+
+// The same with the rows spread out, for rows that many queries want: queries are shorter.
+bool products_by_row(const Wanted& wanted, const PairsByRow& pairs, float* out) {
+  const SparseRows& matrix = wanted.matrix;
+  std::fill(out, out + wanted.batch * wanted.width, 0.0f);
+  std::atomic<bool> sound = true;
+  parallel_for(0, matrix.rows, kLabelsPerPart, [&](int64_t first, int64_t last) {
+    std::vector<float> spread(wanted.num_columns);
+    for (int64_t row = first; row < last; ++row) {
+      if (pairs.start[row] == pairs.start[row + 1]) continue;
+      const int64_t begin = matrix.start[row], end = matrix.start[row + 1];
+      if (!all_below(matrix.index + begin, end - begin, wanted.num_columns)) {
+        sound = false;
+        continue;
+      }
+      for (int64_t at = begin; at < end; ++at) spread[matrix.index[at]] += matrix.value[at];
+      for (int64_t i = pairs.start[row]; i < pairs.start[row + 1]; ++i) {
+        const int64_t place = pairs.place[i], query = place / wanted.width, from = wanted.query_start[query];
+        out[place] = gathered_product(wanted.query_column + from, wanted.query_value + from,
+                                      wanted.count(query), spread.data());
+      }
+      for (int64_t at = begin; at < end; ++at) spread[matrix.index[at]] = 0;
+    }
+  });
+  return sound;
+}
+
+// Whether spreading rows takes fewer steps than spreading queries.
+bool rows_are_shared(const Wanted& wanted, const PairsByRow& pairs) {
+  int64_t by_query = 0, by_row = wanted.num_columns;
+  for (int64_t row = 0; row < wanted.matrix.rows; ++row) {
+    const int64_t queries = pairs.start[row + 1] - pairs.start[row];
+    if (queries == 0) continue;
+    by_query += queries * wanted.matrix.count(row);
+    by_row += 2 * wanted.matrix.count(row);
+  }
+  for (const int64_t place : pairs.place) by_row += wanted.count(place / wanted.width);
+  return by_row < by_query;
+}
+
 Tensor sparse_dot(const Tensor& crow, const Tensor& col, const Tensor& values, const Tensor& row_start,
                   const Tensor& row_columns, const Tensor& row_values, int64_t num_columns,
                   const Tensor& rows) {
@@ -375,24 +466,16 @@ Tensor sparse_dot(const Tensor& crow, const Tensor& col, const Tensor& values, c
   }
   Tensor products = new_tensor({batch, width}, ScalarType::Float);
   float* out = products.mutable_data_ptr<float>();
-  std::atomic<bool> sound = true;
-  parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
-    thread_local std::vector<float> query;  // zero between calls
-    if (static_cast<int64_t>(query.size()) < num_columns) query.resize(num_columns);
-    for (int64_t i = first; i < last; ++i) {
-      for (int64_t at = query_start[i]; at < query_start[i + 1]; ++at) query[column[at]] += value[at];
-      for (int64_t j = i * width; j < (i + 1) * width; ++j) {
-        out[j] = 0;
-        if (wanted[j] < 0) continue;
-        const int64_t begin = start[wanted[j]], count = start[wanted[j] + 1] - begin;
-        if (count > 0 && int64_t{largest_index(index + begin, count)} >= num_columns)
-          sound = false;
-        else
-          out[j] = gathered_product(index + begin, weight + begin, count, query.data());
-      }
-      for (int64_t at = query_start[i]; at < query_start[i + 1]; ++at) query[column[at]] = 0;
-    }
-  });
+  const SparseRows matrix{start, index, weight, row_start.numel() - 1};
+  const Wanted wanted_rows{matrix, query_start, column, value, batch, width, num_columns, wanted};
+  bool sound = true;
+  if (batch * width < matrix.rows) {  // few queries; grouping them by rows would take longer
+    sound = products_by_query(wanted_rows, out);
+  } else {
+    const PairsByRow pairs(wanted_rows);
+    sound = rows_are_shared(wanted_rows, pairs) ? products_by_row(wanted_rows, pairs, out)
+                                                : products_by_query(wanted_rows, out);
+  }
   TORCH_LSH_CHECK(sound, "row_columns is damaged; wanted 0 to ", num_columns - 1);
   return products;
 }
