@@ -27,7 +27,8 @@
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kAhead = 16;           // prefetch distance of sums, in entries
+constexpr int64_t kAhead = 16;  // prefetch distance of sums, in entries
+constexpr size_t kColumnsAhead = 2;
 constexpr int64_t kEntriesPerLine = 16;  // of indices or values, in a cache line
 
 // A compressed sparse matrix: by rows, or by columns.
@@ -114,7 +115,13 @@ class Search {
 
   bool accumulate(const Compressed& columns, const Query& query, int64_t num_rows, int64_t max_postings) {
     int64_t postings = 0;
-    for (const auto& [count, i] : order_) {
+    for (size_t place = 0; place < order_.size(); ++place) {
+      if (place + kColumnsAhead < order_.size()) {
+        const int64_t later = columns.start[query.column[order_[place + kColumnsAhead].second]];
+        __builtin_prefetch(columns.index + later);
+        __builtin_prefetch(columns.value + later);
+      }
+      const auto [count, i] = order_[place];
       if (postings > 0 && postings + count > max_postings) break;
       postings += count;
       if (static_cast<int64_t>(rows_.size()) < touched_ + count) rows_.resize(touched_ + count);
