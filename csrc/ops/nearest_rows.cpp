@@ -3,7 +3,7 @@
 // The matrix is stored twice: by rows, and by columns as an inverted index. A query accumulates products
 // column by column, rarest column first, until `max_postings` entries are read: frequent columns weigh least
 // and would take most of the time. The rows with the largest sums are candidates; their products are then
-// computed exactly.
+// computed exactly. Where all entries are read, the sums are the products.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -14,6 +14,7 @@
 #include <functional>
 #include <limits>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "checks.h"
@@ -27,6 +28,8 @@ namespace torch_lsh {
 namespace {
 
 constexpr int64_t kAhead = 16;  // prefetch distance of sums, in entries
+constexpr size_t kColumnsAhead = 2;
+constexpr int64_t kEntriesPerLine = 16;  // of indices or values, in a cache line
 
 // A compressed sparse matrix: by rows, or by columns.
 struct Compressed {
@@ -66,27 +69,16 @@ class Search {
     if (static_cast<int64_t>(query_.size()) < columns.outer) query_.resize(columns.outer);
     if (static_cast<int64_t>(sums_.size()) < rows.outer) sums_.resize(rows.outer, kUntouched);
     const Zeroed zeroed{*this};
-    bool sound = accumulate(columns, query, rows.outer, max_postings);
-    Shortlist shortlist(candidates);
+    const int64_t all = order(columns, query);
+    // Reading them all is exact, and no more work than comparing the candidates.
+    const bool exact = all <= max_postings + candidates * (rows.entries / std::max<int64_t>(1, rows.outer));
+    bool sound = accumulate(columns, query, rows.outer, exact ? all : max_postings);
+    Shortlist shortlist(exact ? k : candidates);
     const float* const sums = sums_.data();
     for (const int32_t *row = rows_.data(), *const end = row + touched_; row < end; ++row)
       shortlist.offer(sums[*row], *row);
-    best_.clear();
-    // Candidates are scattered: prefetch their offsets, then their entries.
-    for (const uint64_t key : shortlist.best()) __builtin_prefetch(rows.start + index_of(key));
-    for (const uint64_t key : shortlist.best()) {
-      const int64_t row = index_of(key);
-      if (!rows.holds(row)) continue;
-      __builtin_prefetch(rows.index + rows.start[row]);
-      __builtin_prefetch(rows.value + rows.start[row]);
-    }
-    for (int64_t i = 0; i < query.count; ++i) query_[query.column[i]] = query.value[i];
-    for (const uint64_t key : shortlist.best()) {
-      const int64_t row = index_of(key);
-      sound = sound && rows.holds(row) && largest(rows, row) < columns.outer;
-      if (sound) best_.push_back(key_of(product(rows, row), row));
-    }
-    for (int64_t i = 0; i < query.count; ++i) query_[query.column[i]] = 0;
+    best_.assign(shortlist.best().begin(), shortlist.best().end());
+    if (!exact) sound = compare(rows, columns.outer, query) && sound;
     const int64_t found = std::min<int64_t>(k, static_cast<int64_t>(best_.size()));
     std::partial_sort(best_.begin(), best_.begin() + found, best_.end(), std::greater<>());
     for (int64_t i = 0; i < found; ++i) {
@@ -108,21 +100,33 @@ class Search {
     }
   };
 
-  bool accumulate(const Compressed& columns, const Query& query, int64_t num_rows, int64_t max_postings) {
+  // Puts the columns of a query in order, rarest first; returns how many entries they have.
+  int64_t order(const Compressed& columns, const Query& query) {
     order_.clear();
-    for (int64_t i = 0; i < query.count; ++i)
-      if (columns.count(query.column[i]) > 0) order_.push_back(i);
-    std::sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) {
-      const int64_t left = columns.count(query.column[a]), right = columns.count(query.column[b]);
-      return left != right ? left < right : a < b;
-    });
+    int64_t all = 0;
+    for (int64_t i = 0; i < query.count; ++i) {
+      const int64_t count = columns.count(query.column[i]);
+      if (count > 0) order_.emplace_back(count, i);
+      all += count;
+    }
+    std::sort(order_.begin(), order_.end());
+    return all;
+  }
+
+  bool accumulate(const Compressed& columns, const Query& query, int64_t num_rows, int64_t max_postings) {
     int64_t postings = 0;
-    for (const int64_t i : order_) {
-      const int64_t column = query.column[i], begin = columns.start[column], end = columns.start[column + 1];
-      if (postings > 0 && postings + end - begin > max_postings) break;
-      postings += end - begin;
-      if (static_cast<int64_t>(rows_.size()) < touched_ + end - begin) rows_.resize(touched_ + end - begin);
-      if (!add(columns, begin, end, query.value[i], num_rows)) return false;
+    for (size_t place = 0; place < order_.size(); ++place) {
+      if (place + kColumnsAhead < order_.size()) {
+        const int64_t later = columns.start[query.column[order_[place + kColumnsAhead].second]];
+        __builtin_prefetch(columns.index + later);
+        __builtin_prefetch(columns.value + later);
+      }
+      const auto [count, i] = order_[place];
+      if (postings > 0 && postings + count > max_postings) break;
+      postings += count;
+      if (static_cast<int64_t>(rows_.size()) < touched_ + count) rows_.resize(touched_ + count);
+      const int64_t begin = columns.start[query.column[i]];
+      if (!add(columns, begin, begin + count, query.value[i], num_rows)) return false;
     }
     return true;
   }
@@ -146,14 +150,29 @@ class Search {
     return sound;
   }
 
-  static int64_t largest(const Compressed& rows, int64_t row) {
-    if (rows.count(row) == 0) return -1;
-    return largest_index(rows.index + rows.start[row], rows.count(row));
-  }
-
-  float product(const Compressed& rows, int64_t row) const {
-    const int64_t begin = rows.start[row];
-    return gathered_product(rows.index + begin, rows.value + begin, rows.count(row), query_.data());
+  // Replaces the sums of the best by products. Returns whether the rows were valid.
+  bool compare(const Compressed& rows, int64_t num_columns, const Query& query) {
+    // They are scattered: prefetch their offsets, then their entries.
+    for (const uint64_t key : best_) __builtin_prefetch(rows.start + index_of(key));
+    for (const uint64_t key : best_) {
+      const int64_t row = index_of(key);
+      if (!rows.holds(row)) return false;
+      for (int64_t at = rows.start[row]; at < rows.start[row + 1]; at += kEntriesPerLine) {
+        __builtin_prefetch(rows.index + at);
+        __builtin_prefetch(rows.value + at);
+      }
+    }
+    bool sound = true;
+    for (int64_t i = 0; i < query.count; ++i) query_[query.column[i]] = query.value[i];
+    for (uint64_t& key : best_) {
+      const int64_t row = index_of(key), begin = rows.start[row];
+      sound = sound && all_below(rows.index + begin, rows.count(row), num_columns);
+      if (!sound) break;
+      key = key_of(gathered_product(rows.index + begin, rows.value + begin, rows.count(row), query_.data()),
+                   row);
+    }
+    for (int64_t i = 0; i < query.count; ++i) query_[query.column[i]] = 0;
+    return sound;
   }
 
   static constexpr float kUntouched = -0.0f;
@@ -161,8 +180,8 @@ class Search {
   std::vector<int32_t> rows_;  // the first `touched_` are the rows whose sums are in use
   int64_t touched_ = 0;
   std::vector<float> sums_;
-  std::vector<float> query_;  // all columns; zero between searches
-  std::vector<int64_t> order_;
+  std::vector<float> query_;                        // all columns; zero between searches
+  std::vector<std::pair<int64_t, int64_t>> order_;  // entries of a column, and which of the query it is
   std::vector<uint64_t> best_;
 };
 

@@ -1,7 +1,7 @@
 // Sparse rows per label: sums of training rows (centroids), and linear classifiers of training rows.
 //
-// Both go through the labels one by one with a dense vector of all columns, which stays in the cache, and
-// keep what is not zero. A label belongs to one thread, so the results do not depend on the number of
+// Both go through the labels one by one with a dense vector of columns, which stays in the cache, and keep
+// what is not zero. A label belongs to one thread, so the results do not depend on the number of
 // threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -27,33 +28,30 @@ namespace torch_lsh {
 namespace {
 
 constexpr int64_t kLabelsPerPart = 256;
-constexpr int64_t kAhead = 8;        // prefetch distance of rows
-constexpr float kConverged = 0.01f;  // largest change of a dual variable in a pass
+constexpr int64_t kAhead = 8;         // prefetch distance of scattered rows
+constexpr int64_t kAheadInOrder = 2;  // and of whole rows, in descent
+constexpr float kConverged = 0.01f;   // largest change of a dual variable in a pass
 
 // Sparse rows that were made together: several kinds of values for the same columns.
 struct Part {
+  explicit Part(int64_t kinds) : values(kinds), bias(kinds) {}
+
   std::vector<int64_t> counts;
   std::vector<int32_t> columns;
   std::vector<std::vector<float>> values, bias;
 };
 
-// Dense vectors, one of each kind, that know which of their entries were used.
-class Scratch {
+// A dense vector that knows which of its entries were used.
+class Sums {
  public:
-  Scratch(int64_t columns, int64_t kinds)
-      : columns_(columns), kinds_(kinds), values_(static_cast<size_t>(columns * kinds)) {
-    used_.reserve(columns);
+  explicit Sums(int64_t columns) : values_(static_cast<size_t>(columns)) { used_.reserve(columns); }
+
+  void add(int32_t column, float value) {
+    used_.insert(column);
+    values_[column] += value;
   }
 
-  float* values(int64_t kind) { return &values_[kind * columns_]; }
-
-  void use(int32_t column) { used_.insert(column); }
-
-  void copy(int64_t from, int64_t to) {
-    used_.visit([&](int64_t column) { values(to)[column] = values(from)[column]; });
-  }
-
-  // Divides all entries by the length of the vector, of one kind.
+  // Divides all entries by the length of the vector.
   void normalize() {
     double squares = 0;
     used_.visit([&](int64_t column) { squares += double{values_[column]} * values_[column]; });
@@ -61,40 +59,34 @@ class Scratch {
     used_.visit([&](int64_t column) { values_[column] *= scale; });
   }
 
-  // Appends the columns with an entry above the threshold in magnitude, increasing, and clears the vectors.
+  // Appends the columns with an entry above the threshold in magnitude, increasing, and clears the vector.
   void move_to(Part& part, float threshold) {
     const size_t before = part.columns.size();
     used_.drain([&](int64_t column) {
-      float largest = 0;
-      for (int64_t kind = 0; kind < kinds_; ++kind)
-        largest = std::max(largest, std::fabs(values(kind)[column]));
-      if (largest > threshold) part.columns.push_back(static_cast<int32_t>(column));
-      for (int64_t kind = 0; kind < kinds_; ++kind) {
-        if (largest > threshold) part.values[kind].push_back(values(kind)[column]);
-        values(kind)[column] = 0;
-      }
+      const float value = std::exchange(values_[column], 0.0f);
+      if (std::fabs(value) <= threshold) return;
+      part.columns.push_back(static_cast<int32_t>(column));
+      part.values[0].push_back(value);
     });
     part.counts.push_back(static_cast<int64_t>(part.columns.size() - before));
   }
 
  private:
-  int64_t columns_, kinds_;
-  std::vector<float> values_;  // of each kind
+  std::vector<float> values_;
   RowSet used_;
 };
 
-template <typename Label>
-std::vector<Part> for_each_label(int64_t labels, int64_t columns, int64_t kinds, const Label& label) {
+// Calls label(number, scratch, part) for all labels; make_scratch() is called once by each thread.
+template <typename MakeScratch, typename Label>
+std::vector<Part> for_each_label(int64_t labels, int64_t kinds, const MakeScratch& make_scratch,
+                                 const Label& label) {
   const int64_t count = (labels + kLabelsPerPart - 1) / kLabelsPerPart;
-  std::vector<Part> parts(static_cast<size_t>(count));
+  std::vector<Part> parts(static_cast<size_t>(count), Part(kinds));
   parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
-    Scratch scratch(columns, kinds);
-    for (int64_t part = first; part < last; ++part) {
-      parts[part].values.resize(kinds);
-      parts[part].bias.resize(kinds);
+    auto scratch = make_scratch();
+    for (int64_t part = first; part < last; ++part)
       for (int64_t i = part * kLabelsPerPart; i < std::min(labels, (part + 1) * kLabelsPerPart); ++i)
         label(i, scratch, parts[part]);
-    }
   });
   return parts;
 }
@@ -132,72 +124,153 @@ std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tenso
                                             "row_values", num_columns);
   const SparseRows labels =
       check_sparse_rows(label_start, "label_start", label_rows, "label_rows", nullptr, nullptr, rows.rows);
-  auto parts = for_each_label(labels.rows, num_columns, 1, [&](int64_t label, Scratch& scratch, Part& part) {
-    float* sums = scratch.values(0);
+  const auto sums_of = [&](int64_t label, Sums& sums, Part& part) {
     for (int64_t i = labels.start[label]; i < labels.start[label + 1]; ++i) {
       const int64_t row = labels.index[i];
-      for (int64_t at = rows.start[row]; at < rows.start[row + 1]; ++at) {
-        scratch.use(rows.index[at]);
-        sums[rows.index[at]] += rows.value[at];
-      }
+      for (int64_t at = rows.start[row]; at < rows.start[row + 1]; ++at)
+        sums.add(rows.index[at], rows.value[at]);
     }
-    scratch.normalize();
-    scratch.move_to(part, static_cast<float>(threshold));
-  });
+    sums.normalize();
+    sums.move_to(part, static_cast<float>(threshold));
+  };
+  auto parts = for_each_label(labels.rows, 1, [&] { return Sums(num_columns); }, sums_of);
   auto [start, columns, values] = joined(parts, labels.rows, 1);
   return {start, columns, torch::stable::view(values, {columns.numel()})};
 }
+
+// The training rows of one label side by side, as descent reads them a dozen times, and in random order.
+// Their columns are numbered as they appear, so that those of many rows come first, and their weights share a
+// few cache lines. Not thread-safe: one per thread.
+class TrainingRows {
+ public:
+  explicit TrainingRows(int64_t columns) : number_(static_cast<size_t>(columns), kNone) {
+    used_.reserve(columns);
+  }
+
+  struct Row {
+    const Entry* entries;
+    int64_t count;
+  };
+
+  int64_t size() const { return static_cast<int64_t>(squares_.size()); }
+  int64_t columns() const { return columns_; }
+  Row operator[](int64_t i) const { return {entries_.data() + start_[i], start_[i + 1] - start_[i]}; }
+
+  // The squared length of a row, with a feature of value 1 for the bias.
+  float squares(int64_t i) const { return squares_[i]; }
+
+  void prefetch(int64_t i) const {
+    const Row row = (*this)[i];
+    for (int64_t at = 0; at < row.count; at += kEntriesPerLine) __builtin_prefetch(row.entries + at);
+  }
+
+  void copy(const SparseRows& rows, const int32_t* members, int64_t count) {
+    start_.assign(1, 0);
+    for (int64_t i = 0; i < count; ++i) start_.push_back(start_.back() + rows.count(members[i]));
+    if (static_cast<int64_t>(entries_.size()) < start_.back()) entries_.resize(start_.back());
+    squares_.resize(count);
+    Entry* to = entries_.data();
+    for (int64_t i = 0; i < count; ++i) {
+      if (i + kAhead < count) {  // rows are scattered
+        const int64_t later = rows.start[members[i + kAhead]];
+        __builtin_prefetch(rows.index + later);
+        __builtin_prefetch(rows.value + later);
+      }
+      float squares = 1;
+      for (int64_t at = rows.start[members[i]]; at < rows.start[members[i] + 1]; ++at) {
+        const float value = rows.value[at];
+        *to++ = {number_of(rows.index[at]), value};
+        squares += value * value;
+      }
+      squares_[i] = squares;
+    }
+  }
+
+  // Calls visit(column, number) in increasing order of the columns, and forgets them.
+  template <typename Visit>
+  void drain(const Visit& visit) {
+    used_.drain([&](int64_t column) { visit(column, std::exchange(number_[column], kNone)); });
+    columns_ = 0;
+  }
+
+ private:
+  static constexpr int32_t kNone = -1;
+  static constexpr int64_t kEntriesPerLine = 64 / sizeof(Entry);
+
+  int32_t number_of(int32_t column) {
+    if (number_[column] == kNone) {
+      used_.insert(column);
+      number_[column] = columns_++;
+    }
+    return number_[column];
+  }
+
+  std::vector<Entry> entries_;
+  std::vector<int64_t> start_;
+  std::vector<float> squares_;
+  std::vector<int32_t> number_;  // of each column
+  RowSet used_;
+  int32_t columns_ = 0;
+};
 
 // Dual coordinate descent for the squared hinge loss (Hsieh et al., ICML 2008), with a bias that is a feature
 // of value 1. Not thread-safe: one per thread.
 class LinearClassifier {
  public:
-  LinearClassifier(const SparseRows& rows, int64_t passes) : rows_(rows), passes_(passes) {}
+  LinearClassifier(const SparseRows& rows, int64_t columns, int64_t passes)
+      : known_(rows), passes_(passes), rows_(columns) {}
 
   // Trains on `count` rows with each of the costs, which increase, so that the solution for one begins with
-  // that for the one before. Weights are in the scratch, of a kind for each cost; the bias is appended.
+  // that for the one before, and appends the weights above the threshold, and the biases.
   void train(const int32_t* members, const uint8_t* positive, int64_t count, const float* costs,
-             int64_t num_costs, uint64_t seed, Scratch& scratch, std::vector<std::vector<float>>& biases) {
-    prepare(members, count, scratch);
+             float threshold, uint64_t seed, Part& part) {
+    rows_.copy(known_, members, count);
+    dual_.assign(count, 0.0f);
+    order_.resize(count);
+    std::iota(order_.begin(), order_.end(), 0);
+    weights_.resize(part.bias.size());
     float bias = 0;
-    for (int64_t kind = 0; kind < num_costs; ++kind) {
-      if (kind > 0) scratch.copy(kind - 1, kind);
-      bias =
-          descend(members, positive, 0.5f / costs[kind], bias, random_bits(seed, kind), scratch.values(kind));
-      biases[kind].push_back(bias);
+    for (size_t kind = 0; kind < weights_.size(); ++kind) {
+      if (kind == 0)
+        weights_[kind].assign(rows_.columns(), 0.0f);
+      else
+        weights_[kind] = weights_[kind - 1];
+      bias = descend(positive, 0.5f / costs[kind], bias, random_bits(seed, kind), weights_[kind].data());
+      part.bias[kind].push_back(bias);
     }
+    move_to(part, threshold);
   }
 
  private:
   // Changes the weights and returns the new bias. Rows whose dual variable is 0 and will stay 0, as far as
   // the slopes of the pass before tell, are looked at no more ("shrinking").
-  float descend(const int32_t* members, const uint8_t* positive, float diagonal, float bias, uint64_t seed,
-                float* weights) {
+  float descend(const uint8_t* positive, float diagonal, float bias, uint64_t seed, float* weights) {
     uint64_t draws = 0;
-    auto active = static_cast<int64_t>(order_.size());
+    int64_t active = rows_.size();
     float most = std::numeric_limits<float>::infinity();  // slope downhill in the pass before
     for (int64_t pass = 0; pass < passes_; ++pass) {
       for (int64_t i = active - 1; i > 0; --i)
         std::swap(order_[i], order_[random_below(seed, draws++, i + 1)]);
       float largest = 0, downhill = 0;
-      for (int64_t at_row = 0; at_row < active; ++at_row) {
-        const int32_t i = order_[at_row];
+      for (int64_t place = 0; place < active; ++place) {
+        if (place + kAheadInOrder < active) rows_.prefetch(order_[place + kAheadInOrder]);
+        const int32_t i = order_[place];
         const float sign = positive[i] ? 1.0f : -1.0f;
-        const int64_t begin = rows_.start[members[i]], end = rows_.start[members[i] + 1];
-        const float product =
-            bias + gathered_product(rows_.index + begin, rows_.value + begin, end - begin, weights);
+        const TrainingRows::Row row = rows_[i];
+        const float product = bias + gathered_product(row.entries, row.count, weights);
         const float slope = sign * product - 1 + diagonal * dual_[i];
         if (dual_[i] == 0 && slope > most) {
-          std::swap(order_[at_row--], order_[--active]);
+          std::swap(order_[place--], order_[--active]);
           continue;
         }
         downhill = std::max(downhill, -slope);
-        const float dual = std::max(dual_[i] - slope / (squares_[i] + diagonal), 0.0f);
+        const float dual = std::max(dual_[i] - slope / (rows_.squares(i) + diagonal), 0.0f);
         const float change = dual - dual_[i];
         if (change == 0) continue;
         dual_[i] = dual;
         bias += sign * change;
-        for (int64_t at = begin; at < end; ++at) weights[rows_.index[at]] += sign * change * rows_.value[at];
+        for (int64_t at = 0; at < row.count; ++at)
+          weights[row.entries[at].index] += sign * change * row.entries[at].value;
         largest = std::max(largest, std::fabs(change));
       }
       most = downhill;
@@ -206,29 +279,25 @@ class LinearClassifier {
     return bias;
   }
 
-  void prepare(const int32_t* members, int64_t count, Scratch& scratch) {
-    dual_.assign(count, 0.0f);
-    squares_.resize(count);
-    order_.resize(count);
-    for (int64_t i = 0; i < count; ++i) {
-      if (i + kAhead < count) {  // rows are scattered
-        const int64_t later = rows_.start[members[i + kAhead]];
-        __builtin_prefetch(rows_.index + later);
-        __builtin_prefetch(rows_.value + later);
-      }
-      order_[i] = static_cast<int32_t>(i);
-      squares_[i] = 1;
-      for (int64_t at = rows_.start[members[i]]; at < rows_.start[members[i] + 1]; ++at) {
-        scratch.use(rows_.index[at]);
-        squares_[i] += rows_.value[at] * rows_.value[at];
-      }
-    }
+  void move_to(Part& part, float threshold) {
+    const size_t before = part.columns.size();
+    rows_.drain([&](int64_t column, int32_t number) {
+      float largest = 0;
+      for (const auto& weights : weights_) largest = std::max(largest, std::fabs(weights[number]));
+      if (largest <= threshold) return;
+      part.columns.push_back(static_cast<int32_t>(column));
+      for (size_t kind = 0; kind < weights_.size(); ++kind)
+        part.values[kind].push_back(weights_[kind][number]);
+    });
+    part.counts.push_back(static_cast<int64_t>(part.columns.size() - before));
   }
 
-  const SparseRows& rows_;
+  const SparseRows& known_;
   const int64_t passes_;
-  std::vector<float> dual_, squares_;
+  TrainingRows rows_;
+  std::vector<float> dual_;
   std::vector<int32_t> order_;
+  std::vector<std::vector<float>> weights_;  // of each kind and numbered column
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> fit_linear_rows(const Tensor& row_start, const Tensor& row_columns,
@@ -254,14 +323,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fit_linear_rows(const Tensor& row_sta
   check_operand(positive, "positive", 1, ScalarType::Bool);
   check_size(positive, "positive", 0, label_rows.numel());
   const uint8_t* is_positive = static_cast<const uint8_t*>(positive.const_data_ptr());
-  auto parts =
-      for_each_label(labels.rows, num_columns, kinds, [&](int64_t label, Scratch& scratch, Part& part) {
-        LinearClassifier classifier(rows, passes);
-        const int64_t begin = labels.start[label];
-        classifier.train(labels.index + begin, is_positive + begin, labels.count(label), cost, kinds,
-                         random_bits(static_cast<uint64_t>(seed), label), scratch, part.bias);
-        scratch.move_to(part, static_cast<float>(threshold));
-      });
+  const auto classifier_of = [&](int64_t label, LinearClassifier& classifier, Part& part) {
+    const int64_t begin = labels.start[label];
+    classifier.train(labels.index + begin, is_positive + begin, labels.count(label), cost,
+                     static_cast<float>(threshold), random_bits(static_cast<uint64_t>(seed), label), part);
+  };
+  const auto make = [&] { return LinearClassifier(rows, num_columns, passes); };
+  auto parts = for_each_label(labels.rows, kinds, make, classifier_of);
   Tensor bias = new_tensor({kinds, labels.rows}, ScalarType::Float);
   float* to = bias.mutable_data_ptr<float>();
   for (int64_t kind = 0; kind < kinds; ++kind)
@@ -270,7 +338,98 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fit_linear_rows(const Tensor& row_sta
   return {start, columns, weights, bias};
 }
 
-// Products of a query with a few rows each. The query is spread out in a dense vector, since rows are longer.
+// Which rows of a sparse matrix each of some sparse queries wants; negative: none.
+struct Wanted {
+  SparseRows matrix;
+  const int64_t *query_start, *query_column;
+  const float* query_value;
+  int64_t batch, width, num_columns;
+  const int64_t* rows;  // [batch, width]
+
+  int64_t count(int64_t query) const { return query_start[query + 1] - query_start[query]; }
+};
+
+// The pairs of a query and a row it wants, by row.
+struct PairsByRow {
+  std::vector<int64_t> start, place;
+
+  explicit PairsByRow(const Wanted& wanted) : start(wanted.matrix.rows + 1) {
+    const int64_t pairs = wanted.batch * wanted.width;
+    for (int64_t i = 0; i < pairs; ++i)
+      if (wanted.rows[i] >= 0) ++start[wanted.rows[i] + 1];
+    for (int64_t row = 0; row < wanted.matrix.rows; ++row) start[row + 1] += start[row];
+    place.resize(start.back());
+    std::vector<int64_t> next(start.begin(), start.end() - 1);
+    for (int64_t i = 0; i < pairs; ++i)
+      if (wanted.rows[i] >= 0) place[next[wanted.rows[i]]++] = i;
+  }
+};
+
+// Spreads each query out in a dense vector, to look up the columns of its rows. Returns whether all columns
+// were valid.
+bool products_by_query(const Wanted& wanted, float* out) {
+  const SparseRows& matrix = wanted.matrix;
+  std::atomic<bool> sound = true;
+  parallel_for(0, wanted.batch, 1, [&](int64_t first, int64_t last) {
+    thread_local std::vector<float> query;  // zero between calls
+    if (static_cast<int64_t>(query.size()) < wanted.num_columns) query.resize(wanted.num_columns);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t begin = wanted.query_start[i], end = wanted.query_start[i + 1];
+      for (int64_t at = begin; at < end; ++at) query[wanted.query_column[at]] += wanted.query_value[at];
+      for (int64_t j = i * wanted.width; j < (i + 1) * wanted.width; ++j) {
+        out[j] = 0;
+        if (wanted.rows[j] < 0) continue;
+        const int64_t row = matrix.start[wanted.rows[j]], count = matrix.count(wanted.rows[j]);
+        if (all_below(matrix.index + row, count, wanted.num_columns))
+          out[j] = gathered_product(matrix.index + row, matrix.value + row, count, query.data());
+        else
+          sound = false;
+      }
+      for (int64_t at = begin; at < end; ++at) query[wanted.query_column[at]] = 0;
+    }
+  });
+  return sound;
+}
+
+// The same with the rows spread out, for rows that many queries want: queries are shorter.
+bool products_by_row(const Wanted& wanted, const PairsByRow& pairs, float* out) {
+  const SparseRows& matrix = wanted.matrix;
+  std::fill(out, out + wanted.batch * wanted.width, 0.0f);
+  std::atomic<bool> sound = true;
+  parallel_for(0, matrix.rows, kLabelsPerPart, [&](int64_t first, int64_t last) {
+    std::vector<float> spread(wanted.num_columns);
+    for (int64_t row = first; row < last; ++row) {
+      if (pairs.start[row] == pairs.start[row + 1]) continue;
+      const int64_t begin = matrix.start[row], end = matrix.start[row + 1];
+      if (!all_below(matrix.index + begin, end - begin, wanted.num_columns)) {
+        sound = false;
+        continue;
+      }
+      for (int64_t at = begin; at < end; ++at) spread[matrix.index[at]] += matrix.value[at];
+      for (int64_t i = pairs.start[row]; i < pairs.start[row + 1]; ++i) {
+        const int64_t place = pairs.place[i], query = place / wanted.width, from = wanted.query_start[query];
+        out[place] = gathered_product(wanted.query_column + from, wanted.query_value + from,
+                                      wanted.count(query), spread.data());
+      }
+      for (int64_t at = begin; at < end; ++at) spread[matrix.index[at]] = 0;
+    }
+  });
+  return sound;
+}
+
+// Whether spreading rows takes fewer steps than spreading queries.
+bool rows_are_shared(const Wanted& wanted, const PairsByRow& pairs) {
+  int64_t by_query = 0, by_row = wanted.num_columns;
+  for (int64_t row = 0; row < wanted.matrix.rows; ++row) {
+    const int64_t queries = pairs.start[row + 1] - pairs.start[row];
+    if (queries == 0) continue;
+    by_query += queries * wanted.matrix.count(row);
+    by_row += 2 * wanted.matrix.count(row);
+  }
+  for (const int64_t place : pairs.place) by_row += wanted.count(place / wanted.width);
+  return by_row < by_query;
+}
+
 Tensor sparse_dot(const Tensor& crow, const Tensor& col, const Tensor& values, const Tensor& row_start,
                   const Tensor& row_columns, const Tensor& row_values, int64_t num_columns,
                   const Tensor& rows) {
@@ -307,24 +466,16 @@ Tensor sparse_dot(const Tensor& crow, const Tensor& col, const Tensor& values, c
   }
   Tensor products = new_tensor({batch, width}, ScalarType::Float);
   float* out = products.mutable_data_ptr<float>();
-  std::atomic<bool> sound = true;
-  parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
-    thread_local std::vector<float> query;  // zero between calls
-    if (static_cast<int64_t>(query.size()) < num_columns) query.resize(num_columns);
-    for (int64_t i = first; i < last; ++i) {
-      for (int64_t at = query_start[i]; at < query_start[i + 1]; ++at) query[column[at]] += value[at];
-      for (int64_t j = i * width; j < (i + 1) * width; ++j) {
-        out[j] = 0;
-        if (wanted[j] < 0) continue;
-        const int64_t begin = start[wanted[j]], count = start[wanted[j] + 1] - begin;
-        if (count > 0 && int64_t{largest_index(index + begin, count)} >= num_columns)
-          sound = false;
-        else
-          out[j] = gathered_product(index + begin, weight + begin, count, query.data());
-      }
-      for (int64_t at = query_start[i]; at < query_start[i + 1]; ++at) query[column[at]] = 0;
-    }
-  });
+  const SparseRows matrix{start, index, weight, row_start.numel() - 1};
+  const Wanted wanted_rows{matrix, query_start, column, value, batch, width, num_columns, wanted};
+  bool sound = true;
+  if (batch * width < matrix.rows) {  // few queries; grouping them by rows would take longer
+    sound = products_by_query(wanted_rows, out);
+  } else {
+    const PairsByRow pairs(wanted_rows);
+    sound = rows_are_shared(wanted_rows, pairs) ? products_by_row(wanted_rows, pairs, out)
+                                                : products_by_query(wanted_rows, out);
+  }
   TORCH_LSH_CHECK(sound, "row_columns is damaged; wanted 0 to ", num_columns - 1);
   return products;
 }

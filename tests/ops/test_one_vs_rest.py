@@ -117,6 +117,21 @@ def test_products_are_those_of_the_twin(batch, threads):
     assert torch.equal(ops.sparse_dot(*one, *narrow, 5, some), twins.sparse_dot(*one, *narrow, 5, some))
 
 
+@pytest.mark.parametrize("shape", [(200, 5), (64, 300)])
+def test_products_with_rows_that_queries_share(shape, threads):
+    """Rows are spread out in place of queries; what they leave behind would show."""
+    batch, count = shape
+    start, columns, values = random_csr(batch, 25, 0.1, 0, whole=True)
+    matrix = random_csr(count, 25, 0.6, 1, whole=True)
+    rows = torch.randint(-1, count, (batch, 6), generator=torch.Generator().manual_seed(2))
+    ours = ops.sparse_dot(start, columns.long(), values, *matrix, 25, rows)
+    assert torch.equal(ours, twins.sparse_dot(start, columns.long(), values, *matrix, 25, rows))
+    damaged = matrix[0], matrix[1].clone(), matrix[2]
+    damaged[1][matrix[0][rows[0].max()]] = -1
+    with pytest.raises(RuntimeError, match="row_columns is damaged"):
+        ops.sparse_dot(start, columns.long(), values, *damaged, 25, rows)
+
+
 COSTS = torch.tensor([0.3, 1.0])
 MATRIX = torch.tensor([0, 2, 3]), torch.tensor([0, 2, 1], dtype=torch.int32), torch.ones(3)
 MEMBERS = torch.tensor([0, 1, 2]), torch.tensor([1, 0], dtype=torch.int32)

@@ -32,10 +32,12 @@ def nearest_rows(
         columns, weights = col[begin:end], values[begin:end].double()
         sums = torch.zeros(num_rows, dtype=torch.float64)
         touched = torch.zeros(num_rows, dtype=torch.bool)
-        postings = 0
+        postings, every = 0, int(counts[columns].sum())
+        # Reading all entries is no more work than comparing the candidates.
+        most = every if every <= max_postings + candidates * (len(row_columns) // max(1, num_rows)) else max_postings
         for j in counts[columns].argsort(stable=True).tolist():
             column, count = int(columns[j]), int(counts[columns[j]])
-            if postings > 0 and postings + count > max_postings:
+            if postings > 0 and postings + count > most:
                 break
             postings += count
             run = slice(int(column_start[column]), int(column_start[column + 1]))

@@ -185,16 +185,19 @@ def rows_of_labels(rows: XMCRows) -> tuple[Tensor, Tensor]:
 
 def _members(rows: XMCRows, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The training rows of each classifier: offsets ``[N + 1]``, row numbers int32, and whether they have the label."""
-    count = len(rows.label_start) - 1
-    row = torch.repeat_interleave(rows.label_start.diff())
-    number = torch.arange(count).unsqueeze(1).expand_as(negatives)[negatives >= 0]
-    # The pair (label, row) as one number, even where the row has the label, so that such a pair comes first.
-    positive = (rows.labels.long() * count + row) * 2
-    negative = (negatives[negatives >= 0].long() * count + number) * 2 + 1
-    pairs = torch.cat([positive, negative]).sort().values
-    first = torch.ones_like(pairs, dtype=torch.bool)
-    first[1:] = pairs[1:] >> 1 != pairs[:-1] >> 1
-    pairs = pairs[first]
-    counts = torch.bincount(pairs // (2 * count), minlength=rows.num_labels)
-    start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return start, (pairs // 2 % count).int(), pairs % 2 == 0
+    known = negatives >= 0
+    counts = rows.label_start.diff()
+    start = torch.cat([counts.new_zeros(1), (counts + known.sum(1)).cumsum(0)])
+    # Of each row first its own labels, then those that it may be mistaken for.
+    own = torch.arange(len(rows.labels)) + torch.repeat_interleave((start - rows.label_start)[:-1], counts)
+    positive = torch.zeros(int(start[-1])).index_fill_(0, own, 1)
+    labels = torch.empty(len(positive), dtype=torch.int32)
+    labels[own] = rows.labels
+    labels[positive == 0] = negatives[known].int()
+    start, row, positive = ops.transpose_rows(start, labels, positive, rows.num_labels)
+    # Where the row has the label itself, or has it twice, the first one counts.
+    new = torch.ones_like(row, dtype=torch.bool)
+    new[1:] = row[1:] != row[:-1]
+    new[start[start < len(row)]] = True
+    start = torch.cat([start.new_zeros(1), new.cumsum(0)])[start]
+    return start, row[new], positive[new] > 0

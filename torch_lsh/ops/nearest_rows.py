@@ -27,7 +27,8 @@ def nearest_rows(
 
     The matrix is given by rows and by columns (an inverted index). First, products are summed column by column, from
     the column with the fewest entries, until the next one would exceed ``max_postings`` entries; the first is always
-    read. Then the full products of the ``candidates`` rows with the largest sums are computed. The result is exact if
+    read. Then the full products of the ``candidates`` rows with the largest sums are computed. Where that is no less
+    work than to read all entries of the query's columns, they are read, and the result is exact. It also is if
     ``max_postings`` and ``candidates`` cover the matrix. Rows that share no column with the query are never found.
 
     Args:

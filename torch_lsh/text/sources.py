@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -111,7 +112,7 @@ class Texts:
                 if _is_collection(label) != self.several:
                     wanted = "a list of labels" if self.several else "one label"
                     raise ValueError(f"label {i} is {label!r}; wanted {wanted}, as the others are")
-                labels = [_plain(item, i) for item in (label if self.several else [label])]
+                labels = _plain_labels(label, i) if self.several else [_plain(label, i)]
             yield TextRow(text, labels, f"row {i}")  # type: ignore[arg-type]  # bytes are hashed as they are
 
     def bytes(self) -> int:
@@ -136,6 +137,12 @@ def _as_list(items: Any, name: str) -> list[Any]:
 
 def _is_collection(label: Any) -> bool:
     return isinstance(label, (list, tuple, set, frozenset, np.ndarray))
+
+
+def _plain_labels(labels: Any, row: int) -> list[Any]:
+    """Labels of Python's own types: the same list where they are; many new ones would keep its collector busy."""
+    plain = [_plain(label, row) for label in labels]
+    return labels if type(labels) is list and all(map(operator.is_, plain, labels)) else plain
 
 
 def _plain(label: Any, row: int) -> Any:
