@@ -104,7 +104,8 @@ class Settings(NamedTuple):
         """What rows are held out for, given so many labels; weights of rows or labels are for the network alone."""
         if not sparse or self.neighbours_for(labels, ranked=True) == 0 or labels < MANY:
             return TO_STOP
-        return TO_RANK if weighted or self.epochs is not None else TO_RANK_ALONE
+        trains = weighted if self.epochs is None else self.epochs > 0
+        return TO_RANK if trains else TO_RANK_ALONE
 
     def schedule(self, spent: float = 0.0) -> Schedule:
         """The schedule of settings that :meth:`for_data` completed, after so many seconds of the budget."""
