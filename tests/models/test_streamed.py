@@ -8,6 +8,7 @@ import torch
 from torch_lsh.data import XMCDataset, XMCStream, synthetic_xmc, write_xmc
 from torch_lsh.data.xmc import XMCRows, join_rows
 from torch_lsh.models import XMCClassifier
+from torch_lsh.models.held_out import Purpose
 from torch_lsh.models.streamed import Streamed
 
 F, N = 300, 600
@@ -65,7 +66,7 @@ def test_weights_belong_to_their_rows():
         start, start[:-1].int(), 1.0 + start[:-1], start, torch.zeros(count, dtype=torch.int32), count, 1
     )
     blocks = [numbered.take(some) for some in start[:-1].split(30)]
-    source = Streamed(XMCStream(lambda: blocks, count, 1), 1, numbered.values, 0.2, 10, 1 << 20, 0)
+    source = Streamed(XMCStream(lambda: blocks, count, 1), 1, numbered.values, 0.2, Purpose(10), 1 << 20, 0)
     for rows, weights in source.blocks():
         assert torch.equal(rows.values, weights)
     kept = torch.cat([rows.features for rows, _ in source.blocks()])

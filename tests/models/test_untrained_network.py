@@ -236,11 +236,47 @@ def test_texts(texts, tmp_path):
     assert [entry["epoch"] for entry in loaded.history_] == [0, 0]
 
 
-@pytest.mark.parametrize(("rows", "held_out", "refitted"), [(1999, 0.25, True), (2100, 0.125, False)])
-def test_few_rows_train_the_classifiers_again(rows, held_out, refitted):
-    """Half of the labels occur once; whether each has a classifier tells whether it was held out from them."""
-    labels = torch.cat([torch.arange(500), torch.arange(500, 600).repeat(20)])[:rows]
+@pytest.mark.parametrize(("rows", "lacking"), [(1999, 0), (4999, 0), (5100, 500 / 8)])
+def test_few_rows_train_the_classifiers_again(rows, lacking):
+    """Five hundred labels occur once; whether each has a classifier tells whether it was held out from them."""
+    labels = torch.cat([torch.arange(500), torch.arange(500, 600).repeat(46)])[:rows]
     fitted = made()
     fitted.fit(one_feature_each(labels), progress=False)
-    lacking = int((fitted.mixture.classifiers.start.diff()[labels[:500]] == 0).sum())
-    assert lacking == 0 if refitted else lacking == pytest.approx(500 * held_out, rel=0.3)
+    found = int((fitted.mixture.classifiers.start.diff()[labels[:500]] == 0).sum())
+    assert found == pytest.approx(lacking, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "share"),
+    [
+        (1900, {}, 1),
+        (1900, {"epochs": 1}, 1 / 4),
+        (2100, {}, 1 / 4),
+        (200, {}, 1),
+        (199, {}, 0),
+        (999, {"epochs": 1}, 0),
+    ],
+)
+def test_how_many_rows_tune_the_ranker(rows, options, share, monkeypatch):
+    counts = []
+
+    def tuned(self, batches, seed=0):
+        batches = list(batches)
+        counts.append(sum(len(labels) for _, _, labels in batches))
+        return tune(self, batches, seed)
+
+    tune = LabelRanker.tune
+    monkeypatch.setattr(LabelRanker, "tune", tuned)
+    made().fit(one_feature_each(torch.arange(rows) % 70), progress=False, **options)
+    assert counts == pytest.approx([share * rows] if share else [], rel=0.15)
+
+
+def test_a_half_is_known_by_sources_of_the_other_half():
+    """Every label has three rows and a feature of its own."""
+    labels = torch.arange(400).repeat(3)
+    fitted = made()
+    fitted.fit(one_feature_each(labels), progress=False)
+    assert not fitted.mixture.uses_logits
+    assert len(fitted.mixture.neighbours) == len(labels)
+    _, found = fitted.predict(one_feature_each(labels), k=1)
+    assert (found[:, 0] == labels).float().mean() > 0.99

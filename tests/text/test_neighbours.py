@@ -223,3 +223,15 @@ def test_the_same_with_any_number_of_threads():
         some = TextClassifier(hidden=8, epochs=1, batch_size=512).fit(*generate(4500, 0))
         results.append(some.predict_proba(generate(50, 1)[0]))
     np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize(
+    ("classes", "of_words", "char_ngrams", "split_characters"), [(60, 2, (2, 4), True), (70, 1, (2, 2), False)]
+)
+def test_letters_without_blanks_are_features_as_the_number_of_classes_asks(
+    classes, of_words, char_ngrams, split_characters
+):
+    texts = [chr(0x4E00 + i) + chr(0x5E00 + i % 7) + "好" for i in range(classes)]
+    features = TextClassifier(hidden=4, epochs=1).fit(texts, list(range(classes))).features_
+    assert (features.word_ngrams, features.char_ngrams) == (of_words, char_ngrams)
+    assert features.split_characters == split_characters

@@ -7,10 +7,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 _MEMBERS, _UNITS = 4, 16
 _EPOCHS, _LEAST_STEPS = 4, 250
 _BATCH, _RATE, _DECAY = 32, 0.015, 1e-3
+_BETAS, _EPS = (0.9, 0.999), 1e-8  # of AdamW
 _MOST_COUNTED = 5  # right candidates of a row
 
 
@@ -64,7 +66,9 @@ def train_committee(examples: Examples, seed: int) -> nn.Sequential:
     """
     members = torch.block_diag(*torch.ones(_MEMBERS, 1, _UNITS))  # which units are whose
     hidden, output = _initial_weights(examples.values.shape[2], seed)
-    optimizer = torch.optim.AdamW([hidden, output], lr=_RATE, weight_decay=_DECAY, fused=True)
+    parameters = [hidden, output]
+    means, squares = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
+    counts = [torch.zeros(()) for _ in parameters]
     values = F.pad(examples.values, (0, 1), value=1.0)  # the input of the bias
     absent = torch.zeros_like(examples.none, dtype=torch.float32).masked_fill_(examples.none, -torch.inf)
     count, width = examples.right.shape
@@ -85,10 +89,25 @@ def train_committee(examples: Examples, seed: int) -> nn.Sequential:
         scores = (outputs @ units.t()).view(_MEMBERS, len(rows), width)
         slopes = scores.add_(absent[rows]).softmax(2).mul_(weights[rows]).sub_(targets[rows])
         slopes = slopes.div_(len(rows)).flatten(1)  # of the scores
-        output.grad = (slopes @ units).mul_(members).sum(0)
-        hidden.grad = (slopes.t() @ outputs).mul_(units.sign_()).t() @ inputs
-        optimizer.param_groups[0]["lr"] = _RATE * (1 - step / steps)
-        optimizer.step()
+        of_output = (slopes @ units).mul_(members).sum(0)
+        of_hidden = (slopes.t() @ outputs).mul_(units.sign_()).t() @ inputs
+        rate = _RATE * (1 - step / steps)
+        adamw(
+            parameters,
+            [of_hidden, of_output],
+            means,
+            squares,
+            [],
+            counts,
+            fused=True,
+            amsgrad=False,
+            beta1=_BETAS[0],
+            beta2=_BETAS[1],
+            lr=rate,
+            weight_decay=_DECAY,
+            eps=_EPS,
+            maximize=False,
+        )
     with torch.device("meta"):  # draws no random numbers
         made = committee(examples.values.shape[2])
     mean = {"0.weight": hidden[:, :-1], "0.bias": hidden[:, -1], "2.weight": output.unsqueeze(0) / _MEMBERS}

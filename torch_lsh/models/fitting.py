@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..data import XMCRows
 from ..progress import note
-from .held_out import FEW, HeldOut, Metric, Precision
+from .held_out import FEW, TO_RANK, TO_RANK_ALONE, TO_STOP, HeldOut, Metric, Precision, Purpose
 from .mixture import Mixture
 from .neighbours import MOST_NEIGHBOURS, neighbours_of
 from .network import Network
 from .ranker import LabelRanker
-from .rows import InMemory, Rows, Source, check_weights, label_counts, num_rows
+from .rows import InMemory, Rows, Source, check_weights, join, label_counts, num_rows
 from .schedule import DECAY, Schedule
 from .training import RunOptions, TrainingRun, carry_out
 from .weighting import FeatureWeighting
@@ -51,6 +51,7 @@ class Settings(NamedTuple):
         budget: Seconds of the fit.
         neighbours: How many of the nearest training rows vote.
         seed: Seed of the order of the rows.
+        halves: Whether held-out rows are a random half of few rows, so that both halves tune the ranker.
         decay: Last part of the run, in which the learning rate falls, as a share.
     """
 
@@ -61,6 +62,7 @@ class Settings(NamedTuple):
     budget: float | None = None
     neighbours: int | None = None
     seed: int = 0
+    halves: bool = False
     decay: float = DECAY
 
     def check(self, validation_fraction: float) -> None:
@@ -97,6 +99,13 @@ class Settings(NamedTuple):
         if self.neighbours is not None:
             return self.neighbours
         return _NEIGHBOURS if labels >= (MANY if ranked else _MANY_ALONE) else 0
+
+    def purpose(self, labels: int, weighted: bool, sparse: bool = True) -> Purpose:
+        """What rows are held out for, given so many labels; weights of rows or labels are for the network alone."""
+        if not sparse or self.neighbours_for(labels, ranked=True) == 0 or labels < MANY:
+            return TO_STOP
+        trains = weighted if self.epochs is None else self.epochs > 0
+        return TO_RANK if trains else TO_RANK_ALONE
 
     def schedule(self, spent: float = 0.0) -> Schedule:
         """The schedule of settings that :meth:`for_data` completed, after so many seconds of the budget."""
@@ -148,7 +157,7 @@ def fit(
     network.mixture = None
     network.complete()
     start = time.perf_counter()
-    mixture = _mixture(source, settings, network, with_ranker=held_out is not None)
+    mixture = _mixture(source, settings, network, held_out)
     ranker = mixture if isinstance(mixture, LabelRanker) else None
     by_rows = settings.epochs is None
     settings = settings.for_data(source.size, network.num_labels, held_out is not None and ranker is None, ranker)
@@ -157,6 +166,8 @@ def fit(
     schedule = settings.schedule(spent=2 * (time.perf_counter() - start))
     run = TrainingRun(network, source, schedule, settings.batch_size or 1, settings.seed, configuration)
     if judge is not None and held_out is not None and ranker is not None and not ranker.uses_logits:
+        if settings.halves and isinstance(rows := source.sample(), XMCRows):
+            judge.add(rows, _ranker_of(held_out, ranker, settings.seed))
         judge.tune()
         if ranker.is_of_use:
             if by_rows:
@@ -256,19 +267,23 @@ def fit_more(network: Network, source: InMemory, settings: Settings, options: Ru
     return run.history if trains else [_without_epochs(source.size, time.perf_counter() - start, {})]
 
 
-def _mixture(source: Source, settings: Settings, network: Network, with_ranker: bool) -> Mixture | LabelRanker | None:
+def _mixture(
+    source: Source, settings: Settings, network: Network, held_out: Rows | None
+) -> Mixture | LabelRanker | None:
     """The sources of scores beside the network; a ranker of sparse rows needs held-out rows."""
-    rows = source.sample() if settings.neighbours_for(network.num_labels, ranked=with_ranker) > 0 else None
+    rows = source.sample() if settings.neighbours_for(network.num_labels, ranked=held_out is not None) > 0 else None
     if rows is None:
         return None
     rows = rows._replace(num_labels=network.num_labels)
-    ranked = with_ranker and isinstance(rows, XMCRows)
+    ranked = held_out is not None and isinstance(rows, XMCRows)
     neighbours = settings.neighbours_for(network.num_labels, ranked)
     if neighbours == 0:
         return None
     if ranked:
         assert isinstance(rows, XMCRows)
-        weighting = FeatureWeighting.choose(rows, settings.seed)
+        everything = join([rows, held_out]) if settings.halves and held_out is not None else rows
+        assert isinstance(everything, XMCRows)
+        weighting = FeatureWeighting.choose(everything._replace(num_labels=rows.num_labels), settings.seed)
         if settings.budget is not None:
             rows = _affordable(rows, weighting, neighbours, _RANKER_SHARE * settings.budget, settings.seed)
         counts = _network_counts(source, settings, network, whole=num_rows(rows) == source.size)
@@ -276,17 +291,24 @@ def _mixture(source: Source, settings: Settings, network: Network, with_ranker: 
     return Mixture([neighbours_of(rows, neighbours)], source.label_counts)
 
 
+def _ranker_of(rows: Rows, other: LabelRanker, seed: int) -> LabelRanker:
+    """A ranker of these rows that is like another."""
+    assert isinstance(rows, XMCRows)
+    rows = rows._replace(num_labels=other.num_labels)
+    return LabelRanker.of(rows, other.neighbours.k, other.weighting, seed, other.uses_logits)
+
+
 def _network_counts(source: Source, settings: Settings, network: Network, whole: bool) -> bool:
     """Whether the network is trained beside a ranker.
 
     It is where ``epochs`` or weights, which nothing else knows, ask for it, where the ranker is of a part of the rows,
-    and where labels are frequent and many, in all or of a row.
+    and where labels are frequent and many, in all or of a row, unless the rows are few.
     """
     if settings.epochs is not None:
         return settings.epochs > 0
     weighted = source.is_weighted or network.class_weight is not None
     many = network.num_labels > WIDE or int(source.label_counts.sum()) >= _TOGETHER * source.size
-    return weighted or not whole or (many and _usual_frequency(source) >= _FREQUENT)
+    return weighted or not whole or (many and not settings.halves and _usual_frequency(source) >= _FREQUENT)
 
 
 def _usual_frequency(source: Source) -> int:

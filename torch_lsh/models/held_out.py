@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,32 +17,47 @@ from .ranker import Evidence, LabelRanker
 from .ranking import logits_for
 from .rows import Batch, InMemory, Rows, batch_of, num_rows
 
-LEAST_TO_HOLD_OUT = 20_000  # with fewer rows, training on all of them is worth more than knowing when to stop
-LEAST_TO_RANK = 1_000  # with a ranker, since rows held out from the network are trained on by its other sources
-FEW = 2_000  # with fewer rows, a larger share has to train the ranker, and its classifiers lack it
+HALVED = 2_000  # with fewer rows, each half tunes a ranker of the other half, unless a network is trained on them
+FEW = 5_000  # with fewer rows, the classifiers of a ranker are trained again with the rows that were held out
 MOST_HELD_OUT = 10_000
 _ENOUGH = 1_500  # rows to hold out
 _LARGEST_SHARE = 0.125
-_LARGEST_SHARE_OF_FEW = 0.25
 _MOST_SCORES = 1 << 28  # of held-out rows, after an epoch
 _MOST_SCORED = 1 << 22  # scores of held-out rows beside a ranker, where they decide nothing
 _MOST_RANKED = 6_000  # held-out rows that train a ranker
 _RANKED = 256  # rows at a time
 
 
-def split(source: InMemory, fraction: float, seed: int, least: int = LEAST_TO_HOLD_OUT) -> tuple[InMemory, Rows | None]:
+class Purpose(NamedTuple):
+    """What rows are held out for.
+
+    Attributes:
+        least: Labelled rows below which none are held out.
+        shares: The largest share of fewer than so many rows, as pairs ``(rows, share)`` by increasing numbers of rows;
+            it is an eighth of more.
+    """
+
+    least: int
+    shares: tuple[tuple[int, float], ...] = ()
+
+
+TO_STOP = Purpose(20_000)  # training on all of fewer rows is worth more than knowing when to stop
+TO_RANK = Purpose(1_000, ((HALVED, 0.25),))  # rows held out from the network are trained on by other sources
+TO_RANK_ALONE = Purpose(200, ((HALVED, 0.5), (FEW, 0.25)))  # without the network
+
+
+def split(source: InMemory, fraction: float, seed: int, purpose: Purpose = TO_STOP) -> tuple[InMemory, Rows | None]:
     """Splits rows at random into those to train on and those held out; the latter have labels.
 
     Args:
         source: The rows.
-        fraction: Share to hold out, at most 10,000 rows; of few rows it becomes larger, up to an eighth, of fewer than
-            2,000 up to a quarter.
+        fraction: Share to hold out, at most 10,000 rows; of few rows it becomes larger.
         seed: Seed of the choice.
-        least: Labelled rows below which none are held out.
+        purpose: What for.
     """
     rows, weights = source.rows, source.weights
     labelled = rows.label_start.diff() > 0
-    fraction = share_to_hold_out(int(labelled.sum()), fraction, least)
+    fraction = share_to_hold_out(int(labelled.sum()), fraction, purpose)
     if fraction == 0:
         return source, None
     generator = torch.Generator().manual_seed(seed)
@@ -53,12 +68,17 @@ def split(source: InMemory, fraction: float, seed: int, least: int = LEAST_TO_HO
     return InMemory(rows.take(kept), len(source.label_counts), weights), rows.take(out.nonzero()[:, 0])
 
 
-def share_to_hold_out(labelled: int, fraction: float, least: int) -> float:
+def share_to_hold_out(labelled: int, fraction: float, purpose: Purpose) -> float:
     """The share of so many labelled rows to hold out; see :func:`split`."""
-    if fraction == 0 or labelled < least:
+    if fraction == 0 or labelled < purpose.least:
         return 0.0
-    largest = _LARGEST_SHARE_OF_FEW if labelled < FEW else _LARGEST_SHARE
+    largest = next((share for rows, share in purpose.shares if labelled < rows), _LARGEST_SHARE)
     return max(fraction, min(_ENOUGH / labelled, largest))
+
+
+def are_halves(rows: int, held_out: Rows | None, purpose: Purpose) -> bool:
+    """Whether :func:`split` left so many rows and held out as many, so that each half may stand in for the other."""
+    return held_out is not None and purpose is TO_RANK_ALONE and rows + num_rows(held_out) < HALVED
 
 
 class Metric(Protocol):
@@ -117,12 +137,19 @@ class HeldOut:
         counted = rows.take(torch.arange(min(num_rows(rows), most)))
         blocks = torch.arange(num_rows(counted)).split(network.rows_at_a_time)
         self._batches: list[Batch] = [batch_of(counted.take(block)) for block in blocks]
-        # A ranker looks at few labels of each row, so that more rows can count for it.
-        ranked = (
-            torch.arange(min(num_rows(rows), _MOST_RANKED)).split(_RANKED) if isinstance(mixture, LabelRanker) else None
-        )
-        self._mixed = self._batches if ranked is None else [batch_of(rows.take(block)) for block in ranked]
-        self._prepared: list[Any] = [] if mixture is None else [mixture.prepare(b.features) for b in self._mixed]
+        self._mixed: list[Batch] = []
+        self._prepared: list[Any] = []
+        if isinstance(mixture, LabelRanker):
+            self.add(rows, mixture)  # it looks at few labels of each row, so that more rows can count for it
+        elif mixture is not None:
+            self._mixed, self._prepared = self._batches, [mixture.prepare(batch.features) for batch in self._batches]
+
+    def add(self, rows: Rows, ranker: LabelRanker) -> None:
+        """Adds rows that tune the ranker by what one knows of them that was not made of them."""
+        for block in torch.arange(min(num_rows(rows), _MOST_RANKED)).split(_RANKED):
+            batch = batch_of(rows.take(block))
+            self._mixed.append(batch)
+            self._prepared.append(ranker.prepare(batch.features))
 
     @torch.no_grad()
     def measure(self) -> tuple[dict[str, float], tuple[float, ...]]:

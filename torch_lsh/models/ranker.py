@@ -22,6 +22,7 @@ _FEW = 10  # neighbours whose votes count by themselves, too
 _VOTED, _NEAREST = 60, 30  # candidates by votes and by centroids
 _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
 _HARD_NEIGHBOURS = 33, 66, 1 << 11  # whose labels those are: how many, of how many candidates, by how many postings
+_KEPT_SHARE = 0.9  # of all rows; the hard labels of fewer rows are sought again when more rows join them
 _ROWS = 1024  # at a time
 _LEAST_DEVIATION = 1e-5  # of evidence; what varies less is as good as constant
 _KS = (1, 3, 5)
@@ -121,6 +122,8 @@ class LabelRanker(nn.Module):
         centroids = Centroids.of(everything)
         if refit:
             known = self._hard_labels
+            if len(known) < _KEPT_SHARE * len(near):
+                known = known[:0]
             hard = torch.cat([known, _hard_labels(everything, near, centroids, len(known))])
             classifiers = LinearClassifiers.of(everything, hard, seed)
         else:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data import XMCRows, XMCStream
 from ..data.xmc import join_rows
-from .held_out import MOST_HELD_OUT, share_to_hold_out
+from .held_out import MOST_HELD_OUT, Purpose, share_to_hold_out
 from .rows import Rows, label_counts, num_rows
 
 
@@ -25,7 +25,7 @@ class Streamed:
         num_labels: Number of labels of the model.
         weights: Weight of each row of the stream ``[rows]``; None means 1.
         fraction: Share of the rows to hold out, see :func:`torch_lsh.models.held_out.split`.
-        least: Labelled rows below which none are held out.
+        purpose: What they are held out for.
         memory: Bytes of rows that :meth:`sample` keeps.
         seed: Seed of the choice of rows.
 
@@ -44,7 +44,7 @@ class Streamed:
         num_labels: int,
         weights: Tensor | None,
         fraction: float,
-        least: int,
+        purpose: Purpose,
         memory: int,
         seed: int,
     ) -> None:
@@ -59,7 +59,7 @@ class Streamed:
             self._entries += len(rows.features) + len(rows.labels)
         if weights is not None and len(weights) != self.all_rows:
             raise ValueError(f"sample_weight has shape {tuple(weights.shape)}; wanted {self.all_rows} numbers")
-        self._share = share_to_hold_out(labelled, fraction, least)
+        self._share = share_to_hold_out(labelled, fraction, purpose)
         kept_out = [rows.take(out) for rows, _, out, _ in self._split() if len(out) > 0] if self._share > 0 else []
         self.held_out: Rows | None = join_rows(kept_out) if kept_out else None
         self.size, self.label_counts = self.all_rows, self.all_label_counts

@@ -18,7 +18,7 @@ from ..metrics import RankingMetrics
 from . import model_file
 from .evaluation import Propensities, Rankings, propensities_for, propensities_of
 from .fitting import Settings, fit, fit_more, label_weights
-from .held_out import LEAST_TO_HOLD_OUT, LEAST_TO_RANK, split
+from .held_out import Purpose, are_halves, split
 from .network import WideNetwork
 from .ranking import LabelFilter, best_labels
 from .rows import (
@@ -134,9 +134,10 @@ class XMCClassifier(WideNetwork):
     ) -> list[dict[str, float]]:
         """Trains with Adam, then adds other sources of scores (see the class).
 
-        Some labelled rows are held out if there are 20,000, or 1,000 where a ranker can be trained. They train the
-        ranker, or else decide when to stop and with which shares neighbours vote. The network is never trained on them,
-        but all other sources are in the end, so that little that is known is lost.
+        Some labelled rows are held out if there are 20,000, or 1,000 where a ranker can be trained (200 where it does
+        without the network). They train the ranker, or else decide when to stop and with which shares neighbours vote.
+        The network is never trained on them, but all other sources are in the end, so that little that is known is
+        lost. Of fewer than 2,000 rows, a ranker without the network learns from all: each half is held out once.
 
         With ``checkpoint``, the state of the run is written at the end of every epoch and every ``checkpoint_every``
         steps. A run that finds the file resumes from it and ends as an uninterrupted run with the same checkpoint
@@ -194,10 +195,11 @@ class XMCClassifier(WideNetwork):
         if eval_dataset is not None:
             self._rows(eval_dataset, for_training=False)
         given = None if validation is None else self._rows(validation)
-        ranks = not self.dense_input and settings.neighbours_for(self.num_labels, ranked=True) > 0
-        least = LEAST_TO_RANK if ranks else LEAST_TO_HOLD_OUT
+        weighted = sample_weight is not None or class_weight is not None
+        purpose = settings.purpose(self.num_labels, weighted, sparse=not self.dense_input)
         fraction = validation_fraction if given is None else 0.0
-        source, held_out, likely = self._source(train_dataset, sample_weight, fraction, least, memory, seed)
+        source, held_out, likely = self._source(train_dataset, sample_weight, fraction, purpose, memory, seed)
+        settings = settings._replace(halves=are_halves(source.size, held_out, purpose))
         held_out = held_out if given is None else given
         evaluate = None
         if eval_dataset is not None:
@@ -213,7 +215,7 @@ class XMCClassifier(WideNetwork):
             self.class_weight = None
 
     def _source(
-        self, data: Any, sample_weight: Any, fraction: float, least: int, memory: int, seed: int
+        self, data: Any, sample_weight: Any, fraction: float, purpose: Purpose, memory: int, seed: int
     ) -> tuple[Source, Rows | None, Tensor]:
         """The rows to train on, those held out, and the propensities of labels; see :meth:`fit`."""
         if isinstance(data, XMCStream):
@@ -221,12 +223,12 @@ class XMCClassifier(WideNetwork):
                 raise ValueError("train_dataset is an XMCStream; the model takes dense input")
             self._check_sizes(data, for_training=True)
             weights = None if sample_weight is None else row_weights(sample_weight, len(sample_weight))
-            stream = Streamed(data, self.num_labels, weights, fraction, least, memory, seed)
+            stream = Streamed(data, self.num_labels, weights, fraction, purpose, memory, seed)
             return stream, stream.held_out, propensities_of(stream.all_label_counts, stream.all_rows)
         rows = self._rows(data)
         likely = propensities_of(label_counts(rows, self.num_labels), num_rows(rows))
         source = InMemory(rows, self.num_labels, row_weights(sample_weight, num_rows(rows)))
-        return *split(source, fraction, seed, least), likely
+        return *split(source, fraction, seed, purpose), likely
 
     def partial_fit(
         self,

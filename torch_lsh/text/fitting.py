@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..data import XMCRows
 from ..data.xmc import join_rows
-from ..models.fitting import MANY, Fitted, Settings, fit, fit_more, label_weights
-from ..models.held_out import LEAST_TO_HOLD_OUT, MOST_HELD_OUT
+from ..models.fitting import Fitted, Settings, fit, fit_more, label_weights
+from ..models.held_out import MOST_HELD_OUT, TO_STOP, are_halves
 from ..models.network import Network
 from ..models.rows import InMemory, batch_of, num_rows, row_weights
 from ..models.training import RunOptions
@@ -61,6 +61,8 @@ def fit_texts(
     """
     y = plain_labels(y)
     source, multi_hot = source_of(X, y, file_columns), is_multi_hot(y)
+    weighted = sample_weight is not None or class_weight is not None
+    purpose = functools.partial(Settings(chosen.epochs, neighbours=chosen.neighbours).purpose, weighted=weighted)
     data = TrainingData(
         source,
         hashing(chosen, source),
@@ -70,7 +72,7 @@ def fit_texts(
         chosen.seed,
         range(y.shape[1]) if multi_hot else None,  # all, whether in use or not
         None if sample_weight is None else row_weights(sample_weight, len(sample_weight)),
-        math.inf if chosen.neighbours == 0 else MANY,
+        purpose,
     )
     found = data.statistics
     multilabel = found.several or _asks_for_several(source)
@@ -79,6 +81,7 @@ def fit_texts(
     if validation is not None:
         held_out = _validation_rows(validation, file_columns, data.features, Labels(found.classes))
     network, settings = network_for(chosen, len(found.columns), len(found.classes), found.rows, multilabel)
+    settings = settings._replace(halves=are_halves(found.rows, found.held_out, purpose(len(found.classes))))
     columns = _weighted_columns(data.blocks(), found, network, data.features.num_features)
     parts = 0 if chosen.validation_fraction == 0 else _parts_to_calibrate(network, held_out, found)
     budget = None if budget is None else budget / (1 + parts)
@@ -205,7 +208,7 @@ def _temperature(network: Network, held_out: XMCRows | None) -> float:
 def _parts_to_calibrate(network: Network, held_out: XMCRows | None, found: Statistics) -> int:
     """How many fifths of the training texts to predict by networks of the others; 0 where that is not called for."""
     calibrated = isinstance(network, LinearNetwork) and not network.binary
-    few = found.cached is not None and _LEAST <= found.rows < LEAST_TO_HOLD_OUT
+    few = found.cached is not None and _LEAST <= found.rows < TO_STOP.least
     return min(_PARTS, math.ceil(_ENOUGH * _PARTS / found.rows)) if calibrated and few and held_out is None else 0
 
 

@@ -73,8 +73,8 @@ def hashing(chosen: Chosen, source: Texts | TextFile) -> HashedText | list[tuple
     neighbours and classifiers are better with them on some data, worse on other.
 
     Where most words are letters of scripts without blanks, a word is a run of some characters, and nothing but marks
-    separates sentences: over few classes, n-grams of characters and marks are features, too. There are about twice as
-    many n-grams a byte.
+    separates sentences: over few classes, n-grams of characters and marks are features, too; over more classes, runs of
+    letters and pairs of characters in them. There are about twice as many n-grams a byte.
     """
     if chosen.features is not None:
         return chosen.features
@@ -88,6 +88,8 @@ def hashing(chosen: Chosen, source: Texts | TextFile) -> HashedText | list[tuple
         return HashedText(min(bits, most_bits), longest, norm=None)
 
     of_many = HashedText(min(bits, _MOST_BITS), 1, norm=None)
+    if in_letters:
+        of_many = HashedText(of_many.bits, 1, (2, 2), norm=None, split_characters=False)
     few = (2, of_few(_MOST_BITS + 1)), (_LINEAR_CLASSES, of_few(_MOST_BITS))  # of two: few weights a column
     return [*few, (math.inf, of_many)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import ops
 from ..data import XMCRows
 from ..data.xmc import join_rows
-from ..models.held_out import LEAST_TO_HOLD_OUT, LEAST_TO_RANK, split
+from ..models.held_out import TO_STOP, Purpose, split
 from ..models.rows import InMemory, num_rows
 from .columns import Columns
 from .files import TextFile, TextRow
@@ -27,6 +27,7 @@ from .hashed_text import HashedText
 from .sources import Texts
 
 _WHOLE_NUMBER = re.compile("0|-?[1-9][0-9]{0,18}")
+_FIRST_CHUNK = 256  # texts hashed at first: where their labels ask for other features, they are hashed again
 _CHUNK = 4096  # texts hashed at a time
 _BLOCK_CHUNKS = 16  # chunks that are shuffled together where features do not fit in memory
 
@@ -92,15 +93,18 @@ def _kind_name(label: Any) -> str:
     return {str: "text", int: "a whole number"}.get(type(label), f"of type {type(label).__name__}")
 
 
-def hashed(source: Iterable[TextRow], features: HashedText, labels: Labels) -> Iterator[XMCRows]:
-    """Yields the rows of a source in chunks, texts hashed and labels numbered."""
-    rows = iter(source)
-    while chunk := list(itertools.islice(rows, _CHUNK)):
+def hashed(source: Iterable[TextRow], features: HashedText, labels: Labels, first: int = _CHUNK) -> Iterator[XMCRows]:
+    """Yields the rows of a source in chunks, the first one of so many, texts hashed and labels numbered."""
+    rows, size = iter(source), first
+    while chunk := list(itertools.islice(rows, size)):
+        size = _CHUNK
         crow, col, values = features.csr([row.text for row in chunk])
         numbers: list[int] = []
-        starts = [0]
+        starts, known = [0], labels.numbers.get
         for row in chunk:
-            numbers += [labels.number(label, row.place) for label in dict.fromkeys(row.labels or ())]
+            for label in dict.fromkeys(row.labels or ()):
+                number = known(label)
+                numbers.append(labels.number(label, row.place) if number is None else number)
             starts.append(len(numbers))
         of_rows = torch.from_numpy(np.array(starts)), torch.from_numpy(np.array(numbers, np.int32))
         yield XMCRows(crow, col.int(), values, *of_rows, features.num_features, 2**31 - 1)
@@ -149,7 +153,8 @@ class TrainingData:
         seed: seed of the choice of the held-out rows.
         classes: the labels, sorted, if they are known in advance.
         weights: of the texts of the source, ``[texts]``; None means 1.
-        ranked_labels: with as many labels, held-out rows train a ranker.
+        purpose: what rows are held out for, given how many labels there are; of at least 20,000, they also say when to
+            stop.
     """
 
     def __init__(
@@ -162,9 +167,9 @@ class TrainingData:
         seed: int,
         classes: Sequence[Any] | None = None,
         weights: Tensor | None = None,
-        ranked_labels: float = math.inf,
+        purpose: Callable[[int], Purpose] = lambda labels: TO_STOP,
     ) -> None:
-        self.source, self._weights, self._ranked_labels = source, weights, ranked_labels
+        self.source, self._weights, self._purpose = source, weights, purpose
         self.is_weighted = weights is not None
         choices = [(math.inf, features)] if isinstance(features, HashedText) else list(features)
         (self._most_labels, self.features), *self._for_more_labels = choices
@@ -172,15 +177,18 @@ class TrainingData:
         self._hold_out, self._most_held_out, self._seed = hold_out, most_held_out, seed
         self.statistics = self._with_rows_to_rank(self._first_pass(memory))
 
-    def _split(self) -> Iterator[tuple[Weighted, Weighted]]:
+    def _split(self, first: int = _CHUNK) -> Iterator[tuple[Weighted, Weighted]]:
         """Yields rows to train on and held-out rows, the same in every pass; rows without a label are in neither.
+
+        Args:
+            first: Texts of the first chunk.
 
         Raises:
             ValueError: There are not as many weights as texts.
         """
         generator = torch.Generator().manual_seed(self._seed)
         left, begin = self._most_held_out, 0
-        for chunk in hashed(self.source, self.features, self.labels):
+        for chunk in hashed(self.source, self.features, self.labels, first):
             labelled = chunk.label_start.diff() > 0
             out = labelled & (torch.rand(len(labelled), generator=generator, dtype=torch.float64) < self._hold_out)
             out &= out.cumsum(0) <= left
@@ -201,7 +209,7 @@ class TrainingData:
         several = False
         train: list[Weighted] | None = []
         held_out: list[Weighted] = []
-        for some, out in self._split():
+        for some, out in self._split(_FIRST_CHUNK):
             if len(self.labels.numbers) > self._most_labels:
                 while len(self.labels.numbers) > self._most_labels:
                     (self._most_labels, self.features), *self._for_more_labels = self._for_more_labels
@@ -220,7 +228,7 @@ class TrainingData:
                 train = None
             elif train is not None:
                 train.append(some)
-        if train is not None and rows < LEAST_TO_HOLD_OUT:
+        if train is not None and rows < TO_STOP.least:
             for out in held_out:
                 rows += num_rows(out.rows)
                 _count(documents, out.rows)
@@ -247,12 +255,14 @@ class TrainingData:
 
     def _with_rows_to_rank(self, found: Statistics) -> Statistics:
         """Holds rows out of few, too, where they train a ranker."""
-        if found.held_out is not None or found.cached is None or len(found.classes) < self._ranked_labels:
+        if found.held_out is not None or found.cached is None:
             return found
         source = InMemory(found.cached.rows, len(found.classes), found.cached.weights)
-        source, held_out = split(source, self._hold_out, self._seed, LEAST_TO_RANK)
+        source, held_out = split(source, self._hold_out, self._seed, self._purpose(len(found.classes)))
+        if held_out is None:
+            return found
         assert isinstance(source.rows, XMCRows)
-        assert held_out is None or isinstance(held_out, XMCRows)
+        assert isinstance(held_out, XMCRows)
         cached = Weighted(source.rows, source.weights)
         return found._replace(rows=source.size, label_counts=source.label_counts, held_out=held_out, cached=cached)
 
