@@ -125,7 +125,7 @@ std::tuple<Tensor, Tensor, Tensor> joined(std::vector<Part>& parts, int64_t labe
 std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tensor& row_columns,
                                             const Tensor& row_values, int64_t num_columns,
                                             const Tensor& label_start, const Tensor& label_rows,
-                                            double threshold) {
+                                            double threshold, bool unit) {
   TORCH_LSH_CHECK(num_columns >= 0, "num_columns is ", num_columns, "; wanted at least 0");
   TORCH_LSH_CHECK(threshold >= 0, "threshold is ", threshold, "; wanted at least 0");
   const SparseRows rows = check_sparse_rows(row_start, "row_start", row_columns, "row_columns", &row_values,
@@ -141,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tenso
         sums[rows.index[at]] += rows.value[at];
       }
     }
-    scratch.normalize();
+    if (unit) scratch.normalize();
     scratch.move_to(part, static_cast<float>(threshold));
   });
   auto [start, columns, values] = joined(parts, labels.rows, 1);

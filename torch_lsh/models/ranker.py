@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data import XMCRows, collate_xmc
+from .co_occurrence import CoOccurrences
 from .committee import Examples, committee, first_value, train_committee
 from .label_rows import COSTS, Centroids, LinearClassifiers
 from .neighbours import SparseNeighbours, neighbours_from, neighbours_of, with_more_rows
@@ -44,13 +45,14 @@ class LabelRanker(nn.Module):
     """Candidates from neighbours and centroids, ranked by a committee of small networks.
 
     The candidates of a row are the labels of its nearest training rows and those with the nearest centroids. What is
-    known of a candidate - the votes, the cosine with its centroid, the scores of linear classifiers, its frequency and
-    the logit of a large network, where that is trained - goes into small networks, which held-out rows train. So no
-    share of any source needs to be set, and a source that is of no use on some data does no harm.
+    known of a candidate - the votes, the cosine with its centroid, how often it comes with the features, the scores of
+    linear classifiers, its frequency and the logit of a large network, where that is trained - goes into small
+    networks, which held-out rows train. So no share of any source needs to be set, and a source that is of no use on
+    some data does no harm.
 
     Args:
         weighting: Of the features.
-        neighbours, centroids, classifiers: Of the same weighed rows.
+        neighbours, centroids, co_occurrences, classifiers: Of the same weighed rows.
         uses_logits: Whether the large network counts.
     """
 
@@ -63,14 +65,15 @@ class LabelRanker(nn.Module):
         weighting: FeatureWeighting,
         neighbours: SparseNeighbours,
         centroids: Centroids,
+        co_occurrences: CoOccurrences,
         classifiers: LinearClassifiers,
         uses_logits: bool = True,
     ) -> None:
         super().__init__()
         self.weighting, self.neighbours, self.uses_logits = weighting, neighbours, bool(uses_logits)
-        self.centroids, self.classifiers = centroids, classifiers
+        self.centroids, self.co_occurrences, self.classifiers = centroids, co_occurrences, classifiers
         self.register_buffer("counts", torch.zeros(neighbours.num_labels, dtype=torch.int32))
-        size = 2 * (len(_POWERS) + 1) + 3 + 3 * len(COSTS) + 2 * self.uses_logits
+        size = 2 * (len(_POWERS) + 1) + 5 + 3 * len(COSTS) + 2 * self.uses_logits
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("deviation", torch.ones(size))
         self.rank = committee(size)
@@ -101,7 +104,8 @@ class LabelRanker(nn.Module):
         near, centroids = neighbours_of(rows, neighbours), Centroids.of(rows)
         assert isinstance(near, SparseNeighbours)
         hard = _hard_labels(rows, near, centroids)
-        made = cls(weighting, near, centroids, LinearClassifiers.of(rows, hard, seed), uses_logits)
+        classifiers = LinearClassifiers.of(rows, hard, seed)
+        made = cls(weighting, near, centroids, CoOccurrences.of(near.rows()), classifiers, uses_logits)
         made._hard_labels = hard
         made.counts = _label_counts(rows)
         return made
@@ -125,7 +129,8 @@ class LabelRanker(nn.Module):
             classifiers = LinearClassifiers.of(everything, hard, seed)
         else:
             classifiers = self.classifiers.grown(everything.num_labels, everything.num_features)
-        made = LabelRanker(weighting, near, centroids, classifiers, self.uses_logits)
+        together = CoOccurrences.of(everything)
+        made = LabelRanker(weighting, near, centroids, together, classifiers, self.uses_logits)
         made.counts = _label_counts(everything)
         made.rank, made.mean, made.deviation = self.rank, self.mean, self.deviation
         made.is_of_use = self.is_of_use
@@ -139,13 +144,13 @@ class LabelRanker(nn.Module):
 
     def make_room(self, num_labels: int) -> None:
         """Makes room for labels that no row has."""
-        for part in (self.neighbours, self.centroids, self.classifiers):
+        for part in (self.neighbours, self.centroids, self.co_occurrences, self.classifiers):
             part.make_room(num_labels)
         self.counts = torch.cat([self.counts, self.counts.new_zeros(num_labels - len(self.counts))])
 
     def configuration(self) -> dict[str, Any]:
         """The arguments of :meth:`empty`, except ``num_labels``, and the kind."""
-        names = "weighting", "neighbours", "centroids", "classifiers"
+        names = "weighting", "neighbours", "centroids", "co_occurrences", "classifiers"
         parts = {name: getattr(self, name).configuration() for name in names}
         return {"kind": "ranker", **parts, "uses_logits": self.uses_logits}
 
@@ -156,6 +161,7 @@ class LabelRanker(nn.Module):
         weighting: dict[str, Any],
         neighbours: dict[str, Any],
         centroids: dict[str, Any],
+        co_occurrences: dict[str, Any],
         classifiers: dict[str, Any],
         uses_logits: bool,
     ) -> LabelRanker:
@@ -167,6 +173,7 @@ class LabelRanker(nn.Module):
             FeatureWeighting(**weighting),
             near,
             Centroids(num_labels, **centroids),
+            CoOccurrences(num_labels, **co_occurrences),
             LinearClassifiers(num_labels, **classifiers),
             uses_logits,
         )
@@ -177,7 +184,7 @@ class LabelRanker(nn.Module):
             raise ValueError(f"weight has {len(self.weighting.weight)} numbers; wanted {num_features}")
         if not bool((self.counts >= 0).all()) or not bool((self.deviation > 0).all()):
             raise ValueError("counts or deviation holds a number below what it can be")
-        for part in (self.neighbours, self.centroids, self.classifiers):
+        for part in (self.neighbours, self.centroids, self.co_occurrences, self.classifiers):
             part.check(num_features)
 
     @property
@@ -201,6 +208,7 @@ class LabelRanker(nn.Module):
             (votes + 1e-4).log(),
             votes,
             *_and_below_best(cosine, none),
+            *_and_below_best(self.co_occurrences(features, found), none),
             *(
                 value
                 for margin in self.classifiers(features, found).clamp(-3, 3)
