@@ -25,6 +25,7 @@ _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that cla
 _HARD_NEIGHBOURS = 33, 66, 1 << 11  # whose labels those are: how many, of how many candidates, by how many postings
 _ROWS = 1024  # at a time
 _LEAST_DEVIATION = 1e-5  # of evidence; what varies less is as good as constant
+_MOST_DEVIATIONS = 10.0  # from the mean; beyond, a value that held-out rows hardly had would outweigh all others
 _KS = (1, 3, 5)
 _BEHIND = -50.0  # added to scores of labels that are not candidates
 
@@ -226,7 +227,10 @@ class LabelRanker(nn.Module):
             logits: Of the large network, ``[B, K]``, for the candidates; None where they do not count.
         """
         none = evidence.labels < 0
-        return self._scores((self._with_logits(evidence, logits) - self.mean) / self.deviation, none)
+        return self._scores(self._normalised(self._with_logits(evidence, logits)), none)
+
+    def _normalised(self, values: Tensor) -> Tensor:
+        return ((values - self.mean) / self.deviation).clamp_(-_MOST_DEVIATIONS, _MOST_DEVIATIONS)
 
     def _scores(self, values: Tensor, none: Tensor) -> Tensor:
         """The scores of normalised evidence ``[B, K, E]``."""
@@ -273,7 +277,7 @@ class LabelRanker(nn.Module):
         known = examples.values[~examples.none]
         deviation = known.std(0, correction=0)
         self.mean, self.deviation = known.mean(0), deviation.where(deviation > _LEAST_DEVIATION, 1)
-        examples = examples._replace(values=(examples.values - self.mean) / self.deviation)
+        examples = examples._replace(values=self._normalised(examples.values))
         self.rank = train_committee(examples.take(found), seed)
         best = self._scores(examples.values, examples.none).topk(min(max(_KS), examples.none.shape[1])).indices
         hits = examples.right.gather(1, best).float()
