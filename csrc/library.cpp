@@ -142,7 +142,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def(
       "sum_rows(Tensor row_start, Tensor row_columns, Tensor row_values, int num_columns, Tensor "
       "label_start, "
-      "Tensor label_rows, float threshold) -> (Tensor start, Tensor columns, Tensor values)");
+      "Tensor label_rows, float threshold, bool unit=True) -> (Tensor start, Tensor columns, Tensor values)");
   m.def(
       "transpose_rows(Tensor row_start, Tensor row_columns, Tensor row_values, int num_columns) -> (Tensor "
       "column_start, Tensor column_rows, Tensor column_values)");

@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor> joined(std::vector<Part>& parts, int64_t labe
 std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tensor& row_columns,
                                             const Tensor& row_values, int64_t num_columns,
                                             const Tensor& label_start, const Tensor& label_rows,
-                                            double threshold) {
+                                            double threshold, bool unit) {
   TORCH_LSH_CHECK(num_columns >= 0, "num_columns is ", num_columns, "; wanted at least 0");
   TORCH_LSH_CHECK(threshold >= 0, "threshold is ", threshold, "; wanted at least 0");
   const SparseRows rows = check_sparse_rows(row_start, "row_start", row_columns, "row_columns", &row_values,
@@ -130,7 +130,7 @@ std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tenso
       for (int64_t at = rows.start[row]; at < rows.start[row + 1]; ++at)
         sums.add(rows.index[at], rows.value[at]);
     }
-    sums.normalize();
+    if (unit) sums.normalize();
     sums.move_to(part, static_cast<float>(threshold));
   };
   auto parts = for_each_label(labels.rows, 1, [&] { return Sums(num_columns); }, sums_of);

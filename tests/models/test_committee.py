@@ -22,7 +22,7 @@ def examples(rows=70, width=9, size=5):
 
 
 def trained_by_autograd(given, seed):
-    """The same committee: AdamW on the sum over members of the weighted mean cross entropy of rows."""
+    """The same committee: AdamW on the sum over members of the weighted mean, over rows, of their cross entropies."""
     members = torch.block_diag(*torch.ones(MEMBERS, 1, UNITS))
     torch.manual_seed(seed)
     hidden = torch.nn.Linear(given.values.shape[2], MEMBERS * UNITS)
@@ -34,13 +34,15 @@ def trained_by_autograd(given, seed):
             order = torch.randperm(len(given.none), generator=generator).split(32)
         some = given.take(order[step % 3])
         scores = F.linear(F.relu(hidden(some.values)), output * members).masked_fill(some.none.unsqueeze(2), -torch.inf)
-        logs = scores.log_softmax(1).masked_fill(~some.right.unsqueeze(2), 0)
+        right = some.right.unsqueeze(2)
+        wrong = scores.masked_fill(right, -torch.inf).logsumexp(1, keepdim=True)
+        losses = torch.logaddexp(scores, wrong).sub(scores).where(right, 0)
         optimizer.param_groups[0]["lr"] = 0.015 * (1 - step / STEPS)
         optimizer.zero_grad()
         mean = given.right.sum(1).clamp(max=5).float().mean()
         found = some.right.sum(1)
         weights = found.clamp(max=5) / mean
-        (-(logs.sum((1, 2)) / found * weights).sum() / len(found)).backward()
+        ((losses.sum((1, 2)) / found * weights).sum() / len(found)).backward()
         optimizer.step()
     made = committee(given.values.shape[2])
     with torch.no_grad():
@@ -68,3 +70,13 @@ def test_equal_seeds_give_equal_committees_and_leave_the_generator_alone(monkeyp
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
     assert not torch.equal(first[0].weight, other[0].weight)
+
+
+@torch.no_grad()
+def test_rows_whose_candidates_are_all_right_change_nothing(monkeypatch):
+    monkeypatch.setattr(module, "_LEAST_STEPS", STEPS)
+    given = examples()
+    made = train_committee(given._replace(right=~given.none), seed=1)
+    untrained = train_committee(given._replace(values=torch.zeros_like(given.values), right=~given.none), seed=1)
+    for mine, other in zip(made.parameters(), untrained.parameters()):
+        torch.testing.assert_close(mine, other)

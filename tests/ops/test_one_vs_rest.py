@@ -29,9 +29,9 @@ def test_sums_are_those_of_the_twin(shape, threads):
     rows, columns, labels = shape
     matrix = random_csr(rows, columns, 0.3, 0, whole=True)
     start, members, _ = random_csr(labels, rows, 0.3, 1)
-    for threshold in (0.0, 0.1234):
-        ours = ops.sum_rows(*matrix, columns, start, members, threshold)
-        theirs = twins.sum_rows(*matrix, columns, start, members, threshold)
+    for threshold, unit in ((0.0, True), (0.1234, True), (1.0, False)):
+        ours = ops.sum_rows(*matrix, columns, start, members, threshold, unit)
+        theirs = twins.sum_rows(*matrix, columns, start, members, threshold, unit)
         for some, wanted in zip(ours, theirs):
             torch.testing.assert_close(some, wanted)
 

@@ -27,10 +27,13 @@ def sum_rows(
     label_start: Tensor,
     label_rows: Tensor,
     threshold: float,
+    unit: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = _dense(row_start, row_columns, row_values, num_columns)
     labels = _dense(label_start, label_rows, torch.ones(len(label_rows)), len(rows))
-    sums = torch.nn.functional.normalize(labels @ rows, dim=1)
+    sums = labels @ rows
+    if unit:
+        sums = torch.nn.functional.normalize(sums, dim=1)
     return _sparse(sums.where(sums.abs() > threshold, 0))
 
 

@@ -411,7 +411,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "simhash_products": _simhash_products,
     "sketch_candidates": _sketch_candidates,
     "sparse_dot": _sparse_dot,
-    "sum_rows": lambda: [Sample((*_rows_of_labels(), 0.5), has_fake=False)],
+    "sum_rows": lambda: [Sample((*_rows_of_labels(), 0.5, unit), has_fake=False) for unit in (True, False)],
     "transpose_rows": lambda: [Sample(_rows_of_labels()[:4])],
     "update_partition": _update_partition,
     "update_tables": _update_tables,

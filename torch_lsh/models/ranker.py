@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data import XMCRows, collate_xmc
+from .co_occurrence import CoOccurrences
 from .committee import Examples, committee, first_value, train_committee
 from .label_rows import COSTS, Centroids, LinearClassifiers
 from .neighbours import SparseNeighbours, neighbours_from, neighbours_of, with_more_rows
@@ -25,6 +26,7 @@ _HARD_NEIGHBOURS = 33, 66, 1 << 11  # whose labels those are: how many, of how m
 _KEPT_SHARE = 0.9  # of all rows; the hard labels of fewer rows are sought again when more rows join them
 _ROWS = 1024  # at a time
 _LEAST_DEVIATION = 1e-5  # of evidence; what varies less is as good as constant
+_MOST_DEVIATIONS = 10.0  # from the mean; beyond, a value that held-out rows hardly had would outweigh all others
 _KS = (1, 3, 5)
 _BEHIND = -50.0  # added to scores of labels that are not candidates
 
@@ -45,13 +47,14 @@ class LabelRanker(nn.Module):
     """Candidates from neighbours and centroids, ranked by a committee of small networks.
 
     The candidates of a row are the labels of its nearest training rows and those with the nearest centroids. What is
-    known of a candidate - the votes, the cosine with its centroid, the scores of linear classifiers, its frequency and
-    the logit of a large network, where that is trained - goes into small networks, which held-out rows train. So no
-    share of any source needs to be set, and a source that is of no use on some data does no harm.
+    known of a candidate - the votes, the cosine with its centroid, how often it comes with the features, the scores of
+    linear classifiers, its frequency and the logit of a large network, where that is trained - goes into small
+    networks, which held-out rows train. So no share of any source needs to be set, and a source that is of no use on
+    some data does no harm.
 
     Args:
         weighting: Of the features.
-        neighbours, centroids, classifiers: Of the same weighed rows.
+        neighbours, centroids, co_occurrences, classifiers: Of the same weighed rows.
         uses_logits: Whether the large network counts.
     """
 
@@ -64,14 +67,15 @@ class LabelRanker(nn.Module):
         weighting: FeatureWeighting,
         neighbours: SparseNeighbours,
         centroids: Centroids,
+        co_occurrences: CoOccurrences,
         classifiers: LinearClassifiers,
         uses_logits: bool = True,
     ) -> None:
         super().__init__()
         self.weighting, self.neighbours, self.uses_logits = weighting, neighbours, bool(uses_logits)
-        self.centroids, self.classifiers = centroids, classifiers
+        self.centroids, self.co_occurrences, self.classifiers = centroids, co_occurrences, classifiers
         self.register_buffer("counts", torch.zeros(neighbours.num_labels, dtype=torch.int32))
-        size = 2 * (len(_POWERS) + 1) + 3 + 3 * len(COSTS) + 2 * self.uses_logits
+        size = 2 * (len(_POWERS) + 1) + 5 + 3 * len(COSTS) + 2 * self.uses_logits
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("deviation", torch.ones(size))
         self.rank = committee(size)
@@ -102,7 +106,8 @@ class LabelRanker(nn.Module):
         near, centroids = neighbours_of(rows, neighbours), Centroids.of(rows)
         assert isinstance(near, SparseNeighbours)
         hard = _hard_labels(rows, near, centroids)
-        made = cls(weighting, near, centroids, LinearClassifiers.of(rows, hard, seed), uses_logits)
+        classifiers = LinearClassifiers.of(rows, hard, seed)
+        made = cls(weighting, near, centroids, CoOccurrences.of(near.rows()), classifiers, uses_logits)
         made._hard_labels = hard
         made.counts = _label_counts(rows)
         return made
@@ -128,7 +133,8 @@ class LabelRanker(nn.Module):
             classifiers = LinearClassifiers.of(everything, hard, seed)
         else:
             classifiers = self.classifiers.grown(everything.num_labels, everything.num_features)
-        made = LabelRanker(weighting, near, centroids, classifiers, self.uses_logits)
+        together = CoOccurrences.of(everything)
+        made = LabelRanker(weighting, near, centroids, together, classifiers, self.uses_logits)
         made.counts = _label_counts(everything)
         made.rank, made.mean, made.deviation = self.rank, self.mean, self.deviation
         made.is_of_use = self.is_of_use
@@ -142,13 +148,13 @@ class LabelRanker(nn.Module):
 
     def make_room(self, num_labels: int) -> None:
         """Makes room for labels that no row has."""
-        for part in (self.neighbours, self.centroids, self.classifiers):
+        for part in (self.neighbours, self.centroids, self.co_occurrences, self.classifiers):
             part.make_room(num_labels)
         self.counts = torch.cat([self.counts, self.counts.new_zeros(num_labels - len(self.counts))])
 
     def configuration(self) -> dict[str, Any]:
         """The arguments of :meth:`empty`, except ``num_labels``, and the kind."""
-        names = "weighting", "neighbours", "centroids", "classifiers"
+        names = "weighting", "neighbours", "centroids", "co_occurrences", "classifiers"
         parts = {name: getattr(self, name).configuration() for name in names}
         return {"kind": "ranker", **parts, "uses_logits": self.uses_logits}
 
@@ -159,6 +165,7 @@ class LabelRanker(nn.Module):
         weighting: dict[str, Any],
         neighbours: dict[str, Any],
         centroids: dict[str, Any],
+        co_occurrences: dict[str, Any],
         classifiers: dict[str, Any],
         uses_logits: bool,
     ) -> LabelRanker:
@@ -170,6 +177,7 @@ class LabelRanker(nn.Module):
             FeatureWeighting(**weighting),
             near,
             Centroids(num_labels, **centroids),
+            CoOccurrences(num_labels, **co_occurrences),
             LinearClassifiers(num_labels, **classifiers),
             uses_logits,
         )
@@ -180,7 +188,7 @@ class LabelRanker(nn.Module):
             raise ValueError(f"weight has {len(self.weighting.weight)} numbers; wanted {num_features}")
         if not bool((self.counts >= 0).all()) or not bool((self.deviation > 0).all()):
             raise ValueError("counts or deviation holds a number below what it can be")
-        for part in (self.neighbours, self.centroids, self.classifiers):
+        for part in (self.neighbours, self.centroids, self.co_occurrences, self.classifiers):
             part.check(num_features)
 
     @property
@@ -204,6 +212,7 @@ class LabelRanker(nn.Module):
             (votes + 1e-4).log(),
             votes,
             *_and_below_best(cosine, none),
+            *_and_below_best(self.co_occurrences(features, found), none),
             *(
                 value
                 for margin in self.classifiers(features, found).clamp(-3, 3)
@@ -221,7 +230,10 @@ class LabelRanker(nn.Module):
             logits: Of the large network, ``[B, K]``, for the candidates; None where they do not count.
         """
         none = evidence.labels < 0
-        return self._scores((self._with_logits(evidence, logits) - self.mean) / self.deviation, none)
+        return self._scores(self._normalised(self._with_logits(evidence, logits)), none)
+
+    def _normalised(self, values: Tensor) -> Tensor:
+        return ((values - self.mean) / self.deviation).clamp_(-_MOST_DEVIATIONS, _MOST_DEVIATIONS)
 
     def _scores(self, values: Tensor, none: Tensor) -> Tensor:
         """The scores of normalised evidence ``[B, K, E]``."""
@@ -268,7 +280,7 @@ class LabelRanker(nn.Module):
         known = examples.values[~examples.none]
         deviation = known.std(0, correction=0)
         self.mean, self.deviation = known.mean(0), deviation.where(deviation > _LEAST_DEVIATION, 1)
-        examples = examples._replace(values=(examples.values - self.mean) / self.deviation)
+        examples = examples._replace(values=self._normalised(examples.values))
         self.rank = train_committee(examples.take(found), seed)
         best = self._scores(examples.values, examples.none).topk(min(max(_KS), examples.none.shape[1])).indices
         hits = examples.right.gather(1, best).float()

@@ -17,17 +17,19 @@ def sum_rows(
     label_start: Tensor,
     label_rows: Tensor,
     threshold: float,
+    unit: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums the sparse rows of each label, and scales the sums to length 1.
+    """Sums the sparse rows of each label.
 
     Args:
         row_start, row_columns, row_values: rows ``[R, num_columns]`` in CSR form, int64, int32 and float32.
         num_columns: F.
         label_start, label_rows: the rows of each label ``[L, R]`` in CSR form, int64 and int32.
-        threshold: scaled sums whose magnitude is not above it are left out.
+        threshold: sums whose magnitude is not above it are left out.
+        unit: whether to scale the sums of a label to length 1 before.
 
     Returns:
-        The scaled sums ``[L, F]`` in CSR form; columns increase within a row.
+        The sums ``[L, F]`` in CSR form; columns increase within a row.
 
     >>> import torch
     >>> rows = torch.tensor([0, 1, 3]), torch.tensor([1, 0, 1]).int(), torch.tensor([5.0, 7.0, 2.0])
