@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--batch-size", type=int, default=256, help="users per step")
     parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--active", type=int, default=8192, help="items per step")
+    parser.add_argument("--active", type=int, default=16384, help="items per step")
     parser.add_argument("--every", type=int, default=5, help="epochs between evaluations")
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -165,10 +165,10 @@ def main() -> None:
     train += [[] for _ in range(len(test) - len(train))]
     num_items = 1 + max(item for items in (*train, *test) for item in items)
     model = Recommender(num_items, arguments.width, arguments.temperature, arguments.dense)
-    # Many labels per user are no ranking here: the loss estimates the softmax over all items.
-    torch_lsh.sampler_of(
-        model.items.weight, torch_lsh.LSHConfig(active=min(arguments.active, num_items), correction="stratified")
-    )
+    # The labels of all users leave little room: half of the rows are drawn at random, as they stand for all the others.
+    active = min(arguments.active, num_items)
+    config = torch_lsh.LSHConfig(active=active, random_fraction=0.5, correction="stratified")
+    torch_lsh.sampler_of(model.items.weight, config)
     optimizer = (
         torch.optim.Adam(model.parameters(), lr=arguments.lr, fused=True)
         if arguments.dense
@@ -176,7 +176,7 @@ def main() -> None:
     )
     users = torch.tensor([user for user, items in enumerate(train) if items])
     total = arguments.epochs * -(-len(users) // arguments.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.lr, total_steps=total, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.lr, total_steps=max(total, 20), pct_start=0.1)
     seconds, cpu_seconds = 0.0, 0.0
     for epoch in range(1, arguments.epochs + 1):
         started, cpu_started, losses = time.perf_counter(), time.process_time(), []
