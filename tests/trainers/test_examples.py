@@ -72,6 +72,6 @@ def test_recommender(run, tmp_path):
     (tmp_path / "train.txt").write_text("\n".join(" ".join(map(str, row)) for row in rows))
     (tmp_path / "test.txt").write_text("\n".join(f"{user} {item}" for user, item in lacks.items()))
     files = "--train", tmp_path / "train.txt", "--test", tmp_path / "test.txt"
-    settings = "--epochs", 20, "--every", 20, "--width", 16, "--batch-size", 64, "--lr", 0.03
+    settings = "--epochs", 20, "--every", 20, "--width", 16, "--batch-size", 16, "--lr", 0.03
     output = run("recommender.py", *files, *settings)
     assert float(output.split("recall@20")[1].split()[0]) > 0.5
