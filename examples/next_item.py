@@ -206,7 +206,7 @@ def main() -> None:
     steps = -(-len(train) // arguments.batch_size)
     steps = min(steps, arguments.steps or steps)
     total = arguments.epochs * steps
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.lr, total_steps=total, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.lr, total_steps=max(total, 20), pct_start=0.1)
     stream = itertools.chain.from_iterable(
         itertools.islice(batches(train, arguments.batch_size, shuffle=True), steps) for _ in range(arguments.epochs)
     )

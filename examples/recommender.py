@@ -95,7 +95,7 @@ def padded(items: list[list[int]], users: Tensor) -> Tensor:
 # --- training and evaluation ------------------------------------------------------------------------------------------
 
 
-def loss_of(model: Recommender, items: Tensor, keep: float, dense: bool) -> Tensor:
+def loss_of(model: Recommender, items: Tensor, keep: float) -> Tensor:
     """Cross entropy of all items of each user, given some of them.
 
     The weight of a user grows with the square root of the number of items: neither do a few users with many items
@@ -104,7 +104,7 @@ def loss_of(model: Recommender, items: Tensor, keep: float, dense: bool) -> Tens
     is_item = items != NO_ITEM
     vectors = model(items, is_item & (torch.rand(items.shape) < keep))
     counts = is_item.sum(1)
-    if dense:
+    if not model.items.sparse:
         scores = (vectors @ model.items.weight.T).log_softmax(1)
         losses = -scores.gather(1, items.clamp(min=0)).where(is_item, 0.0).sum(1) / counts
     else:
@@ -115,8 +115,8 @@ def loss_of(model: Recommender, items: Tensor, keep: float, dense: bool) -> Tens
     return (losses * weights).sum() / weights.sum()
 
 
-def train_step(model: Recommender, items: Tensor, optimizer: torch.optim.Optimizer, keep: float, dense: bool) -> Tensor:
-    loss = loss_of(model, items, keep, dense)
+def train_step(model: Recommender, items: Tensor, optimizer: torch.optim.Optimizer, keep: float) -> Tensor:
+    loss = loss_of(model, items, keep)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -181,7 +181,7 @@ def main() -> None:
     for epoch in range(1, arguments.epochs + 1):
         started, cpu_started, losses = time.perf_counter(), time.process_time(), []
         for some in users[torch.randperm(len(users))].split(arguments.batch_size):
-            losses.append(train_step(model, padded(train, some), optimizer, arguments.keep, arguments.dense))
+            losses.append(train_step(model, padded(train, some), optimizer, arguments.keep))
             schedule.step()
         seconds += time.perf_counter() - started
         cpu_seconds += time.process_time() - cpu_started

@@ -12,13 +12,13 @@ from torch_lsh import LSHConfig, LSHLinear, quantize_
 from torch_lsh.data import XMCDataset, synthetic_xmc
 from torch_lsh.data.xmc import XMCRows
 from torch_lsh.models import XMCClassifier
-from torch_lsh.models.fitting import label_weights
 from torch_lsh.models.network import softmax_loss
 from torch_lsh.models.ranker import LabelRanker
 from torch_lsh.models.ranking import LabelFilter
 from torch_lsh.models.rows import InMemory, epoch_batches, rows_of
 from torch_lsh.models.schedule import Schedule, seconds_of
 from torch_lsh.models.service import XMCService
+from torch_lsh.models.weights import label_weights
 
 
 def one_hot_rows(labels, num_features, num_labels):

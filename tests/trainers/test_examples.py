@@ -75,3 +75,13 @@ def test_recommender(run, tmp_path):
     settings = "--epochs", 20, "--every", 20, "--width", 16, "--batch-size", 16, "--lr", 0.03
     output = run("recommender.py", *files, *settings)
     assert float(output.split("recall@20")[1].split()[0]) > 0.5
+
+
+@pytest.mark.parametrize("dense", [[], ["--dense"]])
+def test_recommender_holds_items_out(run, tmp_path, dense):
+    """Thirty groups of users with the same twelve items: those that were held out are to be found among 390."""
+    rows = ([user, *(user % 30 * 13 + i for i in range(12))] for user in range(300))
+    (tmp_path / "train.txt").write_text("\n".join(" ".join(map(str, row)) for row in rows))
+    settings = "--epochs", 10, "--every", 10, "--width", 16, "--batch-size", 32, "--lr", 0.03
+    output = run("recommender.py", "--train", tmp_path / "train.txt", *settings, *dense)
+    assert float(output.split("recall@20")[1].split()[0]) > 0.5

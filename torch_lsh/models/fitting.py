@@ -1,36 +1,28 @@
-"""Fitting of a wide model: what follows from the data, the training run, the mixture, and the way of held-out rows."""
+"""Fitting of a wide model: the training run, the mixture, and the way of held-out rows."""
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..data import XMCRows
 from ..progress import note
-from .held_out import FEW, TO_RANK, TO_RANK_ALONE, TO_STOP, HeldOut, Metric, Precision, Purpose
+from .held_out import FEW, HeldOut, Metric, Precision
 from .mixture import Mixture
-from .neighbours import MOST_NEIGHBOURS, neighbours_of
+from .neighbours import neighbours_of
 from .network import Network
 from .ranker import LabelRanker
-from .rows import InMemory, Rows, Source, check_weights, join, label_counts, num_rows
-from .schedule import DECAY, Schedule
+from .rows import InMemory, Rows, Source, join, label_counts, num_rows
+from .settings import WIDE, Settings
 from .training import RunOptions, TrainingRun, carry_out
 from .weighting import FeatureWeighting
 
-WIDE = 4096  # with more labels, the output layer is sampled
-MANY = 65  # with as many labels, held-out rows train a ranker
-_MANY_ALONE = 512  # with as many labels, neighbours vote where there is no ranker
-_NEIGHBOURS = 64  # that vote
 _FREQUENT = 100  # rows of a label; a network tells little of rarer ones that other sources of a ranker do not
 _TOGETHER = 8  # labels of a row; of so many, a network tells which ones come together, however few there are in all
-_RANKED_ROWS = 75_000  # that a network beside a ranker is trained on, in one pass at least
-_SAMPLED_ROWS = 20_000  # where its output is sampled, which takes longer for each row
 _RANKER_SHARE = 0.25  # of a budget, to make a ranker of the training rows; held-out rows join it later
 _TIMED_ROWS = 1_000  # that tell how long that takes
 _NOT_TRAINED = (
@@ -38,80 +30,6 @@ _NOT_TRAINED = (
     f"than {_TOGETHER} of at most {WIDE:,} labels, and other sources rank as well without it; pass epochs to train it"
 )
 _log = logging.getLogger("torch_lsh")
-
-
-class Settings(NamedTuple):
-    """Settings of a fit; those that are None follow from the data.
-
-    Attributes:
-        epochs: Most passes over the data.
-        batch_size: Rows per step.
-        lr: Learning rate of Adam at the beginning.
-        patience: Epochs without improvement on held-out rows before training stops.
-        budget: Seconds of the fit.
-        neighbours: How many of the nearest training rows vote.
-        seed: Seed of the order of the rows.
-        halves: Whether held-out rows are a random half of few rows, so that both halves tune the ranker.
-        decay: Last part of the run, in which the learning rate falls, as a share.
-    """
-
-    epochs: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
-    patience: int = 2
-    budget: float | None = None
-    neighbours: int | None = None
-    seed: int = 0
-    halves: bool = False
-    decay: float = DECAY
-
-    def check(self, validation_fraction: float) -> None:
-        """Raises a ValueError that names the setting that does not fit."""
-        for name, least in (("epochs", 0), ("batch_size", 1), ("patience", 1), ("neighbours", 0)):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ValueError(f"{name} is {value!r}; wanted at least {least}")
-        if self.neighbours is not None and self.neighbours > MOST_NEIGHBOURS:
-            raise ValueError(f"neighbours is {self.neighbours}; wanted at most {MOST_NEIGHBOURS}")
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            raise ValueError(f"lr is {self.lr!r}; wanted a positive number")
-        if not 0 <= validation_fraction < 1:
-            raise ValueError(f"validation_fraction is {validation_fraction!r}; wanted a number from 0 to below 1")
-
-    def for_data(self, rows: int, labels: int, held_out_decides: bool, ranker: LabelRanker | None = None) -> Settings:
-        """The settings with nothing left to follow from the data, but for the epochs that held-out rows decide."""
-        epochs, ranked = self.epochs, ranker is not None
-        if epochs is None and ranked:
-            # The network is one source of several, and adds little after the first passes.
-            epochs = min(40, max(1, (_SAMPLED_ROWS if labels > WIDE else _RANKED_ROWS) // rows))
-        elif epochs is None and not held_out_decides:
-            # Small sets get small batches and many passes, so that there are some hundred steps in all.
-            epochs = min(40, max(3 if labels > WIDE else 4, 20_000 // rows))
-        return self._replace(
-            epochs=epochs,
-            batch_size=self.batch_size or (256 if ranked or rows >= 200_000 else min(64, max(8, rows // 32))),
-            lr=self.lr or (0.01 if epochs == 1 else 0.004),
-            neighbours=self.neighbours_for(labels, ranked),
-        )
-
-    def neighbours_for(self, labels: int, ranked: bool) -> int:
-        """How many neighbours vote, given so many labels, with a ranker or without."""
-        if self.neighbours is not None:
-            return self.neighbours
-        return _NEIGHBOURS if labels >= (MANY if ranked else _MANY_ALONE) else 0
-
-    def purpose(self, labels: int, weighted: bool, sparse: bool = True) -> Purpose:
-        """What rows are held out for, given so many labels; weights of rows or labels are for the network alone."""
-        if not sparse or self.neighbours_for(labels, ranked=True) == 0 or labels < MANY:
-            return TO_STOP
-        trains = weighted if self.epochs is None else self.epochs > 0
-        return TO_RANK if trains else TO_RANK_ALONE
-
-    def schedule(self, spent: float = 0.0) -> Schedule:
-        """The schedule of settings that :meth:`for_data` completed, after so many seconds of the budget."""
-        assert self.lr is not None
-        left = None if self.budget is None else max(self.budget - spent, 1e-3)
-        return Schedule(self.lr, self.epochs, self.patience, left, self.decay)
 
 
 class Fitted(NamedTuple):
@@ -160,7 +78,8 @@ def fit(
     mixture = _mixture(source, settings, network, held_out)
     ranker = mixture if isinstance(mixture, LabelRanker) else None
     by_rows = settings.epochs is None
-    settings = settings.for_data(source.size, network.num_labels, held_out is not None and ranker is None, ranker)
+    ranked = ranker is not None
+    settings = settings.for_data(source.size, network.num_labels, held_out is not None and not ranked, ranked)
     judge = None if held_out is None else HeldOut(held_out, network, mixture, metric)
     # Held-out rows join in the end, which takes at most as long as making the mixture.
     schedule = settings.schedule(spent=2 * (time.perf_counter() - start))
@@ -275,20 +194,22 @@ def _mixture(
     if rows is None:
         return None
     rows = rows._replace(num_labels=network.num_labels)
-    ranked = held_out is not None and isinstance(rows, XMCRows)
-    neighbours = settings.neighbours_for(network.num_labels, ranked)
-    if neighbours == 0:
-        return None
-    if ranked:
-        assert isinstance(rows, XMCRows)
-        everything = join([rows, held_out]) if settings.halves and held_out is not None else rows
-        assert isinstance(everything, XMCRows)
-        weighting = FeatureWeighting.choose(everything._replace(num_labels=rows.num_labels), settings.seed)
-        if settings.budget is not None:
-            rows = _affordable(rows, weighting, neighbours, _RANKER_SHARE * settings.budget, settings.seed)
-        counts = _network_counts(source, settings, network, whole=num_rows(rows) == source.size)
-        return LabelRanker.of(rows, neighbours, weighting, settings.seed, uses_logits=counts)
-    return Mixture([neighbours_of(rows, neighbours)], source.label_counts)
+    if held_out is not None and isinstance(rows, XMCRows):
+        return _ranker(source, rows, held_out, settings, network)
+    neighbours = settings.neighbours_for(network.num_labels, ranked=False)
+    return Mixture([neighbours_of(rows, neighbours)], source.label_counts) if neighbours > 0 else None
+
+
+def _ranker(source: Source, rows: XMCRows, held_out: Rows, settings: Settings, network: Network) -> LabelRanker:
+    """A ranker of the rows of a source, or of as many as the budget affords."""
+    everything = join([rows, held_out]) if settings.halves else rows
+    assert isinstance(everything, XMCRows)
+    weighting = FeatureWeighting.choose(everything._replace(num_labels=rows.num_labels), settings.seed)
+    neighbours = settings.neighbours_for(network.num_labels, ranked=True)
+    if settings.budget is not None:
+        rows = _affordable(rows, weighting, neighbours, _RANKER_SHARE * settings.budget, settings.seed)
+    counts = _network_counts(source, settings, network, whole=num_rows(rows) == source.size)
+    return LabelRanker.of(rows, neighbours, weighting, settings.seed, uses_logits=counts)
 
 
 def _ranker_of(rows: Rows, other: LabelRanker, seed: int) -> LabelRanker:
@@ -335,35 +256,3 @@ def _with_rows(mixture: Mixture | LabelRanker, rows: Rows, labels: int, refit: b
         assert isinstance(rows, XMCRows)
         return mixture.with_rows(rows, refit)
     return mixture.with_rows(rows, label_counts(rows, labels))
-
-
-def label_weights(weights: Any, counts: Tensor) -> Tensor | None:
-    """Weights of labels ``[N]`` float32.
-
-    Args:
-        weights: ``[N]``, a dict of some labels (the others have weight 1), or ``"balanced"``: the inverse frequency,
-            with a mean of 1 over the labels of the rows; None means none.
-        counts: How many rows have each label.
-
-    Raises:
-        ValueError: They are of another form, negative or not finite.
-    """
-    if weights is None:
-        return None
-    if isinstance(weights, str):
-        if weights != "balanced":
-            raise ValueError(f"class_weight is {weights!r}; wanted 'balanced', weights or a dict of weights")
-        present = (counts > 0).sum()
-        return torch.where(counts > 0, counts.sum() / (present * counts.clamp(min=1)), 1.0).float()
-    if isinstance(weights, dict):
-        tensor = torch.ones(len(counts))
-        for label, weight in weights.items():
-            if not isinstance(label, int) or not 0 <= label < len(counts):
-                raise ValueError(f"class_weight has the label {label!r}; wanted 0 to {len(counts) - 1}")
-            tensor[label] = weight
-    else:
-        tensor = torch.as_tensor(weights).float()
-    check_weights(tensor, "class_weight", len(counts))
-    if not bool((tensor * counts).any()):
-        raise ValueError("class_weight is 0 for every label of the rows; wanted a positive weight")
-    return tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -261,31 +260,6 @@ def _is_indicator(matrix: Tensor) -> bool:
     if matrix.dim() != 2:
         return False
     return matrix.dtype is torch.bool or (matrix.shape[1] > 2 and bool(((matrix == 0) | (matrix == 1)).all()))
-
-
-def row_weights(weights: Any, rows: int) -> Tensor | None:
-    """Weights of rows ``[rows]`` float32.
-
-    Raises:
-        ValueError: There are not as many, or some are negative or not finite.
-    """
-    if weights is None:
-        return None
-    tensor = torch.as_tensor(weights).float()
-    check_weights(tensor, "sample_weight", rows)
-    if not 0 < float(tensor.sum()) < math.inf:
-        raise ValueError(f"sample_weight has the sum {float(tensor.sum())}; wanted a positive, finite one")
-    return tensor
-
-
-def check_weights(weights: Tensor, name: str, count: int) -> None:
-    """Raises a ValueError unless these are so many weights, finite and not negative."""
-    if weights.shape != (count,):
-        raise ValueError(f"{name} has shape {tuple(weights.shape)}; wanted {(count,)}")
-    bad = (~(weights.isfinite() & (weights >= 0))).nonzero()
-    if len(bad) > 0:
-        at = int(bad[0])
-        raise ValueError(f"{name}[{at}] is {weights[at].item()}; wanted a finite number of at least 0")
 
 
 # --- passes -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from ..io import is_safetensors, load_archive
 from ..metrics import RankingMetrics
 from . import model_file
 from .evaluation import Propensities, Rankings, propensities_for, propensities_of
-from .fitting import Settings, fit, fit_more, label_weights
+from .fitting import fit, fit_more
 from .held_out import Purpose, are_halves, split
 from .network import WideNetwork
 from .ranking import LabelFilter, best_labels
@@ -31,14 +31,15 @@ from .rows import (
     is_sparse,
     label_counts,
     num_rows,
-    row_weights,
     rows_of,
     unlabelled,
     widened,
 )
 from .schedule import seconds_of
+from .settings import Settings
 from .streamed import Streamed
 from .training import RunOptions
+from .weights import label_weights, row_weights
 
 FORMAT = "torch_lsh.XMCClassifier/2"
 _PREVIOUS = "torch_lsh.XMCClassifier/1"  # an archive

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..config import LSHConfig
 from ..models.evaluation import Propensities
-from ..models.fitting import Settings
 from ..models.network import Network, WideNetwork
 from ..models.ranker import LabelRanker
 from ..models.ranking import LabelFilter, ranked_labels
 from ..models.schedule import seconds_of
+from ..models.settings import Settings
 from ..models.training import RunOptions
 from . import model_file
 from .columns import Columns

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from ..data import XMCRows
 from ..data.xmc import join_rows
-from ..models.fitting import Fitted, Settings, fit, fit_more, label_weights
+from ..models.fitting import Fitted, fit, fit_more
 from ..models.held_out import MOST_HELD_OUT, TO_STOP, are_halves
 from ..models.network import Network
-from ..models.rows import InMemory, batch_of, num_rows, row_weights
+from ..models.rows import InMemory, batch_of, num_rows
+from ..models.settings import Settings
 from ..models.training import RunOptions
+from ..models.weights import label_weights, row_weights
 from . import model_file
 from .calibration import temperature_of
 from .columns import Columns

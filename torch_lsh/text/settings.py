@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 
 from ..config import LSHConfig
-from ..models.fitting import WIDE, Settings
 from ..models.neighbours import MOST_NEIGHBOURS
 from ..models.network import Network, WideNetwork
+from ..models.settings import WIDE, Settings
 from .files import TextFile
 from .hashed_text import HashedText, share_of_letters
 from .linear import LinearNetwork
