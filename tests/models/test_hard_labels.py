@@ -25,6 +25,8 @@ def test_rows_of_one_label_need_fewer():
     assert one.width * 2 == several.width
     assert one.passes < several.passes
     assert Thoroughness.for_rows(rows_of_labels([])) == several
+    assert Thoroughness.for_rows(rows_of_labels([2, 0, 0])) == several
+    assert Thoroughness.for_rows(rows_of_labels([1, 0, 0])) == one
 
 
 def made(num_rows=300):

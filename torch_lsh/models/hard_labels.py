@@ -12,7 +12,7 @@ from ..data import XMCRows, collate_xmc
 from .label_rows import Centroids
 from .neighbours import SparseNeighbours
 
-_ONE = 1.5  # labels of a row in the mean; below, rows have hardly more than one
+_ONE = 1.5  # labels of a labelled row in the mean; below, rows have hardly more than one
 _POSTINGS = 1 << 11  # read per row that looks for centroids
 _ROWS = 1024  # at a time
 
@@ -35,7 +35,8 @@ class Thoroughness(NamedTuple):
     @classmethod
     def for_rows(cls, rows: XMCRows) -> Thoroughness:
         """Rows of one label each need half of the hard labels that others do."""
-        if len(rows.labels) < _ONE * (len(rows.label_start) - 1):
+        labelled = int((rows.label_start.diff() > 0).sum())
+        if len(rows.labels) < _ONE * labelled:
             return cls(16, 8, (17, 34, 1 << 10), 6)
         return cls(32, 16, (33, 66, 1 << 11), 10)
 
