@@ -104,3 +104,10 @@ def test_pairs_of_label_and_row_may_be_more_than_32_bits():
     assert classifiers.start.diff().nonzero()[:, 0].tolist() == [labels - 2, labels - 1]
     for values in classifiers.values:
         assert values[0] < 0 < values[1]
+
+
+@pytest.mark.parametrize("kind", [Centroids, LinearClassifiers])
+def test_labels_may_have_no_entries(kind):
+    kind(5, 3, 0).check(3)
+    with pytest.raises(ValueError, match="3 features; wanted 4"):
+        kind(5, 3, 0).check(4)

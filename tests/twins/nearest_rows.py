@@ -34,7 +34,8 @@ def nearest_rows(
         touched = torch.zeros(num_rows, dtype=torch.bool)
         postings, every = 0, int(counts[columns].sum())
         # Reading all entries is no more work than comparing the candidates.
-        most = every if every <= max_postings + candidates * (len(row_columns) // max(1, num_rows)) else max_postings
+        reads_all = every <= max_postings + candidates * (len(row_columns) // max(1, num_rows))
+        most = every if reads_all else max_postings
         for j in counts[columns].argsort(stable=True).tolist():
             column, count = int(columns[j]), int(counts[columns[j]])
             if postings > 0 and postings + count > most:
@@ -46,7 +47,7 @@ def nearest_rows(
             touched[rows] = True
         found = touched.nonzero()[:, 0]
         found = found[sums[found].argsort(descending=True, stable=True)][:candidates].sort().values
-        products = matrix[found][:, columns] @ weights
+        products = sums[found] if reads_all else matrix[found][:, columns] @ weights
         order = products.argsort(descending=True, stable=True)[:k]
         best[i, : len(order)] = products[order].float()
         indices[i, : len(order)] = found[order]

@@ -60,7 +60,7 @@ class LabelRows(nn.Module):
         if self.num_features != num_features:
             raise ValueError(f"rows of labels have {self.num_features} features; wanted {num_features}")
         none = torch.zeros_like(self.start), torch.zeros(0, dtype=torch.int32)
-        for values in self.values.view(-1, len(self.columns)):
+        for values in torch.atleast_2d(self.values):
             check_rows(XMCRows(self.start, self.columns, values, *none, self.num_features, 0))
 
     def configuration(self) -> dict[str, Any]:
