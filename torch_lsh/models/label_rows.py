@@ -15,6 +15,7 @@ from .rows import Features
 _LEAST_WEIGHT = 0.03  # of a centroid of unit length; smaller entries take most of the memory and find hardly a label
 _MAX_POSTINGS = 1 << 12  # read per row that looks for centroids
 COSTS = 0.1, 1.0  # of errors, of the classifiers of a label
+_PASSES = 10
 _LEAST_COEFFICIENT = 0.1  # of a classifier
 
 
@@ -137,7 +138,7 @@ class LinearClassifiers(LabelRows):
         self.register_buffer("bias", torch.zeros(len(COSTS), num_labels))
 
     @classmethod
-    def of(cls, rows: XMCRows, negatives: Tensor, seed: int = 0, passes: int = 10) -> LinearClassifiers:
+    def of(cls, rows: XMCRows, negatives: Tensor, seed: int = 0) -> LinearClassifiers:
         """Trains classifiers.
 
         Args:
@@ -145,13 +146,12 @@ class LinearClassifiers(LabelRows):
             negatives: Labels ``[rows, M]``, int64 or int32, that each row may be mistaken for; negative numbers and
                 labels of the row itself do not count.
             seed: Seed of the order of the rows.
-            passes: Over the rows of a label, at most.
         """
         members = _members(rows, negatives)
         by_row = rows.feature_start, rows.features, rows.values
         made = cls(rows.num_labels, rows.num_features, 0)
         made.start, made.columns, made.values, made.bias = ops.fit_linear_rows(
-            *by_row, rows.num_features, *members, torch.tensor(COSTS), passes, _LEAST_COEFFICIENT, seed
+            *by_row, rows.num_features, *members, torch.tensor(COSTS), _PASSES, _LEAST_COEFFICIENT, seed
         )
         return made
 

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..data import XMCRows
+from ..data import XMCRows, collate_xmc
 from .co_occurrence import CoOccurrences
 from .committee import Examples, committee, first_value, train_committee
-from .hard_labels import Thoroughness, hard_labels
 from .label_rows import COSTS, Centroids, LinearClassifiers
 from .neighbours import SparseNeighbours, neighbours_from, neighbours_of, with_more_rows
 from .rows import Features
@@ -22,7 +21,10 @@ from .weighting import FeatureWeighting
 _POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose the candidates
 _FEW = 10  # neighbours whose votes count by themselves, too
 _VOTED, _NEAREST = 60, 30  # candidates by votes and by centroids
+_HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
+_HARD_NEIGHBOURS = 33, 66, 1 << 11  # whose labels those are: how many, of how many candidates, by how many postings
 _KEPT_SHARE = 0.9  # of all rows; the hard labels of fewer rows are sought again when more rows join them
+_ROWS = 1024  # at a time
 _LEAST_DEVIATION = 1e-5  # of evidence; what varies less is as good as constant
 _MOST_DEVIATIONS = 10.0  # from the mean; beyond, a value that held-out rows hardly had would outweigh all others
 _KS = (1, 3, 5)
@@ -79,7 +81,7 @@ class LabelRanker(nn.Module):
         self.rank = committee(size)
         self.is_of_use = False  # unless its sources knew labels of the rows by which it was tuned, and found none
         # Of the first rows; none after loading, which makes the other tensors on the meta device.
-        self._hard_labels = torch.empty(0, 0, dtype=torch.int32, device="cpu")
+        self._hard_labels = torch.empty(0, _HARD_VOTED + _HARD_NEAREST, dtype=torch.int32, device="cpu")
 
     @classmethod
     def of(
@@ -103,9 +105,8 @@ class LabelRanker(nn.Module):
         rows = weighting.rows(rows)
         near, centroids = neighbours_of(rows, neighbours), Centroids.of(rows)
         assert isinstance(near, SparseNeighbours)
-        thoroughness = Thoroughness.for_rows(rows)
-        hard = hard_labels(rows, near, centroids, thoroughness)
-        classifiers = LinearClassifiers.of(rows, hard, seed, thoroughness.passes)
+        hard = _hard_labels(rows, near, centroids)
+        classifiers = LinearClassifiers.of(rows, hard, seed)
         made = cls(weighting, near, centroids, CoOccurrences.of(near.rows()), classifiers, uses_logits)
         made._hard_labels = hard
         made.counts = _label_counts(rows)
@@ -125,16 +126,15 @@ class LabelRanker(nn.Module):
         everything = near.rows()
         centroids = Centroids.of(everything)
         if refit:
-            thoroughness = Thoroughness.for_rows(everything)
             known = self._hard_labels
-            if len(known) < _KEPT_SHARE * len(near) or known.shape[1] != thoroughness.width:
-                known = known.new_empty(0, thoroughness.width)
-            hard = torch.cat([known, hard_labels(everything, near, centroids, thoroughness, len(known))])
-            classifiers = LinearClassifiers.of(everything, hard, seed, thoroughness.passes)
+            if len(known) < _KEPT_SHARE * len(near):
+                known = known[:0]
+            hard = torch.cat([known, _hard_labels(everything, near, centroids, len(known))])
+            classifiers = LinearClassifiers.of(everything, hard, seed)
         else:
             classifiers = self.classifiers.grown(everything.num_labels, everything.num_features)
-        co_occurrences = CoOccurrences.of(everything)
-        made = LabelRanker(weighting, near, centroids, co_occurrences, classifiers, self.uses_logits)
+        together = CoOccurrences.of(everything)
+        made = LabelRanker(weighting, near, centroids, together, classifiers, self.uses_logits)
         made.counts = _label_counts(everything)
         made.rank, made.mean, made.deviation = self.rank, self.mean, self.deviation
         made.is_of_use = self.is_of_use
@@ -339,3 +339,25 @@ def _and_below_best(values: Tensor, none: Tensor) -> list[Tensor]:
     """Values ``[B, K]`` and how far each is below the best of its row, both ``[B, K, 1]``; 0 where there is none."""
     best = values.masked_fill(none, -torch.inf).amax(1, keepdim=True)
     return [values.masked_fill(none, 0).unsqueeze(2), (values - best).masked_fill(none, 0).unsqueeze(2)]
+
+
+def _hard_labels(rows: XMCRows, neighbours: SparseNeighbours, centroids: Centroids, begin: int = 0) -> Tensor:
+    """Labels that the rows from ``begin`` on may be mistaken for, were they not among the training rows.
+
+    Returns:
+        ``[rows - begin, M]`` int32, padded with -1.
+    """
+    by_row = neighbours.row_start, neighbours.columns, neighbours.values
+    by_column = neighbours.column_start, neighbours.column_rows, neighbours.column_values
+    found = []
+    for some in torch.arange(begin, len(rows.label_start) - 1).split(_ROWS):
+        features, _ = collate_xmc(rows.take(some))
+        query = features.crow_indices(), features.col_indices(), features.values()
+        cosines, near = ops.nearest_rows(*query, *by_row, *by_column, *_HARD_NEIGHBOURS)
+        itself = near == some.unsqueeze(1)
+        weights = cosines.clamp(min=0).square().masked_fill(itself, 0).unsqueeze(2).contiguous()
+        near = near.masked_fill(itself, -1)
+        also = centroids.search(features, _HARD_NEAREST, 1 << 11)
+        labels = neighbours.label_start, neighbours.labels, rows.num_labels
+        found.append(ops.label_votes(near, weights, *labels, _HARD_VOTED, also)[0].int())
+    return torch.cat(found)
