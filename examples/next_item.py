@@ -206,6 +206,7 @@ def main() -> None:
     steps = -(-len(train) // arguments.batch_size)
     steps = min(steps, arguments.steps or steps)
     total = arguments.epochs * steps
+    # A warm-up of a single step would be divided by zero.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.lr, total_steps=max(total, 20), pct_start=0.1)
     stream = itertools.chain.from_iterable(
         itertools.islice(batches(train, arguments.batch_size, shuffle=True), steps) for _ in range(arguments.epochs)

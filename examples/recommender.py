@@ -176,6 +176,7 @@ def main() -> None:
     )
     users = torch.tensor([user for user, items in enumerate(train) if items])
     total = arguments.epochs * -(-len(users) // arguments.batch_size)
+    # A warm-up of a single step would be divided by zero.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.lr, total_steps=max(total, 20), pct_start=0.1)
     seconds, cpu_seconds = 0.0, 0.0
     for epoch in range(1, arguments.epochs + 1):
