@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from torch_lsh.data import XMCRows, collate_xmc, synthetic_xmc
+from torch_lsh.models import co_occurrence
 from torch_lsh.models.co_occurrence import CoOccurrences
 
 
@@ -57,3 +60,16 @@ def test_a_label_that_a_row_has_twice_is_no_certainty():
         1,
     )
     assert as_matrix(CoOccurrences.of(rows)).isfinite().all()
+
+
+def test_pairs_that_come_once_are_left_out_where_there_are_too_many(monkeypatch):
+    rows = synthetic_xmc(300, 0, num_features=400, num_labels=50)[0].rows
+    everything = as_matrix(CoOccurrences.of(rows))
+    pairs = int((rows.feature_start.diff() * rows.label_start.diff()).sum())
+    monkeypatch.setattr(co_occurrence, "_MOST_PAIRS", pairs)
+    assert torch.equal(as_matrix(CoOccurrences.of(rows)), everything)
+    monkeypatch.setattr(co_occurrence, "_MOST_PAIRS", pairs - 1)
+    least = -math.log1p(-0.34)
+    found = as_matrix(CoOccurrences.of(rows))
+    torch.testing.assert_close(found, everything.where(everything > least, 0))
+    assert 0 < (found > 0).sum() < (everything > 0).sum()

@@ -12,6 +12,8 @@ from .rows import Features
 
 _PRIOR = 2  # rows without the label that every feature is taken to have besides its own
 _LEAST_SHARE = 0.05  # smaller ones take most of the memory, and sums of many of them hide the others
+_MOST_PAIRS = 1 << 28  # of a feature and a label of the same row; of more, single ones would fill the memory
+_LEAST_OF_MANY = 0.34  # more than the share of a label that comes with a feature once, which is 1/3 at most
 _MOST_SHARE = 0.999
 
 
@@ -43,10 +45,12 @@ class CoOccurrences(LabelRows):
         present = rows.values != 0
         counts = torch.bincount(rows.features[present], minlength=rows.num_features)
         shares = present / (counts + _PRIOR)[rows.features]
+        pairs = int((rows.feature_start.diff() * rows.label_start.diff()).sum())
+        least = _LEAST_SHARE if pairs <= _MOST_PAIRS else _LEAST_OF_MANY
         by_row = rows.feature_start, rows.features, shares
         made = cls(rows.num_labels, rows.num_features, 0)
         made.start, made.columns, shares = ops.sum_rows(
-            *by_row, rows.num_features, *rows_of_labels(rows), _LEAST_SHARE, unit=False
+            *by_row, rows.num_features, *rows_of_labels(rows), least, unit=False
         )
         made.values = shares.clamp_(max=_MOST_SHARE).neg_().log1p_().neg_()
         return made
