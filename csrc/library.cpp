@@ -151,6 +151,9 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "Tensor label_start, Tensor label_rows, Tensor positive, Tensor costs, int passes, float threshold, "
       "int seed) -> (Tensor start, Tensor columns, Tensor weights, Tensor bias)");
   m.def(
+      "fit_dense_rows(Tensor rows, Tensor label_start, Tensor label_rows, Tensor positive, float cost, "
+      "int passes, int seed) -> (Tensor weights, Tensor bias)");
+  m.def(
       "label_votes(Tensor rows, Tensor weights, Tensor label_start, Tensor labels, int num_labels, int keep, "
       "Tensor also) -> (Tensor labels, Tensor votes)");
   m.def(

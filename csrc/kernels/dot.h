@@ -1,4 +1,4 @@
-// Dot products with scattered rows. Compiled once per instruction set: include only from
+// Products and sums of rows. Compiled once per instruction set: include only from
 // kernels/levels/*.cpp.
 #pragma once
 
@@ -55,8 +55,20 @@ void dot_rows(const T* x, const T* table, const int64_t* rows, int64_t count, in
 }
 
 template <typename T>
+void add_row(const T* row, SumOf<T> factor, int64_t width, SumOf<T>* out) {
+  using Sum = SumOf<T>;
+  constexpr int64_t kVector = kLanes<Sum>;
+  int64_t i = 0;
+  for (; i + kVector <= width; i += kVector) {
+    const Vector<Sum> sum = load_as<Sum>(out + i) + factor * load_as<Sum>(row + i);
+    __builtin_memcpy(out + i, &sum, sizeof(sum));
+  }
+  for (; i < width; ++i) out[i] += factor * static_cast<Sum>(to_float(row[i]));
+}
+
+template <typename T>
 constexpr void fill(DotKernels<T>& table) {
-  table = {.dot_rows = dot_rows<T>};
+  table = {.dot_rows = dot_rows<T>, .dot = dot, .add_row = add_row<T>};
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -27,6 +27,9 @@ template <typename T>
 struct DotKernels {
   // out[i] = x · table[rows[i], :], 0 where rows[i] is negative.
   void (*dot_rows)(const T* x, const T* table, const int64_t* rows, int64_t count, int64_t width, T* out);
+  SumOf<T> (*dot)(const T* a, const T* b, int64_t width);
+  // out += factor * row
+  void (*add_row)(const T* row, SumOf<T> factor, int64_t width, SumOf<T>* out);
 };
 
 // embedding_bag.h

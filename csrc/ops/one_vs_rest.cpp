@@ -9,14 +9,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <limits>
-#include <numeric>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "checks.h"
 #include "ops/allocate.h"
+#include "ops/dual_descent.h"
 #include "ops/gathered_product.h"
 #include "ops/operator.h"
 #include "ops/parallel.h"
@@ -28,9 +27,7 @@ namespace torch_lsh {
 namespace {
 
 constexpr int64_t kLabelsPerPart = 256;
-constexpr int64_t kAhead = 8;         // prefetch distance of scattered rows
-constexpr int64_t kAheadInOrder = 2;  // and of whole rows, in descent
-constexpr float kConverged = 0.01f;   // largest change of a dual variable in a pass
+constexpr int64_t kAhead = 8;  // prefetch distance of scattered rows
 
 // Sparse rows that were made together: several kinds of values for the same columns.
 struct Part {
@@ -146,21 +143,23 @@ class TrainingRows {
     used_.reserve(columns);
   }
 
-  struct Row {
-    const Entry* entries;
-    int64_t count;
-  };
-
-  int64_t size() const { return static_cast<int64_t>(squares_.size()); }
   int64_t columns() const { return columns_; }
-  Row operator[](int64_t i) const { return {entries_.data() + start_[i], start_[i + 1] - start_[i]}; }
 
-  // The squared length of a row, with a feature of value 1 for the bias.
+  // What DualDescent asks of rows.
   float squares(int64_t i) const { return squares_[i]; }
 
   void prefetch(int64_t i) const {
-    const Row row = (*this)[i];
-    for (int64_t at = 0; at < row.count; at += kEntriesPerLine) __builtin_prefetch(row.entries + at);
+    for (int64_t at = start_[i]; at < start_[i + 1]; at += kEntriesPerLine)
+      __builtin_prefetch(entries_.data() + at);
+  }
+
+  float product(int64_t i, const float* weights) const {
+    return gathered_product(entries_.data() + start_[i], start_[i + 1] - start_[i], weights);
+  }
+
+  void add(int64_t i, float factor, float* weights) const {
+    for (int64_t at = start_[i]; at < start_[i + 1]; ++at)
+      weights[entries_[at].index] += factor * entries_[at].value;
   }
 
   void copy(const SparseRows& rows, const int32_t* members, int64_t count) {
@@ -212,8 +211,7 @@ class TrainingRows {
   int32_t columns_ = 0;
 };
 
-// Dual coordinate descent for the squared hinge loss (Hsieh et al., ICML 2008), with a bias that is a feature
-// of value 1. Not thread-safe: one per thread.
+// The classifiers of a label, one for each cost. Not thread-safe: one per thread.
 class LinearClassifier {
  public:
   LinearClassifier(const SparseRows& rows, int64_t columns, int64_t passes)
@@ -224,9 +222,7 @@ class LinearClassifier {
   void train(const int32_t* members, const uint8_t* positive, int64_t count, const float* costs,
              float threshold, uint64_t seed, Part& part) {
     rows_.copy(known_, members, count);
-    dual_.assign(count, 0.0f);
-    order_.resize(count);
-    std::iota(order_.begin(), order_.end(), 0);
+    descent_.start(count);
     weights_.resize(part.bias.size());
     float bias = 0;
     for (size_t kind = 0; kind < weights_.size(); ++kind) {
@@ -234,50 +230,14 @@ class LinearClassifier {
         weights_[kind].assign(rows_.columns(), 0.0f);
       else
         weights_[kind] = weights_[kind - 1];
-      bias = descend(positive, 0.5f / costs[kind], bias, random_bits(seed, kind), weights_[kind].data());
+      bias = descent_.run(rows_, positive, costs[kind], passes_, bias, random_bits(seed, kind),
+                          weights_[kind].data());
       part.bias[kind].push_back(bias);
     }
     move_to(part, threshold);
   }
 
  private:
-  // Changes the weights and returns the new bias. Rows whose dual variable is 0 and will stay 0, as far as
-  // the slopes of the pass before tell, are looked at no more ("shrinking").
-  float descend(const uint8_t* positive, float diagonal, float bias, uint64_t seed, float* weights) {
-    uint64_t draws = 0;
-    int64_t active = rows_.size();
-    float most = std::numeric_limits<float>::infinity();  // slope downhill in the pass before
-    for (int64_t pass = 0; pass < passes_; ++pass) {
-      for (int64_t i = active - 1; i > 0; --i)
-        std::swap(order_[i], order_[random_below(seed, draws++, i + 1)]);
-      float largest = 0, downhill = 0;
-      for (int64_t place = 0; place < active; ++place) {
-        if (place + kAheadInOrder < active) rows_.prefetch(order_[place + kAheadInOrder]);
-        const int32_t i = order_[place];
-        const float sign = positive[i] ? 1.0f : -1.0f;
-        const TrainingRows::Row row = rows_[i];
-        const float product = bias + gathered_product(row.entries, row.count, weights);
-        const float slope = sign * product - 1 + diagonal * dual_[i];
-        if (dual_[i] == 0 && slope > most) {
-          std::swap(order_[place--], order_[--active]);
-          continue;
-        }
-        downhill = std::max(downhill, -slope);
-        const float dual = std::max(dual_[i] - slope / (rows_.squares(i) + diagonal), 0.0f);
-        const float change = dual - dual_[i];
-        if (change == 0) continue;
-        dual_[i] = dual;
-        bias += sign * change;
-        for (int64_t at = 0; at < row.count; ++at)
-          weights[row.entries[at].index] += sign * change * row.entries[at].value;
-        largest = std::max(largest, std::fabs(change));
-      }
-      most = downhill;
-      if (largest < kConverged) break;
-    }
-    return bias;
-  }
-
   void move_to(Part& part, float threshold) {
     const size_t before = part.columns.size();
     rows_.drain([&](int64_t column, int32_t number) {
@@ -294,8 +254,7 @@ class LinearClassifier {
   const SparseRows& known_;
   const int64_t passes_;
   TrainingRows rows_;
-  std::vector<float> dual_;
-  std::vector<int32_t> order_;
+  DualDescent descent_;
   std::vector<std::vector<float>> weights_;  // of each kind and numbered column
 };
 

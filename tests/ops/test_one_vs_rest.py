@@ -1,6 +1,8 @@
-"""sum_rows, transpose_rows, fit_linear_rows and sparse_dot against their twins, and what they promise."""
+"""sum_rows, transpose_rows, fit_linear_rows, fit_dense_rows and sparse_dot against their twins, and what they promise."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -104,6 +106,28 @@ def test_a_label_without_rows_has_no_weights():
     assert ops.sum_rows(*matrix, 3, *nothing, 0.0)[0].tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("shape", [(3, 2, 1), (30, 17, 20), (60, 130, 5)])
+def test_classifiers_of_dense_rows_are_those_of_the_twin(shape, threads, simd_level):
+    rows, columns, labels = shape
+    _, members, positive = training_rows(rows, columns, labels)
+    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    ours = ops.fit_dense_rows(x, *members, positive, 0.7, 3, 5)
+    for some, wanted in zip(ours, twins.fit_dense_rows(x, *members, positive, 0.7, 3, 5)):
+        torch.testing.assert_close(some, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_classifiers_of_dense_and_of_sparse_rows_are_the_same():
+    matrix, members, positive = training_rows(80, 12, 9)
+    dense = torch.sparse_csr_tensor(*matrix, (80, 12)).to_dense()
+    weights, bias = ops.fit_dense_rows(dense, *members, positive, 0.5, 2000, 0)
+    start, columns, values, of_sparse = ops.fit_linear_rows(
+        *matrix, 12, *members, positive, torch.tensor([0.5]), 2000, 0.0, 1
+    )
+    wanted = torch.sparse_csr_tensor(start, columns, values[0], (9, 12)).to_dense()
+    torch.testing.assert_close(weights, wanted, rtol=0, atol=0.02)
+    torch.testing.assert_close(bias, of_sparse[0], rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize("batch", [0, 1, 9])
 def test_products_are_those_of_the_twin(batch, threads):
     start, columns, values = random_csr(batch, 25, 0.3, 0, whole=True)
@@ -135,6 +159,28 @@ def test_products_with_rows_that_queries_share(shape, threads):
 COSTS = torch.tensor([0.3, 1.0])
 MATRIX = torch.tensor([0, 2, 3]), torch.tensor([0, 2, 1], dtype=torch.int32), torch.ones(3)
 MEMBERS = torch.tensor([0, 1, 2]), torch.tensor([1, 0], dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (0, torch.ones(3), r"rows has shape \[3\]; wanted 2 dimension"),
+        (0, torch.ones(1, 3), r"label_rows\[0\] is 1; wanted 0 to 0"),
+        (0, torch.ones(2, 3).double(), "rows has dtype Double; wanted Float"),
+        (0, torch.ones(3, 2).t(), "rows is not contiguous"),
+        (1, torch.tensor([0, 1]), "label_start runs from 0 to 1; wanted 0 to 2"),
+        (3, torch.tensor([True]), r"positive has shape \[1\]; wanted 2"),
+        (4, 0.0, "cost is 0; wanted a positive number"),
+        (4, math.nan, "cost is nan; wanted a positive number"),
+        (5, 0, "passes is 0; wanted at least 1"),
+    ],
+)
+def test_bad_arguments_of_fit_dense_rows(place, value, words):
+    arguments = [torch.ones(2, 3), *MEMBERS, torch.tensor([True, False]), 1.0, 1, 0]
+    ops.fit_dense_rows(*arguments)
+    arguments[place] = value
+    with pytest.raises(RuntimeError, match=words):
+        ops.fit_dense_rows(*arguments)
 
 
 @pytest.mark.parametrize(

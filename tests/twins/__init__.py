@@ -23,7 +23,7 @@ from .linear_softmax import (
 )
 from .nearest_members import nearest_members
 from .nearest_rows import nearest_rows
-from .one_vs_rest import fit_linear_rows, sparse_dot, sum_rows, transpose_rows
+from .one_vs_rest import fit_dense_rows, fit_linear_rows, sparse_dot, sum_rows, transpose_rows
 from .optimizer import row_sparse_adagrad_, row_sparse_adam_, row_sparse_lion_, row_sparse_sgd_
 from .partition import query_partition, residual_codes, search_partition, update_partition
 from .probes import probe_codes
@@ -51,6 +51,7 @@ __all__ = [
     "embedding_bag_backward",
     "embedding_bag_values_backward",
     "extremes",
+    "fit_dense_rows",
     "fit_linear_rows",
     "gather_matmul",
     "gather_rows",

@@ -73,6 +73,19 @@ def fit_linear_rows(
     return start, columns, weights[:, :, :-1][:, kept], weights[:, :, -1].clone()
 
 
+def fit_dense_rows(
+    rows: Tensor, label_start: Tensor, label_rows: Tensor, positive: Tensor, cost: float, passes: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    rows = torch.cat([rows, torch.ones(len(rows), 1)], 1)
+    weights = torch.zeros(len(label_start) - 1, rows.shape[1])
+    for label in range(len(weights)):
+        run = slice(int(label_start[label]), int(label_start[label + 1]))
+        x, signs = rows[label_rows[run].long()], positive[run].float() * 2 - 1
+        order, dual = list(range(len(x))), torch.zeros(len(x))
+        weights[label] = _descend(x, signs, cost, passes, random_bits(seed, label), order, dual, weights[label])
+    return weights[:, :-1].clone(), weights[:, -1].clone()
+
+
 def _descend(
     x: Tensor, signs: Tensor, cost: float, passes: int, seed: int, order: list[int], dual: Tensor, w: Tensor
 ) -> Tensor:

@@ -341,6 +341,12 @@ def _fit_linear_rows() -> list[Sample]:
     return [Sample((*_rows_of_labels(), positive, torch.tensor([0.5, 1.0]), 5, 0.1, 7), has_fake=False)]
 
 
+def _fit_dense_rows() -> list[Sample]:
+    start, label_rows = _rows_of_labels()[4:]
+    positive = torch.tensor([True, False, True, False, False])
+    return [Sample((torch.randn(3, width), start, label_rows, positive, 0.5, 5, 7)) for width in (3, 37, 0)]
+
+
 def _sparse_dot() -> list[Sample]:
     queries = torch.tensor([0, 2, 2]), torch.tensor([0, 1]), torch.ones(2)
     return [Sample((*queries, *_rows_of_labels()[:4], torch.tensor([[2, 0, -1], [1, 1, 0]])))]
@@ -363,6 +369,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "embedding_bag_backward": lambda: [Sample((torch.randn(3, 2), *_csr(), torch.randn(3)))],
     "embedding_bag_values_backward": lambda: [Sample((torch.randn(3, 2), torch.randn(6, 2), *_csr()))],
     "extremes": lambda: [Sample((torch.tensor([3, -1, 5]),), has_fake=False)],
+    "fit_dense_rows": _fit_dense_rows,
     "fit_linear_rows": _fit_linear_rows,
     "gather_rows": _gather_rows,
     "hadamard_codes": _hadamard(3),

@@ -10,6 +10,7 @@ from .dispatch import cpu_tuning, multiplies_bfloat16, simd_level, use_simd_leve
 from .draw_hashed_rows import draw_hashed_rows
 from .embedding_bag import coalesce_rows, embedding_bag, embedding_bag_backward, embedding_bag_values_backward
 from .first_touch import prepare_memory, zero_rows_
+from .fit_dense_rows import fit_dense_rows
 from .gather import gather_rows
 from .hadamard import cross_polytope_codes, hadamard_codes, hadamard_products
 from .hash import dwta_codes, query_vectors, simhash_codes, simhash_products
@@ -60,6 +61,7 @@ __all__ = [
     "embedding_bag_backward",
     "embedding_bag_values_backward",
     "extremes",
+    "fit_dense_rows",
     "fit_linear_rows",
     "gather_matmul",
     "gather_rows",

@@ -1,0 +1,78 @@
+// Dual coordinate descent for a linear classifier with the squared hinge loss (Hsieh et al., ICML 2008). The
+// bias is a feature of value 1.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "random.h"
+
+namespace torch_lsh {
+
+constexpr int64_t kRowsAhead = 2;    // prefetch distance
+constexpr float kConverged = 0.01f;  // largest change of a dual variable in a pass
+
+// Not thread-safe: one per thread. Rows have
+//   float squares(i): the squared length of row i, and 1 for the bias;
+//   float product(i, weights): without the bias;
+//   void add(i, factor, weights): adds a multiple of the row to the weights;
+//   void prefetch(i).
+class DualDescent {
+ public:
+  // Begins with another set of rows.
+  void start(int64_t rows) {
+    dual_.assign(rows, 0.0f);
+    order_.resize(rows);
+    std::iota(order_.begin(), order_.end(), 0);
+  }
+
+  // Changes the weights, which are those of the dual variables so far, and returns the new bias. Rows whose
+  // dual variable is 0 and will stay 0, as far as the slopes of the pass before tell, are looked at no more
+  // ("shrinking").
+  template <typename Rows>
+  float run(const Rows& rows, const uint8_t* positive, float cost, int64_t passes, float bias, uint64_t seed,
+            float* weights) {
+    const float diagonal = 0.5f / cost;
+    uint64_t draws = 0;
+    auto active = static_cast<int64_t>(order_.size());
+    float most = std::numeric_limits<float>::infinity();  // slope downhill in the pass before
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      for (int64_t i = active - 1; i > 0; --i)
+        std::swap(order_[i], order_[random_below(seed, draws++, i + 1)]);
+      float largest = 0, downhill = 0;
+      for (int64_t place = 0; place < active; ++place) {
+        if (place + kRowsAhead < active) rows.prefetch(order_[place + kRowsAhead]);
+        const int32_t i = order_[place];
+        const float sign = positive[i] ? 1.0f : -1.0f;
+        const float product = bias + rows.product(i, weights);
+        const float slope = sign * product - 1 + diagonal * dual_[i];
+        if (dual_[i] == 0 && slope > most) {
+          std::swap(order_[place--], order_[--active]);
+          continue;
+        }
+        downhill = std::max(downhill, -slope);
+        const float dual = std::max(dual_[i] - slope / (rows.squares(i) + diagonal), 0.0f);
+        const float change = dual - dual_[i];
+        if (change == 0) continue;
+        dual_[i] = dual;
+        bias += sign * change;
+        rows.add(i, sign * change, weights);
+        largest = std::max(largest, std::fabs(change));
+      }
+      most = downhill;
+      if (largest < kConverged) break;
+    }
+    return bias;
+  }
+
+ private:
+  std::vector<float> dual_;
+  std::vector<int32_t> order_;
+};
+
+}  // namespace torch_lsh
