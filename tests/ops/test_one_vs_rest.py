@@ -1,4 +1,4 @@
-"""sum_rows, transpose_rows, fit_linear_rows, fit_dense_rows and sparse_dot against their twins, and what they promise."""
+"""Centroids and classifiers of labels, and products with them, against their twins, and what they promise."""
 
 from __future__ import annotations
 

@@ -9,17 +9,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..data import XMCRows
 from ..progress import note
 from .held_out import FEW, HeldOut, Metric, Precision
 from .mixture import Mixture
 from .neighbours import neighbours_of
 from .network import Network
-from .ranker import LabelRanker
+from .ranker import LabelRanker, weighting_of
 from .rows import InMemory, Rows, Source, join, label_counts, num_rows
 from .settings import WIDE, Settings
 from .training import RunOptions, TrainingRun, carry_out
-from .weighting import FeatureWeighting
+from .weighting import FeatureWeighting, UnitLength
 
 _FREQUENT = 100  # rows of a label; a network tells little of rarer ones that other sources of a ranker do not
 _TOGETHER = 8  # labels of a row; of so many, a network tells which ones come together, however few there are in all
@@ -74,18 +73,21 @@ def fit(
         raise ValueError("the training data has no rows")
     network.mixture = None
     network.complete()
+    network.adapt_to(source)
     start = time.perf_counter()
     mixture = _mixture(source, settings, network, held_out)
     ranker = mixture if isinstance(mixture, LabelRanker) else None
     by_rows = settings.epochs is None
     ranked = ranker is not None
-    settings = settings.for_data(source.size, network.num_labels, held_out is not None and not ranked, ranked)
+    settings = settings.for_data(
+        source.size, network.num_labels, held_out is not None and not ranked, ranked, network.dense_input
+    )
     judge = None if held_out is None else HeldOut(held_out, network, mixture, metric)
     # Held-out rows join in the end, which takes at most as long as making the mixture.
     schedule = settings.schedule(spent=2 * (time.perf_counter() - start))
     run = TrainingRun(network, source, schedule, settings.batch_size or 1, settings.seed, configuration)
     if judge is not None and held_out is not None and ranker is not None and not ranker.uses_logits:
-        if settings.halves and isinstance(rows := source.sample(), XMCRows):
+        if settings.halves and (rows := source.sample()) is not None:
             judge.add(rows, _ranker_of(held_out, ranker, settings.seed))
         judge.tune()
         if ranker.is_of_use:
@@ -171,7 +173,7 @@ def fit_more(network: Network, source: InMemory, settings: Settings, options: Ru
     mixture, labels = network.mixture, max(network.num_labels, len(source.label_counts))
     trains = mixture is None or mixture.uses_logits
     if mixture is not None:
-        refit = isinstance(mixture, LabelRanker) and mixture.lacks_classifiers(source.rows.labels)
+        refit = isinstance(mixture, LabelRanker) and mixture.classifiers.lacks(source.rows.labels)
         mixture = _with_rows(mixture, source.rows, labels, refit)
     network.grow(source.rows.num_features, labels)
     network.mixture = None
@@ -189,22 +191,21 @@ def fit_more(network: Network, source: InMemory, settings: Settings, options: Ru
 def _mixture(
     source: Source, settings: Settings, network: Network, held_out: Rows | None
 ) -> Mixture | LabelRanker | None:
-    """The sources of scores beside the network; a ranker of sparse rows needs held-out rows."""
+    """The sources of scores beside the network; a ranker needs held-out rows."""
     rows = source.sample() if settings.neighbours_for(network.num_labels, ranked=held_out is not None) > 0 else None
     if rows is None:
         return None
     rows = rows._replace(num_labels=network.num_labels)
-    if held_out is not None and isinstance(rows, XMCRows):
+    if held_out is not None:
         return _ranker(source, rows, held_out, settings, network)
     neighbours = settings.neighbours_for(network.num_labels, ranked=False)
     return Mixture([neighbours_of(rows, neighbours)], source.label_counts) if neighbours > 0 else None
 
 
-def _ranker(source: Source, rows: XMCRows, held_out: Rows, settings: Settings, network: Network) -> LabelRanker:
+def _ranker(source: Source, rows: Rows, held_out: Rows, settings: Settings, network: Network) -> LabelRanker:
     """A ranker of the rows of a source, or of as many as the budget affords."""
     everything = join([rows, held_out]) if settings.halves else rows
-    assert isinstance(everything, XMCRows)
-    weighting = FeatureWeighting.choose(everything._replace(num_labels=rows.num_labels), settings.seed)
+    weighting = weighting_of(everything._replace(num_labels=rows.num_labels), settings.seed)
     neighbours = settings.neighbours_for(network.num_labels, ranked=True)
     if settings.budget is not None:
         rows = _affordable(rows, weighting, neighbours, _RANKER_SHARE * settings.budget, settings.seed)
@@ -214,7 +215,6 @@ def _ranker(source: Source, rows: XMCRows, held_out: Rows, settings: Settings, n
 
 def _ranker_of(rows: Rows, other: LabelRanker, seed: int) -> LabelRanker:
     """A ranker of these rows that is like another."""
-    assert isinstance(rows, XMCRows)
     rows = rows._replace(num_labels=other.num_labels)
     return LabelRanker.of(rows, other.neighbours.k, other.weighting, seed, other.uses_logits)
 
@@ -223,10 +223,12 @@ def _network_counts(source: Source, settings: Settings, network: Network, whole:
     """Whether the network is trained beside a ranker.
 
     It is where ``epochs`` or weights, which nothing else knows, ask for it, where the ranker is of a part of the rows,
-    and where labels are frequent and many, in all or of a row, unless the rows are few.
+    where rows are dense, and where labels are frequent and many, in all or of a row, unless the rows are few.
     """
     if settings.epochs is not None:
         return settings.epochs > 0
+    if network.dense_input:
+        return True
     weighted = source.is_weighted or network.class_weight is not None
     many = network.num_labels > WIDE or int(source.label_counts.sum()) >= _TOGETHER * source.size
     return weighted or not whole or (many and not settings.halves and _usual_frequency(source) >= _FREQUENT)
@@ -239,7 +241,9 @@ def _usual_frequency(source: Source) -> int:
     return int(counts[int((2 * sums < sums[-1]).sum())])
 
 
-def _affordable(rows: XMCRows, weighting: FeatureWeighting, neighbours: int, seconds: float, seed: int) -> XMCRows:
+def _affordable(
+    rows: Rows, weighting: FeatureWeighting | UnitLength, neighbours: int, seconds: float, seed: int
+) -> Rows:
     """As many of the rows as a ranker can be made of in so many seconds; all if they suffice."""
     order = torch.randperm(num_rows(rows), generator=torch.Generator().manual_seed(seed))
     start = time.perf_counter()
@@ -253,6 +257,5 @@ def _with_rows(mixture: Mixture | LabelRanker, rows: Rows, labels: int, refit: b
     """Makes rows neighbours, too, of a network with so many labels."""
     rows = rows._replace(num_labels=labels)
     if isinstance(mixture, LabelRanker):
-        assert isinstance(rows, XMCRows)
         return mixture.with_rows(rows, refit)
     return mixture.with_rows(rows, label_counts(rows, labels))

@@ -14,7 +14,7 @@ from ..metrics import PrecisionAtK
 from .mixture import Mixture
 from .network import Network
 from .ranker import Evidence, LabelRanker
-from .ranking import logits_for
+from .ranking import evidence_of, logits_for
 from .rows import Batch, InMemory, Rows, batch_of, num_rows
 
 HALVED = 2_000  # with fewer rows, each half tunes a ranker of the other half, unless a network is trained on them
@@ -149,7 +149,7 @@ class HeldOut:
         for block in torch.arange(min(num_rows(rows), _MOST_RANKED)).split(_RANKED):
             batch = batch_of(rows.take(block))
             self._mixed.append(batch)
-            self._prepared.append(ranker.prepare(batch.features))
+            self._prepared.append(None if ranker.asks_network else ranker.prepare(batch.features))
 
     @torch.no_grad()
     def measure(self) -> tuple[dict[str, float], tuple[float, ...]]:
@@ -184,7 +184,8 @@ class HeldOut:
 
     def _ranked(self) -> Iterator[tuple[Evidence, Tensor | None, Tensor]]:
         assert isinstance(self.mixture, LabelRanker)
-        for batch, evidence in zip(self._mixed, self._prepared):
+        for batch, prepared in zip(self._mixed, self._prepared):
+            evidence = evidence_of(self.mixture, self.network, batch.features) if prepared is None else prepared
             yield evidence, logits_for(self.mixture, self.network, batch.features, evidence), batch.labels
 
     @torch.no_grad()

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from .. import ops
 from ..data import XMCRows
 from ..data.xmc import check_rows
-from .rows import Features
+from .rows import Features, Rows
 
 _LEAST_WEIGHT = 0.03  # of a centroid of unit length; smaller entries take most of the memory and find hardly a label
 _MAX_POSTINGS = 1 << 12  # read per row that looks for centroids
 COSTS = 0.1, 1.0  # of errors, of the classifiers of a label
-_PASSES = 10
+PASSES = 10
 _LEAST_COEFFICIENT = 0.1  # of a classifier
 
 
@@ -130,6 +130,7 @@ class LinearClassifiers(LabelRows):
         num_labels, num_features, entries: See :class:`LabelRows`.
     """
 
+    kinds = len(COSTS)
     bias: Tensor  # [2, N] float32; values are [2, entries]
 
     def __init__(self, num_labels: int, num_features: int, entries: int) -> None:
@@ -147,13 +148,18 @@ class LinearClassifiers(LabelRows):
                 labels of the row itself do not count.
             seed: Seed of the order of the rows.
         """
-        members = _members(rows, negatives)
+        members = training_rows(rows, negatives)
         by_row = rows.feature_start, rows.features, rows.values
         made = cls(rows.num_labels, rows.num_features, 0)
         made.start, made.columns, made.values, made.bias = ops.fit_linear_rows(
-            *by_row, rows.num_features, *members, torch.tensor(COSTS), _PASSES, _LEAST_COEFFICIENT, seed
+            *by_row, rows.num_features, *members, torch.tensor(COSTS), PASSES, _LEAST_COEFFICIENT, seed
         )
         return made
+
+    def lacks(self, labels: Tensor) -> bool:
+        """Whether some of the labels ``[L]`` have no classifier."""
+        known = labels < self.num_labels
+        return not bool(known.all()) or bool((self.start.diff()[labels.long()] == 0).any())
 
     def grown(self, num_labels: int, num_features: int) -> LinearClassifiers:
         """The same classifiers of more features, with more labels, whose classifiers are 0."""
@@ -177,13 +183,13 @@ class LinearClassifiers(LabelRows):
             raise ValueError(f"values has shape {tuple(self.values.shape)}; wanted [{len(COSTS)}, {len(self.columns)}]")
 
 
-def rows_of_labels(rows: XMCRows) -> tuple[Tensor, Tensor]:
+def rows_of_labels(rows: Rows) -> tuple[Tensor, Tensor]:
     """The rows of each label: offsets ``[N + 1]`` int64, and row numbers int32, increasing for each label."""
     start, row, _ = ops.transpose_rows(rows.label_start, rows.labels, torch.empty(len(rows.labels)), rows.num_labels)
     return start, row
 
 
-def _members(rows: XMCRows, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def training_rows(rows: Rows, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The training rows of each classifier: offsets ``[N + 1]``, row numbers int32, and whether they have the label."""
     known = negatives >= 0
     counts = rows.label_start.diff()

@@ -123,7 +123,10 @@ def restore(network: Network, description: dict[str, Any], tensors: dict[str, Te
     if description["mixture"] is not None:
         with torch.device("meta"):
             network.mixture = _empty_mixture(description["mixture"], network)
-    assign_weights(_what_counts(network), tensors)
+    counted = _what_counts(network)
+    if counted is network and network.dense_input:
+        tensors = {"scale": torch.ones(()), **tensors}  # files of earlier versions have none
+    assign_weights(counted, tensors)
     if isinstance(network, WideNetwork) and isinstance(network.output, LSHLinear):
         _check_index(network.output)
     if network.mixture is not None and check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ _MAX_POSTINGS = 1 << 14  # read per row; time grows with them, and beyond these 
 _MOST_POWER = 1e6
 MOST_NEIGHBOURS = 1 << 12  # of a row: a quarter of the postings, as candidates are four times as many
 _CANDIDATES = 4  # times the neighbours wanted
+_FEW, _FEW_POSTINGS = 33, 1 << 11  # rows that a quick search finds, of twice as many candidates, and what it reads
+_COMPARED = 1 << 15  # dense rows that a quick search looks at
 
 
 class Neighbours(nn.Module):
@@ -62,6 +65,10 @@ class Neighbours(nn.Module):
 
     def search(self, features: Features) -> tuple[Tensor, Tensor]:
         """Finds the nearest kept rows: cosines and row numbers, both ``[B, k]``, padded with -inf and -1."""
+        raise NotImplementedError
+
+    def search_of_many(self) -> Callable[[Features], tuple[Tensor, Tensor]]:
+        """A quicker :meth:`search`, for features of unit length, that finds 33 rows; they need not be the nearest."""
         raise NotImplementedError
 
     def configuration(self) -> dict[str, Any]:
@@ -179,6 +186,16 @@ class SparseNeighbours(Neighbours):
         by_column = self.column_start, self.column_rows, self.column_values
         return ops.nearest_rows(crow, col, values, *by_row, *by_column, self.k, _CANDIDATES * self.k, max_postings)
 
+    def search_of_many(self) -> Callable[[Features], tuple[Tensor, Tensor]]:
+        by_row = self.row_start, self.columns, self.values
+        by_column = self.column_start, self.column_rows, self.column_values
+
+        def search(features: Features) -> tuple[Tensor, Tensor]:
+            query = features.crow_indices(), features.col_indices(), features.values()
+            return ops.nearest_rows(*query, *by_row, *by_column, _FEW, 2 * _FEW, _FEW_POSTINGS)
+
+        return search
+
     def configuration(self) -> dict[str, Any]:
         own = {"kind": "sparse", "num_features": self.num_features, "entries": len(self.columns)}
         return {**super().configuration(), **own}
@@ -215,6 +232,20 @@ class DenseNeighbours(Neighbours):
         cosines, rows = ops.linear_topk(unit.contiguous(), self.vectors, None, found)
         padding = (0, self.k - found)
         return nn.functional.pad(cosines, padding, value=-torch.inf), nn.functional.pad(rows, padding, value=-1)
+
+    def search_of_many(self) -> Callable[[Features], tuple[Tensor, Tensor]]:
+        some = torch.arange(len(self))
+        if len(self) > _COMPARED:
+            some = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:_COMPARED].sort().values
+        vectors = self.vectors if len(some) == len(self) else self.vectors[some]
+        found = min(_FEW, len(some))
+
+        def search(features: Features) -> tuple[Tensor, Tensor]:
+            assert isinstance(features, Tensor)
+            cosines, rows = ops.linear_topk(features, vectors, None, found)
+            return cosines, some[rows]
+
+        return search
 
     def configuration(self) -> dict[str, Any]:
         return {**super().configuration(), "kind": "dense", "num_features": self.vectors.shape[1]}

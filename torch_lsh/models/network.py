@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,10 +14,11 @@ from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear, SampledLogits
 from ..nn.logits.targets import as_target
 from .mixture import Mixture
 from .ranker import LabelRanker
-from .rows import Features, SparseFeatures
+from .rows import DenseRows, Features, Source, SparseFeatures
 
 ACTIVATIONS = ("relu", "none")
 _MOST_SCORES = 1 << 24  # in memory at a time
+_LENGTH = 6.0  # of dense rows: from 4 to 10 precision is about the same, at 1 (embeddings) far lower
 
 
 class Network(nn.Module):
@@ -25,9 +28,11 @@ class Network(nn.Module):
         mixture: Of the network's probabilities with other scores; None means the network alone.
         class_weight: Weight of each label in the loss, ``[N]``, while the network is trained; None means 1.
         binary: Whether every label is a decision of its own; else the labels share a softmax.
+        dense_input: Whether rows are dense.
     """
 
     binary = False
+    dense_input = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,6 +64,9 @@ class Network(nn.Module):
     def complete(self) -> None:
         """Initialises parameters that are on the meta device, as a file without them leaves them."""
 
+    def adapt_to(self, source: Source) -> None:
+        """Prepares for training on these rows."""
+
     def logits(self, features: Features) -> Tensor:
         """Computes the logits ``[B, num_labels]`` of the network alone, in memory."""
         raise NotImplementedError
@@ -66,6 +74,10 @@ class Network(nn.Module):
     def logits_of(self, features: Features, labels: Tensor) -> Tensor:
         """Computes the logits ``[B, K]`` of the network alone for labels ``[B, K]``; any number for negative ones."""
         return self.logits(features).gather(1, labels.clamp(min=0))
+
+    def best_of(self, features: Features, k: int) -> Tensor:
+        """The labels ``[B, k]`` with the largest logits of the network alone; all where there are fewer."""
+        return self.logits(features).topk(min(k, self.num_labels)).indices
 
     def scores(self, features: Features) -> Tensor:
         """Computes logits ``[B, num_labels]`` in memory; with a mixture, the logarithms of its probabilities."""
@@ -114,6 +126,7 @@ class WideNetwork(Network):
         self.input: EmbeddingBag | nn.Linear
         if dense_input:
             self.input = nn.Linear(num_features, hidden, bias=False)
+            self.register_buffer("scale", torch.ones(()))
         else:
             self.input = EmbeddingBag(num_features, hidden, mode="sum")
             # Rows have unit length, so at this scale hidden vectors have about unit length, too.
@@ -123,8 +136,16 @@ class WideNetwork(Network):
         self.output = LSHLinear(hidden, num_labels, config=config) if sampled else nn.Linear(hidden, num_labels)
 
     @property
-    def dense_input(self) -> bool:
+    def dense_input(self) -> bool:  # type: ignore[override]
         return isinstance(self.input, nn.Linear)
+
+    def adapt_to(self, source: Source) -> None:
+        """Scales dense rows so that their lengths are about those that training suits; unit length is far below."""
+        rows = source.sample() if self.dense_input else None
+        if isinstance(rows, DenseRows) and len(rows.features) > 0:
+            length = float(rows.features.square().sum(1).mean().sqrt())
+            if 0 < length < math.inf:
+                self.scale = torch.tensor(_LENGTH / length)
 
     @property
     def num_features(self) -> int:
@@ -141,7 +162,7 @@ class WideNetwork(Network):
             of_rows = features.crow_indices(), features.col_indices(), features.values()
             hidden = ops.embedding_bag(self.input.weight, *of_rows) + self.input_bias
         else:
-            hidden = self.input(features) + self.input_bias
+            hidden = self.input(features * self.scale if self.dense_input else features) + self.input_bias
         return F.relu(hidden) if self.activation == "relu" else hidden
 
     def forward(self, features: Tensor) -> Tensor:
@@ -160,6 +181,12 @@ class WideNetwork(Network):
             return super().logits_of(features, labels)
         products = ops.sampled_dot(self.hidden(features), output.weight, labels)
         return products if output.bias is None else products + output.bias[labels.clamp(min=0)]
+
+    def best_of(self, features: Features, k: int) -> Tensor:
+        output, k = self.output, min(k, self.num_labels)
+        if not isinstance(output, nn.Linear):
+            return output.topk(self.hidden(features), k).indices
+        return ops.linear_topk(self.hidden(features), output.weight, output.bias, k)[1]
 
     def loss(self, features: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Computes the softmax cross entropy, the mean over the rows that have labels."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -10,19 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..data import XMCRows, collate_xmc
+from ..data import XMCRows
 from .co_occurrence import CoOccurrences
 from .committee import Examples, committee, first_value, train_committee
-from .label_rows import COSTS, Centroids, LinearClassifiers
-from .neighbours import SparseNeighbours, neighbours_from, neighbours_of, with_more_rows
-from .rows import Features
-from .weighting import FeatureWeighting
+from .dense_label_rows import DenseCentroids, DenseClassifiers
+from .label_rows import Centroids, LinearClassifiers
+from .neighbours import DenseNeighbours, Neighbours, neighbours_from, neighbours_of, with_more_rows
+from .rows import Features, Rows, batch_of
+from .weighting import FeatureWeighting, UnitLength
 
 _POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose the candidates
 _FEW = 10  # neighbours whose votes count by themselves, too
 _VOTED, _NEAREST = 60, 30  # candidates by votes and by centroids
+ASKED = 30  # candidates of the large network, for dense rows
 _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
-_HARD_NEIGHBOURS = 33, 66, 1 << 11  # whose labels those are: how many, of how many candidates, by how many postings
 _KEPT_SHARE = 0.9  # of all rows; the hard labels of fewer rows are sought again when more rows join them
 _ROWS = 1024  # at a time
 _LEAST_DEVIATION = 1e-5  # of evidence; what varies less is as good as constant
@@ -46,15 +47,16 @@ class Evidence(NamedTuple):
 class LabelRanker(nn.Module):
     """Candidates from neighbours and centroids, ranked by a committee of small networks.
 
-    The candidates of a row are the labels of its nearest training rows and those with the nearest centroids. What is
-    known of a candidate - the votes, the cosine with its centroid, how often it comes with the features, the scores of
-    linear classifiers, its frequency and the logit of a large network, where that is trained - goes into small
-    networks, which held-out rows train. So no share of any source needs to be set, and a source that is of no use on
-    some data does no harm.
+    The candidates of a row are the labels of its nearest training rows and those with the nearest centroids; for dense
+    rows, the best labels of the large network take the place of the latter, where that is trained. What is known of a
+    candidate - the votes, the cosine with its centroid, how often it comes with the features, the scores of linear
+    classifiers, its frequency and the logit of the large network, where that is trained - goes into small networks,
+    which held-out rows train. So no share of any source needs to be set, and a source that is of no use on some data
+    does no harm.
 
     Args:
         weighting: Of the features.
-        neighbours, centroids, co_occurrences, classifiers: Of the same weighed rows.
+        neighbours, centroids, co_occurrences, classifiers: Of the same weighed rows; dense rows have no co-occurrences.
         uses_logits: Whether the large network counts.
     """
 
@@ -64,31 +66,31 @@ class LabelRanker(nn.Module):
 
     def __init__(
         self,
-        weighting: FeatureWeighting,
-        neighbours: SparseNeighbours,
-        centroids: Centroids,
-        co_occurrences: CoOccurrences,
-        classifiers: LinearClassifiers,
+        weighting: FeatureWeighting | UnitLength,
+        neighbours: Neighbours,
+        centroids: Centroids | DenseCentroids,
+        co_occurrences: CoOccurrences | None,
+        classifiers: LinearClassifiers | DenseClassifiers,
         uses_logits: bool = True,
     ) -> None:
         super().__init__()
         self.weighting, self.neighbours, self.uses_logits = weighting, neighbours, bool(uses_logits)
         self.centroids, self.co_occurrences, self.classifiers = centroids, co_occurrences, classifiers
         self.register_buffer("counts", torch.zeros(neighbours.num_labels, dtype=torch.int32))
-        size = 2 * (len(_POWERS) + 1) + 5 + 3 * len(COSTS) + 2 * self.uses_logits
+        in_pairs = 1 + (co_occurrences is not None) + self.uses_logits  # a value, and how far it is below the best
+        size = 2 * (len(_POWERS) + 1) + 2 * in_pairs + 3 * classifiers.kinds + 1
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("deviation", torch.ones(size))
         self.rank = committee(size)
         self.is_of_use = False  # unless its sources knew labels of the rows by which it was tuned, and found none
-        # Of the first rows; none after loading, which makes the other tensors on the meta device.
-        self._hard_labels = torch.empty(0, _HARD_VOTED + _HARD_NEAREST, dtype=torch.int32, device="cpu")
+        self._hard_labels: Tensor | None = None  # of the first rows; none after loading
 
     @classmethod
     def of(
         cls,
-        rows: XMCRows,
+        rows: Rows,
         neighbours: int,
-        weighting: FeatureWeighting | None = None,
+        weighting: FeatureWeighting | UnitLength | None = None,
         seed: int = 0,
         uses_logits: bool = True,
     ) -> LabelRanker:
@@ -101,18 +103,17 @@ class LabelRanker(nn.Module):
             seed: Of all random choices.
             uses_logits: Whether the large network counts.
         """
-        weighting = FeatureWeighting.choose(rows, seed) if weighting is None else weighting
-        rows = weighting.rows(rows)
-        near, centroids = neighbours_of(rows, neighbours), Centroids.of(rows)
-        assert isinstance(near, SparseNeighbours)
+        weighting = weighting_of(rows, seed) if weighting is None else weighting
+        rows = weighting.rows(rows)  # type: ignore[arg-type]  # it is of the kind of the rows
+        near, centroids = neighbours_of(rows, neighbours), _centroids_of(rows)
         hard = _hard_labels(rows, near, centroids)
-        classifiers = LinearClassifiers.of(rows, hard, seed)
-        made = cls(weighting, near, centroids, CoOccurrences.of(near.rows()), classifiers, uses_logits)
+        classifiers = _classifiers_of(rows, hard, seed)
+        made = cls(weighting, near, centroids, _co_occurrences_of(near.rows()), classifiers, uses_logits)
         made._hard_labels = hard
         made.counts = _label_counts(rows)
         return made
 
-    def with_rows(self, rows: XMCRows, refit: bool, seed: int = 0) -> LabelRanker:
+    def with_rows(self, rows: Rows, refit: bool, seed: int = 0) -> LabelRanker:
         """A ranker of the labels of more rows, with the committee of this one.
 
         Args:
@@ -121,41 +122,42 @@ class LabelRanker(nn.Module):
             seed: Of all random choices.
         """
         weighting = self.weighting.grown(rows.num_features)
-        near = with_more_rows(self.neighbours, weighting.rows(rows))
-        assert isinstance(near, SparseNeighbours)
+        near = with_more_rows(self.neighbours, weighting.rows(rows))  # type: ignore[arg-type]  # see of()
         everything = near.rows()
-        centroids = Centroids.of(everything)
+        centroids = _centroids_of(everything)
         if refit:
             known = self._hard_labels
-            if len(known) < _KEPT_SHARE * len(near):
-                known = known[:0]
-            hard = torch.cat([known, _hard_labels(everything, near, centroids, len(known))])
-            classifiers = LinearClassifiers.of(everything, hard, seed)
+            if known is None or len(known) < _KEPT_SHARE * len(near):
+                hard = _hard_labels(everything, near, centroids)
+            else:
+                hard = torch.cat([known, _hard_labels(everything, near, centroids, len(known))])
+            classifiers = _classifiers_of(everything, hard, seed)
         else:
             classifiers = self.classifiers.grown(everything.num_labels, everything.num_features)
-        together = CoOccurrences.of(everything)
+        together = _co_occurrences_of(everything)
         made = LabelRanker(weighting, near, centroids, together, classifiers, self.uses_logits)
         made.counts = _label_counts(everything)
         made.rank, made.mean, made.deviation = self.rank, self.mean, self.deviation
         made.is_of_use = self.is_of_use
         return made
 
-    def lacks_classifiers(self, labels: Tensor) -> bool:
-        """Whether some of the labels ``[L]`` have no classifier."""
-        counts = self.classifiers.start.diff()
-        known = labels < len(counts)
-        return not bool(known.all()) or bool((counts[labels.long()] == 0).any())
+    def _parts(self) -> Iterator[Any]:
+        """What there is of each label."""
+        for part in (self.neighbours, self.centroids, self.co_occurrences, self.classifiers):
+            if part is not None:
+                yield part
 
     def make_room(self, num_labels: int) -> None:
         """Makes room for labels that no row has."""
-        for part in (self.neighbours, self.centroids, self.co_occurrences, self.classifiers):
+        for part in self._parts():
             part.make_room(num_labels)
         self.counts = torch.cat([self.counts, self.counts.new_zeros(num_labels - len(self.counts))])
 
     def configuration(self) -> dict[str, Any]:
         """The arguments of :meth:`empty`, except ``num_labels``, and the kind."""
         names = "weighting", "neighbours", "centroids", "co_occurrences", "classifiers"
-        parts = {name: getattr(self, name).configuration() for name in names}
+        found = {name: getattr(self, name) for name in names}
+        parts = {name: None if part is None else part.configuration() for name, part in found.items()}
         return {"kind": "ranker", **parts, "uses_logits": self.uses_logits}
 
     @classmethod
@@ -165,14 +167,17 @@ class LabelRanker(nn.Module):
         weighting: dict[str, Any],
         neighbours: dict[str, Any],
         centroids: dict[str, Any],
-        co_occurrences: dict[str, Any],
+        co_occurrences: dict[str, Any] | None,
         classifiers: dict[str, Any],
         uses_logits: bool,
     ) -> LabelRanker:
         """A ranker of the same sizes as the one that has this configuration."""
         near = neighbours_from(neighbours, num_labels)
-        if not isinstance(near, SparseNeighbours):
-            raise ValueError(f"neighbours are {type(near).__name__}; wanted SparseNeighbours")
+        if isinstance(near, DenseNeighbours):
+            dense = DenseCentroids(num_labels, **centroids), None, DenseClassifiers(num_labels, **classifiers)
+            return cls(UnitLength(**weighting), near, *dense, uses_logits)
+        if co_occurrences is None:
+            raise ValueError("a ranker of sparse rows has no co-occurrences; wanted some")
         return cls(
             FeatureWeighting(**weighting),
             near,
@@ -184,35 +189,42 @@ class LabelRanker(nn.Module):
 
     def check(self, num_features: int) -> None:
         """Raises a ValueError where buffers are not those of a ranker for rows of so many features."""
-        if len(self.weighting.weight) != num_features:
-            raise ValueError(f"weight has {len(self.weighting.weight)} numbers; wanted {num_features}")
         if not bool((self.counts >= 0).all()) or not bool((self.deviation > 0).all()):
             raise ValueError("counts or deviation holds a number below what it can be")
-        for part in (self.neighbours, self.centroids, self.co_occurrences, self.classifiers):
+        for part in (self.weighting, *self._parts()):
             part.check(num_features)
+
+    @property
+    def asks_network(self) -> bool:
+        """Whether candidates come from the large network."""
+        return self.uses_logits and self.co_occurrences is None
 
     @property
     def num_labels(self) -> int:
         return len(self.counts)
 
     @torch.no_grad()
-    def prepare(self, features: Features) -> Evidence:
-        """Finds the candidates of features ``[B, F]``, sparse CSR, and what is known of them but for the logits."""
+    def prepare(self, features: Features, also: Tensor | None = None) -> Evidence:
+        """Finds the candidates of features ``[B, F]`` and what is known of them but for the logits.
+
+        Args:
+            features: Sparse CSR or dense.
+            also: Labels ``[B, M]`` int64 that are candidates, where :attr:`asks_network`.
+        """
         features = self.weighting(features)
         cosines, rows = self.neighbours.search(features)
         start, labels = self.neighbours.label_start, self.neighbours.labels
-        near = self.centroids.search(features, _NEAREST)
+        near = self.centroids.search(features, _NEAREST) if also is None else also
         weights = _weights(cosines)
         found, votes = ops.label_votes(rows, weights, start, labels, self.num_labels, _VOTED, near)
         voters = start.diff()[rows.clamp(min=0)].unsqueeze(2)
         votes = votes / (weights * voters).sum(1, keepdim=True).clamp(min=1e-30)
         none = found < 0
-        cosine = self.centroids(features, found)
+        sources = [part(features, found) for part in (self.centroids, self.co_occurrences) if part is not None]
         values = [
             (votes + 1e-4).log(),
             votes,
-            *_and_below_best(cosine, none),
-            *_and_below_best(self.co_occurrences(features, found), none),
+            *(value for source in sources for value in _and_below_best(source, none)),
             *(
                 value
                 for margin in self.classifiers(features, found).clamp(-3, 3)
@@ -246,7 +258,8 @@ class LabelRanker(nn.Module):
         Those of the candidates are logarithms of probabilities. Behind them come the other labels, in the order of the
         logits, or the most frequent ones first where logits do not count.
         """
-        evidence = self.prepare(features)
+        also = logits.topk(min(ASKED, logits.shape[1])).indices if self.asks_network and logits is not None else None
+        evidence = self.prepare(features, also)
         labels = evidence.labels
         if logits is None:
             logits = self.counts.float().log1p().expand(len(labels), -1)
@@ -323,7 +336,26 @@ def best_of(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best.values, labels.gather(1, best.indices)
 
 
-def _label_counts(rows: XMCRows) -> Tensor:
+def weighting_of(rows: Rows, seed: int = 0) -> FeatureWeighting | UnitLength:
+    """A weighting of the features that suits the rows."""
+    return FeatureWeighting.choose(rows, seed) if isinstance(rows, XMCRows) else UnitLength()
+
+
+def _centroids_of(rows: Rows) -> Centroids | DenseCentroids:
+    return Centroids.of(rows) if isinstance(rows, XMCRows) else DenseCentroids.of(rows)
+
+
+def _co_occurrences_of(rows: Rows) -> CoOccurrences | None:
+    return CoOccurrences.of(rows) if isinstance(rows, XMCRows) else None
+
+
+def _classifiers_of(rows: Rows, hard: Tensor, seed: int) -> LinearClassifiers | DenseClassifiers:
+    return (
+        LinearClassifiers.of(rows, hard, seed) if isinstance(rows, XMCRows) else DenseClassifiers.of(rows, hard, seed)
+    )
+
+
+def _label_counts(rows: Rows) -> Tensor:
     return torch.bincount(rows.labels, minlength=rows.num_labels).int()
 
 
@@ -341,23 +373,23 @@ def _and_below_best(values: Tensor, none: Tensor) -> list[Tensor]:
     return [values.masked_fill(none, 0).unsqueeze(2), (values - best).masked_fill(none, 0).unsqueeze(2)]
 
 
-def _hard_labels(rows: XMCRows, neighbours: SparseNeighbours, centroids: Centroids, begin: int = 0) -> Tensor:
+def _hard_labels(rows: Rows, neighbours: Neighbours, centroids: Centroids | DenseCentroids, begin: int = 0) -> Tensor:
     """Labels that the rows from ``begin`` on may be mistaken for, were they not among the training rows.
 
     Returns:
         ``[rows - begin, M]`` int32, padded with -1.
     """
-    by_row = neighbours.row_start, neighbours.columns, neighbours.values
-    by_column = neighbours.column_start, neighbours.column_rows, neighbours.column_values
-    found = []
+    search, found = neighbours.search_of_many(), []
     for some in torch.arange(begin, len(rows.label_start) - 1).split(_ROWS):
-        features, _ = collate_xmc(rows.take(some))
-        query = features.crow_indices(), features.col_indices(), features.values()
-        cosines, near = ops.nearest_rows(*query, *by_row, *by_column, *_HARD_NEIGHBOURS)
+        features = batch_of(rows.take(some)).features
+        cosines, near = search(features)
         itself = near == some.unsqueeze(1)
         weights = cosines.clamp(min=0).square().masked_fill(itself, 0).unsqueeze(2).contiguous()
         near = near.masked_fill(itself, -1)
-        also = centroids.search(features, _HARD_NEAREST, 1 << 11)
+        if isinstance(centroids, Centroids):
+            also = centroids.search(features, _HARD_NEAREST, 1 << 11)
+        else:  # takes as long as the search among rows, and adds nothing
+            also = near.new_empty(len(some), 0)
         labels = neighbours.label_start, neighbours.labels, rows.num_labels
         found.append(ops.label_votes(near, weights, *labels, _HARD_VOTED, also)[0].int())
     return torch.cat(found)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .network import Network
-from .ranker import Evidence, LabelRanker, best_of
+from .ranker import ASKED, Evidence, LabelRanker, best_of
 from .rows import Features
 
 
@@ -115,11 +115,16 @@ def ranked_labels(network: Network, features: Features, k: int) -> tuple[Tensor,
     """
     if not isinstance(network.mixture, LabelRanker):
         return None
-    evidence = network.mixture.prepare(features)
+    evidence = evidence_of(network.mixture, network, features)
     if bool(((evidence.labels >= 0).sum(1) < k).any()):
         return None
     logits = logits_for(network.mixture, network, features, evidence)
     return best_of(network.mixture.scores(evidence, logits), evidence.labels, k)
+
+
+def evidence_of(ranker: LabelRanker, network: Network, features: Features) -> Evidence:
+    """The candidates of features ``[B, F]``, and what is known of them but for the network's logits."""
+    return ranker.prepare(features, network.best_of(features, ASKED) if ranker.asks_network else None)
 
 
 def logits_for(ranker: LabelRanker, network: Network, features: Features, evidence: Evidence) -> Tensor | None:

@@ -15,6 +15,7 @@ _MANY_ALONE = 512  # with as many labels, neighbours vote where there is no rank
 _NEIGHBOURS = 64  # that vote
 _RANKED_ROWS = 75_000  # that a network beside a ranker is trained on, in one pass at least
 _SAMPLED_ROWS = 20_000  # where its output is sampled, which takes longer for each row
+_LEAST_DENSE_EPOCHS = 3  # of a network of dense rows, of which other sources of a ranker know less
 
 
 class Settings(NamedTuple):
@@ -55,10 +56,14 @@ class Settings(NamedTuple):
         if not 0 <= validation_fraction < 1:
             raise ValueError(f"validation_fraction is {validation_fraction!r}; wanted a number from 0 to below 1")
 
-    def for_data(self, rows: int, labels: int, held_out_decides: bool, ranked: bool = False) -> Settings:
+    def for_data(
+        self, rows: int, labels: int, held_out_decides: bool, ranked: bool = False, dense: bool = False
+    ) -> Settings:
         """The settings with nothing left to follow from the data, but for the epochs that held-out rows decide."""
         epochs = self.epochs
-        if epochs is None and ranked:
+        if epochs is None and ranked and dense:
+            epochs = min(40, max(_LEAST_DENSE_EPOCHS, _RANKED_ROWS // rows))
+        elif epochs is None and ranked:
             # The network is one source of several, and adds little after the first passes.
             epochs = min(40, max(1, (_SAMPLED_ROWS if labels > WIDE else _RANKED_ROWS) // rows))
         elif epochs is None and not held_out_decides:
@@ -77,11 +82,11 @@ class Settings(NamedTuple):
             return self.neighbours
         return _NEIGHBOURS if labels >= (_MANY if ranked else _MANY_ALONE) else 0
 
-    def purpose(self, labels: int, weighted: bool, sparse: bool = True) -> Purpose:
+    def purpose(self, labels: int, weighted: bool, dense: bool = False) -> Purpose:
         """What rows are held out for, given so many labels; weights of rows or labels are for the network alone."""
-        if not sparse or self.neighbours_for(labels, ranked=True) == 0 or labels < _MANY:
+        if self.neighbours_for(labels, ranked=True) == 0 or labels < _MANY:
             return TO_STOP
-        trains = weighted if self.epochs is None else self.epochs > 0
+        trains = weighted or dense if self.epochs is None else self.epochs > 0
         return TO_RANK if trains else TO_RANK_ALONE
 
     def schedule(self, spent: float = 0.0) -> Schedule:

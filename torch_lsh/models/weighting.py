@@ -1,16 +1,17 @@
-"""FeatureWeighting: how much each feature of a sparse row counts."""
+"""How much each feature of a row counts: FeatureWeighting of sparse rows, UnitLength of dense ones."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
 from ..data import XMCRows, collate_xmc
 from .neighbours import SparseNeighbours, in_order, neighbours_of, unit_length
-from .rows import Features, SparseFeatures
+from .rows import DenseRows, Features, SparseFeatures
 
 _MOST_ROWS = 50_000  # to look for neighbours among
 _MOST_QUERIES = 500
@@ -91,12 +92,44 @@ class FeatureWeighting(nn.Module):
             values = values.sign() * values.abs().log1p()
         return start, columns, unit_length(start, values * self.weight[columns])
 
+    def check(self, num_features: int) -> None:
+        """Raises a ValueError where it weighs another number of features."""
+        if len(self.weight) != num_features:
+            raise ValueError(f"weight has {len(self.weight)} numbers; wanted {num_features}")
+
     def configuration(self) -> dict[str, Any]:
         """The arguments that make such a module."""
         return {"num_features": len(self.weight), "log": self.log}
 
     def extra_repr(self) -> str:
         return f"{len(self.weight):,} features, log={self.log}, idf={bool((self.weight != 1).any())}"
+
+
+class UnitLength(nn.Module):
+    """Scales dense rows to unit length: what :class:`FeatureWeighting` is for sparse ones.
+
+    >>> UnitLength()(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
+
+    def grown(self, num_features: int) -> UnitLength:
+        return self
+
+    def forward(self, features: Features) -> Tensor:
+        """Scales features ``[B, d]``."""
+        assert isinstance(features, Tensor)
+        return F.normalize(features, dim=1)
+
+    def rows(self, rows: DenseRows) -> DenseRows:
+        """Scales rows."""
+        return rows._replace(features=self(rows.features))
+
+    def check(self, num_features: int) -> None:
+        """Takes any number of features."""
+
+    def configuration(self) -> dict[str, Any]:
+        """The arguments that make such a module."""
+        return {}
 
 
 def _precision_of_neighbours(rows: XMCRows) -> float:

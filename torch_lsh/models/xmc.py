@@ -197,7 +197,7 @@ class XMCClassifier(WideNetwork):
             self._rows(eval_dataset, for_training=False)
         given = None if validation is None else self._rows(validation)
         weighted = sample_weight is not None or class_weight is not None
-        purpose = settings.purpose(self.num_labels, weighted, sparse=not self.dense_input)
+        purpose = settings.purpose(self.num_labels, weighted, self.dense_input)
         fraction = validation_fraction if given is None else 0.0
         source, held_out, likely = self._source(train_dataset, sample_weight, fraction, purpose, memory, seed)
         settings = settings._replace(halves=are_halves(source.size, held_out, purpose))
