@@ -90,26 +90,6 @@ def test_each_frequency_has_its_share():
     torch.testing.assert_close(mixture(logits, features_of([0, 1])).exp()[0], wanted / wanted.sum())
 
 
-@pytest.mark.parametrize("right", ["network", "neighbours", "by frequency"])
-def test_the_shares_are_what_pays(right):
-    """The votes for [3] are for labels 1 and 2, those for [0, 2] for 1; the network says 4 and 0."""
-    counts = torch.tensor([1, 9, 1, 1, 1])
-    mixture = mixture_of(neighbours_of(KEPT, k=1), 0.5, counts)
-    logits = 3 * torch.eye(5)[[4, 0]]
-    labels = {
-        "network": [[4, -100], [0, -100]],
-        "neighbours": [[1, 2], [1, -100]],
-        "by frequency": [[4, -100], [1, -100]],  # only of the frequent label 1 the votes are right
-    }[right]
-    features = features_of([3], [0, 2])
-    _, precision = mixture.tune([(logits, mixture.prepare(features), torch.tensor(labels))])
-    best = mixture(logits, features).argmax(1).tolist()
-    assert best == {"network": [4, 0], "neighbours": [1, 1], "by frequency": [4, 1]}[right] or (
-        right == "neighbours" and best == [2, 1]
-    )
-    assert precision > 0.5
-
-
 def test_rows_that_are_no_rows_are_refused():
     for change in (
         {"features": torch.full_like(KEPT.features, 8)},

@@ -55,7 +55,7 @@ def fit(
 ) -> Fitted:
     """Trains a network and adds its mixture.
 
-    Held-out rows say when to stop and with which shares neighbours vote, or train a ranker; the network is never
+    Held-out rows say when to stop, or train a ranker; the network is never
     trained on them. In the end they become neighbours as all other rows do, so that nothing that is known is lost.
     Where its logits do not count for the ranker, the network is not trained.
 
@@ -82,7 +82,7 @@ def fit(
     settings = settings.for_data(
         source.size, network.num_labels, held_out is not None and not ranked, ranked, network.dense_input
     )
-    judge = None if held_out is None else HeldOut(held_out, network, mixture, metric)
+    judge = None if held_out is None else HeldOut(held_out, network, ranker, metric)
     # Held-out rows join in the end, which takes at most as long as making the mixture.
     schedule = settings.schedule(spent=2 * (time.perf_counter() - start))
     run = TrainingRun(network, source, schedule, settings.batch_size or 1, settings.seed, configuration)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import collections
-import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..metrics import PrecisionAtK
-from .mixture import Mixture
 from .network import Network
 from .ranker import Evidence, LabelRanker
 from .ranking import evidence_of, logits_for
@@ -115,12 +112,12 @@ class Precision:
 
 
 class HeldOut:
-    """Measures a network on held-out rows, and tunes its mixture on them.
+    """Measures a network on held-out rows, and tunes its ranker on them.
 
     Args:
         rows: The rows; where scoring them takes long, the first of them count.
         network: The network.
-        mixture: The mixture; None means the network alone.
+        ranker: Ranks its labels; None means the network alone.
         metric: Makes a metric.
     """
 
@@ -128,74 +125,58 @@ class HeldOut:
         self,
         rows: Rows,
         network: Network,
-        mixture: Mixture | LabelRanker | None,
+        ranker: LabelRanker | None,
         metric: Callable[[], Metric] = Precision,
     ) -> None:
-        self.network, self.mixture, self._metric = network, mixture, metric
-        scores, least = (_MOST_SCORED, 128) if isinstance(mixture, LabelRanker) else (_MOST_SCORES, 512)
+        self.network, self.ranker, self._metric = network, ranker, metric
+        scores, least = (_MOST_SCORES, 512) if ranker is None else (_MOST_SCORED, 128)
         most = max(least, scores // network.num_labels)
         counted = rows.take(torch.arange(min(num_rows(rows), most)))
         blocks = torch.arange(num_rows(counted)).split(network.rows_at_a_time)
         self._batches: list[Batch] = [batch_of(counted.take(block)) for block in blocks]
-        self._mixed: list[Batch] = []
-        self._prepared: list[Any] = []
-        if isinstance(mixture, LabelRanker):
-            self.add(rows, mixture)  # it looks at few labels of each row, so that more rows can count for it
-        elif mixture is not None:
-            self._mixed, self._prepared = self._batches, [mixture.prepare(batch.features) for batch in self._batches]
+        self._ranked_batches: list[tuple[Batch, Evidence | None]] = []
+        if ranker is not None:
+            self.add(rows, ranker)  # it looks at few labels of each row, so that more rows can count for it
 
     def add(self, rows: Rows, ranker: LabelRanker) -> None:
         """Adds rows that tune the ranker by what one knows of them that was not made of them."""
         for block in torch.arange(min(num_rows(rows), _MOST_RANKED)).split(_RANKED):
             batch = batch_of(rows.take(block))
-            self._mixed.append(batch)
-            self._prepared.append(None if ranker.asks_network else ranker.prepare(batch.features))
+            prepared = None if ranker.asks_network else ranker.prepare(batch.features)
+            self._ranked_batches.append((batch, prepared))
 
     @torch.no_grad()
     def measure(self) -> tuple[dict[str, float], tuple[float, ...]]:
-        """The quality of the network alone by name; and as one number, with that of the tuned mixture if any.
+        """The quality of the network alone by name, and as one number.
 
-        With a ranker there are no numbers: what it finds hardly depends on how long the network is trained.
+        With a ranker there is no number: what it finds hardly depends on how long the network is trained.
         """
         self.network.eval()
         metric = self._metric()
-
-        def scored() -> Iterator[tuple[Tensor, Any, Tensor]]:
-            for batch, prepared in zip(self._batches, self._prepared or itertools.repeat(None)):
-                logits = self.network.logits(batch.features)
-                metric.update(logits, batch.labels)
-                yield logits, prepared, batch.labels
-
-        if isinstance(self.mixture, Mixture):
-            qualities: tuple[float, ...] = self.mixture.tune(scored())
-        else:
-            collections.deque(scored(), maxlen=0)
-            qualities = () if isinstance(self.mixture, LabelRanker) else (metric.quality(),)
-        return metric.compute(), qualities
+        for batch in self._batches:
+            metric.update(self.network.logits(batch.features), batch.labels)
+        return metric.compute(), (metric.quality(),) if self.ranker is None else ()
 
     @torch.no_grad()
     def tune(self) -> None:
-        """Tunes the mixture for the present parameters of the network."""
-        if isinstance(self.mixture, LabelRanker):
+        """Tunes the ranker for the present parameters of the network."""
+        if self.ranker is not None:
             self.network.eval()
-            self.mixture.tune(self._ranked())
-        elif self.mixture is not None:
-            self.measure()
+            self.ranker.tune(self._ranked(self.ranker))
 
-    def _ranked(self) -> Iterator[tuple[Evidence, Tensor | None, Tensor]]:
-        assert isinstance(self.mixture, LabelRanker)
-        for batch, prepared in zip(self._mixed, self._prepared):
-            evidence = evidence_of(self.mixture, self.network, batch.features) if prepared is None else prepared
-            yield evidence, logits_for(self.mixture, self.network, batch.features, evidence), batch.labels
+    def _ranked(self, ranker: LabelRanker) -> Iterator[tuple[Evidence, Tensor | None, Tensor]]:
+        for batch, prepared in self._ranked_batches:
+            evidence = evidence_of(ranker, self.network, batch.features) if prepared is None else prepared
+            yield evidence, logits_for(ranker, self.network, batch.features, evidence), batch.labels
 
     @torch.no_grad()
     def final(self) -> Metric:
-        """The quality of what the network predicts, mixed or not."""
+        """The quality of what the network predicts, ranked or not."""
         self.network.eval()
         metric = self._metric()
-        if isinstance(self.mixture, LabelRanker) and self.mixture.is_of_use:
-            for evidence, logits, labels in self._ranked():
-                metric.update(self.mixture.scores(evidence, logits), places_of(labels, evidence.labels))
+        if self.ranker is not None and self.ranker.is_of_use:
+            for evidence, logits, labels in self._ranked(self.ranker):
+                metric.update(self.ranker.scores(evidence, logits), places_of(labels, evidence.labels))
             return metric
         for batch in self._batches:
             metric.update(self.network.scores(batch.features), batch.labels)

@@ -13,7 +13,6 @@ from ..data import XMCRows
 from ..data.xmc import check_rows, runs
 from .rows import DenseRows, Features, Rows, SparseFeatures, join
 
-_POWERS = (2.0, 3.0, 4.0)  # of the cosines, to choose from
 _MAX_POSTINGS = 1 << 14  # read per row; time grows with them, and beyond these they hardly find another neighbour
 _MOST_POWER = 1e6
 MOST_NEIGHBOURS = 1 << 12  # of a row: a quarter of the postings, as candidates are four times as many
@@ -90,18 +89,6 @@ class Neighbours(nn.Module):
     def forward(self, features: Features) -> Tensor:
         """The votes ``[B, N]`` for the labels of features ``[B, F]``."""
         return self.votes(*self.search(features))
-
-    def prepare(self, features: Features) -> tuple[Tensor, Tensor]:
-        """What :meth:`search` finds."""
-        return self.search(features)
-
-    def trials(self, prepared: tuple[Tensor, Tensor]) -> list[Tensor]:
-        """The votes with each power that there is to choose from."""
-        return [self.votes(*prepared, power) for power in _POWERS]
-
-    def adopt(self, trial: int) -> None:
-        """Takes over the power of this number."""
-        self.power = _POWERS[trial]
 
     def make_room(self, num_labels: int) -> None:
         """Makes room for labels that no row has."""

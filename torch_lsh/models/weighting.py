@@ -118,7 +118,7 @@ class UnitLength(nn.Module):
     def forward(self, features: Features) -> Tensor:
         """Scales features ``[B, d]``."""
         assert isinstance(features, Tensor)
-        return F.normalize(features, dim=1)
+        return F.normalize(features, dim=1).contiguous()
 
     def rows(self, rows: DenseRows) -> DenseRows:
         """Scales rows."""
