@@ -3,6 +3,7 @@
     python benchmarks/models.py citeulike-t delicious yso-en --peers peers/bin/python --json out.jsonl
     python benchmarks/models.py --file synthetic train.txt test.txt --rows 50000
     python benchmarks/models.py --file titles train.tsv test.tsv
+    python benchmarks/models.py citeulike-t --dense 256    # TF-IDF reduced to dense rows by an SVD, as of embeddings
 
 Lines of a .tsv file are ``label,label TAB text``; systems that take features get TF-IDF of the words of its texts.
 Every system has its default settings and a process of its own. Rows without labels are left out. Reports precision@k
@@ -41,11 +42,11 @@ LOGISTIC_LABELS = 5_000  # with more labels, one logistic regression for each ta
 
 
 class Task(NamedTuple):
-    """Training rows with their labels, and test rows."""
+    """Training rows with their labels, and test rows; features are sparse CSR or a dense array."""
 
-    rows: scipy.sparse.csr_matrix
+    rows: Any
     labels: scipy.sparse.csr_matrix
-    test: scipy.sparse.csr_matrix
+    test: Any
     titles: list[str] | None  # of the training rows
     test_titles: list[str] | None
     threads: int
@@ -65,15 +66,15 @@ class Trained(NamedTuple):
 def xmc_classifier(task: Task) -> Trained:
     import torch
 
-    from torch_lsh.data import XMCDataset
     from torch_lsh.models import XMCClassifier
 
     torch.set_num_threads(task.threads)
-    model = XMCClassifier(task.rows.shape[1], task.labels.shape[1])
-    model.fit(XMCDataset.from_scipy(task.rows, task.labels), progress=False)
+    dense = isinstance(task.rows, np.ndarray)
+    model = XMCClassifier(task.rows.shape[1], task.labels.shape[1], dense_input=dense)
+    model.fit((task.rows, task.labels), progress=False)
 
     def predict(rows: Any) -> np.ndarray:
-        return model.predict(_torch_csr(rows), 5)[1].numpy()
+        return model.predict(rows if dense else _torch_csr(rows), 5)[1].numpy()
 
     return Trained(predict, lambda: _saved_size(lambda folder: model.save(folder / "model")))
 
@@ -96,15 +97,22 @@ def text_classifier(task: Task) -> Trained:
 
 
 def nearest_neighbours(task: Task, k: int = 50) -> Trained:
-    """Sums of the cosines of the k nearest rows, on TF-IDF."""
-    weight = np.log(task.rows.shape[0] / np.maximum(1, np.bincount(task.rows.indices, minlength=task.rows.shape[1])))
-    rows = _unit(task.rows.multiply(weight).tocsr())
-    columns = rows.T.tocsr()
+    """Sums of the cosines of the k nearest rows, on TF-IDF where rows are sparse."""
+    weigh = _unit
+    if not isinstance(task.rows, np.ndarray):
+        counts = np.bincount(task.rows.indices, minlength=task.rows.shape[1])
+        weight = np.log(task.rows.shape[0] / np.maximum(1, counts))
+
+        def weigh(some: Any) -> Any:
+            return _unit(some.multiply(weight).tocsr())
+
+    rows = weigh(task.rows)
+    columns = rows.T if isinstance(rows, np.ndarray) else rows.T.tocsr()
 
     def predict(queries: Any) -> np.ndarray:
         found = np.full((queries.shape[0], 5), -1)
         for begin in range(0, queries.shape[0], 64):
-            near = (_unit(queries[begin : begin + 64].multiply(weight).tocsr()) @ columns).tocsr()
+            near = scipy.sparse.csr_matrix(weigh(queries[begin : begin + 64]) @ columns)
             for i in range(near.shape[0]):
                 run = slice(near.indptr[i], near.indptr[i + 1])
                 cosines, at = near.data[run], near.indices[run]
@@ -124,7 +132,8 @@ def pecos(task: Task) -> Trained:
     from pecos.xmc.xlinear.model import XLinearModel
 
     unit_rows = _unit(task.rows)
-    chain = Indexer.gen(LabelEmbeddingFactory.create(task.labels, unit_rows), threads=task.threads)
+    embedded = LabelEmbeddingFactory.create(task.labels, scipy.sparse.csr_matrix(unit_rows))
+    chain = Indexer.gen(embedded, threads=task.threads)
     model = XLinearModel.train(unit_rows, task.labels, C=chain, threads=task.threads)
 
     def predict(rows: Any) -> np.ndarray:
@@ -151,6 +160,9 @@ def napkinxc(task: Task) -> Trained:
 def fasttext(task: Task) -> Trained:
     """fastText (Joulin et al. 2017) with hierarchical softmax and 100 dimensions; features are words."""
     import fasttext as library
+
+    if isinstance(task.rows, np.ndarray):
+        raise ImportError("dense features are no words")
 
     def line(row: Any) -> str:
         return " ".join(map(str, row.indices))
@@ -206,6 +218,8 @@ def _best(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def _unit(rows: Any) -> Any:
+    if isinstance(rows, np.ndarray):
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     lengths = np.sqrt(np.asarray(rows.multiply(rows).sum(1)).ravel())
     values = (rows.data / np.repeat(np.maximum(lengths, 1e-12), np.diff(rows.indptr))).astype(np.float32)
     return scipy.sparse.csr_matrix((values, rows.indices, rows.indptr), rows.shape)
@@ -268,6 +282,17 @@ def measure(system: str, task: Task, test_labels: Any, python: str) -> dict[str,
         predictions = np.load(folder / "predictions.npy")
         with open(folder / "result.json") as file:
             return {**quality(predictions, test_labels, task.labels), **json.load(file)}
+
+
+def reduced(rows: Any, test: Any, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sparse rows as dense ones: the largest singular vectors of TF-IDF."""
+    from sklearn.decomposition import TruncatedSVD
+
+    weight = np.log(rows.shape[0] / np.maximum(1, np.bincount(rows.indices, minlength=rows.shape[1])))
+    weighed = [_unit(some.multiply(weight).tocsr()) for some in (rows, test)]
+    svd = TruncatedSVD(width, random_state=0).fit(weighed[0])
+    found = [svd.transform(some).astype(np.float32) for some in weighed]
+    return found[0], found[1]
 
 
 def quality(predictions: np.ndarray, labels: Any, train_labels: Any) -> dict[str, float]:
@@ -364,6 +389,7 @@ def main() -> None:
     parser.add_argument("sets", nargs="*", help="data sets in the folder that TORCH_LSH_DATA names")
     parser.add_argument("--file", nargs=3, action="append", default=[], metavar=("NAME", "TRAIN", "TEST"))
     parser.add_argument("--rows", type=int, help="train on the first rows only")
+    parser.add_argument("--dense", type=int, metavar="WIDTH", help="reduce the rows to so many dense features first")
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
     parser.add_argument("--peers", default=sys.executable, help="Python that has the peers; default: this one")
     parser.add_argument("--threads", type=int, default=1)
@@ -383,6 +409,9 @@ def main() -> None:
     files |= {name: (Path(train), Path(test)) for name, train, test in arguments.file}
     for name, (train, test) in files.items():
         (rows, labels, test_rows, test_labels), *texts = load(train, test, arguments.rows)
+        if arguments.dense is not None:
+            rows, test_rows = reduced(rows, test_rows, arguments.dense)
+            name, texts = f"{name}, {arguments.dense} dense", [None, None]
         task = Task(rows, labels, test_rows, *texts, arguments.threads)
         print(
             f"\n{name}: {rows.shape[0]:,} training rows, {test_rows.shape[0]:,} test rows, {labels.shape[1]:,} labels"

@@ -53,8 +53,8 @@ class XMCClassifier(WideNetwork):
     evidence, beside the nearest training rows, centroids and linear classifiers of labels. Small networks trained on
     held-out rows rank the labels (:class:`torch_lsh.models.ranker.LabelRanker`). Where labels are rare (half of them of
     fewer than 100 rows), or of few kinds (up to 4,096, and fewer than eight a row), they do as well without the
-    network, which is trained then only if :meth:`fit` gets ``epochs`` or weights. Dense rows, and sets too small to
-    hold rows out, have the votes of the nearest rows only, from 512 labels on
+    network, which is trained then only if :meth:`fit` gets ``epochs`` or weights; of dense rows it is always trained.
+    Sets too small to hold rows out have the votes of the nearest rows only, from 512 labels on
     (:class:`torch_lsh.models.mixture.Mixture`).
 
     Args:
@@ -136,7 +136,7 @@ class XMCClassifier(WideNetwork):
         """Trains with Adam, then adds other sources of scores (see the class).
 
         Some labelled rows are held out if there are 20,000, or 1,000 where a ranker can be trained (200 where it does
-        without the network). They train the ranker, or else decide when to stop and with which shares neighbours vote.
+        without the network). They train the ranker, or else decide when to stop.
         The network is never trained on them, but all other sources are in the end, so that little that is known is
         lost. Of fewer than 2,000 rows, a ranker without the network learns from all: each half is held out once.
 
