@@ -54,6 +54,11 @@ def kinds() -> dict[str, Kind]:
     model.fit(dataset, epochs=1, batch_size=2, neighbours=2, validation=dataset, progress=False)
     model.save(path)
     found["ranker"] = Kind(path.read_bytes(), _use_xmc)
+    dense = torch.randn(12, 8), torch.arange(12)
+    model = XMCClassifier(8, 40, 8, dense_input=True)
+    model.fit(dense, epochs=1, neighbours=2, validation=dense, progress=False)
+    model.save(path)
+    found["ranker of dense rows"] = Kind(path.read_bytes(), _use_xmc)
     return found
 
 
