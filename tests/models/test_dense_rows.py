@@ -158,8 +158,20 @@ def test_rows_of_nothing_but_zeros(data, model):
     assert made.predict(torch.zeros(1, WIDTH), k=5)[0].isfinite().all()
 
 
-def test_few_rows_have_no_ranker(data):
+@pytest.mark.parametrize(("rows", "network_counts"), [(240, False), (999, False), (1000, True)])
+def test_few_rows_have_a_ranker_without_the_network(data, rows, network_counts, capsys):
     features, labels = data[0]
+    model = XMCClassifier(WIDTH, LABELS, hidden=16, dense_input=True)
+    history = model.fit((features[:rows], labels[:rows]))
+    assert model.mixture.uses_logits == network_counts
+    assert ("of so few dense rows other sources rank better" in capsys.readouterr().err) != network_counts
+    assert (history[-1]["epoch"] > 0) == network_counts
+    assert len(model.mixture.neighbours) == rows
+
+
+def test_fewer_have_none(data):
+    features, labels = data[0]
+    assert fitted((features[:190], labels[:190])).mixture is None
     assert fitted((features[:900], labels[:900]), epochs=1).mixture is None
 
 

@@ -28,6 +28,7 @@ _NOT_TRAINED = (
     f"the network is not trained: most labels of rows are labels of fewer than {_FREQUENT} rows, or rows have fewer "
     f"than {_TOGETHER} of at most {WIDE:,} labels, and other sources rank as well without it; pass epochs to train it"
 )
+_FEW_DENSE_ROWS = "the network is not trained: of so few dense rows other sources rank better; pass epochs to train it"
 _log = logging.getLogger("torch_lsh")
 
 
@@ -92,8 +93,9 @@ def fit(
         judge.tune()
         if ranker.is_of_use:
             if by_rows:
-                note(options.progress, f"torch_lsh: {_NOT_TRAINED}")
-                _log.info(_NOT_TRAINED)
+                reason = _FEW_DENSE_ROWS if network.dense_input else _NOT_TRAINED
+                note(options.progress, f"torch_lsh: {reason}")
+                _log.info(reason)
             return _ranker_alone(network, ranker, judge, held_out, evaluate, source.size, start)
 
     def measure() -> tuple[dict[str, float], tuple[float, ...]]:
@@ -223,15 +225,14 @@ def _network_counts(source: Source, settings: Settings, network: Network, whole:
     """Whether the network is trained beside a ranker.
 
     It is where ``epochs`` or weights, which nothing else knows, ask for it, where the ranker is of a part of the rows,
-    where rows are dense, and where labels are frequent and many, in all or of a row, unless the rows are few.
+    and, unless rows are few, where they are dense and where labels are frequent and many, in all or of a row.
     """
     if settings.epochs is not None:
         return settings.epochs > 0
-    if network.dense_input:
-        return True
     weighted = source.is_weighted or network.class_weight is not None
     many = network.num_labels > WIDE or int(source.label_counts.sum()) >= _TOGETHER * source.size
-    return weighted or not whole or (many and not settings.halves and _usual_frequency(source) >= _FREQUENT)
+    suits = network.dense_input or (many and _usual_frequency(source) >= _FREQUENT)
+    return weighted or not whole or (suits and not settings.halves)
 
 
 def _usual_frequency(source: Source) -> int:

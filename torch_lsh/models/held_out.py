@@ -14,7 +14,7 @@ from .ranker import Evidence, LabelRanker
 from .ranking import evidence_of, logits_for
 from .rows import Batch, InMemory, Rows, batch_of, num_rows
 
-HALVED = 2_000  # with fewer rows, each half tunes a ranker of the other half, unless a network is trained on them
+_HALVED, _DENSE_HALVED = 2_000, 1_000  # see Purpose; of dense rows, a network tells more
 FEW = 5_000  # with fewer rows, the classifiers of a ranker are trained again with the rows that were held out
 MOST_HELD_OUT = 10_000
 _ENOUGH = 1_500  # rows to hold out
@@ -32,15 +32,18 @@ class Purpose(NamedTuple):
         least: Labelled rows below which none are held out.
         shares: The largest share of fewer than so many rows, as pairs ``(rows, share)`` by increasing numbers of rows;
             it is an eighth of more.
+        halved: With fewer rows, each half tunes a ranker of the other half, and no network is trained.
     """
 
     least: int
     shares: tuple[tuple[int, float], ...] = ()
+    halved: int = 0
 
 
 TO_STOP = Purpose(20_000)  # training on all of fewer rows is worth more than knowing when to stop
-TO_RANK = Purpose(1_000, ((HALVED, 0.25),))  # rows held out from the network are trained on by other sources
-TO_RANK_ALONE = Purpose(200, ((HALVED, 0.5), (FEW, 0.25)))  # without the network
+TO_RANK = Purpose(1_000, ((_HALVED, 0.25),))  # rows held out from the network are trained on by other sources
+TO_RANK_ALONE = Purpose(200, ((_HALVED, 0.5), (FEW, 0.25)), _HALVED)  # without the network
+TO_RANK_DENSE = Purpose(200, ((_DENSE_HALVED, 0.5), (_HALVED, 0.25)), _DENSE_HALVED)  # with it unless rows are few
 
 
 def split(source: InMemory, fraction: float, seed: int, purpose: Purpose = TO_STOP) -> tuple[InMemory, Rows | None]:
@@ -75,7 +78,7 @@ def share_to_hold_out(labelled: int, fraction: float, purpose: Purpose) -> float
 
 def are_halves(rows: int, held_out: Rows | None, purpose: Purpose) -> bool:
     """Whether :func:`split` left so many rows and held out as many, so that each half may stand in for the other."""
-    return held_out is not None and purpose is TO_RANK_ALONE and rows + num_rows(held_out) < HALVED
+    return held_out is not None and rows + num_rows(held_out) < purpose.halved
 
 
 class Metric(Protocol):

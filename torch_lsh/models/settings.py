@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from .held_out import TO_RANK, TO_RANK_ALONE, TO_STOP, Purpose
+from .held_out import TO_RANK, TO_RANK_ALONE, TO_RANK_DENSE, TO_STOP, Purpose
 from .neighbours import MOST_NEIGHBOURS
 from .schedule import DECAY, Schedule
 
@@ -86,7 +86,9 @@ class Settings(NamedTuple):
         """What rows are held out for, given so many labels; weights of rows or labels are for the network alone."""
         if self.neighbours_for(labels, ranked=True) == 0 or labels < _MANY:
             return TO_STOP
-        trains = weighted or dense if self.epochs is None else self.epochs > 0
+        if self.epochs is None and dense and not weighted:
+            return TO_RANK_DENSE
+        trains = weighted if self.epochs is None else self.epochs > 0
         return TO_RANK if trains else TO_RANK_ALONE
 
     def schedule(self, spent: float = 0.0) -> Schedule:

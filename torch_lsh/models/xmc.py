@@ -53,8 +53,8 @@ class XMCClassifier(WideNetwork):
     evidence, beside the nearest training rows, centroids and linear classifiers of labels. Small networks trained on
     held-out rows rank the labels (:class:`torch_lsh.models.ranker.LabelRanker`). Where labels are rare (half of them of
     fewer than 100 rows), or of few kinds (up to 4,096, and fewer than eight a row), they do as well without the
-    network, which is trained then only if :meth:`fit` gets ``epochs`` or weights; of dense rows it is always trained.
-    Sets too small to hold rows out have the votes of the nearest rows only, from 512 labels on
+    network, which is trained then only if :meth:`fit` gets ``epochs`` or weights. Of dense rows it is trained if there
+    are 1,000. Sets too small to hold rows out have the votes of the nearest rows only, from 512 labels on
     (:class:`torch_lsh.models.mixture.Mixture`).
 
     Args:
