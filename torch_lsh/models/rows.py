@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -121,6 +122,14 @@ def label_counts(rows: Rows, num_labels: int) -> Tensor:
     return torch.bincount(rows.labels.long(), minlength=num_labels)
 
 
+def checksum(*parts: Any, before: int = 0) -> int:
+    """CRC-32 of the tensors among the parts, such as those of rows, behind others with the checksum ``before``."""
+    for part in parts:
+        if isinstance(part, Tensor):
+            before = zlib.crc32(part.contiguous().numpy().data, before)
+    return before
+
+
 # --- what users give --------------------------------------------------------------------------------------------------
 
 
@@ -172,9 +181,12 @@ def unlabelled(features: Any) -> Rows:
     crow, col, values = _csr(features)
     if len(col) > 0 and not 0 <= int(col.min()) <= int(col.max()) < features.shape[1]:
         raise ValueError(f"features run from {int(col.min())} to {int(col.max())}; wanted 0 to {features.shape[1] - 1}")
+    if values.is_complex():
+        raise ValueError(f"features have dtype {values.dtype}; wanted real numbers")
+    values = values.float()  # which makes large numbers infinite
     if not bool(values.isfinite().all()):
-        raise ValueError("features hold a NaN or an infinity")
-    return XMCRows(crow, col.int(), values.float(), start, none, features.shape[1], 0)
+        raise ValueError("features hold a NaN, an infinity or a number beyond float32")
+    return XMCRows(crow, col.int(), values, start, none, features.shape[1], 0)
 
 
 def _csr(matrix: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,7 +212,7 @@ def dense_features(features: Any) -> Tensor:
         )
     tensor = tensor.detach().float().contiguous()
     if not bool(tensor.isfinite().all()):
-        raise ValueError("features hold a NaN or an infinity")
+        raise ValueError("features hold a NaN, an infinity or a number beyond float32")
     return tensor
 
 
@@ -312,7 +324,8 @@ class InMemory:
         return self.rows if self.size > 0 else None
 
     def identity(self) -> dict[str, Any]:
-        return {"rows": self.size, "features": self.rows.features.numel(), "labels": len(self.rows.labels)}
+        sizes = {"rows": self.size, "features": self.rows.features.numel(), "labels": len(self.rows.labels)}
+        return {**sizes, "checksum of rows": checksum(*self.rows, self.weights)}
 
 
 class _Batches(Dataset[Batch]):

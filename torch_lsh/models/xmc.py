@@ -208,10 +208,14 @@ class XMCClassifier(WideNetwork):
             evaluate = functools.partial(self.evaluate, eval_dataset, ks, metrics=metrics, propensities=likely)
         configuration = self.configuration() if path is not None else None
         self.class_weight = label_weights(class_weight, source.label_counts)
+        mixture = self.mixture
         try:
             return fit(
                 self, source, held_out, settings, options, evaluate=evaluate, configuration=configuration
             ).history
+        except BaseException:
+            self.mixture = mixture  # a ready model predicts as before where nothing was trained
+            raise
         finally:
             self.class_weight = None
 
