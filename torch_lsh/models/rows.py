@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -162,6 +163,17 @@ def rows_of(data: Any, num_labels: int | None = None) -> Rows:
     return rows if isinstance(rows, DenseRows) else XMCDataset.from_rows(rows).rows
 
 
+def as_tensor(data: Any) -> Tensor:
+    """A tensor of what is one, of an array of any strides, of a data frame or of a list.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: It holds something else than numbers.
+    """
+    if not isinstance(data, Tensor) and hasattr(data, "__array__"):
+        data = np.require(data, requirements=["C", "W"])
+    return torch.as_tensor(data)
+
+
 def is_sparse(matrix: Any) -> bool:
     """Whether it is a sparse matrix of a kind that :func:`rows_of` reads."""
     return hasattr(matrix, "tocsr") or (isinstance(matrix, Tensor) and matrix.layout is torch.sparse_csr)
@@ -179,6 +191,8 @@ def unlabelled(features: Any) -> Rows:
     if not sparse:
         return DenseRows(matrix, start, none, 0)
     crow, col, values = _csr(features)
+    if crow[0] != 0 or crow[-1] != len(col) or bool((crow.diff() < 0).any()):
+        raise ValueError(f"offsets of features must rise from 0 to {len(col)}, the number of entries")
     if len(col) > 0 and not 0 <= int(col.min()) <= int(col.max()) < features.shape[1]:
         raise ValueError(f"features run from {int(col.min())} to {int(col.max())}; wanted 0 to {features.shape[1] - 1}")
     if values.is_complex():
@@ -203,7 +217,7 @@ def dense_features(features: Any) -> Tensor:
     Raises:
         ValueError: It is no such matrix.
     """
-    tensor = torch.as_tensor(features)
+    tensor = as_tensor(features)
     if tensor.layout is not torch.strided:
         raise ValueError(f"features have layout {tensor.layout}; wanted torch.sparse_csr or torch.strided")
     if tensor.dim() != 2 or not tensor.is_floating_point():
@@ -246,8 +260,8 @@ def _label_runs(labels: Any) -> tuple[Tensor, Tensor]:
         flat = counts = torch.zeros(0, dtype=torch.int64)
     else:
         try:
-            padded = torch.as_tensor(labels)
-        except (TypeError, ValueError):
+            padded = as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"labels are {labels!r:.50}; wanted whole numbers") from None
         if _is_indicator(padded):
             return torch.cat([torch.zeros(1, dtype=torch.int64), (padded != 0).sum(1).cumsum(0)]), padded.nonzero()[
@@ -255,7 +269,7 @@ def _label_runs(labels: Any) -> tuple[Tensor, Tensor]:
             ]
         if padded.is_floating_point() or padded.dim() not in (1, 2):
             raise ValueError(f"labels have shape {tuple(padded.shape)} and dtype {padded.dtype}; wanted whole numbers")
-        padded = padded.long().reshape(len(padded), -1)
+        padded = padded.long() if padded.dim() == 2 else padded.long().unsqueeze(1)
         flat, counts = padded[padded >= 0], (padded >= 0).sum(1)
     if len(flat) > 0 and int(flat.min()) < 0:
         raise ValueError(f"labels begin at {int(flat.min())}; wanted at least 0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -341,10 +342,10 @@ class TextClassifier(Estimator):
             ValueError: ``k`` is out of range, or fewer labels are allowed for a text.
         """
         self._check_fitted()
-        if not 1 <= k <= len(self.classes_):
-            raise ValueError(f"k is {k}; wanted 1 to {len(self.classes_)}")
+        if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= len(self.classes_):
+            raise ValueError(f"k is {k!r}; wanted 1 to {len(self.classes_)}")
         if allowed is None and excluded is None:
-            best = [self._best(texts, k) for texts in self._batches(X)]
+            best = [self._best(texts, int(k)) for texts in self._batches(X)]
         else:
             sorted_labels = (probabilities.topk(k) for probabilities in self._filtered(X, allowed, excluded))
             best = [(some.values, some.indices) for some in sorted_labels]
