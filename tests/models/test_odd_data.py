@@ -131,3 +131,36 @@ def test_an_interrupted_partial_fit_keeps_the_neighbours(data, monkeypatch):
     assert interrupted.num_labels == known.num_labels == LABELS + 40
     assert interrupted.evaluate(new)["precision@1"] > known.evaluate(new)["precision@1"] - 0.1
     assert interrupted.evaluate(data[1])["precision@1"] > known.evaluate(data[1])["precision@1"] - 0.1
+
+
+def test_a_refused_or_interrupted_fit_keeps_the_neighbours(data, tmp_path):
+    model = made()
+    model.fit(data[0], epochs=1, progress=False, checkpoint=tmp_path / "run")
+    wanted = model.predict(data[1])
+    with pytest.raises(ValueError, match="belongs to a run with schedule"):
+        model.fit(data[0], epochs=1, seed=1, progress=False, checkpoint=tmp_path / "run")
+    assert torch.equal(model.predict(data[1])[0], wanted[0])
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(data[0], epochs=1, progress=False, callbacks=[interrupt])
+    assert model.mixture is not None
+
+
+def test_no_new_rows_change_nothing(data):
+    model = made()
+    model.fit(data[0], epochs=1, progress=False)
+    with pytest.raises(ValueError, match="the training data has no rows"):
+        model.partial_fit((sparse.csr_matrix((0, FEATURES + 5), dtype=np.float32), []))
+    assert model.num_features == FEATURES
+
+
+def test_sparse_numbers_that_are_no_float32(data):
+    model, features = made(), sparse.csr_matrix(([1.0, 1e300], [3, 5], [0, 2]), shape=(1, FEATURES))
+    for call in (model.predict, lambda rows: model.fit((rows, [1]), progress=False)):
+        with pytest.raises(ValueError, match="features hold a NaN, an infinity or a number beyond float32"):
+            call(features)
+        with pytest.raises(ValueError, match=r"features have dtype torch\.complex128; wanted real numbers"):
+            call(sparse.csr_matrix(([1.0j], [3], [0, 1]), shape=(1, FEATURES)))

@@ -82,6 +82,18 @@ def test_an_interrupted_run_goes_on(rows, tmp_path):
     resumed, again = fitted(in_blocks(rows[0], 500), checkpoint=tmp_path / "run", **options)
     assert [entry["loss"] for entry in history] == [entry["loss"] for entry in again]
     assert all(map(torch.equal, numbers(whole), numbers(resumed)))
+    for size, other in ((499, {}), (500, {"sample_weight": torch.arange(2_200) % 3})):
+        with pytest.raises(ValueError, match=r"belongs to a run with schedule .*'checksum of rows'"):
+            fitted(in_blocks(rows[0], size), checkpoint=tmp_path / "run", **options, **other)
+
+
+def test_a_pass_that_is_not_like_the_first_one(rows):
+    passes = iter([[rows[0].rows], [rows[0].rows], [rows[0].rows.take(torch.arange(1_000))]])
+    with pytest.raises(ValueError, match="a pass over train_dataset gave 1000 rows; wanted 2200"):
+        fitted(XMCStream(lambda: next(passes), F, N))
+    blocks = iter([rows[0].rows])
+    with pytest.raises(ValueError, match="a pass over train_dataset gave 0 rows; wanted 2200"):
+        fitted(XMCStream(lambda: blocks, F, N))
 
 
 def test_little_memory_keeps_some_rows_as_neighbours(rows, several):
@@ -120,6 +132,10 @@ def test_what_does_not_fit_is_named(rows, tmp_path):
         fitted(stream, sample_weight=torch.ones(7))
     with pytest.raises(ValueError, match="train_dataset is an XMCStream; the model takes dense input"):
         XMCClassifier(F, N, hidden=4, dense_input=True).fit(stream, progress=False)
+    with pytest.raises(TypeError, match="blocks is a list; wanted a function that begins a pass"):
+        XMCStream([rows[0].rows], F, N)
+    with pytest.raises(TypeError, match=r"a block is a XMCDataset; wanted XMCRows, as dataset.rows is"):
+        list(XMCStream(lambda: [rows[0]], F, N))
     other = XMCStream(lambda: [rows[0].rows], F + 1, N)
     with pytest.raises(ValueError, match=r"a block has 300 features and 600 labels; wanted 301 and 600"):
         list(other)

@@ -50,6 +50,16 @@ def test_columns_increase_and_repeated_ones_are_added_up():
     torch.testing.assert_close(weighed.values(), torch.tensor([0.8, 0.6]))
 
 
+def test_a_feature_twice_in_a_row_is_of_one_row():
+    rows = rows_of([[1, 3], [0, 2]], [0, 0])
+    twice = rows._replace(
+        feature_start=2 * rows.feature_start,
+        features=rows.features.repeat_interleave(2),
+        values=rows.values.repeat_interleave(2) / 2,
+    )
+    assert torch.equal(FeatureWeighting.of(twice, True, True).weight, FeatureWeighting.of(rows, True, True).weight)
+
+
 def test_counts_of_frequent_words_are_damped():
     """The label follows from one rare word; a frequent word with large counts hides it."""
     generator = torch.Generator().manual_seed(0)

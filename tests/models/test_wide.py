@@ -219,7 +219,9 @@ def test_permitted_and_excluded_labels():
             assert (found[row, :count].diff() <= 0).all()
 
 
-@pytest.mark.parametrize("labels", [[20], [-1], [[1], [2]], [0.5], torch.zeros(2, 2, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "labels", [[20], [-1], [[1], [2]], [0.5], torch.zeros(2, 2, dtype=torch.int64), "12", torch.ones(20) > 0]
+)
 def test_filters_that_do_not_fit(labels):
     with pytest.raises(ValueError, match="allowed"):
         LabelFilter(labels, None, 20, 3)
@@ -294,6 +296,45 @@ def test_dense_input(neighbours, tmp_path):
             model.predict(bad)
 
 
+def test_arrays_of_every_kind():
+    """Any strides, read-only ones, and data frames, whose rows may have other numbers."""
+    pandas = pytest.importorskip("pandas")
+    x, y = clusters(200, 0)
+    models, numbers = [], y.numpy()
+    backward, only_read = x.numpy()[::-1].copy()[::-1], x.numpy().copy()
+    only_read.flags.writeable = False
+    given = [(x, y, None), (backward, numbers[::-1].copy()[::-1], np.ones(200)[::-1]), (only_read, numbers, None)]
+    some = {"index": range(7, 207)}
+    frame, series = pandas.DataFrame(x.numpy(), **some), pandas.Series(numbers, **some)
+    given += [(frame, series, pandas.Series(np.ones(200), **some)), (frame, series.to_frame(), None)]
+    for features, labels, weights in given:
+        torch.manual_seed(0)
+        models.append(XMCClassifier(12, 30, hidden=8, dense_input=True))
+        options = {"epochs": 1, "progress": False, "class_weight": {np.int64(2): 1.0}}
+        models[-1].fit((features, labels), sample_weight=torch.ones(200) if weights is None else weights, **options)
+        assert torch.equal(models[-1].predict(features)[0], models[0].predict(x)[0])
+    for call in (models[0].fit, models[0].partial_fit):
+        with pytest.raises(ValueError, match="the training data has no rows"):
+            call((x[:0], y[:0]))
+
+
+@pytest.mark.parametrize(
+    ("k", "batch_size", "message"),
+    [
+        (1.5, 256, "k is 1.5"),
+        ("3", 256, "k is '3'"),
+        (True, 256, "k is True"),
+        (31, 256, "k is 31; wanted 1 to 30"),
+        (3, 0, "batch_size is 0; wanted at least 1"),
+    ],
+)
+def test_sizes_of_predictions(k, batch_size, message):
+    model = XMCClassifier(12, 30, hidden=8, dense_input=True)
+    assert model.predict(torch.ones(2, 12), np.int64(3))[1].shape == (2, 3)
+    with pytest.raises(ValueError, match=message):
+        model.predict(torch.ones(2, 12), k, batch_size)
+
+
 def test_labels_in_every_form():
     sparse = pytest.importorskip("scipy.sparse")
     features = np.zeros((3, 2), np.float32)
@@ -306,7 +347,7 @@ def test_labels_in_every_form():
         assert rows.labels.tolist() == [0, 2, 1]
     assert rows_of((features, [2, 0, 1])).num_labels == 3
     assert rows_of((features[:0], indicator[:0]), 3).label_start.tolist() == [0]
-    for labels in ([0, 1], [0, 1, 5], [0.5, 1, 2], [[-3], [], []], ["a", "b", "c"]):
+    for labels in ([0, 1], [0, 1, 5], [0.5, 1, 2], [[-3], [], []], ["a", "b", "c"], [{0}, {1}, {2}], None):
         with pytest.raises(ValueError):
             rows_of((features, labels), 3)
     with pytest.raises(TypeError, match="wanted an XMCDataset"):
@@ -334,6 +375,12 @@ def test_features_of_scipy():
     damaged.indices[3], damaged.data[4] = 0, np.nan
     with pytest.raises(ValueError, match="NaN"):
         model.predict(damaged, 3)
+    for start in ([0, 5], [0, 2, 1, 2]):
+        broken = torch.sparse_csr_tensor(start, [3, 4], [1.0, 1.0], (len(start) - 1, 12), check_invariants=False)
+        with pytest.raises(ValueError, match="offsets of features must rise from 0 to 2"):
+            model.predict(broken)
+    with pytest.raises(ValueError, match=r"rows has shape \(50, 12\); wanted sparse CSR"):
+        model.predict(features.toarray())
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

@@ -447,6 +447,9 @@ def test_resume_false_begins_anew(data, tmp_path, uninterrupted):
         ({"lr": 0.5}, "'lr': 0.01.*'lr': 0.5"),
         ({"rows": 200}, "'rows': 210.*'rows': 200"),
         ({"unlabelled": True}, "with schedule"),
+        ({"other values": True}, r"with schedule {'checksum of rows': \d+}; this one has {'checksum of rows': \d+}"),
+        ({"sample_weight": torch.arange(210) % 3}, "'checksum of rows'"),
+        ({"class_weight": {3: 2.0}}, r"with schedule {'checksum of class_weight': 0}; this one has"),
         ({"config": dataclasses.replace(CONFIG, active=361)}, "'active': 360.*'active': 361"),
         ({"dense": True}, "'dense': False.*'dense': True"),
     ],
@@ -462,9 +465,12 @@ def test_a_checkpoint_of_another_run_is_refused(data, tmp_path, change, message)
         train = XMCDataset.from_rows(rows.take(torch.arange(change["rows"])))
     if "unlabelled" in change:  # as many rows, but other ones
         train = XMCDataset.from_rows(join_rows([rows.take(torch.arange(209)), rows.take(torch.tensor([0]))]))
+    if "other values" in change:
+        train = XMCDataset.from_rows(rows._replace(values=rows.values.flip(0)))
     model = make_model(change.get("dense", False), change.get("config", CONFIG))
     weights_before = weights(model)
-    options = {name: change[name] for name in ("batch_size", "seed", "lr") if name in change}
+    names = "batch_size", "seed", "lr", "sample_weight", "class_weight"
+    options = {name: change[name] for name in names if name in change}
     with pytest.raises(ValueError, match=message) as error:
         fit(model, train, checkpoint=path, **options)
     assert str(path) in str(error.value)

@@ -383,6 +383,44 @@ def test_an_interrupted_fit_goes_on(tmp_path, monkeypatch):
         TextClassifier(**{**settings, "hidden": 9}).fit(texts, labels, **options)
 
 
+def test_a_run_of_other_texts_or_labels_is_not_resumed(tmp_path):
+    texts, labels = generate(300)
+    options = {"epochs": 2, "hidden": 8}
+    TextClassifier(**options).fit(texts, labels, checkpoint=tmp_path / "run")
+    names = dict(zip(("food", "law", "sport"), ("sport", "food", "law")))
+    others = (
+        ({}, texts[::-1], labels[::-1], None),
+        ({}, texts, [names[label] for label in labels], None),
+        ({}, texts, labels, np.arange(300) % 3),
+        ({"label_smoothing": 0.2}, texts, labels, None),
+    )
+    for change, some, of_some, weights in others:
+        with pytest.raises(ValueError, match=r"belongs to a run with .*(checksum of rows|label_smoothing)"):
+            TextClassifier(**options, **change).fit(some, of_some, checkpoint=tmp_path / "run", sample_weight=weights)
+
+
+def test_an_interrupted_partial_fit_leaves_a_whole_model(monkeypatch):
+    texts, labels = generate(300)
+    model = TextClassifier(epochs=1, hidden=8).fit(texts, labels)
+    before = model.predict(texts).tolist()
+
+    def interrupted(self, *batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WideNetwork, "loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.partial_fit(["brand new words"] * 3, ["new"] * 3)
+    assert model.classes_.tolist() == ["food", "law", "sport", "new"]
+    assert model.predict_proba(texts).shape == (300, 4)
+    assert model.predict(texts, excluded=["new"]).tolist() == before
+
+
+def test_classes_without_texts_get_room(model):
+    wider = copy.deepcopy(model).partial_fit([], [], classes=["food", "new"])
+    assert wider.classes_.tolist() == ["food", "law", "sport", "new"]
+    assert wider.predict_proba(["goal"]).shape == (1, 4)
+
+
 def test_a_mapped_model_is_the_same(model, several, tmp_path):
     texts, _ = generate(20, seed=4)
     for some in (model, several):

@@ -238,3 +238,21 @@ def test_letters_without_blanks_are_features_as_the_number_of_classes_asks(
     features = TextClassifier(hidden=4, epochs=1).fit(texts, list(range(classes))).features_
     assert (features.word_ngrams, features.char_ngrams) == (of_words, char_ngrams)
     assert features.split_characters == split_characters
+
+
+def test_texts_that_have_become_neighbours_choose_no_temperature():
+    """They are their own nearest neighbours, so that any model would seem too unsure."""
+    draw = random.Random(0)
+
+    def some(rows):
+        labels = [draw.randrange(5) for _ in range(rows)]
+        of_words = [label if draw.random() < 0.5 else draw.randrange(5) for label in labels]
+        return [f"word{5 * draw.randrange(20) + label} thing{draw.randrange(500)}" for label in of_words], labels
+
+    model = TextClassifier(neighbours=8, epochs=2).fit(*some(800), validation=some(400))
+    assert isinstance(model.network_.mixture, LabelRanker)
+    assert model.temperature_ == 1
+    texts, _ = some(400)
+    model.temperature_ = 0.5  # as older files have it
+    wanted = np.sort(model.predict_proba(texts), 1)[:, ::-1][:, :2]
+    np.testing.assert_allclose(model.top_k(texts, 2)[1], wanted, rtol=1e-5)

@@ -24,6 +24,7 @@ class XMCStream:
         num_labels: Number of labels.
 
     Raises:
+        TypeError: ``blocks`` is no function, or, while iterating, gives something else than rows.
         ValueError: While iterating: a block is malformed, or has other sizes.
 
     >>> import tempfile
@@ -37,6 +38,8 @@ class XMCStream:
     """
 
     def __init__(self, blocks: Callable[[], Iterable[XMCRows]], num_features: int, num_labels: int) -> None:
+        if not callable(blocks):
+            raise TypeError(f"blocks is a {type(blocks).__name__}; wanted a function that begins a pass over blocks")
         self.num_features, self.num_labels = num_features, num_labels
         self._blocks = blocks
 
@@ -77,6 +80,8 @@ class XMCStream:
 
     def __iter__(self) -> Iterator[XMCRows]:
         for rows in self._blocks():
+            if not isinstance(rows, XMCRows):
+                raise TypeError(f"a block is a {type(rows).__name__}; wanted XMCRows, as dataset.rows is")
             if (rows.num_features, rows.num_labels) != (self.num_features, self.num_labels):
                 raise ValueError(
                     f"a block has {rows.num_features} features and {rows.num_labels} labels; wanted "

@@ -159,7 +159,13 @@ def _without_epochs(rows: int, seconds: float, measured: dict[str, float]) -> di
     return {"epoch": 0, "seconds": seconds, "samples_per_second": rows / max(seconds, 1e-9), **measured}
 
 
-def fit_more(network: Network, source: InMemory, settings: Settings, options: RunOptions) -> list[dict[str, float]]:
+def fit_more(
+    network: Network,
+    source: InMemory,
+    settings: Settings,
+    options: RunOptions,
+    grown: Callable[[], object] = lambda: None,
+) -> list[dict[str, float]]:
     """Trains a network further, on rows that may have more features and labels than it has.
 
     Args:
@@ -167,10 +173,13 @@ def fit_more(network: Network, source: InMemory, settings: Settings, options: Ru
         source: Rows to train on; they become neighbours, where there are some.
         settings: What to do.
         options: How the run is carried out.
+        grown: Called when the network has room for the rows, before it is trained.
 
     Returns:
         A dict per epoch; a single one of epoch 0 where the network's logits do not count, so that it is not trained.
     """
+    if source.size == 0:
+        raise ValueError("the training data has no rows")
     start = time.perf_counter()
     mixture, labels = network.mixture, max(network.num_labels, len(source.label_counts))
     trains = mixture is None or mixture.uses_logits
@@ -180,6 +189,7 @@ def fit_more(network: Network, source: InMemory, settings: Settings, options: Ru
     network.grow(source.rows.num_features, labels)
     network.mixture = None
     try:
+        grown()
         settings = settings.for_data(source.size, network.num_labels, held_out_decides=False)
         run = TrainingRun(network, source, settings.schedule(), settings.batch_size or 1, settings.seed)
         if trains:

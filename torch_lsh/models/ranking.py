@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .network import Network
 from .ranker import ASKED, Evidence, LabelRanker, best_of
-from .rows import Features
+from .rows import Features, as_tensor
 
 
 class LabelFilter:
@@ -59,10 +59,14 @@ def _padded(name: str, labels: Any, num_labels: int, rows: int) -> Tensor | None
         labels = [list(some) + [-1] * (width - len(some)) for some in labels]
     elif isinstance(labels, (set, frozenset, range)):
         labels = list(labels)
-    padded = torch.as_tensor(labels)
+    try:
+        padded = as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} is {labels!r:.50}; wanted label numbers") from None
     if padded.numel() == 0:
         padded = padded.long()
-    if padded.is_floating_point() or padded.dim() not in (1, 2) or (padded.dim() == 2 and len(padded) != rows):
+    are_whole = padded.dtype is not torch.bool and not padded.is_floating_point()
+    if not are_whole or (padded.dim() != 1 and padded.shape[:-1] != (rows,)):
         raise ValueError(
             f"{name} has shape {tuple(padded.shape)} and dtype {padded.dtype}; wanted label numbers for all rows, or "
             f"for each of {rows} rows"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -121,6 +123,14 @@ def label_counts(rows: Rows, num_labels: int) -> Tensor:
     return torch.bincount(rows.labels.long(), minlength=num_labels)
 
 
+def checksum(*parts: Any, before: int = 0) -> int:
+    """CRC-32 of the tensors among the parts, such as those of rows, behind others with the checksum ``before``."""
+    for part in parts:
+        if isinstance(part, Tensor):
+            before = zlib.crc32(part.contiguous().numpy().data, before)
+    return before
+
+
 # --- what users give --------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +163,17 @@ def rows_of(data: Any, num_labels: int | None = None) -> Rows:
     return rows if isinstance(rows, DenseRows) else XMCDataset.from_rows(rows).rows
 
 
+def as_tensor(data: Any) -> Tensor:
+    """A tensor of what is one, of an array of any strides, of a data frame or of a list.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: It holds something else than numbers.
+    """
+    if not isinstance(data, Tensor) and hasattr(data, "__array__"):
+        data = np.require(data, requirements=["C", "W"])
+    return torch.as_tensor(data)
+
+
 def is_sparse(matrix: Any) -> bool:
     """Whether it is a sparse matrix of a kind that :func:`rows_of` reads."""
     return hasattr(matrix, "tocsr") or (isinstance(matrix, Tensor) and matrix.layout is torch.sparse_csr)
@@ -170,11 +191,16 @@ def unlabelled(features: Any) -> Rows:
     if not sparse:
         return DenseRows(matrix, start, none, 0)
     crow, col, values = _csr(features)
+    if crow[0] != 0 or crow[-1] != len(col) or bool((crow.diff() < 0).any()):
+        raise ValueError(f"offsets of features must rise from 0 to {len(col)}, the number of entries")
     if len(col) > 0 and not 0 <= int(col.min()) <= int(col.max()) < features.shape[1]:
         raise ValueError(f"features run from {int(col.min())} to {int(col.max())}; wanted 0 to {features.shape[1] - 1}")
+    if values.is_complex():
+        raise ValueError(f"features have dtype {values.dtype}; wanted real numbers")
+    values = values.float()  # which makes large numbers infinite
     if not bool(values.isfinite().all()):
-        raise ValueError("features hold a NaN or an infinity")
-    return XMCRows(crow, col.int(), values.float(), start, none, features.shape[1], 0)
+        raise ValueError("features hold a NaN, an infinity or a number beyond float32")
+    return XMCRows(crow, col.int(), values, start, none, features.shape[1], 0)
 
 
 def _csr(matrix: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,7 +217,7 @@ def dense_features(features: Any) -> Tensor:
     Raises:
         ValueError: It is no such matrix.
     """
-    tensor = torch.as_tensor(features)
+    tensor = as_tensor(features)
     if tensor.layout is not torch.strided:
         raise ValueError(f"features have layout {tensor.layout}; wanted torch.sparse_csr or torch.strided")
     if tensor.dim() != 2 or not tensor.is_floating_point():
@@ -200,7 +226,7 @@ def dense_features(features: Any) -> Tensor:
         )
     tensor = tensor.detach().float().contiguous()
     if not bool(tensor.isfinite().all()):
-        raise ValueError("features hold a NaN or an infinity")
+        raise ValueError("features hold a NaN, an infinity or a number beyond float32")
     return tensor
 
 
@@ -234,8 +260,8 @@ def _label_runs(labels: Any) -> tuple[Tensor, Tensor]:
         flat = counts = torch.zeros(0, dtype=torch.int64)
     else:
         try:
-            padded = torch.as_tensor(labels)
-        except (TypeError, ValueError):
+            padded = as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError):
             raise ValueError(f"labels are {labels!r:.50}; wanted whole numbers") from None
         if _is_indicator(padded):
             return torch.cat([torch.zeros(1, dtype=torch.int64), (padded != 0).sum(1).cumsum(0)]), padded.nonzero()[
@@ -243,7 +269,7 @@ def _label_runs(labels: Any) -> tuple[Tensor, Tensor]:
             ]
         if padded.is_floating_point() or padded.dim() not in (1, 2):
             raise ValueError(f"labels have shape {tuple(padded.shape)} and dtype {padded.dtype}; wanted whole numbers")
-        padded = padded.long().reshape(len(padded), -1)
+        padded = padded.long() if padded.dim() == 2 else padded.long().unsqueeze(1)
         flat, counts = padded[padded >= 0], (padded >= 0).sum(1)
     if len(flat) > 0 and int(flat.min()) < 0:
         raise ValueError(f"labels begin at {int(flat.min())}; wanted at least 0")
@@ -312,7 +338,8 @@ class InMemory:
         return self.rows if self.size > 0 else None
 
     def identity(self) -> dict[str, Any]:
-        return {"rows": self.size, "features": self.rows.features.numel(), "labels": len(self.rows.labels)}
+        sizes = {"rows": self.size, "features": self.rows.features.numel(), "labels": len(self.rows.labels)}
+        return {**sizes, "checksum of rows": checksum(*self.rows, self.weights)}
 
 
 class _Batches(Dataset[Batch]):

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data import XMCRows, XMCStream
 from ..data.xmc import join_rows
 from .held_out import MOST_HELD_OUT, Purpose, share_to_hold_out
-from .rows import Rows, label_counts, num_rows
+from .rows import Rows, checksum, label_counts, num_rows
 
 
 class Streamed:
@@ -35,7 +35,7 @@ class Streamed:
         all_rows: Number of rows, held-out ones included.
 
     Raises:
-        ValueError: There are not as many weights as rows.
+        ValueError: There are not as many weights as rows; or, in a pass, not as many rows as in the first one.
     """
 
     def __init__(
@@ -51,12 +51,13 @@ class Streamed:
         self._stream, self._weights, self._memory, self._seed = stream, weights, memory, seed
         self.is_weighted = weights is not None
         self.all_label_counts = torch.zeros(num_labels, dtype=torch.int64)
-        self.all_rows = labelled = self._entries = 0
+        self.all_rows = labelled = self._entries = self._checksum = 0
         for rows in stream:
             self.all_label_counts += label_counts(rows, num_labels)
             self.all_rows += num_rows(rows)
             labelled += int((rows.label_start.diff() > 0).sum())
             self._entries += len(rows.features) + len(rows.labels)
+            self._checksum = checksum(*rows, before=self._checksum)
         if weights is not None and len(weights) != self.all_rows:
             raise ValueError(f"sample_weight has shape {tuple(weights.shape)}; wanted {self.all_rows} numbers")
         self._share = share_to_hold_out(labelled, fraction, purpose)
@@ -81,6 +82,10 @@ class Streamed:
             kept = (~out).nonzero()[:, 0]
             yield rows, kept, out.nonzero()[:, 0], None if self._weights is None else self._weights[begin + kept]
             begin += count
+        if begin != self.all_rows:
+            raise ValueError(
+                f"a pass over train_dataset gave {begin} rows; wanted {self.all_rows}, as the first one gave"
+            )
 
     def blocks(self) -> Iterator[tuple[Rows, Tensor | None]]:
         for rows, kept, _, weights in self._split():
@@ -98,4 +103,5 @@ class Streamed:
         return join_rows(parts) if parts else None
 
     def identity(self) -> dict[str, Any]:
-        return {"rows": self.size, "features": self._entries, "labels": int(self.label_counts.sum())}
+        sizes = {"rows": self.size, "features": self._entries, "labels": int(self.label_counts.sum())}
+        return {**sizes, "checksum of rows": checksum(self._weights, before=self._checksum)}

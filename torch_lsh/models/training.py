@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import time
 import warnings
@@ -18,7 +19,7 @@ from .. import optim
 from ..io import FilePath, check_can_write, load_archive, save_archive, sole_writer
 from ..progress import progress_bar
 from .network import Network
-from .rows import Batch, Source, epoch_batches
+from .rows import Batch, Source, checksum, epoch_batches
 from .schedule import Schedule
 
 FORMAT = "torch_lsh.fit/2"
@@ -139,14 +140,17 @@ class TrainingRun:
 
     # --- checkpoints ---
 
+    @functools.cached_property
     def _identity(self) -> dict[str, Any]:
-        return {"batch_size": self.batch_size, "lr": self.schedule.lr, "seed": self.seed, **self.source.identity()}
+        settings = {"batch_size": self.batch_size, "lr": self.schedule.lr, "seed": self.seed}
+        class_weight = checksum(self.model.class_weight)
+        return {**settings, "checksum of class_weight": class_weight, **self.source.identity()}
 
     def save(self, path: FilePath) -> None:
         """Writes a checkpoint."""
         content = {
             "format": FORMAT,
-            "schedule": self._identity(),
+            "schedule": self._identity,
             "configuration": self.configuration,
             "weights": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -164,9 +168,10 @@ class TrainingRun:
         content = load_archive(path, FORMAT)
         before = copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict(), self.schedule.state()))
         try:
-            for name, here in (("schedule", self._identity()), ("configuration", self.configuration)):
+            for name, here in (("schedule", self._identity), ("configuration", self.configuration)):
                 if content[name] != here:
-                    raise ValueError(f"{path} belongs to a run with {name} {content[name]}; this one has {here}")
+                    theirs, ours = _differences(content[name], here)
+                    raise ValueError(f"{path} belongs to a run with {name} {theirs}; this one has {ours}")
             progress = _checked(content["progress"], {name: getattr(self, name) for name in _PROGRESS})
             shapes = {name: value.shape for name, value in self.model.named_parameters()}
             if progress["best"] and {name: value.shape for name, value in progress["best"].items()} != shapes:
@@ -182,6 +187,15 @@ class TrainingRun:
                 raise
             raise ValueError(f"{path} does not hold a training run that this version knows: {error}") from error
         vars(self).update(progress)
+
+
+def _differences(*both: Any) -> Sequence[Any]:
+    """Two unequal dicts without what is equal in them, other values as they are."""
+    if not all(isinstance(some, dict) for some in both):
+        return both
+    absent = object()
+    names = [name for name in {**both[0], **both[1]} if both[0].get(name, absent) != both[1].get(name, absent)]
+    return [{name: some[name] for name in names if name in some} for some in both]
 
 
 def _checked(progress: dict[str, Any], present: dict[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,8 @@ class FeatureWeighting(nn.Module):
         made = cls(rows.num_features, log)
         if idf:
             count = len(rows.feature_start) - 1
-            documents = torch.bincount(rows.features, minlength=rows.num_features)
+            _, features, _ = in_order(rows.feature_start, rows.features, rows.values)  # each once in a row
+            documents = torch.bincount(features, minlength=rows.num_features)
             made.weight = ((1 + count) / (1 + documents)).float().log() + 1
         return made
 

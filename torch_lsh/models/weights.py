@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .rows import as_tensor
 
 
 def label_weights(weights: Any, counts: Tensor) -> Tensor | None:
@@ -30,11 +33,11 @@ def label_weights(weights: Any, counts: Tensor) -> Tensor | None:
     if isinstance(weights, dict):
         tensor = torch.ones(len(counts))
         for label, weight in weights.items():
-            if not isinstance(label, int) or not 0 <= label < len(counts):
+            if not isinstance(label, Integral) or not 0 <= int(label) < len(counts):
                 raise ValueError(f"class_weight has the label {label!r}; wanted 0 to {len(counts) - 1}")
-            tensor[label] = weight
+            tensor[int(label)] = weight
     else:
-        tensor = torch.as_tensor(weights).float()
+        tensor = as_tensor(weights).float()
     _check(tensor, "class_weight", len(counts))
     if not bool((tensor * counts).any()):
         raise ValueError("class_weight is 0 for every label of the rows; wanted a positive weight")
@@ -49,7 +52,7 @@ def row_weights(weights: Any, rows: int) -> Tensor | None:
     """
     if weights is None:
         return None
-    tensor = torch.as_tensor(weights).float()
+    tensor = as_tensor(weights).float()
     _check(tensor, "sample_weight", rows)
     if not 0 < float(tensor.sum()) < math.inf:
         raise ValueError(f"sample_weight has the sum {float(tensor.sum())}; wanted a positive, finite one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from .rows import (
     InMemory,
     Rows,
     Source,
+    as_tensor,
     batch_of,
     is_sparse,
     label_counts,
@@ -208,10 +210,14 @@ class XMCClassifier(WideNetwork):
             evaluate = functools.partial(self.evaluate, eval_dataset, ks, metrics=metrics, propensities=likely)
         configuration = self.configuration() if path is not None else None
         self.class_weight = label_weights(class_weight, source.label_counts)
+        mixture = self.mixture
         try:
             return fit(
                 self, source, held_out, settings, options, evaluate=evaluate, configuration=configuration
             ).history
+        except BaseException:
+            self.mixture = mixture  # a ready model predicts as before where nothing was trained
+            raise
         finally:
             self.class_weight = None
 
@@ -299,14 +305,14 @@ class XMCClassifier(WideNetwork):
         Raises:
             ValueError: ``k`` is out of range, the rows do not fit the model, or labels do not exist.
         """
-        if not 1 <= k <= self.num_labels:
-            raise ValueError(f"k is {k}; wanted 1 to {self.num_labels}")
+        if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= self.num_labels:
+            raise ValueError(f"k is {k!r}; wanted 1 to {self.num_labels}")
         rows = self._rows(rows, for_training=False)
         labels = None
         if allowed is not None or excluded is not None:
             labels = LabelFilter(allowed, excluded, self.num_labels, num_rows(rows))
         parts = [
-            best_labels(self, batch.features, k, labels, begin)
+            best_labels(self, batch.features, int(k), labels, begin)
             for begin, batch in self._inference_batches(rows, batch_size)
         ]
         if not parts:
@@ -356,6 +362,8 @@ class XMCClassifier(WideNetwork):
 
     def _inference_batches(self, rows: Rows, batch_size: int) -> Iterator[tuple[int, Batch]]:
         """Yields the number of the first row of each batch, and the batch."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; wanted at least 1")
         training = self.training
         self.eval()
         try:
@@ -371,8 +379,9 @@ class XMCClassifier(WideNetwork):
         Rows to train on are of the model's sizes; others may have fewer features, and any labels.
         """
         kind = "dense" if self.dense_input else "sparse CSR"
-        if self.dense_input and not isinstance(data, (XMCDataset, tuple)) and not is_sparse(data):
-            data = torch.as_tensor(data)
+        is_array = self.dense_input or hasattr(data, "__array__")
+        if is_array and not isinstance(data, (XMCDataset, tuple)) and not is_sparse(data):
+            data = as_tensor(data)
         if isinstance(data, Tensor) or is_sparse(data):
             if is_sparse(data) == self.dense_input or data.ndim != 2 or data.shape[1] != self.num_features:
                 raise ValueError(f"rows has shape {tuple(data.shape)}; wanted {kind} [B, {self.num_features}]")
@@ -460,7 +469,7 @@ def _excluded_pairs(excluded: Any, rows: int) -> Tensor | None:
     if excluded is None:
         return None
     is_path = isinstance(excluded, (str, os.PathLike))
-    pairs = read_filter(excluded) if is_path else torch.as_tensor(excluded)
+    pairs = read_filter(excluded) if is_path else as_tensor(excluded)
     if pairs.dim() == 2 and pairs.numel() > 0 and int(pairs[:, 0].max()) >= rows:
         name = os.fspath(excluded) if is_path else "excluded"
         raise ValueError(f"{name} has row {int(pairs[:, 0].max())}; wanted 0 to {rows - 1}")

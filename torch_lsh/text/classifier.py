@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class TextClassifier(Estimator):
         threshold_: probability from which on :meth:`predict` gives a label (multi-label).
         temperature_: what logits are divided by before they become probabilities. Where the network is linear and a
             text has one label, held-out texts choose it; below 20,000 texts, parts of them that networks of the other
-            parts predict. Else, and below 200 texts, it is 1.
+            parts predict. Else, below 200 texts, and where held-out texts have become neighbours, it is 1.
         history_: a dict per epoch.
         network_: a :class:`torch_lsh.models.network.WideNetwork`, or up to 64 classes a linear one.
 
@@ -259,7 +260,7 @@ class TextClassifier(Estimator):
         fitted = self._fitted()
         settings = Settings(epochs, self.batch_size, lr, seed=self.seed)
         source, labels = source_of(X, y, columns), labels_with(fitted, classes)
-        return self._take(fit_more_texts(fitted, source, labels, settings, sample_weight))
+        return self._take(fit_more_texts(fitted, source, labels, settings, sample_weight, grown=self._take))
 
     # --- inference ---
 
@@ -341,10 +342,10 @@ class TextClassifier(Estimator):
             ValueError: ``k`` is out of range, or fewer labels are allowed for a text.
         """
         self._check_fitted()
-        if not 1 <= k <= len(self.classes_):
-            raise ValueError(f"k is {k}; wanted 1 to {len(self.classes_)}")
+        if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= len(self.classes_):
+            raise ValueError(f"k is {k!r}; wanted 1 to {len(self.classes_)}")
         if allowed is None and excluded is None:
-            best = [self._best(texts, k) for texts in self._batches(X)]
+            best = [self._best(texts, int(k)) for texts in self._batches(X)]
         else:
             sorted_labels = (probabilities.topk(k) for probabilities in self._filtered(X, allowed, excluded))
             best = [(some.values, some.indices) for some in sorted_labels]
@@ -359,7 +360,7 @@ class TextClassifier(Estimator):
     @torch.inference_mode()
     def _best(self, texts: Sequence[str | bytes], k: int) -> tuple[Tensor, Tensor]:
         """The probabilities and numbers of the ``k`` likeliest labels, both ``[B, k]``."""
-        if isinstance(self.network_.mixture, LabelRanker):
+        if isinstance(self.network_.mixture, LabelRanker) and self.temperature_ == 1:
             found = ranked_labels(self.network_, self.columns_.csr(*self.features_.csr(texts)), k)
             if found is not None:
                 return found[0].exp(), found[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,12 @@ def fit_texts(
 
 
 def fit_more_texts(
-    fitted: FittedText, source: Texts | TextFile, labels: Labels, settings: Settings, sample_weight: Any
+    fitted: FittedText,
+    source: Texts | TextFile,
+    labels: Labels,
+    settings: Settings,
+    sample_weight: Any,
+    grown: Callable[[FittedText], object],
 ) -> FittedText:
     """Trains a network further, on texts that may have new labels and new words.
 
@@ -131,10 +136,11 @@ def fit_more_texts(
         labels: Those of the network, in their order; gets the new ones.
         settings: What to do; ``lr`` None means 0.001, without a hidden layer 0.005.
         sample_weight: Weight of each text.
+        grown: Gets the network when it has room for the texts, before it is trained.
     """
     chunks = list(hashed(source, fitted.features, labels))
     if not chunks:
-        return fitted
+        return make_room(fitted, labels)
     rows = join_rows(chunks)._replace(num_labels=len(labels.numbers))  # known ones included
     if not fitted.multilabel and bool((rows.label_start.diff() > 1).any()):
         raise ValueError("y has several labels of a text, and the classifier gives one")
@@ -143,8 +149,11 @@ def fit_more_texts(
     weights = row_weights(sample_weight, num_rows(rows))
     lr = settings.lr or (0.005 if isinstance(fitted.network, LinearNetwork) else 0.001)
     source_of_rows = InMemory(rows, rows.num_labels, weights)
-    history = fit_more(fitted.network, source_of_rows, settings._replace(lr=lr), RunOptions())
-    return fitted._replace(columns=wider, classes=list(labels.numbers), history=[*fitted.history, *_of_texts(history)])
+    wide = fitted._replace(columns=wider, classes=list(labels.numbers))
+    history = fit_more(
+        fitted.network, source_of_rows, settings._replace(lr=lr), RunOptions(), grown=lambda: grown(wide)
+    )
+    return wide._replace(history=[*fitted.history, *_of_texts(history)])
 
 
 def labels_with(fitted: FittedText, classes: Iterable[Any] | None) -> Labels:
@@ -199,8 +208,8 @@ def _threshold(fitted: Fitted, multilabel: bool) -> float:
 
 @torch.no_grad()
 def _temperature(network: Network, held_out: XMCRows | None) -> float:
-    """Of a linear network that gives one label: what held-out rows ask for."""
-    if held_out is None or not isinstance(network, LinearNetwork) or network.binary:
+    """Of a linear network that gives one label: what held-out rows ask for, unless they have become neighbours."""
+    if held_out is None or not isinstance(network, LinearNetwork) or network.binary or network.mixture is not None:
         return 1.0
     features, labels, _ = batch_of(held_out)
     labelled = labels[:, 0] >= 0

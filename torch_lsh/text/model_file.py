@@ -36,7 +36,8 @@ def save(settings: dict[str, Any], fitted: FittedText, path: FilePath) -> None:
 
 def describe_run(network: Network, features: HashedText) -> dict[str, Any]:
     """What a checkpoint has to agree with."""
-    return {**model_file.describe(network), "hashing": features.get_params()}
+    smoothing = network.label_smoothing if isinstance(network, (LinearNetwork, WideNetwork)) else 0.0
+    return {**model_file.describe(network), "label_smoothing": smoothing, "hashing": features.get_params()}
 
 
 def load(path: FilePath, mmap: bool) -> tuple[dict[str, Any], FittedText]:

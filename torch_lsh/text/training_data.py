@@ -20,7 +20,7 @@ from .. import ops
 from ..data import XMCRows
 from ..data.xmc import join_rows
 from ..models.held_out import TO_STOP, Purpose, split
-from ..models.rows import InMemory, num_rows
+from ..models.rows import InMemory, checksum, num_rows
 from .columns import Columns
 from .files import TextFile, TextRow
 from .hashed_text import HashedText
@@ -135,6 +135,7 @@ class Statistics(NamedTuple):
     idf: Tensor  # [F] float32
     bytes: int  # of the hashed features of all rows
     label_counts: Tensor  # [C] int64, of the training rows
+    checksum: int  # of texts, labels and weights
     held_out: XMCRows | None
     cached: Weighted | None  # the training rows, where they fit in memory
 
@@ -205,7 +206,7 @@ class TrainingData:
     def _first_pass(self, memory: int) -> Statistics:
         documents = torch.zeros(1, self.features.num_features, dtype=torch.int32)
         counts = torch.zeros(0, dtype=torch.int64)
-        rows = total = 0
+        rows = total = seen = 0
         several = False
         train: list[Weighted] | None = []
         held_out: list[Weighted] = []
@@ -221,6 +222,7 @@ class TrainingData:
             counts += torch.bincount(chunk.labels, minlength=len(counts))
             rows += num_rows(chunk)
             several = several or any(bool((part.rows.label_start.diff() > 1).any()) for part in (some, out))
+            seen = checksum(*some.rows, some.weights, *out.rows, before=seen)
             if num_rows(out.rows) > 0:
                 held_out.append(out)
             total += 8 * len(chunk.features) + 4 * len(chunk.labels) + 16 * len(chunk.feature_start)
@@ -236,6 +238,7 @@ class TrainingData:
             train += held_out
             held_out = []
         classes, numbers = self.labels.sort()
+        seen = checksum(numbers, before=seen)
 
         def joined(parts: list[Weighted] | None) -> Weighted | None:
             if not parts:
@@ -251,7 +254,7 @@ class TrainingData:
         sorted_counts[numbers[: len(counts)]] = counts
         kept, cached = joined(held_out), joined(train)
         held_out_rows = None if kept is None else kept.rows
-        return Statistics(rows, several, classes, columns.int(), idf, total, sorted_counts, held_out_rows, cached)
+        return Statistics(rows, several, classes, columns.int(), idf, total, sorted_counts, seen, held_out_rows, cached)
 
     def _with_rows_to_rank(self, found: Statistics) -> Statistics:
         """Holds rows out of few, too, where they train a ranker."""
@@ -326,4 +329,6 @@ class FeatureSource:
         return None if rows is None else self._columns.rows(rows)
 
     def identity(self) -> dict[str, Any]:
-        return {"rows": self.size, "features": self._data.statistics.bytes, "labels": int(self.label_counts.sum())}
+        found = self._data.statistics
+        sizes = {"rows": self.size, "features": found.bytes, "labels": int(self.label_counts.sum())}
+        return {**sizes, "checksum of rows": found.checksum}
