@@ -5,8 +5,9 @@
     python examples/recommender.py                                      # users and items made here
 
 A user is the mean of the vectors of his items: there is no table of users, and new users need no training. A step takes
-some users, leaves out some of the items of each, and asks for all of them. Scores are cosines over a temperature;
-``torch_lsh.linear_cross_entropy`` compares the users with the items that matter for them, ``--dense`` with all items.
+some users, leaves out some of the items of each, and asks for all of them. Scores are cosines over a temperature and a
+bias per item, which learns popularity. ``torch_lsh.linear_cross_entropy`` compares the users with the items that matter
+for them, ``--dense`` with all items.
 
 Mao et al., "SimpleX: A Simple and Strong Baseline for Collaborative Filtering", CIKM 2021 (users as means, cosines);
 Liang et al., "Variational Autoencoders for Collaborative Filtering", WWW 2018 (softmax over a user's items, some left
@@ -30,13 +31,14 @@ NO_ITEM = -100  # ends the items of users who have fewer than others
 
 
 class Recommender(nn.Module):
-    """Items of unit length. A user is the mean of his items, scored against every item."""
+    """Items of unit length, and a bias each. A user is the mean of his items, scored against every item."""
 
     def __init__(self, num_items: int, width: int, temperature: float, dense: bool) -> None:
         super().__init__()
         self.items = nn.Embedding(num_items, width, sparse=not dense)
         nn.init.normal_(self.items.weight)
         self.scale_items(slice(None))
+        self.bias = nn.Parameter(torch.zeros(num_items))
         self.temperature = temperature
 
     def forward(self, items: Tensor, given: Tensor) -> Tensor:
@@ -96,23 +98,18 @@ def padded(items: list[list[int]], users: Tensor) -> Tensor:
 
 
 def loss_of(model: Recommender, items: Tensor, keep: float) -> Tensor:
-    """Cross entropy of all items of each user, given some of them.
-
-    The weight of a user grows with the square root of the number of items: neither do a few users with many items
-    decide, nor do many users with few.
-    """
+    """Cross entropy of all items of each user, given some of them; the mean over all these items."""
     is_item = items != NO_ITEM
     vectors = model(items, is_item & (torch.rand(items.shape) < keep))
     counts = is_item.sum(1)
     if not model.items.sparse:
-        scores = (vectors @ model.items.weight.T).log_softmax(1)
+        scores = F.linear(vectors, model.items.weight, model.bias).log_softmax(1)
         losses = -scores.gather(1, items.clamp(min=0)).where(is_item, 0.0).sum(1) / counts
     else:
         losses = torch_lsh.linear_cross_entropy(
-            vectors, model.items.weight, items, reduction="none", ignore_index=NO_ITEM
+            vectors, model.items.weight, items, model.bias, reduction="none", ignore_index=NO_ITEM
         )
-    weights = counts.sqrt()
-    return (losses * weights).sum() / weights.sum()
+    return (losses * counts).sum() / counts.sum()
 
 
 def train_step(model: Recommender, items: Tensor, optimizer: torch.optim.Optimizer, keep: float) -> Tensor:
@@ -137,7 +134,7 @@ def evaluate(model: Recommender, train: list[list[int]], test: list[list[int]], 
         had = padded(train, some)
         is_item = had != NO_ITEM
         depth = min(k + had.shape[1], model.items.num_embeddings)
-        best = torch_lsh.linear_topk(model(had, is_item), model.items.weight, depth).indices
+        best = torch_lsh.linear_topk(model(had, is_item), model.items.weight, depth, model.bias).indices
         excluded = torch.stack([is_item.nonzero()[:, 0], had[is_item]], 1)
         metric.update(best, padded(test, some), excluded)
     model.train()
@@ -149,10 +146,10 @@ def main() -> None:
     parser.add_argument("--train", type=Path, help="file of users and items; default: users made here")
     parser.add_argument("--test", type=Path, help="file of what to find; default: held out of training")
     parser.add_argument("--dense", action="store_true", help="product with all items, for comparison")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=0.1)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--temperature", type=float, default=0.11)
     parser.add_argument("--keep", type=float, default=0.7, help="share of a user's items in the mean, in training")
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=256, help="users per step")
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--active", type=int, default=16384, help="items per step")
