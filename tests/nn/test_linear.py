@@ -427,6 +427,32 @@ def test_dense_optimizer_rehashes_by_policy(fused):
     assert not torch.equal(layer.sampler.tables.state_dict()["row_buckets"], built)
 
 
+@pytest.mark.parametrize("dense", ["bias", "weight"])
+def test_an_optimizer_of_its_own_for_the_bias_leaves_the_policy(dense):
+    """The one that records nothing must not make every step build the tables anew."""
+    layer = LSHLinear(D, N, config=LSHConfig(active=60, rehash=FixedInterval(3)))
+    weight, bias = torch_lsh.optim.Adam, torch.optim.Adam
+    if dense == "weight":
+        weight, bias = bias, weight
+    optimizers = [weight([layer.weight], lr=1e-2), bias([layer.bias], lr=1e-2)]
+    x, y = torch.randn(B, D), torch.randint(0, N, (B,))
+    rehashes, passes = [], []
+    for _ in range(7):
+        F.cross_entropy(layer(x), y).backward()
+        index = layer.sampler.tables
+        if not passes:
+            rehash, build = index.rehash, index.build
+            index.rehash = lambda *arguments: (passes.append(0), rehash(*arguments))
+            index.build = lambda *arguments: (passes.append(0), build(*arguments))
+            passes.append(0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        rehashes.append(layer.sampler.rehashes)
+    assert rehashes == [0, 0, 0, 1, 1, 1, 2]
+    assert len(passes) == 1 + 2
+
+
 @pytest.mark.parametrize(
     ("x", "y", "error", "message"),
     [

@@ -114,6 +114,13 @@ class ChangedRows:
             return len(parameters) == 1
         return len(parameters) == 2 and parameters[1]() is bias and bias._version == versions[1]
 
+    def with_unrecorded_changes(self) -> list[Tensor]:
+        """The parameters that changed, or may have, without a record of the rows."""
+        living = self._living()
+        if self._everything:
+            return living
+        return [parameter for parameter, known in zip(living, self._versions) if parameter._version != known]
+
     def unrecorded(self) -> bool:
         """Whether a parameter changed and nobody recorded the rows."""
         if self._everything:

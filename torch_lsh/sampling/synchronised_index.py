@@ -147,15 +147,17 @@ class SynchronisedIndex:
     def is_usable_for_training(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether all that is stale in the index are rows that an optimizer touched.
 
-        A row-sparse optimizer records its updates, so anything unrecorded is an edit. A dense optimizer records
-        nothing; its step follows a training step.
+        A row-sparse optimizer records its updates, so anything unrecorded is an edit. A dense optimizer, which weight
+        and bias may have each or in common, records nothing; its step follows a training step.
         """
         changed = self._changed
         if self.index is None or changed is None:
             return False
         if changed.holds_all_of(weight, bias):
             return True
-        return self._trained and not wants_row_sparse(weight) and changed.are_of(weight, bias)
+        if not self._trained or not changed.are_of(weight, bias):
+            return False
+        return not any(wants_row_sparse(parameter) for parameter in changed.with_unrecorded_changes())
 
     def stale_rows(self, weight: Tensor, bias: Tensor | None) -> int | None:
         """The number of rows that changed since they were last hashed; None: there is no index."""
