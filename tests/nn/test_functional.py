@@ -185,3 +185,16 @@ def test_bias_has_one_value():
     weight, bias = torch.nn.Parameter(torch.randn(500, 4)), torch.zeros(500)
     with pytest.raises(TypeError, match="bias and linear_bias are given"):
         linear_cross_entropy(torch.randn(2, 4), weight, torch.tensor([0, 1]), bias, linear_bias=bias)
+
+
+def test_rankings_of_a_weight_that_trains_densely_tell_nothing(recwarn):
+    weight = nn.Parameter(torch.randn(300, 8))
+    optimizer = torch.optim.Adam([weight], lr=1e-2)
+    x, y = torch.randn(4, 8), torch.tensor([1, 2, 3, 4])
+    linear_topk(x, weight, 3)
+    F.cross_entropy(x @ weight.T, y).backward()
+    optimizer.step()
+    assert not recwarn.list
+    linear_cross_entropy(x, weight, y).backward()
+    with pytest.warns(UserWarning, match="torch's Adam updates all 300 rows"):
+        optimizer.step()

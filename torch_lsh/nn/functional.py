@@ -214,7 +214,7 @@ def _kept(weight: Tensor) -> LSHLinear:
         layer = LSHLinear(1, 1, bias=False, device="cpu")
         layer.register_parameter("weight", None)
         num_rows, width = weight.shape
-        layer.sampler, layer.paths = Sampler(num_rows, width, LSHConfig()), Paths(num_rows)
+        layer.sampler, layer.paths = Sampler(num_rows, width, LSHConfig()), Paths(num_rows, of_weight=True)
         _layers[weight] = layer
     return layer
 

@@ -21,6 +21,11 @@ SAMPLED, EXACT, RANKED, RANKED_ACTIVE, DENSE = "sampled", "exact", "ranked", "ra
 class Paths:
     """Counts the paths that a layer's results took, and warns once of every reason why one was not sampled.
 
+    Args:
+        out_features: rows of the layer.
+        of_weight: whether it stands for a weight without a layer. Who has nothing but its best rows found may train it
+            densely on purpose, and is told nothing.
+
     Attributes:
         counts: results by path: "sampled" losses, "exact" ones (block by block), "ranked" (all rows), "ranked active
             rows", and "dense", the results of ``nn.Linear``; and how often each reason of
@@ -34,8 +39,8 @@ class Paths:
     ('exact', {'exact': 1})
     """
 
-    def __init__(self, out_features: int) -> None:
-        self.out_features = out_features
+    def __init__(self, out_features: int, of_weight: bool = False) -> None:
+        self.out_features, self._of_weight = out_features, of_weight
         self.counts: Counter[str] = Counter()
         self.last: str | None = None
         self.why: dict[str, str] = {}
@@ -90,6 +95,8 @@ class Paths:
 
         "weight" stands for a gradient of all rows that no result of the layer led to.
         """
+        if self._of_weight and self.counts[SAMPLED] == 0:
+            return
         if reason == "weight" and self.counts[DENSE] + self.counts[EXACT] > 0:
             return  # dense results have dense gradients, and were announced
         self.say("tied" if reason == "weight" and self.counts[SAMPLED] > 0 else reason, **facts)
