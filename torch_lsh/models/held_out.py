@@ -139,6 +139,7 @@ class HeldOut:
         self._batches: list[Batch] = [batch_of(counted.take(block)) for block in blocks]
         self._mixed: list[Batch] = []
         self._prepared: list[Any] = []
+        self._known: list[Tensor] = []  # of the labels of rows that tune a ranker, whether its training rows have them
         if isinstance(mixture, LabelRanker):
             self.add(rows, mixture)  # it looks at few labels of each row, so that more rows can count for it
         elif mixture is not None:
@@ -146,6 +147,7 @@ class HeldOut:
 
     def add(self, rows: Rows, ranker: LabelRanker) -> None:
         """Adds rows that tune the ranker by what one knows of them that was not made of them."""
+        self._known.append(ranker.counts[rows.labels.long()] > 0)
         for block in torch.arange(min(num_rows(rows), _MOST_RANKED)).split(_RANKED):
             batch = batch_of(rows.take(block))
             self._mixed.append(batch)
@@ -178,7 +180,8 @@ class HeldOut:
         """Tunes the mixture for the present parameters of the network."""
         if isinstance(self.mixture, LabelRanker):
             self.network.eval()
-            self.mixture.tune(self._ranked())
+            known = torch.cat(self._known)
+            self.mixture.tune(self._ranked(), knowable=len(known) == 0 or bool(known.any()))
         elif self.mixture is not None:
             self.measure()
 
