@@ -73,6 +73,25 @@ def test_equal_seeds_give_equal_committees_and_leave_the_generator_alone(monkeyp
 
 
 @torch.no_grad()
+def test_any_number_of_threads_gives_the_same_committee(monkeypatch):
+    """As many candidates as rankers have: PyTorch's sums differ from three threads on."""
+    monkeypatch.setattr(module, "_LEAST_STEPS", STEPS)
+    draw = torch.Generator().manual_seed(0)
+    right = torch.rand(69, 90, generator=draw) < 0.03
+    right[:, 0] = True
+    given = Examples(torch.randn(69, 90, 17, generator=draw), torch.zeros_like(right), right)
+    before, made = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3, 4, 8):
+            torch.set_num_threads(threads)
+            made.append(train_committee(given, seed=1))
+    finally:
+        torch.set_num_threads(before)
+    for other in made[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(made[0].parameters(), other.parameters()))
+
+
+@torch.no_grad()
 def test_rows_whose_candidates_are_all_right_change_nothing(monkeypatch):
     monkeypatch.setattr(module, "_LEAST_STEPS", STEPS)
     given = examples()

@@ -164,3 +164,9 @@ def test_sparse_numbers_that_are_no_float32(data):
             call(features)
         with pytest.raises(ValueError, match=r"features have dtype torch\.complex128; wanted real numbers"):
             call(sparse.csr_matrix(([1.0j], [3], [0, 1]), shape=(1, FEATURES)))
+
+
+def test_validation_rows_without_labels_decide_nothing(data):
+    for none in (sparse.csr_matrix((0, FEATURES)), []), (sparse.eye(2, FEATURES, format="csr"), [[], []]):
+        with pytest.raises(ValueError, match="validation has no row with a label"):
+            made().fit(data[0], progress=False, validation=none)

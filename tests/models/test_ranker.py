@@ -194,7 +194,7 @@ def test_rows_of_new_labels_alone_leave_the_ranking_to_the_votes(data):
     some, others = everything.take(torch.arange(60)), everything.take(torch.arange(60, count))
     made = LabelRanker.of(some, 64, uses_logits=False)
     features, labels = collate_xmc(others)
-    assert made.tune([(made.prepare(features), None, labels)]) == 0
+    assert made.tune([(made.prepare(features), None, labels)], knowable=False) == 0
     assert made.is_of_use
     made = made.with_rows(others, refit=False)
     features, labels = collate_xmc(everything)

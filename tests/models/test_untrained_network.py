@@ -260,10 +260,10 @@ def test_few_rows_train_the_classifiers_again(rows, lacking):
 def test_how_many_rows_tune_the_ranker(rows, options, share, monkeypatch):
     counts = []
 
-    def tuned(self, batches, seed=0):
+    def tuned(self, batches, **options):
         batches = list(batches)
         counts.append(sum(len(labels) for _, _, labels in batches))
-        return tune(self, batches, seed)
+        return tune(self, batches, **options)
 
     tune = LabelRanker.tune
     monkeypatch.setattr(LabelRanker, "tune", tuned)
@@ -280,3 +280,15 @@ def test_a_half_is_known_by_sources_of_the_other_half():
     assert len(fitted.mixture.neighbours) == len(labels)
     _, found = fitted.predict(one_feature_each(labels), k=1)
     assert (found[:, 0] == labels).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("count", [600, 2400])  # each half is held out once, or a quarter
+def test_a_catalogue_of_one_row_a_label_is_ranked_by_votes(count):
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.rand(count, 3000, generator=generator).topk(12).indices.sort().values.int().flatten()
+    start, labels = torch.arange(count + 1), torch.arange(count, dtype=torch.int32)
+    rows = XMCRows(12 * start, columns, torch.ones(12 * count), start, labels, 3000, count)
+    catalogue = XMCDataset.from_rows(rows)
+    fitted = XMCClassifier(3000, count, hidden=8)
+    assert fitted.fit(catalogue, progress=False)[0]["epoch"] == 0
+    assert fitted.evaluate(catalogue)["precision@1"] == 1

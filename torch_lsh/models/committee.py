@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from .. import ops
+
 _MEMBERS, _UNITS = 4, 16
 _EPOCHS, _LEAST_STEPS = 4, 250
 _BATCH, _RATE, _DECAY = 32, 0.015, 1e-3
@@ -60,7 +62,8 @@ def train_committee(examples: Examples, seed: int) -> nn.Sequential:
 
     Right candidates do not compete with each other: those that are right in 99 % and in 98 % of the rows are told apart
     even where a row has many. A row counts by the number of its right candidates up to five, as for precision@5.
-    Gradients are written out: there are some hundred small steps, in which autograd would take half of the time.
+    Gradients are written out: there are some hundred small steps, in which autograd would take half of the time. Sums
+    of many numbers are those of :func:`torch_lsh.ops.product`, as PyTorch's differ from three threads on.
 
     Args:
         examples: Rows that have a right candidate each.
@@ -88,14 +91,15 @@ def train_committee(examples: Examples, seed: int) -> nn.Sequential:
         inputs = values[rows].flatten(0, 1)  # [R * K, E + 1]
         units = (inputs @ hidden.t()).relu_()
         outputs = output * members  # [members, units]
-        scores = (outputs @ units.t()).view(_MEMBERS, len(rows), width)
+        scores = ops.product(outputs, units.t()).view(_MEMBERS, len(rows), width)
         wrong = scores + away[rows]
         total = wrong.logsumexp(2, keepdim=True)
         missed = (total - scores).sigmoid_().mul_(targets[rows])  # the slopes of right candidates, negative
         slopes = wrong.sub_(total).exp_().mul_(missed.sum(2, keepdim=True)).sub_(missed)
         slopes = slopes.div_(len(rows)).flatten(1)  # of the scores
         of_output = (slopes @ units).mul_(members).sum(0)
-        of_hidden = (slopes.t() @ outputs).mul_(units.sign_()).t() @ inputs
+        of_units = (slopes.t() @ outputs).mul_(units.sign_())
+        of_hidden = ops.product(inputs.t(), of_units).t().contiguous()
         rate = _RATE * (1 - step / steps)
         adamw(
             parameters,

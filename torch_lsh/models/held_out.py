@@ -138,11 +138,13 @@ class HeldOut:
         blocks = torch.arange(num_rows(counted)).split(network.rows_at_a_time)
         self._batches: list[Batch] = [batch_of(counted.take(block)) for block in blocks]
         self._ranked_batches: list[tuple[Batch, Evidence | None]] = []
+        self._known: list[Tensor] = []  # of the labels of rows that tune a ranker, whether its training rows have them
         if ranker is not None:
             self.add(rows, ranker)  # it looks at few labels of each row, so that more rows can count for it
 
     def add(self, rows: Rows, ranker: LabelRanker) -> None:
         """Adds rows that tune the ranker by what one knows of them that was not made of them."""
+        self._known.append(ranker.counts[rows.labels.long()] > 0)
         for block in torch.arange(min(num_rows(rows), _MOST_RANKED)).split(_RANKED):
             batch = batch_of(rows.take(block))
             prepared = None if ranker.asks_network else ranker.prepare(batch.features)
@@ -165,7 +167,8 @@ class HeldOut:
         """Tunes the ranker for the present parameters of the network."""
         if self.ranker is not None:
             self.network.eval()
-            self.ranker.tune(self._ranked(self.ranker))
+            known = torch.cat(self._known)
+            self.ranker.tune(self._ranked(self.ranker), knowable=len(known) == 0 or bool(known.any()))
 
     def _ranked(self, ranker: LabelRanker) -> Iterator[tuple[Evidence, Tensor | None, Tensor]]:
         for batch, prepared in self._ranked_batches:

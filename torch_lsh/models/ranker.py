@@ -269,7 +269,9 @@ class LabelRanker(nn.Module):
         return everything.scatter_(1, labels.masked_fill(labels < 0, logits.shape[1]), scores)[:, :-1]
 
     @torch.no_grad()
-    def tune(self, batches: Iterable[tuple[Evidence, Tensor | None, Tensor]], seed: int = 0) -> float:
+    def tune(
+        self, batches: Iterable[tuple[Evidence, Tensor | None, Tensor]], seed: int = 0, knowable: bool = True
+    ) -> float:
         """Trains the committee from the beginning.
 
         Args:
@@ -277,6 +279,8 @@ class LabelRanker(nn.Module):
                 ``[B, K]`` for the candidates (None where they do not count), and the labels ``[B, P]`` of the rows,
                 negative where there is none.
             seed: Of all random choices.
+            knowable: Whether some label of these rows is that of a training row. If none is, the sources are not to
+                blame for finding none: all labels may be of a single row, as those of the entries of a catalogue.
 
         Returns:
             The mean of precision@1, 3 and 5 of these rows.
@@ -285,7 +289,7 @@ class LabelRanker(nn.Module):
         examples = self._examples(batches)
         found = examples.right.any(1).nonzero()[:, 0]
         if len(found) == 0:
-            self.is_of_use = self._knows_none([labels for _, _, labels in batches])
+            self.is_of_use = not knowable
             if self.is_of_use:
                 self._rank_by_votes()
             return 0.0
@@ -298,14 +302,6 @@ class LabelRanker(nn.Module):
         best = self._scores(examples.values, examples.none).topk(min(max(_KS), examples.none.shape[1])).indices
         hits = examples.right.gather(1, best).float()
         return sum(float(hits[:, :k].sum()) / k for k in _KS) / (len(_KS) * max(1, len(hits)))
-
-    def _knows_none(self, batches: Iterable[Tensor]) -> bool:
-        """Whether there are labels ``[B, P]``, and none of them is that of a training row.
-
-        The sources are not to blame then: all labels may be of a single row, as those of the entries of a catalogue.
-        """
-        labels = torch.cat([some[some >= 0] for some in batches])
-        return len(labels) > 0 and not bool(self.counts[labels].any())
 
     def _rank_by_votes(self) -> None:
         """Ranks by the votes that choose the candidates: no held-out row tells more."""

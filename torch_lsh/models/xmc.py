@@ -198,6 +198,8 @@ class XMCClassifier(WideNetwork):
         if eval_dataset is not None:
             self._rows(eval_dataset, for_training=False)
         given = None if validation is None else self._rows(validation)
+        if given is not None and len(given.labels) == 0:
+            raise ValueError("validation has no row with a label; wanted some, or None")
         weighted = sample_weight is not None or class_weight is not None
         purpose = settings.purpose(self.num_labels, weighted, self.dense_input)
         fraction = validation_fraction if given is None else 0.0
