@@ -169,6 +169,19 @@ def test_few_rows_have_a_ranker_without_the_network(data, rows, network_counts, 
     assert len(model.mixture.neighbours) == rows
 
 
+def test_a_file_without_the_network_becomes_a_whole_model(data, tmp_path):
+    features, labels = data[0]
+    fitted((features[:500], labels[:500])).save(tmp_path / "model")
+    loaded = XMCClassifier.load(tmp_path / "model")
+    assert loaded.scale.is_meta
+    assert loaded.logits(features[:2]).isfinite().all()
+    assert float(loaded.scale) == 1.0
+    loaded = XMCClassifier.load(tmp_path / "model")
+    loaded.fit((features[:1200], labels[:1200]), epochs=1, progress=False)
+    assert loaded.mixture.uses_logits
+    assert loaded.predict(features[:2], k=3)[0].isfinite().all()
+
+
 def test_fewer_have_none(data):
     features, labels = data[0]
     assert fitted((features[:190], labels[:190])).mixture is None

@@ -229,7 +229,10 @@ def test_texts(texts, tmp_path):
     json.loads(metadata["model"], parse_constant=pytest.fail)  # NaN is not JSON
     loaded = TextClassifier.load(tmp_path / "model")
     assert (loaded.predict(texts[0][:200]) == found).all()
-    assert loaded.hidden_activations(texts[0][:3]).isfinite().all()
+    assert next(model.network_.parameters()).is_meta  # until somebody asks for its activations
+    hidden = loaded.hidden_activations(texts[0][:3])
+    assert hidden.isfinite().all()
+    assert torch.equal(model.hidden_activations(texts[0][:3]), hidden)
     loaded.partial_fit(["a1 b1 zebra"] * 4, ["new"] * 4)
     assert loaded.predict(["a1 b1 zebra"]).tolist() == ["new"]
     assert loaded.predict_proba(["a1 b1 zebra"]).sum() == pytest.approx(1, abs=1e-3)

@@ -74,7 +74,9 @@ def train_committee(examples: Examples, seed: int) -> nn.Sequential:
     parameters = [hidden, output]
     means, squares = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
     counts = [torch.zeros(()) for _ in parameters]
-    values = F.pad(examples.values, (0, 1), value=1.0)  # the input of the bias
+    present = ~examples.none
+    values = F.pad(examples.values[present], (0, 1), value=1.0)  # of the candidates there are; the input of the bias
+    place = torch.full(present.shape, -1).masked_scatter_(present, torch.arange(len(values)))  # of each in `values`
     away = torch.zeros_like(examples.none, dtype=torch.float32).masked_fill_(examples.none | examples.right, _AWAY)
     count, width = examples.right.shape
     found = examples.right.sum(1, keepdim=True)
@@ -88,15 +90,20 @@ def train_committee(examples: Examples, seed: int) -> nn.Sequential:
         if step % per_epoch == 0:
             order = torch.randperm(count, generator=generator).split(_BATCH)
         rows = order[step % per_epoch]
-        inputs = values[rows].flatten(0, 1)  # [R * K, E + 1]
+        places = place[rows].flatten()
+        known = (places >= 0).nonzero()[:, 0]
+        inputs = values[places[known]]  # [C, E + 1]
         units = (inputs @ hidden.t()).relu_()
         outputs = output * members  # [members, units]
-        scores = ops.product(outputs, units.t()).view(_MEMBERS, len(rows), width)
+        scores = torch.zeros(_MEMBERS, len(rows) * width).index_copy_(1, known, ops.product(outputs, units.t()))
+        scores = scores.view(_MEMBERS, len(rows), width)
         wrong = scores + away[rows]
-        total = wrong.logsumexp(2, keepdim=True)
-        missed = (total - scores).sigmoid_().mul_(targets[rows])  # the slopes of right candidates, negative
-        slopes = wrong.sub_(total).exp_().mul_(missed.sum(2, keepdim=True)).sub_(missed)
-        slopes = slopes.div_(len(rows)).flatten(1)  # of the scores
+        largest = wrong.amax(2, keepdim=True)
+        shares = wrong.sub_(largest).exp_()  # of the wrong candidates, once they are divided by their sum
+        sums = shares.sum(2, keepdim=True)
+        missed = (largest + sums.log() - scores).sigmoid_().mul_(targets[rows])  # slopes of right ones, negative
+        slopes = shares.mul_(missed.sum(2, keepdim=True) / sums).sub_(missed)
+        slopes = slopes.div_(len(rows)).flatten(1)[:, known]  # of the scores
         of_output = (slopes @ units).mul_(members).sum(0)
         of_units = (slopes.t() @ outputs).mul_(units.sign_())
         of_hidden = ops.product(inputs.t(), of_units).t().contiguous()

@@ -73,46 +73,27 @@ def fit(
     if source.size == 0:
         raise ValueError("the training data has no rows")
     network.mixture = None
-    network.complete()
     network.adapt_to(source)
     start = time.perf_counter()
     mixture = _mixture(source, settings, network, held_out)
+    spent = 2 * (time.perf_counter() - start)  # held-out rows join in the end, which takes at most as long
     ranker = mixture if isinstance(mixture, LabelRanker) else None
-    by_rows = settings.epochs is None
-    ranked = ranker is not None
-    settings = settings.for_data(
-        source.size, network.num_labels, held_out is not None and not ranked, ranked, network.dense_input
-    )
     judge = None if held_out is None else HeldOut(held_out, network, ranker, metric)
-    # Held-out rows join in the end, which takes at most as long as making the mixture.
-    schedule = settings.schedule(spent=2 * (time.perf_counter() - start))
-    run = TrainingRun(network, source, schedule, settings.batch_size or 1, settings.seed, configuration)
     if judge is not None and held_out is not None and ranker is not None and not ranker.uses_logits:
         if settings.halves and (rows := source.sample()) is not None:
             judge.add(rows, _ranker_of(held_out, ranker, settings.seed))
         judge.tune()
         if ranker.is_of_use:
-            if by_rows:
+            if settings.epochs is None:
                 reason = _FEW_DENSE_ROWS if network.dense_input else _NOT_TRAINED
                 note(options.progress, f"torch_lsh: {reason}")
                 _log.info(reason)
             return _ranker_alone(network, ranker, judge, held_out, evaluate, source.size, start)
-
-    def measure() -> tuple[dict[str, float], tuple[float, ...]]:
-        entry: dict[str, float] = {}
-        qualities: tuple[float, ...] = ()
-        if judge is not None:
-            found, qualities = judge.measure()
-            entry = {f"validation_{name}": value for name, value in found.items()}
-        if evaluate is not None:
-            if judge is not None and ranker is not None:
-                judge.tune()
-            network.mixture = mixture
-            entry.update(evaluate())
-            network.mixture = None
-        return entry, qualities
-
-    if not carry_out(run, measure, options):
+    stops = held_out is not None and ranker is None
+    settings = settings.for_data(source.size, network.num_labels, stops, ranker is not None, network.dense_input)
+    network.complete(settings.seed)
+    run = TrainingRun(network, source, settings.schedule(spent), settings.batch_size or 1, settings.seed, configuration)
+    if not carry_out(run, lambda: _measured(network, mixture, judge, evaluate), options):
         return Fitted(run.history)
     network.eval()
     if judge is not None:
@@ -124,10 +105,30 @@ def fit(
     validated = judge.final()
     if network.mixture is not None:
         if run.history:
-            found = validated.compute()
-            run.history[-1].update({f"validation_neighbours_{name}": value for name, value in found.items()})
+            run.history[-1].update(_named("validation_neighbours_", validated))
         network.mixture = _with_rows(network.mixture, held_out, network.num_labels, _are_few(source.size, held_out))
     return Fitted(run.history, validated)
+
+
+def _measured(
+    network: Network,
+    mixture: Mixture | LabelRanker | None,
+    judge: HeldOut | None,
+    evaluate: Callable[[], dict[str, float]] | None,
+) -> tuple[dict[str, float], tuple[float, ...]]:
+    """What held-out and evaluation rows say after an epoch: by name, and as the numbers that decide when to stop."""
+    entry: dict[str, float] = {}
+    qualities: tuple[float, ...] = ()
+    if judge is not None:
+        found, qualities = judge.measure()
+        entry = {f"validation_{name}": value for name, value in found.items()}
+    if evaluate is not None:
+        if judge is not None and isinstance(mixture, LabelRanker):
+            judge.tune()
+        network.mixture = mixture
+        entry.update(evaluate())
+        network.mixture = None
+    return entry, qualities
 
 
 def _ranker_alone(
@@ -144,9 +145,13 @@ def _ranker_alone(
     network.mixture = ranker
     validated = judge.final()
     measured = {} if evaluate is None else evaluate()
-    measured.update({f"validation_neighbours_{name}": value for name, value in validated.compute().items()})
+    measured.update(_named("validation_neighbours_", validated))
     network.mixture = _with_rows(ranker, held_out, network.num_labels, _are_few(rows, held_out))
     return Fitted([_without_epochs(rows, time.perf_counter() - start, measured)], validated)
+
+
+def _named(prefix: str, metric: Metric) -> dict[str, float]:
+    return {f"{prefix}{name}": value for name, value in metric.compute().items()}
 
 
 def _are_few(rows: int, held_out: Rows) -> bool:

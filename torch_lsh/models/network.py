@@ -61,8 +61,12 @@ class Network(nn.Module):
         """Adds new features and labels behind those that there are."""
         raise NotImplementedError
 
-    def complete(self) -> None:
-        """Initialises parameters that are on the meta device, as a file without them leaves them."""
+    def complete(self, seed: int | None = None) -> None:
+        """Initialises parameters that are on the meta device: of a network that is not trained, or not yet.
+
+        Args:
+            seed: Decides their numbers; None means that the sizes of the network do.
+        """
 
     def adapt_to(self, source: Source) -> None:
         """Prepares for training on these rows."""
@@ -210,16 +214,18 @@ class WideNetwork(Network):
         larger.output.bias[: self.num_labels] = self.output.bias
         self.output = larger.output
 
-    def complete(self) -> None:
+    def complete(self, seed: int | None = None) -> None:
         if self.input_bias.is_meta:
-            new = self._new(self.num_features, self.num_labels)
+            new = self._new(self.num_features, self.num_labels, seed)
             self.input, self.input_bias, self.output = new.input, new.input_bias, new.output
+            if self.dense_input and self.scale.is_meta:
+                self.scale = new.scale
 
-    def _new(self, num_features: int, num_labels: int) -> WideNetwork:
-        """A network of the same kind that is not trained; sizes decide its numbers."""
+    def _new(self, num_features: int, num_labels: int, seed: int | None = None) -> WideNetwork:
+        """A network of the same kind that is not trained; the seed decides its numbers, or else the sizes."""
         config = self.output.config if isinstance(self.output, LSHLinear) else None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(num_features + num_labels)
+            torch.manual_seed(num_features + num_labels if seed is None else seed)
             return WideNetwork(
                 num_features,
                 num_labels,

@@ -110,11 +110,9 @@ def network_for(chosen: Chosen, features: int, classes: int, rows: int, multilab
         hidden = 0 if classes <= _LINEAR_CLASSES else 128 if classes > WIDE else 256
     neighbours, smoothing = chosen.neighbours, chosen.label_smoothing
     settings = Settings(chosen.epochs, chosen.batch_size, chosen.lr, chosen.patience, None, neighbours, chosen.seed)
-    network: Network
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(chosen.seed)
-        if hidden > 0:
-            network = WideNetwork(
+    if hidden > 0:
+        with torch.device("meta"):  # it is completed if it is trained
+            wide = WideNetwork(
                 features,
                 classes,
                 hidden,
@@ -123,14 +121,16 @@ def network_for(chosen: Chosen, features: int, classes: int, rows: int, multilab
                 activation="none",
                 label_smoothing=smoothing or 0.0,
             )
-            return network, settings
-        if neighbours and multilabel:
-            raise ValueError(
-                f"neighbours is {neighbours}; wanted 0 for a multi-label task without a hidden layer, where every "
-                "class is a decision of its own"
-            )
-        if smoothing is None:
-            smoothing = 0.1 if classes > 2 else 0.0
+        return wide, settings
+    if neighbours and multilabel:
+        raise ValueError(
+            f"neighbours is {neighbours}; wanted 0 for a multi-label task without a hidden layer, where every "
+            "class is a decision of its own"
+        )
+    if smoothing is None:
+        smoothing = 0.1 if classes > 2 else 0.0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(chosen.seed)
         network = LinearNetwork(features, classes, multilabel, smoothing)
     if multilabel:
         epochs, lr = max(8, 20_000 // rows), 0.02
