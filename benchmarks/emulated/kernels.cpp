@@ -2,6 +2,8 @@
 //   kernels LEVEL KERNEL TIMES    runs it TIMES times
 //   kernels LEVEL                 compares all kernels with those of the scalar level
 //   kernels                       prints the names of the kernels and their multiply-adds
+//   kernels count LEVEL ...       compares them, and prints the instructions of each per multiply-add: on x86
+//                                 in Bochs, whose time stamp counter counts instructions
 #include "kernels/kernels.h"
 
 #include <algorithm>
@@ -16,6 +18,10 @@
 #include <string>
 #include <type_traits>
 #include <vector>
+
+#if defined(__x86_64__)
+#include <x86intrin.h>
+#endif
 
 using namespace torch_lsh;
 
@@ -354,6 +360,21 @@ bool agree(const Case& which, const char* level) {
   return difference <= 2e-6 * largest;
 }
 
+#if defined(__x86_64__)
+// Ticks of the time stamp counter of the quickest of some runs: one that no interrupt lengthened.
+uint64_t fewest_ticks(const Case& which, const char* level) {
+  use_level(level);
+  Kernel kernel = which.prepare();
+  uint64_t fewest = std::numeric_limits<uint64_t>::max();
+  for (int times = 0; times < 5; ++times) {
+    const uint64_t start = __rdtsc();
+    kernel.run();
+    fewest = std::min<uint64_t>(fewest, __rdtsc() - start);
+  }
+  return fewest;
+}
+#endif
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -363,6 +384,19 @@ int main(int count, char** arguments) {
   bool fine = true;
   if (count == 2)
     for (const Case& each : cases()) fine &= agree(each, arguments[1]);
+#if defined(__x86_64__)
+  if (count > 2 && std::strcmp(arguments[1], "count") == 0) {
+    for (int i = 2; i < count; ++i)
+      for (const Case& each : cases()) fine &= agree(each, arguments[i]);
+    for (const Case& each : cases()) {
+      std::printf("%s", each.name.c_str());
+      for (int i = 2; i < count; ++i)
+        std::printf(" %.4f", static_cast<double>(fewest_ticks(each, arguments[i])) / each.products);
+      std::printf("\n");
+    }
+    return fine ? 0 : 1;
+  }
+#endif
   if (count == 4) {
     use_level(arguments[1]);
     for (const Case& each : cases())
