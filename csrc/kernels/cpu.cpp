@@ -49,7 +49,7 @@ uint64_t saved_state() {
 
 }  // namespace
 
-std::string why_no_amx() {
+std::string why_no_amx([[maybe_unused]] bool ask) {
 #if defined(__linux__)
   constexpr uint32_t kBFloat16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25,
                      kAmx = kBFloat16 | kTile | kInt8;
@@ -60,9 +60,9 @@ std::string why_no_amx() {
     return "this CPU has no AMX for bfloat16 and int8";
   if ((saved_state() & kState) != kState) return "the system does not save AMX tiles";
   constexpr long kRequestPermission = 0x1023, kTileDataFeature = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
-  if (syscall(SYS_arch_prctl, kRequestPermission, kTileDataFeature) != 0)
-    return std::string("the system refuses AMX tiles to this process: ") + std::strerror(errno);
-  return "";
+  if (!ask || syscall(SYS_arch_prctl, kRequestPermission, kTileDataFeature) == 0) return "";
+  if (errno == ENOSPC) return "a signal stack of this process has no room for AMX tiles";
+  return std::string("the system refuses AMX tiles to this process: ") + std::strerror(errno);
 #else
   return "AMX needs Linux";
 #endif
@@ -70,7 +70,7 @@ std::string why_no_amx() {
 
 #else
 
-std::string why_no_amx() {
+std::string why_no_amx(bool) {
   return "AMX needs an x86 CPU";
 }
 namespace {

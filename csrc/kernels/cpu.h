@@ -7,9 +7,9 @@
 
 namespace torch_lsh {
 
-// An empty string if this process may use AMX tiles of bfloat16 and int8 numbers, else the reason why not.
-// Asks the system for the permission, which holds for the whole process from then on.
-std::string why_no_amx();
+// An empty string if CPU and system have AMX tiles of bfloat16 and int8 numbers, else the reason why not.
+// With `ask`, the system is asked for the permission, which holds for the whole process from then on.
+std::string why_no_amx(bool ask);
 
 // Whether the CPU multiplies pairs of bfloat16 numbers by VDPBF16PS faster than it multiplies the same
 // numbers as floats: AMD's do twice as many per cycle, Intel's as many.

@@ -135,15 +135,10 @@ const Kernels* choose(const char* wanted) {
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
   const bool has_avx512_bf16 =
       has_avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-  const std::string no_amx = !has_avx512_bf16 ? "AMX is used with AVX512-BF16 only"
-                             : choice.any() || choice.is("amx_bf16")
-                                 ? why_no_amx()
-                                 : "not asked for";  // so that the system is not asked for nothing
-  if (no_amx.empty()) {
-    choice.offer("amx_bf16", amx_table());
-  } else {
-    choice.refuse("amx_bf16", no_amx);
-  }
+  // The system is asked only if tiles may be used.
+  const std::string no_amx = has_avx512_bf16 ? why_no_amx(choice.any() || choice.is("amx_bf16"))
+                                             : "AMX is used with AVX512-BF16 only";
+  choice.offer_unless(no_amx, "amx_bf16", amx_table());
   if (has_avx512_bf16) choice.offer("avx512_bf16", avx512_bf16_table());
   if (has_avx512) choice.offer("avx512", &avx512::table);
   if (has_avx2) choice.offer("avx2", &avx2::table);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,30 @@ def test_the_instructions_do_what_the_emulated_registers_do(tmp_path):
     kind, instructions = result.stdout.split()
     assert kind == ("real" if HAS_AMX else "emulated")
     assert HAS_AMX or int(instructions) > 10_000
+
+
+@pytest.mark.skipif(not HAS_AMX, reason="/proc/cpuinfo has no amx_bf16")
+def test_a_process_that_is_refused_tiles_does_without():
+    """Linux refuses them to a process that has set up a signal stack without room for them."""
+    code = """
+import ctypes
+class Stack(ctypes.Structure):
+    _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+memory = ctypes.create_string_buffer(8192)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, 8192)), None) == 0
+from torch_lsh import ops
+print(ops.simd_level())
+ops.use_simd_level("amx_bf16")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "avx512_bf16\n"
+    assert "(a signal stack of this process has no room for AMX tiles)" in result.stderr
+
+
+@pytest.mark.skipif(not HAS_AMX, reason="/proc/cpuinfo has no amx_bf16")
+def test_error_messages_name_the_level():
+    with pytest.raises(RuntimeError, match="wanted one that this CPU supports: amx_bf16, avx512_bf16, "):
+        ops.use_simd_level("sse9")
 
 
 def problem(batch, rows, width):
