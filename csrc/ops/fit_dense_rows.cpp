@@ -63,7 +63,8 @@ std::tuple<Tensor, Tensor> fit_dense_rows(const Tensor& rows, const Tensor& labe
       check_sparse_rows(label_start, "label_start", label_rows, "label_rows", nullptr, nullptr, count);
   check_operand(positive, "positive", 1, ScalarType::Bool);
   check_size(positive, "positive", 0, label_rows.numel());
-  TORCH_LSH_CHECK(cost > 0, "cost is ", cost, "; wanted a positive number");
+  const auto error_cost = static_cast<float>(cost);
+  TORCH_LSH_CHECK(error_cost > 0, "cost is ", cost, "; wanted a positive number");
   TORCH_LSH_CHECK(passes >= 1, "passes is ", passes, "; wanted at least 1");
   const auto* is_positive = static_cast<const uint8_t*>(positive.const_data_ptr());
   const auto* values = rows.const_data_ptr<float>();
@@ -80,7 +81,7 @@ std::tuple<Tensor, Tensor> fit_dense_rows(const Tensor& rows, const Tensor& labe
       std::fill(own, own + width, 0.0f);
       members.choose(labels.index + begin, size);
       descent.start(size);
-      offset[label] = descent.run(members, is_positive + begin, static_cast<float>(cost), passes, 0.0f,
+      offset[label] = descent.run(members, is_positive + begin, error_cost, passes, 0.0f,
                                   random_bits(static_cast<uint64_t>(seed), label), own);
     }
   });

@@ -139,6 +139,17 @@ def test_a_stopped_run_ends_as_one_that_never_stopped(data, model, tmp_path):
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
+def test_a_refused_checkpoint_leaves_a_ready_model_as_it_was(data, model, tmp_path):
+    path = tmp_path / "run"
+    features, labels = data[0]
+    fitted(data[0], epochs=1, checkpoint=path)
+    ready = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="belongs to a run"):
+        ready.fit((features * 50, labels), epochs=1, checkpoint=path, progress=False)
+    for ours, theirs in zip(ready.predict(data[1][0]), model.predict(data[1][0]), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_without_the_network_centroids_have_candidates(data):
     made = fitted(data[0], epochs=0)
     assert isinstance(made.mixture, LabelRanker)

@@ -37,9 +37,11 @@ def test_votes_are_those_of_the_nearest():
     cosines, rows = neighbours.search(features_of([0, 1]))
     assert rows.tolist() == [[0, 1, 4]]
     torch.testing.assert_close(cosines, torch.tensor([[1, 0.5, 8**-0.5]]))
-    votes = neighbours.votes(cosines, rows, power=2)  # row 4 has no label
+    neighbours.power = 2
+    votes = neighbours.votes(cosines, rows)  # row 4 has no label
     torch.testing.assert_close(votes, torch.tensor([[1, 0.25, 0, 1, 0]]) / 2.25)
-    torch.testing.assert_close(neighbours.votes(cosines, rows, power=3)[0, 1], torch.tensor(0.125 / 2.125))
+    neighbours.power = 3
+    torch.testing.assert_close(neighbours.votes(cosines, rows)[0, 1], torch.tensor(0.125 / 2.125))
     assert neighbours(features_of([])).tolist() == [[0] * 5]
 
 

@@ -116,6 +116,16 @@ def test_classifiers_of_dense_rows_are_those_of_the_twin(shape, threads, simd_le
         torch.testing.assert_close(some, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_classifiers_of_no_dense_rows_and_of_no_labels():
+    nothing = torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.bool)
+    weights, bias = ops.fit_dense_rows(torch.ones(0, 5), torch.zeros(4, dtype=torch.int64), *nothing, 1.0, 3, 0)
+    assert weights.tolist() == [[0] * 5] * 3
+    assert bias.tolist() == [0] * 3
+    weights, bias = ops.fit_dense_rows(torch.ones(2, 5), torch.zeros(1, dtype=torch.int64), *nothing, 1.0, 3, 0)
+    assert weights.shape == (0, 5)
+    assert bias.shape == (0,)
+
+
 def test_classifiers_of_dense_and_of_sparse_rows_are_the_same():
     matrix, members, positive = training_rows(80, 12, 9)
     dense = torch.sparse_csr_tensor(*matrix, (80, 12)).to_dense()
@@ -171,6 +181,7 @@ MEMBERS = torch.tensor([0, 1, 2]), torch.tensor([1, 0], dtype=torch.int32)
         (1, torch.tensor([0, 1]), "label_start runs from 0 to 1; wanted 0 to 2"),
         (3, torch.tensor([True]), r"positive has shape \[1\]; wanted 2"),
         (4, 0.0, "cost is 0; wanted a positive number"),
+        (4, 1e-60, "cost is 1e-60; wanted a positive number"),  # as a float32, 0
         (4, math.nan, "cost is nan; wanted a positive number"),
         (5, 0, "passes is 0; wanted at least 1"),
     ],

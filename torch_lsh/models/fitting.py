@@ -73,7 +73,6 @@ def fit(
     if source.size == 0:
         raise ValueError("the training data has no rows")
     network.mixture = None
-    network.adapt_to(source)
     start = time.perf_counter()
     mixture = _mixture(source, settings, network, held_out)
     spent = 2 * (time.perf_counter() - start)  # held-out rows join in the end, which takes at most as long
@@ -93,7 +92,8 @@ def fit(
     settings = settings.for_data(source.size, network.num_labels, stops, ranker is not None, network.dense_input)
     network.complete(settings.seed)
     run = TrainingRun(network, source, settings.schedule(spent), settings.batch_size or 1, settings.seed, configuration)
-    if not carry_out(run, lambda: _measured(network, mixture, judge, evaluate), options):
+    measure, begin = (lambda: _measured(network, mixture, judge, evaluate)), (lambda: network.adapt_to(source))
+    if not carry_out(run, measure, options, begin):
         return Fitted(run.history)
     network.eval()
     if judge is not None:

@@ -1,9 +1,9 @@
-"""Mixture: the probabilities of a network and other sources of scores, where no held-out rows train a ranker."""
+"""Mixture: the probabilities of a network and the votes of neighbours, where no held-out rows train a ranker."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,6 @@ from .rows import Features, Rows
 _BUCKETS = 8  # of labels, by powers of two of their frequency
 
 
-class ScoreSource(Protocol):
-    """An ``nn.Module`` whose call gives scores ``[B, N]`` of features ``[B, F]``: from 0, with a sum up to 1."""
-
-    def __call__(self, features: Features) -> Tensor: ...
-
-    def make_room(self, num_labels: int) -> None:
-        """Makes room for new labels behind those that there are."""
-        ...
-
-
 class Mixture(nn.Module):
     """Mixes a network's probabilities with other scores, with a share for each frequency of labels.
 
@@ -32,18 +22,18 @@ class Mixture(nn.Module):
     a label is ``(1 - share) * score before + share * score of the source``, with the share of the label's bucket.
 
     Args:
-        sources: Modules, see :class:`ScoreSource`.
+        sources: Neighbours; files of earlier versions may hold several.
         counts: How many training rows have each label, ``[N]``.
         share: Of each source at the beginning.
     """
 
-    uses_logits = True
+    uses_logits = is_of_use = True
 
     counts: Tensor  # [N] int32
     bucket: Tensor  # [N] int32
     shares: Tensor  # [sources, buckets] float32
 
-    def __init__(self, sources: Sequence[nn.Module], counts: Tensor, share: float = 0.5) -> None:
+    def __init__(self, sources: Sequence[Neighbours], counts: Tensor, share: float = 0.5) -> None:
         super().__init__()
         self.sources = nn.ModuleList(sources)
         self.register_buffer("counts", counts.int())
@@ -71,11 +61,6 @@ class Mixture(nn.Module):
             if isinstance(source, Neighbours):
                 self.sources[number] = with_more_rows(source, rows)
         return self
-
-    @property
-    def is_of_use(self) -> bool:
-        """Whether any source has a share."""
-        return bool((self.shares > 0).any())
 
     def configuration(self) -> dict[str, Any]:
         """The arguments of :meth:`empty`, except ``num_labels``, and the kind."""

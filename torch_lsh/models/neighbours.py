@@ -24,8 +24,6 @@ _COMPARED = 1 << 15  # dense rows that a quick search looks at
 class Neighbours(nn.Module):
     """Training rows of unit length with their labels; the nearest by cosine vote for their labels.
 
-    It is a :class:`torch_lsh.models.mixture.ScoreSource`.
-
     Each of the ``k`` nearest rows votes with its cosine to the power of ``power``. Votes are scaled to the sum 1.
     Neighbours tell rare features apart, which a network of low rank cannot.
 
@@ -74,9 +72,9 @@ class Neighbours(nn.Module):
         """The arguments that make such a module, except ``num_labels``, and its kind."""
         return {"rows": len(self), "labels": len(self.labels), "k": self.k, "power": self.power}
 
-    def votes(self, cosines: Tensor, rows: Tensor, power: float | None = None) -> Tensor:
+    def votes(self, cosines: Tensor, rows: Tensor) -> Tensor:
         """Computes the votes ``[B, N]`` for each label, with the sum 1, or all 0 where no row is near."""
-        weights = cosines.clamp(min=0).pow(self.power if power is None else power)
+        weights = cosines.clamp(min=0).pow(self.power)
         start, at = runs(self.label_start, rows.clamp(min=0).flatten())
         counts = start.diff()
         first_label = torch.arange(len(rows)).mul_(self.num_labels)

@@ -28,16 +28,19 @@ class Network(nn.Module):
         mixture: Of the network's probabilities with other scores; None means the network alone.
         class_weight: Weight of each label in the loss, ``[N]``, while the network is trained; None means 1.
         binary: Whether every label is a decision of its own; else the labels share a softmax.
-        dense_input: Whether rows are dense.
     """
 
     binary = False
-    dense_input = False
 
     def __init__(self) -> None:
         super().__init__()
         self.mixture: Mixture | LabelRanker | None = None
         self.class_weight: Tensor | None = None
+
+    @property
+    def dense_input(self) -> bool:
+        """Whether rows are dense."""
+        return False
 
     @property
     def num_features(self) -> int:
@@ -140,7 +143,7 @@ class WideNetwork(Network):
         self.output = LSHLinear(hidden, num_labels, config=config) if sampled else nn.Linear(hidden, num_labels)
 
     @property
-    def dense_input(self) -> bool:  # type: ignore[override]
+    def dense_input(self) -> bool:
         return isinstance(self.input, nn.Linear)
 
     def adapt_to(self, source: Source) -> None:

@@ -260,13 +260,16 @@ class RunOptions(NamedTuple):
 Measure = Callable[[], tuple[dict[str, float], Sequence[float]]]
 
 
-def carry_out(run: TrainingRun, measure: Measure, options: RunOptions) -> bool:
+def carry_out(
+    run: TrainingRun, measure: Measure, options: RunOptions, begin: Callable[[], object] = lambda: None
+) -> bool:
     """Trains until the schedule says that it is over, and goes back to the best epoch.
 
     Args:
         run: The run.
         measure: Measures the model after every epoch: what to add to the history, and the qualities on held-out rows.
         options: How.
+        begin: Called before the first step, unless the run resumes.
 
     Returns:
         False if ``max_steps`` stopped the run before.
@@ -277,6 +280,8 @@ def carry_out(run: TrainingRun, measure: Measure, options: RunOptions) -> bool:
     with contextlib.nullcontext() if options.checkpoint is None else sole_writer(options.checkpoint):
         if options.checkpoint is not None and options.resume and options.checkpoint.exists():
             run.load(options.checkpoint)
+        else:
+            begin()
         last_step = math.inf if options.max_steps is None else run.steps_done + options.max_steps
         while not run.is_over:
             if run.steps_done >= last_step or not _epoch(run, options, last_step):
