@@ -81,15 +81,21 @@ def test_votes_are_shares_of_all_neighbours(data, ranker):
 
 
 @torch.no_grad()
-def test_scores_are_logarithms_of_probabilities(data, ranker):
-    rows = data[2].take(torch.arange(10))
-    best, labels = topk(ranker, rows, 400)
-    torch.testing.assert_close(best.exp().sum(1), torch.ones(10))
+def test_scores_are_logarithms_of_probabilities_that_each_candidate_is_right(data, ranker):
+    best, labels = topk(ranker, data[2], 400)
     assert (best.diff(dim=1)[best[:, 1:] > -torch.inf] <= 0).all()
     assert ((labels == -1) == (best == -torch.inf)).all()
     for row in labels:
         known = row[row >= 0]
         assert len(known.unique()) == len(known)
+    wanted = collate_xmc(data[2])[1]
+    right = ((labels.unsqueeze(2) == wanted.unsqueeze(1)) & (labels >= 0).unsqueeze(2)).any(2).float()
+    probabilities = best.exp()
+    assert float(right.sum(1).mean()) > 1.5  # so that a softmax, whose sum is 1, is far off
+    assert float(probabilities.sum() / right.sum()) == pytest.approx(1, abs=0.1)
+    for low, high in ((0, 0.1), (0.1, 0.5), (0.5, 1)):
+        some = (probabilities > low) & (probabilities <= high)
+        assert float(probabilities[some].mean()) == pytest.approx(float(right[some].mean()), abs=0.1)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from generated_texts import generate
 
+from torch_lsh.io import load_safetensors, save_safetensors
 from torch_lsh.models import TextClassifier
 from torch_lsh.text.calibration import temperature_of
 
@@ -91,3 +93,68 @@ def test_few_texts_do_not_calibrate():
 def test_files_without_a_temperature_are_not_calibrated():
     previous = Path(__file__).parents[1] / "data" / "previous" / "text_2.safetensors"
     assert TextClassifier.load(previous).temperature_ == 1.0
+
+
+def generate_many(rows, seed):
+    """Texts with one to six of 80 labels, each of which shows in one text of two."""
+    generator = random.Random(seed)
+    labels = [generator.sample(range(80), generator.randint(1, 6)) for _ in range(rows)]
+    noise = [f"noise{i}" for i in range(300)]
+    words = [[f"word{one}" for one in some if generator.random() < 0.5] for some in labels]
+    return [" ".join(some + generator.choices(noise, k=5)) for some in words], labels
+
+
+@pytest.fixture(scope="module")
+def many():
+    torch.set_num_threads(1)
+    return TextClassifier().fit(*generate_many(1500, 0))
+
+
+def test_probabilities_of_several_labels_are_those_of_each(many):
+    texts, labels = generate_many(600, 1)
+    right = np.zeros((600, 80), bool)
+    for row, some in zip(right, labels):
+        row[some] = True
+    probabilities = many.predict_proba(texts)
+    assert probabilities.sum(1).mean() == pytest.approx(3.5, rel=0.1)  # labels of a text, not 1
+    for low, high in ((0, 0.1), (0.1, 0.5), (0.5, 1)):
+        some = (probabilities > low) & (probabilities <= high)
+        assert probabilities[some].mean() == pytest.approx(right[some].mean(), abs=0.1)
+    np.testing.assert_allclose(many.top_k(texts, 3)[1], np.sort(probabilities)[:, :-4:-1], rtol=1e-4)
+    given = sum(len(some) for some in many.predict(texts))
+    assert given == int((probabilities >= many.threshold_).sum())
+
+    def f1(threshold):
+        given = probabilities >= threshold
+        return 2 * (given & right).sum() / (given.sum() + right.sum())
+
+    best = max(f1(threshold) for threshold in np.linspace(0.01, 0.99, 99))
+    assert many.evaluate(texts, labels)["micro_f1"] == pytest.approx(f1(many.threshold_))
+    assert f1(many.threshold_) > 0.97 * best
+
+
+def test_a_text_without_known_words_has_labels_by_how_frequent_they_are(many):
+    probabilities = many.predict_proba(["unheard-of"])
+    assert probabilities.sum() == pytest.approx(1, abs=1e-3)
+    assert probabilities.max() < 0.03
+    assert many.predict(["unheard-of"]) == [[]]
+
+
+def test_files_of_a_ranker_without_a_calibration_share_a_softmax(many, tmp_path):
+    loaded = TextClassifier.load(saved(many, tmp_path))
+    texts, _ = generate_many(20, 2)
+    np.testing.assert_allclose(loaded.predict_proba(texts), many.predict_proba(texts), rtol=1e-5)
+    tensors, metadata = load_safetensors(tmp_path / "model", ("torch_lsh.TextClassifier/3",))
+    del tensors["mixture.calibration.line"]
+    content = json.loads(metadata["model"])
+    del content["network"]["mixture"]["independent"]
+    save_safetensors(tensors, tmp_path / "old", {**metadata, "model": json.dumps(content)})
+    old = TextClassifier.load(tmp_path / "old")
+    np.testing.assert_allclose(old.predict_proba(texts).sum(1), 1, rtol=1e-5)
+    assert (old.top_k(texts, 5)[0] == many.top_k(texts, 5)[0]).all()
+
+
+def test_labels_that_tell_themselves_are_explained_by_their_words(many):
+    words = dict(many.explain("word7 noise3 word9 noise4", 7))
+    assert max(words, key=words.get) == "word7"
+    assert words["word7"] > 1

@@ -125,7 +125,9 @@ def restore(network: Network, description: dict[str, Any], tensors: dict[str, Te
             network.mixture = _empty_mixture(description["mixture"], network)
     counted = _what_counts(network)
     if counted is network and network.dense_input:
-        tensors = {"scale": torch.ones(()), **tensors}  # files of earlier versions have none
+        tensors = {"scale": torch.ones(()), **tensors}  # files of earlier versions have none, nor a calibration
+    if isinstance(network.mixture, LabelRanker):
+        tensors = {"mixture.calibration.line": torch.tensor([1.0, 0.0]), **tensors}
     assign_weights(counted, tensors)
     if isinstance(network, WideNetwork) and isinstance(network.output, LSHLinear):
         _check_index(network.output)

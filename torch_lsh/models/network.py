@@ -93,6 +93,17 @@ class Network(nn.Module):
         return self.mixture(self.logits(features) if self.mixture.uses_logits else None, features)
 
     @property
+    def independent(self) -> bool:
+        """Whether every label has a probability of its own; else those of a row sum to 1."""
+        return self.binary or (isinstance(self.mixture, LabelRanker) and self.mixture.calibration.independent)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Probabilities ``[B, K]`` of what :meth:`scores` returned of some labels or all."""
+        if self.binary:
+            return scores.sigmoid()
+        return scores.exp() if self.independent else scores.softmax(1)
+
+    @property
     def rows_at_a_time(self) -> int:
         """Rows whose :meth:`scores` take a moderate amount of memory."""
         return max(1, min(256, _MOST_SCORES // self.num_labels))

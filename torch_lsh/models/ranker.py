@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data import XMCRows
+from .calibration import Calibration
 from .co_occurrence import CoOccurrences
 from .committee import Examples, committee, first_value, train_committee
 from .dense_label_rows import DenseCentroids, DenseClassifiers
@@ -81,7 +82,7 @@ class LabelRanker(nn.Module):
         size = 2 * (len(_POWERS) + 1) + 2 * in_pairs + 3 * classifiers.kinds + 1
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("deviation", torch.ones(size))
-        self.rank = committee(size)
+        self.rank, self.calibration = committee(size), Calibration()
         self.is_of_use = False  # unless its sources knew labels of the rows by which it was tuned, and found none
         self._hard_labels: Tensor | None = None  # of the first rows; none after loading
 
@@ -138,6 +139,7 @@ class LabelRanker(nn.Module):
         made = LabelRanker(weighting, near, centroids, together, classifiers, self.uses_logits)
         made.counts = _label_counts(everything)
         made.rank, made.mean, made.deviation = self.rank, self.mean, self.deviation
+        made.calibration = self.calibration
         made.is_of_use = self.is_of_use
         return made
 
@@ -158,7 +160,8 @@ class LabelRanker(nn.Module):
         names = "weighting", "neighbours", "centroids", "co_occurrences", "classifiers"
         found = {name: getattr(self, name) for name in names}
         parts = {name: None if part is None else part.configuration() for name, part in found.items()}
-        return {"kind": "ranker", **parts, "uses_logits": self.uses_logits}
+        own = {"uses_logits": self.uses_logits, "independent": self.calibration.independent}
+        return {"kind": "ranker", **parts, **own}
 
     @classmethod
     def empty(
@@ -170,27 +173,32 @@ class LabelRanker(nn.Module):
         co_occurrences: dict[str, Any] | None,
         classifiers: dict[str, Any],
         uses_logits: bool,
+        independent: bool = False,  # files of earlier versions do not say
     ) -> LabelRanker:
         """A ranker of the same sizes as the one that has this configuration."""
         near = neighbours_from(neighbours, num_labels)
         if isinstance(near, DenseNeighbours):
             dense = DenseCentroids(num_labels, **centroids), None, DenseClassifiers(num_labels, **classifiers)
-            return cls(UnitLength(**weighting), near, *dense, uses_logits)
-        if co_occurrences is None:
+            made = cls(UnitLength(**weighting), near, *dense, uses_logits)
+        elif co_occurrences is None:
             raise ValueError("a ranker of sparse rows has no co-occurrences; wanted some")
-        return cls(
-            FeatureWeighting(**weighting),
-            near,
-            Centroids(num_labels, **centroids),
-            CoOccurrences(num_labels, **co_occurrences),
-            LinearClassifiers(num_labels, **classifiers),
-            uses_logits,
-        )
+        else:
+            made = cls(
+                FeatureWeighting(**weighting),
+                near,
+                Centroids(num_labels, **centroids),
+                CoOccurrences(num_labels, **co_occurrences),
+                LinearClassifiers(num_labels, **classifiers),
+                uses_logits,
+            )
+        made.calibration = Calibration(independent)
+        return made
 
     def check(self, num_features: int) -> None:
         """Raises a ValueError where buffers are not those of a ranker for rows of so many features."""
         if not bool((self.counts >= 0).all()) or not bool((self.deviation > 0).all()):
             raise ValueError("counts or deviation holds a number below what it can be")
+        self.calibration.check()
         for part in (self.weighting, *self._parts()):
             part.check(num_features)
 
@@ -242,21 +250,20 @@ class LabelRanker(nn.Module):
             logits: Of the large network, ``[B, K]``, for the candidates; None where they do not count.
         """
         none = evidence.labels < 0
-        return self._scores(self._normalised(self._with_logits(evidence, logits)), none)
+        return self.calibration(self._scores(self._normalised(self._with_logits(evidence, logits)), none))
 
     def _normalised(self, values: Tensor) -> Tensor:
         return ((values - self.mean) / self.deviation).clamp_(-_MOST_DEVIATIONS, _MOST_DEVIATIONS)
 
     def _scores(self, values: Tensor, none: Tensor) -> Tensor:
-        """The scores of normalised evidence ``[B, K, E]``."""
-        scores = self.rank(values).squeeze(2)
-        return scores.masked_fill(none, -torch.inf).log_softmax(1).masked_fill(none, -torch.inf)
+        """The scores of normalised evidence ``[B, K, E]``; -inf where there is no candidate."""
+        return self.rank(values).squeeze(2).masked_fill(none, -torch.inf)
 
     def forward(self, logits: Tensor | None, features: Features) -> Tensor:
         """Scores ``[B, N]`` of all labels for logits ``[B, N]``, None where they do not count, and features ``[B, F]``.
 
-        Those of the candidates are logarithms of probabilities. Behind them come the other labels, in the order of the
-        logits, or the most frequent ones first where logits do not count.
+        Those of the candidates are logarithms of probabilities (see :class:`Calibration`). Behind them come the other
+        labels, in the order of the logits, or the most frequent ones first where logits do not count.
         """
         also = logits.topk(min(ASKED, logits.shape[1])).indices if self.asks_network and logits is not None else None
         evidence = self.prepare(features, also)
@@ -264,7 +271,8 @@ class LabelRanker(nn.Module):
         if logits is None:
             logits = self.counts.float().log1p().expand(len(labels), -1)
         scores = self.scores(evidence, logits.gather(1, labels.clamp(min=0))).clamp(min=_BEHIND)
-        everything = torch.cat([logits.log_softmax(1) + _BEHIND, logits.new_empty(len(logits), 1)], 1)
+        behind = _BEHIND * (labels >= 0).any(1, keepdim=True)  # a row without features has no candidates
+        everything = torch.cat([logits.log_softmax(1) + behind, logits.new_empty(len(logits), 1)], 1)
         # The last column takes the padding.
         return everything.scatter_(1, labels.masked_fill(labels < 0, logits.shape[1]), scores)[:, :-1]
 
@@ -272,7 +280,7 @@ class LabelRanker(nn.Module):
     def tune(
         self, batches: Iterable[tuple[Evidence, Tensor | None, Tensor]], seed: int = 0, knowable: bool = True
     ) -> float:
-        """Trains the committee from the beginning.
+        """Trains the committee from the beginning, and calibrates its scores.
 
         Args:
             batches: What :meth:`prepare` returned for rows that no source has seen, the logits of the large network
@@ -299,13 +307,16 @@ class LabelRanker(nn.Module):
         self.mean, self.deviation = known.mean(0), deviation.where(deviation > _LEAST_DEVIATION, 1)
         examples = examples._replace(values=self._normalised(examples.values))
         self.rank = train_committee(examples.take(found), seed)
-        best = self._scores(examples.values, examples.none).topk(min(max(_KS), examples.none.shape[1])).indices
+        scores = self._scores(examples.values, examples.none)
+        several = any(bool((labels[:, 1:] >= 0).any()) for _, _, labels in batches)
+        self.calibration = Calibration.of(scores, examples.right, several)
+        best = scores.topk(min(max(_KS), examples.none.shape[1])).indices
         hits = examples.right.gather(1, best).float()
         return sum(float(hits[:, :k].sum()) / k for k in _KS) / (len(_KS) * max(1, len(hits)))
 
     def _rank_by_votes(self) -> None:
         """Ranks by the votes that choose the candidates: no held-out row tells more."""
-        self.rank = first_value(len(self.mean))
+        self.rank, self.calibration = first_value(len(self.mean)), Calibration()
         self.mean, self.deviation = torch.zeros_like(self.mean), torch.ones_like(self.deviation)
 
     def _examples(self, batches: Iterable[tuple[Evidence, Tensor | None, Tensor]]) -> Examples:

@@ -313,11 +313,10 @@ class TextClassifier(Estimator):
                 return self.top_k(X, 1, allowed=allowed, excluded=excluded)[0][:, 0]
             best = [logits.argmax(1) for logits in self._logits(X)]
             return self.classes_[torch.cat(best).numpy()] if best else self.classes_[:0]
-        batches = list(self._filtered(X, allowed, excluded))
-        probabilities = torch.cat(batches).numpy() if batches else np.empty((0, len(self.classes_)), np.float32)
-        if self.multi_hot_:
-            return (probabilities >= self.threshold_).astype(np.int64)
-        return [self.classes_[row >= self.threshold_].tolist() for row in probabilities]
+        filtered = self._filtered(X, allowed, excluded)
+        batches = [(probabilities >= self.threshold_) & (scores > -torch.inf) for scores, probabilities in filtered]
+        given = torch.cat(batches).numpy() if batches else np.empty((0, len(self.classes_)), bool)
+        return given.astype(np.int64) if self.multi_hot_ else [self.classes_[row].tolist() for row in given]
 
     def predict_proba(self, X: Sequence[str]) -> np.ndarray:
         """Predicts probabilities ``[rows, C]`` float32, classes in the order of ``classes_``.
@@ -347,14 +346,13 @@ class TextClassifier(Estimator):
         if allowed is None and excluded is None:
             best = [self._best(texts, int(k)) for texts in self._batches(X)]
         else:
-            sorted_labels = (probabilities.topk(k) for probabilities in self._filtered(X, allowed, excluded))
-            best = [(some.values, some.indices) for some in sorted_labels]
+            best = [_largest(*some, int(k)) for some in self._filtered(X, allowed, excluded)]
         if not best:
             return self.classes_[:0].reshape(0, k), np.empty((0, k), np.float32)
         values, numbers = (torch.cat(some) for some in zip(*best))
-        if (allowed is not None or excluded is not None) and bool((values[:, -1] < 0).any()):
-            row = int((values[:, -1] < 0).nonzero()[0])
-            raise ValueError(f"k is {k}; but text {row} may have {int((values[row] >= 0).sum())} labels only")
+        if (short := (numbers < 0).any(1).nonzero()).numel() > 0:
+            row = int(short[0])
+            raise ValueError(f"k is {k}; but text {row} may have {int((numbers[row] >= 0).sum())} labels only")
         return self.classes_[numbers.numpy()], values.numpy()
 
     @torch.inference_mode()
@@ -364,11 +362,11 @@ class TextClassifier(Estimator):
             found = ranked_labels(self.network_, self.columns_.csr(*self.features_.csr(texts)), k)
             if found is not None:
                 return found[0].exp(), found[1]
-        best = self._probabilities(self._scores(texts)).topk(k)
-        return best.values, best.indices
+        scores = self._scores(texts)
+        return _largest(scores, self._probabilities(scores), k)
 
-    def _filtered(self, X: Sequence[str], allowed: Any, excluded: Any) -> Iterator[Tensor]:
-        """Probabilities of all classes in batches, -1 where a label is not allowed."""
+    def _filtered(self, X: Sequence[str], allowed: Any, excluded: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits of all classes in batches, -inf where a label is not allowed, and probabilities."""
         labels, begin = None, 0
         if allowed is not None or excluded is not None:
             X = Texts(X, None).texts
@@ -378,13 +376,12 @@ class TextClassifier(Estimator):
         for logits in self._logits(X):
             probabilities = self._probabilities(logits)
             if labels is not None:
-                probabilities = probabilities.masked_fill(~labels.mask(begin, begin + len(logits)), -1.0)
+                logits = logits.masked_fill(~labels.mask(begin, begin + len(logits)), -torch.inf)
             begin += len(logits)
-            yield probabilities
+            yield logits, probabilities
 
     def _probabilities(self, logits: Tensor) -> Tensor:
-        logits = logits / self.temperature_
-        return logits.sigmoid() if self.network_.binary else logits.softmax(1)
+        return self.network_.probabilities(logits / self.temperature_)
 
     def evaluate(
         self,
@@ -450,8 +447,10 @@ class TextClassifier(Estimator):
         words, variants = without_each_word(text, max_words, self.features_.split_characters)
         logits = torch.cat(list(self._logits(variants)))
         number = int(logits[0].argmax()) if number is None else number
+        if not self.network_.binary and self.network_.independent:
+            logits = logits - torch.log(-torch.expm1(logits.clamp(max=-1e-7)))  # of logarithms of probabilities
         margins = logits[:, number]
-        if not self.network_.binary:
+        if not self.network_.independent:
             margins = margins - (logits.sum(1) - logits[:, number]) / max(1, logits.shape[1] - 1)
         losses = (margins[0] - margins[1:]).tolist()
         return sorted(zip(words, losses), key=lambda item: -item[1])
@@ -493,6 +492,15 @@ class TextClassifier(Estimator):
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error
         return classifier._take(fitted)
+
+
+def _largest(scores: Tensor, probabilities: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Probabilities and numbers of the largest scores, both ``[B, k]``; the number is -1 where the score is -inf.
+
+    Probabilities themselves may be equal, 1 or 0 as rounded.
+    """
+    best = scores.topk(k)
+    return probabilities.gather(1, best.indices), best.indices.masked_fill(best.values == -torch.inf, -1)
 
 
 def _numbered(name: str, labels: Any, numbers: Labels) -> Any:

@@ -33,7 +33,7 @@ def evaluate_texts(
     """Measures quality on texts and labels; see :meth:`torch_lsh.text.TextClassifier.evaluate`."""
     network, known = fitted.network, len(fitted.classes)
     labels = Labels(fitted.classes, others="count")
-    metric = Quality(fitted.multilabel, network.binary, fitted.threshold)
+    metric = Quality(fitted.multilabel, network, fitted.threshold)
     likely = propensities_for(metrics, propensities, network)
     pairs = None if excluded is None else _excluded_pairs(fitted, excluded)
     rankings = Rankings(metrics, ks, likely, pairs, known) if metrics else None

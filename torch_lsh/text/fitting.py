@@ -95,7 +95,7 @@ def fit_texts(
         held_out,
         settings._replace(budget=budget),
         options,
-        metric=functools.partial(Quality, multilabel, network.binary),
+        metric=functools.partial(Quality, multilabel, network),
         configuration=None if options.checkpoint is None else model_file.describe_run(network, data.features),
     )
     network.eval()

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..metrics import PrecisionAtK
+from ..models.network import Network
 
-_THRESHOLDS = torch.cat([torch.arange(0.01, 0.1, 0.01), torch.arange(0.1, 0.95, 0.05)])
+_MOST = 100  # labels of a row that count where the best threshold is sought; no ranker has more candidates
 
 
 class Quality:
@@ -17,17 +18,17 @@ class Quality:
 
     Args:
         multilabel: Whether a row may have several labels.
-        binary: Whether every class is a decision of its own.
-        threshold: Probability from which on a label counts as given; None tries many and takes the best.
+        network: Whose scores they are.
+        threshold: Probability from which on a label counts as given; None takes the best one.
     """
 
-    def __init__(self, multilabel: bool, binary: bool, threshold: float | None = None) -> None:
-        self.multilabel, self.binary = multilabel, binary
-        self.thresholds = _THRESHOLDS if threshold is None else torch.tensor([threshold])
+    def __init__(self, multilabel: bool, network: Network, threshold: float | None = None) -> None:
+        self.multilabel, self.network, self.threshold = multilabel, network, threshold
         self.precision: PrecisionAtK | None = None
         self.loss = self.rows = 0.0
         self.known = 0  # rows with a loss
-        self.counts = torch.zeros(3, len(self.thresholds), dtype=torch.int64)  # given and right, given, right
+        self.labels = 0
+        self.given: list[tuple[Tensor, Tensor]] = []  # labels that may be given: probabilities, and which are right
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Adds rows: logits ``[B, C]``, and labels ``[B, P]`` padded with -100.
@@ -37,16 +38,10 @@ class Quality:
         classes = logits.shape[1]
         if self.precision is None:
             self.precision = PrecisionAtK([k for k in (1, 3, 5) if k <= classes])
-        best = logits.topk(min(classes, 50))
-        self.precision.update(best.indices, labels)
+        best = logits.topk(min(classes, 5)).indices
+        self.precision.update(best, labels)
         if self.multilabel:
-            values = best.values
-            probabilities = values.sigmoid() if self.binary else (values - logits.logsumexp(1, True)).exp()
-            given = probabilities.unsqueeze(0) >= self.thresholds.view(-1, 1, 1)
-            right = (best.indices.unsqueeze(2) == labels.unsqueeze(1)).any(2)
-            self.counts[0] += (given & right).sum((1, 2))
-            self.counts[1] += given.sum((1, 2))
-            self.counts[2] += (labels >= 0).sum()
+            self._add(self.network.probabilities(logits), labels)
         else:
             known = (labels[:, 0] >= 0) & (labels[:, 0] < classes)
             self.known += int(known.sum())
@@ -54,9 +49,34 @@ class Quality:
             self.loss += float(torch.nn.functional.cross_entropy(logits, true, ignore_index=-100, reduction="sum"))
         self.rows += len(labels)
 
-    def f1(self) -> Tensor:
-        """Computes micro F1 per threshold."""
-        return 2 * self.counts[0] / (self.counts[1] + self.counts[2]).clamp(min=1)
+    def _add(self, probabilities: Tensor, labels: Tensor) -> None:
+        classes = probabilities.shape[1]
+        known = (labels >= 0) & (labels < classes)
+        right = torch.zeros(len(labels), classes + 1, dtype=torch.bool)  # the last column takes the others
+        right = right.scatter_(1, labels.where(known, classes), True)[:, :-1]
+        if self.threshold is None:
+            best = probabilities.topk(min(classes, _MOST))
+            self.given.append((best.values.flatten(), right.gather(1, best.indices).flatten()))
+        else:
+            given = probabilities >= self.threshold
+            self.given.append((probabilities[given], right[given]))
+        self.labels += int((labels >= 0).sum())
+
+    def best(self) -> tuple[float, float]:
+        """The threshold with the best micro F1, halfway between two probabilities, and that F1.
+
+        Where :attr:`threshold` is given, it is that one.
+        """
+        probabilities, right = (torch.cat(some) for some in zip(*self.given))
+        if self.threshold is not None:
+            return self.threshold, 2 * int(right.sum()) / max(1, len(right) + self.labels)
+        probabilities, order = probabilities.sort(descending=True)
+        counts = torch.arange(1, len(order) + 1)
+        f1 = 2 * right[order].cumsum(0) / (counts + self.labels)
+        following = torch.cat([probabilities[1:], torch.zeros(1)])
+        f1 = f1.masked_fill(probabilities == following, -1)  # equal ones are given together
+        at = int(f1.argmax())
+        return float(probabilities[at] + following[at]) / 2, float(f1[at])
 
     def compute(self) -> dict[str, float]:
         """Computes the quality of all rows so far.
@@ -70,7 +90,7 @@ class Quality:
         if not self.multilabel:
             return {"accuracy": precision[1], "loss": self.loss / self.known if self.known else math.nan}
         at_k = {f"precision@{k}": value for k, value in precision.items()}
-        return {**at_k, "micro_f1": float(self.f1().max())}
+        return {**at_k, "micro_f1": self.best()[1]}
 
     def quality(self) -> float:
         """Precision@1, or less the loss where there is one: it depends less on a few texts than accuracy does."""
@@ -79,4 +99,4 @@ class Quality:
 
     def best_threshold(self) -> float:
         """The threshold with the best micro F1."""
-        return float(self.thresholds[self.f1().argmax()])
+        return self.best()[0]
