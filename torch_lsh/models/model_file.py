@@ -150,7 +150,10 @@ def _empty_mixture(configuration: dict[str, Any], network: Network) -> Mixture |
     configuration = dict(configuration)
     mixture = _MIXTURES[configuration.pop("kind")].empty(network.num_labels, **configuration)
     dense = isinstance(network, WideNetwork) and network.dense_input
-    if any(isinstance(part, SparseNeighbours if dense else DenseNeighbours) for part in mixture.modules()):
+    # A ranker scales sparse rows to dense ones where it knows how many features they have.
+    scaled = isinstance(mixture, LabelRanker) and mixture.weighting.num_features is not None
+    wrong = SparseNeighbours if dense else DenseNeighbours
+    if any(isinstance(part, wrong) for part in mixture.modules()) and (dense or not scaled):
         raise ValueError("the mixture takes rows of another kind than the network")
     return mixture
 

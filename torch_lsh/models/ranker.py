@@ -18,11 +18,12 @@ from .dense_label_rows import DenseCentroids, DenseClassifiers
 from .label_rows import Centroids, LinearClassifiers
 from .neighbours import DenseNeighbours, Neighbours, neighbours_from, neighbours_of, with_more_rows
 from .rows import Features, Rows, batch_of
-from .weighting import FeatureWeighting, UnitLength
+from .weighting import FeatureWeighting, UnitLength, are_mostly_there
 
 _POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose the candidates
 _FEW = 10  # neighbours whose votes count by themselves, too
 _VOTED, _NEAREST = 60, 30  # candidates by votes and by centroids
+_FREQUENT = 10  # candidates by their number of rows, where centroids that have a feature of the row are fewer
 ASKED = 30  # candidates of the large network, for dense rows
 _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
 _KEPT_SHARE = 0.9  # of all rows; the hard labels of fewer rows are sought again when more rows join them
@@ -177,7 +178,7 @@ class LabelRanker(nn.Module):
     ) -> LabelRanker:
         """A ranker of the same sizes as the one that has this configuration."""
         near = neighbours_from(neighbours, num_labels)
-        if isinstance(near, DenseNeighbours):
+        if isinstance(near, DenseNeighbours):  # of sparse rows, too, where most of their entries are there
             dense = DenseCentroids(num_labels, **centroids), None, DenseClassifiers(num_labels, **classifiers)
             made = cls(UnitLength(**weighting), near, *dense, uses_logits)
         elif co_occurrences is None:
@@ -199,8 +200,9 @@ class LabelRanker(nn.Module):
         if not bool((self.counts >= 0).all()) or not bool((self.deviation > 0).all()):
             raise ValueError("counts or deviation holds a number below what it can be")
         self.calibration.check()
-        for part in (self.weighting, *self._parts()):
-            part.check(num_features)
+        self.weighting.check(num_features)
+        for part in self._parts():
+            part.check(self.weighting.num_features or num_features)
 
     @property
     def asks_network(self) -> bool:
@@ -223,6 +225,7 @@ class LabelRanker(nn.Module):
         cosines, rows = self.neighbours.search(features)
         start, labels = self.neighbours.label_start, self.neighbours.labels
         near = self.centroids.search(features, _NEAREST) if also is None else also
+        near = _filled(near, self.counts)
         weights = _weights(cosines)
         found, votes = ops.label_votes(rows, weights, start, labels, self.num_labels, _VOTED, near)
         voters = start.diff()[rows.clamp(min=0)].unsqueeze(2)
@@ -335,6 +338,12 @@ class LabelRanker(nn.Module):
         return torch.cat([evidence.values, *_and_below_best(logits, evidence.labels < 0)], 2)
 
 
+def _filled(labels: Tensor, counts: Tensor) -> Tensor:
+    """Labels ``[B, K]`` with the most frequent ones in place of the last -1; some may come twice."""
+    frequent = counts.topk(min(_FREQUENT, labels.shape[1], len(counts))).indices.flip(0)
+    return labels.where(labels >= 0, F.pad(frequent, (labels.shape[1] - len(frequent), 0), value=-1))
+
+
 def best_of(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The best of scores ``[B, K]`` of labels ``[B, K]``: both ``[B, k]``, padded with -inf and -1."""
     padding = (0, max(0, k - scores.shape[1]))
@@ -345,7 +354,9 @@ def best_of(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def weighting_of(rows: Rows, seed: int = 0) -> FeatureWeighting | UnitLength:
     """A weighting of the features that suits the rows."""
-    return FeatureWeighting.choose(rows, seed) if isinstance(rows, XMCRows) else UnitLength()
+    if isinstance(rows, XMCRows) and not are_mostly_there(rows):
+        return FeatureWeighting.choose(rows, seed)
+    return UnitLength.of(rows)
 
 
 def _centroids_of(rows: Rows) -> Centroids | DenseCentroids:

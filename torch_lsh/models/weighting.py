@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..data import XMCRows, collate_xmc
 from .neighbours import SparseNeighbours, in_order, neighbours_of, unit_length
-from .rows import DenseRows, Features, SparseFeatures
+from .rows import DenseRows, Features, Rows, SparseFeatures
 
 _MOST_ROWS = 50_000  # to look for neighbours among
 _MOST_QUERIES = 500
@@ -19,6 +19,7 @@ _MAX_POSTINGS = 1 << 12  # read per query
 _NEIGHBOURS = 50
 _ROWS = 1024  # at a time
 _KS = (1, 3, 5)
+_FEW_COLUMNS = 8  # that hold most of the length of dense rows; embeddings have dozens
 
 #: (logarithm, inverse document frequency)
 KINDS = ((False, False), (False, True), (True, False), (True, True))
@@ -48,6 +49,10 @@ class FeatureWeighting(nn.Module):
         super().__init__()
         self.log = log
         self.register_buffer("weight", torch.ones(num_features))
+
+    @property
+    def num_features(self) -> int:
+        return len(self.weight)
 
     @classmethod
     def of(cls, rows: XMCRows, log: bool, idf: bool) -> FeatureWeighting:
@@ -107,30 +112,90 @@ class FeatureWeighting(nn.Module):
 
 
 class UnitLength(nn.Module):
-    """Scales dense rows to unit length: what :class:`FeatureWeighting` is for sparse ones.
+    """Scales rows to unit length, as dense ones: what :class:`FeatureWeighting` is for sparse rows with few entries.
+
+    Where a few features are so much larger than all others that these would not count, each is scaled by itself first,
+    to a mean square of 1.
+
+    Args:
+        num_features: F, where rows are sparse or features are scaled; features from F on are left out.
 
     >>> UnitLength()(torch.tensor([[3.0, 4.0]]))
     tensor([[0.6000, 0.8000]])
     """
+
+    scale: Tensor | None  # [F] float32
+
+    def __init__(self, num_features: int | None = None) -> None:
+        super().__init__()
+        self.register_buffer("scale", None if num_features is None else torch.ones(num_features))
+
+    @classmethod
+    def of(cls, rows: Rows) -> UnitLength:
+        """The scaling that rows ask for."""
+        if isinstance(rows, DenseRows):
+            squares = rows.features.square().mean(0)
+        else:
+            squares = torch.zeros(rows.num_features).index_add_(0, rows.features.long(), rows.values.square())
+            squares /= max(1, len(rows.feature_start) - 1)
+        total = squares.sum()
+        count = float(total.square() / squares.square().sum().clamp(min=1e-30))  # if all of them were equal
+        unequal = bool(total.isfinite()) and 0 < count < min(_FEW_COLUMNS, len(squares) / 4)
+        made = cls(rows.num_features if unequal or isinstance(rows, XMCRows) else None)
+        if unequal:
+            made.scale = squares.rsqrt().where(squares > 0, 0)
+        return made
+
+    @property
+    def num_features(self) -> int | None:
+        return None if self.scale is None else len(self.scale)
 
     def grown(self, num_features: int) -> UnitLength:
         return self
 
     def forward(self, features: Features) -> Tensor:
         """Scales features ``[B, d]``."""
-        assert isinstance(features, Tensor)
+        if self.scale is None:
+            assert isinstance(features, Tensor)
+        elif isinstance(features, Tensor) and features.layout is torch.strided:
+            features = features * self.scale
+        else:
+            features = _dense(features, len(self.scale)) * self.scale
         return F.normalize(features, dim=1).contiguous()
 
-    def rows(self, rows: DenseRows) -> DenseRows:
+    def rows(self, rows: Rows) -> DenseRows:
         """Scales rows."""
-        return rows._replace(features=self(rows.features))
+        if isinstance(rows, DenseRows):
+            return rows._replace(features=self(rows.features))
+        features = SparseFeatures(rows.feature_start, rows.features.long(), rows.values)
+        return DenseRows(self(features), rows.label_start, rows.labels, rows.num_labels)
 
     def check(self, num_features: int) -> None:
-        """Takes any number of features."""
+        """Raises a ValueError where it scales more features, or the scale is negative or not finite."""
+        if self.scale is None:
+            return
+        if len(self.scale) > num_features:
+            raise ValueError(f"scale has {len(self.scale)} numbers; wanted at most {num_features}")
+        if not bool((self.scale.isfinite() & (self.scale >= 0)).all()):
+            raise ValueError("scale holds a number that is negative or not finite")
 
     def configuration(self) -> dict[str, Any]:
         """The arguments that make such a module."""
-        return {}
+        return {} if self.scale is None else {"num_features": len(self.scale)}
+
+
+def are_mostly_there(rows: XMCRows) -> bool:
+    """Whether sparse rows have half of all entries: dense rows take less memory then, and are compared faster."""
+    return 2 * len(rows.values) >= (len(rows.feature_start) - 1) * rows.num_features
+
+
+def _dense(features: Features, width: int) -> Tensor:
+    """Sparse features as ``[B, width]``; values of equal columns are added up, columns from ``width`` on left out."""
+    crow, columns, values = features.crow_indices(), features.col_indices(), features.values()
+    row = torch.repeat_interleave(crow.diff())
+    known = columns < width
+    made = torch.zeros((len(crow) - 1) * width)
+    return made.index_add_(0, (row * width + columns)[known], values[known].float()).view(-1, width)
 
 
 def _precision_of_neighbours(rows: XMCRows) -> float:
