@@ -216,3 +216,16 @@ def test_room_for_labels_changes_nothing_else(data, ranker):
     made.check(2000)
     for ours, theirs in zip(topk(made, test, 5), wanted):
         assert torch.equal(ours, theirs)
+
+
+def test_the_most_frequent_labels_are_candidates_where_few_others_are():
+    # Each row has a feature of its own, and one of 40 labels besides the label 0, which all have.
+    labels = torch.stack([torch.zeros(80), 1 + torch.arange(80) % 40], 1).int()
+    start = torch.arange(81)
+    rows = XMCRows(start, torch.arange(80).int(), torch.ones(80), 2 * start, labels.flatten(), 81, 41)
+    made = LabelRanker.of(rows, 5)
+    features = torch.sparse_csr_tensor(torch.tensor([0, 1, 1]), torch.tensor([3]), torch.ones(1), (2, 81))
+    one, none = made.prepare(features).labels
+    assert {0, 4} <= set(one.tolist())  # of the one row with that feature
+    assert len(one[one >= 0].unique()) == int((one >= 0).sum()) == 11
+    assert bool((none == -1).all())  # of a row without features

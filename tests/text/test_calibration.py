@@ -158,3 +158,56 @@ def test_labels_that_tell_themselves_are_explained_by_their_words(many):
     words = dict(many.explain("word7 noise3 word9 noise4", 7))
     assert max(words, key=words.get) == "word7"
     assert words["word7"] > 1
+
+
+def f1_of(model, texts, labels, threshold):
+    right = np.array([[one in some for one in model.classes_.tolist()] for some in labels])
+    given = model.predict_proba(texts) >= threshold
+    return 2 * (given & right).sum() / (given.sum() + right.sum())
+
+
+def generate_unsure(rows, seed):
+    """Texts with two of 12 labels, each of which shows in one text of three, and a word of another label."""
+    generator = random.Random(seed)
+    labels = [generator.sample(range(12), 2) for _ in range(rows)]
+    texts = []
+    for some in labels:
+        shown = [one for one in some if generator.random() < 1 / 3] + [generator.randrange(12)]
+        texts.append(" ".join([f"word{one}" for one in shown] + [f"noise{generator.randrange(300)}" for _ in range(6)]))
+    return texts, labels
+
+
+def test_few_texts_with_several_labels_have_a_threshold_and_a_temperature_of_parts_of_them():
+    model = TextClassifier().fit(*generate_unsure(500, 0))
+    texts, labels = generate_unsure(600, 1)
+    best = max(f1_of(model, texts, labels, threshold) for threshold in np.linspace(0.02, 0.98, 49))
+    found = f1_of(model, texts, labels, model.threshold_)
+    assert found > best - 0.04
+    assert found > f1_of(model, texts, labels, 0.5) + 0.05
+    plain = TextClassifier(validation_fraction=0.0).fit(*generate_unsure(500, 0))
+    assert (plain.threshold_, plain.temperature_) == (0.5, 1.0)
+    right = np.array([[one in some for one in range(12)] for some in labels])
+    assert loss(model.predict_proba(texts), right) < 0.95 * loss(plain.predict_proba(texts), right)
+
+
+def loss(probabilities, right):
+    return -np.where(right, np.log(probabilities), np.log1p(-probabilities)).mean()
+
+
+def test_few_classes_with_neighbours_beside_held_out_texts_are_calibrated():
+    def with_chance(rows, seed):
+        texts, labels = generate(rows, seed)
+        generator = random.Random(seed + 100)
+        return texts, [
+            one if generator.random() < 0.6 else generator.choice(["food", "law", "sport"]) for one in labels
+        ]
+
+    model = TextClassifier(neighbours=8).fit(*with_chance(1500, 0), validation=with_chance(600, 1))
+    texts, labels = with_chance(1500, 2)
+    right = model.predict(texts) == np.array(labels)
+    assert 0.6 < right.mean() < 0.8
+    assert calibration_error(model.predict_proba(texts), right) < 0.08
+    calibration = model.network_.mixture.calibration
+    assert not calibration.independent
+    assert float(calibration.line[0]) != 1.0
+    np.testing.assert_allclose(model.predict_proba(texts).sum(1), 1, rtol=1e-5)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import XMCRows
@@ -38,6 +39,7 @@ _MOST_COUNTS = 1 << 26  # of features by classes, to weigh features by
 _PARTS = 5  # of the training texts, for a temperature where none are held out
 _ENOUGH = 500  # texts for a temperature
 _LEAST = 200
+_THRESHOLD = 0.5  # of probabilities of decisions that nothing else is known of
 
 
 def fit_texts(
@@ -99,13 +101,14 @@ def fit_texts(
         configuration=None if options.checkpoint is None else model_file.describe_run(network, data.features),
     )
     network.eval()
-    temperature = _temperature(network, held_out)
+    temperature, threshold = _calibrated(network, held_out, fitted, multilabel)
     if parts > 0:
-        share, temperature = _cross_fitted(chosen, data, network, settings._replace(budget=budget), parts)
-        if share > 0:
+        crossed = _cross_fitted(chosen, data, network, settings._replace(budget=budget), parts)
+        temperature, threshold = crossed.temperature, crossed.threshold
+        if crossed.share > 0:
             assert isinstance(network, LinearNetwork)
             assert found.cached is not None
-            network.mix_(margin_network(columns.rows(found.cached.rows), chosen.seed), share)
+            network.mix_(margin_network(columns.rows(found.cached.rows), chosen.seed), crossed.share)
     network.class_weight = None
     return FittedText(
         data.features,
@@ -114,7 +117,7 @@ def fit_texts(
         found.classes,
         multilabel,
         multi_hot,
-        _threshold(fitted, multilabel),
+        threshold,
         temperature,
         _of_texts(fitted.history),
     )
@@ -201,34 +204,59 @@ def _weighted_columns(blocks: Iterable[Weighted], found: Statistics, network: Ne
     return Columns(found.columns, weights, num_columns)
 
 
-def _threshold(fitted: Fitted, multilabel: bool) -> float:
-    validated = fitted.validated
-    return validated.best_threshold() if isinstance(validated, Quality) and multilabel else 0.5
-
-
 @torch.no_grad()
-def _temperature(network: Network, held_out: XMCRows | None) -> float:
-    """Of a linear network that gives one label: what held-out rows ask for, unless they have become neighbours."""
-    if held_out is None or not isinstance(network, LinearNetwork) or network.binary or network.mixture is not None:
-        return 1.0
+def _calibrated(network: Network, held_out: XMCRows | None, fitted: Fitted, multilabel: bool) -> tuple[float, float]:
+    """Temperature and threshold that held-out rows ask for.
+
+    The temperature is that of a linear network; a ranker calibrates itself, before the rows become neighbours.
+    """
+    validated = fitted.validated
+    threshold = validated.best_threshold() if isinstance(validated, Quality) and multilabel else _THRESHOLD
+    if held_out is None or not isinstance(network, LinearNetwork) or network.mixture is not None:
+        return 1.0, threshold
     features, labels, _ = batch_of(held_out)
-    labelled = labels[:, 0] >= 0
-    return temperature_of(network.scores(features)[labelled], labels[labelled, 0])
+    return _of_scores(network, network.scores(features), labels)
+
+
+def _of_scores(network: Network, logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Temperature and threshold that logits ``[B, C]`` of rows with labels ``[B, P]`` ask for."""
+    if not network.binary:
+        labelled = labels[:, 0] >= 0
+        return temperature_of(logits[labelled], labels[labelled, 0]), _THRESHOLD
+    target = torch.zeros(len(labels), logits.shape[1] + 1, dtype=torch.int64)  # the last column takes the padding
+    target.scatter_(1, labels.masked_fill(labels < 0, logits.shape[1]), 1)
+    decisions = F.pad(logits.reshape(-1, 1), (1, 0))  # logits of no and of yes, for each class
+    temperature = temperature_of(*_with_one_wrong(decisions, target[:, :-1].flatten()))
+    metric = Quality(True, network)
+    metric.update(logits / temperature, labels)
+    return temperature, metric.best_threshold()
 
 
 def _parts_to_calibrate(network: Network, held_out: XMCRows | None, found: Statistics) -> int:
     """How many fifths of the training texts to predict by networks of the others; 0 where that is not called for."""
-    calibrated = isinstance(network, LinearNetwork) and not network.binary
+    linear = isinstance(network, LinearNetwork)
     few = found.cached is not None and _LEAST <= found.rows < TO_STOP.least
-    return min(_PARTS, math.ceil(_ENOUGH * _PARTS / found.rows)) if calibrated and few and held_out is None else 0
+    return min(_PARTS, math.ceil(_ENOUGH * _PARTS / found.rows)) if linear and few and held_out is None else 0
 
 
-def _cross_fitted(
-    chosen: Chosen, data: TrainingData, network: Network, settings: Settings, parts: int
-) -> tuple[float, float]:
+class Crossed(NamedTuple):
+    """What training texts ask for, each predicted by networks that were trained on others.
+
+    Attributes:
+        share: Of support vector machines.
+        temperature, threshold: See :class:`FittedText`.
+    """
+
+    share: float
+    temperature: float
+    threshold: float
+
+
+def _cross_fitted(chosen: Chosen, data: TrainingData, network: Network, settings: Settings, parts: int) -> Crossed:
     """What training texts ask for, each predicted by networks that were trained on the other parts.
 
-    Support vector machines know neither weights of texts and classes nor neighbours; with these, their share is 0.
+    Support vector machines know neither weights of texts and classes nor neighbours, and give one label; elsewhere,
+    their share is 0.
 
     Args:
         chosen: The settings of the classifier.
@@ -236,9 +264,6 @@ def _cross_fitted(
         network: The network of all texts.
         settings: Of its training.
         parts: How many of the parts to predict.
-
-    Returns:
-        The share of support vector machines, and the temperature.
     """
     found = data.statistics
     assert found.cached is not None
@@ -249,7 +274,7 @@ def _cross_fitted(
         others = torch.ones(found.rows, dtype=torch.bool)
         others[predicted] = False
         cached, weights = found.cached.take(others.nonzero()[:, 0])
-        other, _ = network_for(chosen, network.num_features, network.num_labels, len(cached), multilabel=False)
+        other, _ = network_for(chosen, network.num_features, network.num_labels, len(cached), network.binary)
         other.class_weight = network.class_weight
         columns = _weighted_columns([Weighted(cached, weights)], found, other, data.features.num_features)
         columns = columns.only_those_of(cached)
@@ -258,16 +283,20 @@ def _cross_fitted(
         other.eval()
         features, of_rows, _ = batch_of(columns.rows(found.cached.rows.take(predicted)))
         logits.append(other.scores(features).detach())
-        labels.append(of_rows[:, 0])
-        if not weighted and other.mixture is None:
+        labels.append(of_rows)
+        if not weighted and other.mixture is None and not network.binary:
             margins.append(margin_network(rows, chosen.seed).scores(features).detach())
-    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
-    share = 0.0
+    all_logits = torch.cat(logits)
+    most = max(some.shape[1] for some in labels)
+    all_labels = torch.cat([F.pad(some, (0, most - some.shape[1]), value=-100) for some in labels])
+    if network.binary:
+        return Crossed(0.0, *_of_scores(network, all_logits, all_labels))
+    share, of_rows = 0.0, all_labels[:, 0]
     if margins:
         all_margins = torch.cat(margins)
-        share = share_of(all_margins, all_logits, all_labels)
+        share = share_of(all_margins, all_logits, of_rows)
         all_logits = all_logits.lerp(all_margins, share)
-    return share, temperature_of(*_with_one_wrong(all_logits, all_labels))
+    return Crossed(share, temperature_of(*_with_one_wrong(all_logits, of_rows)), _THRESHOLD)
 
 
 def _with_one_wrong(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
