@@ -339,7 +339,7 @@ class LabelRanker(nn.Module):
 
 
 def _filled(labels: Tensor, counts: Tensor) -> Tensor:
-    """Labels ``[B, K]`` with the most frequent ones in place of the last -1, where there are some; one may come twice."""
+    """Labels ``[B, K]`` with the most frequent ones in place of the last -1, if some are there; one may come twice."""
     frequent = counts.topk(min(_FREQUENT, labels.shape[1], len(counts))).indices.flip(0)
     full = (labels >= 0) | (labels < 0).all(1, keepdim=True)
     return labels.where(full, F.pad(frequent, (labels.shape[1] - len(frequent), 0), value=-1))
