@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from torch_lsh.data import XMCRows, collate_xmc, synthetic_xmc
+from torch_lsh.data.xmc import join_rows
 from torch_lsh.metrics import PrecisionAtK
 from torch_lsh.models.neighbours import neighbours_of
 from torch_lsh.models.ranker import LabelRanker, best_of
@@ -228,4 +229,23 @@ def test_the_most_frequent_labels_are_candidates_where_few_others_are():
     one, none = made.prepare(features).labels
     assert {0, 4} <= set(one.tolist())  # of the one row with that feature
     assert len(one[one >= 0].unique()) == int((one >= 0).sum()) == 11
-    assert bool((none == -1).all())  # of a row without features
+    assert int((none >= 0).sum()) == 10  # of a row without features
+
+
+@pytest.mark.parametrize(("unknown", "ranks"), [(0, False), (9, False), (12, True)])
+def test_rows_without_known_features_have_candidates_where_such_rows_tuned_them(data, unknown, ranks):
+    train, held_out, _ = data
+    some = held_out.take(torch.arange(unknown))
+    nothing = some._replace(
+        feature_start=torch.zeros(unknown + 1, dtype=torch.int64), features=some.features[:0], values=some.values[:0]
+    )
+    rows = join_rows([nothing, held_out]) if unknown else held_out
+    made, _ = tuned(train, rows)
+    assert made.ranks_unknown == ranks
+    empty = torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0).long(), torch.empty(0), (1, 2000))
+    assert bool((made.prepare(empty).labels >= 0).any()) == ranks
+    assert LabelRanker.empty(LABELS, **without_kind(made.configuration())).ranks_unknown == ranks
+
+
+def without_kind(configuration):
+    return {name: value for name, value in configuration.items() if name != "kind"}

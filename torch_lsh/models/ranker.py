@@ -24,6 +24,7 @@ _POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose
 _FEW = 10  # neighbours whose votes count by themselves, too
 _VOTED, _NEAREST = 60, 30  # candidates by votes and by centroids
 _FREQUENT = 10  # candidates by their number of rows, where centroids that have a feature of the row are fewer
+_ENOUGH_UNKNOWN = 10  # rows without known features that tune the ranking of such rows
 ASKED = 30  # candidates of the large network, for dense rows
 _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
 _KEPT_SHARE = 0.9  # of all rows; the hard labels of fewer rows are sought again when more rows join them
@@ -85,6 +86,9 @@ class LabelRanker(nn.Module):
         self.register_buffer("deviation", torch.ones(size))
         self.rank, self.calibration = committee(size), Calibration()
         self.is_of_use = False  # unless its sources knew labels of the rows by which it was tuned, and found none
+        self.ranks_unknown = (
+            True  # whether rows without known features have candidates: if rows that tuned it were such
+        )
         self._hard_labels: Tensor | None = None  # of the first rows; none after loading
 
     @classmethod
@@ -140,7 +144,7 @@ class LabelRanker(nn.Module):
         made = LabelRanker(weighting, near, centroids, together, classifiers, self.uses_logits)
         made.counts = _label_counts(everything)
         made.rank, made.mean, made.deviation = self.rank, self.mean, self.deviation
-        made.calibration = self.calibration
+        made.calibration, made.ranks_unknown = self.calibration, self.ranks_unknown
         made.is_of_use = self.is_of_use
         return made
 
@@ -161,8 +165,8 @@ class LabelRanker(nn.Module):
         names = "weighting", "neighbours", "centroids", "co_occurrences", "classifiers"
         found = {name: getattr(self, name) for name in names}
         parts = {name: None if part is None else part.configuration() for name, part in found.items()}
-        own = {"uses_logits": self.uses_logits, "independent": self.calibration.independent}
-        return {"kind": "ranker", **parts, **own}
+        own = {"uses_logits": self.uses_logits, "ranks_unknown": self.ranks_unknown}
+        return {"kind": "ranker", **parts, **own, "independent": self.calibration.independent}
 
     @classmethod
     def empty(
@@ -175,6 +179,7 @@ class LabelRanker(nn.Module):
         classifiers: dict[str, Any],
         uses_logits: bool,
         independent: bool = False,  # files of earlier versions do not say
+        ranks_unknown: bool = False,
     ) -> LabelRanker:
         """A ranker of the same sizes as the one that has this configuration."""
         near = neighbours_from(neighbours, num_labels)
@@ -192,7 +197,7 @@ class LabelRanker(nn.Module):
                 LinearClassifiers(num_labels, **classifiers),
                 uses_logits,
             )
-        made.calibration = Calibration(independent)
+        made.calibration, made.ranks_unknown = Calibration(independent), bool(ranks_unknown)
         return made
 
     def check(self, num_features: int) -> None:
@@ -225,7 +230,7 @@ class LabelRanker(nn.Module):
         cosines, rows = self.neighbours.search(features)
         start, labels = self.neighbours.label_start, self.neighbours.labels
         near = self.centroids.search(features, _NEAREST) if also is None else also
-        near = _filled(near, self.counts)
+        near = _filled(near, self.counts, self.ranks_unknown)
         weights = _weights(cosines)
         found, votes = ops.label_votes(rows, weights, start, labels, self.num_labels, _VOTED, near)
         voters = start.diff()[rows.clamp(min=0)].unsqueeze(2)
@@ -311,6 +316,7 @@ class LabelRanker(nn.Module):
         examples = examples._replace(values=self._normalised(examples.values))
         self.rank = train_committee(examples.take(found), seed)
         scores = self._scores(examples.values, examples.none)
+        self.ranks_unknown = sum(int(_are_unknown(evidence).sum()) for evidence, *_ in batches) >= _ENOUGH_UNKNOWN
         several = any(bool((labels[:, 1:] >= 0).any()) for _, _, labels in batches)
         self.calibration = Calibration.of(scores, examples.right, several)
         best = scores.topk(min(max(_KS), examples.none.shape[1])).indices
@@ -338,10 +344,18 @@ class LabelRanker(nn.Module):
         return torch.cat([evidence.values, *_and_below_best(logits, evidence.labels < 0)], 2)
 
 
-def _filled(labels: Tensor, counts: Tensor) -> Tensor:
-    """Labels ``[B, K]`` with the most frequent ones in place of the last -1, if some are there; one may come twice."""
+def _filled(labels: Tensor, counts: Tensor, all_rows: bool) -> Tensor:
+    """Labels ``[B, K]`` with the most frequent ones in place of the last -1; one may come twice.
+
+    Args:
+        labels: Labels.
+        counts: How many rows have each label.
+        all_rows: Whether to fill rows that have no labels.
+    """
     frequent = counts.topk(min(_FREQUENT, labels.shape[1], len(counts))).indices.flip(0)
-    full = (labels >= 0) | (labels < 0).all(1, keepdim=True)
+    full = labels >= 0
+    if not all_rows:
+        full |= ~full.any(1, keepdim=True)
     return labels.where(full, F.pad(frequent, (labels.shape[1] - len(frequent), 0), value=-1))
 
 
@@ -384,6 +398,12 @@ def _weights(cosines: Tensor) -> Tensor:
     weights = torch.stack([*(cosines.pow(power) for power in _POWERS), cosines], 2)
     weights[:, _FEW:, -1] = 0
     return weights
+
+
+def _are_unknown(evidence: Evidence) -> Tensor:
+    """Which rows have candidates, but no neighbour that votes: their features are none of any training row, ``[B]``."""
+    votes = evidence.values[:, :, len(_POWERS) + 1]
+    return (votes == 0).all(1) & (evidence.labels >= 0).any(1)
 
 
 def _and_below_best(values: Tensor, none: Tensor) -> list[Tensor]:

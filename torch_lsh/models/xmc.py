@@ -302,7 +302,8 @@ class XMCClassifier(WideNetwork):
 
         Returns:
             Scores (float32) and label ids (int64), both ``[rows, k]``, best first. Scores are logits; with neighbours,
-            logarithms of probabilities. They are -inf, and ids -1, where fewer than ``k`` labels are allowed.
+            logarithms of probabilities: of each label by itself where a ranker ranks labels of rows with several, else
+            of all labels together. They are -inf, and ids -1, where fewer than ``k`` labels are allowed.
 
         Raises:
             ValueError: ``k`` is out of range, the rows do not fit the model, or labels do not exist.

@@ -80,10 +80,11 @@ class TextClassifier(Estimator):
         classes_: the labels, sorted, ``[C]``.
         multilabel_: whether a text may have several labels.
         multi_hot_: whether they were given as zeros and ones.
-        threshold_: probability from which on :meth:`predict` gives a label (multi-label).
-        temperature_: what logits are divided by before they become probabilities. Where the network is linear and a
-            text has one label, held-out texts choose it; below 20,000 texts, parts of them that networks of the other
-            parts predict. Else, below 200 texts, and where held-out texts have become neighbours, it is 1.
+        threshold_: probability from which on :meth:`predict` gives a label (multi-label): the one with the highest
+            micro F1 on held-out texts, or on parts of the texts as for ``temperature_``; 0.5 without any.
+        temperature_: what logits are divided by before they become probabilities. Where the network is linear,
+            held-out texts choose it; below 20,000 texts, parts of them that networks of the other parts predict. Else,
+            below 200 texts, and with a ranker, which is calibrated by itself, it is 1.
         history_: a dict per epoch.
         network_: a :class:`torch_lsh.models.network.WideNetwork`, or up to 64 classes a linear one.
 
@@ -322,7 +323,8 @@ class TextClassifier(Estimator):
         """Predicts probabilities ``[rows, C]`` float32, classes in the order of ``classes_``.
 
         They are calibrated where ``temperature_`` is (Guo et al., "On Calibration of Modern Neural Networks", ICML
-        2017): of texts with a probability near 0.8, about 80 % have the label.
+        2017), and by a ranker: of texts with a probability near 0.8, about 80 % have the label. Of a multi-label task,
+        every label has a probability of its own; else those of a text sum to 1.
         """
         batches = [self._probabilities(logits) for logits in self._logits(X)]
         return torch.cat(batches).numpy() if batches else np.empty((0, len(self.classes_)), np.float32)
