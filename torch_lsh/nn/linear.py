@@ -153,9 +153,15 @@ class LSHLinear(LinearWithSampler, nn.Linear):
     # --- copies and checkpoints ---
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "sampler": copy.copy(self.sampler)}
+        # With tensors of the layer alone: those of a copy would end before a new process, to which it goes, maps them.
+        state = {**self.__dict__}
         del state["handle"]
         return state
+
+    def __copy__(self) -> LSHLinear:
+        layer = self.__class__.__new__(self.__class__)
+        layer.__setstate__({**self.__getstate__(), "sampler": copy.deepcopy(self.sampler)})
+        return layer
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
