@@ -259,8 +259,9 @@ class RowSparseOptimizer(torch.optim.Optimizer):
                     )
                 else:
                     members.append(parameter)
-                    for reporter in reporters(parameter):
-                        self._report(reporter, group, parameter)
+                    if group["lr"] != 0:  # with 0, torch.distributed.checkpoint makes state
+                        for reporter in reporters(parameter):
+                            self._report(reporter, group, parameter)
             if members:
                 dense.append((group, members))
         return dense, row_sparse
