@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.nn.utils import parametrizations
 
 import torch_lsh
@@ -78,6 +79,14 @@ def test_a_weight_read_outside_of_the_layer_is_told(batch, use):
     F.cross_entropy(use(x, layer.weight), y).backward()
     with pytest.warns(UserWarning, match=r"not through the layer.*call the layer, layer\(h\)"):
         optimizer.step()
+
+
+def test_a_dense_step_that_moves_nothing_is_not_told():
+    """torch.distributed.checkpoint makes the state of optimizers by one."""
+    model = nn.Sequential(layer_of(0.1))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "torch_lsh")
+        get_state_dict(model, torch_lsh.optim.Adam(model.parameters()))
 
 
 def test_accuracy_in_the_loop_is_told(batch):
@@ -531,6 +540,12 @@ WRONG = {
     "smoothing": (lambda x: torch.zeros(16, dtype=torch.int64), {"label_smoothing": 2.0}),
     "reduction": (lambda x: torch.zeros(16, dtype=torch.int64), {"reduction": "average"}),
 }
+
+
+@pytest.mark.parametrize(("name", "value"), [("weight", [1.0] * N), ("ignore_index", None)])
+def test_options_of_another_type_are_named(batch, name, value):
+    with pytest.raises(TypeError, match=f"{name} is "):
+        F.cross_entropy(layer_of(0.1)(batch[0]), batch[1], **{name: value})
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -15,6 +15,7 @@ import torch
 
 import torch_lsh
 from torch_lsh import ops
+from torch_lsh._private_names import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = next(iter(Path(torch_lsh.__file__).parent.glob("_C*.so")), None)
@@ -240,6 +241,39 @@ def test_a_level_that_this_cpu_does_not_run_is_refused_and_changes_nothing(level
     with pytest.raises(RuntimeError, match=rf"instruction set .* is '{level}'; wanted"):
         ops.use_simd_level(level)
     assert ops.simd_level() == before
+
+
+def test_private_names_of_torch_are_checked_on_import():
+    used, package = set(), Path(torch_lsh.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.name == "_private_names.py" or "benchmarking" in path.parts:
+            continue
+        text = path.read_text()
+        used.update(re.findall(r"\btorch(?:\.\w+)*?\._[a-zA-Z][\w.]*", text))
+        for module, names in re.findall(r"^from (torch[\w.]*) import (.+)$", text, re.MULTILINE):
+            used.update(
+                f"{module}.{name}" for name in re.split(r"\W+", names) if "._" in module or name.startswith("_")
+            )
+        used.update(f"torch.nn.parallel.{name}" for name in re.findall(r"\bDistributedDataParallel\._[a-z]\w*", text))
+    assert len(used) > 25
+    assert [name for name in used if not any(f"{known}.".startswith(f"{name}.") for known in NAMES)] == []
+
+
+def test_a_torch_without_a_private_name():
+    code = "import torch\ndel torch._C._get_dispatch_mode\nimport torch_lsh"
+    _, errors = run_python(code).communicate()
+    message = errors.strip().splitlines()[-1]
+    assert message.startswith(
+        f"ImportError: PyTorch {torch.__version__} has no torch._C._get_dispatch_mode; wanted PyTo"
+    )
+
+
+def test_a_library_for_another_torch(tmp_path):
+    (tmp_path / "_C.so").write_bytes(b"no library")
+    with pytest.raises(
+        ImportError, match=rf"_C.so does not load into PyTorch {re.escape(torch.__version__)}: .* again"
+    ):
+        import_without_library(tmp_path)
 
 
 def import_without_library(folder):

@@ -28,6 +28,9 @@ Importing this package changes the following for the whole process, and nothing 
 from . import interrupts as _interrupts  # noqa: F401  # first, because the other imports can be interrupted
 
 # isort: split
+from . import _private_names  # noqa: F401
+
+# isort: split
 from . import data, distributed, metrics, models, nn, ops, optim, rehash
 from .callbacks import StatsWriter
 from .config import LSHConfig

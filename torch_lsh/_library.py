@@ -27,4 +27,10 @@ def _why_not_built(folder: Path) -> str:
 _found = _compiled(Path(__file__).parent)
 if not _found:
     raise ImportError(_why_not_built(Path(__file__).parent))
-torch.ops.load_library(str(_found[0]))
+try:
+    torch.ops.load_library(str(_found[0]))
+except OSError as _error:
+    raise ImportError(
+        f"{_found[0]} does not load into PyTorch {torch.__version__}: {_error.__cause__ or _error}; "
+        "build torch_lsh again with this PyTorch, or take PyTorch 2.11 to 2.13"
+    ) from _error

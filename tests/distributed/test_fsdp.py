@@ -76,7 +76,7 @@ WAYS = {"root": root, "inside": inside, "left out": left_out, "row-sharded": row
 
 
 def refused(mesh):
-    """The loss comes after the weights were freed."""
+    """The loss comes after the weights were freed, or rows would not be exchanged."""
     model = make_model(60)
     fully_shard(model[2], mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -85,6 +85,15 @@ def refused(mesh):
     model = fully_shard(make_model(60), mesh=mesh)
     with pytest.raises(ValueError, match=r"ignored_params=torch_lsh.distributed.row_parameters"):
         exchange_rows_(model)
+    model = make_model(60)
+    fully_shard(model[0], mesh=mesh)
+    with pytest.raises(ValueError, match="with parts of module; wanted module itself"):
+        exchange_rows_(model)
+    model = make_model(60)
+    exchange_rows_(model)
+    fully_shard(model, mesh=mesh, ignored_params=row_parameters(model))
+    with pytest.raises(RuntimeError, match="fully_shard was called after exchange_rows_"):
+        model(torch.zeros(1, D))
 
 
 def work(rank: int):

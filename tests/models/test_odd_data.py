@@ -166,6 +166,14 @@ def test_sparse_numbers_that_are_no_float32(data):
             call(sparse.csr_matrix(([1.0j], [3], [0, 1]), shape=(1, FEATURES)))
 
 
+def test_dense_numbers_whose_squares_do_not_add_up():
+    model = XMCClassifier(2, 5, hidden=4, dense_input=True)
+    for large in (1e13, float("nan")):
+        for call in (model.predict, lambda rows: model.fit((rows, [1]), progress=False)):
+            with pytest.raises(ValueError, match=r"features hold a NaN or a number beyond 1e\+12; wanted smaller ones"):
+                call(torch.tensor([[1.0, large]]))
+
+
 def test_validation_rows_without_labels_decide_nothing(data):
     for none in (sparse.csr_matrix((0, FEATURES)), []), (sparse.eye(2, FEATURES, format="csr"), [[], []]):
         with pytest.raises(ValueError, match="validation has no row with a label"):

@@ -12,7 +12,8 @@ import math
 import pytest
 import torch
 
-from torch_lsh.data import XMCDataset, XMCRows, XMCStream, synthetic_xmc
+from torch_lsh import quantize_
+from torch_lsh.data import XMCDataset, XMCRows, XMCStream, collate_xmc, synthetic_xmc
 from torch_lsh.io import load_safetensors
 from torch_lsh.models import TextClassifier, XMCClassifier
 from torch_lsh.models.ranker import LabelRanker
@@ -132,6 +133,33 @@ def test_a_stream_with_a_budget_and_a_checkpoint(data, model, tmp_path, capsys):
     assert "epochs" not in capsys.readouterr().err
     assert equal(fitted.predict(data[1]), model.predict(data[1]))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_a_trained_network_is_refused(data, tmp_path):
+    path = tmp_path / "run"
+    made().fit(data[0], epochs=1, max_steps=1, checkpoint=path, checkpoint_every=1, progress=False)
+    fitted, before = made(), path.read_bytes()
+    with pytest.raises(ValueError, match=r"run belongs to a run that trains the network.*resume=False"):
+        fitted.fit(data[0], checkpoint=path, progress=False)
+    assert fitted.mixture is None
+    assert fitted.fit(data[0], checkpoint=path, resume=False, progress=False)[0]["epoch"] == 0
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_quantised_model_takes_new_labels(data, model, tmp_path, from_file):
+    more = data[1].rows
+    more = XMCDataset.from_rows(more._replace(labels=more.labels + 7, num_labels=LABELS + 7))
+    expected, quantised = copy.deepcopy(model), quantize_(copy.deepcopy(model))
+    if from_file:
+        quantised.save(tmp_path / "model")
+        quantised = XMCClassifier.load(tmp_path / "model")
+    expected.partial_fit(more)
+    quantised.partial_fit(more)
+    quantised.save(tmp_path / "more")
+    for fitted in (quantised, XMCClassifier.load(tmp_path / "more")):
+        assert equal(fitted.predict(data[1]), expected.predict(data[1]))
+        assert torch.isfinite(fitted(collate_xmc([data[1][0]])[0])).all()  # a new one is made where asked
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from torch_lsh import ExponentialBackoff, FixedInterval, HashTableConfig, LSHConfig
-from torch_lsh.data import XMCDataset, synthetic_xmc
+from torch_lsh.data import XMCDataset, XMCStream, synthetic_xmc
 from torch_lsh.data.xmc import XMCRows, join_rows
 from torch_lsh.io import load_safetensors, save_safetensors
 from torch_lsh.models import XMCClassifier
@@ -532,6 +532,19 @@ class Policy:
         ({"eval_dataset": synthetic_xmc(3, 0, F + 1, N)[0]}, ValueError, "the data has 301 features"),
         ({"train_dataset": synthetic_xmc(3, 0, F, N + 1)[0]}, ValueError, "the data has 300 features and 601 labels"),
         ({"train_dataset": synthetic_xmc(0, 0, F, N)[0]}, ValueError, "the training data has no rows"),
+        (
+            {"train_dataset": synthetic_xmc(1000, 0, F, N)[0], "validation_fraction": 0.9999},
+            ValueError,
+            "validation_fraction is 0.9999, which leaves no labelled row to train on; wanted less",
+        ),
+        (
+            {
+                "train_dataset": XMCStream(lambda: [synthetic_xmc(1000, 0, F, N)[0].rows], F, N),
+                "validation_fraction": 0.9999,
+            },
+            ValueError,
+            "validation_fraction is 0.9999, which leaves no labelled row to train on; wanted less",
+        ),
         ({"config": LSHConfig(rehash=Policy()), "checkpoint": "run.pt"}, ValueError, "which files can hold"),
     ],
 )
@@ -544,6 +557,19 @@ def test_bad_arguments_are_found_before_training(data, tmp_path, monkeypatch, op
         fit(model, options.pop("train_dataset", data[0]), **options)
     assert all(torch.equal(a, b) for a, b in zip(weights(model), before))
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("scale", "lr"), [(1e10, None), (1e30, None), (3e38, None), (1, 1e30)])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_loss_out_of_bounds_stops_the_run(data, scale, lr, streamed):
+    rows = data[0].rows
+    rows = rows._replace(values=(rows.values * scale).clamp(max=3e38))
+    train = XMCStream(lambda: [rows], F, N) if streamed else XMCDataset.from_rows(rows)
+    model = make_model()
+    before = weights(model)
+    with pytest.raises(ValueError, match=r"the loss of step \d+ is .*; wanted rows .* about unit length .*smaller lr"):
+        fit(model, train, lr=lr)
+    assert scale == 1 or all(torch.equal(a, b) for a, b in zip(weights(model), before))
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(data, tmp_path, monkeypatch):

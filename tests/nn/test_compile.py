@@ -114,6 +114,30 @@ def test_the_whole_step_with_inductor():
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize(("name", "in_backward"), [("Lion", False), ("Adam", False), ("Adam", True)])
+def test_backward_pass_and_optimizer_in_a_compiled_function_are_eager(name, in_backward):
+    runs = []
+    for compile_it in (lambda function: function, torch.compile):
+        model = Model()
+        optimizer = getattr(torch_lsh.optim, name)(model.parameters(), lr=0.01, in_backward=in_backward)
+
+        def step(x, y, model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        step, graphs = compile_it(step), []
+        torch.manual_seed(1)
+        for size in BATCHES:
+            loss = step(*batch(size))
+            graphs.append(counters["stats"]["unique_graphs"])
+        runs.append((loss, list(model.parameters())))
+    torch.testing.assert_close(runs[1], runs[0])
+    assert graphs[2] == graphs[-1]  # nothing left to compile
+
+
 @pytest.mark.parametrize(
     "how",
     [

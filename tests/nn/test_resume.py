@@ -188,6 +188,38 @@ def test_a_shallow_copy_has_a_sampler_of_its_own():
     assert torch.equal(layer.sample(x).rows, other.sample(x).rows)
 
 
+SHARED = """
+import torch
+import torch.nn.functional as F
+from torch_lsh import LSHConfig, LSHLinear, SamplerState
+
+
+def train(model, x, y):
+    with torch.no_grad():
+        model[0].weight += 1
+    F.cross_entropy(model[0](x), y).backward()
+
+
+if __name__ == "__main__":
+    layer, x, y = LSHLinear(8, 600, config=LSHConfig(active=80)), torch.randn(300, 8), torch.arange(300)
+    model, before = torch.nn.Sequential(layer, SamplerState(layer.weight)).share_memory(), layer.weight.detach().clone()
+    F.cross_entropy(layer(x), y).backward()
+    layer.zero_grad()
+    layer.topk(x, 3, exact=False)
+    process = torch.multiprocessing.get_context("spawn").Process(target=train, args=(model, x, y))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert torch.equal(layer.weight, before + 1)
+"""
+
+
+def test_a_layer_that_was_used_goes_to_a_new_process(tmp_path):
+    """Which maps the tensors of the state; they must live until it has started."""
+    (tmp_path / "shared.py").write_text(SHARED)
+    subprocess.run([sys.executable, tmp_path / "shared.py"], check=True)
+
+
 def test_a_scheduler_resumes_with_the_model():
     def run(model, optimizer, scheduler, first, last):
         train(model, optimizer, first, last, lambda _: scheduler.step())

@@ -55,6 +55,27 @@ def test_recall_is_as_asked_for(kind):
         assert torch.equal(same.topk(x[1000:], 10, exact=False).indices, layer.topk(x[1000:], 10, exact=False).indices)
 
 
+def test_other_memory_is_noticed_and_a_full_rehash_is_for_edits_in_place():
+    layer, x = layer_and_inputs()
+    assert recall(layer, x) > 0.93
+    layer.weight.data = layer.weight.detach().flip(0)
+    assert recall(layer, x) > 0.93
+    layer.weight.data.copy_(layer.weight.detach().flip(0))
+    assert recall(layer, x) < 0.5  # nothing tells
+    layer.rehash(full=True)
+    assert recall(layer, x) > 0.93
+
+
+def test_a_layer_that_was_made_in_inference_mode():
+    layer, x = layer_and_inputs()
+    with torch.inference_mode():
+        made = copy.deepcopy(layer)
+    assert made.weight.is_inference()
+    with torch.no_grad():
+        found = made.topk(x, 10, exact=False).indices
+    assert torch.equal(found, layer.topk(x, 10, exact=False).indices)
+
+
 def test_stats_tell_what_was_measured():
     layer, x = layer_and_inputs()
     assert layer.stats().topk is None

@@ -83,6 +83,11 @@ def fit(
             judge.add(rows, _ranker_of(held_out, ranker, settings.seed))
         judge.tune()
         if ranker.is_of_use:
+            if options.checkpoint is not None and options.resume and options.checkpoint.exists():
+                raise ValueError(
+                    f"{options.checkpoint} belongs to a run that trains the network, and this one does not; "
+                    "pass epochs to train it, or resume=False"
+                )
             if settings.epochs is None:
                 reason = _FEW_DENSE_ROWS if network.dense_input else _NOT_TRAINED
                 note(options.progress, f"torch_lsh: {reason}")

@@ -63,9 +63,16 @@ def split(source: InMemory, fraction: float, seed: int, purpose: Purpose = TO_ST
     generator = torch.Generator().manual_seed(seed)
     out = labelled & (torch.rand(num_rows(rows), generator=generator, dtype=torch.float64) < fraction)
     out &= out.cumsum(0) <= MOST_HELD_OUT
+    check_some_left(int((labelled & ~out).sum()), fraction)
     kept = (~out).nonzero()[:, 0]
     weights = None if weights is None else weights[kept]
     return InMemory(rows.take(kept), len(source.label_counts), weights), rows.take(out.nonzero()[:, 0])
+
+
+def check_some_left(labelled: int, fraction: float) -> None:
+    """Raises a ValueError where so large a share is held out that no labelled row is left to train on."""
+    if labelled == 0:
+        raise ValueError(f"validation_fraction is {fraction}, which leaves no labelled row to train on; wanted less")
 
 
 def share_to_hold_out(labelled: int, fraction: float, purpose: Purpose) -> float:
@@ -138,13 +145,13 @@ class HeldOut:
         blocks = torch.arange(num_rows(counted)).split(network.rows_at_a_time)
         self._batches: list[Batch] = [batch_of(counted.take(block)) for block in blocks]
         self._ranked_batches: list[tuple[Batch, Evidence | None]] = []
-        self._known: list[Tensor] = []  # of the labels of rows that tune a ranker, whether its training rows have them
+        self._knowable = False  # whether a ranker's training rows have some label of the rows that tune it
         if ranker is not None:
             self.add(rows, ranker)  # it looks at few labels of each row, so that more rows can count for it
 
     def add(self, rows: Rows, ranker: LabelRanker) -> None:
         """Adds rows that tune the ranker by what one knows of them that was not made of them."""
-        self._known.append(ranker.counts[rows.labels.long()] > 0)
+        self._knowable |= bool((ranker.counts[rows.labels.long()] > 0).any())
         for block in torch.arange(min(num_rows(rows), _MOST_RANKED)).split(_RANKED):
             batch = batch_of(rows.take(block))
             prepared = None if ranker.asks_network else ranker.prepare(batch.features)
@@ -167,8 +174,7 @@ class HeldOut:
         """Tunes the ranker for the present parameters of the network."""
         if self.ranker is not None:
             self.network.eval()
-            known = torch.cat(self._known)
-            self.ranker.tune(self._ranked(self.ranker), knowable=len(known) == 0 or bool(known.any()))
+            self.ranker.tune(self._ranked(self.ranker), knowable=self._knowable)
 
     def _ranked(self, ranker: LabelRanker) -> Iterator[tuple[Evidence, Tensor | None, Tensor]]:
         for batch, prepared in self._ranked_batches:

@@ -84,7 +84,7 @@ class Network(nn.Module):
 
     def best_of(self, features: Features, k: int) -> Tensor:
         """The labels ``[B, k]`` with the largest logits of the network alone; all where there are fewer."""
-        return self.logits(features).topk(min(k, self.num_labels)).indices
+        return self(features).topk(min(k, self.num_labels)).indices
 
     def scores(self, features: Features) -> Tensor:
         """Computes logits ``[B, num_labels]`` in memory; with a mixture, the logarithms of its probabilities."""
@@ -185,7 +185,8 @@ class WideNetwork(Network):
 
     def forward(self, features: Tensor) -> Tensor:
         """Computes the logits ``[B, num_labels]`` of the network alone; lazy unless the output is an ``nn.Linear``."""
-        return self.output(self.hidden(features))
+        hidden = self.hidden(features)  # first, as it may replace the output
+        return self.output(hidden)
 
     def logits(self, features: Features) -> Tensor:
         hidden = self.hidden(features)
@@ -200,12 +201,6 @@ class WideNetwork(Network):
         products = ops.sampled_dot(self.hidden(features), output.weight, labels)
         return products if output.bias is None else products + output.bias[labels.clamp(min=0)]
 
-    def best_of(self, features: Features, k: int) -> Tensor:
-        output, k = self.output, min(k, self.num_labels)
-        if not isinstance(output, nn.Linear):
-            return output.topk(self.hidden(features), k).indices
-        return ops.linear_topk(self.hidden(features), output.weight, output.bias, k)[1]
-
     def loss(self, features: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Computes the softmax cross entropy, the mean over the rows that have labels."""
         return softmax_loss(self(features), labels, self.label_smoothing, weights, self.class_weight)
@@ -215,10 +210,19 @@ class WideNetwork(Network):
         """Adds rows for new features and labels, initialised as in a new network; all others keep their numbers."""
         if num_features <= self.num_features and num_labels <= self.num_labels:
             return
+        sizes = max(num_features, self.num_features), max(num_labels, self.num_labels)
         if isinstance(self.output, QuantizedLinear):
-            raise RuntimeError("a quantised model cannot learn more labels or features; wanted the float model")
+            if self.mixture is None or self.mixture.uses_logits:
+                raise RuntimeError(
+                    "a quantised network cannot learn more labels or features; train the float model further "
+                    "and quantise it again"
+                )
+            with torch.device("meta"):  # nothing looks at its numbers
+                new = self._new(*sizes)
+            self.input, self.input_bias, self.output = new.input, new.input_bias, new.output
+            return
         self.complete()
-        larger = self._new(max(num_features, self.num_features), max(num_labels, self.num_labels))
+        larger = self._new(*sizes)
         if not self.dense_input:
             larger.input.weight[: self.num_features] = self.input.weight
             self.input = larger.input

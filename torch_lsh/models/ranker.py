@@ -32,6 +32,7 @@ _ROWS = 1024  # at a time
 _LEAST_DEVIATION = 1e-5  # of evidence; what varies less is as good as constant
 _MOST_DEVIATIONS = 10.0  # from the mean; beyond, a value that held-out rows hardly had would outweigh all others
 _KS = (1, 3, 5)
+_OF_LABELS = ("neighbours", "centroids", "co_occurrences", "classifiers")  # sources; dense rows have no third
 _BEHIND = -50.0  # added to scores of labels that are not candidates
 
 
@@ -150,9 +151,7 @@ class LabelRanker(nn.Module):
 
     def _parts(self) -> Iterator[Any]:
         """What there is of each label."""
-        for part in (self.neighbours, self.centroids, self.co_occurrences, self.classifiers):
-            if part is not None:
-                yield part
+        yield from (part for name in _OF_LABELS if (part := getattr(self, name)) is not None)
 
     def make_room(self, num_labels: int) -> None:
         """Makes room for labels that no row has."""
@@ -162,8 +161,7 @@ class LabelRanker(nn.Module):
 
     def configuration(self) -> dict[str, Any]:
         """The arguments of :meth:`empty`, except ``num_labels``, and the kind."""
-        names = "weighting", "neighbours", "centroids", "co_occurrences", "classifiers"
-        found = {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in ("weighting", *_OF_LABELS)}
         parts = {name: None if part is None else part.configuration() for name, part in found.items()}
         own = {"uses_logits": self.uses_logits, "ranks_unknown": self.ranks_unknown}
         return {"kind": "ranker", **parts, **own, "independent": self.calibration.independent}

@@ -15,6 +15,8 @@ from ..data import XMCDataset, XMCRows, collate_xmc
 from ..data.xmc import join_rows, padded_labels, runs
 from ..interrupts import interrupts_wait, quiet_worker
 
+_LARGEST = 1e12  # of dense features; squares of larger ones do not add up in float32
+
 
 class DenseRows(NamedTuple):
     """Rows of dense features with their labels: an :class:`XMCRows` whose features are a matrix.
@@ -225,8 +227,8 @@ def dense_features(features: Any) -> Tensor:
             f"features have shape {tuple(tensor.shape)} and dtype {tensor.dtype}; wanted floating point [rows, d]"
         )
     tensor = tensor.detach().float().contiguous()
-    if not bool(tensor.isfinite().all()):
-        raise ValueError("features hold a NaN, an infinity or a number beyond float32")
+    if not bool((tensor.abs() <= _LARGEST).all()):
+        raise ValueError(f"features hold a NaN or a number beyond {_LARGEST:g}; wanted smaller ones")
     return tensor
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data import XMCRows, XMCStream
 from ..data.xmc import join_rows
-from .held_out import MOST_HELD_OUT, Purpose, share_to_hold_out
+from .held_out import MOST_HELD_OUT, Purpose, check_some_left, share_to_hold_out
 from .rows import Rows, checksum, label_counts, num_rows
 
 
@@ -67,6 +67,7 @@ class Streamed:
         if self.held_out is not None:
             self.size = self.all_rows - num_rows(self.held_out)
             self.label_counts = self.all_label_counts - label_counts(self.held_out, num_labels)
+            check_some_left(int(self.label_counts.sum()), fraction)
 
     def _split(self) -> Iterator[tuple[XMCRows, Tensor, Tensor, Tensor | None]]:
         """Yields blocks, the numbers of their rows to train on and of those held out, and weights of the former."""

@@ -24,6 +24,7 @@ from .schedule import Schedule
 
 FORMAT = "torch_lsh.fit/2"
 _MOST_LABELS = 64  # of a row in one step, drawn at random
+_MOST_LOSS = 1e6  # far beyond what training comes back from
 
 
 class TrainingRun:
@@ -103,10 +104,16 @@ class TrainingRun:
         if labels.shape[1] > _MOST_LABELS:
             labels = _some_of_each_row(labels, self.seed + self.steps_done)
         loss = self.model.loss(features, labels, *(() if weights is None else (weights,)))
+        value = float(loss.detach())
+        if not value < _MOST_LOSS:  # NaN, too
+            raise ValueError(
+                f"the loss of step {self.steps_done} is {value:.3g}; wanted rows of features of about unit length "
+                f"(normalize='l2' scales them), or a smaller lr than {self.schedule.lr:g}"
+            )
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.loss_sum += float(loss.detach()) * len(labels)
+        self.loss_sum += value * len(labels)
 
     def end_epoch(self, measured: dict[str, float], qualities: Sequence[float]) -> None:
         """Adds the epoch to the history, and keeps the parameters if they are the best so far.

@@ -173,7 +173,10 @@ class XMCClassifier(WideNetwork):
             validation: Rows to decide with, in place of held-out ones; they become neighbours, too.
             validation_fraction: Share of the rows to hold out, at most 10,000.
             patience: Epochs without improvement on held-out rows before training stops, given ``epochs``.
-            budget: Time of the fit, ranker included, in seconds or as text such as ``"60s"`` or ``"5m"``.
+            budget: Time of the fit once the data are read, in seconds or as text such as ``"60s"`` or ``"5m"``: no step
+                begins after it, and the ranker is of as many rows as take a quarter of it, 1,000 at least. Held-out
+                rows tune the ranker and join it however long that takes, so that no fit with a ranker ends within
+                less than about a second.
             sample_weight: Weight of each row ``[rows]``.
             class_weight: Weight of each label: ``[num_labels]``, a dict of some labels, or ``"balanced"``.
             memory: Bytes of the rows of a stream to keep, for all that is not the network. Where they are more, that
@@ -186,7 +189,8 @@ class XMCClassifier(WideNetwork):
 
         Raises:
             ValueError: An argument does not fit, the data does not fit the model, or the checkpoint is damaged or
-                belongs to another run (model, data or schedule). Nothing was trained then.
+                belongs to another run (model, data or schedule). Nothing was trained then. Or the loss becomes NaN or
+                beyond 1e6; the network has then taken the steps before.
             OSError: The checkpoint cannot be written.
         """
         # Errors that would end a run after hours come before it.

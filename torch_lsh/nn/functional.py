@@ -6,7 +6,6 @@ lives. :class:`SamplerState` puts it into a model's ``state_dict``.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -194,7 +193,7 @@ class SamplerState(nn.Module):
         self.sampler.load_state_dict(unpack(state))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_sampler": copy.copy(self.sampler)}
+        return {**self.__dict__, "_sampler": self.sampler}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         sampler = state.pop("_sampler")

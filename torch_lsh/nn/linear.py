@@ -47,8 +47,9 @@ class LSHLinear(LinearWithSampler, nn.Linear):
 
     The layer's :class:`torch_lsh.sampling.sampler.Sampler` draws the rows. Its hash tables are built at their first use
     and follow the weights: rows that a row-sparse optimizer touched are re-hashed as ``config.rehash`` says, and before
-    any look-up in ``eval()`` mode; ``load_state_dict`` and in-place edits lead to a rebuild before the next look-up.
-    Edits through ``weight.data`` cannot be seen; call ``rehash(full=True)`` after them.
+    any look-up in ``eval()`` mode; ``load_state_dict``, in-place edits and ``weight.data = tensor`` lead to a rebuild
+    before the next look-up. Edits in place through ``weight.data`` or NumPy cannot be seen; call ``rehash(full=True)``
+    after them.
 
     The ``state_dict`` holds ``weight``, ``bias`` and, as ``_extra_state``, the sampler's state, so that a resumed run
     equals one that never stopped, bit for bit. The ``state_dict`` of an ``nn.Linear`` loads with ``strict=True``; an
@@ -152,9 +153,15 @@ class LSHLinear(LinearWithSampler, nn.Linear):
     # --- copies and checkpoints ---
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "sampler": copy.copy(self.sampler)}
+        # With tensors of the layer alone: those of a copy would end before a new process, to which it goes, maps them.
+        state = {**self.__dict__}
         del state["handle"]
         return state
+
+    def __copy__(self) -> LSHLinear:
+        layer = self.__class__.__new__(self.__class__)
+        layer.__setstate__({**self.__getstate__(), "sampler": copy.deepcopy(self.sampler)})
+        return layer
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -11,8 +11,7 @@ TRANSFORMED = "a function transform or forward-mode differentiation"
 
 def is_traced() -> bool:
     """Whether the present computation becomes a graph, or runs without values (FakeTensorMode)."""
-    # Every step asks, so this reads what torch.compiler.is_compiling() and torch.jit.is_tracing() read.
-    if torch.compiler.is_dynamo_compiling() or torch.compiler._is_compiling_flag or torch._C._is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
     if torch._C._len_torch_dispatch_stack() == 0:
         return False

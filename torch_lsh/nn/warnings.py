@@ -60,7 +60,8 @@ REASONS = {
         "torch_lsh.distributed.exchange_rows_(model)"
     ),
     "tied": (
-        "another use of the weight gives all {out_features} rows a gradient; call torch_lsh.sparsify_(model), which "
+        "another use of the weight (or a backward pass before the optimizer was made) gives all {out_features} rows a "
+        "gradient; call torch_lsh.sparsify_(model), which "
         "makes tied embeddings row-sparse, or set sparse=True on the nn.Embedding; graphs of torch.compile "
         "have no sparse gradients, so compile what lies between embedding and layer instead of the whole model"
     ),

@@ -184,6 +184,10 @@ def active_rows_sums(
     return sums
 
 
+# A compiled function that calls loss.backward() would compile the Python of the backward pass.
+_EAGER = "the gradients of active rows are row-sparse"
+
+
 class _ActiveRowsLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -203,6 +207,7 @@ class _ActiveRowsLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @torch.compiler.disable(reason=_EAGER)
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         check_first_order()
         x, weight, rows, slopes, scale = ctx.saved_tensors
@@ -231,6 +236,7 @@ class _ActiveRowsSums(torch.autograd.Function):
         return log_z, at_labels
 
     @staticmethod
+    @torch.compiler.disable(reason=_EAGER)
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         check_first_order()
         x, weight, rows, slopes, scale, positions = ctx.saved_tensors

@@ -198,6 +198,8 @@ class RowSparseOptimizer(torch.optim.Optimizer):
 
         @functools.wraps(step)
         def hooked(self: RowSparseOptimizer, *arguments: Any, **named: Any) -> Any:
+            if torch.compiler.is_dynamo_compiling():
+                return outside_of_graphs(self, *arguments, **named)
             if torch.autograd._profiler_enabled():
                 return labelled(self, *arguments, **named)
             passed: tuple[Any, ...] = (self, *arguments)
@@ -212,6 +214,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
                 after(self, passed, named)
             return result
 
+        outside_of_graphs = torch.compiler.disable(hooked, reason="a row-sparse step reads numbers of its state")
         return hooked
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -256,8 +259,9 @@ class RowSparseOptimizer(torch.optim.Optimizer):
                     )
                 else:
                     members.append(parameter)
-                    for reporter in reporters(parameter):
-                        self._report(reporter, group, parameter)
+                    if group["lr"] != 0:  # with 0, torch.distributed.checkpoint makes state
+                        for reporter in reporters(parameter):
+                            self._report(reporter, group, parameter)
             if members:
                 dense.append((group, members))
         return dense, row_sparse

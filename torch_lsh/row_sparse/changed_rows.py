@@ -1,7 +1,8 @@
 """Which rows of a parameter changed.
 
 Optimizers report the rows they update (:func:`~torch_lsh.row_sparse.parameters.record_update`). PyTorch raises
-``tensor._version`` at every in-place change, so a change that nobody reported shows as a gap between versions.
+``tensor._version`` at every in-place change, so a change that nobody reported shows as a gap between versions;
+``parameter.data = tensor`` leaves the version and shows as another address.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class ChangedRows:
             listen(parameter, self)
 
     def _reset(self) -> None:
-        self._versions = [parameter._version for parameter in self._living()]
+        self._versions = [version_of(parameter) for parameter in self._living()]
+        self._addresses = [parameter.data_ptr() for parameter in self._living()]
         self.touches.zero_()
         self._some = self._everything = False
         self._last: tuple[Tensor, int] | None = None  # the rows that were counted last, and their version
@@ -107,29 +109,25 @@ class ChangedRows:
 
     def holds_all_of(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether exactly these parameters are watched, and every change of them was recorded."""
-        parameters, versions = self._parameters, self._versions
-        if self._everything or parameters[0]() is not weight or weight._version != versions[0]:
+        parameters = self._parameters
+        if self._everything or parameters[0]() is not weight or self._differs(0, weight):
             return False
         if bias is None:
             return len(parameters) == 1
-        return len(parameters) == 2 and parameters[1]() is bias and bias._version == versions[1]
+        return len(parameters) == 2 and parameters[1]() is bias and not self._differs(1, bias)
+
+    def _differs(self, number: int, parameter: Tensor) -> bool:
+        """Whether a parameter changed without a record of the rows."""
+        return version_of(parameter) != self._versions[number] or parameter.data_ptr() != self._addresses[number]
 
     def with_unrecorded_changes(self) -> list[Tensor]:
         """The parameters that changed, or may have, without a record of the rows."""
         living = self._living()
-        if self._everything:
-            return living
-        return [parameter for parameter, known in zip(living, self._versions) if parameter._version != known]
+        return living if self._everything else [one for i, one in enumerate(living) if self._differs(i, one)]
 
     def unrecorded(self) -> bool:
         """Whether a parameter changed and nobody recorded the rows."""
-        if self._everything:
-            return True
-        for watched, version in zip(self._parameters, self._versions):
-            parameter = watched()
-            if parameter is None or parameter._version != version:
-                return self._versions != [parameter._version for parameter in self._living()]
-        return False
+        return self._everything or any(self._differs(i, one) for i, one in enumerate(self._living()))
 
     def any(self) -> bool:
         """Whether anything changed since the rows were last taken."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -132,8 +131,7 @@ class LookUps:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the index: a copy builds its own."""
-        rings = {"_trained": copy.deepcopy(self._trained), "_seen": copy.deepcopy(self._seen)}
-        return {"_make": self._make, "_read": self._read, **rings}
+        return {name: self.__dict__[name] for name in ("_make", "_read", "_trained", "_seen")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -99,7 +99,7 @@ class Sampler:
     def forget(self) -> None:
         """Drops tables and the index of look-ups; the next use builds them from the weights.
 
-        For edits that PyTorch does not record (through ``weight.data``).
+        For edits that PyTorch does not record (in place, through ``weight.data`` or NumPy).
         """
         self._tables.forget()
         self._look_ups.forget()
@@ -293,14 +293,16 @@ class Sampler:
         Args:
             weight: ``[N, in]``.
             bias: ``[N]`` or None.
-            full: build them anew from all rows. Otherwise only rows that changed are hashed; all of them, where it is
-                not known which ones changed.
+            full: build them anew from all rows, and drop the index of look-ups (the next one builds it). Otherwise
+                only rows that changed are hashed; all of them, where it is not known which ones changed.
             touches: leave rows that fewer updates touched for a later time, 1 to 255.
 
         Returns:
             The number of rows that were hashed.
         """
         self.fit(weight)
+        if full:
+            self._look_ups.forget()
         if not self.needs_index:
             return 0
         if weight.device.type != "cpu":

@@ -176,7 +176,8 @@ class TextClassifier(Estimator):
             validation: Texts and labels, or a file of the same form, in place of held-out texts.
             sample_weight: Weight of each text.
             class_weight: A dict from labels to weights (the others have weight 1), or ``"balanced"``.
-            budget: Time to train, in seconds or as text such as ``"60s"`` or ``"5m"``.
+            budget: Time to train once the texts are read, in seconds or as text such as ``"60s"`` or ``"5m"``; see
+                :meth:`torch_lsh.models.XMCClassifier.fit`.
             checkpoint: File of the run's state, written after every epoch.
             checkpoint_every: Steps between checkpoints within an epoch; None writes none within an epoch.
             resume: Whether to resume from ``checkpoint`` if it exists.

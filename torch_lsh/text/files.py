@@ -200,10 +200,14 @@ class TextFile:
                 yield self._row(text, None if label_at is None else cells[label_at], place)
 
     def _next(self, reader: Any, number: int) -> list[str] | None:
+        line = reader.line_num + 1
         try:
             return next(reader, None)
         except csv.Error as error:
-            raise ValueError(f"{self._place(number, reader.line_num)}: {error}") from None
+            what = str(error)
+            if reader.line_num > line or what == "unexpected end of data":
+                what = f"a field begins with a quote that is not closed in its line ({what} in line {reader.line_num})"
+            raise ValueError(f"{self._place(number, line)}: {what}") from None
 
     def _position(self, names: list[str] | None, column: Column) -> int:
         if isinstance(column, int):

@@ -10,6 +10,7 @@ import torch
 import torch.fx.experimental.proxy_tensor
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from torch_lsh import LSHConfig, LSHLinear, SampledLogits
 
@@ -116,6 +117,12 @@ def test_detached_logits_train_nothing(layer):
 def test_hooks_are_refused_with_advice(layer):
     with pytest.raises(RuntimeError, match=r"logits.dense\(\)"):
         layer(torch.randn(2, D, dtype=torch.float64)).register_hook(print)
+    with FlopCounterMode(display=False) as counter:
+        with pytest.raises(RuntimeError, match=r"FlopCounterMode, work in torch.no_grad\(\)"):
+            layer(torch.randn(2, D, dtype=torch.float64))
+        with torch.no_grad():
+            layer(torch.randn(2, D, dtype=torch.float64)).dense()
+    assert counter.get_total_flops() == 4 * D * layer.out_features
 
 
 def test_repr_and_saving(layer):

@@ -25,6 +25,8 @@ def check_class_weight(weight: Tensor | None, name: str, num_classes: int, dtype
     """Checks a weight per class, and converts it to ``dtype``."""
     if weight is None:
         return None
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{name} is a {type(weight).__name__}; wanted a tensor")
     if weight.shape != (num_classes,):
         raise ValueError(f"{name} has shape {tuple(weight.shape)}; wanted {(num_classes,)}")
     if weight.device.type != "cpu":

@@ -61,6 +61,8 @@ def as_target(
     """
     if not isinstance(target, Tensor):
         raise TypeError(f"target is a {type(target).__name__}; wanted a tensor")
+    if not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index is {ignore_index!r}; wanted an int")
     if not target.is_cpu:
         raise RuntimeError(f"target is on {target.device}; wanted cpu, the device of the logits")
     if target.layout is torch.sparse_csr:

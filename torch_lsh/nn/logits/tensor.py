@@ -344,7 +344,8 @@ class SampledLogits(Tensor):
                     "fully_shard(model, ignored_params=torch_lsh.distributed.row_parameters(model))"
                 )
             raise RuntimeError(
-                f"{func.__name__} needs computed logits; call it on logits.dense(), and use that tensor from then on"
+                f"{func.__name__} needs computed logits; call it on logits.dense(), and use that tensor from then on "
+                "(tools that hook outputs of modules, such as FlopCounterMode, work in torch.no_grad())"
             )
         name = getattr(func, "__name__", str(func))
         if args and isinstance(args[0], SampledLogits) and _is_in_place(name):
