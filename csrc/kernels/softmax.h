@@ -190,8 +190,19 @@ void weighted_row(const SumOf<T>* __restrict values, const SumOf<T>* __restrict 
                   T* __restrict products, SumOf<T>* __restrict sum, SumOf<T>* __restrict positive) {
   using Sum = SumOf<T>;
   Sum all = 0, above = 0;
+  int64_t begin = 0;
+  if constexpr (__is_same(T, Sum)) {  // of reductions, GCC stores vectors and reads them as numbers
+    Vector<Sum> of_all{}, of_above{};
+    for (; begin + kLanes<Sum> <= count; begin += kLanes<Sum>) {
+      const auto term = load_vector<Vector<Sum>>(values + begin) * load_vector<Vector<Sum>>(factors + begin);
+      of_all += term;
+      of_above += term > 0 ? term : Vector<Sum>{};
+    }
+    all = sum_lanes(of_all);
+    above = sum_lanes(of_above);
+  }
 #pragma omp simd reduction(+ : all, above)
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t i = begin; i < count; ++i) {
     const Sum term = values[i] * factors[i];
     all += term;
     above += term > 0 ? term : Sum(0);
