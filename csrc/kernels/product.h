@@ -13,6 +13,7 @@
 
 #include "kernels/convert.h"
 #include "kernels/kernels.h"
+#include "kernels/transpose.h"
 #include "kernels/tuning.h"
 #include "kernels/vectors.h"
 
@@ -234,6 +235,25 @@ inline void pack_whole_step(const T* from, int64_t along, T* to) {
   }
 }
 
+// Packs a panel's width of columns, b_col apart, by squares of steps and columns where registers hold them;
+// returns the first row of the panel that is left.
+template <typename T>
+inline int64_t pack_squares(const T* b, int64_t b_col, int64_t begin, int64_t end, T* panel) {
+  int64_t k = begin;
+  if constexpr (TORCH_LSH_VECTOR_BYTES == 64 && kTogether<T> * sizeof(T) == sizeof(uint32_t))
+    for (; k + 16 * kTogether<T> <= end; k += 16 * kTogether<T>)
+      for (int64_t c = 0; c < kPanelWidth<T>; c += 16) {
+        Words16 words[16];
+        for (int64_t i = 0; i < 16; ++i)
+          __builtin_memcpy(&words[i], b + (c + i) * b_col + k, sizeof(words[i]));
+        transpose_words(words);
+        for (int64_t i = 0; i < 16; ++i)
+          __builtin_memcpy(panel + k * kPanelWidth<T> + (i * kPanelWidth<T> + c) * kTogether<T>, &words[i],
+                           sizeof(words[i]));
+      }
+  return k;
+}
+
 // A panel is [steps, panel width, kTogether], zero-padded to whole panels and steps.
 template <typename T>
 void pack_panel(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns, int64_t number,
@@ -241,7 +261,9 @@ void pack_panel(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t
   T* const panel = reinterpret_cast<T*>(panels + number * depth * kPanelWidth<T>);
   const int64_t first = number * kPanelWidth<T>;
   const int64_t width = columns - first < kPanelWidth<T> ? columns - first : kPanelWidth<T>;
-  for (int64_t k = begin; k < end; k += kTogether<T>) {
+  int64_t k = begin;
+  if (b_row == 1 && width == kPanelWidth<T>) k = pack_squares(b + first * b_col, b_col, begin, end, panel);
+  for (; k < end; k += kTogether<T>) {
     const T* const from = b + k * b_row + first * b_col;
     T* const to = panel + k * kPanelWidth<T>;
     if (width == kPanelWidth<T> && b_col == 1 && k + kTogether<T> <= depth) {
