@@ -37,6 +37,7 @@ compile_args = [
     "-fno-math-errno",  # lets sqrt and friends become vector instructions; results do not change
     "-fno-trapping-math",
     "-ffp-contract=fast",
+    "-falign-loops=64",  # a loop in as few cache lines as it needs: 2 % of a product by AVX2
     "-Wall",
     "-Wextra",
     "-Wno-unused-parameter",

@@ -3,9 +3,9 @@
 //
 // GotoBLAS design (Goto & van de Geijn 2008): a tile of the result stays in registers; the right operand is
 // packed into panels two vectors wide, which stay in L1; depth is split into blocks of kBlockDepth, so that a
-// block of panels stays in L2. Row-major left operands are read in place, others are packed in groups of
-// rows. Every element is summed in the same order in any tile, so results do not depend on how rows and
-// panels are split over threads.
+// block of panels stays in L2. Left operands are read in place, unless numbers of a row are far apart: then
+// they are packed in groups of rows. Every element is summed in the same order in any tile, so results do not
+// depend on how rows and panels are split over threads.
 //
 // bfloat16 operands are multiplied in pairs adjacent along the depth. Without such an instruction there are
 // no kernels for them: operators convert to float.
@@ -13,6 +13,7 @@
 
 #include "kernels/convert.h"
 #include "kernels/kernels.h"
+#include "kernels/transpose.h"
 #include "kernels/tuning.h"
 #include "kernels/vectors.h"
 
@@ -30,6 +31,9 @@ constexpr int64_t kPanelVectors = 2;
 constexpr int64_t kBlockDepth = 256;
 constexpr int64_t kGroupRows = 4 * TORCH_LSH_TILE_ROWS;  // left rows packed at a time
 constexpr int64_t kPackAhead = 16;                       // their prefetch distance, in depth
+// Largest distance of numbers of a left row that is read in place, in bytes: a block of the depth stays in
+// L2, on few pages.
+constexpr int64_t kNearBytes = 1 << 10;
 
 template <typename T>
 constexpr int64_t kPanelWidth = kPanelVectors * Simd<SumOf<T>>::kWidth;
@@ -74,8 +78,9 @@ inline void add_products(const BFloat16* a, int64_t a_row, const BFloat16* panel
 // A tile of Rows rows and a panel's width: out = (first ? bias : out) + products of `steps` steps. Null bias:
 // zeros. Steps of the left operand are a_step apart.
 template <int64_t Rows, typename P>
-inline void product_tile(const P* a, int64_t a_row, int64_t a_step, int64_t steps, const P* panel,
-                         const SumOf<P>* bias, bool first, SumOf<P>* out, int64_t stride) {
+__attribute__((always_inline)) inline void product_tile(const P* a, int64_t a_row, int64_t a_step,
+                                                        int64_t steps, const P* panel, const SumOf<P>* bias,
+                                                        bool first, SumOf<P>* out, int64_t stride) {
   using Vector = typename Simd<SumOf<P>>::Vector;
   using Unaligned = typename Simd<SumOf<P>>::Unaligned;
   constexpr int64_t kWidth = Simd<SumOf<P>>::kWidth;
@@ -121,9 +126,10 @@ inline void product_edge(const P* a, int64_t a_row, int64_t a_step, int64_t step
 
 // Rows rows of the result in all panels, for one block of the depth.
 template <int64_t Rows, typename P>
-inline void product_rows(const P* a, int64_t a_row, int64_t a_step, int64_t steps, const P* panels,
-                         int64_t panel_size, int64_t columns, const SumOf<P>* bias, bool first, SumOf<P>* out,
-                         int64_t stride) {
+__attribute__((always_inline)) inline void product_rows(const P* a, int64_t a_row, int64_t a_step,
+                                                        int64_t steps, const P* panels, int64_t panel_size,
+                                                        int64_t columns, const SumOf<P>* bias, bool first,
+                                                        SumOf<P>* out, int64_t stride) {
   for (int64_t c = 0; c < columns; c += kPanelWidth<P>, panels += panel_size) {
     if (c + kPanelWidth<P> <= columns) {
       product_tile<Rows>(a, a_row, a_step, steps, panels, bias, first, out + c, stride);
@@ -159,8 +165,8 @@ inline void pack_step(const T* __restrict from, int64_t across, int64_t along, i
   }
 }
 
-// Packs a group of left rows that are transposed (elements far apart, often in one cache set). The tile that
-// begins at row r is [steps, rows of the tile, kTogether].
+// Packs a group of left rows whose numbers are far apart, often in one cache set. The tile that begins at row
+// r is [steps, rows of the tile, kTogether].
 template <typename T>
 inline void pack_left(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t block, T* packed) {
   const int64_t steps = (block + kTogether<T> - 1) / kTogether<T>;
@@ -180,6 +186,13 @@ inline void pack_left(const T* a, int64_t a_row, int64_t a_col, int64_t rows, in
   }
 }
 
+// Whether tiles can read a left operand where it lies.
+template <typename T>
+inline bool is_near(int64_t a_row, int64_t a_col) {
+  return a_col == 1 ||
+         (kTogether<T> == 1 && a_row == 1 && a_col * static_cast<int64_t>(sizeof(T)) <= kNearBytes);
+}
+
 template <typename T>
 void product(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth, const SumOf<T>* panels,
              int64_t columns, const SumOf<T>* bias, bool add, SumOf<T>* out, int64_t stride) {
@@ -187,32 +200,25 @@ void product(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t dep
   for (int64_t begin = 0; begin == 0 || begin < depth; begin += kBlockDepth) {
     const int64_t block = depth - begin < kBlockDepth ? depth - begin : kBlockDepth;
     const int64_t steps = (block + kTogether<T> - 1) / kTogether<T>;
-    const bool in_place = a_col == 1 && block % kTogether<T> == 0;
+    const bool in_place = is_near<T>(a_row, a_col) && block % kTogether<T> == 0;
     for (int64_t group = 0; group < rows; group += kGroupRows) {
       const int64_t of_group = rows - group < kGroupRows ? rows - group : kGroupRows;
       const T* const from = a + group * a_row + begin * a_col;
       if (!in_place) pack_left(from, a_row, a_col, of_group, block, packed);
       const T* const left = in_place ? from : packed;
-      // The columns `first` to `last` - 1, whole panels.
-      const auto multiply = [&](int64_t first, int64_t last) {
-        for_tiles(of_group, [&]<int64_t Rows>(int64_t r) {
-          const int64_t row = group + r;
-          product_rows<Rows>(left + r * (in_place ? a_row : steps * kTogether<T>),
-                             in_place ? a_row : kTogether<T>, (in_place ? 1 : Rows) * kTogether<T>, steps,
-                             reinterpret_cast<const T*>(panels + first * depth) + begin * kPanelWidth<T>,
-                             depth * kPanelWidth<T> * kTogether<T>, last - first,
-                             bias == nullptr ? nullptr : bias + row, begin == 0 && !add,
-                             out + row * stride + first, stride);
-        });
-      };
       // A panel stays in L1 while all rows of the group are multiplied with it, if they fit beside it.
       const int64_t bytes = (of_group + kPanelWidth<T>)*steps * static_cast<int64_t>(sizeof(SumOf<T>));
-      if (bytes <= tuning.l1_bytes) {
-        for (int64_t c = 0; c < columns; c += kPanelWidth<T>)
-          multiply(c, columns - c < kPanelWidth<T> ? columns : c + kPanelWidth<T>);
-      } else {
-        multiply(0, columns);
-      }
+      const int64_t width = bytes <= tuning.l1_bytes ? kPanelWidth<T> : columns;
+      for (int64_t first = 0; first < columns; first += width)
+        for_tiles(of_group, [&]<int64_t Rows>(int64_t r) {
+          const int64_t row = group + r;
+          product_rows<Rows>(
+              left + r * (in_place ? a_row : steps * kTogether<T>), in_place ? a_row : kTogether<T>,
+              (in_place ? a_col : Rows) * kTogether<T>, steps,
+              reinterpret_cast<const T*>(panels + first * depth) + begin * kPanelWidth<T>,
+              depth * kPanelWidth<T> * kTogether<T>, columns - first < width ? columns - first : width,
+              bias == nullptr ? nullptr : bias + row, begin == 0 && !add, out + row * stride + first, stride);
+        });
     }
   }
 }
@@ -229,6 +235,25 @@ inline void pack_whole_step(const T* from, int64_t along, T* to) {
   }
 }
 
+// Packs a panel's width of columns, b_col apart, by squares of steps and columns where registers hold them;
+// returns the first row of the panel that is left.
+template <typename T>
+inline int64_t pack_squares(const T* b, int64_t b_col, int64_t begin, int64_t end, T* panel) {
+  int64_t k = begin;
+  if constexpr (TORCH_LSH_VECTOR_BYTES == 64 && kTogether<T> * sizeof(T) == sizeof(uint32_t))
+    for (; k + 16 * kTogether<T> <= end; k += 16 * kTogether<T>)
+      for (int64_t c = 0; c < kPanelWidth<T>; c += 16) {
+        Words16 words[16];
+        for (int64_t i = 0; i < 16; ++i)
+          __builtin_memcpy(&words[i], b + (c + i) * b_col + k, sizeof(words[i]));
+        transpose_words(words);
+        for (int64_t i = 0; i < 16; ++i)
+          __builtin_memcpy(panel + k * kPanelWidth<T> + (i * kPanelWidth<T> + c) * kTogether<T>, &words[i],
+                           sizeof(words[i]));
+      }
+  return k;
+}
+
 // A panel is [steps, panel width, kTogether], zero-padded to whole panels and steps.
 template <typename T>
 void pack_panel(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns, int64_t number,
@@ -236,7 +261,9 @@ void pack_panel(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t
   T* const panel = reinterpret_cast<T*>(panels + number * depth * kPanelWidth<T>);
   const int64_t first = number * kPanelWidth<T>;
   const int64_t width = columns - first < kPanelWidth<T> ? columns - first : kPanelWidth<T>;
-  for (int64_t k = begin; k < end; k += kTogether<T>) {
+  int64_t k = begin;
+  if (b_row == 1 && width == kPanelWidth<T>) k = pack_squares(b + first * b_col, b_col, begin, end, panel);
+  for (; k < end; k += kTogether<T>) {
     const T* const from = b + k * b_row + first * b_col;
     T* const to = panel + k * kPanelWidth<T>;
     if (width == kPanelWidth<T> && b_col == 1 && k + kTogether<T> <= depth) {

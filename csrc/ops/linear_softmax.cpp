@@ -77,6 +77,7 @@ class LinearSoftmax {
     std::vector<Sum> at_labels(batch_ * labels_), mass(batch_);
     for_labels([&](int64_t b, int64_t i) { mass[b] += shares[i]; });
     auto [log_z, sums] = exponentials(mass, at_labels.data(), slopes);
+    for_labels([&](int64_t b, int64_t i) { __builtin_prefetch(slopes + position_[i] * batch_ + b, 1); });
     for (int64_t b = 0; b < batch_; ++b) {
       loss[b] = 0;
       scale[b] = 1 / sums[b];
@@ -193,8 +194,6 @@ class LinearSoftmax {
         each_label([&](int64_t i, Sum* logit) {
           *logit = is_extreme(i) ? -kInfinity : at_labels[i] - log_weights_[position_[i]];
         });
-      // Exponentials wait for no memory, so the rows of the next block come meanwhile.
-      prefetch_rows(weight_, row_ + first + rows, std::min(rows, count_ - first - rows), width_);
       Sum* const of_block = of_blocks + block * batch_;
       k.column_exponentials(logits, weights_from(first), rows, batch_, reference.data(), mass, of_block);
       if (log_weights_ != nullptr)
@@ -245,7 +244,7 @@ class LinearSoftmax {
       if (log_weights_ != nullptr) weights[i] = log_weights_[i * count_ / rows];
     }
     const Workspace gathered(sizeof(T) * rows * width_);
-    this->logits(ids.data(), rows, static_cast<T*>(gathered.data()), offset.data(), logits.data());
+    this->logits(ids.data(), rows, 0, static_cast<T*>(gathered.data()), offset.data(), logits.data());
     kernels<SoftmaxKernels<Sum>>().column_maxima(logits.data(), weights.data(), rows, batch_, largest.data());
     return largest;
   }
@@ -264,18 +263,20 @@ class LinearSoftmax {
       for (int64_t block; (block = next()) >= 0;) {
         const int64_t first = block * of_block, rows = std::min(of_block, count_ - first);
         run(block, first, rows, [&](Sum* out) {
-          logits(row_ + first, rows, static_cast<T*>(gathered.data()), offset.data(), out);
+          logits(row_ + first, rows, std::min(rows, count_ - first - rows), static_cast<T*>(gathered.data()),
+                 offset.data(), out);
         });
       }
     });
   }
 
-  // The logits of `rows` rows to out [rows, B].
-  void logits(const int64_t* ids, int64_t rows, T* active, Sum* offset, Sum* out) const {
+  // The logits of `rows` rows to out [rows, B]. The `next` rows after them are wanted next.
+  void logits(const int64_t* ids, int64_t rows, int64_t next, T* active, Sum* offset, Sum* out) const {
     if (bias_ != nullptr)  // scattered, so prefetched while the rows are gathered
       for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(bias_ + ids[i]);
     kernels<GatherKernels<Stored, T>>().gather(weight_, ids, rows, width_, active);
     if (bias_ != nullptr) kernels<GatherKernels<Stored, Sum>>().gather(bias_, ids, rows, 1, offset);
+    prefetch_rows(weight_, ids + rows, next, width_);  // products wait for no memory
     right_.multiply(active, width_, 1, rows, 0, right_.panels(), bias_ == nullptr ? nullptr : offset, out,
                     batch_);
   }
@@ -479,13 +480,13 @@ class LinearSoftmaxBackward {
       }
     });
     if (parts > 1) update_all(right);
+    const auto add_row = kernels<DotKernels<Sum>>().add_row;
     parallel_for(0, batch_, kGrainSamples, [&](int64_t begin, int64_t end) {
       std::fill(grad_x + begin * width_, grad_x + end * width_, Sum(0));
-      for (int64_t sum = 0; sum < sums; ++sum)
-        for (int64_t i = begin * width_; i < end * width_; ++i) grad_x[i] += partial[sum * size + i];
-      if constexpr (!kRounds)
-        for (int64_t b = begin; b < end; ++b)
-          for (int64_t i = b * width_; i < (b + 1) * width_; ++i) grad_x[i] *= factors_[b];
+      for (int64_t b = begin; b < end; ++b)
+        for (int64_t sum = 0; sum < sums; ++sum)
+          add_row(partial + sum * size + b * width_, kRounds ? Sum(1) : factors_[b], width_,
+                  grad_x + b * width_);
     });
   }
 

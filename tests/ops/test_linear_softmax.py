@@ -50,15 +50,16 @@ def test_weights_that_overflow_but_at_labels(simd_level, dtype, log_weight):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("factor", [1e3, -1e3])
-def test_a_sample_with_huge_logits_leaves_the_others_alone(simd_level, dtype, factor):
+@pytest.mark.parametrize("batch", [9, 40])
+def test_a_sample_with_huge_logits_leaves_the_others_alone(simd_level, dtype, factor, batch):
     """Its exponentials are relative to another maximum than those of the others."""
     torch.manual_seed(0)
-    x, weight = torch.randn(9, 8, dtype=dtype), torch.randn(900, 8, dtype=dtype)
-    rows, positions = torch.arange(700), torch.randint(700, (9, 2))
-    shares = torch.rand(9, 2, dtype=torch.promote_types(dtype, torch.float32))
+    x, weight = torch.randn(batch, 8, dtype=dtype), torch.randn(900, 8, dtype=dtype)
+    rows, positions = torch.arange(700), torch.randint(700, (batch, 2))
+    shares = torch.rand(batch, 2, dtype=torch.promote_types(dtype, torch.float32))
     calm, wild = x.clone(), x.clone()
     wild[4] *= factor
-    others = torch.arange(9) != 4
+    others = torch.arange(batch) != 4
     for one, other in zip(
         *(ops.linear_softmax_loss(some, weight, None, rows, None, positions, shares) for some in (calm, wild))
     ):
@@ -69,3 +70,17 @@ def test_a_sample_with_huge_logits_leaves_the_others_alone(simd_level, dtype, fa
     torch.testing.assert_close(loss[4].double(), wanted, rtol=1e-2 if dtype is torch.bfloat16 else 1e-4, atol=1e-3)
     softmax = (slopes * scale)[:, 4].double().scatter_add(0, positions[4], shares[4].double()) / shares[4].sum()
     torch.testing.assert_close(softmax, log_p.exp(), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("with_weights", [False, True])
+def test_exponentials_are_accurate_over_their_whole_range(simd_level, with_weights):
+    """Samples enough for several vectors, one, and some numbers; rows of 0 tell the size of logits."""
+    z = torch.cat([-torch.logspace(-6, 1.9, 15_000), torch.logspace(-6, 1.4, 5_000)])
+    z[:: len(z) // 8] = 0
+    log_weights, logits = (z, torch.zeros(len(z))) if with_weights else (None, z)
+    ones = torch.ones(53, 1)
+    slopes = ops.linear_softmax_loss(
+        ones, logits[:, None], None, torch.arange(len(z)), log_weights, torch.zeros(53, 1, dtype=torch.long), ones
+    )[1]
+    wanted = z[1:, None].double().exp().float().expand(-1, 53)
+    torch.testing.assert_close(slopes[1:], wanted, rtol=4e-7, atol=2e-38)

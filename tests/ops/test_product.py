@@ -54,6 +54,8 @@ def test_an_element_does_not_depend_on_threads_or_its_neighbours(product_level, 
         torch.set_num_threads(num_threads)
         assert torch.equal(ops.product(a, b), whole)
     assert torch.equal(ops.product(a[7:51], b[:, 3:40]), whole[7:51, 3:40])
+    for copies in (1, 3):  # numbers of a row near to each other, and far apart
+        assert torch.equal(ops.product(torch.cat([a] * copies).T.contiguous().T, b)[:150], whole)
 
 
 def test_non_finite_values_spread_as_in_pytorch(product_level):
