@@ -94,12 +94,12 @@ def test_efforts_are_measured_again_once_half_of_the_rows_changed():
 def test_the_route_that_costs_least_is_taken(monkeypatch, other, wanted):
     monkeypatch.setattr(PartitionIndex, "routes", lambda self: [Route(True, 2), Route(False, 1)])
     cost = lookup._cost
-    monkeypatch.setattr(lookup, "_cost", lambda *spent: cost(*spent) * (0.01 if spent[-1] == wanted else 1))
+    monkeypatch.setattr(lookup, "_cost", lambda *spent: cost(*spent) * (0.01 if spent[-1].route == wanted else 1))
     index, weight, bias, x = built()
     effort = index.effort(weight, bias, 10, 0.9)
     assert effort.route == wanted
     assert recall(index.search(x, effort), weight, bias, x, 10) > 0.88
-    monkeypatch.setattr(lookup, "_cost", lambda *spent: cost(*spent) * (0.01 if spent[-1] == other else 1))
+    monkeypatch.setattr(lookup, "_cost", lambda *spent: cost(*spent) * (0.01 if spent[-1].route == other else 1))
     effort = index.effort(weight, bias, 10, 0.8)  # each recall has its own
     assert effort.route == other
     assert recall(index.search(x, effort), weight, bias, x, 10) > 0.78
@@ -135,10 +135,35 @@ def test_state_goes_over_to_another_index(rows, monkeypatch):
         assert same.nbytes == index.nbytes > 0
 
 
-def test_an_unreachable_recall_is_logged(caplog, monkeypatch):
-    monkeypatch.setattr(lookup, "_MOST_CANDIDATES", 10)
-    index, weight, bias, _ = built(4_000)
-    weight = torch.randn_like(weight)  # other rows than those of the codes
-    effort = index.effort(weight, bias, 5, 0.99)
-    assert effort.recall < 0.99
-    assert f"recall@5 is {effort.recall:.3f}" in caplog.text
+def test_a_recall_that_codes_do_not_reach_scores_all_rows():
+    index, weight, bias, x = built(4_000)
+    assert index.effort(weight, bias, 5, 1.0).candidates == 4_000
+    assert index.effort(weight, bias, 5, 0.99).candidates < 1_000
+    effort = index.effort(weight, bias, 5, 0.9999)  # cannot be shown by 256 queries
+    assert effort == (5, 0.9999, 4_000, 4_000, 1.0, 0.0, None)
+    assert recall(index.search(x[:20], effort), weight, bias, x[:20], 5) == 1
+
+
+def test_few_queries_show_a_high_recall_of_the_best_row_by_more_rows():
+    weight, bias, x = clustered(queries=3200)
+    index = LookupIndex(N, D)
+    index.build(weight, bias, x[:256])
+    assert isinstance(index.kind, PartitionIndex)  # 64 queries judge
+    for target in (0.95, 0.99):
+        effort = index.effort(weight, bias, 1, target)
+        assert recall(index.search(x[256:], effort), weight, bias, x[256:], 1) >= target
+
+
+def test_recall_is_measured_on_the_queries_that_are_given():
+    index, weight, bias, x = built()
+    before = index.effort(weight, bias, 10, 0.95)
+    index.judge(x[:100])  # too few
+    assert index.known_effort(10, 0.95) is before
+    far = 3 * torch.randn(600, D)
+    index.judge(far[:300])
+    assert index.known_effort(10, 0.95) is None
+    effort = index.effort(weight, bias, 10, 0.95)
+    assert recall(index.search(far[300:], effort), weight, bias, far[300:], 10) > 0.93
+    assert recall(index.search(far[300:], before), weight, bias, far[300:], 10) < 0.9
+    index.judge(far[:300])  # the same
+    assert index.known_effort(10, 0.95) is effort

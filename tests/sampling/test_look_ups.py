@@ -97,13 +97,13 @@ def test_stats_tell_what_was_measured():
 @pytest.mark.parametrize("rows", [4_000, N])
 def test_many_threads_share_the_first_use(rows):
     layer, x = layer_and_inputs(rows)
-    layer.topk(x[:1000], 10, exact=False)
-    expected = layer.topk(x[1000:1100], 10, exact=False)
+    layer.topk(x[:1100], 10, exact=False)
+    expected = layer.topk(x[1100:1200], 10, exact=False)
     for _ in range(3):
         layer.rehash(full=True)
         layer.sampler.forget()
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda i: layer.topk(x[1000 + i : 1001 + i], 10, exact=False), range(100)))
+            found = list(pool.map(lambda i: layer.topk(x[1100 + i : 1101 + i], 10, exact=False), range(100)))
         assert torch.equal(torch.cat([one.indices for one in found]), expected.indices)
         torch.testing.assert_close(torch.cat([one.values for one in found]), expected.values)
 
@@ -140,6 +140,72 @@ def test_look_ups_learn_from_training_and_follow_it():
     layer.eval()
     assert recall(layer, x[1000:]) > 0.9
     assert layer.sampler.look_up_index is index  # only the rows that changed were taken in
+
+
+def train(layer, x, steps):
+    layer.train()
+    optimizer = torch_lsh.optim.SGD(layer.parameters(), lr=1e-3)
+    for step in range(steps):
+        F.cross_entropy(layer(x[20 * step : 20 * step + 80]), torch.arange(80)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    layer.eval()
+
+
+def test_inputs_of_calls_that_differ_from_those_of_training():
+    layer, x = layer_and_inputs()
+    train(layer, x, 40)
+    far = 3 * torch.randn(2000, D) * torch.linspace(0, 1, D)
+    assert recall(layer, far[:200], recall=0.9) < 0.88
+    layer.topk(far[200:400], 10, exact=False)  # 256 were seen
+    assert recall(layer, far[1000:], recall=0.9) > 0.89
+    index = layer.sampler.look_up_index
+    effort = index.known_effort(10, 0.9)
+    layer.topk(x[:400], 10, exact=False)  # once is enough
+    assert index.known_effort(10, 0.9) is effort
+    train(layer, x, 40)
+    layer.topk(x[:400], 10, exact=False, recall=0.9)
+    assert layer.sampler.look_up_index is index
+    assert index.known_effort(10, 0.9).examined < effort.examined
+
+
+def test_inputs_of_training_that_change_where_the_rows_do_not():
+    layer, x = layer_and_inputs()
+    train(layer, x, 40)
+    far = 3 * torch.randn(2000, D) * torch.linspace(0, 1, D)
+    assert recall(layer, far[1600:1800], recall=0.9) < 0.88
+    layer.train()
+    for some in far[:1600].split(40):
+        layer.cross_entropy(some, torch.arange(40))
+    layer.eval()
+    assert recall(layer, far[1800:], recall=0.9) > 0.89
+
+
+@pytest.mark.parametrize("kind", [LSHLinear, QuantizedLinear])
+def test_weights_that_are_loaded_bring_inputs_of_their_own(kind):
+    layer, x = layer_and_inputs()
+    if kind is LSHLinear:
+        train(layer, x, 40)
+    loaded, _ = layer_and_inputs()
+    if kind is QuantizedLinear:
+        layer, loaded = QuantizedLinear.from_linear(layer), QuantizedLinear.from_linear(loaded)
+    layer.topk(x, 10, exact=False)
+    layer.load_state_dict(loaded.state_dict())
+    far = 3 * torch.randn(1500, D)
+    layer.topk(far[:1000], 10, exact=False)
+    assert recall(layer, far[1000:]) > 0.93
+
+
+def test_a_recall_of_one_is_exact():
+    layer, x = layer_and_inputs()
+    for same in (layer, QuantizedLinear.from_linear(layer)):
+        same.topk(x[:1000], 3, exact=False)
+        exact, found = same.topk(x[:50], 3), same.topk(x[:50], 3, exact=False, recall=1.0)
+        assert torch.equal(found.indices, exact.indices)
+        torch.testing.assert_close(found.values, exact.values)
+    x = x[:9].requires_grad_()
+    layer.topk(x, 3, exact=False, recall=1.0).values.sum().backward()
+    torch.testing.assert_close(x.grad, layer.weight[layer.topk(x, 3).indices].sum(1))
 
 
 def test_inputs_that_are_not_finite():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 import math
 import time
@@ -17,10 +18,14 @@ from .sign_codes import SignCodeIndex
 
 LEAST_QUERIES = 256  # recall is measured, and buckets are learned, from so many queries
 _LEAST_PARTITIONED = 1 << 15  # rows; comparing fewer with the query takes no longer than learned buckets
-_JUDGES = 256  # queries that recall is measured on, at most a quarter of those given; nothing is learned from these
+_JUDGES = 256  # queries that recall is measured on; buckets learn from others, at least three quarters of those given
 _CANDIDATES, _CANDIDATES_PER_RESULT = 512, 16  # rows scored exactly where recall was not measured
 _MOST_CANDIDATES = 4096
-_CONFIDENCE = 1.645  # standard errors by which measured recall exceeds the target: 95 %
+# Standard errors by which measured recall exceeds the target: 99 % confidence in one effort, and about 95 % in the
+# cheapest of many, which are measured on the same queries.
+_CONFIDENCE = 2.33
+_LEAST_MISSES = 10  # expected among the rows that are judged, at the target: fewer say little
+_MOST_JUDGED = 100  # rows per query for that, where k is less
 _K, _RECALL = 10, 0.95  # what the kinds are compared at
 _BUCKETS_PER_ROOT = 10  # buckets: so many times the root of the number of rows
 _ROWS_PER_BUCKET = 64  # of clustered rows, at most: where that takes more buckets
@@ -44,7 +49,7 @@ class Effort(NamedTuple):
         k: results.
         target: recall@k that was asked for.
         examined: rows that are compared with the query by their codes.
-        candidates: rows of these that are scored exactly.
+        candidates: rows of these that are scored exactly; all rows: codes are of no use for this recall.
         recall: the share of the ``k`` best rows among the candidates; NaN: not measured.
         error: standard error of ``recall``.
         route: how learned buckets are scored; None: there are none.
@@ -71,8 +76,9 @@ class LookupIndex(Index):
     only if it suffices among a sample of the rows.
 
     :meth:`effort` finds, by measurement on the latest queries, how to score buckets, how many rows to examine and how
-    many to score exactly for a recall. Costs are bytes read, not seconds, so equal builds have equal results; bytes
-    that are read here and there count several times.
+    many to score exactly for a recall: all, where that costs less or where measurement cannot show the recall. Costs
+    are bytes read, not seconds, so equal builds have equal results; bytes that are read here and there count several
+    times. :meth:`judge` gives other queries to measure on.
 
     One thread may change the index or measure; any number may call :meth:`search`.
 
@@ -146,21 +152,37 @@ class LookupIndex(Index):
         if kind is None:
             kind = SignCodeIndex(self.num_rows, self.in_features, seed=self.seed)
             kind.build(weight, bias, queries)
+            if queries is not None:
+                self.judge(queries)  # nothing was learned from these but their mean
         self._kind = kind
         self.build_seconds = time.perf_counter() - start
 
     def _take_judges(self, queries: Tensor | None) -> Tensor | None:
         """Keeps the latest queries to measure with; returns the others."""
-        self._efforts, self._updated = {}, 0
         self._judges = self._judges[:0]
+        self._forget_efforts()
         if queries is None:
             return None
-        queries = queries.float()[queries.isfinite().all(1)]
-        if len(queries) < LEAST_QUERIES:
-            return queries
+        queries = _finite(queries)
         judges = min(_JUDGES, len(queries) // 4)
-        self._judges = queries[-judges:].clone()
-        return queries[:-judges]
+        self.judge(queries, judges)
+        return queries[: len(queries) - judges] if self.is_measured else queries
+
+    def judge(self, queries: Tensor, count: int = _JUDGES) -> None:
+        """Measures recall on the last ``count`` of these from now on.
+
+        Fewer than 256 finite ones change nothing, nor do those that it is measured on already.
+
+        Args:
+            queries: ``[Q, in_features]``, the latest last. Buckets must not have learned from the last ones.
+        """
+        queries = _finite(queries)
+        if len(queries) >= LEAST_QUERIES and not torch.equal(queries[-count:], self._judges):
+            self._judges = queries[-count:].clone()
+            self._forget_efforts()
+
+    def _forget_efforts(self) -> None:
+        self._efforts, self._updated = {}, 0
 
     def _partition(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> PartitionIndex | None:
         """Learned buckets; None where sign codes cost less.
@@ -178,8 +200,8 @@ class LookupIndex(Index):
                 self.num_rows, self.in_features, hashes_per_table=bits, compared=compared, seed=self.seed
             )
             partition.build(weight, bias, queries)
-            effort = _measured(partition, self._judges, best, _RECALL, most=all_codes)
-            cost = _cost(partition, effort.examined, effort.candidates, effort.route)
+            effort = _measured(partition, self._judges, best, _K, _RECALL, most=all_codes)
+            cost = _cost(partition, effort)
             _log.info(
                 "look-ups among %d rows: %d buckets (%s) need %d bytes for recall %.3f, sign codes %d",
                 *(self.num_rows, partition.family.num_centers, effort.route, cost, effort.recall, all_codes),
@@ -203,19 +225,22 @@ class LookupIndex(Index):
         partition.build(weight, bias, queries)
         most = num_rows * (self.in_features // 8 + 4) / _CLEARLY
         best = _best_rows(self._judges, weight, bias, _K)
-        effort = _measured(partition, self._judges, best, _RECALL, most=most)
-        cost = _cost(partition, effort.examined, effort.candidates, effort.route)
+        effort = _measured(partition, self._judges, best, _K, _RECALL, most=most)
+        cost = _cost(partition, effort)
         _log.info("look-ups among a sample of %d rows need %d bytes for recall %.3f", num_rows, cost, effort.recall)
         return effort.recall >= _RECALL and cost < most
 
     def _rehash(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> None:
-        self._built().rehash(weight, bias, queries)
-        self._efforts, self._updated = {}, 0
+        kind = self._built()
+        kind.rehash(weight, bias, queries)
+        self._forget_efforts()
+        if queries is not None:
+            self.judge(queries, min(_JUDGES, len(queries) // 4) if isinstance(kind, PartitionIndex) else _JUDGES)
 
     def _update(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> int:
         self._updated += len(rows)
         if 2 * self._updated > self.num_rows:
-            self._efforts, self._updated = {}, 0
+            self._forget_efforts()
         return self._built()._update(weight, bias, rows)
 
     def _differs(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
@@ -251,9 +276,9 @@ class LookupIndex(Index):
     def effort(self, weight: Tensor, bias: Tensor | None, k: int, recall: float) -> Effort:
         """The least effort whose recall@k is at least ``recall`` with 95 % confidence; measured once.
 
-        Costs the exact best rows of 256 queries and some look-ups. Where the recall is out of reach, the effort with
-        the highest one is returned, and a log line says so. Without queries to measure on: 512 candidates and at least
-        ``16 * k``.
+        Costs the exact best rows of 256 queries and some look-ups. Few queries miss few rows: where ``k`` is small and
+        ``recall`` near 1, more of the best rows count. A recall that nothing else is known to reach scores all rows.
+        Without queries to measure on: 512 candidates and at least ``16 * k``.
 
         Args:
             weight, bias: as in :meth:`build`.
@@ -268,15 +293,9 @@ class LookupIndex(Index):
             count = min(self.num_rows, max(_CANDIDATES, _CANDIDATES_PER_RESULT * k))
             found = Effort(k, recall, self.num_rows, count, math.nan, math.nan)
         else:
-            found = _measured(kind, self._judges, _best_rows(self._judges, weight, bias, k), recall)
-            if not found.recall >= recall:
-                _log.warning(
-                    "top-k look-up: recall@%d is %.3f with %d candidates; wanted %.3f",
-                    k,
-                    found.recall,
-                    found.candidates,
-                    recall,
-                )
+            judged = _judged_rows(len(self._judges), k, recall, self.num_rows)
+            best = _best_rows(self._judges, weight, bias, judged)
+            found = _measured(kind, self._judges, best, k, recall)
         self._efforts[k, recall] = found
         return found
 
@@ -322,46 +341,66 @@ def _best_rows(queries: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> 
     return ops.linear_topk(queries.to(weight.dtype).contiguous(), weight.contiguous(), bias, k)[1]
 
 
+def _finite(queries: Tensor) -> Tensor:
+    queries = queries.float()
+    return queries[queries.isfinite().all(1)]
+
+
+def _judged_rows(judges: int, k: int, recall: float, num_rows: int) -> int:
+    """How many of the best rows of each query tell whether the ``k`` best are found often enough."""
+    expected = judges * (1 - recall)
+    wanted = _MOST_JUDGED if _MOST_JUDGED * expected < _LEAST_MISSES else math.ceil(_LEAST_MISSES / expected)
+    return min(num_rows, max(k, wanted))
+
+
 def _measured(
-    kind: SignCodeIndex | PartitionIndex, judges: Tensor, best: Tensor, recall: float, most: float = math.inf
+    kind: SignCodeIndex | PartitionIndex,
+    judges: Tensor,
+    best: Tensor,
+    k: int,
+    recall: float,
+    most: float = math.inf,
 ) -> Effort:
-    """The cheapest effort that reaches the recall, else the one with the highest of those that cost up to ``most``."""
+    """The effort that reaches the recall for the least cost, which is up to ``most``, or to score all rows."""
+    all_rows = Effort(k, recall, kind.num_rows, kind.num_rows, 1.0, 0.0)
+    found = [(_cost(kind, all_rows), all_rows)]
+    most = min(most, found[0][0])
     routes: list[Route | None] = [*kind.routes()] if isinstance(kind, PartitionIndex) else [None]
-    tried: list[tuple[float, Effort]] = []
-    for route in routes:
-        tried += _tried(kind, route, judges, best, recall, most)
-        most = min([most, *(cost for cost, effort in tried if effort.recall >= recall)])
-    reached = [one for one in tried if one[1].recall >= recall]
-    if reached:
-        return min(reached, key=lambda one: one[0])[1]
-    return max(tried, key=lambda one: one[1].recall)[1]
+    for route in routes if recall < 1 else []:
+        found += _reaching(kind, route, judges, best, k, recall, most)
+        most = min(most, *(cost for cost, _ in found))
+    return min(found, key=lambda one: one[0])[1]
 
 
-def _tried(
-    kind: SignCodeIndex | PartitionIndex, route: Route | None, judges: Tensor, best: Tensor, recall: float, most: float
+def _reaching(
+    kind: SignCodeIndex | PartitionIndex,
+    route: Route | None,
+    judges: Tensor,
+    best: Tensor,
+    k: int,
+    recall: float,
+    most: float,
 ) -> list[tuple[float, Effort]]:
-    """Costs and efforts with more and more rows examined, until the cheapest that reaches the recall is among them."""
-    k, num_rows = best.shape[1], kind.num_rows
+    """Efforts that reach the recall for up to ``most``, with their costs, with more and more rows examined."""
+    num_rows = kind.num_rows
     counts = _grid(k, min(num_rows, max(_MOST_CANDIDATES, 64 * k)))
     numbers = [num_rows]
     if route is not None:
         numbers = [*(few for few in _EXAMINED if few < num_rows), *_grid(min(num_rows, 1024), num_rows)]
-    tried: list[tuple[float, Effort]] = []
+    reaching = []
     for examined in numbers:
-        ranks = _ranks(kind, route, judges, best, counts, examined)
-        for count in counts:
-            shares = (ranks < count).double().mean(1)
-            mean, error = float(shares.mean()), float(shares.std() / math.sqrt(len(shares)))
-            reaches = mean >= recall + min(_CONFIDENCE * error, 0.5 * (1 - recall))
-            if reaches or count == counts[-1]:
-                cost = _cost(kind, examined, count, route)
-                tried.append((cost, Effort(k, recall, examined, count, mean, error, route)))
-                if mean >= recall:
-                    most = min(most, cost)
-                break
-        if most < _cost(kind, examined, k, route):
+        if most < _cost(kind, Effort(k, recall, examined, k, math.nan, math.nan, route)):
             break  # what follows costs more
-    return tried
+        found = _Found.of(kind, route, judges, best, counts[-1], examined)
+        tried = [Effort(k, recall, examined, count, math.nan, math.nan, route) for count in counts]
+        at = bisect.bisect_left(tried, True, key=lambda effort: found.reaches(effort))
+        if at < len(tried):
+            mean, error = found.recall(tried[at])
+            effort = tried[at]._replace(recall=mean, error=error)
+            cost = _cost(kind, effort)
+            reaching.append((cost, effort))
+            most = min(most, cost)
+    return reaching
 
 
 def _grid(least: int, most: int) -> list[int]:
@@ -372,37 +411,74 @@ def _grid(least: int, most: int) -> list[int]:
     return numbers
 
 
-def _ranks(
-    kind: SignCodeIndex | PartitionIndex,
-    route: Route | None,
-    judges: Tensor,
-    best: Tensor,
-    counts: list[int],
-    examined: int,
-) -> Tensor:
-    """``[Q, k]``: how many candidates are needed to find each of the best rows; the most of all and 1: not found."""
-    ranks = torch.full(best.shape, counts[-1] + 1, device="cpu")
-    if isinstance(kind, PartitionIndex):  # best first
+class _Found(NamedTuple):
+    """Which of the best rows ``best`` ``[Q, R]`` of the queries look-ups find."""
+
+    kind: SignCodeIndex | PartitionIndex
+    judges: Tensor
+    best: Tensor
+    ranks: Tensor | None  # [Q, R]: how many candidates precede a row, best first; None: candidates have no order
+
+    @classmethod
+    def of(
+        cls,
+        kind: SignCodeIndex | PartitionIndex,
+        route: Route | None,
+        judges: Tensor,
+        best: Tensor,
+        most: int,
+        examined: int,
+    ) -> _Found:
+        """What up to ``most`` candidates of so many rows examined hold."""
+        if not isinstance(kind, PartitionIndex):
+            return cls(kind, judges, best, None)
         assert route is not None
-        found = kind.search(judges, counts[-1], examined, route)
+        found = kind.search(judges, most, examined, route)
+        ranks = torch.full(best.shape, most, device="cpu")
         for some in range(0, len(judges), 16):
             hits = found[some : some + 16].unsqueeze(1) == best[some : some + 16].unsqueeze(2)
-            rank = hits.int().argmax(2)
-            ranks[some : some + 16] = torch.where(hits.any(2), rank, counts[-1] + 1)
-        return ranks
-    for count in reversed(counts):
-        found = kind.query(judges, count)
-        at = torch.searchsorted(found, best.contiguous()).clamp_(max=count - 1)
-        ranks[found.gather(1, at) == best] = count - 1
-    return ranks
+            ranks[some : some + 16] = torch.where(hits.any(2), hits.int().argmax(2), most)
+        return cls(kind, judges, best, ranks)
+
+    def hits(self, effort: Effort) -> Tensor:
+        """``[Q, R]`` float64: 1 where a row is among the candidates, else 0."""
+        if self.ranks is not None:
+            return (self.ranks < effort.candidates).double()
+        found = self.kind.query(self.judges, effort.candidates)  # in order
+        at = torch.searchsorted(found, self.best.contiguous()).clamp_(max=effort.candidates - 1)
+        return (found.gather(1, at) == self.best).double()
+
+    def recall(self, effort: Effort) -> tuple[float, float]:
+        """Of the ``k`` best rows, with its standard error."""
+        return _mean(self.hits(effort)[:, : effort.k])
+
+    def reaches(self, effort: Effort) -> bool:
+        """Whether recall of the best rows is at least the target with confidence, and the measured recall@k is.
+
+        Queries that miss nothing would have no error; so it is no less than if rows were missed independently, as many
+        as the target allows.
+        """
+        hits, target = self.hits(effort), effort.target
+        mean, error = _mean(hits)
+        error = max(error, math.sqrt(target * (1 - target) / hits.numel()))
+        return mean - _CONFIDENCE * error >= target and _mean(hits[:, : effort.k])[0] >= target
 
 
-def _cost(kind: SignCodeIndex | PartitionIndex, examined: int, candidates: int, route: Route | None) -> float:
+def _mean(hits: Tensor) -> tuple[float, float]:
+    """The mean of ``[Q, R]``, and its standard error over the queries."""
+    shares = hits.mean(1)
+    return float(shares.mean()), float(shares.std() / math.sqrt(len(shares)))
+
+
+def _cost(kind: SignCodeIndex | PartitionIndex, effort: Effort) -> float:
     """Bytes that a look-up reads; those of rows that are examined or scored exactly count as what they take longer."""
-    scored = _GATHERED * 4 * kind.in_features * candidates
+    of_row = 4 * kind.in_features
+    if effort.candidates == kind.num_rows:
+        return kind.num_rows * of_row  # in order
+    scored = _GATHERED * of_row * effort.candidates
     if isinstance(kind, PartitionIndex):
-        assert route is not None
-        of_bucket = kind.in_features * route.bits // 8 + 4
-        of_row = _EXAMINED_COST * (kind.in_features // 4 + 4)
-        return examined * of_row + kind.family.num_centers * of_bucket + scored
+        assert effort.route is not None
+        of_bucket = kind.in_features * effort.route.bits // 8 + 4
+        of_code = _EXAMINED_COST * (kind.in_features // 4 + 4)
+        return effort.examined * of_code + kind.family.num_centers * of_bucket + scored
     return kind.num_rows * (kind.in_features // 8 + 4) + scored

@@ -182,7 +182,7 @@ class LSHLinear(LinearWithSampler, nn.Linear):
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing_keys: list[str], *args: Any
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *args)
-        self.sampler.forget()
+        self.sampler.forget_weights()
         if f"{prefix}_extra_state" in missing_keys:  # the state_dict of an nn.Linear, which is complete without
             missing_keys.remove(f"{prefix}_extra_state")
 
@@ -287,9 +287,10 @@ class LSHLinear(LinearWithSampler, nn.Linear):
         With ``exact=False``, an index finds candidates, and only these are scored. It may miss a class; the scores that
         it returns are exact. The index is made at the first use and follows the weights: sign codes of all rows, or
         learned buckets where these cost less (:class:`torch_lsh.index.lookup.LookupIndex`). The first call with some
-        ``k`` and ``recall`` measures what they take, on kept inputs: those of the latest training steps, or, in a layer
-        that was not trained here, of the first calls. Fewer than 256 inputs say nothing yet: until then 512 candidates,
-        and at least ``16 * k``, are scored. :meth:`stats` reports the recall.
+        ``k`` and ``recall`` measures what they take, on kept inputs: those of the latest training steps, and the first
+        256 of calls since then, once they are known. Fewer than 256 inputs say nothing yet: until then 512 candidates,
+        and at least ``16 * k``, are scored. A recall of 1, or one that cannot be measured, is exact. :meth:`stats`
+        reports the recall.
 
         Any number of threads may call this at a time in ``eval()`` mode.
 
@@ -318,13 +319,16 @@ class LSHLinear(LinearWithSampler, nn.Linear):
         autocast = torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
         with autocast, torch.no_grad():
             rows = self._candidates(flat.detach().float().contiguous(), k, candidates, recall)
-            values, classes = ops.rows_topk(self._as_weight(flat.detach()), self.weight, self.bias, rows, k)
+            if rows is None:
+                values, classes = self.largest_logits(flat.detach(), k)
+            else:
+                values, classes = ops.rows_topk(self._as_weight(flat.detach()), self.weight, self.bias, rows, k)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.parameters())):
             values = torch.where(classes < 0, values, self.active_logits(flat, classes))
         shape = (*x.shape[:-1], k)
         return torch.return_types.topk((values.to(x.dtype).view(shape), classes.view(shape)))
 
-    def _candidates(self, x: Tensor, k: int, candidates: int | None, recall: float) -> Tensor:
+    def _candidates(self, x: Tensor, k: int, candidates: int | None, recall: float) -> Tensor | None:
         if candidates is None:
             return self.sampler.candidates_of_recall(self.weight, self.bias, x, k, recall)
         return self.sampler.candidates(self.weight, self.bias, x, candidates)

@@ -112,6 +112,10 @@ class QuantizedLinear(nn.Module):
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._look_ups.forget_inputs()
+
     def forward(self, input: Tensor) -> Tensor:
         """Returns lazy logits ``[*, out_features]``.
 
@@ -194,10 +198,13 @@ class QuantizedLinear(nn.Module):
         with torch.no_grad():
             flat = x.detach().reshape(-1, self.in_features).float().contiguous()
             of_layer = (self.weight_int8, self.bias, flat, None)
+            rows: Tensor | None
             if candidates is None:
                 rows = self._look_ups.find_for_recall(*of_layer, k, recall)
             else:
                 rows = self._look_ups.find(*of_layer, candidates)
+            if rows is None:
+                return self._shaped(x, *self.largest_logits(flat, k))
             return self._shaped(x, *ops.rows_topk(flat, self.weight_int8, self.bias, rows, k, self.scale))
 
     def _shaped(self, x: Tensor, values: Tensor, classes: Tensor) -> torch.return_types.topk:

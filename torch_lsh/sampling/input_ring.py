@@ -28,10 +28,15 @@ class InputRing:
     def __init__(self, room: int) -> None:
         self._room = room
         self._inputs: Tensor | None = None
-        self._kept = 0  # so far
+        self._kept = 0
 
     def __len__(self) -> int:
         return min(self._kept, self._room)
+
+    @property
+    def kept(self) -> int:
+        """Inputs that were kept so far, those dropped since included."""
+        return self._kept
 
     def keep(self, x: Tensor) -> None:
         """Takes inputs ``[B, in]`` of any floating dtype."""

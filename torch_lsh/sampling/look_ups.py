@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..index.base import Index
 from ..index.lookup import LEAST_QUERIES, Effort, LookupIndex
 from .inference_mode import outside_inference_mode
 from .input_ring import InputRing, thinned
@@ -21,8 +22,9 @@ _EVERY, _PER_STEP = 4, 64  # of training steps
 class LookUps:
     """Candidates for the best rows of inputs, from an index that is made at its first use and follows the weight.
 
-    The index learns from inputs of training steps, and measures its recall on them. Where fewer than 256 are known, it
-    keeps those of the first calls, and is built anew once they are enough.
+    The index learns from inputs of training steps. Where fewer than 256 are known, it keeps those of the first calls,
+    and is built anew once they are enough. Recall is measured on inputs that it did not learn from: the latest of
+    training, and the first 256 of calls since then, which may look different, once they are known.
 
     *Threads.* Any number of threads may look up. The first one that finds the index missing or stale builds or updates
     it under a lock; the others wait. Nobody may change the weights meanwhile.
@@ -46,16 +48,22 @@ class LookUps:
         self._index = SynchronisedIndex(make, rebuild_share=0.5, read=self._read)
         self._is_published = False  # the index is complete, and nobody changes it
         self._has_learned = False  # it was built from enough inputs
+        self._is_judged = False  # on inputs of calls that it did not learn from
+        self._taught = 0  # inputs of calls that builds may learn from
+        self._kind: Index | None = None  # of the last build
+        self._trained_before = 0  # inputs of training then, or when recall was last measured on these
 
     def forget(self) -> None:
         """Drops the index; the next use builds it from the weights."""
-        self._is_published = self._has_learned = False
+        self._is_published = self._has_learned = self._is_judged = False
         self._index.forget()
 
     def forget_inputs(self) -> None:
-        """Drops the inputs that were kept."""
+        """Drops the inputs that were kept, and the index, which learned from them."""
         self._trained.clear()
         self._seen.clear()
+        self._taught = 0
+        self.forget()
 
     @property
     def index(self) -> LookupIndex | None:
@@ -68,9 +76,11 @@ class LookUps:
         """Keeps some of the inputs ``[B, in]`` of a training step."""
         if step % _EVERY == 0 and len(x) > 0:
             self._trained.keep(thinned(x, _PER_STEP))
+            self._is_judged = False
             if len(self._seen) > 0:  # inputs look different since
+                self._has_learned &= self._taught == 0
+                self._taught = 0
                 self._seen.clear()
-                self._has_learned = False
 
     def find(self, weight: Tensor, bias: Tensor | None, x: Tensor, recent: Tensor | None, count: int) -> Tensor:
         """Rows ``[B, count]`` int64 that probably score highest for inputs ``[B, in]``, in no order, padded with -1.
@@ -86,42 +96,61 @@ class LookUps:
 
     def find_for_recall(
         self, weight: Tensor, bias: Tensor | None, x: Tensor, recent: Tensor | None, k: int, recall: float
-    ) -> Tensor:
-        """As few rows ``[B, M]`` as hold the share ``recall`` of the ``k`` best of each input; else as :meth:`find`."""
+    ) -> Tensor | None:
+        """As few rows ``[B, M]`` as hold the share ``recall`` of the ``k`` best of each input; None: all N.
+
+        Else as :meth:`find`.
+        """
         index = self._exact(weight, bias, x, recent)
         effort = index.known_effort(k, recall) or self._measure(index, weight, bias, k, recall)
-        return index.search(x, effort)
+        return None if effort.candidates == index.num_rows else index.search(x, effort)
 
     def _exact(self, weight: Tensor, bias: Tensor | None, x: Tensor, recent: Tensor | None) -> LookupIndex:
         """The index, in step with the weights."""
         index = self.index
         # In this order: a thread that changes the index says so before it takes the changes of the weights.
-        is_exact = self._index.is_exact(weight, bias) and self._is_published and self._has_learned
+        is_exact = self._index.is_exact(weight, bias) and self._is_published and self._has_learned and self._is_judged
         return index if index is not None and is_exact else self._synchronise(weight, bias, x, recent)
 
     @outside_inference_mode
     def _synchronise(self, weight: Tensor, bias: Tensor | None, x: Tensor, recent: Tensor | None) -> LookupIndex:
         with self._lock:
-            if not self._has_learned:
-                if max(len(self._trained), len(self._seen)) < LEAST_QUERIES:
-                    self._seen.keep(x[x.isfinite().all(1)])
-                if max(len(self._trained), len(self._seen)) >= LEAST_QUERIES:
-                    self.forget()  # what was built from fewer
-                    self._has_learned = True
+            if not self._is_judged:
+                room = _ROOM - len(self._seen) if self._taught else len(x)
+                self._seen.keep(x[x.isfinite().all(1)][:room])
+            if not self._has_learned and max(len(self._trained), len(self._seen)) >= LEAST_QUERIES:
+                self.forget()  # what was built from fewer
+                self._has_learned = True
+                if len(self._trained) < LEAST_QUERIES:
+                    self._taught = self._taught or len(self._seen)
             if not self._index.is_exact(weight, bias):
                 self._is_published = False
                 self._index.synchronise(weight, bias, self._known(x, recent))
-            self._is_published = True
             index = self.index
             assert index is not None
+            self._judge(index)
+            self._is_published = True
             return index
 
     def _known(self, x: Tensor, recent: Tensor | None) -> Tensor:
         """The inputs to build an index from, the latest last."""
-        for ring in (self._trained, self._seen):
-            if len(ring) >= LEAST_QUERIES:
-                return ring.tensor()
+        if self._taught:
+            return self._seen.tensor()[: self._taught]
+        if len(self._trained) >= LEAST_QUERIES:
+            return self._trained.tensor()
         return x if recent is None else recent
+
+    def _judge(self, index: LookupIndex) -> None:
+        """Measures recall on inputs of calls once there are enough that nothing was learned from; else of training."""
+        if self._kind is not index.kind:
+            self._kind, self._trained_before = index.kind, self._trained.kept
+        fresh = len(self._seen) - self._taught
+        self._is_judged = fresh >= LEAST_QUERIES or self._taught > _ROOM - LEAST_QUERIES
+        if fresh >= LEAST_QUERIES:
+            index.judge(self._seen.tensor()[-fresh:])
+        elif self._trained.kept - self._trained_before >= LEAST_QUERIES:
+            self._trained_before = self._trained.kept
+            index.judge(self._trained.tensor())
 
     @outside_inference_mode
     def _measure(self, index: LookupIndex, weight: Tensor, bias: Tensor | None, k: int, recall: float) -> Effort:
@@ -131,9 +160,10 @@ class LookUps:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the index: a copy builds its own."""
-        return {name: self.__dict__[name] for name in ("_make", "_read", "_trained", "_seen")}
+        return {name: self.__dict__[name] for name in ("_make", "_read", "_trained", "_seen", "_taught")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
         self._lock = threading.Lock()
-        self.remake(self._make)
+        self._read = state["_read"]
+        self.remake(state["_make"])
+        self.__dict__.update(state)

@@ -104,6 +104,11 @@ class Sampler:
         self._tables.forget()
         self._look_ups.forget()
 
+    def forget_weights(self) -> None:
+        """:meth:`forget`, for weights that other inputs go with: look-ups learn from those of the next calls."""
+        self._tables.forget()
+        self._look_ups.forget_inputs()
+
     def fit(self, weight: Tensor) -> None:
         """Follows a weight that was resized, a vocabulary for example."""
         if weight.shape != self._shape:
@@ -229,8 +234,12 @@ class Sampler:
         self.fit(weight)
         return self._look_ups.find(weight, bias, x, self._inputs.tensor, count)
 
-    def candidates_of_recall(self, weight: Tensor, bias: Tensor | None, x: Tensor, k: int, recall: float) -> Tensor:
-        """As few rows ``[B, M]`` as hold a share ``recall`` of the ``k`` best of each input; like :meth:`candidates`.
+    def candidates_of_recall(
+        self, weight: Tensor, bias: Tensor | None, x: Tensor, k: int, recall: float
+    ) -> Tensor | None:
+        """As few rows ``[B, M]`` as hold a share ``recall`` of the ``k`` best of each input; None: all N.
+
+        Else like :meth:`candidates`.
 
         Args:
             weight: ``[N, in]``.
@@ -439,7 +448,7 @@ class Sampler:
         self._draws = int(state["draws"])
         self._tables.since_rehash, self._tables.rehashes = int(state["since_rehash"]), int(state["rehashes"])
         self._carried, self._inputs.tensor, self._label_counts = state["carried"], state["queries"], counts
-        self.forget()
+        self.forget_weights()
 
     def packed_sizes(self) -> dict[str, int]:
         """The sizes that :func:`torch_lsh.sampling.state.pack` takes: they follow from shape and settings alone."""

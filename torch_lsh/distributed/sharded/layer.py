@@ -268,7 +268,7 @@ class ShardedLSHLinear(LinearWithSampler):
                 own[prefix + name] = self.shards.local(own[prefix + name])
         own.pop(f"{prefix}_extra_state", None)  # an LSHLinear's, which knows other rows
         super()._load_from_state_dict(own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        self.sampler.forget()
+        self.sampler.forget_weights()
         if f"{prefix}{_PREFIX}position" in own:
             read_state(self.sampler, self._sampler_buffers())
         else:  # the state_dict of a whole layer, which is complete without
