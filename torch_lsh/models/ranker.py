@@ -24,6 +24,7 @@ _FEW = 10  # neighbours whose votes count by themselves, too
 _VOTED, _NEAREST = 60, 30  # candidates by votes and by centroids
 ASKED = 30  # candidates of the large network, for dense rows
 _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
+_HARD_POSTINGS = 1 << 10  # read per row that looks for the latter
 _KEPT_SHARE = 0.9  # of all rows; the hard labels of fewer rows are sought again when more rows join them
 _ROWS = 1024  # at a time
 _LEAST_DEVIATION = 1e-5  # of evidence; what varies less is as good as constant
@@ -383,7 +384,7 @@ def _hard_labels(rows: Rows, neighbours: Neighbours, centroids: Centroids | Dens
         weights = cosines.clamp(min=0).square().masked_fill(itself, 0).unsqueeze(2).contiguous()
         near = near.masked_fill(itself, -1)
         if isinstance(centroids, Centroids):
-            also = centroids.search(features, _HARD_NEAREST, 1 << 11)
+            also = centroids.search(features, _HARD_NEAREST, _HARD_POSTINGS)
         else:  # takes as long as the search among rows, and adds nothing
             also = near.new_empty(len(some), 0)
         labels = neighbours.label_start, neighbours.labels, rows.num_labels
