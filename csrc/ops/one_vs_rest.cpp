@@ -123,6 +123,7 @@ std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tenso
   const auto sums_of = [&](int64_t label, Sums& sums, Part& part) {
     for (int64_t i = labels.start[label]; i < labels.start[label + 1]; ++i) {
       const int64_t row = labels.index[i];
+      if (i + kAhead < labels.start[label + 1]) rows.prefetch(labels.index[i + kAhead]);
       for (int64_t at = rows.start[row]; at < rows.start[row + 1]; ++at)
         sums.add(rows.index[at], rows.value[at]);
     }
@@ -172,11 +173,7 @@ class TrainingRows {
     int32_t* const number = number_.data();
     int32_t* const used = used_.data();
     for (int64_t i = 0; i < count; ++i) {
-      if (i + kAhead < count) {  // rows are scattered
-        const int64_t later = rows.start[members[i + kAhead]];
-        __builtin_prefetch(rows.index + later);
-        __builtin_prefetch(rows.value + later);
-      }
+      if (i + kAhead < count) rows.prefetch(members[i + kAhead]);
       float squares = 1;
       Entry* to = entries_.data() + start_[i];
       for (int64_t at = rows.start[members[i]]; at < rows.start[members[i] + 1]; ++at) {

@@ -16,7 +16,7 @@ from .committee import Examples, committee, first_value, train_committee
 from .dense_label_rows import DenseCentroids, DenseClassifiers
 from .label_rows import Centroids, LinearClassifiers
 from .neighbours import DenseNeighbours, Neighbours, neighbours_from, neighbours_of, with_more_rows
-from .rows import Features, Rows, batch_of
+from .rows import Features, Rows, SparseFeatures
 from .weighting import FeatureWeighting, UnitLength
 
 _POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose the candidates
@@ -29,7 +29,6 @@ _KEPT_SHARE = 0.9  # of all rows; the hard labels of fewer rows are sought again
 _ROWS = 1024  # at a time
 _LEAST_DEVIATION = 1e-5  # of evidence; what varies less is as good as constant
 _MOST_DEVIATIONS = 10.0  # from the mean; beyond, a value that held-out rows hardly had would outweigh all others
-_KS = (1, 3, 5)
 _BEHIND = -50.0  # added to scores of labels that are not candidates
 
 
@@ -272,7 +271,7 @@ class LabelRanker(nn.Module):
     @torch.no_grad()
     def tune(
         self, batches: Iterable[tuple[Evidence, Tensor | None, Tensor]], seed: int = 0, knowable: bool = True
-    ) -> float:
+    ) -> None:
         """Trains the committee from the beginning.
 
         Args:
@@ -282,9 +281,6 @@ class LabelRanker(nn.Module):
             seed: Of all random choices.
             knowable: Whether some label of these rows is that of a training row. If none is, the sources are not to
                 blame for finding none: all labels may be of a single row, as those of the entries of a catalogue.
-
-        Returns:
-            The mean of precision@1, 3 and 5 of these rows.
         """
         batches = list(batches)
         examples = self._examples(batches)
@@ -293,16 +289,13 @@ class LabelRanker(nn.Module):
             self.is_of_use = not knowable
             if self.is_of_use:
                 self._rank_by_votes()
-            return 0.0
+            return
         self.is_of_use = True
         known = examples.values[~examples.none]
         deviation = known.std(0, correction=0)
         self.mean, self.deviation = known.mean(0), deviation.where(deviation > _LEAST_DEVIATION, 1)
-        examples = examples._replace(values=self._normalised(examples.values))
-        self.rank = train_committee(examples.take(found), seed)
-        best = self._scores(examples.values, examples.none).topk(min(max(_KS), examples.none.shape[1])).indices
-        hits = examples.right.gather(1, best).float()
-        return sum(float(hits[:, :k].sum()) / k for k in _KS) / (len(_KS) * max(1, len(hits)))
+        examples = examples.take(found)
+        self.rank = train_committee(examples._replace(values=self._normalised(examples.values)), seed)
 
     def _rank_by_votes(self) -> None:
         """Ranks by the votes that choose the candidates: no held-out row tells more."""
@@ -370,6 +363,15 @@ def _and_below_best(values: Tensor, none: Tensor) -> list[Tensor]:
     return [values.masked_fill(none, 0).unsqueeze(2), (values - best).masked_fill(none, 0).unsqueeze(2)]
 
 
+def _features_between(rows: Rows, begin: int, end: int) -> Features:
+    """The features of rows of unit length, from one of them to before another."""
+    if not isinstance(rows, XMCRows):
+        return rows.features[begin:end]
+    start = rows.feature_start[begin : end + 1]
+    entries = slice(int(start[0]), int(start[-1]))
+    return SparseFeatures(start - start[0], rows.features[entries].long(), rows.values[entries], unit=True)
+
+
 def _hard_labels(rows: Rows, neighbours: Neighbours, centroids: Centroids | DenseCentroids, begin: int = 0) -> Tensor:
     """Labels that the rows from ``begin`` on may be mistaken for, were they not among the training rows.
 
@@ -378,7 +380,7 @@ def _hard_labels(rows: Rows, neighbours: Neighbours, centroids: Centroids | Dens
     """
     search, found = neighbours.search_of_many(), []
     for some in torch.arange(begin, len(rows.label_start) - 1).split(_ROWS):
-        features = batch_of(rows.take(some)).features
+        features = _features_between(rows, int(some[0]), int(some[-1]) + 1)
         cosines, near = search(features)
         itself = near == some.unsqueeze(1)
         weights = cosines.clamp(min=0).square().masked_fill(itself, 0).unsqueeze(2).contiguous()
