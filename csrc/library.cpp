@@ -149,7 +149,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def(
       "fit_linear_rows(Tensor row_start, Tensor row_columns, Tensor row_values, int num_columns, "
       "Tensor label_start, Tensor label_rows, Tensor positive, Tensor costs, int passes, float threshold, "
-      "int seed) -> (Tensor start, Tensor columns, Tensor weights, Tensor bias)");
+      "int seed, float tolerance=0.0) -> (Tensor start, Tensor columns, Tensor weights, Tensor bias)");
   m.def(
       "fit_dense_rows(Tensor rows, Tensor label_start, Tensor label_rows, Tensor positive, float cost, "
       "int passes, int seed) -> (Tensor weights, Tensor bias)");

@@ -31,41 +31,46 @@ class DualDescent {
     std::iota(order_.begin(), order_.end(), 0);
   }
 
-  // Changes the weights, which are those of the dual variables so far, and returns the new bias. Rows whose
+  // Changes the weights, which are those of the dual variables so far, and returns the new bias. Ends when a
+  // pass adds less than `tolerance` of what all of them have added to the dual objective. Rows whose
   // dual variable is 0 and will stay 0, as far as the slopes of the pass before tell, are looked at no more
   // ("shrinking").
   template <typename Rows>
-  float run(const Rows& rows, const uint8_t* positive, float cost, int64_t passes, float bias, uint64_t seed,
-            float* weights) {
+  [[gnu::noinline]] float run(const Rows& rows, const uint8_t* positive, float cost, int64_t passes,
+                              float tolerance, float bias, uint64_t seed, float* weights) {
     const float diagonal = 0.5f / cost;
     uint64_t draws = 0;
     auto active = static_cast<int64_t>(order_.size());
     float most = std::numeric_limits<float>::infinity();  // slope downhill in the pass before
+    float gained = 0;
     for (int64_t pass = 0; pass < passes; ++pass) {
       for (int64_t i = active - 1; i > 0; --i)
         std::swap(order_[i], order_[random_below(seed, draws++, i + 1)]);
-      float largest = 0, downhill = 0;
+      float largest = 0, downhill = 0, gain = 0;
       for (int64_t place = 0; place < active; ++place) {
         if (place + kRowsAhead < active) rows.prefetch(order_[place + kRowsAhead]);
         const int32_t i = order_[place];
         const float sign = positive[i] ? 1.0f : -1.0f;
         const float product = bias + rows.product(i, weights);
         const float slope = sign * product - 1 + diagonal * dual_[i];
-        if (dual_[i] == 0 && slope > most) {
-          std::swap(order_[place--], order_[--active]);
+        if (dual_[i] == 0 && slope >= 0) {
+          if (slope > most) std::swap(order_[place--], order_[--active]);
           continue;
         }
         downhill = std::max(downhill, -slope);
-        const float dual = std::max(dual_[i] - slope / (rows.squares(i) + diagonal), 0.0f);
+        const float curvature = rows.squares(i) + diagonal;
+        const float dual = std::max(dual_[i] - slope / curvature, 0.0f);
         const float change = dual - dual_[i];
         if (change == 0) continue;
         dual_[i] = dual;
         bias += sign * change;
         rows.add(i, sign * change, weights);
         largest = std::max(largest, std::fabs(change));
+        gain -= change * (slope + curvature * change / 2);
       }
       most = downhill;
-      if (largest < kConverged) break;
+      gained += gain;
+      if (largest < kConverged || gain < tolerance * gained) break;
     }
     return bias;
   }

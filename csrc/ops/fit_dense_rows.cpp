@@ -81,7 +81,7 @@ std::tuple<Tensor, Tensor> fit_dense_rows(const Tensor& rows, const Tensor& labe
       std::fill(own, own + width, 0.0f);
       members.choose(labels.index + begin, size);
       descent.start(size);
-      offset[label] = descent.run(members, is_positive + begin, error_cost, passes, 0.0f,
+      offset[label] = descent.run(members, is_positive + begin, error_cost, passes, 0.0f, 0.0f,
                                   random_bits(static_cast<uint64_t>(seed), label), own);
     }
   });

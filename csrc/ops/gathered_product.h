@@ -2,20 +2,31 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 
 namespace torch_lsh {
 
-// Four sums, since one would wait for each addition.
+// Adds up term(0) to term(count - 1), in four sums, since one would wait for each addition. They are
+// variables of their own: of an array, GCC moves them out of their registers.
+template <typename Term>
+[[gnu::always_inline]] inline float sum_in_four(int64_t count, const Term& term) {
+  float first = 0, second = 0, third = 0, fourth = 0;
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    first += term(i);
+    second += term(i + 1);
+    third += term(i + 2);
+    fourth += term(i + 3);
+  }
+  if (i < count) first += term(i);
+  if (i + 1 < count) second += term(i + 1);
+  if (i + 2 < count) third += term(i + 2);
+  return (first + second) + (third + fourth);
+}
+
 template <typename Index>
 float gathered_product(const Index* index, const float* value, int64_t count, const float* dense) {
-  std::array<float, 4> sums{};
-  int64_t i = 0;
-  for (; i + 4 <= count; i += 4)
-    for (int64_t lane = 0; lane < 4; ++lane) sums[lane] += value[i + lane] * dense[index[i + lane]];
-  for (; i < count; ++i) sums[i & 3] += value[i] * dense[index[i]];
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  return sum_in_four(count, [=](int64_t i) { return value[i] * dense[index[i]]; });
 }
 
 // An entry of a sparse row whose indices and values are stored side by side.
@@ -25,14 +36,9 @@ struct Entry {
 };
 
 // The same sums in the same order.
-inline float gathered_product(const Entry* entries, int64_t count, const float* dense) {
-  std::array<float, 4> sums{};
-  int64_t i = 0;
-  for (; i + 4 <= count; i += 4)
-    for (int64_t lane = 0; lane < 4; ++lane)
-      sums[lane] += entries[i + lane].value * dense[entries[i + lane].index];
-  for (; i < count; ++i) sums[i & 3] += entries[i].value * dense[entries[i].index];
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+[[gnu::always_inline]] inline float gathered_product(const Entry* entries, int64_t count,
+                                                     const float* dense) {
+  return sum_in_four(count, [=](int64_t i) { return entries[i].value * dense[entries[i].index]; });
 }
 
 // Whether all indices are from 0 to below the limit. The sign bit of the union is set where one is not.

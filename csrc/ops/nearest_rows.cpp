@@ -28,7 +28,7 @@ namespace torch_lsh {
 namespace {
 
 constexpr int64_t kAhead = 16;  // prefetch distance of sums, in entries
-constexpr size_t kColumnsAhead = 2;
+constexpr size_t kColumnsAhead = 8;
 constexpr int64_t kEntriesPerLine = 16;  // of indices or values, in a cache line
 
 // A compressed sparse matrix: by rows, or by columns.
@@ -131,23 +131,30 @@ class Search {
     return true;
   }
 
-  // Adds a column's entries to the sums. Pointers are local, so that the loop does not load them each time.
-  bool add(const Compressed& columns, int64_t begin, int64_t end, float weight, int64_t num_rows) {
+  // Adds a column's entries to the sums. A function of its own, with local pointers, so that the loop keeps
+  // all that it needs in registers.
+  [[gnu::noinline]] bool add(const Compressed& columns, int64_t begin, int64_t end, float weight,
+                             int64_t num_rows) {
+    if (!all_below(columns.index + begin, end - begin, num_rows)) return false;
+    const int32_t* const index = columns.index;
+    const float* const value = columns.value;
     float* const sums = sums_.data();
     int32_t* touched = rows_.data() + touched_;
-    bool sound = true;
-    for (int64_t at = begin; at < end; ++at) {
-      if (at + kAhead < end) __builtin_prefetch(sums + columns.index[at + kAhead], 1);
-      const int64_t row = columns.index[at];
-      sound = row >= 0 && row < num_rows;
-      if (!sound) break;
+    const auto add_entry = [&](int64_t at) {
+      const int32_t row = index[at];
       const float before = sums[row];
-      *touched = static_cast<int32_t>(row);
+      *touched = row;
       touched += std::bit_cast<uint32_t>(before) == std::bit_cast<uint32_t>(kUntouched);
-      sums[row] = before + weight * columns.value[at] + 0.0f;  // never -0
+      sums[row] = before + weight * value[at] + 0.0f;  // never -0
+    };
+    int64_t at = begin;
+    for (; at + kAhead < end; ++at) {
+      __builtin_prefetch(sums + index[at + kAhead], 1);
+      add_entry(at);
     }
+    for (; at < end; ++at) add_entry(at);
     touched_ = touched - rows_.data();
-    return sound;
+    return true;
   }
 
   // Replaces the sums of the best by products. Returns whether the rows were valid.

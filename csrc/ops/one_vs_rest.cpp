@@ -123,6 +123,7 @@ std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tenso
   const auto sums_of = [&](int64_t label, Sums& sums, Part& part) {
     for (int64_t i = labels.start[label]; i < labels.start[label + 1]; ++i) {
       const int64_t row = labels.index[i];
+      if (i + kAhead < labels.start[label + 1]) rows.prefetch(labels.index[i + kAhead]);
       for (int64_t at = rows.start[row]; at < rows.start[row + 1]; ++at)
         sums.add(rows.index[at], rows.value[at]);
     }
@@ -136,12 +137,11 @@ std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tenso
 
 // The training rows of one label side by side, as descent reads them a dozen times, and in random order.
 // Their columns are numbered as they appear, so that those of many rows come first, and their weights share a
-// few cache lines. Not thread-safe: one per thread.
+// few cache lines. Entries of value 0 make rows multiples of four long: branches that depend on a length are
+// often mispredicted. Not thread-safe: one per thread.
 class TrainingRows {
  public:
-  explicit TrainingRows(int64_t columns) : number_(static_cast<size_t>(columns), kNone) {
-    used_.reserve(columns);
-  }
+  explicit TrainingRows(int64_t columns) : number_(static_cast<size_t>(columns), kNone), used_(columns + 1) {}
 
   int64_t columns() const { return columns_; }
 
@@ -149,8 +149,8 @@ class TrainingRows {
   float squares(int64_t i) const { return squares_[i]; }
 
   void prefetch(int64_t i) const {
-    for (int64_t at = start_[i]; at < start_[i + 1]; at += kEntriesPerLine)
-      __builtin_prefetch(entries_.data() + at);
+    for (int64_t line = 0; line < kLinesAhead; ++line)
+      __builtin_prefetch(entries_.data() + start_[i] + line * kEntriesPerLine);
   }
 
   float product(int64_t i, const float* weights) const {
@@ -158,64 +158,68 @@ class TrainingRows {
   }
 
   void add(int64_t i, float factor, float* weights) const {
-    for (int64_t at = start_[i]; at < start_[i + 1]; ++at)
-      weights[entries_[at].index] += factor * entries_[at].value;
+    for (int64_t at = start_[i]; at < start_[i + 1]; at += kPadding)
+      for (int64_t lane = 0; lane < kPadding; ++lane)
+        weights[entries_[at + lane].index] += factor * entries_[at + lane].value;
   }
 
-  void copy(const SparseRows& rows, const int32_t* members, int64_t count) {
+  [[gnu::noinline]] void copy(const SparseRows& rows, const int32_t* members, int64_t count) {
     start_.assign(1, 0);
-    for (int64_t i = 0; i < count; ++i) start_.push_back(start_.back() + rows.count(members[i]));
+    for (int64_t i = 0; i < count; ++i)
+      start_.push_back(start_.back() + (rows.count(members[i]) + kPadding - 1) / kPadding * kPadding);
     if (static_cast<int64_t>(entries_.size()) < start_.back()) entries_.resize(start_.back());
     squares_.resize(count);
-    Entry* to = entries_.data();
+    int32_t known = 0;  // numbers; local, so that the loop does not store it each time
+    int32_t* const number = number_.data();
+    int32_t* const used = used_.data();
     for (int64_t i = 0; i < count; ++i) {
-      if (i + kAhead < count) {  // rows are scattered
-        const int64_t later = rows.start[members[i + kAhead]];
-        __builtin_prefetch(rows.index + later);
-        __builtin_prefetch(rows.value + later);
-      }
+      if (i + kAhead < count) rows.prefetch(members[i + kAhead]);
       float squares = 1;
+      Entry* to = entries_.data() + start_[i];
       for (int64_t at = rows.start[members[i]]; at < rows.start[members[i] + 1]; ++at) {
+        const int32_t column = rows.index[at];
         const float value = rows.value[at];
-        *to++ = {number_of(rows.index[at]), value};
+        // No branch: many columns are new.
+        used[known] = column;
+        const bool is_new = number[column] == kNone;
+        number[column] = is_new ? known : number[column];
+        known += is_new;
+        *to++ = {number[column], value};
         squares += value * value;
       }
+      std::fill(to, entries_.data() + start_[i + 1], Entry{0, 0.0f});
       squares_[i] = squares;
     }
+    columns_ = known;
   }
 
-  // Calls visit(column, number) in increasing order of the columns, and forgets them.
+  // Calls visit(column, number) in the order of the numbers, and forgets them.
   template <typename Visit>
   void drain(const Visit& visit) {
-    used_.drain([&](int64_t column) { visit(column, std::exchange(number_[column], kNone)); });
+    for (int32_t number = 0; number < columns_; ++number) {
+      number_[used_[number]] = kNone;
+      visit(used_[number], number);
+    }
     columns_ = 0;
   }
 
  private:
   static constexpr int32_t kNone = -1;
-  static constexpr int64_t kEntriesPerLine = 64 / sizeof(Entry);
-
-  int32_t number_of(int32_t column) {
-    if (number_[column] == kNone) {
-      used_.insert(column);
-      number_[column] = columns_++;
-    }
-    return number_[column];
-  }
+  static constexpr int64_t kEntriesPerLine = 64 / sizeof(Entry), kLinesAhead = 4, kPadding = 4;
 
   std::vector<Entry> entries_;
   std::vector<int64_t> start_;
   std::vector<float> squares_;
   std::vector<int32_t> number_;  // of each column
-  RowSet used_;
+  std::vector<int32_t> used_;    // the column of each number, and room for one more
   int32_t columns_ = 0;
 };
 
 // The classifiers of a label, one for each cost. Not thread-safe: one per thread.
 class LinearClassifier {
  public:
-  LinearClassifier(const SparseRows& rows, int64_t columns, int64_t passes)
-      : known_(rows), passes_(passes), rows_(columns) {}
+  LinearClassifier(const SparseRows& rows, int64_t columns, int64_t passes, float tolerance)
+      : known_(rows), passes_(passes), tolerance_(tolerance), rows_(columns) {}
 
   // Trains on `count` rows with each of the costs, which increase, so that the solution for one begins with
   // that for the one before, and appends the weights above the threshold, and the biases.
@@ -230,7 +234,7 @@ class LinearClassifier {
         weights_[kind].assign(rows_.columns(), 0.0f);
       else
         weights_[kind] = weights_[kind - 1];
-      bias = descent_.run(rows_, positive, costs[kind], passes_, bias, random_bits(seed, kind),
+      bias = descent_.run(rows_, positive, costs[kind], passes_, tolerance_, bias, random_bits(seed, kind),
                           weights_[kind].data());
       part.bias[kind].push_back(bias);
     }
@@ -239,23 +243,28 @@ class LinearClassifier {
 
  private:
   void move_to(Part& part, float threshold) {
-    const size_t before = part.columns.size();
-    rows_.drain([&](int64_t column, int32_t number) {
+    kept_.clear();
+    rows_.drain([&](int32_t column, int32_t number) {
       float largest = 0;
       for (const auto& weights : weights_) largest = std::max(largest, std::fabs(weights[number]));
-      if (largest <= threshold) return;
-      part.columns.push_back(static_cast<int32_t>(column));
+      if (largest > threshold) kept_.emplace_back(column, number);
+    });
+    std::sort(kept_.begin(), kept_.end());
+    for (const auto& [column, number] : kept_) {
+      part.columns.push_back(column);
       for (size_t kind = 0; kind < weights_.size(); ++kind)
         part.values[kind].push_back(weights_[kind][number]);
-    });
-    part.counts.push_back(static_cast<int64_t>(part.columns.size() - before));
+    }
+    part.counts.push_back(static_cast<int64_t>(kept_.size()));
   }
 
   const SparseRows& known_;
   const int64_t passes_;
+  const float tolerance_;
   TrainingRows rows_;
   DualDescent descent_;
-  std::vector<std::vector<float>> weights_;  // of each kind and numbered column
+  std::vector<std::vector<float>> weights_;        // of each kind and numbered column
+  std::vector<std::pair<int32_t, int32_t>> kept_;  // columns, and their numbers
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> fit_linear_rows(const Tensor& row_start, const Tensor& row_columns,
@@ -263,7 +272,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fit_linear_rows(const Tensor& row_sta
                                                            const Tensor& label_start,
                                                            const Tensor& label_rows, const Tensor& positive,
                                                            const Tensor& costs, int64_t passes,
-                                                           double threshold, int64_t seed) {
+                                                           double threshold, int64_t seed, double tolerance) {
   TORCH_LSH_CHECK(num_columns >= 0, "num_columns is ", num_columns, "; wanted at least 0");
   check_operand(costs, "costs", 1, ScalarType::Float);
   const auto* const cost = costs.const_data_ptr<float>();
@@ -274,6 +283,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fit_linear_rows(const Tensor& row_sta
                     "; wanted positive numbers that increase");
   TORCH_LSH_CHECK(passes >= 1, "passes is ", passes, "; wanted at least 1");
   TORCH_LSH_CHECK(threshold >= 0, "threshold is ", threshold, "; wanted at least 0");
+  TORCH_LSH_CHECK(tolerance >= 0, "tolerance is ", tolerance, "; wanted at least 0");
   const SparseRows rows = check_sparse_rows(row_start, "row_start", row_columns, "row_columns", &row_values,
                                             "row_values", num_columns);
   const SparseRows labels =
@@ -286,7 +296,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fit_linear_rows(const Tensor& row_sta
     classifier.train(labels.index + begin, is_positive + begin, labels.count(label), cost,
                      static_cast<float>(threshold), random_bits(static_cast<uint64_t>(seed), label), part);
   };
-  const auto make = [&] { return LinearClassifier(rows, num_columns, passes); };
+  const auto make = [&] {
+    return LinearClassifier(rows, num_columns, passes, static_cast<float>(tolerance));
+  };
   auto parts = for_each_label(labels.rows, kinds, make, classifier_of);
   Tensor bias = new_tensor({kinds, labels.rows}, ScalarType::Float);
   float* to = bias.mutable_data_ptr<float>();

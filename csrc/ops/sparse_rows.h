@@ -15,6 +15,12 @@ struct SparseRows {
   int64_t rows;
 
   int64_t count(int64_t row) const { return start[row + 1] - start[row]; }
+
+  // Of rows that have values.
+  void prefetch(int64_t row) const {
+    __builtin_prefetch(index + start[row]);
+    __builtin_prefetch(value + start[row]);
+  }
 };
 
 inline void check_offsets(const int64_t* start, int64_t runs, int64_t entries, const char* name) {

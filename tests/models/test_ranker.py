@@ -32,12 +32,13 @@ def tuned(train, held_out, logits=no_logits):
     made = LabelRanker.of(train, 30)
     prepared = made.prepare(collate_xmc(held_out)[0])
     candidates = logits(held_out).gather(1, prepared.labels.clamp(min=0))
-    return made, made.tune([(prepared, candidates, collate_xmc(held_out)[1])])
+    made.tune([(prepared, candidates, collate_xmc(held_out)[1])])
+    return made
 
 
 @pytest.fixture(scope="module")
 def ranker(data):
-    return tuned(*data[:2])[0]
+    return tuned(*data[:2])
 
 
 @torch.no_grad()
@@ -131,7 +132,7 @@ def test_a_batch_is_its_rows_one_by_one(data, ranker):
 
 
 def test_equal_seeds_give_equal_rankers(data, ranker):
-    again, _ = tuned(*data[:2])
+    again = tuned(*data[:2])
     for ours, theirs in zip(topk(again, data[2], 5), topk(ranker, data[2], 5)):
         assert torch.equal(ours, theirs)
 
@@ -144,12 +145,11 @@ def test_logits_of_a_good_network_count(data):
         row = torch.repeat_interleave(rows.label_start.diff())
         return no_logits(rows).index_put((row, rows.labels.long()), torch.tensor(5.0))
 
-    made, quality = tuned(train, held_out, logits)
+    made = tuned(train, held_out, logits)
     labels = made.prepare(collate_xmc(test)[0]).labels
     reachable = (labels.unsqueeze(2) == collate_xmc(test)[1].unsqueeze(1)).any(2) & (labels >= 0)
     found = precision(test, topk(made, test, 5, logits)[1])
     assert found[1] > 0.98 * float(reachable.any(1).float().mean())
-    assert 0 < quality <= 1
 
 
 @pytest.mark.parametrize("refit", [False, True])
@@ -187,9 +187,9 @@ def test_rows_without_right_candidates_leave_it_of_no_use(data, ranker):
     made = copy.deepcopy(ranker)
     prepared = made.prepare(collate_xmc(held_out)[0])
     nothing = torch.full((len(prepared.labels), 1), -100)
-    assert made.tune([(prepared, torch.zeros(prepared.labels.shape), nothing)]) == 0
+    made.tune([(prepared, torch.zeros(prepared.labels.shape), nothing)])
     assert not made.is_of_use
-    assert made.tune([(prepared, torch.zeros(prepared.labels.shape), collate_xmc(held_out)[1])]) > 0
+    made.tune([(prepared, torch.zeros(prepared.labels.shape), collate_xmc(held_out)[1])])
     assert made.is_of_use
 
 
@@ -201,7 +201,7 @@ def test_rows_of_new_labels_alone_leave_the_ranking_to_the_votes(data):
     some, others = everything.take(torch.arange(60)), everything.take(torch.arange(60, count))
     made = LabelRanker.of(some, 64, uses_logits=False)
     features, labels = collate_xmc(others)
-    assert made.tune([(made.prepare(features), None, labels)], knowable=False) == 0
+    made.tune([(made.prepare(features), None, labels)], knowable=False)
     assert made.is_of_use
     made = made.with_rows(others, refit=False)
     features, labels = collate_xmc(everything)

@@ -51,10 +51,21 @@ def test_columns_are_those_of_the_twin(shape):
 def test_classifiers_are_those_of_the_twin(shape, threads):
     rows, columns, labels = shape
     matrix, members, positive = training_rows(rows, columns, labels)
-    ours = ops.fit_linear_rows(*matrix, columns, *members, positive, torch.tensor([0.1, 0.7]), 3, 0.01, 5)
-    theirs = twins.fit_linear_rows(*matrix, columns, *members, positive, torch.tensor([0.1, 0.7]), 3, 0.01, 5)
-    for some, wanted in zip(ours, theirs):
-        torch.testing.assert_close(some, wanted, rtol=1e-4, atol=1e-5)
+    for rest in ((3, 0.01, 5), (10, 0.01, 5, 0.05)):
+        ours = ops.fit_linear_rows(*matrix, columns, *members, positive, torch.tensor([0.1, 0.7]), *rest)
+        theirs = twins.fit_linear_rows(*matrix, columns, *members, positive, torch.tensor([0.1, 0.7]), *rest)
+        for some, wanted in zip(ours, theirs):
+            torch.testing.assert_close(some, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_passes_end_when_one_adds_too_little():
+    """No pass adds more than all of them have, so that the first one is the last."""
+    matrix, members, positive = training_rows(50, 20, 10)
+    _, _, one, _ = ops.fit_linear_rows(*matrix, 20, *members, positive, COSTS, 1, 0.0, 0)
+    _, _, more, _ = ops.fit_linear_rows(*matrix, 20, *members, positive, COSTS, 9, 0.0, 0)
+    _, _, ended, _ = ops.fit_linear_rows(*matrix, 20, *members, positive, COSTS, 9, 0.0, 0, tolerance=1.1)
+    assert torch.equal(ended, one)
+    assert not torch.equal(ended, more)
 
 
 def test_classifiers_minimise_the_squared_hinge_loss():
@@ -212,10 +223,11 @@ def test_bad_arguments_of_fit_dense_rows(place, value, words):
         ({7: torch.tensor([])}, "costs is empty"),
         ({8: 0}, "passes is 0"),
         ({9: -1.0}, "threshold is -1"),
+        ({11: -0.5}, "tolerance is -0.5; wanted at least 0"),
     ],
 )
 def test_bad_arguments_of_fit_linear_rows(change, words):
-    arguments = [*MATRIX, 3, *MEMBERS, torch.tensor([True, False]), COSTS, 1, 0.0, 0]
+    arguments = [*MATRIX, 3, *MEMBERS, torch.tensor([True, False]), COSTS, 1, 0.0, 0, 0.0]
     ops.fit_linear_rows(*arguments)
     for place, value in change.items():
         arguments[place] = value

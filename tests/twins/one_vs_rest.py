@@ -58,6 +58,7 @@ def fit_linear_rows(
     passes: int,
     threshold: float,
     seed: int,
+    tolerance: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = torch.cat([_dense(row_start, row_columns, row_values, num_columns), torch.ones(len(row_start) - 1, 1)], 1)
     weights = torch.zeros(len(costs), len(label_start) - 1, num_columns + 1)
@@ -66,7 +67,8 @@ def fit_linear_rows(
         x, signs = rows[label_rows[run].long()], positive[run].float() * 2 - 1
         order, dual, w = list(range(len(x))), torch.zeros(len(x)), torch.zeros(num_columns + 1)
         for kind, cost in enumerate(costs.tolist()):
-            w = _descend(x, signs, cost, passes, random_bits(random_bits(seed, label), kind), order, dual, w)
+            of_kind = random_bits(random_bits(seed, label), kind)
+            w = _descend(x, signs, cost, passes, of_kind, order, dual, w, tolerance)
             weights[kind, label] = w
     kept = weights[:, :, :-1].abs().amax(0) > threshold
     start, columns, _ = _sparse(kept.float())
@@ -87,10 +89,19 @@ def fit_dense_rows(
 
 
 def _descend(
-    x: Tensor, signs: Tensor, cost: float, passes: int, seed: int, order: list[int], dual: Tensor, w: Tensor
+    x: Tensor,
+    signs: Tensor,
+    cost: float,
+    passes: int,
+    seed: int,
+    order: list[int],
+    dual: Tensor,
+    w: Tensor,
+    tolerance: float = 0.0,
 ) -> Tensor:
     """Passes over rows; order and dual variables are changed in place, and the weights returned."""
     w, draws, active, most = w.clone(), 0, len(order), math.inf
+    reached = before = _dual_objective(x, signs, cost, dual)
     for _ in range(passes):
         for i in range(active - 1, 0, -1):
             j = random_below(seed, draws, i + 1)
@@ -112,9 +123,16 @@ def _descend(
             w += signs[i] * change * x[i]
             largest = max(largest, abs(float(change)))
         most = downhill
-        if largest < 0.01:
+        gain = _dual_objective(x, signs, cost, dual) - reached
+        reached += gain
+        if largest < 0.01 or gain < tolerance * (reached - before):
             break
     return w
+
+
+def _dual_objective(x: Tensor, signs: Tensor, cost: float, dual: Tensor) -> float:
+    w = (signs * dual).double() @ x.double()
+    return float(dual.sum() - w.square().sum() / 2 - dual.double().square().sum() / (4 * cost))
 
 
 def sparse_dot(

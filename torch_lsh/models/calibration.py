@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _LIMIT = 10.0  # of the slope, and its inverse
-_ROWS = 2_000  # enough for two numbers
+CALIBRATED_ROWS = 2_000  # enough for two numbers
 _STEPS = 20
 
 
@@ -50,7 +50,6 @@ class Calibration(nn.Module):
             independent: See the class.
         """
         made = cls(independent)
-        scores, right = scores[:_ROWS], right[:_ROWS]
         if independent:
             known = scores > -torch.inf
             made.line = logistic_line(scores[known], right[known])

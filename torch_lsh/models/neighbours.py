@@ -17,7 +17,7 @@ _MAX_POSTINGS = 1 << 14  # read per row; time grows with them, and beyond these 
 _MOST_POWER = 1e6
 MOST_NEIGHBOURS = 1 << 12  # of a row: a quarter of the postings, as candidates are four times as many
 _CANDIDATES = 4  # times the neighbours wanted
-_FEW, _FEW_POSTINGS = 33, 1 << 11  # rows that a quick search finds, of twice as many candidates, and what it reads
+_FEW, _FEW_POSTINGS = 33, 1 << 10  # rows that a quick search finds, and what it reads of an index
 _COMPARED = 1 << 15  # dense rows that a quick search looks at
 
 
@@ -177,7 +177,7 @@ class SparseNeighbours(Neighbours):
 
         def search(features: Features) -> tuple[Tensor, Tensor]:
             query = features.crow_indices(), features.col_indices(), features.values()
-            return ops.nearest_rows(*query, *by_row, *by_column, _FEW, 2 * _FEW, _FEW_POSTINGS)
+            return ops.nearest_rows(*query, *by_row, *by_column, _FEW, _FEW, _FEW_POSTINGS)
 
         return search
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data import XMCRows
-from .calibration import Calibration
+from .calibration import CALIBRATED_ROWS, Calibration
 from .co_occurrence import CoOccurrences
 from .committee import Examples, committee, first_value, train_committee
 from .dense_label_rows import DenseCentroids, DenseClassifiers
 from .label_rows import Centroids, LinearClassifiers
 from .neighbours import DenseNeighbours, Neighbours, neighbours_from, neighbours_of, with_more_rows
-from .rows import Features, Rows, batch_of
+from .rows import Features, Rows, SparseFeatures
 from .weighting import FeatureWeighting, UnitLength, are_mostly_there
 
 _POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose the candidates
@@ -27,11 +27,11 @@ _FREQUENT = 10  # candidates by their number of rows, where centroids that have 
 _ENOUGH_UNKNOWN = 10  # rows without known features that tune the ranking of such rows
 ASKED = 30  # candidates of the large network, for dense rows
 _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
+_HARD_POSTINGS = 1 << 10  # read per row that looks for the latter
 _KEPT_SHARE = 0.9  # of all rows; the hard labels of fewer rows are sought again when more rows join them
 _ROWS = 1024  # at a time
 _LEAST_DEVIATION = 1e-5  # of evidence; what varies less is as good as constant
 _MOST_DEVIATIONS = 10.0  # from the mean; beyond, a value that held-out rows hardly had would outweigh all others
-_KS = (1, 3, 5)
 _OF_LABELS = ("neighbours", "centroids", "co_occurrences", "classifiers")  # sources; dense rows have no third
 _BEHIND = -50.0  # added to scores of labels that are not candidates
 
@@ -285,7 +285,7 @@ class LabelRanker(nn.Module):
     @torch.no_grad()
     def tune(
         self, batches: Iterable[tuple[Evidence, Tensor | None, Tensor]], seed: int = 0, knowable: bool = True
-    ) -> float:
+    ) -> None:
         """Trains the committee from the beginning, and calibrates its scores.
 
         Args:
@@ -295,9 +295,6 @@ class LabelRanker(nn.Module):
             seed: Of all random choices.
             knowable: Whether some label of these rows is that of a training row. If none is, the sources are not to
                 blame for finding none: all labels may be of a single row, as those of the entries of a catalogue.
-
-        Returns:
-            The mean of precision@1, 3 and 5 of these rows.
         """
         batches = list(batches)
         examples = self._examples(batches)
@@ -306,20 +303,18 @@ class LabelRanker(nn.Module):
             self.is_of_use = not knowable
             if self.is_of_use:
                 self._rank_by_votes()
-            return 0.0
+            return
         self.is_of_use = True
         known = examples.values[~examples.none]
         deviation = known.std(0, correction=0)
         self.mean, self.deviation = known.mean(0), deviation.where(deviation > _LEAST_DEVIATION, 1)
-        examples = examples._replace(values=self._normalised(examples.values))
-        self.rank = train_committee(examples.take(found), seed)
-        scores = self._scores(examples.values, examples.none)
+        first = Examples(*(part[:CALIBRATED_ROWS] for part in examples))
+        examples = examples.take(found)
+        self.rank = train_committee(examples._replace(values=self._normalised(examples.values)), seed)
         self.ranks_unknown = sum(int(_are_unknown(evidence).sum()) for evidence, *_ in batches) >= _ENOUGH_UNKNOWN
         several = any(bool((labels[:, 1:] >= 0).any()) for _, _, labels in batches)
-        self.calibration = Calibration.of(scores, examples.right, several)
-        best = scores.topk(min(max(_KS), examples.none.shape[1])).indices
-        hits = examples.right.gather(1, best).float()
-        return sum(float(hits[:, :k].sum()) / k for k in _KS) / (len(_KS) * max(1, len(hits)))
+        scores = self._scores(self._normalised(first.values), first.none)
+        self.calibration = Calibration.of(scores, first.right, several)
 
     def _rank_by_votes(self) -> None:
         """Ranks by the votes that choose the candidates: no held-out row tells more."""
@@ -410,6 +405,15 @@ def _and_below_best(values: Tensor, none: Tensor) -> list[Tensor]:
     return [values.masked_fill(none, 0).unsqueeze(2), (values - best).masked_fill(none, 0).unsqueeze(2)]
 
 
+def _features_between(rows: Rows, begin: int, end: int) -> Features:
+    """The features of rows of unit length, from one of them to before another."""
+    if not isinstance(rows, XMCRows):
+        return rows.features[begin:end]
+    start = rows.feature_start[begin : end + 1]
+    entries = slice(int(start[0]), int(start[-1]))
+    return SparseFeatures(start - start[0], rows.features[entries].long(), rows.values[entries], unit=True)
+
+
 def _hard_labels(rows: Rows, neighbours: Neighbours, centroids: Centroids | DenseCentroids, begin: int = 0) -> Tensor:
     """Labels that the rows from ``begin`` on may be mistaken for, were they not among the training rows.
 
@@ -418,13 +422,13 @@ def _hard_labels(rows: Rows, neighbours: Neighbours, centroids: Centroids | Dens
     """
     search, found = neighbours.search_of_many(), []
     for some in torch.arange(begin, len(rows.label_start) - 1).split(_ROWS):
-        features = batch_of(rows.take(some)).features
+        features = _features_between(rows, int(some[0]), int(some[-1]) + 1)
         cosines, near = search(features)
         itself = near == some.unsqueeze(1)
         weights = cosines.clamp(min=0).square().masked_fill(itself, 0).unsqueeze(2).contiguous()
         near = near.masked_fill(itself, -1)
         if isinstance(centroids, Centroids):
-            also = centroids.search(features, _HARD_NEAREST, 1 << 11)
+            also = centroids.search(features, _HARD_NEAREST, _HARD_POSTINGS)
         else:  # takes as long as the search among rows, and adds nothing
             also = near.new_empty(len(some), 0)
         labels = neighbours.label_start, neighbours.labels, rows.num_labels

@@ -73,12 +73,13 @@ def fit_linear_rows(
     passes: int,
     threshold: float,
     seed: int,
+    tolerance: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Fits linear classifiers for each label on rows of its own, one for each cost, by dual coordinate descent.
 
     A classifier minimises ``(|w|² + b²) / 2 + cost * sum(max(0, 1 - y (w x + b))²)``. It begins with the solution for
-    the cost before, and depends on its rows and the seed only. Passes end early when no dual variable changes by 0.01.
-    They leave out rows that no longer matter ("shrinking").
+    the cost before, and depends on its rows and the seed only. Passes end early when no dual variable changes by 0.01,
+    or when one adds too little. They leave out rows that no longer matter ("shrinking").
 
     Args:
         row_start, row_columns, row_values: rows ``[R, num_columns]`` in CSR form, int64, int32 and float32.
@@ -89,6 +90,7 @@ def fit_linear_rows(
         passes: most passes over the rows of a label, for each cost.
         threshold: columns whose weights have at most this magnitude for every cost are left out.
         seed: of the order of the rows.
+        tolerance: passes for a cost end when one adds less to the dual objective than this share of what they all have.
 
     Returns:
         Weights ``[L, F]`` in CSR form with values ``[C, entries]``, columns increasing within a row; and bias
