@@ -87,10 +87,9 @@ class LabelRanker(nn.Module):
         self.register_buffer("deviation", torch.ones(size))
         self.rank, self.calibration = committee(size), Calibration()
         self.is_of_use = False  # unless its sources knew labels of the rows by which it was tuned, and found none
-        self.ranks_unknown = (
-            True  # whether rows without known features have candidates: if rows that tuned it were such
-        )
+        self.ranks_unknown = True  # whether rows without known features have candidates; see tune
         self._hard_labels: Tensor | None = None  # of the first rows; none after loading
+        self._of_counts: tuple[Tensor, Tensor] | None = None  # see _frequent
 
     @classmethod
     def of(
@@ -216,6 +215,14 @@ class LabelRanker(nn.Module):
     def num_labels(self) -> int:
         return len(self.counts)
 
+    @property
+    def _frequent(self) -> Tensor:
+        """The labels of most rows, the most frequent one last."""
+        if self._of_counts is None or self._of_counts[0] is not self.counts:  # of many labels, a search takes long
+            best = self.counts.topk(min(_FREQUENT, self.num_labels)).indices
+            self._of_counts = self.counts, best.flip(0)
+        return self._of_counts[1]
+
     @torch.no_grad()
     def prepare(self, features: Features, also: Tensor | None = None) -> Evidence:
         """Finds the candidates of features ``[B, F]`` and what is known of them but for the logits.
@@ -228,7 +235,7 @@ class LabelRanker(nn.Module):
         cosines, rows = self.neighbours.search(features)
         start, labels = self.neighbours.label_start, self.neighbours.labels
         near = self.centroids.search(features, _NEAREST) if also is None else also
-        near = _filled(near, self.counts, self.ranks_unknown)
+        near = _filled(near, self._frequent, self.ranks_unknown)
         weights = _weights(cosines)
         found, votes = ops.label_votes(rows, weights, start, labels, self.num_labels, _VOTED, near)
         voters = start.diff()[rows.clamp(min=0)].unsqueeze(2)
@@ -288,6 +295,8 @@ class LabelRanker(nn.Module):
     ) -> None:
         """Trains the committee from the beginning, and calibrates its scores.
 
+        Rows without known features keep candidates, the most frequent labels, if ten or more of these rows are such.
+
         Args:
             batches: What :meth:`prepare` returned for rows that no source has seen, the logits of the large network
                 ``[B, K]`` for the candidates (None where they do not count), and the labels ``[B, P]`` of the rows,
@@ -337,19 +346,21 @@ class LabelRanker(nn.Module):
         return torch.cat([evidence.values, *_and_below_best(logits, evidence.labels < 0)], 2)
 
 
-def _filled(labels: Tensor, counts: Tensor, all_rows: bool) -> Tensor:
-    """Labels ``[B, K]`` with the most frequent ones in place of the last -1; one may come twice.
+def _filled(labels: Tensor, others: Tensor, all_rows: bool) -> Tensor:
+    """Labels ``[B, K]`` with others ``[M]``, the best last, in place of the last -1; one may come twice.
 
     Args:
         labels: Labels.
-        counts: How many rows have each label.
+        others: Labels.
         all_rows: Whether to fill rows that have no labels.
     """
-    frequent = counts.topk(min(_FREQUENT, labels.shape[1], len(counts))).indices.flip(0)
     full = labels >= 0
+    if bool(full.all()):
+        return labels
     if not all_rows:
         full |= ~full.any(1, keepdim=True)
-    return labels.where(full, F.pad(frequent, (labels.shape[1] - len(frequent), 0), value=-1))
+    others = others[-labels.shape[1] :]
+    return labels.where(full, F.pad(others, (labels.shape[1] - len(others), 0), value=-1))
 
 
 def best_of(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
