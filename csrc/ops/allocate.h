@@ -39,8 +39,9 @@ inline Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType dtype)
     strides[d] = static_cast<int64_t>(stride);
     stride *= static_cast<uint64_t>(std::max<int64_t>(sizes.begin()[d], 1));
   }
-  // torch::stable::empty() looks an operator up by name and boxes its arguments, which takes microseconds. Of what is
-  // used here, PyTorch keeps aoti_torch_ in its stable ABI; torch::stable::detail is looked for when this is compiled.
+  // torch::stable::empty() looks an operator up by name and boxes its arguments, which takes microseconds. Of
+  // what is used here, PyTorch keeps aoti_torch_ in its stable ABI; torch::stable::detail is looked for when
+  // this is compiled.
   AtenTensorHandle handle;
   const AOTITorchError error =
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
