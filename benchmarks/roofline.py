@@ -26,7 +26,7 @@ The bound of the loss counts its product alone. A core of Zen 5 (4 GHz, two vect
 GFLOP/s) takes 1.04 ms for its half of that, and, by a thread alone:
 
 - 0.07 ms for exponentials, 4.2 cycles a vector: they take the same units of the core as the product;
-- 0.08 ms to gather rows. Each is on a page of its own, which a virtual machine whose host has pages of 4 KiB looks up
+- 0.09 ms to gather rows. Each is on a page of its own, which a virtual machine whose host has pages of 4 KiB looks up
   in two tables, 54 cycles a row; a core stops until it has, so that no product hides it;
 - 0.03 ms more for the product when the lines of its results are in no cache;
 - 0.05 ms to call an operator of PyTorch after another one has filled the caches: ``torch.add`` of 8 numbers takes as
