@@ -135,7 +135,7 @@ def wordnet(whole: bool, folder: Path) -> list[Row]:
 def sets_from(lists: Path, wordnet_folder: Path) -> dict[str, Callable[[], list[Row]]]:
     """What makes each set."""
     first_lines = {"da", "it", "de"}
-    languages = ("en", "da", "it", "fr", "de", "sk", "ko", "pt_BR", "ja", "ru")
+    languages = ("en", "da", "it", "fr", "de", "sk", "ko", "pt_BR", "ja", "ru", "pl", "uk", "cs", "pt")
     return {
         **{f"debian-{some}": partial(debian.needs, lists, some, some not in first_lines) for some in languages},
         "debian-tags": partial(debian.tags, lists),
