@@ -240,7 +240,7 @@ def test_rows_without_known_features_have_candidates_where_such_rows_tuned_them(
         feature_start=torch.zeros(unknown + 1, dtype=torch.int64), features=some.features[:0], values=some.values[:0]
     )
     rows = join_rows([nothing, held_out]) if unknown else held_out
-    made, _ = tuned(train, rows)
+    made = tuned(train, rows)
     assert made.ranks_unknown == ranks
     empty = torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0).long(), torch.empty(0), (1, 2000))
     assert bool((made.prepare(empty).labels >= 0).any()) == ranks
