@@ -17,7 +17,9 @@ _MAX_POSTINGS = 1 << 14  # read per row; time grows with them, and beyond these 
 _MOST_POWER = 1e6
 MOST_NEIGHBOURS = 1 << 12  # of a row: a quarter of the postings, as candidates are four times as many
 _CANDIDATES = 4  # times the neighbours wanted
-_FEW, _FEW_POSTINGS = 33, 1 << 10  # rows that a quick search finds, and what it reads of an index
+_FEW = 33  # rows that a quick search finds
+_QUICK, _QUICKER = (2 * _FEW, 1 << 11), (_FEW, 1 << 10)  # its candidates, and postings read
+_MANY = 5_000  # rows; among fewer, the quicker search costs precision
 _COMPARED = 1 << 15  # dense rows that a quick search looks at
 
 
@@ -174,10 +176,11 @@ class SparseNeighbours(Neighbours):
     def search_of_many(self) -> Callable[[Features], tuple[Tensor, Tensor]]:
         by_row = self.row_start, self.columns, self.values
         by_column = self.column_start, self.column_rows, self.column_values
+        effort = _QUICKER if len(self) >= _MANY else _QUICK
 
         def search(features: Features) -> tuple[Tensor, Tensor]:
             query = features.crow_indices(), features.col_indices(), features.values()
-            return ops.nearest_rows(*query, *by_row, *by_column, _FEW, _FEW, _FEW_POSTINGS)
+            return ops.nearest_rows(*query, *by_row, *by_column, _FEW, *effort)
 
         return search
 
