@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from torch_lsh import ops
 from torch_lsh.data import XMCRows, collate_xmc, synthetic_xmc
 from torch_lsh.data.xmc import join_rows
 from torch_lsh.metrics import PrecisionAtK
@@ -249,3 +250,14 @@ def test_rows_without_known_features_have_candidates_where_such_rows_tuned_them(
 
 def without_kind(configuration):
     return {name: value for name, value in configuration.items() if name != "kind"}
+
+
+@pytest.mark.parametrize(("rows", "labels", "read"), [(5000, 1024, 1024), (4999, 1024, 2048), (5000, 1025, 2048)])
+def test_a_search_of_many_reads_less_where_rows_are_many_and_labels_few(monkeypatch, rows, labels, read):
+    each = torch.arange(rows + 1)
+    ones = torch.ones(rows)
+    kept = neighbours_of(XMCRows(each, each[1:].int() % 9, ones, each, each[1:].int() % labels, 9, labels), k=1)
+    asked = []
+    monkeypatch.setattr(ops, "nearest_rows", lambda *arguments: asked.append(arguments))
+    kept.search_of_many()(torch.eye(9).to_sparse_csr())
+    assert asked[0][-1] == read

@@ -19,7 +19,7 @@ MOST_NEIGHBOURS = 1 << 12  # of a row: a quarter of the postings, as candidates 
 _CANDIDATES = 4  # times the neighbours wanted
 _FEW = 33  # rows that a quick search finds
 _QUICK, _QUICKER = (2 * _FEW, 1 << 11), (_FEW, 1 << 10)  # its candidates, and postings read
-_MANY = 5_000  # rows; among fewer, the quicker search costs precision
+_MANY_ROWS, _FEW_LABELS = 5_000, 1_024  # with fewer rows or more labels, the quicker search costs precision
 _COMPARED = 1 << 15  # dense rows that a quick search looks at
 
 
@@ -176,7 +176,7 @@ class SparseNeighbours(Neighbours):
     def search_of_many(self) -> Callable[[Features], tuple[Tensor, Tensor]]:
         by_row = self.row_start, self.columns, self.values
         by_column = self.column_start, self.column_rows, self.column_values
-        effort = _QUICKER if len(self) >= _MANY else _QUICK
+        effort = _QUICKER if len(self) >= _MANY_ROWS and self.num_labels <= _FEW_LABELS else _QUICK
 
         def search(features: Features) -> tuple[Tensor, Tensor]:
             query = features.crow_indices(), features.col_indices(), features.values()
