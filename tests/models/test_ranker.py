@@ -252,11 +252,14 @@ def without_kind(configuration):
     return {name: value for name, value in configuration.items() if name != "kind"}
 
 
-@pytest.mark.parametrize(("rows", "labels", "read"), [(5000, 1024, 1024), (4999, 1024, 2048), (5000, 1025, 2048)])
-def test_a_search_of_many_reads_less_where_rows_are_many_and_labels_few(monkeypatch, rows, labels, read):
-    each = torch.arange(rows + 1)
-    ones = torch.ones(rows)
-    kept = neighbours_of(XMCRows(each, each[1:].int() % 9, ones, each, each[1:].int() % labels, 9, labels), k=1)
+@pytest.mark.parametrize(
+    ("rows", "labels", "of_each", "read"),
+    [(5000, 1024, 2, 1024), (4999, 1024, 2, 2048), (5000, 1025, 2, 2048), (5000, 1025, 1, 1024), (4999, 1025, 1, 2048)],
+)
+def test_a_search_of_many_reads_less_where_rows_are_many_and_labels_few(monkeypatch, rows, labels, of_each, read):
+    start = torch.arange(rows + 1)
+    given = torch.arange(rows * of_each).int() % labels
+    kept = neighbours_of(XMCRows(start, start[1:].int() % 9, torch.ones(rows), start * of_each, given, 9, labels), k=1)
     asked = []
     monkeypatch.setattr(ops, "nearest_rows", lambda *arguments: asked.append(arguments))
     kept.search_of_many()(torch.eye(9).to_sparse_csr())

@@ -19,7 +19,8 @@ MOST_NEIGHBOURS = 1 << 12  # of a row: a quarter of the postings, as candidates 
 _CANDIDATES = 4  # times the neighbours wanted
 _FEW = 33  # rows that a quick search finds
 _QUICK, _QUICKER = (2 * _FEW, 1 << 11), (_FEW, 1 << 10)  # its candidates, and postings read
-_MANY_ROWS, _FEW_LABELS = 5_000, 1_024  # with fewer rows or more labels, the quicker search costs precision
+# With fewer rows, or with more labels and several a row, the quicker search costs precision.
+_MANY_ROWS, _FEW_LABELS = 5_000, 1_024
 _COMPARED = 1 << 15  # dense rows that a quick search looks at
 
 
@@ -176,7 +177,8 @@ class SparseNeighbours(Neighbours):
     def search_of_many(self) -> Callable[[Features], tuple[Tensor, Tensor]]:
         by_row = self.row_start, self.columns, self.values
         by_column = self.column_start, self.column_rows, self.column_values
-        effort = _QUICKER if len(self) >= _MANY_ROWS and self.num_labels <= _FEW_LABELS else _QUICK
+        few = self.num_labels <= _FEW_LABELS or len(self.labels) <= len(self)
+        effort = _QUICKER if few and len(self) >= _MANY_ROWS else _QUICK
 
         def search(features: Features) -> tuple[Tensor, Tensor]:
             query = features.crow_indices(), features.col_indices(), features.values()
