@@ -28,7 +28,6 @@ class TrainedLayer(NamedTuple):
     queries: Tensor  # [Q, d]
 
 
-@torch.enable_grad()  # callers measure without
 def trained_layer(name: str, folder: Path) -> TrainedLayer:
     """Reads a layer from the folder; the first time, trains it.
 

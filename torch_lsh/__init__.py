@@ -28,7 +28,7 @@ Importing this package changes the following for the whole process, and nothing 
 from . import interrupts as _interrupts  # noqa: F401  # first, because the other imports can be interrupted
 
 # isort: split
-from . import _private_names  # noqa: F401
+from . import _private_names  # noqa: F401  # before all that uses them
 
 # isort: split
 from . import data, distributed, metrics, models, nn, ops, optim, rehash

@@ -439,6 +439,15 @@ def test_resume_false_begins_anew(data, tmp_path, uninterrupted):
     assert_same(model, uninterrupted[0])
 
 
+def test_fit_trains_where_gradients_are_disabled(data, tmp_path, uninterrupted):
+    train, test = data
+    model = make_model()
+    with torch.no_grad():
+        options = {"checkpoint": tmp_path / "run.pt", "checkpoint_every": EVERY}
+        assert fit(model, train, eval_dataset=test, **options) == uninterrupted[1]
+    assert_same(model, uninterrupted[0])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

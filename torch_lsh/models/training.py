@@ -90,6 +90,7 @@ class TrainingRun:
             self.seconds += time.perf_counter() - start
             yield
 
+    @torch.enable_grad()  # whoever calls fit may have disabled them
     def _step(self, batch: Batch) -> None:
         features, labels, weights = batch
         self.model.train()
