@@ -662,6 +662,36 @@ def test_training_and_look_ups_under_another_default_device(batch, name, index):
         assert torch.equal(one, other)
 
 
+def clustered_buckets():
+    rows = torch.randn(500, D).repeat(140, 1) + 0.01 * torch.randn(70_000, D)
+    with torch.device("meta"):
+        index = torch_lsh.index.partition.PartitionIndex(len(rows), D, hashes_per_table=6, compared=16)
+        index.build(rows, None, rows[:300])
+        return index.recall(rows, None, rows[300:400]) > 0.9
+
+
+def tuned_look_ups():
+    layer, x = LSHLinear(D, 5_000), torch.randn(64, D)
+    with torch.device("meta"):
+        return len(torch_lsh.autotune(layer, x, seconds=0.2, hashes=["simhash"]).table) > 1
+
+
+def rows_and_metrics():
+    with torch.device("meta"):
+        train, _ = torch_lsh.data.synthetic_xmc(100, 0, 1_000, 500)
+        metric = torch_lsh.metrics.RankingMetrics(("precision", "ndcg", "coverage"), (1, 3))
+        x, y = torch_lsh.data.collate_xmc([train[0], train[1]])
+        multi_hot = torch_lsh.data.collate_xmc(train.rows, labels="csr")[1]
+        metric.update(y.repeat(1, 3), y, torch.empty(0, 2, dtype=torch.int64, device="cpu"))
+        return x.is_cpu and multi_hot.is_cpu and metric.compute()["precision@1"] == 1
+
+
+@pytest.mark.parametrize("works", [clustered_buckets, tuned_look_ups, rows_and_metrics])
+def test_the_rest_under_another_default_device(works):
+    torch.manual_seed(0)
+    assert works()
+
+
 def test_the_loss_of_the_layer_takes_sequences():
     layer, x, y = layer_of(), torch.randn(2, 3, D), torch.randint(N, (2, 3))
     wanted = F.cross_entropy(F.linear(x, layer.weight, layer.bias).movedim(-1, 1), y, reduction="none")

@@ -478,7 +478,7 @@ class _Header(NamedTuple):
 
 def _read_tensor(path: FilePath, file: IO[bytes], header: _Header, name: str) -> Tensor:
     dtype, shape, begin, stop = header.entries[name]
-    data = torch.empty(stop - begin, dtype=torch.uint8)
+    data = torch.empty(stop - begin, dtype=torch.uint8, device="cpu")
     file.seek(len(header.head) + begin)
     if file.readinto(data.numpy().data) != stop - begin:  # type: ignore[attr-defined]  # binary files have it
         raise ValueError(f"{path} is cut off in {name}")

@@ -64,10 +64,10 @@ class RankingMetrics:
             raise ValueError(f"propensities is None; wanted [N] for {', '.join(n for n in names if n in _SCORED)}")
         self.names, self.ks = tuple(names), tuple(ks)
         self._inverse = None if propensities is None else _inverse(propensities)
-        self._at = torch.tensor(self.ks) - 1
-        self._sums = {name: torch.zeros(2, len(self.ks), dtype=torch.float64) for name in self.names}
+        self._at = torch.tensor(self.ks, device="cpu") - 1
+        self._sums = {name: torch.zeros(2, len(self.ks), dtype=torch.float64, device="cpu") for name in self.names}
         # [1 + len(ks), N]: labels that occur, and labels found among the best k
-        self._seen = torch.zeros(1 + len(self.ks), 0, dtype=torch.bool)
+        self._seen = torch.zeros(1 + len(self.ks), 0, dtype=torch.bool, device="cpu")
 
     def update(self, classes: Tensor, labels: Tensor, excluded: Tensor | None = None) -> None:
         """Adds rows.
@@ -88,7 +88,7 @@ class RankingMetrics:
             raise ValueError(f"classes has shape {tuple(classes.shape)}; wanted [B, k] with k >= {deepest}")
         if labels.dim() != 2 or len(labels) != len(classes):
             raise ValueError(f"labels has shape {tuple(labels.shape)}; wanted [{len(classes)}, P]")
-        labelled = (labels >= 0).any(1) if labels.shape[1] else torch.zeros(len(labels), dtype=torch.bool)
+        labelled = (labels >= 0).any(1)
         batch = _Batch(classes[labelled, :deepest], _without_repeats(labels[labelled]), self._inverse)
         for name in self.names:
             if name == "coverage":
@@ -182,7 +182,7 @@ def without_excluded(classes: Tensor, excluded: Tensor) -> Tensor:
     if classes.numel() == 0 or len(excluded) == 0:
         return classes
     stride = int(torch.maximum(classes.max(), excluded[:, 1].max())) + 1
-    pairs = torch.arange(len(classes)).unsqueeze(1) * stride + classes
+    pairs = torch.arange(len(classes), device="cpu").unsqueeze(1) * stride + classes
     gone = torch.isin(pairs, excluded[:, 0] * stride + excluded[:, 1]) & (classes >= 0)
     return classes.masked_fill(gone, -1).gather(1, gone.to(torch.uint8).argsort(dim=1, stable=True))
 
@@ -206,7 +206,7 @@ class _Batch:
         known = (classes.unsqueeze(2) == labels.unsqueeze(1)) & (classes >= 0).unsqueeze(2)
         self.hits = known.any(2).double()
         self.num_labels = (labels >= 0).sum(1, keepdim=True).double()
-        ranks = torch.arange(1, classes.shape[1] + 1, dtype=torch.float64)
+        ranks = torch.arange(1, classes.shape[1] + 1, dtype=torch.float64, device="cpu")
         self.ranks, self.discount = ranks, 1 / torch.log2(ranks + 1)
         if inverse is not None:
             rarest = len(inverse) - 1  # the weight of labels that are not in the list

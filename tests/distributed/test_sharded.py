@@ -20,7 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 import torch_lsh
 from torch_lsh import LSHConfig, LSHLinear
-from torch_lsh.distributed import ShardedLogits, ShardedLSHLinear, ShardedRows, clip_grad_norm_, exchange_rows_
+from torch_lsh.distributed import (
+    ShardedLogits,
+    ShardedLSHLinear,
+    ShardedRows,
+    average_gradients,
+    clip_grad_norm_,
+    exchange_rows_,
+)
 from torch_lsh.distributed.channel import Channel
 
 from .processes import in_processes
@@ -410,6 +417,29 @@ class Load:
         return loaded, whole_state(model.state_dict())
 
 
+def default_device(rank: int, device: str) -> list[torch.Tensor]:
+    """What a layer, its state and the exchange of gradients give under a default device."""
+    layer, (x, y) = make_sharded(active=0.2), make_batch()
+    x, y = x[part_of(rank, False)], y[part_of(rank, False)]
+    other = nn.Parameter(torch.zeros(3))
+    other.grad = torch.full((3,), float(rank))
+    torch.manual_seed(0)
+    with torch.device(device):
+        optimizer = torch_lsh.optim.Adam(layer.parameters(), lr=0.1)
+        for _ in range(3):
+            train_on(layer, optimizer, x, y)
+        average_gradients([other])
+        found = [layer.weight, other.grad, layer.eval()(x).topk(3).indices, F.cross_entropy(layer(x), y)]
+        layer.load_state_dict(layer.state_dict())
+        return [*found, ShardedLSHLinear(D, N, device="cpu").weight]
+
+
+def train_on(layer, optimizer, x, y) -> None:
+    optimizer.zero_grad()
+    F.cross_entropy(layer(x), y).backward()
+    optimizer.step()
+
+
 class Work:
     """All of the above in two processes; loads what four saved, and saves and loads itself."""
 
@@ -432,6 +462,7 @@ class Work:
             "errors": errors(rank),
             "styles": styles(rank),
             "initial": initial(rank, 2),
+            "default device": apart(*zip(*(default_device(rank, device) for device in ("cpu", "meta")))),
             "loaded": Load(f"{self.folder}/four")(rank),
             "saved": Save(f"{self.folder}/two")(rank)[:2],
             "resumed": Load(f"{self.folder}/two")(rank),
@@ -532,6 +563,10 @@ def test_styles_of_tensor_parallelism(results):
         assert difference < 1e-5
         assert len(messages) == 1
         assert "torch_lsh.distributed.ShardedRows" in messages[0]
+
+
+def test_another_default_device_changes_nothing(results):
+    assert all(result["default device"] == 0 for result in results)
 
 
 def test_initial_weights_do_not_depend_on_the_processes(results, of_four):

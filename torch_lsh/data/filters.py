@@ -60,4 +60,4 @@ def read_filter(path: str | os.PathLike[str]) -> Tensor:
         if not (label.isascii() and label.isdigit() and len(label) < 19):
             raise ValueError(f"{place}: the label is {label!r:.50}; wanted a number from 0")
         pairs.append((row, int(label)))
-    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+    return torch.tensor(pairs, dtype=torch.int64, device="cpu").reshape(-1, 2)

@@ -232,7 +232,7 @@ def _joined(columns: list[list[Tensor]]) -> _Joined:
     """Joins parsed lines, and empties the lists."""
     joined = []
     for column, dtype in zip(columns, (torch.int64, torch.int32, torch.float32, torch.int64, torch.int32)):
-        joined.append(torch.cat(column) if column else torch.empty(0, dtype=dtype))
+        joined.append(torch.cat(column) if column else torch.empty(0, dtype=dtype, device="cpu"))
         column.clear()  # joined one by one, so that the peak is one array above the result
     feature_counts, features, values, label_counts, labels = joined
     starts = [torch.cat([counts.new_zeros(1), counts.cumsum(0)]) for counts in (feature_counts, label_counts)]

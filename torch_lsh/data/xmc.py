@@ -26,7 +26,7 @@ _ROWS_WRITTEN = 10_000  # at a time
 with warnings.catch_warnings():
     # PyTorch says once per process that sparse CSR tensors are in beta; users of this module need not hear it.
     warnings.simplefilter("ignore")
-    torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0, dtype=torch.int64), torch.empty(0), (1, 1))
+    torch.zeros(1, 1, device="cpu").to_sparse_csr()
 
 
 class XMCRows(NamedTuple):
@@ -67,7 +67,7 @@ def runs(start: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the offsets of the chosen runs after concatenation, and the present places of their elements."""
     begin = start[rows]
     counts = start[rows + 1] - begin
-    offsets = torch.zeros(len(rows) + 1, dtype=torch.int64)
+    offsets = torch.zeros(len(rows) + 1, dtype=torch.int64, device="cpu")
     torch.cumsum(counts, 0, out=offsets[1:])
     places = np.repeat((begin - offsets[:-1]).numpy(), counts.numpy())  # PyTorch's takes several times as long
     places += np.arange(len(places))
@@ -159,11 +159,11 @@ class XMCDataset(Dataset[XMCRows]):
         labels.eliminate_zeros()
         return cls.from_rows(
             XMCRows(
-                torch.tensor(features.indptr, dtype=torch.int64),
-                torch.tensor(features.indices, dtype=torch.int32),
-                torch.tensor(features.data, dtype=torch.float32),
-                torch.tensor(labels.indptr, dtype=torch.int64),
-                torch.tensor(labels.indices, dtype=torch.int32),
+                torch.tensor(features.indptr, dtype=torch.int64, device="cpu"),
+                torch.tensor(features.indices, dtype=torch.int32, device="cpu"),
+                torch.tensor(features.data, dtype=torch.float32, device="cpu"),
+                torch.tensor(labels.indptr, dtype=torch.int64, device="cpu"),
+                torch.tensor(labels.indices, dtype=torch.int32, device="cpu"),
                 features.shape[1],
                 labels.shape[1],
             )
@@ -189,11 +189,11 @@ class XMCDataset(Dataset[XMCRows]):
         """One row; negative numbers count from the end."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"index is {index}; wanted {-len(self)} to {len(self) - 1}")
-        return self._rows.take(torch.tensor([index % len(self)]))
+        return self._rows.take(torch.tensor([index % len(self)], device="cpu"))
 
     def __getitems__(self, indices: Sequence[int]) -> XMCRows:
         """A batch in one go, for DataLoader; ``[R]`` numbers from 0."""
-        return self._rows.take(torch.as_tensor(indices, dtype=torch.int64))
+        return self._rows.take(torch.as_tensor(indices, dtype=torch.int64, device="cpu"))
 
     def __repr__(self) -> str:
         return f"XMCDataset({len(self):,} rows, {self.num_features:,} features, {self.num_labels:,} labels)"
@@ -217,6 +217,7 @@ def collate_xmc(batch: XMCRows | Sequence[XMCRows], labels: str = "padded") -> t
         rows.values,
         (len(rows.feature_start) - 1, rows.num_features),
         check_invariants=False,
+        device="cpu",
     )
     if labels == "padded":
         return features, padded_labels(rows.label_start, rows.labels)
@@ -231,9 +232,10 @@ def collate_xmc(batch: XMCRows | Sequence[XMCRows], labels: str = "padded") -> t
     multi_hot = torch.sparse_csr_tensor(
         start,
         present % max(1, rows.num_labels),
-        torch.ones(len(present), dtype=torch.float32),
+        torch.ones(len(present), dtype=torch.float32, device="cpu"),
         shape,
         check_invariants=False,
+        device="cpu",
     )
     return features, multi_hot
 
@@ -242,8 +244,8 @@ def padded_labels(label_start: Tensor, labels: Tensor) -> Tensor:
     """The labels of rows as ``[rows, P]`` int64, padded with -100; P is at least 1."""
     counts = label_start.diff()
     width = max(1, int(counts.max())) if len(counts) else 1
-    padded = torch.full((len(counts), width), -100)
-    padded[torch.arange(width) < counts.unsqueeze(1)] = labels.long()
+    padded = torch.full((len(counts), width), -100, device="cpu")
+    padded[torch.arange(width, device="cpu") < counts.unsqueeze(1)] = labels.long()
     return padded
 
 
@@ -307,11 +309,11 @@ def with_each_label_once(rows: XMCRows) -> XMCRows:
         return rows  # increasing in every row
     key = row_of * max(1, rows.num_labels) + ids
     ordered, order = key.sort(stable=True)
-    first = torch.ones(len(key), dtype=torch.bool)
+    first = torch.ones(len(key), dtype=torch.bool, device="cpu")
     first[order[1:]] = ordered[1:] != ordered[:-1]
     if bool(first.all()):
         return rows
-    kept = torch.zeros(len(key) + 1, dtype=torch.int64)
+    kept = torch.zeros(len(key) + 1, dtype=torch.int64, device="cpu")
     torch.cumsum(first, 0, out=kept[1:])
     return rows._replace(label_start=kept[start], labels=ids[first])
 
@@ -323,7 +325,7 @@ def normalised(rows: XMCRows, normalize: str | None) -> XMCRows:
     if normalize != "l2":
         raise ValueError(f"normalize is {normalize!r}; wanted 'l2' or None")
     row_of = torch.repeat_interleave(rows.feature_start.diff())
-    squares = torch.zeros(len(rows.feature_start) - 1, dtype=torch.float64)
+    squares = torch.zeros(len(rows.feature_start) - 1, dtype=torch.float64, device="cpu")
     squares.index_add_(0, row_of, rows.values.double() ** 2)
     norms = squares.sqrt().clamp(min=1e-30).float()
     return rows._replace(values=rows.values / norms[row_of])
@@ -347,7 +349,7 @@ def write_xmc(dataset: XMCDataset, path: str | os.PathLike[str]) -> None:
     """
     with replacing(path) as temporary, opener_of(temporary)(temporary, "wb") as file:
         file.write(f"{len(dataset)} {dataset.num_features} {dataset.num_labels}\n".encode())
-        for some in torch.arange(len(dataset)).split(_ROWS_WRITTEN):
+        for some in torch.arange(len(dataset), device="cpu").split(_ROWS_WRITTEN):
             file.write("".join(_lines(dataset.rows.take(some))).encode())
 
 

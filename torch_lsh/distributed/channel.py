@@ -80,7 +80,7 @@ class Channel:
             message starts where any dtype is aligned.
         """
         length, room = sum([len(part) for part in parts]), self._room
-        head = torch.tensor([length, *numbers]).view(torch.uint8)
+        head = torch.tensor([length, *numbers], device="cpu").view(torch.uint8)
         start = len(head)
         whole = torch.cat([head, *parts, head.new_zeros(max(0, room - length))])
         came = self.gather(whole[: start + room])

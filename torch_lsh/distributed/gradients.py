@@ -72,11 +72,11 @@ def refuse_updated(parameters: list[Tensor]) -> None:
 
 def check_same(parameters: list[Tensor], channel: Channel) -> None:
     """Raises a RuntimeError, in all processes, if number, shapes or dtypes of the parameters differ between them."""
-    lengths = channel.gather(torch.tensor(len(parameters))).tolist()
+    lengths = channel.gather(torch.tensor(len(parameters), device="cpu")).tolist()
     if len(set(lengths)) > 1:
         raise RuntimeError(f"parameters holds {lengths} tensors in the processes; wanted the same in all")
     forms = [f"{tuple(parameter.shape)} {parameter.dtype}" for parameter in parameters]
-    all_forms = channel.gather(torch.tensor([zlib.crc32(form.encode()) for form in forms]))
+    all_forms = channel.gather(torch.tensor([zlib.crc32(form.encode()) for form in forms], device="cpu"))
     differs = (all_forms != all_forms[0]).any(0)
     if differs.any():
         number = int(differs.nonzero()[0])
@@ -102,7 +102,8 @@ def average(
     Returns:
         The notes of all processes.
     """
-    own = torch.zeros(len(parameters) + 1, 2, dtype=torch.int64)  # kind and number of rows, and who takes part
+    # Kind and number of rows of each, and whether this process takes part.
+    own = torch.zeros(len(parameters) + 1, 2, dtype=torch.int64, device="cpu")
     own[-1, 0] = takes_part
     parts: dict[int, tuple[Tensor, Tensor]] = {}
     for number, parameter in enumerate(parameters):
@@ -113,7 +114,7 @@ def average(
             own[number, 0] = _DENSE
         else:
             rows, values = parts[number] = rows_and_values(gradient)
-            own[number] = torch.tensor([_ROW_SPARSE, len(rows)])
+            own[number] = torch.tensor([_ROW_SPARSE, len(rows)], device="cpu")
     messages = channel.gather(own.flatten() if note is None else torch.cat([own.flatten(), note]))
     kinds, counts = messages[:, : own.numel()].unflatten(1, own.shape).unbind(2)
     divisor = channel.size if of_all else int(kinds[:, -1].sum())

@@ -146,7 +146,7 @@ class RowExchange:
     def end_join(self, is_last: bool) -> None:
         """Copies the parameters of a process that had inputs to the end to all processes."""
         assert self._channel is not None
-        ranks = self._channel.gather(torch.tensor(self._channel.rank if is_last else -1))
+        ranks = self._channel.gather(torch.tensor(self._channel.rank if is_last else -1, device="cpu"))
         self._copy_parameters(int(ranks.max()))
 
 
@@ -154,11 +154,11 @@ def _carried_rows(samplers: list[Sampler], takes_part: bool) -> Tensor:
     """The rows that each sampler carries over, padded with -1 to the room that it has for them."""
     notes = []
     for sampler in samplers:
-        note = torch.full((sampler.packed_sizes()["carried_room"],), -1)
+        note = torch.full((sampler.packed_sizes()["carried_room"],), -1, device="cpu")
         if takes_part and sampler.carried is not None:
             note[: len(sampler.carried)] = sampler.carried
         notes.append(note)
-    return torch.cat(notes) if notes else torch.empty(0, dtype=torch.int64)
+    return torch.cat(notes) if notes else torch.empty(0, dtype=torch.int64, device="cpu")
 
 
 def _agree_on_carried_rows(samplers: list[Sampler], notes: list[Tensor]) -> None:

@@ -258,7 +258,8 @@ class PartitionIndex(Index):
         if self.num_rows <= fitted:
             return torch.arange(self.num_rows, device="cpu")
         if self.family.compared > 1:
-            return torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(self.seed))[:fitted]
+            generator = torch.Generator().manual_seed(self.seed)
+            return torch.randperm(self.num_rows, generator=generator, device="cpu")[:fitted]
         lengths = torch.cat([(rows.float() - self._center).norm(dim=1) for _, rows, _ in row_blocks(weight, None)])
         half = fitted // 2
         longest = lengths.nan_to_num_(0, 0, 0).topk(half).indices

@@ -129,7 +129,7 @@ def _cross_entropy(
         x = x.detach().requires_grad_(wants_grad_of_x)
         with _NO_AUTOCAST if autocast is None else torch.autocast("cpu", autocast):
             loss = _owner(handle).eager_loss(x, weight, bias, target, class_weight, loss_of)
-        step = _Step.of(x, loss) if wants_grad else torch.zeros(1, dtype=torch.int64)
+        step = _Step.of(x, loss) if wants_grad else torch.zeros(1, dtype=torch.int64, device="cpu")
         return loss.detach(), step
 
 

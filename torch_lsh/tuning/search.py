@@ -180,7 +180,7 @@ class Search:
 
     def _rehash_seconds(self, index: Index) -> float:
         """Of re-hashing, per active row of a step: a row is hashed again at most once in ``touches`` updates."""
-        rows = torch.arange(0, self._task.num_rows, max(1, self._task.num_rows // 1024))
+        rows = torch.arange(0, self._task.num_rows, max(1, self._task.num_rows // 1024), device="cpu")
         start = time.perf_counter()
         index.update(self._task.weight, self._task.bias, rows)
         return (time.perf_counter() - start) / len(rows) / getattr(self._base.rehash, "touches", 1)

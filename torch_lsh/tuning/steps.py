@@ -74,7 +74,7 @@ class _Steps:
 
     def step(self, x: Tensor, seed: int) -> Tensor:
         """The active rows of a batch."""
-        task, none = self._task, torch.empty(len(x), 0, dtype=torch.int64)
+        task, none = self._task, torch.empty(len(x), 0, dtype=torch.int64, device="cpu")
         start = time.perf_counter()
         active = choose_active_rows(self._index, x, none, self._budget, seed, self.carried)
         self.seconds.append((time.perf_counter() - start) * task.batch_size / len(x))
@@ -132,7 +132,7 @@ class StepCosts:
     def __init__(self, in_features: int, out_features: int, bias: bool, batch_size: int) -> None:
         rows = min(out_features, _SCRATCH_ROWS)
         self._shape, self._batch_size = (in_features, rows, bias), batch_size
-        self.dense = self._seconds(nn.Linear(*self._shape)) * out_features / rows
+        self.dense = self._seconds(nn.Linear(*self._shape, device="cpu")) * out_features / rows
         self._lines: dict[str, tuple[float, float]] = {}
 
     def __call__(self, scope: str, active: int) -> float:
@@ -146,8 +146,8 @@ class StepCosts:
         many = min(_SCRATCH_ACTIVE[scope], max(2, self._shape[1] // 2))
         few = max(1, many // 8)
         at_few, at_many = (
-            self._seconds(LSHLinear(*self._shape, config=LSHConfig(active=count, scope=scope, sampler="uniform")))
-            for count in (few, many)
+            self._seconds(LSHLinear(*self._shape, device="cpu", config=config))
+            for config in (LSHConfig(active=count, scope=scope, sampler="uniform") for count in (few, many))
         )
         slope = max(0.0, at_many - at_few) / (many - few)
         return max(0.0, at_few - slope * few), slope

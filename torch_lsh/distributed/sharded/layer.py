@@ -151,14 +151,14 @@ class ShardedLSHLinear(LinearWithSampler):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draws weights as ``nn.Linear`` does; they do not depend on the number of processes."""
-        seed = torch.randint(2**62, (1,))
+        seed = torch.randint(2**62, (1,), device="cpu")
         self.channel.broadcast_(seed, 0)
         bound = 1 / math.sqrt(self.in_features) if self.in_features > 0 else 0.0
         own = self.shards.own
         for block in range(own.start // _BLOCK, -(-own.stop // _BLOCK)):
             generator = torch.Generator().manual_seed(int(seed) + block)
             size = min(_BLOCK, self.out_features - block * _BLOCK)
-            drawn = torch.empty(size, self.in_features + 1).uniform_(-bound, bound, generator=generator)
+            drawn = torch.empty(size, self.in_features + 1, device="cpu").uniform_(-bound, bound, generator=generator)
             start, stop = max(own.start, block * _BLOCK), min(own.stop, block * _BLOCK + size)
             part = drawn[start - block * _BLOCK : stop - block * _BLOCK]
             self.weight[start - own.start : stop - own.start] = part[:, :-1]

@@ -250,7 +250,7 @@ def _binary_cross_entropy(
     if is_indices:
         parsed = parsed.as_multi_hot()
     if reduction == "none" or (weight is not None and weight.dim() != 1):  # the loss of every class is wanted
-        dense = torch.zeros(len(parsed.shares), classes, dtype=dtype)
+        dense = torch.zeros(len(parsed.shares), classes, dtype=dtype, device="cpu")
         dense.scatter_add_(1, parsed.labels.clamp(min=0), parsed.shares)
         dense = dense.reshape(logits.shape).to(logits.dtype)
         values = logits._announced_dense("binary_cross_entropy_with_logits")

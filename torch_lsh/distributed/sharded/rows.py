@@ -60,7 +60,7 @@ def all_logits(layer: ShardOwner, gathered: Gathered) -> Iterator[tuple[ActiveSe
     for start in range(0, layer.own_rows, size):
         stop = min(start + size, layer.own_rows)
         logits = F.linear(x, layer.weight[start:stop], None if layer.bias is None else layer.bias[start:stop])
-        rows = torch.arange(start, stop)
+        rows = torch.arange(start, stop, device="cpu")
         outside = (target.labels < start) | (target.labels >= stop)
         positions = (target.labels - start).masked_fill(outside, -1)
         active = ActiveSet(rows, torch.zeros_like(rows, dtype=torch.bool), positions, layer.own_rows)

@@ -22,12 +22,12 @@ def empty_state(sampler: Sampler) -> dict[str, Tensor]:
     """Tensors with room for the state of ``sampler``, which follows from its shape and settings."""
     sizes = sampler.packed_sizes()
     state = {
-        "position": torch.zeros(_NUMBERS, dtype=torch.int64),
-        "queries": torch.zeros(sizes["queries_room"], sampler.in_features),
-        "carried": torch.zeros(sampler.num_rows, dtype=torch.int32),  # 0: not carried; 1: the hardest
+        "position": torch.zeros(_NUMBERS, dtype=torch.int64, device="cpu"),
+        "queries": torch.zeros(sizes["queries_room"], sampler.in_features, dtype=torch.float32, device="cpu"),
+        "carried": torch.zeros(sampler.num_rows, dtype=torch.int32, device="cpu"),  # 0: not carried; 1: the hardest
     }
     if sizes["counts_room"] > 0:
-        state["label_counts"] = torch.zeros(sampler.num_rows, dtype=torch.float64)
+        state["label_counts"] = torch.zeros(sampler.num_rows, dtype=torch.float64, device="cpu")
     return state
 
 
@@ -41,12 +41,12 @@ def write_state(sampler: Sampler, tensors: dict[str, Tensor]) -> None:
         tensors["queries"][:kept] = queries[-kept:]
     tensors["carried"].zero_()
     if carried is not None:
-        tensors["carried"][carried] = torch.arange(1, len(carried) + 1, dtype=torch.int32)
+        tensors["carried"][carried] = torch.arange(1, len(carried) + 1, dtype=torch.int32, device="cpu")
     if counts is not None and "label_counts" in tensors:
         tensors["label_counts"].copy_(counts["counts"])
     numbers = [state["draws"], state["since_rehash"], state["rehashes"], kept, int(carried is not None)]
     numbers += [0, 0] if counts is None else [1 + counts["given"], _bits(counts["samples"])]
-    tensors["position"].copy_(torch.tensor(numbers))
+    tensors["position"].copy_(torch.tensor(numbers, device="cpu"))
 
 
 def read_state(sampler: Sampler, tensors: dict[str, Tensor]) -> None:

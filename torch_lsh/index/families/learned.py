@@ -137,7 +137,7 @@ class LearnedPartition:
     def _fit_all_centers(self, rows: Tensor, generator: torch.Generator) -> None:
         few = _FEW * len(rows) / self.num_buckets
         rows = _sample(rows, len(rows), generator)
-        self._group(rows[torch.arange(round(_GROWTH[0] * self.num_buckets)) % len(rows)], generator)
+        self._group(rows[torch.arange(round(_GROWTH[0] * self.num_buckets), device="cpu") % len(rows)], generator)
         for now, share in zip(_GROWTH, (*_GROWTH[1:], 0)):
             some = rows[: max(_BLOCK_ROWS, round(now * len(rows)))]  # as many for each center
             nearest = self._nearest_of_groups(some, _GROWING).long()
