@@ -6,6 +6,7 @@ import pytest
 import torch
 import twins
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import torch_lsh
 from torch_lsh import ops
@@ -452,3 +453,67 @@ def test_weights_with_mean_are_refused_as_by_pytorch():
     for bag in (ours, theirs):
         with pytest.raises(NotImplementedError, match="mode='sum'"):
             bag(torch.tensor([1, 2]), torch.tensor([0]), torch.ones(2))
+
+
+# --- graphs and function transforms -----------------------------------------------------------------------------------
+
+FEATURES = torch.tensor([[1, 2, 2], [3, 29, 0]])
+
+
+def twins_of(**options):
+    torch.manual_seed(0)
+    bag, twin = EmbeddingBag(F_, D, **options), nn.EmbeddingBag(F_, D, **options)
+    twin.load_state_dict(bag.state_dict())
+    return bag, twin
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "trace",
+    [
+        torch.fx.symbolic_trace,
+        lambda bag: torch.fx.symbolic_trace(nn.Sequential(bag)),
+        lambda bag: torch.export.export(bag, (FEATURES,)).module(),
+        lambda bag: make_fx(bag)(FEATURES),
+    ],
+    ids=["fx", "fx leaf", "export", "make_fx"],
+)
+def test_graphs_are_those_of_pytorch(trace, training):
+    bag, twin = twins_of(mode="sum")
+    graph = trace(bag.train(training))
+    torch.testing.assert_close(graph(FEATURES.flip(0)), twin(FEATURES.flip(0)))
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_compiled_training_is_row_sparse(is_sparse):
+    bag, _ = twins_of(mode="mean")
+    x = csr(torch.tensor([0, 2, 3]), torch.tensor([1, 2, 29]), torch.ones(3)) if is_sparse else FEATURES
+    optimizer = torch_lsh.optim.Adam(bag.parameters())
+    torch.compile(bag, backend="aot_eager")(x).square().sum().backward()
+    compiled, bag.weight.grad = bag.weight.grad, None
+    bag(x).square().sum().backward()
+    assert compiled.is_sparse
+    assert torch.equal(compiled.to_dense(), bag.weight.grad.to_dense())
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"without fullgraph=True|fullgraph=False"):
+        torch.compile(bag, backend="aot_eager", fullgraph=True)(x)
+    del optimizer
+
+
+def test_compiled_without_gradients_is_one_graph():
+    bag, twin = twins_of()
+    bag.requires_grad_(False)
+    assert torch.equal(torch.compile(bag, backend="aot_eager", fullgraph=True)(FEATURES), twin(FEATURES))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_of_each_sample():
+    gradients = []
+    for bag in twins_of(mode="sum"):
+
+        def loss(parameters, x, bag=bag):
+            return torch.func.functional_call(bag, parameters, (x[None],)).square().sum()
+
+        of_samples = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))
+        gradients.append(of_samples(dict(bag.named_parameters()), FEATURES)["weight"])
+    torch.testing.assert_close(*gradients)

@@ -494,6 +494,20 @@ def test_compiled_block_trains():
 # --- what has no sampled path -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:torch_lsh")
+@pytest.mark.parametrize("training", [True, False])
+def test_symbolic_traces(training):
+    x, (dense, block) = torch.randn(B, D), make_pair(LSHConfig(active=30))
+    swapped = sparsify_(copy.deepcopy(dense), LSHConfig(active=30), filter_fn=lambda module, name: name == "up")
+    for model in (block, swapped):  # their parts are nodes of the graph
+        torch.testing.assert_close(torch.fx.symbolic_trace(model.train(training))(x), dense(x))
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Identity(), block))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1"]
+    assert block.up.paths.last != "sampled"
+    traced(x)
+    assert (block.up.paths.last == "sampled") == training
+
+
 def test_hooks_of_the_parts_see_the_dense_values():
     dense, block = make_pair(LSHConfig(active=20))
     x, seen = torch.randn(B, D), []

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..row_sparse.parameters import note_forward, wants_row_sparse
+from .compiled import wants_gradient
+from .sampled_path import is_compiled, is_traced, is_transformed, leaf_call
 
 
 class EmbeddingBag(nn.EmbeddingBag):
@@ -53,6 +55,24 @@ class EmbeddingBag(nn.EmbeddingBag):
             IndexError: a feature is out of range.
             ValueError: arguments do not fit together.
         """
+        if isinstance(input, torch.fx.Proxy):
+            arguments = input, offsets, per_sample_weights
+            return super().forward(*arguments) if input.tracer.root is self else leaf_call(self, *arguments)
+        is_sparse = input.layout is torch.sparse_csr
+        if is_compiled() and (is_sparse or wants_gradient(self.weight)):
+            return self._outside_of_graph(input, offsets, per_sample_weights)
+        if is_traced() and not is_sparse:
+            return super().forward(input, offsets, per_sample_weights)
+        return self._forward_eager(input, offsets, per_sample_weights)
+
+    @torch.compiler.disable(
+        reason="row-sparse gradients and sparse batches cannot be part of a graph; compile without fullgraph=True, or "
+        "the layers after the bag"
+    )
+    def _outside_of_graph(self, input: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
+        return self._forward_eager(input, offsets, per_sample_weights)
+
+    def _forward_eager(self, input: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
         note_forward(self.weight)
         if input.layout is torch.sparse_csr:
             return self._forward_csr(input, offsets, per_sample_weights)
@@ -117,9 +137,10 @@ class EmbeddingBag(nn.EmbeddingBag):
         )
 
     def _pytorch_only(self) -> bool:
-        """Whether the options need PyTorch's implementation."""
+        """Whether the options or a function transform need PyTorch's implementation."""
         return (
             self.mode == "max"
+            or is_transformed()
             or self.max_norm is not None
             or self.scale_grad_by_freq
             or (self.sparse and not wants_row_sparse(self.weight))

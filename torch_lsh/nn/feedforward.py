@@ -17,7 +17,7 @@ from ..sampling.active_set import ActiveSet
 from .linear import LSHLinear
 from .logits.tensor import SampledLogits
 from .paths import SAMPLED
-from .sampled_path import obstacle
+from .sampled_path import leaf_call, obstacle
 
 # Modules that may stand between the two projections: each hidden neuron by itself, whichever others are there.
 ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Dropout, nn.Identity)
@@ -115,7 +115,7 @@ def apply_block(
     hooked = sample and any(is_hooked(module) for module in (up, *middle, down))
     if hooked:  # they see what they would see in a dense block
         up.paths.dense("a hook", "hooks")
-    if not sample or hooked or obstacle(up, x) is not None:
+    if not sample or hooked or isinstance(x, torch.fx.Proxy) or obstacle(up, x) is not None:
         hidden = up(x)
         hidden = hidden.dense() if isinstance(hidden, SampledLogits) else hidden
         for module in middle:
@@ -230,6 +230,8 @@ class LSHFeedForward(nn.Module):
         return self.up.config
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, torch.fx.Proxy) and x.tracer.root is not self:
+            return leaf_call(self, x)
         return apply_block(x, self.up, (self.activation,), self.down, self.training or self.sample_in_eval)
 
     def exact(self, x: Tensor) -> Tensor:

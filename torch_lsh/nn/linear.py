@@ -30,6 +30,7 @@ from .sampled_path import (
     is_compiled,
     is_traced,
     is_transformed,
+    leaf_call,
     obstacle_of_operands,
     recorder,
 )
@@ -201,9 +202,8 @@ class LSHLinear(LinearWithSampler, nn.Linear):
 
     @torch.jit.unused
     def _lazy_logits(self, input: Tensor) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as the layers of torch.nn are
-            path = input.tracer.path_of_module(self)
-            return input.tracer.create_proxy("call_module", path, (input,), {})
+        if isinstance(input, torch.fx.Proxy):
+            return super().forward(input) if input.tracer.root is self else leaf_call(self, input)
         weight, bias = self.weight_and_bias()
         reason = self._obstacle(input, weight, bias)
         if reason is None:

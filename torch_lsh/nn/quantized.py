@@ -15,7 +15,7 @@ from ..sampling.look_ups import LookUps
 from .logits.recipe import Recipe
 from .logits.tensor import SampledLogits
 from .paths import Paths
-from .sampled_path import is_compiled, is_traced, is_transformed
+from .sampled_path import is_compiled, is_traced, is_transformed, leaf_call
 from .topk_arguments import check_topk
 
 _BLOCK_ROWS = 16384  # rows quantised at a time
@@ -133,9 +133,8 @@ class QuantizedLinear(nn.Module):
 
     @torch.jit.unused
     def _eager_logits(self, input: Tensor) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):  # a leaf of the graph, as the layers of torch.nn are
-            path = input.tracer.path_of_module(self)
-            return input.tracer.create_proxy("call_module", path, (input,), {})
+        if isinstance(input, torch.fx.Proxy):
+            return self._all_logits(input) if input.tracer.root is self else leaf_call(self, input)
         self._check(input)
         if is_traced() or is_transformed():
             return self._all_logits(input.detach())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +36,12 @@ def is_compiled() -> bool:
     """Whether ``torch.compile`` traces the present computation, rather than ``torch.export`` or another tracer."""
     # Before PyTorch 2.12, torch.compile takes torch.compiler.is_exporting() for True; the flag that it returns is read.
     return torch.compiler.is_dynamo_compiling() and not torch.compiler._is_exporting_flag
+
+
+def leaf_call(module: nn.Module, input: Any, *others: Any) -> Any:
+    """The call of ``module`` with a proxy in a graph of torch.fx, of which it is a leaf, as layers of torch.nn are."""
+    path = input.tracer.path_of_module(module)
+    return input.tracer.create_proxy("call_module", path, (input, *others), {})
 
 
 def is_transformed() -> bool:

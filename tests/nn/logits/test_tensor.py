@@ -327,6 +327,11 @@ def test_symbolic_trace_has_the_layer_as_a_leaf(layer):
     assert isinstance(traced(torch.randn(4, D, dtype=torch.float64)), SampledLogits)
 
 
+def test_symbolic_trace_of_the_layer_itself_is_that_of_a_linear_layer(layer):
+    x = torch.randn(4, D, dtype=torch.float64)
+    torch.testing.assert_close(torch.fx.symbolic_trace(layer)(x), dense(layer, x))
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_traced_by_make_fx_and_without_values(layer, training):
     layer.train(training)
