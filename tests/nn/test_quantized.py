@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -59,9 +60,15 @@ def test_a_row_of_zeros_and_other_dtypes():
     linear.weight.data[1] = 0
     layer = QuantizedLinear.from_linear(linear)
     assert layer.weight[1].eq(0).all()
-    half = QuantizedLinear.from_linear(linear.bfloat16()).bfloat16()
-    assert half.scale.dtype is torch.float32
-    assert half.topk(torch.randn(2, 5).bfloat16(), 2).values.dtype is torch.bfloat16
+    assert layer.bfloat16().topk(torch.randn(2, 5).bfloat16(), 2).values.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_casts_leave_scales_and_biases_as_they_are(dtype):
+    layer = quantised()[1]
+    before = copy.deepcopy(layer.state_dict())
+    for name, buffer in layer.to(dtype).state_dict().items():
+        assert torch.equal(buffer, before[name])
 
 
 def test_quantize_swaps_lsh_layers_only():

@@ -235,9 +235,10 @@ class QuantizedLinear(nn.Module):
         return logits * (rows >= 0)
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
-        # Scales and biases stay float32 when the model is cast.
+        # Scales and biases stay float32 when the model is cast, with all their digits.
+        before = {"scale": self.scale, "bias": self.bias}
         super()._apply(fn, recurse)
-        self.scale = self.scale.float()
-        if self.bias is not None:
-            self.bias = self.bias.float()
+        for name, buffer in before.items():
+            if buffer is not None and self._buffers[name].dtype is not torch.float32:  # type: ignore[union-attr]
+                self._buffers[name] = buffer.to(self._buffers[name].device)  # type: ignore[union-attr]
         return self
