@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import torch_lsh
 from torch_lsh import FixedInterval, LSHConfig, LSHFeedForward, LSHLinear, RehashScheduler, densify_, sparsify_
@@ -275,6 +276,20 @@ def test_checkpoints_go_both_ways(assign):
     other = dense_block("gelu")
     assert other.load_state_dict(block.state_dict(), strict=False, assign=assign) == ([], ["up._extra_state"])
     torch.testing.assert_close(other(x), dense(x))
+
+
+@pytest.mark.filterwarnings("ignore:torch_lsh")
+@pytest.mark.parametrize(
+    "change", [lambda down: prune.l1_unstructured(down, "weight", 0.5), parametrizations.weight_norm]
+)
+def test_a_pruned_or_parametrized_projection_trains_and_is_saved(change):
+    x, (_, block) = torch.randn(B, D), make_pair(LSHConfig(active=1.0))
+    change(block.down)
+    block(x).sum().backward()
+    other = LSHFeedForward(D, N)
+    change(other.down)
+    other.load_state_dict(block.state_dict())
+    assert torch.equal(other.exact(x), block.exact(x))
 
 
 def test_bad_checkpoints_are_refused():

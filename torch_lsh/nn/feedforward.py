@@ -89,7 +89,8 @@ class DownProjection(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight"] = destination[prefix + "weight"].t()
+        if prefix + "weight" in destination:  # a pruned or parametrized one is under other names, as it is kept
+            destination[prefix + "weight"] = destination[prefix + "weight"].t()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         weight = state_dict.get(prefix + "weight")
