@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -64,7 +66,7 @@ class Paths:
         self.last = SAMPLED
         weight = self._weight()
         self._active = weakref.ref(input), active, -1 if weight is None else version_of(weight)
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and not _is_checkpointed():
             self.say("evaluation")
 
     def active_rows_of(self, input: Tensor, stale: bool = True) -> ActiveSet | None:
@@ -103,6 +105,14 @@ class Paths:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_active": None, "_weight": _none}
+
+
+def _is_checkpointed() -> bool:
+    """Whether torch.utils.checkpoint computes the forward pass, to repeat it with gradients."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != "torch.utils.checkpoint":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _none() -> None:
