@@ -455,6 +455,11 @@ def test_weights_with_mean_are_refused_as_by_pytorch():
             bag(torch.tensor([1, 2]), torch.tensor([0]), torch.ones(2))
 
 
+def test_features_without_bags_do_not_crash_pytorch():
+    with pytest.raises(ValueError, match=r"offsets of shape \(0,\) with input of 1 features"):
+        EmbeddingBag(F_, D, mode="max")(torch.tensor([1]), torch.tensor([], dtype=torch.int64))
+
+
 # --- graphs and function transforms -----------------------------------------------------------------------------------
 
 FEATURES = torch.tensor([[1, 2, 2], [3, 29, 0]])

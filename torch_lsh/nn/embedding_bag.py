@@ -84,6 +84,8 @@ class EmbeddingBag(nn.EmbeddingBag):
             or (input.dim() == 2) != (offsets is None)
             or input.dim() not in (1, 2)
         ):
+            if offsets is not None and offsets.numel() == 0:
+                self._bounds(offsets, input.numel())  # PyTorch's implementation may crash
             return super().forward(input, offsets, per_sample_weights)
         if offsets is None:
             samples, length = input.shape
