@@ -33,10 +33,11 @@ def _logsumexp(logits: SampledLogits, dim: Any, keepdim: bool = False) -> Any:
         if active is None:
             return torch.logsumexp(logits.announced_dense("logsumexp before a loss on the same logits"), dim, keepdim)
         result = _of_active_rows(recipe, sampler, active)
-    elif logits.recipe.wants_grad():
+    elif recipe.wants_grad():
         return NotImplemented
     else:
-        result = _in_blocks(recipe)
+        recipe.owner.paths.took(EXACT)
+        result = recipe.log_partition()
     result = finish(result, recipe, "none").to(recipe.dtype)
     return result.unsqueeze(recipe.class_dim) if keepdim else result
 
@@ -49,9 +50,3 @@ def _of_active_rows(recipe: Recipe, sampler: Sampler, active: ActiveSet) -> Tens
         logits = sampled_logits(recipe, sampler, recipe.flat_input(), active, correction == "stratified")
         weights = log_weights_of_logits(active, correction, logits.dtype)
         return (logits if weights is None else logits + weights).logsumexp(1)
-
-
-def _in_blocks(recipe: Recipe) -> Tensor:
-    """Exact ``[B]``, without gradients."""
-    recipe.owner.paths.took(EXACT)
-    return torch.stack([block.logsumexp(1) for _, block in recipe.blocks()]).logsumexp(0)

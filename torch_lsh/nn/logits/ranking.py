@@ -17,7 +17,7 @@ from ..paths import RANKED, RANKED_ACTIVE, SAMPLED
 from .losses import grad_mode, sampler_in_training
 from .recipe import Recipe
 from .steps import Unranked, ranking_offset, transformed_best
-from .tensor import SampledLogits, handles
+from .tensor import SampledLogits, gradients_of_dense, handles
 
 
 class _Best(NamedTuple):
@@ -94,7 +94,7 @@ def _values(logits: SampledLogits, best: _Best) -> Tensor:
     """The results ``[B, k]`` of the best logits, differentiable if that is wanted."""
     recipe = logits.recipe
     values, classes = best
-    if logits.recipe.wants_grad():
+    if recipe.wants_grad():
         with recipe.autocast():
             values = recipe.owner.active_logits(recipe.flat_input(), classes)
     with grad_mode(recipe):
@@ -112,20 +112,15 @@ def _values(logits: SampledLogits, best: _Best) -> Tensor:
 def _log_partition(logits: SampledLogits) -> Tensor:
     """``logsumexp`` over all classes after the steps, ``[B]``."""
     recipe = logits.recipe
-    if not logits.recipe.wants_grad():
-        return _log_partition_in_blocks(recipe)
+    if not recipe.wants_grad():
+        return recipe.log_partition()
     owner = recipe.owner
     partition: Tensor = _LogPartition.apply(recipe, recipe.input, owner.weight, owner.bias, *recipe.step_tensors)
     return partition
 
 
-def _log_partition_in_blocks(recipe: Recipe) -> Tensor:
-    parts = [block.logsumexp(1) for _, block in recipe.blocks()]
-    return torch.stack(parts).logsumexp(0)
-
-
 class _LogPartition(torch.autograd.Function):
-    """:func:`_log_partition_in_blocks`; the backward pass, which few want, computes the dense tensor."""
+    """:meth:`Recipe.log_partition`; the backward pass, which few want, computes the dense tensor."""
 
     @staticmethod
     def forward(
@@ -133,23 +128,17 @@ class _LogPartition(torch.autograd.Function):
     ) -> Tensor:
         ctx.recipe = recipe
         ctx.save_for_backward(input, weight, bias, *step_tensors)
-        return _log_partition_in_blocks(recipe)
+        return recipe.log_partition()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.enable_grad():
-            operands = [
-                None if tensor is None else tensor.detach().requires_grad_(needed)
-                for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:])
-            ]
-            input, weight, bias, *step_tensors = operands
-            logits_only = replace(ctx.recipe, log_softmax=False, exponential=False, factor=1.0)
-            logits_only = replace(logits_only, class_dim=ctx.recipe.rank - 1)
-            logits = logits_only.with_step_tensors(step_tensors).compute(input, weight, bias)
-            partition = logits.reshape(-1, logits.shape[-1]).to(grads[0].dtype).logsumexp(1)
-        wanted = [tensor for tensor in operands if tensor is not None and tensor.requires_grad]
-        gradients = iter(torch.autograd.grad(partition, wanted, grads[0]))
-        return (None, *(next(gradients) if needed else None for needed in ctx.needs_input_grad[1:]))
+        plain = replace(ctx.recipe, log_softmax=False, exponential=False, factor=1.0, class_dim=ctx.recipe.rank - 1)
+
+        def partition(*operands: Any) -> Tensor:
+            logits = plain.compute(*operands)
+            return logits.reshape(-1, logits.shape[-1]).to(grads[0].dtype).logsumexp(1)
+
+        return gradients_of_dense(ctx, partition, grads[0])
 
 
 def _without_k(logits: SampledLogits, part: Tensor, keepdim: bool) -> Tensor:

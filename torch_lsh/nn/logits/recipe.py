@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -131,7 +131,7 @@ class Recipe:
         """The tensors among the operands of the steps."""
         return [tensor for step in self.steps if (tensor := step.tensor) is not None]
 
-    def with_step_tensors(self, tensors: list[Tensor]) -> Recipe:
+    def with_step_tensors(self, tensors: Iterable[Tensor]) -> Recipe:
         """The recipe with other tensors in the place of :attr:`step_tensors`."""
         others = iter(tensors)
         return replace(
@@ -191,8 +191,14 @@ class Recipe:
                 block = self.transform(block.to(dtype), rows)
             yield rows, block
 
-    def compute(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Computes all logits from these operands in place of the recipe's own."""
+    def log_partition(self) -> Tensor:
+        """``logsumexp`` over all classes after the steps, ``[B]``; no gradients."""
+        return torch.stack([block.logsumexp(1) for _, block in self.blocks()]).logsumexp(0)
+
+    def compute(self, input: Tensor, weight: Tensor, bias: Tensor | None, *step_tensors: Tensor) -> Tensor:
+        """Computes all logits from these operands in place of the recipe's own; of the steps either all or none."""
+        if step_tensors:
+            return self.with_step_tensors(step_tensors).compute(input, weight, bias)
         with self.autocast():
             logits = F.linear(input, weight, bias)
         logits = logits.to(self.dtype)

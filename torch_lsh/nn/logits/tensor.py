@@ -69,16 +69,20 @@ class _Attach(torch.autograd.Function):
         (grad,) = grads
         if grad is None:
             return (None,) * (1 + len(ctx.saved_tensors))
-        with torch.enable_grad():
-            operands = [
-                None if tensor is None else tensor.detach().requires_grad_(needed)
-                for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:])
-            ]
-            input, weight, bias, *step_tensors = operands
-            logits = ctx.recipe.with_step_tensors(step_tensors).compute(input, weight, bias)
-        wanted = [tensor for tensor in operands if tensor is not None and tensor.requires_grad]
-        gradients = iter(torch.autograd.grad(logits, wanted, grad))
-        return (None, *(next(gradients) if needed else None for needed in ctx.needs_input_grad[1:]))
+        return gradients_of_dense(ctx, ctx.recipe.compute, grad)
+
+
+def gradients_of_dense(ctx: Any, compute: Callable[..., Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of ``compute(*operands)`` with the operands that an autograd function of a recipe saved."""
+    with torch.enable_grad():
+        operands = [
+            None if tensor is None else tensor.detach().requires_grad_(needed)
+            for tensor, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:])
+        ]
+        result = compute(*operands)
+    wanted = [tensor for tensor in operands if tensor is not None and tensor.requires_grad]
+    gradients = iter(torch.autograd.grad(result, wanted, grad))
+    return (None, *(next(gradients) if needed else None for needed in ctx.needs_input_grad[1:]))
 
 
 _attach = super(torch.autograd.Function, _Attach).apply  # without what function transforms need

@@ -267,7 +267,7 @@ def _same(logits: SampledLogits, *_: Any, **__: Any) -> Any:
 
 @handles(Tensor.clone, torch.clone)
 def _clone(logits: SampledLogits, **_: Any) -> Any:
-    return logits.remade()
+    return NotImplemented if logits.is_computed else logits.remade()
 
 
 @handles(Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr-defined]

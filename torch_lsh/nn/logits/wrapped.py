@@ -40,11 +40,6 @@ def _reduce_at_the_end(wrapper: DistributedDataParallel, gradient: Tensor) -> No
         wrapper._static_graph_delay_allreduce_enqueued = True
 
 
-@handles(Tensor.clone, torch.clone)
-def _clone(logits: SampledLogits, *, memory_format: Any = torch.preserve_format) -> Any:
-    return NotImplemented if logits.is_computed else logits.remade()
-
-
 @handles(Tensor.register_hook)
 def _register_hook(logits: SampledLogits, hook: Any) -> Any:
     """Takes the hooks of FSDP and of Lightning's Fabric, which look at no gradient: they mark that the pass begins."""
