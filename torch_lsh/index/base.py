@@ -327,6 +327,26 @@ def row_blocks(weight: Tensor, bias: Tensor | None, least: int = 1) -> Iterator[
         yield rows, weight[rows], None if bias is None else bias[rows]
 
 
+def finite_queries(queries: Tensor) -> Tensor:
+    """Those without a NaN or an infinity, in float32."""
+    queries = queries.float()
+    return queries[queries.isfinite().all(1)]
+
+
+def best_rows(queries: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> Tensor:
+    """``[Q, k]`` int64: the rows with the largest outputs, exactly."""
+    bias = None if bias is None else bias.to(weight.dtype).contiguous()
+    return ops.linear_topk(queries.to(weight.dtype).contiguous(), weight.contiguous(), bias, min(k, len(weight)))[1]
+
+
+def random_rotation(in_features: int, seed: int) -> Tensor:
+    """Orthonormal rows ``[in_features, width]`` float32, of the next multiple of 8 for width."""
+    width = -(-in_features // 8) * 8
+    generator = torch.Generator().manual_seed(seed)
+    gaussian = torch.randn(width, width, generator=generator, dtype=torch.float64, device="cpu")
+    return torch.linalg.qr(gaussian).Q[:in_features].float().contiguous()
+
+
 def mean_row(weight: Tensor) -> Tensor:
     """``[in]`` float32; a NaN or an infinity counts as 0."""
     total = torch.zeros(weight.shape[1], dtype=torch.float64, device="cpu")

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import ops
-from .base import Index, StoredTensor
+from .base import Index, StoredTensor, best_rows, finite_queries
 from .partition import PartitionIndex, Route
 from .sign_codes import SignCodeIndex
 
@@ -163,7 +162,7 @@ class LookupIndex(Index):
         self._forget_efforts()
         if queries is None:
             return None
-        queries = _finite(queries)
+        queries = finite_queries(queries)
         judges = min(_JUDGES, len(queries) // 4)
         self.judge(queries, judges)
         return queries[: len(queries) - judges] if self.is_measured else queries
@@ -176,7 +175,7 @@ class LookupIndex(Index):
         Args:
             queries: ``[Q, in_features]``, the latest last. Buckets must not have learned from the last ones.
         """
-        queries = _finite(queries)
+        queries = finite_queries(queries)
         if len(queries) >= LEAST_QUERIES and not torch.equal(queries[-count:], self._judges):
             self._judges = queries[-count:].clone()
             self._forget_efforts()
@@ -191,7 +190,7 @@ class LookupIndex(Index):
         build; so the quick way is tried first: of very many rows, on a sample.
         """
         all_codes = self.num_rows * (self.in_features // 8 + 4)
-        best = _best_rows(self._judges, weight, bias, _K)
+        best = best_rows(self._judges, weight, bias, _K)
         found: PartitionIndex | None = None
         least = float(all_codes)
         for compared in (1, _COMPARED) if self._is_quick_enough(weight, bias, queries) else (_COMPARED,):
@@ -224,7 +223,7 @@ class LookupIndex(Index):
         )
         partition.build(weight, bias, queries)
         most = num_rows * (self.in_features // 8 + 4) / _CLEARLY
-        best = _best_rows(self._judges, weight, bias, _K)
+        best = best_rows(self._judges, weight, bias, _K)
         effort = _measured(partition, self._judges, best, _K, _RECALL, most=most)
         cost = _cost(partition, effort)
         _log.info("look-ups among a sample of %d rows need %d bytes for recall %.3f", num_rows, cost, effort.recall)
@@ -294,7 +293,7 @@ class LookupIndex(Index):
             found = Effort(k, recall, self.num_rows, count, math.nan, math.nan)
         else:
             judged = _judged_rows(len(self._judges), k, recall, self.num_rows)
-            best = _best_rows(self._judges, weight, bias, judged)
+            best = best_rows(self._judges, weight, bias, judged)
             found = _measured(kind, self._judges, best, k, recall)
         self._efforts[k, recall] = found
         return found
@@ -333,17 +332,6 @@ def _bucket_bits(num_rows: int, compared: int) -> int:
     """The logarithm of the number of buckets."""
     bits = round(math.log2(_BUCKETS_PER_ROOT * math.sqrt(num_rows)))
     return bits if compared == 1 else max(bits, math.ceil(math.log2(num_rows / _ROWS_PER_BUCKET)))
-
-
-def _best_rows(queries: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> Tensor:
-    """``[Q, k]`` int64: the rows with the largest outputs, exactly."""
-    bias = None if bias is None else bias.to(weight.dtype).contiguous()
-    return ops.linear_topk(queries.to(weight.dtype).contiguous(), weight.contiguous(), bias, k)[1]
-
-
-def _finite(queries: Tensor) -> Tensor:
-    queries = queries.float()
-    return queries[queries.isfinite().all(1)]
 
 
 def _judged_rows(judges: int, k: int, recall: float, num_rows: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import ops
 from .balance import Balance
-from .base import Index, StoredTensor, mean_row, row_blocks
+from .base import Index, StoredTensor, best_rows, finite_queries, mean_row, random_rotation, row_blocks
 from .checks import check_int
 from .families.learned import LearnedPartition
 from .sign_codes import code_places
@@ -172,15 +172,13 @@ class PartitionIndex(Index):
         check_int("compared", compared)
         if hashes_per_table is None:
             hashes_per_table = max(1, round(math.log2(2.5 * math.sqrt(num_rows))))
-        self._width = -(-in_features // 8) * 8
+        self._rotation = random_rotation(in_features, seed + 1)
+        self._width = self._rotation.shape[1]
         self.family = LearnedPartition(self._width, hashes_per_table, compared, seed)
         self.probes = probes
         average = num_rows / self.family.num_buckets
         examined = num_rows // 16 + 4096 if probes is None else math.ceil(probes * average)
         self.examined = min(num_rows, examined)
-        generator = torch.Generator().manual_seed(seed + 1)
-        gaussian = torch.randn(self._width, self._width, generator=generator, dtype=torch.float64, device="cpu")
-        self._rotation = torch.linalg.qr(gaussian).Q[:in_features].float().contiguous()
         self._clear()
 
     def _clear(self) -> None:
@@ -223,7 +221,7 @@ class PartitionIndex(Index):
         self._rehash(weight, bias, queries)
         self.learned_from, self.learned_recall = len(taught), math.nan
         if len(taught) > 0:
-            self._learn_routing(taught, _top_rows(taught, weight, bias, _TOP_ROWS))
+            self._learn_routing(taught, best_rows(taught, weight, bias, _TOP_ROWS))
         self._routings = {}
         if len(judges) > 0:
             self.learned_recall = self._recall(weight, bias, judges)
@@ -297,10 +295,10 @@ class PartitionIndex(Index):
         self._check_built()
         self._check_weight(weight, bias)
         self._check_queries(queries, "queries")
-        return self._recall(weight, bias, _finite(queries))
+        return self._recall(weight, bias, finite_queries(queries))
 
     def _recall(self, weight: Tensor, bias: Tensor | None, queries: Tensor) -> float:
-        top = _top_rows(queries, weight, bias, _JUDGED_ROWS)
+        top = best_rows(queries, weight, bias, _JUDGED_ROWS)
         found = self._query(queries, max(100, self.num_rows // 100), None)
         return float((top.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean())
 
@@ -440,20 +438,6 @@ class PartitionIndex(Index):
 
     def _divided(self, queries: Tensor | None) -> tuple[Tensor, Tensor]:
         """The finite queries to learn from, and the latest ones, which recall is measured with."""
-        queries = (
-            torch.zeros(0, self.in_features, dtype=torch.float32, device="cpu") if queries is None else _finite(queries)
-        )
+        queries = finite_queries(self._center.new_empty(0, self.in_features) if queries is None else queries)
         judges = min(_JUDGES, len(queries) // 4)
         return queries[: len(queries) - judges], queries[len(queries) - judges :]
-
-
-def _finite(queries: Tensor) -> Tensor:
-    queries = queries.float()
-    return queries[queries.isfinite().all(1)]
-
-
-def _top_rows(queries: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> Tensor:
-    """``[Q, k]`` int64: the rows with the largest outputs, exactly."""
-    x = queries.to(weight.dtype).contiguous()
-    bias = None if bias is None else bias.to(weight.dtype).contiguous()
-    return ops.linear_topk(x, weight.contiguous(), bias, min(k, len(weight)))[1]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
-from .base import Index, StoredTensor, mean_row, row_blocks
+from .base import Index, StoredTensor, finite_queries, mean_row, random_rotation, row_blocks
 
 _LAYOUT_ROWS = 64  # rows of a block of codes; see csrc/kernels/sketch.h
 
@@ -65,11 +65,7 @@ class SignCodeIndex(Index):
 
     def __init__(self, num_rows: int, in_features: int, *, seed: int = 0) -> None:
         super().__init__(num_rows, in_features, seed)
-        width = -(-in_features // 8) * 8
-        gaussian = torch.randn(
-            width, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu"
-        )
-        self._rotation = torch.linalg.qr(gaussian).Q[:in_features].float().contiguous()
+        self._rotation = random_rotation(in_features, seed)
         self._clear()
 
     def _clear(self) -> None:
@@ -90,7 +86,7 @@ class SignCodeIndex(Index):
         """Beside the queries one of zeros is counted: the fewer are known, the less is taken for granted."""
         mean_query = torch.zeros(self.in_features, dtype=torch.float32, device="cpu")
         if queries is not None:
-            finite = queries.float()[queries.isfinite().all(1)]
+            finite = finite_queries(queries)
             mean_query = finite.sum(0) / (len(finite) + 1)
         self._mean_query, self._center = mean_query, mean_row(weight)
         store = self._empty() if self._store is None else self._store

@@ -1,5 +1,6 @@
 """Locality-sensitive hash families: hashes that agree more often for more similar vectors."""
 
+from ..checks import check_choice
 from .base import MAX_CODE_BITS, HashFamily
 from .cross_polytope import CrossPolytope
 from .dwta import DWTA
@@ -33,8 +34,7 @@ def family_type(name: str) -> type[HashFamily]:
     Raises:
         ValueError: there is no family of that name.
     """
-    if name not in FAMILIES:
-        raise ValueError(f"hash is {name!r}; wanted one of {', '.join(map(repr, FAMILIES))}")
+    check_choice("hash", name, FAMILIES)
     return FAMILIES[name]
 
 

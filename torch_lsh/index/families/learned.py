@@ -296,8 +296,7 @@ def _squared_distances(rows: Tensor, centers: Tensor, nearest: Tensor) -> Tensor
 def _nearest(x: Tensor, centers: Tensor) -> Tensor:
     """The number of the nearest center of each row: ``[n]`` int64; the first among equals."""
     # not a BLAS product, whose last bits may depend on the batch and the number of threads
-    scores = ops.product(x, centers.T)
-    return scores.sub_(centers.square().sum(1) / 2).argmax(1)
+    return ops.product(x, centers.T).add_(_offsets(centers)).argmax(1)
 
 
 def _best(x: Tensor, directions: Tensor) -> Tensor:
