@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from .nn import LSHLinear
+from .nn.linear import lsh_layers
 
 
 @runtime_checkable
@@ -42,7 +42,7 @@ class StatsWriter:
     ...     def add_scalar(self, tag, scalar_value, global_step):
     ...         if tag.endswith("stale_rows"):
     ...             print(tag, scalar_value, global_step)
-    >>> model = torch.nn.Sequential(LSHLinear(8, 2_000))
+    >>> model = torch.nn.Sequential(torch_lsh.LSHLinear(8, 2_000))
     >>> write = StatsWriter(model, Print(), every=2)
     >>> for _ in range(2):
     ...     loss = torch.nn.functional.cross_entropy(model(torch.randn(4, 8)), torch.tensor([1, 2, 3, 4]))
@@ -63,9 +63,7 @@ class StatsWriter:
         for name, number in (("every", every), ("k", k), ("queries", queries)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name} is {number!r}; wanted a positive int")
-        self._layers = {name: module for name, module in model.named_modules() if isinstance(module, LSHLinear)}
-        if not self._layers:
-            raise ValueError("model has no LSH layer; swap layers in with torch_lsh.sparsify_(model)")
+        self._layers = lsh_layers(model)
         for name, layer in self._layers.items():
             if k > layer.out_features:
                 raise ValueError(f"k is {k}; wanted at most {layer.out_features}, the rows of {name or 'the model'}")

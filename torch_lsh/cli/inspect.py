@@ -16,10 +16,10 @@ from .. import plots
 from ..index.config import PartitionConfig
 from ..io import is_safetensors, load_archive, load_safetensors
 from ..nn import LSHLinear, QuantizedLinear
+from ..nn.speedup import NARROW
 from ..sampling.stats import LayerStats
 from .arguments import positive
 
-_NARROW = 4096  # rows; narrower layers are dense in practice
 _INPUTS = 512
 _PLOTTED_KS = (1, 2, 5, 10, 20, 50, 100)
 
@@ -91,7 +91,7 @@ def layers_of_tensors(tensors: Any, arguments: argparse.Namespace) -> list[Inspe
     for name, weight in tensors.items():
         if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
             continue
-        if len(weight) < max(_NARROW, weight.shape[1] + 1) or arguments.layer not in (None, name):
+        if len(weight) < max(NARROW, weight.shape[1] + 1) or arguments.layer not in (None, name):
             continue
         bias = tensors.get(f"{name.removesuffix('weight')}bias") if name.endswith("weight") else None
         found.append(_with_inputs(name, _layer_of(weight, bias), inputs))
@@ -99,7 +99,7 @@ def layers_of_tensors(tensors: Any, arguments: argparse.Namespace) -> list[Inspe
         shapes = ", ".join(
             f"{name} {list(value.shape)}" for name, value in tensors.items() if isinstance(value, Tensor)
         )
-        wanted = f"a matrix of at least {_NARROW} rows" if arguments.layer is None else f"a wide {arguments.layer!r}"
+        wanted = f"a matrix of at least {NARROW} rows" if arguments.layer is None else f"a wide {arguments.layer!r}"
         raise ValueError(f"{arguments.model} has {shapes or 'no tensors'}; wanted {wanted}")
     return found
 

@@ -374,6 +374,14 @@ class LSHLinear(LinearWithSampler, nn.Linear):
         return x.to(self.weight.dtype).contiguous()
 
 
+def lsh_layers(model: nn.Module) -> dict[str, LSHLinear]:
+    """The LSH layers of a model by name; raises a ValueError where there is none."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LSHLinear)}
+    if not layers:
+        raise ValueError("model has no LSH layer; swap layers in with torch_lsh.sparsify_(model)")
+    return layers
+
+
 def _check_config(config: LSHConfig | None, optional: bool = True) -> None:
     if not isinstance(config, LSHConfig) and not (optional and config is None):
         wanted = "LSHConfig or None" if optional else "LSHConfig"

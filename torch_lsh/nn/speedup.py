@@ -6,8 +6,7 @@ import functools
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ..config import LSHConfig
 from ..optim import SGD
+from ..random_stream import same_random_stream
 from ..rehash import ExponentialBackoff
 from .feedforward import DownProjection, LSHSequential
 from .linear import LSHLinear
@@ -95,7 +95,7 @@ def linear_speedup(in_features: int, out_features: int, bias: bool, config: LSHC
         labels = torch.randint(rows, (_BATCH,), device="cpu")
         return _step_seconds(layer, in_features, lambda logits: F.cross_entropy(logits, labels))
 
-    with _undisturbed():
+    with same_random_stream(), torch.inference_mode(False), torch.enable_grad():
         dense_seconds = seconds(nn.Linear(in_features, rows, bias, device="cpu")) * out_features / rows
         return dense_seconds / seconds(LSHLinear(in_features, rows, bias, device="cpu", config=config))
 
@@ -109,7 +109,7 @@ def block_speedup(in_features: int, hidden: int, out_features: int, config: LSHC
     def seconds(block: nn.Sequential) -> float:
         return _step_seconds(block, in_features, lambda output: output.square().mean())
 
-    with _undisturbed():
+    with same_random_stream(), torch.inference_mode(False), torch.enable_grad():
         up, down = nn.Linear(in_features, neurons, device="cpu"), nn.Linear(neurons, out_features, device="cpu")
         dense_seconds = seconds(nn.Sequential(up, nn.ReLU(), down)) * hidden / neurons
         sampled = LSHSequential(LSHLinear.from_linear(up, config), nn.ReLU(), DownProjection.from_linear(down))
@@ -139,17 +139,6 @@ def _decide(what: str, speedup: float) -> bool:
         "worth swapping" if speedup > 1.0 else "not worth swapping",
     )
     return speedup > 1.0
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Enables gradients whatever the caller's context is, and restores the random state."""
-    state = torch.get_rng_state()
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        torch.set_rng_state(state)
 
 
 def _step_seconds(module: nn.Module, in_features: int, loss_of: Callable[[Tensor], Tensor]) -> float:

@@ -70,5 +70,5 @@ class Adagrad(RowSparseOptimizer, torch.optim.Adagrad):
             float(group["weight_decay"]),
             bool(group["maximize"]),
             factor,
-            self._rounding_seed(group, parameter, step),
+            step if self._rounds(group, parameter) else -1,
         )

@@ -11,7 +11,7 @@ from .. import ops
 from ..row_sparse.parameters import Hardest, record_update, touches_to_count
 from .base import Dense, RowSparseOptimizer, RowUpdate
 from .gradients import as_matrix
-from .state import has_bfloat16, state_dtype
+from .state import state_dtype
 
 _NO_BIAS = (None,) * 8  # in the place of weight and bias and the state of both
 
@@ -97,7 +97,7 @@ class _AdamRows(RowSparseOptimizer):
             bool(group["decoupled_weight_decay"]),
             bool(group["maximize"]),
             factor,
-            self._rounding_seed(group, parameter, step),
+            step if self._rounds(group, parameter) else -1,
         )
         if decays is not None:
             state["last_step"][rows] = step
@@ -181,7 +181,7 @@ class _AdamRows(RowSparseOptimizer):
             float(group["weight_decay"]),
             bool(group["decoupled_weight_decay"]),
             bool(group["maximize"]),
-            bool(group.get("stochastic_rounding")) and has_bfloat16(group, parameters[0]),
+            self._rounds(group, parameters[0]),
         )
         return arguments
 

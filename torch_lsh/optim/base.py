@@ -94,10 +94,7 @@ class RowSparseOptimizer(torch.optim.Optimizer):
 
     def _chosen_unsupported(self, group: dict[str, Any]) -> str | None:
         """The first option in use that needs dense gradients."""
-        for option in self._unsupported:
-            if group.get(option):
-                return option
-        return None
+        return next(filter(group.get, self._unsupported), None)
 
     # --- state ---
 
@@ -174,9 +171,9 @@ class RowSparseOptimizer(torch.optim.Optimizer):
         count.fill_(step)
         return step
 
-    def _rounding_seed(self, group: dict[str, Any], parameter: Tensor, step: int) -> int:
-        """The operators' seed of stochastic rounding; -1 rounds to nearest."""
-        return step if group.get("stochastic_rounding") and has_bfloat16(group, parameter) else -1
+    def _rounds(self, group: dict[str, Any], parameter: Tensor) -> bool:
+        """Whether a step rounds stochastically, for which the operators take the number of the step; -1 to nearest."""
+        return bool(group.get("stochastic_rounding")) and has_bfloat16(group, parameter)
 
     def _to_huge_pages(self, parameter: Tensor) -> None:
         """Moves a parameter, and state that was loaded, before this optimizer's first step on some of its rows."""

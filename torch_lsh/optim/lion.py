@@ -9,7 +9,6 @@ from torch import Tensor
 from .. import ops
 from .base import Dense, RowSparseOptimizer
 from .gradients import as_matrix
-from .state import has_bfloat16
 
 
 class Lion(RowSparseOptimizer):
@@ -74,8 +73,6 @@ class Lion(RowSparseOptimizer):
     ) -> None:
         state = self.state[parameter]
         beta1, beta2 = map(float, group["betas"])
-        # Steps are counted for the seed alone.
-        rounds = has_bfloat16(group, parameter) and group.get("stochastic_rounding")
         ops.row_sparse_lion_(
             as_matrix(parameter),
             self._moment(group, parameter, state, "exp_avg"),
@@ -87,5 +84,5 @@ class Lion(RowSparseOptimizer):
             float(group["weight_decay"]),
             bool(group["maximize"]),
             factor,
-            self._count_step(state) if rounds else -1,
+            self._count_step(state) if self._rounds(group, parameter) else -1,  # steps are counted for this alone
         )

@@ -10,7 +10,6 @@ from torch import Tensor
 from .. import ops
 from .base import RowSparseOptimizer
 from .gradients import as_matrix
-from .state import has_bfloat16
 
 
 class SGD(RowSparseOptimizer, torch.optim.SGD):
@@ -43,8 +42,6 @@ class SGD(RowSparseOptimizer, torch.optim.SGD):
             if state.get("momentum_buffer") is None:
                 dampening = 0.0  # as in PyTorch, the first gradient enters whole
             buffer = self._moment(group, parameter, state, "momentum_buffer")
-        # Steps are counted for the seed alone: the state of torch.optim.SGD holds no count.
-        rounds = has_bfloat16(group, parameter) and group.get("stochastic_rounding")
         ops.row_sparse_sgd_(
             as_matrix(parameter),
             buffer,
@@ -57,5 +54,6 @@ class SGD(RowSparseOptimizer, torch.optim.SGD):
             bool(group["nesterov"]),
             bool(group["maximize"]),
             factor,
-            self._count_step(state) if rounds else -1,
+            # Steps are counted for this alone: the state of torch.optim.SGD holds no count.
+            self._count_step(state) if self._rounds(group, parameter) else -1,
         )

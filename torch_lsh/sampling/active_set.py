@@ -146,13 +146,8 @@ def choose_active_rows(
     Raises:
         ValueError: ``index`` or ``counts`` is None, but the settings need it.
     """
-    num_rows, active, num_random, sampler, per_sample = (
-        budget.num_rows,
-        budget.active,
-        budget.num_random,
-        budget.sampler,
-        budget.per_sample,
-    )
+    num_rows, active, num_random = budget.num_rows, budget.active, budget.num_random
+    sampler, per_sample = budget.sampler, budget.per_sample
     batch, room = x.shape[0], active - num_random
     if sampler == "in_batch":
         return _labels_of_the_batch(labels, num_rows, _needed(counts))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import LSHLinear
+from ..nn.linear import lsh_layers
 from .lookups import LEAST_INPUTS, tune_lookups
 
 logger = logging.getLogger("torch_lsh")
@@ -59,9 +60,7 @@ class AutoTuner:
         for name, number in (("every", every), ("k", k), ("queries", queries), ("seconds", seconds)):
             if not number > 0:
                 raise ValueError(f"{name} is {number}; wanted more than 0")
-        self._layers = {name: module for name, module in model.named_modules() if isinstance(module, LSHLinear)}
-        if not self._layers:
-            raise ValueError("model has no LSH layer; swap layers in with torch_lsh.sparsify_(model)")
+        self._layers = lsh_layers(model)
         self.target_recall, self.every, self.tolerance = target_recall, every, tolerance
         self.k, self.queries, self.seconds = k, queries, seconds
         self._inputs: dict[str, list[Tensor]] = {name: [] for name in self._layers}

@@ -12,7 +12,7 @@ from ..config import SCOPES
 from ..index.config import INDEX_NAMES, SignCodeConfig
 from ..nn import LSHLinear
 from ..nn.sampled_path import check_can_sample
-from .random_stream import same_random_stream
+from ..random_stream import same_random_stream
 from .search import Search
 from .trials import Tuning
 

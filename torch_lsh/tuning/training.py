@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..config import LSHConfig
 from ..nn import LSHLinear
-from .random_stream import same_random_stream
+from ..nn.linear import lsh_layers
+from ..random_stream import same_random_stream
 from .trials import Settings, TrainingTrial
 
 Model = nn.Module | Callable[[LSHConfig], nn.Module]
@@ -87,10 +88,7 @@ class TrainingTask:
 
 def tuned_layer(model: nn.Module) -> LSHLinear:
     """The widest LSHLinear of a model."""
-    layers = [module for module in model.modules() if isinstance(module, LSHLinear)]
-    if not layers:
-        raise ValueError("model has no LSH layer; swap layers in with torch_lsh.sparsify_(model)")
-    return max(layers, key=lambda layer: layer.out_features)
+    return max(lsh_layers(model).values(), key=lambda layer: layer.out_features)
 
 
 def _endless(batches: Iterable[Any]) -> Iterator[Any]:

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from ... import ops
 from ...nn.logits.losses import correction_of
+from ...nn.logits.recipe import BLOCK_ELEMENTS
 from ...nn.paths import EXACT
 from ...sampling.active_set import ActiveSet
 from .owner import ShardOwner
 from .targets import Gathered
-
-_BLOCK_ELEMENTS = 1 << 22  # logits at a time of an exact loss
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Drawn:
     Attributes:
         active: the rows, numbered within the shard.
         correction: as in :func:`torch_lsh.nn.logits.cross_entropy.sampled_cross_entropy`.
-        keep: takes the sums of the positive gradients of each row's logits, or None.
+        hardest: asks the backward pass for the hardest rows; None: nobody wants them.
     """
 
     active: ActiveSet
@@ -56,7 +55,7 @@ def all_logits(layer: ShardOwner, gathered: Gathered) -> Iterator[tuple[ActiveSe
     x, target = gathered.x, gathered.target
     layer.paths.took(EXACT)
     wants_grad = torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad)
-    size = layer.own_rows if wants_grad else max(1024, _BLOCK_ELEMENTS // max(1, len(x)))
+    size = layer.own_rows if wants_grad else max(1024, BLOCK_ELEMENTS // max(1, len(x)))
     for start in range(0, layer.own_rows, size):
         stop = min(start + size, layer.own_rows)
         logits = F.linear(x, layer.weight[start:stop], None if layer.bias is None else layer.bias[start:stop])

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...sampling.active_set import ActiveSet
 from ...sampling.sampler import Sampler
 from ..paths import EXACT
-from .losses import correction_of, finish, grad_mode, log_weights_of_logits, sampled_logits, sampler_in_training
+from .losses import finish, grad_mode, sampler_in_training, weighted_logits
 from .recipe import Recipe
 from .tensor import SampledLogits, handles
 
@@ -46,7 +46,4 @@ def _of_active_rows(recipe: Recipe, sampler: Sampler, active: ActiveSet) -> Tens
     """The estimate ``[B]``."""
     recipe.owner.paths.sampled(recipe.input, active)
     with grad_mode(recipe):
-        correction = correction_of(sampler, several_labels=False)
-        logits = sampled_logits(recipe, sampler, recipe.flat_input(), active, correction == "stratified")
-        weights = log_weights_of_logits(active, correction, logits.dtype)
-        return (logits if weights is None else logits + weights).logsumexp(1)
+        return weighted_logits(recipe, sampler, active)[1].logsumexp(1)

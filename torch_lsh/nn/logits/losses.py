@@ -97,6 +97,14 @@ def sampled_logits(recipe: Recipe, sampler: Sampler, x: Tensor, active: ActiveSe
     return logits
 
 
+def weighted_logits(recipe: Recipe, sampler: Sampler, active: ActiveSet) -> tuple[Tensor, Tensor]:
+    """Computes :func:`sampled_logits`, and the same plus log importance weights, as the partition function has them."""
+    correction = correction_of(sampler, several_labels=False)
+    logits = sampled_logits(recipe, sampler, recipe.flat_input(), active, correction == "stratified")
+    weights = log_weights_of_logits(active, correction, logits.dtype)
+    return logits, logits if weights is None else logits + weights
+
+
 def class_weighted(target: Target, class_weight: Tensor | None) -> Tensor:
     """Returns the shares of a target, multiplied by the weights of their classes."""
     if class_weight is None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...sampling.sampler import Sampler
-from .losses import correction_of, grad_mode, is_log_softmax, log_weights_of_logits, sampled_logits, sampler_in_training
+from .losses import grad_mode, is_log_softmax, sampler_in_training, weighted_logits
 from .recipe import Recipe
 from .tensor import SampledLogits, handles
 
@@ -40,16 +40,14 @@ def _mean(logits: SampledLogits, dim: Any = None, keepdim: bool = False, *, dtyp
 
 def _mean_of_active(recipe: Recipe, sampler: Sampler) -> Tensor:
     """Estimates the mean of log_softmax over the classes, ``[B]``."""
-    x, owner = recipe.flat_input(), recipe.owner
+    owner = recipe.owner
     active = owner.paths.active_rows_of(recipe.input, stale=False)
     if active is None:
+        x = recipe.flat_input().detach()
         none = torch.empty(len(x), 0, dtype=torch.int64, device="cpu")
-        active = sampler.draw(owner.weight, owner.bias, x.detach(), none)
+        active = sampler.draw(owner.weight, owner.bias, x, none)
     with grad_mode(recipe):
-        correction = correction_of(sampler, several_labels=False)
-        logits = sampled_logits(recipe, sampler, x, active, correction == "stratified")
-        weights = log_weights_of_logits(active, correction, logits.dtype)
+        logits, weighted = weighted_logits(recipe, sampler, active)
         shares = active.weights().to(logits.dtype)
         shares = shares / shares.sum(-1, keepdim=True)
-        adjusted = logits if weights is None else logits + weights
-        return (shares * logits).sum(1) - adjusted.logsumexp(1)
+        return (shares * logits).sum(1) - weighted.logsumexp(1)

@@ -1,4 +1,4 @@
-"""A search leaves the random stream as it was."""
+"""A measurement leaves the random stream as it was."""
 
 from __future__ import annotations
 
