@@ -104,4 +104,21 @@ inline void check_rows_below(const int64_t* rows, int64_t count, int64_t num_row
     TORCH_LSH_CHECK(rows[i] < num_rows, name, " ", rows[i], "; wanted 0 to ", num_rows - 1);
 }
 
+// start: of `runs` runs of entries, and their end.
+inline void check_offsets(const int64_t* start, int64_t runs, int64_t entries, const char* name) {
+  TORCH_LSH_CHECK(start[0] == 0 && start[runs] == entries, name, " runs from ", start[0], " to ", start[runs],
+                  "; wanted 0 to ", entries);
+  for (int64_t i = 0; i < runs; ++i)
+    TORCH_LSH_CHECK(start[i] <= start[i + 1], name, " decreases at ", i + 1, "; wanted increasing offsets");
+}
+
+// The same for a tensor; returns the number of runs, which the message calls `what`.
+inline int64_t check_offsets(const Tensor& start, const char* name, int64_t entries,
+                             const char* what = "rows") {
+  check_operand(start, name, 1, ScalarType::Long);
+  TORCH_LSH_CHECK(start.numel() > 0, name, " is empty; wanted one offset more than ", what);
+  check_offsets(start.const_data_ptr<int64_t>(), start.numel() - 1, entries, name);
+  return start.numel() - 1;
+}
+
 }  // namespace torch_lsh

@@ -31,18 +31,12 @@ constexpr int64_t kSortedEntries = 1024;  // entries to sort, on average
 // Returns an upper bound of the columns with as many bits as the largest.
 uint64_t check_csr(const Tensor& crow, const Tensor& col, const std::optional<Tensor>& values,
                    int64_t num_rows, ScalarType dtype) {
-  check_operand(crow, "crow", 1, ScalarType::Long);
   check_operand(col, "col", 1, ScalarType::Long);
   if (values.has_value()) {
     check_operand(*values, "values", 1, dtype);
     check_size(*values, "values", 0, col.numel());
   }
-  TORCH_LSH_CHECK(crow.numel() > 0, "crow is empty; wanted one offset more than samples");
-  const auto* starts = crow.const_data_ptr<int64_t>();
-  TORCH_LSH_CHECK(starts[0] == 0 && starts[crow.numel() - 1] == col.numel(), "crow runs from ", starts[0],
-                  " to ", starts[crow.numel() - 1], "; wanted 0 to ", col.numel());
-  for (int64_t i = 1; i < crow.numel(); ++i)
-    TORCH_LSH_CHECK(starts[i] >= starts[i - 1], "crow decreases at ", i, "; wanted increasing offsets");
+  check_offsets(crow, "crow", col.numel(), "samples");
   return check_rows_in_range(col.const_data_ptr<int64_t>(), col.numel(), num_rows, "col");
 }
 

@@ -18,17 +18,6 @@ namespace {
 
 constexpr int64_t kGrainRows = 64;
 
-void check_starts(const Tensor& crow, int64_t entries) {
-  check_operand(crow, "crow", 1, ScalarType::Long);
-  TORCH_LSH_CHECK(crow.numel() > 0, "crow is empty; wanted one offset more than rows");
-  const auto* start = crow.const_data_ptr<int64_t>();
-  const int64_t rows = crow.numel() - 1;
-  TORCH_LSH_CHECK(start[0] == 0 && start[rows] == entries, "crow runs from ", start[0], " to ", start[rows],
-                  "; wanted 0 to ", entries);
-  for (int64_t i = 1; i <= rows; ++i)
-    TORCH_LSH_CHECK(start[i] >= start[i - 1], "crow decreases at ", i, "; wanted increasing offsets");
-}
-
 // What a column of hashed text stands for.
 struct FeatureTable {
   const int32_t* feature_of;  // of each column; negative: none
@@ -106,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor> weigh_columns(const Tensor& crow, const Tenso
                                                  const Tensor& feature_of, const Tensor& weights) {
   const bool is_long = col.scalar_type() == ScalarType::Long;
   check_operand(col, "col", 1, is_long ? ScalarType::Long : ScalarType::Int);
-  check_starts(crow, col.numel());
+  check_offsets(crow, "crow", col.numel());
   check_operand(values, "values", 1, ScalarType::Float);
   check_size(values, "values", 0, col.numel());
   check_operand(feature_of, "feature_of", 1, ScalarType::Int);
@@ -120,7 +109,7 @@ void count_columns(const Tensor& counts, const Tensor& crow, const Tensor& col, 
                    const std::optional<Tensor>& feature_of) {
   check_operand(counts, "counts", 2, ScalarType::Int);
   check_operand(col, "col", 1, ScalarType::Int);
-  check_starts(crow, col.numel());
+  check_offsets(crow, "crow", col.numel());
   check_operand(labels, "labels", 1, ScalarType::Int);
   const int64_t rows = crow.numel() - 1, classes = counts.size(0), features = counts.size(1);
   check_size(labels, "labels", 0, rows);

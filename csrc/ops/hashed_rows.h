@@ -224,15 +224,8 @@ struct PackedTexts {
 
 inline PackedTexts packed_texts(const Tensor& text, const Tensor& offsets) {
   check_operand(text, "text", 1, ScalarType::Byte);
-  check_operand(offsets, "offsets", 1, ScalarType::Long);
-  TORCH_LSH_CHECK(offsets.numel() > 0, "offsets is empty; wanted one offset more than texts");
-  const int64_t texts = offsets.numel() - 1;
-  const int64_t* starts = offsets.const_data_ptr<int64_t>();
-  TORCH_LSH_CHECK(starts[0] == 0 && starts[texts] == text.numel(), "offsets runs from ", starts[0], " to ",
-                  starts[texts], "; wanted 0 to ", text.numel());
-  for (int64_t i = 1; i <= texts; ++i)
-    TORCH_LSH_CHECK(starts[i] >= starts[i - 1], "offsets decreases at ", i, "; wanted increasing offsets");
-  return {text.const_data_ptr<uint8_t>(), starts, texts};
+  const int64_t texts = check_offsets(offsets, "offsets", text.numel(), "texts");
+  return {text.const_data_ptr<uint8_t>(), offsets.const_data_ptr<int64_t>(), texts};
 }
 
 // Bounds of one run of texts for each thread, of about as many bytes each.

@@ -23,22 +23,12 @@ struct SparseRows {
   }
 };
 
-inline void check_offsets(const int64_t* start, int64_t runs, int64_t entries, const char* name) {
-  TORCH_LSH_CHECK(start[0] == 0 && start[runs] == entries, name, " runs from ", start[0], " to ", start[runs],
-                  "; wanted 0 to ", entries);
-  for (int64_t i = 0; i < runs; ++i)
-    TORCH_LSH_CHECK(start[i] <= start[i + 1], name, " decreases at ", i + 1, "; wanted increasing offsets");
-}
-
 inline SparseRows check_sparse_rows(const Tensor& start, const char* start_name, const Tensor& index,
                                     const char* index_name, const Tensor* value, const char* value_name,
                                     int64_t num_columns) {
-  check_operand(start, start_name, 1, ScalarType::Long);
   check_operand(index, index_name, 1, ScalarType::Int);
-  TORCH_LSH_CHECK(start.numel() > 0, start_name, " is empty; wanted one offset more than rows");
-  SparseRows rows{start.const_data_ptr<int64_t>(), index.const_data_ptr<int32_t>(), nullptr,
-                  start.numel() - 1};
-  check_offsets(rows.start, rows.rows, index.numel(), start_name);
+  const int64_t count = check_offsets(start, start_name, index.numel());
+  SparseRows rows{start.const_data_ptr<int64_t>(), index.const_data_ptr<int32_t>(), nullptr, count};
   for (int64_t i = 0; i < index.numel(); ++i)
     TORCH_LSH_CHECK(rows.index[i] >= 0 && rows.index[i] < num_columns, index_name, "[", i, "] is ",
                     rows.index[i], "; wanted 0 to ", num_columns - 1);
