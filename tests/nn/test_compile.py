@@ -218,6 +218,30 @@ def test_gradients_accumulate_and_a_graph_runs_twice():
     torch.testing.assert_close(model.trunk.weight.grad, twin.trunk.weight.grad)
 
 
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_a_backward_pass_for_some_tensors_leaves_the_others_alone(in_backward):
+    layer, items = LSHLinear(WIDTH, N), nn.Embedding(N, WIDTH)
+    optimizer = torch_lsh.optim.Adam([*layer.parameters(), *items.parameters()], in_backward=in_backward)
+    before = copy.deepcopy([*layer.parameters(), *items.parameters()])
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def loss_of(x, weight, y):
+        return layer.cross_entropy(x, y) + torch_lsh.linear_cross_entropy(x, weight, y)
+
+    x, y = batch(4)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(loss_of(x, items.weight, y), x)
+    assert gradient.any()
+    loss_of(x, items.weight, y).backward(inputs=[x])
+    assert x.grad.any()
+    parameters = [*layer.parameters(), *items.parameters()]
+    assert all(parameter.grad is None for parameter in parameters)
+    assert all(torch.equal(one, other) for one, other in zip(before, parameters))
+    loss_of(x, items.weight, y).backward(inputs=[items.weight])
+    optimizer.step()
+    assert [torch.equal(one, other) for one, other in zip(before, parameters)] == [True, True, False]
+
+
 def test_without_gradients_and_in_eval_mode():
     model = Model()
     loss_of = whole_graph(model, "aot_eager")

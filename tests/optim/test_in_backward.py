@@ -178,3 +178,34 @@ def test_a_gradient_scaler_is_refused():
     scaler.scale(F.cross_entropy(layer(torch.randn(4, 16)), torch.arange(4))).backward()
     with pytest.raises(RuntimeError, match=r"in_backward=True.*GradScaler"):
         scaler.step(optimizer)
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample", "feed-forward", "bag"])
+def test_a_backward_pass_for_the_input_alone_leaves_the_parameters_alone(scope):
+    if scope == "feed-forward":
+        layer, loss_of = torch_lsh.LSHFeedForward(16, 2_000), lambda x: layer(x).square().sum()
+    elif scope == "bag":
+        layer = torch_lsh.EmbeddingBag(30, 16, mode="sum")
+        loss_of = lambda x: (layer(torch.arange(8).view(4, 2)) * x).sum()  # noqa: E731
+    else:
+        layer = torch_lsh.LSHLinear(16, 2_000, config=torch_lsh.LSHConfig(active=64, scope=scope))
+        loss_of = lambda x: F.cross_entropy(layer(x), torch.arange(4))  # noqa: E731
+    optimizer = optim.Adam(layer.parameters(), in_backward=True)
+    x = torch.randn(4, 16, requires_grad=True)
+    before = copy.deepcopy(list(layer.parameters()))
+    loss = loss_of(x)
+    (gradient,) = torch.autograd.grad(loss, x, retain_graph=True)
+    loss.backward(inputs=[x], retain_graph=True)
+    torch.testing.assert_close(x.grad, gradient, rtol=0, atol=0)
+    weight = layer.down.weight if scope == "feed-forward" else layer.weight
+    (of_weight,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    assert of_weight.layout is torch.sparse_coo
+    assert of_weight.coalesce().values().any()
+    assert all(torch.equal(one, other) for one, other in zip(before, layer.parameters()))
+    loss.backward(inputs=[weight], retain_graph=True)
+    assert weight.grad is None
+    changed = [not torch.equal(one, other) for one, other in zip(before, layer.parameters())]
+    assert changed == [parameter is weight for parameter in layer.parameters()]
+    optimizer.step()
+    loss_of(x).backward()
+    optimizer.step()

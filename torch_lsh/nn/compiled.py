@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._library.effects import EffectType
 
+from ..ops.gradients import accumulates_gradient
 from ..row_sparse.parameters import wants_row_sparse
 from .sampled_path import is_compiled, is_traced
 from .topk_arguments import check_topk
@@ -102,8 +103,10 @@ def shares_memory(one: Tensor, other: Tensor) -> bool:
     return one is other or (one.data_ptr() == other.data_ptr() and one.shape == other.shape)
 
 
-# Has no gradient of its own. It says that a loss has one where the input has none.
+# Has no gradient of its own. It says that a loss has one where the input has none; and, as it is an input of the graph,
+# whether a backward pass is for all that has a gradient.
 _ANCHOR = torch.zeros((), device="cpu", requires_grad=True)
+_ANCHOR_NODE = torch.autograd.graph.get_gradient_edge(_ANCHOR).node
 _NO_AUTOCAST = contextlib.nullcontext()
 # The dispatch keys of a program that is in no operator, with autograd and without autocast.
 _KEYS = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
@@ -136,10 +139,26 @@ def _cross_entropy(
 def _cross_entropy_backward(step: Tensor, grad: Tensor, x: Tensor, wants_grad_of_x: bool) -> Tensor:
     kept = _steps[int(step)]
     with torch._C._ForceDispatchKeyGuard(*_KEYS):
-        # The caller decides whether the graph may run twice; ours goes with the step.
-        torch.autograd.backward(kept.loss, grad, retain_graph=True)
+        inputs = _leaves_asked_for(kept) if accumulates_gradient(_ANCHOR_NODE) is False else None
+        if inputs is None or inputs:
+            # The caller decides whether the graph may run twice; ours goes with the step.
+            torch.autograd.backward(kept.loss, grad, retain_graph=True, inputs=inputs)
         grad_x, kept.input.grad = kept.input.grad, None
     return x.new_empty(0) if grad_x is None else grad_x
+
+
+def _leaves_asked_for(step: _Step) -> list[Tensor]:
+    """The leaves of a step's graph that a backward pass wants which is for some tensors only."""
+    leaves, nodes, seen = [], [step.loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and (leaf is step.input or accumulates_gradient(node)):
+                leaves.append(leaf)
+    return leaves
 
 
 def _fake_cross_entropy(

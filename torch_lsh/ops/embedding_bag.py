@@ -26,7 +26,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor
     if any(ctx.needs_input_grad[3:]):  # values that were left out are not listed
         grad_values = embedding_bag_values_backward(grad, weight, crow, col)
     if ctx.needs_input_grad[0]:  # last, because an optimizer may update the weight
-        grad_weight = ctx.of_weight.deliver(*embedding_bag_backward(grad, crow, col, values), unique=True)
+        grad_weight = ctx.of_weight.deliver(ctx, *embedding_bag_backward(grad, crow, col, values), unique=True)
     return grad_weight, None, None, grad_values
 
 

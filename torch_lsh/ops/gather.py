@@ -20,7 +20,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
     (rows,) = ctx.saved_tensors
-    return ctx.of_table.deliver(rows, grad), None, None
+    return ctx.of_table.deliver(ctx, rows, grad), None, None
 
 
 def _autocast(call: Callable[..., Tensor], table: Tensor, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:

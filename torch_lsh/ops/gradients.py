@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..row_sparse.parameters import wants_row_sparse_and_updater
+from ..row_sparse.parameters import Updater, wants_row_sparse_and_updater
 
 
 class RowGradient:
@@ -15,9 +15,9 @@ class RowGradient:
 
     Made in the forward pass, it settles where the gradient goes: to an optimizer that updates the parameter during the
     backward pass, into a row-sparse tensor where :func:`~torch_lsh.row_sparse.parameters.wants_row_sparse` says so, or
-    into a dense one.
+    into a dense one. A backward pass then says whether it asks for the gradient.
 
-    >>> RowGradient(torch.zeros(3, 2)).deliver(torch.tensor([2]), torch.ones(1, 2))
+    >>> RowGradient(torch.zeros(3, 2)).deliver(None, torch.tensor([2]), torch.ones(1, 2))
     tensor([[0., 0.],
             [0., 0.],
             [1., 1.]])
@@ -31,26 +31,37 @@ class RowGradient:
         self.updater = updater if parameter.requires_grad else None
         self.parameter = parameter if self.updater is not None else None
 
-    @property
-    def goes_to_updater(self) -> bool:
-        """Whether an optimizer takes the gradient during the backward pass."""
-        return self.updater is not None
+    def asked(self, ctx: Any) -> tuple[bool, Updater | None]:
+        """Whether the backward pass of ``ctx`` asks for the gradient, and the optimizer that takes it then.
 
-    def deliver(self, rows: Tensor, values: Tensor, unique: bool = False) -> Tensor | None:
+        ``torch.autograd.grad`` and ``backward(inputs=...)`` ask for some tensors only; the former returns gradients.
+        """
+        if self.updater is not None:
+            for node, _ in ctx.next_functions:
+                if getattr(node, "variable", None) is self.parameter:
+                    accumulates = accumulates_gradient(node)
+                    return accumulates is not False, self.updater if accumulates else None
+        return True, self.updater
+
+    def deliver(self, ctx: Any, rows: Tensor, values: Tensor, unique: bool = False) -> Tensor | None:
         """Delivers the gradient ``values`` of ``rows``.
 
         Args:
+            ctx: of the backward pass.
             rows: ``[A]`` int64.
             values: ``[A, width]`` or ``[A]``; converted to the dtype of the parameter.
             unique: states that ``rows`` are strictly increasing. Otherwise they may repeat.
 
         Returns:
-            The gradient of the parameter, or None where an optimizer took it.
+            The gradient of the parameter, or None where an optimizer took it or the backward pass does not ask for it.
         """
+        asked, updater = self.asked(ctx)
+        if not asked:
+            return None
         if values.dtype is not self.dtype:
             values = values.to(self.dtype)
-        if self.updater is not None and self.parameter is not None:
-            self.updater.update_in_backward(self.parameter, rows, values, unique=unique)
+        if updater is not None and self.parameter is not None:
+            updater.update_in_backward(self.parameter, rows, values, unique=unique)
             return None
         if self.row_sparse:
             return torch.sparse_coo_tensor(
@@ -58,20 +69,17 @@ class RowGradient:
             )
         return values.new_zeros(self.shape).index_add_(0, rows, values)
 
-    def deliver_product(self, rows: Tensor, values: Tensor, factor: Tensor) -> None:
-        """Hands the gradient ``values @ factor`` of ``rows`` to the optimizer as its two factors: it is never stored.
 
-        Args:
-            rows: ``[A]`` int64, strictly increasing.
-            values: ``[A, K]`` of the dtype of the parameter.
-            factor: ``[K, width]`` of the dtype of the parameter.
+def accumulates_gradient(node: Any) -> bool | None:
+    """Whether the running backward pass adds to the gradient of a leaf; None: it returns that gradient instead.
 
-        Raises:
-            RuntimeError: no optimizer takes the gradient.
-        """
-        if self.updater is None or self.parameter is None:
-            raise RuntimeError("no optimizer updates the parameter in the backward pass; wanted one")
-        self.updater.update_in_backward(self.parameter, rows, values, factor)
+    Args:
+        node: ``AccumulateGrad`` of the leaf.
+    """
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # raised for what torch.autograd.grad returns
+        return None
 
 
 def apply_function(function: type[torch.autograd.Function], *arguments: Any) -> Any:

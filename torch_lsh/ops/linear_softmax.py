@@ -212,7 +212,7 @@ class _ActiveRowsLoss(torch.autograd.Function):
         check_first_order()
         x, weight, rows, slopes, scale = ctx.saved_tensors
         of_operands = ctx.gradients.of(
-            slopes, scale, x, weight, rows, *ctx.needs_input_grad[:3], grad=grads[0].contiguous()
+            ctx, slopes, scale, x, weight, rows, *ctx.needs_input_grad[:3], grad=grads[0].contiguous()
         )
         return *of_operands, None
 
@@ -253,7 +253,7 @@ class _ActiveRowsSums(torch.autograd.Function):
         slopes = slopes.data  # changed and changed back: its version stays
         softmax = slopes[places]
         slopes.index_put_(places, ratios[sample, label], accumulate=True)
-        of_operands = ctx.gradients.of(slopes, factors, x, weight, rows, *ctx.needs_input_grad[:3])
+        of_operands = ctx.gradients.of(ctx, slopes, factors, x, weight, rows, *ctx.needs_input_grad[:3])
         slopes.index_put_(places, softmax)
         return *of_operands, *(None,) * 4
 
@@ -261,19 +261,15 @@ class _ActiveRowsSums(torch.autograd.Function):
 class _Gradients:
     """The way of the gradient of active rows' logits to input, weight and bias."""
 
-    __slots__ = ("_bias", "_hardest", "_of_bias", "_of_weight", "_updater_of_both", "_weight")
+    __slots__ = ("_hardest", "_of_bias", "_of_weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None, hardest: HardestRows | None) -> None:
-        self._of_weight = of_weight = RowGradient(weight)
-        self._of_bias = of_bias = None if bias is None else RowGradient(bias)
+        self._of_weight, self._of_bias = RowGradient(weight), None if bias is None else RowGradient(bias)
         self._hardest = hardest
-        # One optimizer may update both in one operator with the backward pass.
-        self._weight, self._bias = of_weight.parameter, None if of_bias is None else of_bias.parameter
-        together = of_bias is None or of_bias.updater is of_weight.updater
-        self._updater_of_both = of_weight.updater if together else None
 
     def of(
         self,
+        ctx: Any,
         slopes: Tensor,
         factors: Tensor,
         x: Tensor,
@@ -285,15 +281,20 @@ class _Gradients:
         grad: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of ``x``, weight and bias, from that of the logits, ``slopes * factors * grad``."""
-        updater, parameter, hardest = self._updater_of_both, self._weight, self._hardest
-        if not needs_weight or grad is None:
-            updater = None
-        if updater is not None and parameter is not None and x.dtype is parameter.dtype:
-            of_x = updater.update_linear_in_backward(parameter, self._bias, slopes, factors, x, rows, grad, hardest)
+        of_weight, of_bias, hardest, updater = self._of_weight, self._of_bias, self._hardest, None
+        if needs_weight:
+            needs_weight, updater = of_weight.asked(ctx)
+        parameter, bias = of_weight.parameter, None if of_bias is None else of_bias.parameter
+        if (
+            (updater is not None and parameter is not None and grad is not None and x.dtype is parameter.dtype)
+            # One optimizer may update weight and bias in one operator with the backward pass.
+            and (of_bias is None or of_bias.asked(ctx)[1] is updater)
+        ):
+            of_x = updater.update_linear_in_backward(parameter, bias, slopes, factors, x, rows, grad, hardest)
             if of_x is not None:
                 return of_x if needs_x else None, None, None
         # An optimizer takes the gradient as its two factors, except in bfloat16, which is multiplied faster here.
-        as_factors = self._of_weight.goes_to_updater and x.dtype is slopes.dtype
+        as_factors = updater is not None and x.dtype is slopes.dtype
         count, log_weights = (0, None) if hardest is None else (hardest.count, hardest.log_weights)
         grad_x, of_rows, of_offset, hardest_rows, scaled = linear_softmax_loss_backward(
             slopes, factors, x, weight, rows, needs_weight and not as_factors, grad, count, log_weights
@@ -301,12 +302,12 @@ class _Gradients:
         if hardest is not None:
             hardest.keep(hardest_rows)
         grad_weight = grad_bias = None
-        if needs_bias and self._of_bias is not None:
-            grad_bias = self._of_bias.deliver(rows, of_offset, unique=True)
-        if needs_weight and as_factors:
-            self._of_weight.deliver_product(rows, slopes, scaled)
+        if needs_bias and of_bias is not None:
+            grad_bias = of_bias.deliver(ctx, rows, of_offset, unique=True)
+        if as_factors and updater is not None and parameter is not None:
+            updater.update_in_backward(parameter, rows, slopes, scaled)
         elif needs_weight:
-            grad_weight = self._of_weight.deliver(rows, of_rows, unique=True)
+            grad_weight = of_weight.deliver(ctx, rows, of_rows, unique=True)
         if grad_x.dtype is not x.dtype:
             grad_x = grad_x.to(x.dtype)
         return grad_x if needs_x else None, grad_weight, grad_bias

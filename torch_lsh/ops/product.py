@@ -99,8 +99,10 @@ class _ProductWithUpdate(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_x = product(grad.T, active).to(ctx.x_dtype)
         grad_offset = grad.sum(1) if ctx.needs_input_grad[2] else None
-        if active.dtype is torch.bfloat16 or active.dtype is not ctx.of_weight.dtype:
-            ctx.of_weight.deliver(rows, grad @ x)
+        _, updater = ctx.of_weight.asked(ctx)
+        grad_weight = None
+        if updater is None or active.dtype is torch.bfloat16 or active.dtype is not ctx.of_weight.dtype:
+            grad_weight = ctx.of_weight.deliver(ctx, rows, grad @ x)
         else:
-            ctx.of_weight.deliver_product(rows, grad, x)
-        return None, grad_x, grad_offset, None
+            updater.update_in_backward(ctx.of_weight.parameter, rows, grad, x)
+        return grad_weight, grad_x, grad_offset, None

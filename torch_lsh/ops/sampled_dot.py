@@ -29,7 +29,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
     if not ctx.needs_input_grad[1]:
         return grad_x, None, None
     touched, sums = embedding_bag_backward(x, crow, col, values)
-    return grad_x, ctx.of_table.deliver(touched, sums, unique=True), None
+    return grad_x, ctx.of_table.deliver(ctx, touched, sums, unique=True), None
 
 
 def _autocast(call: Callable[..., Tensor], x: Tensor, table: Tensor, rows: Tensor) -> Tensor:
