@@ -466,8 +466,8 @@ class RowSparseOptimizer(torch.optim.Optimizer):
             if id(parameter) in self._updated:
                 raise RuntimeError(
                     f"a parameter of shape {tuple(parameter.shape)} got a second gradient since the last step(), but "
-                    "its rows were updated with the first one; with in_backward=True call step() after every "
-                    "backward(), or leave in_backward off"
+                    "its rows were updated with the first one; call step() after every backward(), or leave "
+                    "in_backward off where gradients accumulate or a model uses a weight twice, as a tied one"
                 )
 
 
