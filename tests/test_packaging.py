@@ -221,7 +221,7 @@ assert torch_lsh.distributed.__name__ == "torch_lsh.distributed"
     output, errors = scalar.communicate()
     assert (scalar.returncode, errors) == (0, "")
     # what only drawing, progress bars and scipy's matrices need is not imported, nor has to be there
-    # neither are texts, the command line, benchmarks, torch.compile and what processes need, until somebody asks for them
+    # neither are texts, the command line, benchmarks, the compiler and what processes need, until they are asked for
     assert output == "scalar\n[]\n"
 
     _, errors = unknown.communicate()
