@@ -210,8 +210,10 @@ import sys
 sys.modules.update(dict.fromkeys(["matplotlib", "tqdm", "scipy", "sklearn", "pytest"]))  # None: cannot be imported
 import torch_lsh
 print(torch_lsh.ops.simd_level())
-print([name for name in sys.modules if name.startswith(("torch_lsh.text", "torch_lsh.cli", "torch_lsh.benchmarking"))])
+late = "torch_lsh.text", "torch_lsh.cli", "torch_lsh.benchmarking", "torch_lsh.distributed", "torch._dynamo"
+print([name for name in sys.modules if name.startswith(late)])
 assert torch_lsh.models.TextClassifier.__module__.startswith("torch_lsh.text")
+assert torch_lsh.distributed.__name__ == "torch_lsh.distributed"
 """
     scalar = run_python(code, TORCH_LSH_SIMD="scalar")
     unknown = run_python(code, TORCH_LSH_SIMD="sse9")
@@ -219,7 +221,7 @@ assert torch_lsh.models.TextClassifier.__module__.startswith("torch_lsh.text")
     output, errors = scalar.communicate()
     assert (scalar.returncode, errors) == (0, "")
     # what only drawing, progress bars and scipy's matrices need is not imported, nor has to be there
-    # neither are texts, the command line and benchmarks, until somebody asks for them
+    # neither are texts, the command line, benchmarks, the compiler and what processes need, until they are asked for
     assert output == "scalar\n[]\n"
 
     _, errors = unknown.communicate()

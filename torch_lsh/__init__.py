@@ -25,13 +25,16 @@ Importing this package changes the following for the whole process, and nothing 
   instead of an error. All else goes to PyTorch's kernels.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import interrupts as _interrupts  # noqa: F401  # first, because the other imports can be interrupted
 
 # isort: split
 from . import _private_names  # noqa: F401  # before all that uses them
 
 # isort: split
-from . import data, distributed, metrics, models, nn, ops, optim, rehash
+from . import data, metrics, models, nn, ops, optim, rehash
 from .callbacks import StatsWriter
 from .config import LSHConfig
 from .explain import explain
@@ -48,6 +51,9 @@ from .sampling.active_set import ActiveSet
 from .sampling.schedule import RehashScheduler
 from .sampling.stats import LayerStats
 from .tuning import AutoTuner, autotune
+
+if TYPE_CHECKING:
+    from . import distributed
 
 __version__ = "0.1.0"
 
@@ -91,3 +97,10 @@ __all__ = [
     "sampler_of",
     "sparsify_",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports :mod:`torch_lsh.distributed` when it is first needed: PyTorch's part of it takes half a second."""
+    if name == "distributed":
+        return importlib.import_module(".distributed", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,6 +29,7 @@ NAMES = (
     "torch._C._is_torch_function_mode_enabled",
     "torch._C._len_torch_dispatch_stack",
     "torch._C._will_engine_execute_node",
+    "torch._disable_dynamo",
     "torch._library.effects.EffectType",
     "torch._ops.OpOverload",
     "torch.autograd.Variable._execution_engine.queue_callback",

@@ -60,7 +60,7 @@ def waiting(rank: int):
 def test_processes_do_not_wait_for_ever(tmp_path):
     first, second = in_processes(waiting, 2, tmp_path)
     for seconds, kind, _ in first:
-        assert PATIENCE.total_seconds() <= seconds < 5
+        assert PATIENCE.total_seconds() <= seconds < 15
         assert kind is RuntimeError
     for _, kind, message in second:
         assert kind is IndexError

@@ -264,3 +264,23 @@ def test_a_search_of_many_reads_less_where_rows_are_many_and_labels_few(monkeypa
     monkeypatch.setattr(ops, "nearest_rows", lambda *arguments: asked.append(arguments))
     kept.search_of_many()(torch.eye(9).to_sparse_csr())
     assert asked[0][-1] == read
+
+
+@pytest.mark.parametrize("of_each", [1, 2])
+def test_half_of_the_rows_of_one_frequent_label_look_for_hard_labels(of_each):
+    generator = torch.Generator().manual_seed(0)
+    first = torch.cat([torch.arange(600) % 3, torch.full((100,), 3)])  # 200 rows each of three labels, 100 of another
+    labels = torch.stack([first, torch.randint(4, 6, (700,), generator=generator)][:of_each], 1)
+    features = torch.rand(700, 8, generator=generator)
+    columns = torch.arange(8).int().repeat(700)
+    starts = torch.arange(701) * 8, torch.arange(701) * of_each
+    rows = XMCRows(starts[0], columns, features.flatten(), starts[1], labels.flatten().int(), 8, 6)
+    hard = LabelRanker.of(rows, neighbours=5)._hard_labels
+    looked = (hard >= 0).any(1)
+    if of_each == 2:
+        assert looked.all()
+    else:
+        assert looked[first == 3].all()
+        assert 250 < looked[:600].sum() < 350
+        assert LabelRanker.of(rows, neighbours=5)._hard_labels.equal(hard)
+        assert not LabelRanker.of(rows, neighbours=5, seed=1)._hard_labels.equal(hard)

@@ -21,6 +21,7 @@ _FEW = 33  # rows that a quick search finds
 _QUICK, _QUICKER = (2 * _FEW, 1 << 11), (_FEW, 1 << 10)  # its candidates, and postings read
 # With fewer rows, or with more labels and several a row, the quicker search costs precision.
 _MANY_ROWS, _FEW_LABELS = 5_000, 1_024
+_MOSTLY_ONE = 1.1  # labels of a row on average, where most rows have one
 _COMPARED = 1 << 15  # dense rows that a quick search looks at
 
 
@@ -66,6 +67,11 @@ class Neighbours(nn.Module):
     def search(self, features: Features) -> tuple[Tensor, Tensor]:
         """Finds the nearest kept rows: cosines and row numbers, both ``[B, k]``, padded with -inf and -1."""
         raise NotImplementedError
+
+    @property
+    def mostly_one_label(self) -> bool:
+        """Whether most rows have one label."""
+        return len(self.labels) <= _MOSTLY_ONE * len(self)
 
     def search_of_many(self) -> Callable[[Features], tuple[Tensor, Tensor]]:
         """A quicker :meth:`search`, for features of unit length, that finds 33 rows; they need not be the nearest."""
@@ -177,7 +183,7 @@ class SparseNeighbours(Neighbours):
     def search_of_many(self) -> Callable[[Features], tuple[Tensor, Tensor]]:
         by_row = self.row_start, self.columns, self.values
         by_column = self.column_start, self.column_rows, self.column_values
-        few = self.num_labels <= _FEW_LABELS or len(self.labels) <= len(self)
+        few = self.num_labels <= _FEW_LABELS or self.mostly_one_label
         effort = _QUICKER if few and len(self) >= _MANY_ROWS else _QUICK
 
         def search(features: Features) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ _ENOUGH_UNKNOWN = 10  # rows without known features that tune the ranking of suc
 ASKED = 30  # candidates of the large network, for dense rows
 _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
 _HARD_POSTINGS = 1 << 11  # read per row that looks for the latter
+_SPARED_FROM = 200  # rows of a label; half of them look for no hard labels where rows have one label each
 _KEPT_SHARE = 0.9  # of all rows; the hard labels of fewer rows are sought again when more rows join them
 _ROWS = 1024  # at a time
 _LEAST_DEVIATION = 1e-5  # of evidence; what varies less is as good as constant
@@ -112,7 +113,7 @@ class LabelRanker(nn.Module):
         weighting = weighting_of(rows, seed) if weighting is None else weighting
         rows = weighting.rows(rows)  # type: ignore[arg-type]  # it is of the kind of the rows
         near, centroids = neighbours_of(rows, neighbours), _centroids_of(rows)
-        hard = _hard_labels(rows, near, centroids)
+        hard = _hard_labels(rows, near, centroids, seed)
         classifiers = _classifiers_of(rows, hard, seed)
         made = cls(weighting, near, centroids, _co_occurrences_of(near.rows()), classifiers, uses_logits)
         made._hard_labels = hard
@@ -134,9 +135,9 @@ class LabelRanker(nn.Module):
         if refit:
             known = self._hard_labels
             if known is None or len(known) < _KEPT_SHARE * len(near):
-                hard = _hard_labels(everything, near, centroids)
+                hard = _hard_labels(everything, near, centroids, seed)
             else:
-                hard = torch.cat([known, _hard_labels(everything, near, centroids, len(known))])
+                hard = torch.cat([known, _hard_labels(everything, near, centroids, seed, len(known))])
             classifiers = _classifiers_of(everything, hard, seed)
         else:
             classifiers = self.classifiers.grown(everything.num_labels, everything.num_features)
@@ -425,15 +426,18 @@ def _features_between(rows: Rows, begin: int, end: int) -> Features:
     return SparseFeatures(start - start[0], rows.features[entries].long(), rows.values[entries], unit=True)
 
 
-def _hard_labels(rows: Rows, neighbours: Neighbours, centroids: Centroids | DenseCentroids, begin: int = 0) -> Tensor:
+def _hard_labels(
+    rows: Rows, neighbours: Neighbours, centroids: Centroids | DenseCentroids, seed: int, begin: int = 0
+) -> Tensor:
     """Labels that the rows from ``begin`` on may be mistaken for, were they not among the training rows.
 
     Returns:
         ``[rows - begin, M]`` int32, padded with -1.
     """
-    search, found = neighbours.search_of_many(), []
-    for some in torch.arange(begin, len(rows.label_start) - 1).split(_ROWS):
-        features = _features_between(rows, int(some[0]), int(some[-1]) + 1)
+    chosen = begin + _look_for_hard_labels(neighbours, seed)[begin:].nonzero()[:, 0]
+    compared, search, found = rows.take(chosen), neighbours.search_of_many(), []
+    for first, some in zip(range(0, len(chosen), _ROWS), chosen.split(_ROWS)):
+        features = _features_between(compared, first, first + len(some))
         cosines, near = search(features)
         itself = near == some.unsqueeze(1)
         weights = cosines.clamp(min=0).square().masked_fill(itself, 0).unsqueeze(2).contiguous()
@@ -444,4 +448,22 @@ def _hard_labels(rows: Rows, neighbours: Neighbours, centroids: Centroids | Dens
             also = near.new_empty(len(some), 0)
         labels = neighbours.label_start, neighbours.labels, rows.num_labels
         found.append(ops.label_votes(near, weights, *labels, _HARD_VOTED, also)[0].int())
-    return torch.cat(found)
+    hard = torch.cat(found)
+    made = hard.new_full((len(neighbours) - begin, hard.shape[1]), -1)
+    made[chosen - begin] = hard
+    return made
+
+
+def _look_for_hard_labels(neighbours: Neighbours, seed: int) -> Tensor:
+    """Which rows look for hard labels, ``[rows]`` bool: all but half of those whose labels are those of many rows.
+
+    As many rows have such a label, half of the others tell it apart. Where rows have several labels, all are needed.
+    """
+    count, labels = len(neighbours), neighbours.labels.long()
+    if not neighbours.mostly_one_label:
+        return torch.ones(count, dtype=torch.bool)
+    rare = torch.bincount(labels, minlength=neighbours.num_labels) < _SPARED_FROM
+    chosen = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.5
+    row = torch.repeat_interleave(neighbours.label_start.diff())
+    chosen[row[rare[labels]]] = True
+    return chosen

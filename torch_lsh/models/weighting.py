@@ -13,7 +13,7 @@ from ..data import XMCRows, collate_xmc
 from .neighbours import SparseNeighbours, in_order, neighbours_of, unit_length
 from .rows import DenseRows, Features, Rows, SparseFeatures
 
-_MOST_ROWS = 50_000  # to look for neighbours among
+_MOST_ROWS = 1 << 14  # to look for neighbours among
 _MOST_QUERIES = 500
 _MAX_POSTINGS = 1 << 12  # read per query
 _NEIGHBOURS = 50

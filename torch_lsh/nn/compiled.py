@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._library.effects import EffectType
 
+from ..eager import eager
 from ..ops.gradients import accumulates_gradient
 from ..row_sparse.parameters import wants_row_sparse
 from .sampled_path import is_compiled, is_traced
@@ -313,7 +314,7 @@ def in_graphs(replacement: Method) -> Callable[[Method], Method]:
     """
 
     def decorate(method: Method) -> Method:
-        outside = torch.compiler.disable(method)
+        outside = eager()(method)
 
         @functools.wraps(method)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:

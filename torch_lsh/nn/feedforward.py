@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..config import LSHConfig
+from ..eager import eager
 from ..row_sparse.parameters import note_forward
 from ..row_sparse.transposed import transpose_
 from ..sampling.active_set import ActiveSet
@@ -137,7 +138,7 @@ def apply_block(
     return down.from_active(hidden, active.rows).reshape(*x.shape[:-1], down.out_features)
 
 
-@torch.compiler.disable
+@eager()
 def _choose_neurons(up: LSHLinear, down: DownProjection, x: Tensor) -> ActiveSet:
     note_forward(*up.parameters(), *down.parameters())
     if up.config.sampler in ("frequency", "in_batch"):

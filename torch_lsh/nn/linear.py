@@ -13,6 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from .. import ops
 from ..config import LSHConfig
+from ..eager import eager
 from ..row_sparse.parameters import note_forward
 from ..sampling.active_set import ActiveSet
 from ..sampling.sampler import Sampler
@@ -225,8 +226,8 @@ class LSHLinear(LinearWithSampler, nn.Linear):
             self.paths.dense(what, "traced")
 
     @torch.jit.unused
-    @torch.compiler.disable(
-        reason="lazy logits cannot be part of a graph; compile without fullgraph=True, "
+    @eager(
+        "lazy logits cannot be part of a graph; compile without fullgraph=True, "
         "or take the loss with layer.cross_entropy(x, target)"
     )
     def _outside_of_graph(self, input: Tensor) -> Tensor:
@@ -333,7 +334,7 @@ class LSHLinear(LinearWithSampler, nn.Linear):
             return self.sampler.candidates_of_recall(self.weight, self.bias, x, k, recall)
         return self.sampler.candidates(self.weight, self.bias, x, candidates)
 
-    @torch.compiler.disable
+    @eager()
     def sample(self, x: Tensor, target: Tensor | None = None) -> ActiveSet:
         """The active rows of a training step on ``x``; every call is a new draw.
 

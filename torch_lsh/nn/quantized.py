@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..eager import eager
 from ..index.lookup import LookupIndex
 from ..sampling.look_ups import LookUps
 from .logits.recipe import Recipe
@@ -191,7 +192,7 @@ class QuantizedLinear(nn.Module):
             return torch.topk(self(x), k)
         return self._shaped(x, *self.largest_logits(x.reshape(-1, self.in_features), k))
 
-    @torch.compiler.disable
+    @eager()
     def _topk_of_candidates(self, x: Tensor, k: int, candidates: int | None, recall: float) -> torch.return_types.topk:
         self._check(x)
         with torch.no_grad():

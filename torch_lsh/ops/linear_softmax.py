@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..eager import eager
 from .declaration import operator
 from .gradients import RowGradient, apply_function, check_first_order
 from .largest_rows import HardestRows
@@ -207,7 +208,7 @@ class _ActiveRowsLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @torch.compiler.disable(reason=_EAGER)
+    @eager(_EAGER)
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         check_first_order()
         x, weight, rows, slopes, scale = ctx.saved_tensors
@@ -236,7 +237,7 @@ class _ActiveRowsSums(torch.autograd.Function):
         return log_z, at_labels
 
     @staticmethod
-    @torch.compiler.disable(reason=_EAGER)
+    @eager(_EAGER)
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         check_first_order()
         x, weight, rows, slopes, scale, positions = ctx.saved_tensors

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ... import ops
 from ...config import LSHConfig
+from ...eager import eager
 from ...nn.linear_with_sampler import LinearWithSampler
 from ...nn.paths import RANKED, Paths
 from ...row_sparse.parameters import is_reduced, place_rows
@@ -174,7 +175,7 @@ class ShardedLSHLinear(LinearWithSampler):
 
     # --- forward ---
 
-    @torch.compiler.disable(reason="logits of a sharded layer cannot be part of a graph")
+    @eager("logits of a sharded layer cannot be part of a graph")
     def forward(self, input: Tensor) -> ShardedLogits:
         """The logits of this process's samples ``[*, in_features]``."""
         self.paths.watch(self.weight)
@@ -197,7 +198,7 @@ class ShardedLSHLinear(LinearWithSampler):
             raise TypeError(f"input has dtype {input.dtype}; wanted {self.weight.dtype}, the dtype of the weights")
         return input.to(self.weight.dtype)
 
-    @torch.compiler.disable
+    @eager()
     def topk(self, x: Tensor, k: int, exact: bool = True, candidates: int | None = None) -> torch.return_types.topk:
         """The ``k`` highest scoring classes of each sample ``[*, in_features]``, without gradients.
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node, tree_map
 
+from ...eager import eager
 from ...nn.logits.cross_entropy import Options
 from ...nn.logits.losses import accurate_dtype, check_class_weight, check_reduction
 from ...nn.logits.targets import as_target
@@ -108,7 +109,7 @@ class ShardedLogits:
         """These logits if they are float32, as losses of language models want them."""
         return self if self.dtype is torch.float32 else self._announced_dense("float").float()
 
-    @torch.compiler.disable
+    @eager()
     def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
         """``torch.topk``: exact, without gradients."""
         if not largest or dim % self.ndim != self.ndim - 1:
@@ -129,7 +130,7 @@ class ShardedLogits:
         classes = self.topk(1).indices
         return classes if keepdim else classes.squeeze(-1)
 
-    @torch.compiler.disable
+    @eager()
     def dense(self) -> Tensor:
         """The ``[*, out_features]`` tensor, differentiable. Costs what the whole layer costs."""
         owner, flat = self.owner, self.operand()
@@ -166,7 +167,7 @@ class ShardedLogits:
         return f"ShardedLogits(shape={tuple(self.shape)}, dtype={self.dtype}, layer={self.owner})"
 
     @classmethod
-    @torch.compiler.disable(reason="results of a sharded layer communicate")
+    @eager("results of a sharded layer communicate")
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         handler = _HANDLERS.get(func)

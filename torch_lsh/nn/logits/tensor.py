@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from ...eager import eager
 from ...ops.gradients import apply_function
 from .owner import LogitsOwner
 from .recipe import Recipe, run_before_backward
@@ -358,7 +359,7 @@ class SampledLogits(Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    @torch.compiler.disable(reason="lazy logits cannot be part of a graph")
+    @eager("lazy logits cannot be part of a graph")
     def _outside_of_graph(cls, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         return cls.__torch_function__(func, types, args, kwargs)
 
