@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..eager import eager
 from ..row_sparse.parameters import note_forward, wants_row_sparse
 from .compiled import wants_gradient
 from .sampled_path import is_compiled, is_traced, is_transformed, leaf_call
@@ -65,8 +66,8 @@ class EmbeddingBag(nn.EmbeddingBag):
             return super().forward(input, offsets, per_sample_weights)
         return self._forward_eager(input, offsets, per_sample_weights)
 
-    @torch.compiler.disable(
-        reason="row-sparse gradients and sparse batches cannot be part of a graph; compile without fullgraph=True, or "
+    @eager(
+        "row-sparse gradients and sparse batches cannot be part of a graph; compile without fullgraph=True, or "
         "the layers after the bag"
     )
     def _outside_of_graph(self, input: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
