@@ -43,6 +43,15 @@ def test_equal_probabilities_are_given_together():
     assert metric.best() == pytest.approx((0.2, 6 / 8))
 
 
+@pytest.mark.parametrize(
+    "probabilities", [[0.0, 0.0, 0.0], [0.2, 0.0, 0.0]], ids=["all are 0", "none above 0 is right"]
+)
+def test_where_no_threshold_gives_a_right_label_it_is_one_half(probabilities):
+    metric = quality_of([probabilities] * 2, [[1], [2]])
+    assert metric.best() == (0.5, 0.0)
+    assert metric.compute()["micro_f1"] == 0.0
+
+
 def test_the_f1_of_a_threshold_counts_all_labels_from_it_on():
     wide = LinearNetwork(1, 300, binary=True)
     metric = Quality(True, wide, 0.5)

@@ -30,7 +30,7 @@ from .hashed_text import HashedText
 from .linear import LinearNetwork
 from .margins import margin_network, share_of
 from .naive_bayes import log_count_ratios
-from .quality import Quality
+from .quality import THRESHOLD, Quality
 from .settings import Chosen, hashing, network_for
 from .sources import FileColumns, Texts, is_multi_hot, plain_labels, source_of
 from .training_data import FeatureSource, Labels, Statistics, TrainingData, Weighted, hashed
@@ -39,7 +39,6 @@ _MOST_COUNTS = 1 << 26  # of features by classes, to weigh features by
 _PARTS = 5  # of the training texts, for a temperature where none are held out
 _ENOUGH = 500  # texts for a temperature
 _LEAST = 200
-_THRESHOLD = 0.5  # of probabilities of decisions that nothing else is known of
 
 
 def fit_texts(
@@ -211,7 +210,7 @@ def _calibrated(network: Network, held_out: XMCRows | None, fitted: Fitted, mult
     The temperature is that of a linear network; a ranker calibrates itself, before the rows become neighbours.
     """
     validated = fitted.validated
-    threshold = validated.best_threshold() if isinstance(validated, Quality) and multilabel else _THRESHOLD
+    threshold = validated.best_threshold() if isinstance(validated, Quality) and multilabel else THRESHOLD
     if held_out is None or not isinstance(network, LinearNetwork) or network.mixture is not None:
         return 1.0, threshold
     features, labels, _ = batch_of(held_out)
@@ -222,7 +221,7 @@ def _of_scores(network: Network, logits: Tensor, labels: Tensor) -> tuple[float,
     """Temperature and threshold that logits ``[B, C]`` of rows with labels ``[B, P]`` ask for."""
     if not network.binary:
         labelled = labels[:, 0] >= 0
-        return temperature_of(logits[labelled], labels[labelled, 0]), _THRESHOLD
+        return temperature_of(logits[labelled], labels[labelled, 0]), THRESHOLD
     target = torch.zeros(len(labels), logits.shape[1] + 1, dtype=torch.int64)  # the last column takes the padding
     target.scatter_(1, labels.masked_fill(labels < 0, logits.shape[1]), 1)
     decisions = F.pad(logits.reshape(-1, 1), (1, 0))  # logits of no and of yes, for each class
@@ -296,7 +295,7 @@ def _cross_fitted(chosen: Chosen, data: TrainingData, network: Network, settings
         all_margins = torch.cat(margins)
         share = share_of(all_margins, all_logits, of_rows)
         all_logits = all_logits.lerp(all_margins, share)
-    return Crossed(share, temperature_of(*_with_one_wrong(all_logits, of_rows)), _THRESHOLD)
+    return Crossed(share, temperature_of(*_with_one_wrong(all_logits, of_rows)), THRESHOLD)
 
 
 def _with_one_wrong(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

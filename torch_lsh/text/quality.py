@@ -10,6 +10,7 @@ from torch import Tensor
 from ..metrics import PrecisionAtK
 from ..models.network import Network
 
+THRESHOLD = 0.5  # where nothing tells a better one
 _MOST = 100  # labels of a row that count where the best threshold is sought; no ranker has more candidates
 
 
@@ -65,7 +66,8 @@ class Quality:
     def best(self) -> tuple[float, float]:
         """The threshold with the best micro F1, halfway between two probabilities, and that F1.
 
-        Where :attr:`threshold` is given, it is that one.
+        Where :attr:`threshold` is given, it is that one; where every F1 is 0, it is 0.5. A probability of 0 is given by
+        no threshold.
         """
         probabilities, right = (torch.cat(some) for some in zip(*self.given))
         if self.threshold is not None:
@@ -74,8 +76,10 @@ class Quality:
         counts = torch.arange(1, len(order) + 1)
         f1 = 2 * right[order].cumsum(0) / (counts + self.labels)
         following = torch.cat([probabilities[1:], torch.zeros(1)])
-        f1 = f1.masked_fill(probabilities == following, -1)  # equal ones are given together
+        f1 = f1.masked_fill(probabilities == following, 0)  # equal ones are given together
         at = int(f1.argmax())
+        if f1[at] == 0:
+            return THRESHOLD, 0.0
         return float(probabilities[at] + following[at]) / 2, float(f1[at])
 
     def compute(self) -> dict[str, float]:
