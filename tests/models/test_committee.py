@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -60,6 +61,16 @@ def test_gradients_are_those_of_autograd(monkeypatch):
         theirs = trained_by_autograd(given, seed=3)
     for mine, other in zip(ours.parameters(), theirs.parameters()):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("rows", "steps"), [(40, 2 * 16), (1_000, 8 * 32), (3_200, 4 * 100)])
+def test_few_rows_are_not_passed_often(monkeypatch, rows, steps):
+    taken = []
+    monkeypatch.setattr(module, "adamw", lambda *arguments, **options: taken.append(options["lr"]))
+    train_committee(examples(rows), seed=0)
+    assert len(taken) == steps
+    assert taken == sorted(taken, reverse=True)
 
 
 @torch.no_grad()

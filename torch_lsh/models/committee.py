@@ -12,10 +12,12 @@ from torch.optim.adamw import adamw
 from .. import ops
 
 _MEMBERS, _UNITS = 4, 16
-_EPOCHS, _LEAST_STEPS = 4, 250
+_LEAST_EPOCHS, _LEAST_STEPS = 4, 250
+_MOST_EPOCHS = 16  # of few rows: they overfit with more
 _BATCH, _RATE, _DECAY = 32, 0.015, 1e-3
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # of AdamW
 _MOST_COUNTED = 5  # right candidates of a row
+_LEAST_EXPONENT = -30.0  # exponentials of far less, denormal or 0, take several times as long
 _AWAY = -1e9  # added to scores that do not count; finite, for rows whose candidates are all right
 
 
@@ -84,7 +86,7 @@ def train_committee(examples: Examples, seed: int) -> nn.Sequential:
     weights /= weights.mean()
     targets = examples.right * (weights / found)
     per_epoch = -(-count // _BATCH)
-    steps = per_epoch * max(_EPOCHS, -(-_LEAST_STEPS // per_epoch))
+    steps = per_epoch * min(max(_LEAST_EPOCHS, -(-_LEAST_STEPS // per_epoch)), _MOST_EPOCHS)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         if step % per_epoch == 0:
@@ -99,8 +101,8 @@ def train_committee(examples: Examples, seed: int) -> nn.Sequential:
         scores = scores.view(_MEMBERS, len(rows), width)
         wrong = scores + away[rows]
         largest = wrong.amax(2, keepdim=True)
-        shares = wrong.sub_(largest).exp_()  # of the wrong candidates, once they are divided by their sum
-        sums = shares.sum(2, keepdim=True)
+        shares = wrong.sub_(largest).clamp_(min=_LEAST_EXPONENT).exp_()
+        sums = shares.sum(2, keepdim=True)  # shares of the wrong candidates, once they are divided by these
         missed = (largest + sums.log() - scores).sigmoid_().mul_(targets[rows])  # slopes of right ones, negative
         slopes = shares.mul_(missed.sum(2, keepdim=True) / sums).sub_(missed)
         slopes = slopes.div_(len(rows)).flatten(1)[:, known]  # of the scores
