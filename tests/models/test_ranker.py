@@ -13,6 +13,7 @@ from torch_lsh.data.xmc import join_rows
 from torch_lsh.metrics import PrecisionAtK
 from torch_lsh.models.neighbours import neighbours_of
 from torch_lsh.models.ranker import LabelRanker, best_of
+from torch_lsh.models.weighting import FeatureWeighting
 
 LABELS = 1500
 
@@ -64,6 +65,20 @@ def test_its_first_label_is_better_than_that_of_votes_and_of_centroids(data, ran
         alone = precision(test, best_of(values, evidence.labels, 5)[1])
         assert ours[1] > alone[1]
         assert ours[5] > 0.98 * alone[5]
+
+
+def test_features_that_no_training_row_has_do_not_count(data):
+    train, _, test = data
+    rows = test.take(torch.arange(20))
+    kept = train.features != int(rows.features[0])
+    start = torch.cat([torch.zeros(1, dtype=torch.int64), kept.cumsum(0)])[train.feature_start]
+    without = train._replace(feature_start=start, features=train.features[kept], values=train.values[kept])
+    ranker = LabelRanker.of(without, 30, FeatureWeighting.of(train, False, True))  # which knows the feature
+    known = rows.features != rows.features[0]
+    start = torch.cat([torch.zeros(1, dtype=torch.int64), known.cumsum(0)])[rows.feature_start]
+    others = rows._replace(feature_start=start, features=rows.features[known], values=rows.values[known])
+    for found, wanted in zip(ranker.prepare(collate_xmc(rows)[0]), ranker.prepare(collate_xmc(others)[0])):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_votes_are_shares_of_all_neighbours(data, ranker):

@@ -16,7 +16,7 @@ from .co_occurrence import CoOccurrences
 from .committee import Examples, committee, first_value, train_committee
 from .dense_label_rows import DenseCentroids, DenseClassifiers
 from .label_rows import Centroids, LinearClassifiers
-from .neighbours import DenseNeighbours, Neighbours, neighbours_from, neighbours_of, with_more_rows
+from .neighbours import DenseNeighbours, Neighbours, SparseNeighbours, neighbours_from, neighbours_of, with_more_rows
 from .rows import Features, Rows, SparseFeatures
 from .weighting import FeatureWeighting, UnitLength, are_mostly_there
 
@@ -232,7 +232,8 @@ class LabelRanker(nn.Module):
             features: Sparse CSR or dense.
             also: Labels ``[B, M]`` int64 that are candidates, where :attr:`asks_network`.
         """
-        features = self.weighting(features)
+        known = (self.neighbours.column_start,) if isinstance(self.neighbours, SparseNeighbours) else ()
+        features = self.weighting(features, *known)
         cosines, rows = self.neighbours.search(features)
         start, labels = self.neighbours.label_start, self.neighbours.labels
         near = self.centroids.search(features, _NEAREST) if also is None else also

@@ -82,20 +82,31 @@ class FeatureWeighting(nn.Module):
         made.weight = torch.cat([self.weight, self.weight.max().expand(more)]) if more else self.weight
         return made
 
-    def forward(self, features: Features) -> SparseFeatures:
-        """Weighs features ``[B, F]``, sparse CSR; columns increase within each row of the result."""
+    def forward(self, features: Features, column_start: Tensor | None = None) -> SparseFeatures:
+        """Weighs features ``[B, F]``, sparse CSR; columns increase within each row of the result.
+
+        Args:
+            features: The features.
+            column_start: ``[F + 1]``, offsets of the rows that have each feature in an inverted index. Features that no
+                row has do not count: they would only make the others small, most in held-out rows, whose own features
+                are known to ``weight``. None means that all count.
+        """
         start, columns, values = features.crow_indices().long(), features.col_indices().long(), features.values()
-        return SparseFeatures(*self._weighed(start, columns, values.float()), unit=True)
+        return SparseFeatures(*self._weighed(start, columns, values.float(), column_start), unit=True)
 
     def rows(self, rows: XMCRows) -> XMCRows:
         """Weighs rows."""
         start, features, values = self._weighed(rows.feature_start, rows.features, rows.values)
         return rows._replace(feature_start=start, features=features, values=values)
 
-    def _weighed(self, start: Tensor, columns: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _weighed(
+        self, start: Tensor, columns: Tensor, values: Tensor, column_start: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         start, columns, values = in_order(start, columns, values)
         if self.log:
             values = values.sign() * values.abs().log1p()
+        if column_start is not None:
+            values = values * (column_start[columns + 1] > column_start[columns])
         return start, columns, unit_length(start, values * self.weight[columns])
 
     def check(self, num_features: int) -> None:
