@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..progress import note
-from .held_out import FEW, HeldOut, Metric, Precision
+from .held_out import FEW, HeldOut, Metric, Precision, parts_in_turn
 from .mixture import Mixture
 from .neighbours import neighbours_of
 from .network import Network
@@ -79,8 +79,9 @@ def fit(
     ranker = mixture if isinstance(mixture, LabelRanker) else None
     judge = None if held_out is None else HeldOut(held_out, network, ranker, metric)
     if judge is not None and held_out is not None and ranker is not None and not ranker.uses_logits:
-        if settings.halves and (rows := source.sample()) is not None:
-            judge.add(rows, _ranker_of(held_out, ranker, settings.seed))
+        if settings.crossed and (rows := source.sample()) is not None:
+            for part, others in parts_in_turn(rows, held_out, settings.seed):
+                judge.add(part, _ranker_of(others, ranker, settings.seed))
         judge.tune()
         if ranker.is_of_use:
             if options.checkpoint is not None and options.resume and options.checkpoint.exists():
@@ -226,7 +227,7 @@ def _mixture(
 
 def _ranker(source: Source, rows: Rows, held_out: Rows, settings: Settings, network: Network) -> LabelRanker:
     """A ranker of the rows of a source, or of as many as the budget affords."""
-    everything = join([rows, held_out]) if settings.halves else rows
+    everything = join([rows, held_out]) if settings.crossed else rows
     weighting = weighting_of(everything._replace(num_labels=rows.num_labels), settings.seed)
     neighbours = settings.neighbours_for(network.num_labels, ranked=True)
     if settings.budget is not None:
@@ -252,7 +253,7 @@ def _network_counts(source: Source, settings: Settings, network: Network, whole:
     weighted = source.is_weighted or network.class_weight is not None
     many = network.num_labels > WIDE or int(source.label_counts.sum()) >= _TOGETHER * source.size
     suits = network.dense_input or (many and _usual_frequency(source) >= _FREQUENT)
-    return weighted or not whole or (suits and not settings.halves)
+    return weighted or not whole or (suits and not settings.crossed)
 
 
 def _usual_frequency(source: Source) -> int:

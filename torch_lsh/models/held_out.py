@@ -12,9 +12,9 @@ from ..metrics import PrecisionAtK
 from .network import Network
 from .ranker import Evidence, LabelRanker
 from .ranking import evidence_of, logits_for
-from .rows import Batch, InMemory, Rows, batch_of, num_rows
+from .rows import Batch, InMemory, Rows, batch_of, join, num_rows
 
-_HALVED, _DENSE_HALVED = 2_000, 1_000  # see Purpose; of dense rows, a network tells more
+_CROSSED, _DENSE_CROSSED = 2_000, 1_000  # see Purpose; of dense rows, a network tells more
 FEW = 5_000  # with fewer rows, the classifiers of a ranker are trained again with the rows that were held out
 MOST_HELD_OUT = 10_000
 _ENOUGH = 1_500  # rows to hold out
@@ -32,18 +32,18 @@ class Purpose(NamedTuple):
         least: Labelled rows below which none are held out.
         shares: The largest share of fewer than so many rows, as pairs ``(rows, share)`` by increasing numbers of rows;
             it is an eighth of more.
-        halved: With fewer rows, each half tunes a ranker of the other half, and no network is trained.
+        crossed: With fewer rows, each part of them tunes a ranker of the others, and no network is trained.
     """
 
     least: int
     shares: tuple[tuple[int, float], ...] = ()
-    halved: int = 0
+    crossed: int = 0
 
 
 TO_STOP = Purpose(20_000)  # training on all of fewer rows is worth more than knowing when to stop
-TO_RANK = Purpose(1_000, ((_HALVED, 0.25),))  # rows held out from the network are trained on by other sources
-TO_RANK_ALONE = Purpose(200, ((_HALVED, 0.5), (FEW, 0.25)), _HALVED)  # without the network
-TO_RANK_DENSE = Purpose(200, ((_DENSE_HALVED, 0.5), (_HALVED, 0.25)), _DENSE_HALVED)  # with it unless rows are few
+TO_RANK = Purpose(1_000, ((_CROSSED, 0.25),))  # rows held out from the network are trained on by other sources
+TO_RANK_ALONE = Purpose(200, ((FEW, 0.25),), _CROSSED)  # without the network
+TO_RANK_DENSE = Purpose(200, ((_CROSSED, 0.25),), _DENSE_CROSSED)  # with it unless rows are few
 
 
 def split(source: InMemory, fraction: float, seed: int, purpose: Purpose = TO_STOP) -> tuple[InMemory, Rows | None]:
@@ -83,9 +83,19 @@ def share_to_hold_out(labelled: int, fraction: float, purpose: Purpose) -> float
     return max(fraction, min(_ENOUGH / labelled, largest))
 
 
-def are_halves(rows: int, held_out: Rows | None, purpose: Purpose) -> bool:
-    """Whether :func:`split` left so many rows and held out as many, so that each half may stand in for the other."""
-    return held_out is not None and rows + num_rows(held_out) < purpose.halved
+def parts_in_turn(rows: Rows, held_out: Rows, seed: int) -> Iterator[tuple[Rows, Rows]]:
+    """Random parts of rows, each about as large as the rows held out, and all other rows beside each."""
+    parts = max(1, round(num_rows(rows) / num_rows(held_out)))
+    order = torch.randperm(num_rows(rows), generator=torch.Generator().manual_seed(seed))
+    for part in order.chunk(parts):
+        others = torch.ones(num_rows(rows), dtype=torch.bool)
+        others[part] = False
+        yield rows.take(part), join([rows.take(others.nonzero()[:, 0]), held_out])
+
+
+def are_crossed(rows: int, held_out: Rows | None, purpose: Purpose) -> bool:
+    """Whether :func:`split` left so few rows that parts of them are to tune rankers, too."""
+    return held_out is not None and rows + num_rows(held_out) < purpose.crossed
 
 
 class Metric(Protocol):

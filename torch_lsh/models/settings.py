@@ -29,7 +29,7 @@ class Settings(NamedTuple):
         budget: Seconds of the fit.
         neighbours: How many of the nearest training rows vote.
         seed: Seed of the order of the rows.
-        halves: Whether held-out rows are a random half of few rows, so that both halves tune the ranker.
+        crossed: Whether rows are so few that all of them tune the ranker, each part by one of the others.
         decay: Last part of the run, in which the learning rate falls, as a share.
     """
 
@@ -40,7 +40,7 @@ class Settings(NamedTuple):
     budget: float | None = None
     neighbours: int | None = None
     seed: int = 0
-    halves: bool = False
+    crossed: bool = False
     decay: float = DECAY
 
     def check(self, validation_fraction: float) -> None:

@@ -19,7 +19,7 @@ from ..metrics import RankingMetrics
 from . import model_file
 from .evaluation import Propensities, Rankings, propensities_for, propensities_of
 from .fitting import fit, fit_more
-from .held_out import Purpose, are_halves, split
+from .held_out import Purpose, are_crossed, split
 from .network import WideNetwork
 from .ranking import LabelFilter, best_labels
 from .rows import (
@@ -140,7 +140,7 @@ class XMCClassifier(WideNetwork):
         Some labelled rows are held out if there are 20,000, or 1,000 where a ranker can be trained (200 where it does
         without the network). They train the ranker, or else decide when to stop.
         The network is never trained on them, but all other sources are in the end, so that little that is known is
-        lost. Of fewer than 2,000 rows, a ranker without the network learns from all: each half is held out once.
+        lost. Of fewer than 2,000 rows, a ranker without the network learns from all: each quarter is held out once.
 
         With ``checkpoint``, the state of the run is written at the end of every epoch and every ``checkpoint_every``
         steps. A run that finds the file resumes from it and ends as an uninterrupted run with the same checkpoint
@@ -208,7 +208,7 @@ class XMCClassifier(WideNetwork):
         purpose = settings.purpose(self.num_labels, weighted, self.dense_input)
         fraction = validation_fraction if given is None else 0.0
         source, held_out, likely = self._source(train_dataset, sample_weight, fraction, purpose, memory, seed)
-        settings = settings._replace(halves=are_halves(source.size, held_out, purpose))
+        settings = settings._replace(crossed=are_crossed(source.size, held_out, purpose))
         held_out = held_out if given is None else given
         evaluate = None
         if eval_dataset is not None:

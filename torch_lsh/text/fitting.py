@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data import XMCRows
 from ..data.xmc import join_rows
 from ..models.fitting import Fitted, fit, fit_more
-from ..models.held_out import MOST_HELD_OUT, TO_STOP, are_halves
+from ..models.held_out import MOST_HELD_OUT, TO_STOP, are_crossed
 from ..models.network import Network
 from ..models.rows import InMemory, batch_of, num_rows
 from ..models.settings import Settings
@@ -84,7 +84,7 @@ def fit_texts(
     if validation is not None:
         held_out = _validation_rows(validation, file_columns, data.features, Labels(found.classes))
     network, settings = network_for(chosen, len(found.columns), len(found.classes), found.rows, multilabel)
-    settings = settings._replace(halves=are_halves(found.rows, found.held_out, purpose(len(found.classes))))
+    settings = settings._replace(crossed=are_crossed(found.rows, found.held_out, purpose(len(found.classes))))
     columns = _weighted_columns(data.blocks(), found, network, data.features.num_features)
     parts = 0 if chosen.validation_fraction == 0 else _parts_to_calibrate(network, held_out, found)
     budget = None if budget is None else budget / (1 + parts)
