@@ -236,16 +236,43 @@ def test_room_for_labels_changes_nothing_else(data, ranker):
 
 
 def test_the_most_frequent_labels_are_candidates_where_few_others_are():
-    # Each row has a feature of its own, and one of 40 labels besides the label 0, which all have.
-    labels = torch.stack([torch.zeros(80), 1 + torch.arange(80) % 40], 1).int()
-    start = torch.arange(81)
-    rows = XMCRows(start, torch.arange(80).int(), torch.ones(80), 2 * start, labels.flatten(), 81, 41)
+    # Each row has a feature of its own, and one of 100 labels besides the label 0, which all have.
+    labels = torch.stack([torch.zeros(200), 1 + torch.arange(200) % 100], 1).int()
+    start = torch.arange(201)
+    rows = XMCRows(start, torch.arange(200).int(), torch.ones(200), 2 * start, labels.flatten(), 201, 101)
     made = LabelRanker.of(rows, 5)
-    features = torch.sparse_csr_tensor(torch.tensor([0, 1, 1]), torch.tensor([3]), torch.ones(1), (2, 81))
+    features = torch.sparse_csr_tensor(torch.tensor([0, 1, 1]), torch.tensor([3]), torch.ones(1), (2, 201))
     one, none = made.prepare(features).labels
     assert {0, 4} <= set(one.tolist())  # of the one row with that feature
     assert len(one[one >= 0].unique()) == int((one >= 0).sum()) == 11
     assert int((none >= 0).sum()) == 10  # of a row without features
+
+
+@pytest.mark.parametrize("ranks_unknown", [False, True])
+def test_all_of_few_labels_are_candidates(ranks_unknown):
+    labels = torch.arange(120).int() % 40
+    rows = XMCRows(torch.arange(121), torch.arange(120).int() % 60, torch.ones(120), torch.arange(121), labels, 61, 41)
+    made = LabelRanker.of(rows, 5)
+    made.ranks_unknown = ranks_unknown
+    features = torch.sparse_csr_tensor(torch.tensor([0, 1, 1]), torch.tensor([3]), torch.ones(1), (2, 61))
+    evidence = made.prepare(features)
+    everything = [*range(40), -1]  # the last one has no row
+    assert evidence.labels.tolist() == [everything, everything if ranks_unknown else [-1] * 41]
+    assert evidence.values[0, :, 4].nonzero()[:, 0].tolist() == [3, 23]  # votes
+
+
+def test_labels_are_as_frequent_as_before_where_all_have_more_rows(data):
+    train, held_out, _ = data
+    labels = torch.repeat_interleave(torch.arange(20), torch.arange(40, 60)).int()
+    some = join_rows([train, held_out]).take(torch.arange(len(labels)))
+    rows = some._replace(label_start=torch.arange(len(labels) + 1), labels=labels, num_labels=20)
+    made = LabelRanker.of(rows, 30, uses_logits=False)
+    features, wanted = collate_xmc(rows)
+    made.tune([(made.prepare(features), None, wanted)])
+    frequencies = [
+        each._normalised(each.prepare(features).values)[:, :, -1] for each in (made, made.with_rows(rows, refit=False))
+    ]
+    torch.testing.assert_close(*frequencies, atol=0.2, rtol=0)
 
 
 @pytest.mark.parametrize(("unknown", "ranks"), [(0, False), (9, False), (12, True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from .weighting import FeatureWeighting, UnitLength, are_mostly_there
 
 _POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose the candidates
 _FEW = 10  # neighbours whose votes count by themselves, too
-_VOTED, _NEAREST = 60, 30  # candidates by votes and by centroids
+_VOTED, _NEAREST = 60, 30  # candidates by votes and by centroids; of so few labels, all are candidates
 _FREQUENT = 10  # candidates by their number of rows, where centroids that have a feature of the row are fewer
 _ENOUGH_UNKNOWN = 10  # rows without known features that tune the ranking of such rows
 ASKED = 30  # candidates of the large network, for dense rows
@@ -144,7 +145,9 @@ class LabelRanker(nn.Module):
         together = _co_occurrences_of(everything)
         made = LabelRanker(weighting, near, centroids, together, classifiers, self.uses_logits)
         made.counts = _label_counts(everything)
-        made.rank, made.mean, made.deviation = self.rank, self.mean, self.deviation
+        made.rank, made.mean, made.deviation = self.rank, self.mean.clone(), self.deviation
+        # All labels have more rows; where they have about equally many, by far more than the deviation.
+        made.mean[self._frequency] += math.log((1 + len(near)) / (1 + len(self.neighbours)))
         made.calibration, made.ranks_unknown = self.calibration, self.ranks_unknown
         made.is_of_use = self.is_of_use
         return made
@@ -217,6 +220,11 @@ class LabelRanker(nn.Module):
         return len(self.counts)
 
     @property
+    def _frequency(self) -> int:
+        """Which value of a candidate is the logarithm of its number of rows."""
+        return len(self.mean) - 1 - 2 * self.uses_logits
+
+    @property
     def _frequent(self) -> Tensor:
         """The labels of most rows, the most frequent one last."""
         if self._of_counts is None or self._of_counts[0] is not self.counts:  # of many labels, a search takes long
@@ -236,10 +244,14 @@ class LabelRanker(nn.Module):
         features = self.weighting(features, *known)
         cosines, rows = self.neighbours.search(features)
         start, labels = self.neighbours.label_start, self.neighbours.labels
-        near = self.centroids.search(features, _NEAREST) if also is None else also
-        near = _filled(near, self._frequent, self.ranks_unknown)
-        weights = _weights(cosines)
-        found, votes = ops.label_votes(rows, weights, start, labels, self.num_labels, _VOTED, near)
+        weights, voted = _weights(cosines), _VOTED
+        if also is None and self.num_labels <= _VOTED + _NEAREST:
+            voted, ranked = 0, (rows[:, :1] >= 0) | self.ranks_unknown
+            near = torch.arange(self.num_labels).where(ranked & (self.counts > 0), -1)
+        else:
+            near = self.centroids.search(features, _NEAREST) if also is None else also
+            near = _filled(near, self._frequent, self.ranks_unknown)
+        found, votes = ops.label_votes(rows, weights, start, labels, self.num_labels, voted, near)
         voters = start.diff()[rows.clamp(min=0)].unsqueeze(2)
         votes = votes / (weights * voters).sum(1, keepdim=True).clamp(min=1e-30)
         none = found < 0
