@@ -119,7 +119,7 @@ def test_probabilities_of_several_labels_are_those_of_each(many):
     assert probabilities.sum(1).mean() == pytest.approx(3.5, rel=0.25)  # labels of a text, not 1
     for low, high in ((0, 0.1), (0.1, 0.5), (0.5, 1)):
         some = (probabilities > low) & (probabilities <= high)
-        assert probabilities[some].mean() == pytest.approx(right[some].mean(), abs=0.15)
+        assert probabilities[some].sum() == pytest.approx(right[some].sum(), abs=0.05 * right.sum())
     np.testing.assert_allclose(many.top_k(texts, 3)[1], np.sort(probabilities)[:, :-4:-1], rtol=1e-4)
     given = sum(len(some) for some in many.predict(texts))
     assert given == int((probabilities >= many.threshold_).sum())

@@ -10,7 +10,7 @@ from .neighbours import MOST_NEIGHBOURS
 from .schedule import DECAY, Schedule
 
 WIDE = 4096  # with more labels, the output layer is sampled
-_MANY = 65  # with as many labels, held-out rows train a ranker
+_MANY = 65  # with as many labels, a ranker is used unless settings say otherwise
 _MANY_ALONE = 512  # with as many labels, neighbours vote where there is no ranker
 _NEIGHBOURS = 64  # that vote
 _RANKED_ROWS = 75_000  # that a network beside a ranker is trained on, in one pass at least
@@ -31,6 +31,7 @@ class Settings(NamedTuple):
         seed: Seed of the order of the rows.
         crossed: Whether rows are so few that all of them tune the ranker, each part by one of the others.
         decay: Last part of the run, in which the learning rate falls, as a share.
+        ranked_from: With as many labels, held-out rows train a ranker.
     """
 
     epochs: int | None = None
@@ -42,6 +43,7 @@ class Settings(NamedTuple):
     seed: int = 0
     crossed: bool = False
     decay: float = DECAY
+    ranked_from: int = _MANY
 
     def check(self, validation_fraction: float) -> None:
         """Raises a ValueError that names the setting that does not fit."""
@@ -80,11 +82,11 @@ class Settings(NamedTuple):
         """How many neighbours vote, given so many labels, with a ranker or without."""
         if self.neighbours is not None:
             return self.neighbours
-        return _NEIGHBOURS if labels >= (_MANY if ranked else _MANY_ALONE) else 0
+        return _NEIGHBOURS if labels >= (self.ranked_from if ranked else _MANY_ALONE) else 0
 
     def purpose(self, labels: int, weighted: bool, dense: bool = False) -> Purpose:
         """What rows are held out for, given so many labels; weights of rows or labels are for the network alone."""
-        if self.neighbours_for(labels, ranked=True) == 0 or labels < _MANY:
+        if self.neighbours_for(labels, ranked=True) == 0 or labels < self.ranked_from:
             return TO_STOP
         if self.epochs is None and dense and not weighted:
             return TO_RANK_DENSE

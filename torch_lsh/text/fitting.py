@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data import XMCRows
 from ..data.xmc import join_rows
 from ..models.fitting import Fitted, fit, fit_more
-from ..models.held_out import MOST_HELD_OUT, TO_STOP, are_crossed
+from ..models.held_out import MOST_HELD_OUT, TO_STOP, Purpose, are_crossed
 from ..models.network import Network
 from ..models.rows import InMemory, batch_of, num_rows
 from ..models.settings import Settings
@@ -31,7 +31,7 @@ from .linear import LinearNetwork
 from .margins import margin_network, share_of
 from .naive_bayes import log_count_ratios
 from .quality import THRESHOLD, Quality
-from .settings import Chosen, hashing, network_for
+from .settings import Chosen, are_few_to_rank, hashing, network_for, ranks_few, settings_for
 from .sources import FileColumns, Texts, is_multi_hot, plain_labels, source_of
 from .training_data import FeatureSource, Labels, Statistics, TrainingData, Weighted, hashed
 
@@ -65,10 +65,15 @@ def fit_texts(
     y = plain_labels(y)
     source, multi_hot = source_of(X, y, file_columns), is_multi_hot(y)
     weighted = sample_weight is not None or class_weight is not None
-    purpose = functools.partial(Settings(chosen.epochs, neighbours=chosen.neighbours).purpose, weighted=weighted)
+    ranked = ranks_few(chosen, weighted, validation)
+
+    def purpose(classes: int, texts: int) -> Purpose:
+        few = ranked and are_few_to_rank(classes, texts)
+        return settings_for(chosen, few).purpose(classes, weighted)
+
     data = TrainingData(
         source,
-        hashing(chosen, source),
+        hashing(chosen, source, ranked),
         chosen.validation_fraction if validation is None else 0.0,
         MOST_HELD_OUT,
         chosen.memory,
@@ -83,8 +88,10 @@ def fit_texts(
     held_out = found.held_out
     if validation is not None:
         held_out = _validation_rows(validation, file_columns, data.features, Labels(found.classes))
-    network, settings = network_for(chosen, len(found.columns), len(found.classes), found.rows, multilabel)
-    settings = settings._replace(crossed=are_crossed(found.rows, found.held_out, purpose(len(found.classes))))
+    classes, texts = len(found.classes), found.rows + (0 if found.held_out is None else num_rows(found.held_out))
+    few = ranked and found.cached is not None and are_few_to_rank(classes, texts)
+    network, settings = network_for(chosen, len(found.columns), classes, found.rows, multilabel, few)
+    settings = settings._replace(crossed=are_crossed(found.rows, found.held_out, purpose(classes, texts)))
     columns = _weighted_columns(data.blocks(), found, network, data.features.num_features)
     parts = 0 if chosen.validation_fraction == 0 else _parts_to_calibrate(network, held_out, found)
     budget = None if budget is None else budget / (1 + parts)

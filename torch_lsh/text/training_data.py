@@ -145,8 +145,8 @@ class TrainingData:
 
     Args:
         source: texts or a file; read once per pass.
-        features: how texts are hashed; or pairs of a number of labels and how they are hashed with at most so many, by
-            increasing numbers, the last of them infinite.
+        features: how texts are hashed; or what says so, given how many labels there are and how many rows to train on
+            (infinitely many where they do not fit in memory).
         hold_out: share of the rows to hold out.
         most_held_out: most rows to hold out. Fewer than 20,000 rows that fit in memory are all trained on, unless a
             ranker needs some of them.
@@ -154,26 +154,29 @@ class TrainingData:
         seed: seed of the choice of the held-out rows.
         classes: the labels, sorted, if they are known in advance.
         weights: of the texts of the source, ``[texts]``; None means 1.
-        purpose: what rows are held out for, given how many labels there are; of at least 20,000, they also say when to
-            stop.
+        purpose: what rows are held out for, given how many labels and rows there are; of at least 20,000, they also say
+            when to stop.
     """
 
     def __init__(
         self,
         source: Texts | TextFile,
-        features: HashedText | Sequence[tuple[float, HashedText]],
+        features: HashedText | Callable[[int, float], HashedText],
         hold_out: float,
         most_held_out: int,
         memory: int,
         seed: int,
         classes: Sequence[Any] | None = None,
         weights: Tensor | None = None,
-        purpose: Callable[[int], Purpose] = lambda labels: TO_STOP,
+        purpose: Callable[[int, int], Purpose] = lambda labels, rows: TO_STOP,
     ) -> None:
         self.source, self._weights, self._purpose = source, weights, purpose
         self.is_weighted = weights is not None
-        choices = [(math.inf, features)] if isinstance(features, HashedText) else list(features)
-        (self._most_labels, self.features), *self._for_more_labels = choices
+        self._features_for: Callable[[int, float], HashedText] = (
+            (lambda labels, rows: features) if isinstance(features, HashedText) else features
+        )
+        self._met = 0, 0.0  # labels and rows
+        self.features = self._features_for(*self._met)
         self.labels, self._classes = Labels(classes), classes
         self._hold_out, self._most_held_out, self._seed = hold_out, most_held_out, seed
         self.statistics = self._with_rows_to_rank(self._first_pass(memory))
@@ -206,17 +209,16 @@ class TrainingData:
     def _first_pass(self, memory: int) -> Statistics:
         documents = torch.zeros(1, self.features.num_features, dtype=torch.int32)
         counts = torch.zeros(0, dtype=torch.int64)
-        rows = total = seen = 0
+        rows = total = seen = labelled = 0
         several = False
         train: list[Weighted] | None = []
         held_out: list[Weighted] = []
         for some, out in self._split(_FIRST_CHUNK):
-            if len(self.labels.numbers) > self._most_labels:
-                while len(self.labels.numbers) > self._most_labels:
-                    (self._most_labels, self.features), *self._for_more_labels = self._for_more_labels
+            chunk = some.rows
+            labelled += num_rows(chunk) + num_rows(out.rows)
+            if self._asks_for_other_features(math.inf if train is None else labelled):
                 self.labels = Labels(self._classes)
                 return self._first_pass(memory)
-            chunk = some.rows
             _count(documents, chunk)
             counts = torch.nn.functional.pad(counts, (0, len(self.labels.numbers) - len(counts)))
             counts += torch.bincount(chunk.labels, minlength=len(counts))
@@ -256,12 +258,19 @@ class TrainingData:
         held_out_rows = None if kept is None else kept.rows
         return Statistics(rows, several, classes, columns.int(), idf, total, sorted_counts, seen, held_out_rows, cached)
 
+    def _asks_for_other_features(self, rows: float) -> bool:
+        """Whether the labels and so many rows that have come want other features, which it takes."""
+        labels, most = self._met
+        self._met = max(labels, len(self.labels.numbers)), max(most, rows)
+        before, self.features = self.features, self._features_for(*self._met)
+        return self.features is not before
+
     def _with_rows_to_rank(self, found: Statistics) -> Statistics:
         """Holds rows out of few, too, where they train a ranker."""
         if found.held_out is not None or found.cached is None:
             return found
         source = InMemory(found.cached.rows, len(found.classes), found.cached.weights)
-        source, held_out = split(source, self._hold_out, self._seed, self._purpose(len(found.classes)))
+        source, held_out = split(source, self._hold_out, self._seed, self._purpose(len(found.classes), source.size))
         if held_out is None:
             return found
         assert isinstance(source.rows, XMCRows)
