@@ -44,8 +44,9 @@ class TextClassifier(Estimator):
     take over some or all of the network's work where parts of the texts, predicted by models of the others, say so.
 
     The number of classes decides the network: linear up to 64, a hidden layer above, an
-    :class:`torch_lsh.LSHLinear` output above 4096. From 65 on, the nearest training texts count in every prediction,
-    too: held-out texts train a :class:`torch_lsh.models.ranker.LabelRanker`; without them, from 512 on, a
+    :class:`torch_lsh.LSHLinear` output above 4096. From 65 on, and from 8 on with 200 to 10,000 texts where no setting
+    of the network, weights or validation texts are given, the nearest training texts count in every prediction, too:
+    held-out texts train a :class:`torch_lsh.models.ranker.LabelRanker`; without them, from 512 on, a
     :class:`torch_lsh.models.mixture.Mixture` takes votes. Where labels are rare (half of them of fewer than 100 texts),
     or of few kinds (up to 4096, and fewer than eight a text), a ranker does as well without the network, which is
     trained then only if ``epochs`` or weights are given; else ``history_`` has one entry, of epoch 0 and without a
@@ -55,12 +56,12 @@ class TextClassifier(Estimator):
     a whole number. Labels in lists, or in cells with a separator, make the task multi-label.
 
     Args:
-        features: How texts are hashed. None means words alone, up to 64 classes also pairs of words (from 8 MB of text
-            on, triples, too; in scripts without blanks, n-grams of characters, and punctuation), in a number of columns
-            that follows from the amount of text.
+        features: How texts are hashed. None means words alone, where the network is linear also pairs of words (from 8
+            MB of text on, triples, too; in scripts without blanks, n-grams of characters, and punctuation), in a number
+            of columns that follows from the amount of text.
         hidden: Width of the hidden layer; 0 means the linear model.
         neighbours: How many of the nearest training texts vote; 0 means none. None means 64 from 65 classes (512
-            where no texts are held out), else 0.
+            where no texts are held out; 8 with few texts, see above), else 0.
             The model and its file then hold the features of all training texts. Not for a multi-label task without a
             hidden layer.
         epochs: Most passes over the data. None means as many as the class says.
@@ -86,7 +87,7 @@ class TextClassifier(Estimator):
             held-out texts choose it; below 20,000 texts, parts of them that networks of the other parts predict. Else,
             below 200 texts, and with a ranker, which is calibrated by itself, it is 1.
         history_: a dict per epoch.
-        network_: a :class:`torch_lsh.models.network.WideNetwork`, or up to 64 classes a linear one.
+        network_: a :class:`torch_lsh.models.network.WideNetwork`, or a linear one.
 
     >>> texts = ["a fine film", "good fun", "dull and long", "a bad film"] * 10
     >>> model = TextClassifier(epochs=5).fit(texts, ["pos", "pos", "neg", "neg"] * 10)
