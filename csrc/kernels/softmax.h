@@ -61,7 +61,8 @@ inline Vector<float> exponential(Vector<float> x) {
   const __mmask16 counts = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.33f), _CMP_NLT_UQ);  // NaN does
   const Vector<float> shifted = x * 1.44269504f + 393216.0f;  // rounds to a multiple of 1 / 32
   const Vector<float> n = shifted - 393216.0f;
-  const Vector<float> r = x - n * 0.693147182f;
+  // Fused whatever the compiler: the product alone would round away all that is left.
+  const auto r = (Vector<float>)_mm512_fnmadd_ps((__m512)n, _mm512_set1_ps(0.693147182f), (__m512)x);
   const auto root = (Vector<float>)_mm512_permutex2var_ps(  // by the low bits, those of a fraction
       _mm512_loadu_ps(kTable.root), (__m512i)shifted, _mm512_loadu_ps(kTable.root + 16));
   const Vector<float> p = (r * 0.5f + 1.00001464f) * r;
