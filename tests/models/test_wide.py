@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from torch_lsh import LSHConfig, LSHLinear, quantize_
 from torch_lsh.data import XMCDataset, synthetic_xmc
@@ -477,3 +478,23 @@ def test_training_rows_without_any_label_are_told(tmp_path):
     (tmp_path / "train.txt").write_text("2 3 4\n 1:0.5\n 0:1\n")
     with pytest.warns(UserWarning, match="no row of the training data has a label, so nothing is learned"):
         XMCClassifier(3, 4, 8).fit(XMCDataset(tmp_path / "train.txt"), epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_model_that_was_cast_predicts(dtype, dense):
+    """Its network is cast, and what ranks beside it is not."""
+    torch.manual_seed(0)
+    labels = torch.randint(70, (1_200,))
+    if dense:
+        data = F.one_hot(labels, 70) + 0.1 * torch.randn(1_200, 70), labels
+    else:
+        data = one_hot_rows(labels.tolist(), 70, 70)
+    model = XMCClassifier(70, 70, hidden=16, dense_input=dense)
+    model.fit(data, epochs=1, progress=False)
+    assert isinstance(model.mixture, LabelRanker)
+    before = model.predict(data, k=1)[1]
+    scores, after = model.to(dtype).predict(data, k=1)
+    assert model.output.weight.dtype is dtype
+    assert scores.dtype is torch.float32
+    assert (after == before).float().mean() > 0.95

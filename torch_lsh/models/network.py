@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,21 @@ class Network(nn.Module):
         super().__init__()
         self.mixture: Mixture | LabelRanker | None = None
         self.class_weight: Tensor | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Network:
+        # What ranks beside the network stays float32 when the model is cast.
+        def uncast(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            return applied if applied.dtype is tensor.dtype else tensor.to(applied.device)
+
+        mixture, self.mixture = self.mixture, None
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self.mixture = mixture
+        if mixture is not None and recurse:
+            mixture._apply(uncast)
+        return self
 
     @property
     def dense_input(self) -> bool:
@@ -90,7 +106,7 @@ class Network(nn.Module):
         """Computes logits ``[B, num_labels]`` in memory; with a mixture, the logarithms of its probabilities."""
         if self.mixture is None:
             return self.logits(features)
-        return self.mixture(self.logits(features) if self.mixture.uses_logits else None, features)
+        return self.mixture(self.logits(features).float() if self.mixture.uses_logits else None, features)
 
     @property
     def independent(self) -> bool:
@@ -180,7 +196,9 @@ class WideNetwork(Network):
             of_rows = features.crow_indices(), features.col_indices(), features.values()
             hidden = ops.embedding_bag(self.input.weight, *of_rows) + self.input_bias
         else:
-            hidden = self.input(features * self.scale if self.dense_input else features) + self.input_bias
+            if self.dense_input:
+                features = (features * self.scale).to(self.input.weight.dtype)
+            hidden = self.input(features) + self.input_bias
         return F.relu(hidden) if self.activation == "relu" else hidden
 
     def forward(self, features: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def best_labels(
     """
     if network.mixture is None and labels is None:
         found = network(features).topk(k)
-        return found.values, found.indices
+        return found.values.float(), found.indices
     if labels is None and (ranked := ranked_labels(network, features, k)) is not None:
         return ranked
     values, best = [], []
@@ -133,7 +133,7 @@ def evidence_of(ranker: LabelRanker, network: Network, features: Features) -> Ev
 
 def logits_for(ranker: LabelRanker, network: Network, features: Features, evidence: Evidence) -> Tensor | None:
     """The network's logits ``[B, K]`` of the candidates, where they count."""
-    return network.logits_of(features, evidence.labels) if ranker.uses_logits else None
+    return network.logits_of(features, evidence.labels).float() if ranker.uses_logits else None
 
 
 def rows_between(features: Tensor, begin: int, end: int) -> Tensor:
