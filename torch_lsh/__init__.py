@@ -7,7 +7,7 @@ Importing this package changes the following for the whole process, and nothing 
 * In the process of the command line alone, SIGINT ends the process without a traceback (``interrupts.py``).
 * Before every ``step()`` of every PyTorch optimizer a hook brings state of parameters that
   :class:`LSHFeedForward` transposed into their new shape. It does nothing while no parameter was transposed.
-* After every ``step()`` of every PyTorch optimizer with ``fused=True`` a hook raises the versions of the parameters
+* Around every ``step()`` of every PyTorch optimizer with ``fused=True`` hooks raise the versions of the parameters
   (``tensor._version``), which PyTorch's fused steps on CPUs leave as they were. Hash tables rely on versions.
 * Before every ``step()`` of every other optimizer a hook looks for parameters of the layers here. It turns row-sparse
   gradients dense, and tells once per layer that the optimizer updates all of its rows.

@@ -99,14 +99,16 @@ def _caller(compiled: torch._ops.OpOverload) -> Callable[..., Any]:
     changed_of = itemgetter(*[position for position, _ in changed]) if len(changed) > 1 else None
 
     def call_and_count(*arguments: Any, **named: Any) -> Any:
-        result = compiled(*arguments, **named)
         tensors: Any
         if changed_of is not None and len(arguments) >= end:
             tensors = changed_of(arguments)
         else:
-            tensors = [arguments[i] if i < len(arguments) else named[name] for i, name in changed]
-        torch.autograd.graph.increment_version([tensor for tensor in tensors if tensor is not None])
-        return result
+            tensors = [arguments[i] if i < len(arguments) else named.get(name) for i, name in changed]
+        tensors = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+        try:
+            return compiled(*arguments, **named)
+        finally:  # Ctrl-C during the call is raised where it returns
+            torch.autograd.graph.increment_version(tensors)
 
     return call_and_count if changed else call
 

@@ -329,11 +329,11 @@ class RowSparseOptimizer(torch.optim.Optimizer):
                 group["fused"] = True
             with torch.set_grad_enabled(self.defaults["differentiable"]):
                 step(self)
+        finally:
             # PyTorch's fused steps on CPUs leave the versions of the parameters as they are.
             for group, members in dense:
                 if group.get("fused"):
                     torch.autograd.graph.increment_version(members)
-        finally:
             for group in fused:
                 group["fused"] = None
             for parameter, gradient in zip(hidden, gradients):

@@ -1,7 +1,7 @@
 """Everything that importing the package changes in PyTorch itself. :mod:`torch_lsh` lists it for users.
 
 * A hook before every step of every optimizer brings state of transposed parameters into shape.
-* A hook after every step of every optimizer raises the versions of parameters that a fused step changed.
+* Hooks before and after every step of every optimizer raise the versions of parameters that a fused step changed.
 * A hook before every step of every optimizer that is not of this library gives it dense gradients of parameters that
   one of this library updates row by row, and tells the user that it updates all rows of a wide layer.
 * Sparse CPU tensors get the kernels that gradient clipping needs, where PyTorch has none. The norm of PyTorch 2.14
@@ -24,9 +24,10 @@ from .sparse_kernels import KERNELS, Kernel, with_dense
 
 
 def raise_versions(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    """Raises the versions of parameters after PyTorch's fused steps, which change them on CPUs and leave the versions.
+    """Raises the versions of parameters that PyTorch's fused steps change, which leave the versions on CPUs.
 
-    Optimizers of this library raise them themselves, and only those of parameters with dense gradients.
+    Before the step, as Ctrl-C may end it early; and after it, as a closure may have looked up rows. Optimizers
+    of this library raise them themselves, and only those of parameters with dense gradients.
     """
     if isinstance(optimizer, RowSparseOptimizer):
         return
@@ -75,6 +76,7 @@ _OURS = ("SGD", "Adagrad", "Adam", "AdamW", "Lion")
 
 register_optimizer_step_pre_hook(transpose_state)
 register_optimizer_step_pre_hook(give_dense_gradients)
+register_optimizer_step_pre_hook(raise_versions)
 register_optimizer_step_post_hook(raise_versions)
 
 _sparse_kernels = torch.library.Library("aten", "IMPL", "SparseCPU")  # kernels go when this object does

@@ -79,16 +79,14 @@ class ChangedRows:
         while self._parameters[number]() is not parameter:
             number += 1
         self._everything |= version_before != self._versions[number]
-        self._versions[number] = version_after
-        if self._everything:
-            return
         # Weight and bias change in the same rows, one after the other. That is one touch.
-        if number in self._updated or not self._counted_last(rows):
+        if not self._everything and (number in self._updated or not self._counted_last(rows)):
             if counted is not self.touches:
                 _count_touches(self.touches, rows)
             self._some = True
             self._last, self._updated = (rows, rows._version), set()
         self._updated.add(number)
+        self._versions[number] = version_after  # last, so that a record that Ctrl-C ends early is none
 
     def _counted_last(self, rows: Tensor) -> bool:
         if self._last is None:

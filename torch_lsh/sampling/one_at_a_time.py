@@ -7,13 +7,13 @@ from typing import Any
 
 
 class OneAtATime:
-    """A context that one thread may be in; another one gets an error, not a wait. Copies are free.
+    """A lock that one thread may hold; another one gets an error, not a wait. Copies are free.
 
     Args:
         what: the beginning of the error.
 
     >>> guard = OneAtATime("this layer is trained")
-    >>> with guard, guard:
+    >>> with guard.turn, guard.turn:
     ...     pass
     Traceback (most recent call last):
     RuntimeError: this layer is trained by two threads at once; wanted one at a time: take turns under a lock
@@ -23,12 +23,18 @@ class OneAtATime:
         self._what = what
         self._lock = threading.Lock()
 
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError(f"{self._what} by two threads at once; wanted one at a time: take turns under a lock")
+    @property
+    def turn(self) -> threading.Lock:
+        """The lock, for a ``with`` statement: unlike a context written in Python, Ctrl-C cannot leave it locked.
 
-    def __exit__(self, *exception: object) -> None:
-        self._lock.release()
+        Of two threads that ask at the same instant, one waits.
+
+        Raises:
+            RuntimeError: it is held.
+        """
+        if self._lock.locked():
+            raise RuntimeError(f"{self._what} by two threads at once; wanted one at a time: take turns under a lock")
+        return self._lock
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OneAtATime, (self._what,)

@@ -179,7 +179,7 @@ class Sampler:
             draw = self._draw_in_contexts
         if not training:
             return draw(weight, bias, x, labels, training)
-        with self._training:
+        with self._training.turn:
             return draw(weight, bias, x, labels, training)
 
     def _draw(self, weight: Tensor, bias: Tensor | None, x: Tensor, labels: Tensor, training: bool) -> ActiveSet:
