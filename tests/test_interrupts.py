@@ -23,6 +23,7 @@ INDEXES = {
 OPTIMIZERS = {
     "Adam": torch_lsh.optim.Adam,
     "Adam, catching up": functools.partial(torch_lsh.optim.Adam, catch_up=True),
+    "Adam, in the backward pass": functools.partial(torch_lsh.optim.Adam, in_backward=True),
     "SGD": functools.partial(torch_lsh.optim.SGD, momentum=0.5),
 }
 
@@ -92,6 +93,7 @@ def test_a_step_that_was_interrupted_anywhere(index, optimizer_name):
             for found in (layer.sampler.tables, layer.sampler.look_up_index):
                 assert found.drift(layer.weight, layer.bias, torch.arange(N)) == 0, place
         optimizer.zero_grad()
+        optimizer.step()  # in_backward=True wants one between two backward passes
         train(layer, optimizer, 3)
 
 
