@@ -312,6 +312,19 @@ def test_a_changed_header_is_refused(model, tmp_path, change):
         TextClassifier.load(path)
 
 
+@pytest.mark.parametrize("name", ["idf", "bias"])
+@pytest.mark.parametrize("number", [float("nan"), -float("inf")])
+def test_numbers_that_are_not_finite_are_refused(model, tmp_path, name, number):
+    path = tmp_path / "model"
+    model.save(path)
+    tensors, metadata = load_safetensors(path)
+    name = next(full for full in tensors if full.endswith(name))
+    tensors[name].view(-1)[0] = number
+    save_safetensors(tensors, path, metadata)
+    with pytest.raises(ValueError, match=f"model does not hold .*: {name} holds a NaN or an infinity"):
+        TextClassifier.load(path)
+
+
 def test_copies(model):
     texts, _ = generate(20, seed=4)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

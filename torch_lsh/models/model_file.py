@@ -62,10 +62,13 @@ def load(path: FilePath, formats: Sequence[str], mmap: bool = False) -> tuple[di
         mmap: Map the file to memory; tensors are then read when they are used.
 
     Raises:
-        ValueError: The file is cut off, damaged or of another format.
+        ValueError: The file is cut off, damaged, of another format, or (unless mapped) holds a NaN or an infinity.
     """
     tensors, metadata = load_safetensors(path, formats, mmap)
     try:
+        for name, tensor in tensors.items():
+            if not mmap and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise ValueError(f"{name} holds a NaN or an infinity")
         return tensors, json.loads(metadata["model"]), metadata["format"]
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} does not hold a model that this version knows: {error}") from error
