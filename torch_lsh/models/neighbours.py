@@ -346,8 +346,13 @@ def unit_length(crow: Tensor, values: Tensor) -> Tensor:
     return values / torch.repeat_interleave(lengths, crow.diff())
 
 
-def neighbours_of(rows: Rows, k: int, power: float = 3.0) -> Neighbours:
+def neighbours_of(rows: Rows, k: int, power: float = 3.0, unit: bool = False) -> Neighbours:
     """Keeps rows, scaled to unit length, with an index to find the nearest.
+
+    Args:
+        rows: The rows.
+        k, power: See :class:`Neighbours`.
+        unit: Whether dense rows have unit length already; they are then kept as they are, not copied.
 
     Raises:
         ValueError: The rows are not rows with labels.
@@ -357,7 +362,7 @@ def neighbours_of(rows: Rows, k: int, power: float = 3.0) -> Neighbours:
     if isinstance(rows, DenseRows):
         with torch.device("meta"):
             made = DenseNeighbours(num_labels, *sizes, k, power, rows.num_features)
-        made.vectors = nn.functional.normalize(rows.features, dim=1)
+        made.vectors = rows.features if unit else nn.functional.normalize(rows.features, dim=1)
         made.index_rows()
     else:
         check_rows(rows)
@@ -378,9 +383,10 @@ def neighbours_from(configuration: dict[str, Any], num_labels: int) -> Neighbour
 
 def with_more_rows(neighbours: Neighbours, rows: Rows) -> Neighbours:
     """Neighbours with more rows, and as many features and labels as these have."""
-    kept = neighbours.rows()
-    joined = join([kept, rows])
+    if isinstance(rows, DenseRows):
+        rows = rows._replace(features=nn.functional.normalize(rows.features, dim=1))
+    joined = join([neighbours.rows(), rows])
     joined = joined._replace(num_labels=rows.num_labels)
     if isinstance(joined, XMCRows):
         joined = joined._replace(num_features=rows.num_features)
-    return neighbours_of(joined, neighbours.k, neighbours.power)
+    return neighbours_of(joined, neighbours.k, neighbours.power, unit=True)

@@ -252,7 +252,8 @@ class LabelRanker(nn.Module):
             near = self.centroids.search(features, _NEAREST) if also is None else also
             near = _filled(near, self._frequent, self.ranks_unknown)
         found, votes = ops.label_votes(rows, weights, start, labels, self.num_labels, voted, near)
-        voters = start.diff()[rows.clamp(min=0)].unsqueeze(2)
+        voting = rows.clamp(min=0)
+        voters = (start[voting + 1] - start[voting]).unsqueeze(2)
         votes = votes / (weights * voters).sum(1, keepdim=True).clamp(min=1e-30)
         none = found < 0
         sources = [part(features, found) for part in (self.centroids, self.co_occurrences) if part is not None]
