@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -287,33 +287,36 @@ class DenseNeighbours(Neighbours):
         These need not be the nearest: rows are sorted into cells by k-means, and those of a cell are compared with
         those of the cells nearest to it, as one product.
         """
-        vectors = self.vectors.bfloat16()  # half as much to copy, and to multiply where the CPU can
-        for own, others in self._cells():
-            others = others[:: 1 + len(others) // (4 * _ALIKE)]  # a cell of equal rows may hold most of them
-            compared = vectors[others]
-            for some in own[own >= begin].split(_ROWS):
-                if len(some) > 0:
-                    cosines, near = ops.linear_topk(vectors[some], compared, None, min(_FEW, len(others)))
-                    yield some, cosines, others[near]
+        order, cells = self._cells()
+        vectors = self.vectors.bfloat16()[order]  # half as much to copy, and to multiply where the CPU can
+        for own, others in cells:
+            near_rows, compared = (torch.cat([part[some] for some in others]) for part in (order, vectors))
+            step = 1 + len(near_rows) // (4 * _ALIKE)  # a cell of equal rows may hold most of them
+            near_rows, compared = near_rows[::step], compared[::step].contiguous()
+            wanted = order[own] >= begin
+            for rows, queries in zip(order[own][wanted].split(_ROWS), vectors[own][wanted].split(_ROWS)):
+                if len(rows) > 0:
+                    cosines, near = ops.linear_topk(queries, compared, None, min(_FEW, len(near_rows)))
+                    yield rows, cosines, near_rows[near]
 
-    def _cells(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the rows of each cell, and those to compare them with: all, or some thousand."""
-        everything = torch.arange(len(self))
+    def _cells(self) -> tuple[Tensor, Iterable[tuple[slice, list[slice]]]]:
+        """Sorts rows by cell: their numbers, where each cell is among them, and which cells it is compared with."""
         if len(self) <= 2 * _ALIKE:
-            yield everything, everything
-            return
+            everything = slice(len(self))
+            return torch.arange(len(self)), [(everything, [everything])]
         bits = round(math.log2(len(self) / _IN_CELL))
         partition = LearnedPartition(self.vectors.shape[1], bits)
         chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[: _FITTED << bits]
         partition.fit(self.vectors[chosen])
         cell = partition.buckets(self.vectors)
         sizes = cell.bincount(minlength=1 << bits)
-        members = cell.argsort(stable=True).split(sizes.tolist())
+        ends = sizes.cumsum(0)
+        cells = [slice(end - size, end) for end, size in zip(ends.tolist(), sizes.tolist())]
         directions = nn.functional.normalize(partition.centers, dim=1)
         near = ops.linear_topk(directions, directions, None, min(_NEAR_CELLS, len(directions)))[1]
         enough = 1 + (sizes[near].cumsum(1) < _ALIKE).sum(1)
-        for own, cells, count in zip(members, near, enough):
-            yield own, torch.cat([members[one] for one in cells[:count].tolist()])
+        others = [[cells[one] for one in some[:count].tolist()] for some, count in zip(near, enough)]
+        return cell.argsort(stable=True), zip(cells, others)
 
     def configuration(self) -> dict[str, Any]:
         own = {"kind": "dense", "num_features": self.vectors.shape[1], "coded": self.codes is not None}
