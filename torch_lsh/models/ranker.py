@@ -113,7 +113,7 @@ class LabelRanker(nn.Module):
         """
         weighting = weighting_of(rows, seed) if weighting is None else weighting
         rows = weighting.rows(rows)  # type: ignore[arg-type]  # it is of the kind of the rows
-        near, centroids = neighbours_of(rows, neighbours), _centroids_of(rows)
+        near, centroids = neighbours_of(rows, neighbours, unit=True), _centroids_of(rows)
         hard = _hard_labels(rows, near, centroids, seed)
         classifiers = _classifiers_of(rows, hard, seed)
         made = cls(weighting, near, centroids, _co_occurrences_of(near.rows()), classifiers, uses_logits)
