@@ -301,7 +301,7 @@ class DenseNeighbours(Neighbours):
 
     def _cells(self) -> tuple[Tensor, Iterable[tuple[slice, list[slice]]]]:
         """Sorts rows by cell: their numbers, where each cell is among them, and which cells it is compared with."""
-        if len(self) <= 2 * _ALIKE:
+        if len(self) <= 4 * _ALIKE:  # of so few, all take little longer, and cost no precision
             everything = slice(len(self))
             return torch.arange(len(self)), [(everything, [everything])]
         bits = round(math.log2(len(self) / _IN_CELL))
