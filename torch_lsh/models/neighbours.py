@@ -281,11 +281,14 @@ class DenseNeighbours(Neighbours):
             self._index = index
         return self._index
 
-    def alike(self, begin: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yields rows from ``begin`` on, ``[R]``, and up to 33 like each: cosines and row numbers, both ``[R, M]``.
+    def alike(self, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yields rows that are wanted, ``[R]``, and up to 33 like each: cosines and row numbers, both ``[R, M]``.
 
         These need not be the nearest: rows are sorted into cells by k-means, and those of a cell are compared with
         those of the cells nearest to it, as one product.
+
+        Args:
+            wanted: ``[rows]`` bool.
         """
         order, cells = self._cells()
         vectors = self.vectors.bfloat16()[order]  # half as much to copy, and to multiply where the CPU can
@@ -293,8 +296,8 @@ class DenseNeighbours(Neighbours):
             near_rows, compared = (torch.cat([part[some] for some in others]) for part in (order, vectors))
             step = 1 + len(near_rows) // (4 * _ALIKE)  # a cell of equal rows may hold most of them
             near_rows, compared = near_rows[::step], compared[::step].contiguous()
-            wanted = order[own] >= begin
-            for rows, queries in zip(order[own][wanted].split(_ROWS), vectors[own][wanted].split(_ROWS)):
+            some = wanted[order[own]]
+            for rows, queries in zip(order[own][some].split(_ROWS), vectors[own][some].split(_ROWS)):
                 if len(rows) > 0:
                     cosines, near = ops.linear_topk(queries, compared, None, min(_FEW, len(near_rows)))
                     yield rows, cosines, near_rows[near]
