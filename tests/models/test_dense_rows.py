@@ -13,7 +13,7 @@ from torch_lsh.data import XMCRows
 from torch_lsh.models import XMCClassifier, model_file, neighbours
 from torch_lsh.models.dense_label_rows import DenseCentroids, DenseClassifiers
 from torch_lsh.models.label_rows import Centroids
-from torch_lsh.models.neighbours import DenseNeighbours, neighbours_of
+from torch_lsh.models.neighbours import DenseNeighbours, neighbours_from, neighbours_of
 from torch_lsh.models.network import WideNetwork
 from torch_lsh.models.ranker import LabelRanker
 from torch_lsh.models.rows import DenseRows, InMemory, batch_of
@@ -246,14 +246,99 @@ def test_classifiers_tell_rows_of_a_label_from_others():
         grown.check(23)
 
 
-def test_a_quick_search_looks_at_some_of_many_rows(monkeypatch):
-    monkeypatch.setattr(neighbours, "_COMPARED", 10)
-    dense, _ = both_kinds()
-    kept = neighbours_of(dense, k=5)
-    cosines, rows = kept.search_of_many()(dense.features)
-    assert rows.shape == (60, 10)
-    assert len(rows.unique()) == 10
-    torch.testing.assert_close(cosines, (dense.features @ dense.features.T).gather(1, rows))
+def clustered(rows=2000, width=64):
+    """Rows in clusters, with one label each, and as many queries as 200."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(40, width, generator=generator)
+    labels = torch.randint(40, (rows + 200,), generator=generator, dtype=torch.int32)
+    features = F.normalize(centers[labels.long()] + torch.randn(rows + 200, width, generator=generator), dim=1)
+    return DenseRows(features[:rows], torch.arange(rows + 1), labels[:rows], 40), features[rows:]
+
+
+def test_many_rows_have_codes(monkeypatch, threads):
+    rows, queries = clustered()
+    assert neighbours_of(rows, k=10).codes is None
+    monkeypatch.setattr(neighbours, "_CODED", 0)
+    monkeypatch.setattr(neighbours, "_WIDE", 65)
+    assert neighbours_of(rows, k=10).codes is None
+    monkeypatch.setattr(neighbours, "_WIDE", 64)
+    assert neighbours_of(rows, k=63).codes is None
+    kept = neighbours_of(rows, k=10)
+    cosines, found = kept.search(3 * queries)
+    torch.testing.assert_close(cosines, (queries @ rows.features.T).gather(1, found))
+    best = (queries @ rows.features.T).topk(10).indices
+    share = (best.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean()
+    assert 0.8 < share < 1.0  # all rows were compared, were it 1
+    for number in (0, 7):  # one by one as in a batch
+        assert torch.equal(kept.search(queries[number : number + 1])[1][0], found[number])
+    torch.set_num_threads(1)
+    assert torch.equal(neighbours_of(rows, k=10).codes, kept.codes)
+    assert torch.equal(kept.search(3 * queries)[1], found)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_files_hold_codes(data, monkeypatch, tmp_path, mmap):
+    features, labels = data[0]
+    before = fitted((features[:500], labels[:500]))
+    before.save(tmp_path / "before")  # as earlier versions did: without codes
+    monkeypatch.setattr(neighbours, "_CODED", 0)
+    monkeypatch.setattr(neighbours, "_WIDE", 0)
+    monkeypatch.setattr(neighbours, "_SPARED", 0)
+    model = fitted((features[:500], labels[:500]))
+    assert len(model.mixture.neighbours.codes) == 8
+    model.save(tmp_path / "model")
+    for name, saved in (("model", model), ("before", before)):
+        loaded = XMCClassifier.load(tmp_path / name, mmap=mmap)
+        assert (loaded.mixture.neighbours.codes is None) == (saved is before)
+        for ours, theirs in zip(saved.predict(data[1][0]), loaded.predict(data[1][0]), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_loaded_codes_count(monkeypatch):
+    monkeypatch.setattr(neighbours, "_CODED", 0)
+    monkeypatch.setattr(neighbours, "_WIDE", 0)
+    rows, queries = clustered()
+    kept = neighbours_of(rows, k=10)
+    found = kept.search(queries)[1]
+    kept.load_state_dict({**kept.state_dict(), "codes": torch.zeros_like(kept.codes)})
+    assert not torch.equal(kept.search(queries)[1], found)
+
+
+def test_a_configuration_without_codes(monkeypatch):
+    monkeypatch.setattr(neighbours, "_CODED", 0)
+    monkeypatch.setattr(neighbours, "_WIDE", 0)
+    configuration = neighbours_of(clustered()[0], k=10).configuration()
+    assert configuration.pop("coded")
+    assert neighbours_from(configuration, 40).codes is None
+
+
+@pytest.mark.parametrize("begin", [0, 1500])
+def test_rows_are_compared_with_those_of_near_cells(monkeypatch, threads, begin):
+    rows, _ = clustered()
+    kept = neighbours_of(rows, k=10)
+    wanted = torch.arange(2000) >= begin
+    everything = [torch.cat(parts) for parts in zip(*kept.alike(wanted))]
+    assert torch.equal(everything[0], torch.arange(begin, 2000))
+    products = rows.features[begin:] @ rows.features.T
+    best = products.topk(33).indices
+    assert (best == everything[2]).float().mean() > 0.8  # where bfloat16 tells them apart
+    monkeypatch.setattr(neighbours, "_ALIKE", 300)
+    monkeypatch.setattr(neighbours, "_IN_CELL", 50)
+    some, cosines, near = (torch.cat(parts) for parts in zip(*kept.alike(wanted)))
+    assert torch.equal(some.sort().values, torch.arange(begin, 2000))
+    torch.testing.assert_close(cosines, products[some - begin].gather(1, near), rtol=0, atol=0.01)
+    assert 0.75 < (best[some - begin].unsqueeze(2) == near.unsqueeze(1)).any(2).float().mean() < 1
+    torch.set_num_threads(1)
+    for ours, theirs in zip((some, cosines, near), (torch.cat(parts) for parts in zip(*kept.alike(wanted)))):
+        assert torch.equal(ours, theirs)
+
+
+def test_equal_rows_of_one_cell_are_compared_with_some(monkeypatch):
+    monkeypatch.setattr(neighbours, "_ALIKE", 50)
+    rows, _ = clustered()
+    kept = neighbours_of(rows._replace(features=rows.features[:1].expand(2000, -1)), k=10)
+    compared = [len(near.unique()) for _, _, near in kept.alike(torch.ones(2000, dtype=torch.bool))]
+    assert max(compared) <= 200
 
 
 def test_the_network_scales_rows_once(data):

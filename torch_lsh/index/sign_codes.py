@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import ops
 from .base import Index, StoredTensor, finite_queries, mean_row, random_rotation, row_blocks
 
-_LAYOUT_ROWS = 64  # rows of a block of codes; see csrc/kernels/sketch.h
+CODE_ROWS = 64  # rows of a block of codes; see csrc/kernels/sketch.h
 
 
 class SignCodes(NamedTuple):
@@ -95,25 +95,29 @@ class SignCodeIndex(Index):
         self._store = store
 
     def _empty(self) -> SignCodes:
-        blocks, width = -(-self.num_rows // _LAYOUT_ROWS), self._rotation.shape[1]
+        blocks, width = -(-self.num_rows // CODE_ROWS), self._rotation.shape[1]
         return SignCodes(
-            codes=torch.zeros(blocks, width // 8, _LAYOUT_ROWS, dtype=torch.uint8, device="cpu"),
-            factors=torch.zeros(blocks, 2, _LAYOUT_ROWS, dtype=torch.bfloat16, device="cpu"),
+            codes=torch.zeros(blocks, width // 8, CODE_ROWS, dtype=torch.uint8, device="cpu"),
+            factors=torch.zeros(blocks, 2, CODE_ROWS, dtype=torch.bfloat16, device="cpu"),
         )
 
     def _write(self, store: SignCodes, rows: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        less_mean, rotated = self._rotated(weight)
-        block, place = rows // _LAYOUT_ROWS, rows % _LAYOUT_ROWS
-        store.codes[block, :, code_places(place)] = _signs(rotated)
-        # h · v is estimated by (h · signs) * |v|^2 / (v · signs), which is right where h is a multiple of v.
-        store.factors[block, 0, place] = (rotated.square().sum(1) / rotated.abs().sum(1).clamp(min=1e-30)).bfloat16()
+        less_mean, signs, scale = self._coded(weight)
+        block, place = rows // CODE_ROWS, rows % CODE_ROWS
+        store.codes[block, :, code_places(place)] = signs
+        store.factors[block, 0, place] = scale.bfloat16()
         known = less_mean @ self._mean_query
         store.factors[block, 1, place] = (known if bias is None else known + bias.float()).bfloat16()
 
-    def _rotated(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Some rows less the mean row, as they are and rotated."""
+    def _coded(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Some rows less the mean row ``[n, in_features]``, their signs ``[n, width / 8]`` uint8 and scales ``[n]``.
+
+        ``h · v`` is estimated by ``(h · signs) * |v|^2 / (v · signs)``: right where ``h`` is a multiple of ``v``.
+        """
         less_mean = weight.float() - self._center
-        return less_mean, less_mean @ self._rotation
+        rotated = ops.product(less_mean, self._rotation)
+        of_row = torch.zeros(len(rotated), dtype=torch.int32, device="cpu")
+        return less_mean, *ops.residual_codes(rotated, torch.zeros_like(rotated[:1]), of_row, 1)
 
     def _update(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> int:
         store = self._built()
@@ -123,14 +127,14 @@ class SignCodeIndex(Index):
 
     def _differs(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
         """A code is one byte, so that it has about as many bits as one of a hash table."""
-        return _signs(self._rotated(weight[rows])[1]) != self._codes_of(rows)
+        return self._coded(weight[rows])[1] != self._codes_of(rows)
 
     def _codes_of(self, rows: Tensor) -> Tensor:
         """``[A, width / 8]`` uint8."""
-        return self._built().codes[rows // _LAYOUT_ROWS, :, code_places(rows % _LAYOUT_ROWS)]
+        return self._built().codes[rows // CODE_ROWS, :, code_places(rows % CODE_ROWS)]
 
     def _query(self, x: Tensor, max_candidates: int, labels: Tensor | None) -> Tensor:
-        h = (x.float() - self._mean_query) @ self._rotation
+        h = ops.product(x.float() - self._mean_query, self._rotation)
         count = min(max_candidates, self.num_rows)
         found = ops.sketch_candidates(h, *self._built(), self.num_rows, count)
         return found if count == max_candidates else F.pad(found, (0, max_candidates - count), value=-1)
@@ -156,12 +160,7 @@ class SignCodeIndex(Index):
         self._store = SignCodes(*(state[name] for name in SignCodes._fields))
 
 
-def _signs(rotated: Tensor) -> Tensor:
-    """Codes ``[n, width / 8]`` uint8: the signs of ``[n, width]``, eight to a byte."""
-    return ((rotated > 0).unflatten(1, (-1, 8)) << torch.arange(8, device="cpu")).sum(2).to(torch.uint8)
-
-
 def code_places(place: Tensor) -> Tensor:
     """Where the code of a row of a block is kept: the halves of the block alternate."""
-    half = _LAYOUT_ROWS // 2
+    half = CODE_ROWS // 2
     return place % half * 2 + place // half

@@ -155,6 +155,7 @@ class HeldOut:
         blocks = torch.arange(num_rows(counted)).split(network.rows_at_a_time)
         self._batches: list[Batch] = [batch_of(counted.take(block)) for block in blocks]
         self._ranked_batches: list[tuple[Batch, Evidence | None]] = []
+        self._tuned: list[tuple[Evidence, Tensor | None, Tensor]] = []  # what the ranker was tuned on last
         self._knowable = False  # whether a ranker's training rows have some label of the rows that tune it
         if ranker is not None:
             self.add(rows, ranker)  # it looks at few labels of each row, so that more rows can count for it
@@ -184,7 +185,8 @@ class HeldOut:
         """Tunes the ranker for the present parameters of the network."""
         if self.ranker is not None:
             self.network.eval()
-            self.ranker.tune(self._ranked(self.ranker), knowable=self._knowable)
+            self._tuned = list(self._ranked(self.ranker))
+            self.ranker.tune(self._tuned, knowable=self._knowable)
 
     def _ranked(self, ranker: LabelRanker) -> Iterator[tuple[Evidence, Tensor | None, Tensor]]:
         for batch, prepared in self._ranked_batches:
@@ -193,11 +195,11 @@ class HeldOut:
 
     @torch.no_grad()
     def final(self) -> Metric:
-        """The quality of what the network predicts, ranked or not."""
+        """The quality of what the network predicts. With a ranker, after :meth:`tune`, for the same parameters."""
         self.network.eval()
         metric = self._metric()
         if self.ranker is not None and self.ranker.is_of_use:
-            for evidence, logits, labels in self._ranked(self.ranker):
+            for evidence, logits, labels in self._tuned:
                 metric.update(self.ranker.scores(evidence, logits), places_of(labels, evidence.labels))
             return metric
         for batch in self._batches:

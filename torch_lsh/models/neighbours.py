@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,18 +12,27 @@ from torch import Tensor, nn
 from .. import ops
 from ..data import XMCRows
 from ..data.xmc import check_rows, runs
+from ..index.families.learned import LearnedPartition
+from ..index.sign_codes import CODE_ROWS, SignCodeIndex
 from .rows import DenseRows, Features, Rows, SparseFeatures, join
 
 _MAX_POSTINGS = 1 << 14  # read per row; time grows with them, and beyond these they hardly find another neighbour
 _MOST_POWER = 1e6
 MOST_NEIGHBOURS = 1 << 12  # of a row: a quarter of the postings, as candidates are four times as many
 _CANDIDATES = 4  # times the neighbours wanted
-_FEW = 33  # rows that a quick search finds
+_FEW = 33  # rows that a quick search finds: 32 and, for a row that is kept, itself
 _QUICK, _QUICKER = (2 * _FEW, 1 << 11), (_FEW, 1 << 10)  # its candidates, and postings read
 # With fewer rows, or with more labels and several a row, the quicker search costs precision.
 _MANY_ROWS, _FEW_LABELS = 5_000, 1_024
 _MOSTLY_ONE = 1.1  # labels of a row on average, where most rows have one
-_COMPARED = 1 << 15  # dense rows that a quick search looks at
+_ALIKE, _IN_CELL = 1 << 13, 256  # dense rows that a row of a cell is compared with, and rows of a cell
+_FITTED, _NEAR_CELLS = 32, 64  # rows of a cell that k-means looks at; cells to compare with, at most
+_ROWS = 1024  # at a time
+# Numbers of dense rows, and of each, from which on comparing codes pays: fewer rows stay in the cache, where a batch is
+# compared with all of them in no more time, and signs of fewer numbers tell little.
+_CODED, _WIDE = 1 << 23, 128
+_PROMISING, _SPARED = 8, 32  # times the neighbours wanted: rows that codes choose, and the least that there are
+_TYPICAL = 1 << 12  # rows that stand for queries
 
 
 class Neighbours(nn.Module):
@@ -72,10 +82,6 @@ class Neighbours(nn.Module):
     def mostly_one_label(self) -> bool:
         """Whether most rows have one label."""
         return len(self.labels) <= _MOSTLY_ONE * len(self)
-
-    def search_of_many(self) -> Callable[[Features], tuple[Tensor, Tensor]]:
-        """A quicker :meth:`search`, for features of unit length, that finds 33 rows; they need not be the nearest."""
-        raise NotImplementedError
 
     def configuration(self) -> dict[str, Any]:
         """The arguments that make such a module, except ``num_labels``, and its kind."""
@@ -181,6 +187,7 @@ class SparseNeighbours(Neighbours):
         return ops.nearest_rows(crow, col, values, *by_row, *by_column, self.k, _CANDIDATES * self.k, max_postings)
 
     def search_of_many(self) -> Callable[[Features], tuple[Tensor, Tensor]]:
+        """A quicker :meth:`search`, for features of unit length, that finds 33 rows; they need not be the nearest."""
         by_row = self.row_start, self.columns, self.values
         by_column = self.column_start, self.column_rows, self.column_values
         few = self.num_labels <= _FEW_LABELS or self.mostly_one_label
@@ -198,21 +205,46 @@ class SparseNeighbours(Neighbours):
 
 
 class DenseNeighbours(Neighbours):
-    """Neighbours among dense rows, found by comparison with all of them.
+    """Neighbours among dense rows: of few by comparison with all, of many with those whose sign codes promise most.
+
+    A prediction reads every row that it is compared with: in order, and of rows that no cache holds, that takes as long
+    as memory does. Sign codes (:class:`torch_lsh.index.SignCodeIndex`) are a thirtieth as long.
 
     Args:
         num_labels, rows, labels, k, power: See :class:`Neighbours`.
         num_features: d.
+        coded: Whether there are sign codes.
     """
 
     vectors: Tensor
+    codes: Tensor | None
+    factors: Tensor | None  # pairs of bfloat16 as int32, for files whose floating point numbers are of one dtype
+    means: Tensor | None  # of rows and of queries
 
-    def __init__(self, num_labels: int, rows: int, labels: int, k: int, power: float, num_features: int) -> None:
+    def __init__(
+        self, num_labels: int, rows: int, labels: int, k: int, power: float, num_features: int, coded: bool = False
+    ) -> None:
         super().__init__(num_labels, rows, labels, k, power)
         self.register_buffer("vectors", torch.zeros(rows, num_features))
+        blocks, width = -(-rows // CODE_ROWS), -(-num_features // 8)
+        self.register_buffer("codes", torch.zeros(blocks, width, CODE_ROWS, dtype=torch.uint8) if coded else None)
+        self.register_buffer("factors", torch.zeros(blocks, 2, CODE_ROWS // 2, dtype=torch.int32) if coded else None)
+        self.register_buffer("means", torch.zeros(2, num_features) if coded else None)
+        self._index: SignCodeIndex | None = None
 
     def rows(self) -> DenseRows:
         return DenseRows(self.vectors, self.label_start, self.labels, self.num_labels)
+
+    def index_rows(self) -> None:
+        """Makes codes of the rows where comparing all of them takes longer."""
+        rows, width = self.vectors.shape
+        if self.vectors.numel() < _CODED or width < _WIDE or rows < _SPARED * self.k:
+            return
+        index = SignCodeIndex(rows, width)
+        index.build(self.vectors, None, self.vectors[:: 1 + rows // _TYPICAL])
+        state = index.state_dict()
+        self.codes, self.factors = state["codes"], state["factors"].view(torch.int32)
+        self.means, self._index = torch.stack([state["center"], state["mean_query"]]), index
 
     def check(self, num_features: int) -> None:
         if self.vectors.shape[1] != num_features:
@@ -223,28 +255,75 @@ class DenseNeighbours(Neighbours):
 
     def search(self, features: Features) -> tuple[Tensor, Tensor]:
         assert not isinstance(features, SparseFeatures)
+        unit = nn.functional.normalize(features, dim=1).contiguous()
+        if self.codes is not None:
+            promising = self._coded().query(unit, _PROMISING * self.k)
+            return ops.rows_topk(unit, self.vectors, None, promising, self.k)
         found = min(self.k, len(self))
-        unit = nn.functional.normalize(features, dim=1)
-        cosines, rows = ops.linear_topk(unit.contiguous(), self.vectors, None, found)
+        cosines, rows = ops.linear_topk(unit, self.vectors, None, found)
         padding = (0, self.k - found)
         return nn.functional.pad(cosines, padding, value=-torch.inf), nn.functional.pad(rows, padding, value=-1)
 
-    def search_of_many(self) -> Callable[[Features], tuple[Tensor, Tensor]]:
-        some = torch.arange(len(self))
-        if len(self) > _COMPARED:
-            some = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:_COMPARED].sort().values
-        vectors = self.vectors if len(some) == len(self) else self.vectors[some]
-        found = min(_FEW, len(some))
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._index = None
 
-        def search(features: Features) -> tuple[Tensor, Tensor]:
-            assert isinstance(features, Tensor)
-            cosines, rows = ops.linear_topk(features, vectors, None, found)
-            return cosines, some[rows]
+    def _coded(self) -> SignCodeIndex:
+        """The index of the codes, made at its first use after loading; threads that meet here make equal ones."""
+        if self._index is None:
+            assert self.codes is not None
+            assert self.factors is not None
+            assert self.means is not None
+            index = SignCodeIndex(*self.vectors.shape)
+            center, mean_query = self.means
+            stored = {"center": center, "mean_query": mean_query, "codes": self.codes}
+            index.load_state_dict({**index.state_dict(), **stored, "factors": self.factors.view(torch.bfloat16)})
+            self._index = index
+        return self._index
 
-        return search
+    def alike(self, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yields rows that are wanted, ``[R]``, and up to 33 like each: cosines and row numbers, both ``[R, M]``.
+
+        These need not be the nearest: rows are sorted into cells by k-means, and those of a cell are compared with
+        those of the cells nearest to it, as one product.
+
+        Args:
+            wanted: ``[rows]`` bool.
+        """
+        order, cells = self._cells()
+        vectors = self.vectors.bfloat16()[order]  # half as much to copy, and to multiply where the CPU can
+        for own, others in cells:
+            near_rows, compared = (torch.cat([part[some] for some in others]) for part in (order, vectors))
+            step = 1 + len(near_rows) // (4 * _ALIKE)  # a cell of equal rows may hold most of them
+            near_rows, compared = near_rows[::step], compared[::step].contiguous()
+            some = wanted[order[own]]
+            for rows, queries in zip(order[own][some].split(_ROWS), vectors[own][some].split(_ROWS)):
+                if len(rows) > 0:
+                    cosines, near = ops.linear_topk(queries, compared, None, min(_FEW, len(near_rows)))
+                    yield rows, cosines, near_rows[near]
+
+    def _cells(self) -> tuple[Tensor, Iterable[tuple[slice, list[slice]]]]:
+        """Sorts rows by cell: their numbers, where each cell is among them, and which cells it is compared with."""
+        if len(self) <= 4 * _ALIKE:  # of so few, all take little longer, and cost no precision
+            everything = slice(len(self))
+            return torch.arange(len(self)), [(everything, [everything])]
+        bits = round(math.log2(len(self) / _IN_CELL))
+        partition = LearnedPartition(self.vectors.shape[1], bits)
+        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[: _FITTED << bits]
+        partition.fit(self.vectors[chosen])
+        cell = partition.buckets(self.vectors)
+        sizes = cell.bincount(minlength=1 << bits)
+        ends = sizes.cumsum(0)
+        cells = [slice(end - size, end) for end, size in zip(ends.tolist(), sizes.tolist())]
+        directions = nn.functional.normalize(partition.centers, dim=1)
+        near = ops.linear_topk(directions, directions, None, min(_NEAR_CELLS, len(directions)))[1]
+        enough = 1 + (sizes[near].cumsum(1) < _ALIKE).sum(1)
+        others = [[cells[one] for one in some[:count].tolist()] for some, count in zip(near, enough)]
+        return cell.argsort(stable=True), zip(cells, others)
 
     def configuration(self) -> dict[str, Any]:
-        return {**super().configuration(), "kind": "dense", "num_features": self.vectors.shape[1]}
+        own = {"kind": "dense", "num_features": self.vectors.shape[1], "coded": self.codes is not None}
+        return {**super().configuration(), **own}
 
 
 _KINDS = {"sparse": SparseNeighbours, "dense": DenseNeighbours}
@@ -273,8 +352,13 @@ def unit_length(crow: Tensor, values: Tensor) -> Tensor:
     return values / torch.repeat_interleave(lengths, crow.diff())
 
 
-def neighbours_of(rows: Rows, k: int, power: float = 3.0) -> Neighbours:
+def neighbours_of(rows: Rows, k: int, power: float = 3.0, unit: bool = False) -> Neighbours:
     """Keeps rows, scaled to unit length, with an index to find the nearest.
+
+    Args:
+        rows: The rows.
+        k, power: See :class:`Neighbours`.
+        unit: Whether dense rows have unit length already; they are then kept as they are, not copied.
 
     Raises:
         ValueError: The rows are not rows with labels.
@@ -284,7 +368,8 @@ def neighbours_of(rows: Rows, k: int, power: float = 3.0) -> Neighbours:
     if isinstance(rows, DenseRows):
         with torch.device("meta"):
             made = DenseNeighbours(num_labels, *sizes, k, power, rows.num_features)
-        made.vectors = nn.functional.normalize(rows.features, dim=1)
+        made.vectors = rows.features if unit else nn.functional.normalize(rows.features, dim=1)
+        made.index_rows()
     else:
         check_rows(rows)
         start, columns, values = in_order(rows.feature_start, rows.features, rows.values)
@@ -304,9 +389,10 @@ def neighbours_from(configuration: dict[str, Any], num_labels: int) -> Neighbour
 
 def with_more_rows(neighbours: Neighbours, rows: Rows) -> Neighbours:
     """Neighbours with more rows, and as many features and labels as these have."""
-    kept = neighbours.rows()
-    joined = join([kept, rows])
+    if isinstance(rows, DenseRows):
+        rows = rows._replace(features=nn.functional.normalize(rows.features, dim=1))
+    joined = join([neighbours.rows(), rows])
     joined = joined._replace(num_labels=rows.num_labels)
     if isinstance(joined, XMCRows):
         joined = joined._replace(num_features=rows.num_features)
-    return neighbours_of(joined, neighbours.k, neighbours.power)
+    return neighbours_of(joined, neighbours.k, neighbours.power, unit=True)

@@ -113,7 +113,7 @@ class LabelRanker(nn.Module):
         """
         weighting = weighting_of(rows, seed) if weighting is None else weighting
         rows = weighting.rows(rows)  # type: ignore[arg-type]  # it is of the kind of the rows
-        near, centroids = neighbours_of(rows, neighbours), _centroids_of(rows)
+        near, centroids = neighbours_of(rows, neighbours, unit=True), _centroids_of(rows)
         hard = _hard_labels(rows, near, centroids, seed)
         classifiers = _classifiers_of(rows, hard, seed)
         made = cls(weighting, near, centroids, _co_occurrences_of(near.rows()), classifiers, uses_logits)
@@ -252,7 +252,8 @@ class LabelRanker(nn.Module):
             near = self.centroids.search(features, _NEAREST) if also is None else also
             near = _filled(near, self._frequent, self.ranks_unknown)
         found, votes = ops.label_votes(rows, weights, start, labels, self.num_labels, voted, near)
-        voters = start.diff()[rows.clamp(min=0)].unsqueeze(2)
+        voting = rows.clamp(min=0)
+        voters = (start[voting + 1] - start[voting]).unsqueeze(2)
         votes = votes / (weights * voters).sum(1, keepdim=True).clamp(min=1e-30)
         none = found < 0
         sources = [part(features, found) for part in (self.centroids, self.co_occurrences) if part is not None]
@@ -430,10 +431,8 @@ def _and_below_best(values: Tensor, none: Tensor) -> list[Tensor]:
     return [values.masked_fill(none, 0).unsqueeze(2), (values - best).masked_fill(none, 0).unsqueeze(2)]
 
 
-def _features_between(rows: Rows, begin: int, end: int) -> Features:
+def _features_between(rows: XMCRows, begin: int, end: int) -> SparseFeatures:
     """The features of rows of unit length, from one of them to before another."""
-    if not isinstance(rows, XMCRows):
-        return rows.features[begin:end]
     start = rows.feature_start[begin : end + 1]
     entries = slice(int(start[0]), int(start[-1]))
     return SparseFeatures(start - start[0], rows.features[entries].long(), rows.values[entries], unit=True)
@@ -447,24 +446,35 @@ def _hard_labels(
     Returns:
         ``[rows - begin, M]`` int32, padded with -1.
     """
-    chosen = begin + _look_for_hard_labels(neighbours, seed)[begin:].nonzero()[:, 0]
+    wanted = _look_for_hard_labels(neighbours, seed)
+    wanted[:begin] = False
+    if isinstance(neighbours, DenseNeighbours):
+        hard = torch.full((len(neighbours), _HARD_VOTED), -1, dtype=torch.int32)
+        for some, cosines, near in neighbours.alike(wanted):
+            # Those by centroids take as long as the search among rows, and add nothing.
+            hard[some] = _hard_by_votes(neighbours, some, cosines, near, near.new_empty(len(some), 0))
+        return hard[begin:]
+    assert isinstance(rows, XMCRows)
+    assert isinstance(centroids, Centroids)
+    assert isinstance(neighbours, SparseNeighbours)
+    chosen = wanted.nonzero()[:, 0]
     compared, search, found = rows.take(chosen), neighbours.search_of_many(), []
     for first, some in zip(range(0, len(chosen), _ROWS), chosen.split(_ROWS)):
         features = _features_between(compared, first, first + len(some))
-        cosines, near = search(features)
-        itself = near == some.unsqueeze(1)
-        weights = cosines.clamp(min=0).square().masked_fill(itself, 0).unsqueeze(2).contiguous()
-        near = near.masked_fill(itself, -1)
-        if isinstance(centroids, Centroids):
-            also = centroids.search(features, _HARD_NEAREST, _HARD_POSTINGS)
-        else:  # takes as long as the search among rows, and adds nothing
-            also = near.new_empty(len(some), 0)
-        labels = neighbours.label_start, neighbours.labels, rows.num_labels
-        found.append(ops.label_votes(near, weights, *labels, _HARD_VOTED, also)[0].int())
+        also = centroids.search(features, _HARD_NEAREST, _HARD_POSTINGS)
+        found.append(_hard_by_votes(neighbours, some, *search(features), also))
     hard = torch.cat(found)
     made = hard.new_full((len(neighbours) - begin, hard.shape[1]), -1)
     made[chosen - begin] = hard
     return made
+
+
+def _hard_by_votes(neighbours: Neighbours, rows: Tensor, cosines: Tensor, near: Tensor, also: Tensor) -> Tensor:
+    """Labels of the rows near to some, other than these themselves, and others ``[R, A]``: ``[R, M]`` int32."""
+    itself = near == rows.unsqueeze(1)
+    weights = cosines.clamp(min=0).square().masked_fill(itself, 0).unsqueeze(2).contiguous()
+    labels = neighbours.label_start, neighbours.labels, neighbours.num_labels
+    return ops.label_votes(near.masked_fill(itself, -1), weights, *labels, _HARD_VOTED, also)[0].int()
 
 
 def _look_for_hard_labels(neighbours: Neighbours, seed: int) -> Tensor:

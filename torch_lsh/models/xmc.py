@@ -372,13 +372,15 @@ class XMCClassifier(WideNetwork):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; wanted at least 1")
         training = self.training
-        self.eval()
+        if training:
+            self.eval()
         try:
             for some in torch.arange(num_rows(rows)).split(batch_size):
                 if len(some) > 0:
                     yield int(some[0]), batch_of(rows.take(some))
         finally:
-            self.train(training)
+            if training:
+                self.train()
 
     def _rows(self, data: Any, for_training: bool = True) -> Rows:
         """Reads rows in any form, and checks that they fit the model.
