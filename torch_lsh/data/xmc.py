@@ -24,9 +24,11 @@ from .reading import read_headerless, read_pair, read_xmc
 _ROWS_WRITTEN = 10_000  # at a time
 
 with warnings.catch_warnings():
-    # PyTorch says once per process that sparse CSR tensors are in beta; users of this module need not hear it.
+    # PyTorch says once per process that sparse CSR tensors are in beta, and that making one of parts checks nothing;
+    # users of this module need not hear it.
     warnings.simplefilter("ignore")
-    torch.zeros(1, 1, device="cpu").to_sparse_csr()
+    with torch.device("cpu"):
+        torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0, dtype=torch.int64), torch.empty(0), (1, 1))
 
 
 class XMCRows(NamedTuple):
