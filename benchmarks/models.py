@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import math
 import os
@@ -87,8 +88,8 @@ def text_classifier(task: Task) -> Trained:
     if task.titles is None:
         raise ImportError("the set has no texts")
     torch.set_num_threads(task.threads)
-    labels = np.split(task.labels.indices, task.labels.indptr[1:-1])
-    model = TextClassifier().fit(task.titles, [some.tolist() for some in labels])
+    start, columns = task.labels.indptr.tolist(), task.labels.indices.tolist()
+    model = TextClassifier().fit(task.titles, [columns[begin:end] for begin, end in itertools.pairwise(start)])
     return Trained(
         lambda texts: model.top_k(texts, 5)[0],
         lambda: _saved_size(lambda folder: model.save(folder / "model")),

@@ -231,6 +231,20 @@ assert torch_lsh.distributed.__name__ == "torch_lsh.distributed"
     assert all(level in message for level in ("scalar", ops.simd_level()))
 
 
+def test_ready_models_that_train_no_network_do_without_the_compiler(tmp_path):
+    code = f"""
+import sys
+from torch_lsh.models import TextClassifier
+texts, labels = [f"word{{i % 97}} word{{i % 89}}" for i in range(400)], [str(i % 80) for i in range(400)]
+TextClassifier().fit(texts, labels).save({str(tmp_path / "model")!r})
+TextClassifier.load({str(tmp_path / "model")!r}).predict(texts[:3])
+assert "torch._dynamo" not in sys.modules
+"""
+    process = run_python(code)
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (0, "")
+
+
 @pytest.mark.skipif("amx_bf16" in Path("/proc/cpuinfo").read_text(), reason="this CPU has AMX")
 def test_amx_that_this_cpu_lacks_is_refused_with_the_reason():
     with pytest.raises(RuntimeError, match=r"is 'amx_bf16'; wanted .* \((this CPU has no AMX|AMX )"):

@@ -163,8 +163,9 @@ class WideNetwork(Network):
             self.register_buffer("scale", torch.ones(()))
         else:
             self.input = EmbeddingBag(num_features, hidden, mode="sum")
-            # Rows have unit length, so at this scale hidden vectors have about unit length, too.
-            nn.init.normal_(self.input.weight, std=hidden**-0.5)
+            if not self.input.weight.is_meta:
+                # Rows have unit length, so at this scale hidden vectors have about unit length, too.
+                nn.init.normal_(self.input.weight, std=hidden**-0.5)
         self.input_bias = nn.Parameter(torch.zeros(hidden))
         self.output: nn.Linear | QuantizedLinear
         self.output = LSHLinear(hidden, num_labels, config=config) if sampled else nn.Linear(hidden, num_labels)

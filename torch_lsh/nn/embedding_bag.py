@@ -40,7 +40,9 @@ class EmbeddingBag(nn.EmbeddingBag):
     """
 
     def reset_parameters(self) -> None:
-        """Draws new weights, as in PyTorch."""
+        """Draws new weights, as in PyTorch; not without memory for them, where PyTorch would import its compiler."""
+        if self.weight.is_meta:
+            return
         ops.prepare_memory(self.weight)
         super().reset_parameters()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import os
@@ -70,8 +71,8 @@ def is_multi_hot(y: Any) -> bool:
 
 def _from_multi_hot(y: Any) -> list[list[int]]:
     if is_sparse(y):
-        start, columns = indicated(y)
-        return [some.tolist() for some in columns.split(start.diff().tolist())]
+        start, columns = (part.tolist() for part in indicated(y))
+        return [columns[begin:end] for begin, end in itertools.pairwise(start)]
     if y.ndim != 2:
         raise ValueError(f"y has shape {y.shape}; wanted labels [rows], or zeros and ones [rows, C]")
     others = np.argwhere(~np.isin(y, (0, 1)))

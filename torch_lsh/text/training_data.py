@@ -96,16 +96,20 @@ def _kind_name(label: Any) -> str:
 def hashed(source: Iterable[TextRow], features: HashedText, labels: Labels, first: int = _CHUNK) -> Iterator[XMCRows]:
     """Yields the rows of a source in chunks, the first one of so many, texts hashed and labels numbered."""
     rows, size = iter(source), first
-    while chunk := list(itertools.islice(rows, size)):
-        size = _CHUNK
-        crow, col, values = features.csr([row.text for row in chunk])
+    while True:
+        texts: list[str] = []  # of rows that are gone by then: thousands of them would keep Python's collector busy
         numbers: list[int] = []
         starts, known = [0], labels.numbers.get
-        for row in chunk:
+        for row in itertools.islice(rows, size):
+            texts.append(row.text)
             for label in dict.fromkeys(row.labels or ()):
                 number = known(label)
                 numbers.append(labels.number(label, row.place) if number is None else number)
             starts.append(len(numbers))
+        if not texts:
+            return
+        size = _CHUNK
+        crow, col, values = features.csr(texts)
         of_rows = torch.from_numpy(np.array(starts)), torch.from_numpy(np.array(numbers, np.int32))
         yield XMCRows(crow, col.int(), values, *of_rows, features.num_features, 2**31 - 1)
 
