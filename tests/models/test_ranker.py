@@ -326,3 +326,11 @@ def test_half_of_the_rows_of_one_frequent_label_look_for_hard_labels(of_each):
         assert 250 < looked[:600].sum() < 350
         assert LabelRanker.of(rows, neighbours=5)._hard_labels.equal(hard)
         assert not LabelRanker.of(rows, neighbours=5, seed=1)._hard_labels.equal(hard)
+
+
+def test_rows_that_all_look_for_no_hard_labels(data, monkeypatch):
+    train, held_out, _ = data
+    made = LabelRanker.of(train, 30)
+    monkeypatch.setattr("torch_lsh.models.ranker._look_for_hard_labels", lambda near, _: torch.zeros(len(near)).bool())
+    grown = made.with_rows(held_out, refit=True)
+    assert len(grown.neighbours) == 2000

@@ -458,15 +458,13 @@ def _hard_labels(
     assert isinstance(centroids, Centroids)
     assert isinstance(neighbours, SparseNeighbours)
     chosen = wanted.nonzero()[:, 0]
-    compared, search, found = rows.take(chosen), neighbours.search_of_many(), []
+    compared, search = rows.take(chosen), neighbours.search_of_many()
+    hard = torch.full((len(neighbours), _HARD_VOTED + _HARD_NEAREST), -1, dtype=torch.int32)
     for first, some in zip(range(0, len(chosen), _ROWS), chosen.split(_ROWS)):
         features = _features_between(compared, first, first + len(some))
         also = centroids.search(features, _HARD_NEAREST, _HARD_POSTINGS)
-        found.append(_hard_by_votes(neighbours, some, *search(features), also))
-    hard = torch.cat(found)
-    made = hard.new_full((len(neighbours) - begin, hard.shape[1]), -1)
-    made[chosen - begin] = hard
-    return made
+        hard[some] = _hard_by_votes(neighbours, some, *search(features), also)
+    return hard[begin:]
 
 
 def _hard_by_votes(neighbours: Neighbours, rows: Tensor, cosines: Tensor, near: Tensor, also: Tensor) -> Tensor:

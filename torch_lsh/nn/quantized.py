@@ -240,6 +240,7 @@ class QuantizedLinear(nn.Module):
         before = {"scale": self.scale, "bias": self.bias}
         super()._apply(fn, recurse)
         for name, buffer in before.items():
-            if buffer is not None and self._buffers[name].dtype is not torch.float32:  # type: ignore[union-attr]
-                self._buffers[name] = buffer.to(self._buffers[name].device)  # type: ignore[union-attr]
+            cast = self._buffers[name]
+            if buffer is not None and cast is not None and cast.dtype is not torch.float32:
+                self._buffers[name] = buffer.to(cast.device)
         return self
