@@ -205,6 +205,20 @@ struct SketchKernels {
                  const uint8_t* tables, float step, float base, float* scores);
 };
 
+// Units of two members of a committee, which take turns.
+constexpr int64_t kPairUnits = 32;
+
+// committee.h
+struct CommitteeKernels {
+  // The slopes of the loss of a row at its units before ReLU, in panels of the product kernels for a depth of
+  // `padded`, zeros from `count` on. units: [count, kPairUnits]; of the candidates, the first `right` are
+  // right. scores: scratch, 2 * count + a vector. The slopes of the output weights are added to of_output.
+  void (*slopes)(const float* units, int64_t count, int64_t padded, int64_t right, const float* output,
+                 float weight, float* scores, float* slopes, float* of_output);
+  // scores[i] = max(0, units[i, :]) · output. width: a multiple of every level's vectors.
+  void (*scores)(const float* units, int64_t count, int64_t width, const float* output, float* scores);
+};
+
 template <typename... Tables>
 struct TableSet : Tables... {};
 
@@ -229,7 +243,7 @@ using KernelTables =
              TablesOf<EmbeddingBagKernels, FloatingTypes>, OptimizerTables,
              TablesOf<ProductKernels, FloatingTypes>, TablesOf<SimHashKernels, FloatingTypes>, HashKernels,
              HadamardKernels, TablesOf<SoftmaxKernels, SumTypes>, TablesOf<SlopeKernels, FloatingTypes>,
-             TablesOf<TopkKernels, WeightTypes>, SketchKernels>;
+             TablesOf<TopkKernels, WeightTypes>, SketchKernels, CommitteeKernels>;
 
 // Those that levels with tile instructions replace.
 using TileTables = TableSet<ProductKernels<BFloat16>, TopkKernels<BFloat16>, TopkKernels<int8_t>>;

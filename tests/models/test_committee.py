@@ -1,15 +1,13 @@
-"""train_committee: its written-out gradients against those of autograd."""
+"""train_committee: which rows it trains on how often, and what comes of it. Its steps: tests/ops/test_committee.py."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
+import twins
 
-from torch_lsh.models import committee as module
-from torch_lsh.models.committee import Examples, committee, train_committee
-
-MEMBERS, UNITS, STEPS = 4, 16, 12
+from torch_lsh import ops
+from torch_lsh.models.committee import Examples, committee, first_value, train_committee
 
 
 def examples(rows=70, width=9, size=5):
@@ -22,91 +20,71 @@ def examples(rows=70, width=9, size=5):
     return Examples(values, none, right)
 
 
-def trained_by_autograd(given, seed):
-    """The same committee: AdamW on the sum over members of the weighted mean, over rows, of their cross entropies."""
-    members = torch.block_diag(*torch.ones(MEMBERS, 1, UNITS))
-    torch.manual_seed(seed)
-    hidden = torch.nn.Linear(given.values.shape[2], MEMBERS * UNITS)
-    output = torch.nn.Parameter(torch.empty(MEMBERS * UNITS).uniform_(-0.25, 0.25))
-    optimizer = torch.optim.AdamW([*hidden.parameters(), output], lr=0.015, weight_decay=1e-3)
-    generator = torch.Generator().manual_seed(seed)
-    for step in range(STEPS):
-        if step % 3 == 0:
-            order = torch.randperm(len(given.none), generator=generator).split(32)
-        some = given.take(order[step % 3])
-        scores = F.linear(F.relu(hidden(some.values)), output * members).masked_fill(some.none.unsqueeze(2), -torch.inf)
-        right = some.right.unsqueeze(2)
-        wrong = scores.masked_fill(right, -torch.inf).logsumexp(1, keepdim=True)
-        losses = torch.logaddexp(scores, wrong).sub(scores).where(right, 0)
-        optimizer.param_groups[0]["lr"] = 0.015 * (1 - step / STEPS)
-        optimizer.zero_grad()
-        mean = given.right.sum(1).clamp(max=5).float().mean()
-        found = some.right.sum(1)
-        weights = found.clamp(max=5) / mean
-        ((losses.sum((1, 2)) / found * weights).sum() / len(found)).backward()
-        optimizer.step()
-    made = committee(given.values.shape[2])
-    with torch.no_grad():
-        for parameter, value in zip(made.parameters(), (hidden.weight, hidden.bias, output.unsqueeze(0) / MEMBERS)):
-            parameter.copy_(value)
-    return made
+@pytest.fixture
+def trained(monkeypatch):
+    """The arguments of all calls of fit_committee."""
+    calls, fit = [], ops.fit_committee
+
+    def fit_and_keep(*arguments):
+        calls.append(arguments)
+        return fit(*arguments)
+
+    monkeypatch.setattr(ops, "fit_committee", fit_and_keep)
+    return calls
 
 
-@torch.no_grad()
-def test_gradients_are_those_of_autograd(monkeypatch):
-    monkeypatch.setattr(module, "_LEAST_STEPS", STEPS)
+@pytest.mark.parametrize(("rows", "epochs"), [(40, 16), (1_000, 8), (3_200, 4)])
+def test_few_rows_are_not_passed_often(trained, rows, epochs):
+    given = examples(rows)
+    given.right[3] = False
+    train_committee(given, seed=0)
+    order, batch = trained[0][3:5]
+    assert batch == 32
+    assert order.shape == (epochs, rows - 1)
+    kept = torch.arange(rows)[torch.arange(rows) != 3]
+    assert all(torch.equal(epoch.sort().values, kept) for epoch in order)
+    assert not torch.equal(order[0], order[1])
+
+
+def test_is_the_mean_of_its_members(trained):
     given = examples()
-    ours = train_committee(given, seed=3)
-    with torch.enable_grad():
-        theirs = trained_by_autograd(given, seed=3)
-    for mine, other in zip(ours.parameters(), theirs.parameters()):
-        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+    made, mean, deviation = train_committee(given, seed=3)
+    weight, bias, output, *_ = twins.fit_committee(*trained[0])
+    inputs = (given.values - mean) / deviation
+    with torch.no_grad():
+        found = made(inputs).squeeze(2)
+        of_members = [
+            torch.relu(inputs @ weight[some].T + bias[some]) @ output[some] for some in torch.arange(64).split(16)
+        ]
+        torch.testing.assert_close(found, sum(of_members) / 4, rtol=0.02, atol=0.02)
+        layers = made[0].weight, made[0].bias, made[2].weight[0]
+        scores = ops.committee_scores(given.values, given.none, mean, deviation, *layers)
+    torch.testing.assert_close(scores, found.masked_fill(given.none, -torch.inf))
 
 
-@torch.no_grad()
-@pytest.mark.parametrize(("rows", "steps"), [(40, 2 * 16), (1_000, 8 * 32), (3_200, 4 * 100)])
-def test_few_rows_are_not_passed_often(monkeypatch, rows, steps):
-    taken = []
-    monkeypatch.setattr(module, "adamw", lambda *arguments, **options: taken.append(options["lr"]))
-    train_committee(examples(rows), seed=0)
-    assert len(taken) == steps
-    assert taken == sorted(taken, reverse=True)
+def test_finds_what_makes_candidates_right():
+    values, none, right = examples(300)
+    right[:, 0] = values[:, 0, 0] > 0.5
+    made, mean, deviation = train_committee(Examples(values, none, right), seed=0)
+    with torch.no_grad():
+        scores = made((values - mean) / deviation).squeeze(2).masked_fill(none, -torch.inf)
+    best = right.gather(1, scores.argmax(1, keepdim=True))[:, 0]
+    assert float(best[right.any(1)].float().mean()) > 0.97
 
 
-@torch.no_grad()
-def test_equal_seeds_give_equal_committees_and_leave_the_generator_alone(monkeypatch):
-    monkeypatch.setattr(module, "_LEAST_STEPS", STEPS)
+def test_equal_seeds_give_equal_committees_and_leave_the_generator_alone():
     state = torch.get_rng_state()
-    first, second, other = (train_committee(examples(), seed) for seed in (1, 1, 2))
+    first, second, other = (train_committee(examples(), seed)[0] for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
     assert not torch.equal(first[0].weight, other[0].weight)
 
 
-@torch.no_grad()
-def test_any_number_of_threads_gives_the_same_committee(monkeypatch):
-    """As many candidates as rankers have: PyTorch's sums differ from three threads on."""
-    monkeypatch.setattr(module, "_LEAST_STEPS", STEPS)
-    draw = torch.Generator().manual_seed(0)
-    right = torch.rand(69, 90, generator=draw) < 0.03
-    right[:, 0] = True
-    given = Examples(torch.randn(69, 90, 17, generator=draw), torch.zeros_like(right), right)
-    before, made = torch.get_num_threads(), []
-    try:
-        for threads in (1, 3, 4, 8):
-            torch.set_num_threads(threads)
-            made.append(train_committee(given, seed=1))
-    finally:
-        torch.set_num_threads(before)
-    for other in made[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(made[0].parameters(), other.parameters()))
-
-
-@torch.no_grad()
-def test_rows_whose_candidates_are_all_right_change_nothing(monkeypatch):
-    monkeypatch.setattr(module, "_LEAST_STEPS", STEPS)
-    given = examples()
-    made = train_committee(given._replace(right=~given.none), seed=1)
-    untrained = train_committee(given._replace(values=torch.zeros_like(given.values), right=~given.none), seed=1)
-    for mine, other in zip(made.parameters(), untrained.parameters()):
-        torch.testing.assert_close(mine, other)
+def test_the_first_value_ranks_as_it_is():
+    values = -torch.rand(3, 4)
+    with torch.no_grad():
+        assert torch.equal(first_value(4)(values)[:, 0], values[:, 0])
+    made = first_value(4)
+    assert [parameter.shape for parameter in made.parameters()] == [
+        parameter.shape for parameter in committee(4).parameters()
+    ]

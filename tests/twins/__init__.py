@@ -3,6 +3,7 @@
 Names and arguments are those of :mod:`torch_lsh.ops`. Clarity goes before speed.
 """
 
+from .committee import committee_scores, fit_committee
 from .count_touches import count_touches_
 from .draw_hashed_rows import draw_hashed_rows
 from .embedding_bag import coalesce_rows, embedding_bag, embedding_bag_backward, embedding_bag_values_backward
@@ -41,6 +42,7 @@ from .xmc_reader import parse_xmc
 __all__ = [
     "build_tables",
     "coalesce_rows",
+    "committee_scores",
     "count_columns_",
     "count_touches_",
     "cross_polytope_codes",
@@ -51,6 +53,7 @@ __all__ = [
     "embedding_bag_backward",
     "embedding_bag_values_backward",
     "extremes",
+    "fit_committee",
     "fit_dense_rows",
     "fit_linear_rows",
     "gather_matmul",

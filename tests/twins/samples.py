@@ -353,9 +353,29 @@ def _sparse_dot() -> list[Sample]:
 
 
 #: The samples of each operator, made anew by every call, for tests change some.
+def _committee() -> tuple[torch.Tensor, ...]:
+    """Candidates of 5 values, which there are not, and the layers of a committee.
+
+    No unit is active for all candidates: the slopes of its bias would be those of rounding alone.
+    """
+    return torch.randn(9, 20, 5), torch.rand(9, 20) < 0.2, torch.randn(64, 5), torch.zeros(64), torch.randn(64)
+
+
+def _committee_scores() -> list[Sample]:
+    values, none, *layers = _committee()
+    return [Sample((values, none, torch.randn(5), torch.rand(5) + 0.5, *layers))]
+
+
+def _fit_committee() -> list[Sample]:
+    values, none, *layers = _committee()
+    order = torch.stack([torch.randperm(9)[:7] for _ in range(2)])
+    return [Sample((values, none, torch.rand(9, 20) < 0.2, order, 4, *layers, 0.01, 0.1))]
+
+
 SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "build_tables": _build_tables,
     "coalesce_rows": lambda: [Sample((torch.tensor([4, 1, 4]), torch.randn(3, 2)))],
+    "committee_scores": _committee_scores,
     "count_columns_": lambda: [
         Sample((torch.ones(2, 6, dtype=torch.int32), _csr()[0], _csr()[1].int(), _int32(1, 0, 1), *more))
         for more in ((), (_int32(0, -1, 1, 2, 5, 3),))
@@ -369,6 +389,7 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "embedding_bag_backward": lambda: [Sample((torch.randn(3, 2), *_csr(), torch.randn(3)))],
     "embedding_bag_values_backward": lambda: [Sample((torch.randn(3, 2), torch.randn(6, 2), *_csr()))],
     "extremes": lambda: [Sample((torch.tensor([3, -1, 5]),), has_fake=False)],
+    "fit_committee": _fit_committee,
     "fit_dense_rows": _fit_dense_rows,
     "fit_linear_rows": _fit_linear_rows,
     "gather_rows": _gather_rows,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 _LIMIT = 10.0  # of the slope, and its inverse
 CALIBRATED_ROWS = 2_000  # enough for two numbers
 _STEPS = 20
+_BINS = 1024  # of scores; in so narrow ones, their mean stands for all
 
 
 class Calibration(nn.Module):
@@ -52,7 +53,7 @@ class Calibration(nn.Module):
         made = cls(independent)
         if independent:
             known = scores > -torch.inf
-            made.line = logistic_line(scores[known], right[known])
+            made.line = logistic_line(scores[known & right], scores[known & ~right])
         else:
             made.line[0] = slope_of_best(scores, right)
         return made
@@ -83,34 +84,57 @@ def slope_of_best(scores: Tensor, right: Tensor) -> float:
     known = best.values[:, 0] > -torch.inf
     below = (scores - best.values)[known]
     wanted = float(right.gather(1, best.indices).sum()) / (len(scores) + 1) * len(scores)
+
+    def excess(at: float) -> float:
+        return float((below * math.exp(at)).exp_().sum(1).reciprocal_().sum()) - wanted
+
     low, high = -math.log(_LIMIT), math.log(_LIMIT)
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        found = float((below * math.exp(middle)).exp_().sum(1).reciprocal_().sum())
-        low, high = (middle, high) if found < wanted else (low, middle)
-    return math.exp((low + high) / 2)
+    of_low, of_high = excess(low), excess(high)
+    if of_low >= 0 or of_high <= 0:
+        return math.exp(low if of_low >= 0 else high)
+    last = 0.0
+    for _ in range(_STEPS):  # secants, with half the excess of an end that stays twice (the Illinois method)
+        middle = (low * of_high - high * of_low) / (of_high - of_low)
+        found = excess(middle)
+        if abs(found) < 1e-6 * len(scores):
+            break
+        if found < 0:
+            low, of_low, of_high = middle, found, of_high / (2 if last < 0 else 1)
+        else:
+            high, of_high, of_low = middle, found, of_low / (2 if last > 0 else 1)
+        last = found
+    return math.exp(middle)
 
 
-def logistic_line(scores: Tensor, right: Tensor) -> Tensor:
-    """Slope and offset of the logistic regression of ``right`` ``[n]`` on scores ``[n]``: ``[2]`` float32.
+def logistic_line(right: Tensor, wrong: Tensor) -> Tensor:
+    """Slope and offset of the logistic regression of being right on the scores of candidates: ``[2]`` float32.
 
     Targets are those of Platt, a little off 0 and 1, so that there is an end where scores tell all. The slope is at
     least 1/10, so that the order of the scores stays.
+
+    Args:
+        right: Scores of right candidates, ``[p]``.
+        wrong: Of wrong ones, ``[n]``.
     """
-    x = torch.stack([scores.double(), torch.ones(len(scores), dtype=torch.float64)], 1)
-    positive = float(right.sum())
-    high, low = (positive + 1) / (positive + 2), 1 / (len(right) - positive + 2)
-    target = torch.where(right, high, low).double()
+    high, low = (len(right) + 1) / (len(right) + 2), 1 / (len(wrong) + 2)
+    parts = [(*_binned(some), target) for some, target in ((right, high), (wrong, low)) if len(some) > 0]
+    if not parts:
+        return torch.tensor([1.0, 0.0])
+    means, counts, targets = zip(*parts)
+    x = torch.stack([torch.cat(means), torch.ones(sum(map(len, means)), dtype=torch.float64)])
+    target = torch.cat([torch.full_like(some, value) for some, value in zip(means, targets)])
+    weight = torch.cat(counts)
+    weight *= len(weight) / weight.sum()
     line = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    loss = _logistic_loss(x @ line, target)
+    loss = _logistic_loss(line @ x, target, weight)
     for _ in range(_STEPS):
-        share = (x @ line).sigmoid_()
-        slope = x.t() @ (share - target)
-        curvature = (x * (share * (1 - share)).unsqueeze(1)).t() @ x
+        share = (line @ x).sigmoid_()
+        slope = x @ (weight * (share - target))
+        curvature = (x * (weight * share * (1 - share))) @ x.t()
         step = torch.linalg.solve(curvature + 1e-9 * torch.eye(2, dtype=torch.float64), slope)
         found = math.inf
         for _ in range(_STEPS):  # half the step until it is one downwards
-            found = _logistic_loss(x @ (line - step), target)
+            found = _logistic_loss((line - step) @ x, target, weight)
             if found <= loss:
                 break
             step /= 2
@@ -121,5 +145,15 @@ def logistic_line(scores: Tensor, right: Tensor) -> Tensor:
     return line.float()
 
 
-def _logistic_loss(logits: Tensor, target: Tensor) -> float:
-    return float(F.binary_cross_entropy_with_logits(logits, target))
+def _binned(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The means of scores ``[n]`` in bins of equal width and how many are in each, both ``[bins]`` float64."""
+    least, most = scores.aminmax()
+    bins = ((scores - least) * ((_BINS - 1) / (most - least).clamp(min=1e-30))).int()
+    counts, sums = torch.bincount(bins), torch.bincount(bins, weights=scores.double())
+    found = counts.nonzero()[:, 0]
+    counts = counts[found].double()
+    return sums[found] / counts, counts
+
+
+def _logistic_loss(logits: Tensor, target: Tensor, weight: Tensor) -> float:
+    return float(F.binary_cross_entropy_with_logits(logits, target, weight))

@@ -32,8 +32,6 @@ _HARD_POSTINGS = 1 << 11  # read per row that looks for the latter
 _SPARED_FROM = 200  # rows of a label; half of them look for no hard labels where rows have one label each
 _KEPT_SHARE = 0.9  # of all rows; the hard labels of fewer rows are sought again when more rows join them
 _ROWS = 1024  # at a time
-_LEAST_DEVIATION = 1e-5  # of evidence; what varies less is as good as constant
-_MOST_DEVIATIONS = 10.0  # from the mean; beyond, a value that held-out rows hardly had would outweigh all others
 _OF_LABELS = ("neighbours", "centroids", "co_occurrences", "classifiers")  # sources; dense rows have no third
 _BEHIND = -50.0  # added to scores of labels that are not candidates
 
@@ -278,14 +276,12 @@ class LabelRanker(nn.Module):
             logits: Of the large network, ``[B, K]``, for the candidates; None where they do not count.
         """
         none = evidence.labels < 0
-        return self.calibration(self._scores(self._normalised(self._with_logits(evidence, logits)), none))
-
-    def _normalised(self, values: Tensor) -> Tensor:
-        return ((values - self.mean) / self.deviation).clamp_(-_MOST_DEVIATIONS, _MOST_DEVIATIONS)
+        return self.calibration(self._scores(self._with_logits(evidence, logits), none))
 
     def _scores(self, values: Tensor, none: Tensor) -> Tensor:
-        """The scores of normalised evidence ``[B, K, E]``; -inf where there is no candidate."""
-        return self.rank(values).squeeze(2).masked_fill(none, -torch.inf)
+        """The scores of evidence ``[B, K, E]``; -inf where there is no candidate."""
+        weight, bias, output = (parameter.detach() for parameter in self.rank.parameters())
+        return ops.committee_scores(values, none, self.mean, self.deviation, weight, bias, output[0])
 
     def forward(self, logits: Tensor | None, features: Features) -> Tensor:
         """Scores ``[B, N]`` of all labels for logits ``[B, N]``, None where they do not count, and features ``[B, F]``.
@@ -322,22 +318,17 @@ class LabelRanker(nn.Module):
         """
         batches = list(batches)
         examples = self._examples(batches)
-        found = examples.right.any(1).nonzero()[:, 0]
-        if len(found) == 0:
+        if not bool(examples.right.any()):
             self.is_of_use = not knowable
             if self.is_of_use:
                 self._rank_by_votes()
             return
         self.is_of_use = True
-        known = examples.values[~examples.none]
-        deviation = known.std(0, correction=0)
-        self.mean, self.deviation = known.mean(0), deviation.where(deviation > _LEAST_DEVIATION, 1)
+        self.rank, self.mean, self.deviation = train_committee(examples, seed)
         first = Examples(*(part[:CALIBRATED_ROWS] for part in examples))
-        examples = examples.take(found)
-        self.rank = train_committee(examples._replace(values=self._normalised(examples.values)), seed)
         self.ranks_unknown = sum(int(_are_unknown(evidence).sum()) for evidence, *_ in batches) >= _ENOUGH_UNKNOWN
         several = any(bool((labels[:, 1:] >= 0).any()) for _, _, labels in batches)
-        scores = self._scores(self._normalised(first.values), first.none)
+        scores = self._scores(first.values, first.none)
         self.calibration = Calibration.of(scores, first.right, several)
 
     def _rank_by_votes(self) -> None:
@@ -349,7 +340,10 @@ class LabelRanker(nn.Module):
         parts = []
         for evidence, logits, labels in batches:
             none = evidence.labels < 0
-            right = (labels.unsqueeze(2) == evidence.labels.unsqueeze(1)).any(1) & ~none
+            right = torch.zeros_like(none)
+            rows, _ = places = (labels >= 0).nonzero(as_tuple=True)  # most rows have far fewer labels than one may have
+            some, found = (evidence.labels.int()[rows] == labels[places].int().unsqueeze(1)).nonzero(as_tuple=True)
+            right[rows[some], found] = True
             parts.append((self._with_logits(evidence, logits), none, right))
         return Examples(*(torch.cat(some) for some in zip(*parts)))
 

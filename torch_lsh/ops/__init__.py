@@ -5,6 +5,7 @@ The functions check nothing: argument errors come from C++ and name the argument
 again in plain PyTorch.
 """
 
+from .committee import committee_scores, fit_committee
 from .count_touches import count_touches_
 from .dispatch import cpu_tuning, multiplies_bfloat16, simd_level, use_simd_level
 from .draw_hashed_rows import draw_hashed_rows
@@ -50,6 +51,7 @@ __all__ = [
     "active_rows_sums",
     "build_tables",
     "coalesce_rows",
+    "committee_scores",
     "count_columns_",
     "count_touches_",
     "cpu_tuning",
@@ -61,6 +63,7 @@ __all__ = [
     "embedding_bag_backward",
     "embedding_bag_values_backward",
     "extremes",
+    "fit_committee",
     "fit_dense_rows",
     "fit_linear_rows",
     "gather_matmul",

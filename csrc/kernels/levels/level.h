@@ -8,6 +8,7 @@
 //   TORCH_LSH_ARM_BF16      where the level has Arm's instructions for bfloat16 and int8 numbers.
 //
 // Each family header ends with fill(), which fills in one kernel table.
+#include "kernels/committee.h"
 #include "kernels/dot.h"
 #include "kernels/embedding_bag.h"
 #include "kernels/gather.h"
