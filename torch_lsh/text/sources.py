@@ -127,7 +127,7 @@ class Texts:
             return False
         flat = list(itertools.chain.from_iterable(labels)) if self.several else labels
         kinds = set(map(type, flat))
-        whole = kinds == {int} and -(2**63) <= min(flat) and max(flat) < 2**63
+        whole = kinds == {int} and min(flat) >= -(2**63) and max(flat) < 2**63
         return set(map(type, self.texts)) <= {str, bytes} and (whole or kinds <= {str})
 
     def bytes(self) -> int:
