@@ -4,16 +4,17 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <functional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "checks.h"
 #include "ops/allocate.h"
 #include "ops/operator.h"
 #include "ops/parallel.h"
-#include "ops/row_set.h"
-#include "ops/shortlist.h"
+#include "ops/rank.h"
 
 namespace torch_lsh {
 namespace {
@@ -39,33 +40,34 @@ struct Query {
   float* votes;
 };
 
-// Not thread-safe: one per thread, kept between calls. Between queries no label is touched and every sum is
-// zero.
+// Not thread-safe: one per thread, kept between calls. Between queries all sums are -0, as no other sum is.
 class Poll {
  public:
   // Lists the `keep` labels with most votes of the first kind, then those of `also` that are not among them.
   // Returns whether the labels were valid.
   bool run(const LabelsOfRows& known, const Query& query, int64_t keep) {
-    touched_.reserve(known.num_labels);
-    listed_.reserve(known.num_labels);
-    const size_t sums = static_cast<size_t>(known.num_labels * query.kinds);
-    if (sums_.size() < sums) sums_.resize(sums);
+    const auto labels = static_cast<size_t>(known.num_labels), sums = labels * query.kinds;
+    if (sums_.size() < sums) sums_.resize(sums, kNone);
+    if (keys_.size() < labels) keys_.resize(labels);
+    if (listed_in_.size() < labels) listed_in_.resize(labels);
     const bool sound = count(known, query);
-    Shortlist shortlist(keep);
-    order_.clear();
-    touched_.drain([&](int64_t label) {
-      order_.push_back(label);
-      if (keep > 0) shortlist.offer(sums_[label * query.kinds], label);
-    });
-    best_.assign(shortlist.best().begin(), shortlist.best().end());
-    std::sort(best_.begin(), best_.end(), std::greater<>());
-    list(query, keep);
-    for (const int64_t label : order_) std::fill_n(&sums_[label * query.kinds], query.kinds, 0.0f);
+    for (int64_t i = 0; i < found_; ++i) {
+      const auto label = static_cast<int64_t>(keys_[i]);
+      keys_[i] = key_of(sums_[label * query.kinds], label);
+    }
+    const int64_t kept = std::min(keep, found_);
+    if (kept < found_)
+      std::nth_element(keys_.begin(), keys_.begin() + kept, keys_.begin() + found_, std::greater<>());
+    std::sort(keys_.begin(), keys_.begin() + kept, std::greater<>());
+    list(query, kept, keep + query.also_count);
+    for (int64_t i = 0; i < found_; ++i)
+      std::fill_n(&sums_[index_of(keys_[i]) * query.kinds], query.kinds, kNone);
     return sound;
   }
 
  private:
   bool count(const LabelsOfRows& known, const Query& query) {
+    found_ = 0;
     for (int64_t i = 0; i < query.count; ++i) {
       const int64_t row = query.rows[i];
       if (row < 0) continue;
@@ -73,36 +75,47 @@ class Poll {
       for (int64_t at = known.start[row]; at < known.start[row + 1]; ++at) {
         const int64_t label = known.label[at];
         if (label < 0 || label >= known.num_labels) return false;
-        touched_.insert(label);
+        float* const sums = &sums_[label * query.kinds];
+        if (std::bit_cast<uint32_t>(*sums) == std::bit_cast<uint32_t>(kNone))
+          keys_[found_++] = static_cast<uint64_t>(label);
         for (int64_t kind = 0; kind < query.kinds; ++kind)
-          sums_[label * query.kinds + kind] += query.weights[i * query.kinds + kind];
+          sums[kind] = sums[kind] + query.weights[i * query.kinds + kind] + 0.0f;  // never -0
       }
     }
     return true;
   }
 
-  void list(const Query& query, int64_t keep) {
+  void list(const Query& query, int64_t kept, int64_t width) {
+    if (++query_ == 0) std::fill(listed_in_.begin(), listed_in_.end(), query_++);  // numbers begin again
     int64_t found = 0;
     const auto put = [&](int64_t label) {
-      if (!listed_.insert(label)) return;
+      if (std::exchange(listed_in_[label], query_) == query_) return;
       query.labels[found] = label;
-      std::copy_n(&sums_[label * query.kinds], query.kinds, query.votes + found * query.kinds);
+      for (int64_t kind = 0; kind < query.kinds; ++kind)
+        query.votes[found * query.kinds + kind] = sums_[label * query.kinds + kind] + 0.0f;  // 0 where none
       ++found;
     };
-    for (const uint64_t key : best_) put(index_of(key));
+    for (int64_t i = 0; i < kept; ++i) put(index_of(keys_[i]));
     for (int64_t i = 0; i < query.also_count; ++i)
       if (query.also[i] >= 0) put(query.also[i]);
-    listed_.drain([](int64_t) {});
-    const int64_t width = keep + query.also_count;
     std::fill(query.labels + found, query.labels + width, -1);
     std::fill(query.votes + found * query.kinds, query.votes + width * query.kinds, 0.0f);
   }
 
-  RowSet touched_, listed_;
-  std::vector<float> sums_;  // zero except at touched labels
-  std::vector<int64_t> order_;
-  std::vector<uint64_t> best_;
+  static constexpr float kNone = -0.0f;
+
+  std::vector<float> sums_;
+  std::vector<uint64_t> keys_;  // the first found_: labels with votes, then their keys
+  int64_t found_ = 0;
+  std::vector<uint32_t> listed_in_;  // the number of the last query that listed a label
+  uint32_t query_ = 0;
 };
+
+// Not inlined, so that its address is looked up once, not wherever it is used.
+[[gnu::noinline]] Poll& own_poll() {
+  thread_local Poll own;
+  return own;
+}
 
 std::tuple<Tensor, Tensor> label_votes(const Tensor& rows, const Tensor& weights, const Tensor& label_start,
                                        const Tensor& labels, int64_t num_labels, int64_t keep,
@@ -134,8 +147,7 @@ std::tuple<Tensor, Tensor> label_votes(const Tensor& rows, const Tensor& weights
   float* votes_out = votes.mutable_data_ptr<float>();
   std::atomic<bool> sound = true;
   parallel_for(0, batch, 1, [&](int64_t first, int64_t last) {
-    thread_local Poll own;
-    Poll& poll = own;  // looked up once
+    Poll& poll = own_poll();
     for (int64_t i = first; i < last; ++i) {
       const Query query{row + i * count,
                         weight + i * count * kinds,

@@ -19,15 +19,17 @@
 
 #include "checks.h"
 #include "ops/allocate.h"
+#include "ops/best_keys.h"
 #include "ops/gathered_product.h"
 #include "ops/operator.h"
 #include "ops/parallel.h"
-#include "ops/shortlist.h"
 
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kAhead = 16;  // prefetch distance of sums, in entries
+constexpr int64_t kRoom = 8;    // times the rows wanted: sums to gather before most are left out
+constexpr int64_t kChunk = 64;  // rows whose sums are gathered at once
+constexpr int64_t kRowsAhead = 16, kLinesAhead = 3;
 constexpr size_t kColumnsAhead = 8;
 constexpr int64_t kEntriesPerLine = 16;  // of indices or values, in a cache line
 
@@ -36,10 +38,31 @@ struct Compressed {
   const int64_t* start;
   const int32_t* index;
   const float* value;
-  int64_t outer, entries;
+  int64_t outer, inner, entries;
+  bool known_sound = false;
 
   int64_t count(int64_t i) const { return start[i + 1] - start[i]; }
   bool holds(int64_t i) const { return start[i] >= 0 && start[i] <= start[i + 1] && start[i + 1] <= entries; }
+  bool is_sound(int64_t i) const {
+    return known_sound || (holds(i) && all_below(index + start[i], count(i), inner));
+  }
+
+  // Checks everything at once, where so many entries are going to be read: in short runs it takes longer.
+  void check(double reads) {
+    if (reads < static_cast<double>(entries) || !all_below(index, entries, inner)) return;
+    known_sound = true;
+    for (int64_t i = 0; i < outer; ++i) known_sound &= holds(i);
+  }
+
+  // Of a run that may not be sound, but without a branch that would wait for where it begins.
+  template <int64_t lines>
+  void prefetch(int64_t i) const {
+    for (int64_t line = 0; line < lines; ++line) {
+      const auto offset = static_cast<uintptr_t>(start[i] + line * kEntriesPerLine) * sizeof(float);
+      __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(index) + offset));
+      __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(value) + offset));
+    }
+  }
 };
 
 Compressed checked(const Tensor& start, const char* start_name, const Tensor& index, const char* index_name,
@@ -49,8 +72,12 @@ Compressed checked(const Tensor& start, const char* start_name, const Tensor& in
   check_operand(value, value_name, 1, ScalarType::Float);
   TORCH_LSH_CHECK(start.numel() > 0, start_name, " is empty; wanted one offset more than runs");
   check_size(value, value_name, 0, index.numel());
-  return {start.const_data_ptr<int64_t>(), index.const_data_ptr<int32_t>(), value.const_data_ptr<float>(),
-          start.numel() - 1, index.numel()};
+  return {start.const_data_ptr<int64_t>(),
+          index.const_data_ptr<int32_t>(),
+          value.const_data_ptr<float>(),
+          start.numel() - 1,
+          0,
+          index.numel()};
 }
 
 struct Query {
@@ -60,7 +87,7 @@ struct Query {
 };
 
 // Answers queries one by one. Not thread-safe: one per thread, kept between calls, since allocating the sums
-// would cost more than a search. Between searches no row is touched and every sum is -0.
+// would cost more than a search. Between searches every sum is -0, as no other sum is.
 class Search {
  public:
   // Returns whether the index was valid where it was read.
@@ -68,22 +95,23 @@ class Search {
            int64_t candidates, int64_t max_postings, float* values, int64_t* indices) {
     if (static_cast<int64_t>(query_.size()) < columns.outer) query_.resize(columns.outer);
     if (static_cast<int64_t>(sums_.size()) < rows.outer) sums_.resize(rows.outer, kUntouched);
-    const Zeroed zeroed{*this};
-    const int64_t all = order(columns, query);
+    room_ = std::min(kRoom * candidates, rows.outer);
+    if (static_cast<int64_t>(best_.size()) < room_ + kChunk + 1) best_.resize(room_ + kChunk + 1);
+    const int64_t all = list(columns, query);
     // Reading them all is exact, and no more work than comparing the candidates.
     const bool exact = all <= max_postings + candidates * (rows.entries / std::max<int64_t>(1, rows.outer));
-    bool sound = accumulate(columns, query, rows.outer, exact ? all : max_postings);
-    Shortlist shortlist(exact ? k : candidates);
-    const float* const sums = sums_.data();
-    for (const int32_t *row = rows_.data(), *const end = row + touched_; row < end; ++row)
-      shortlist.offer(sums[*row], *row);
-    best_.assign(shortlist.best().begin(), shortlist.best().end());
-    if (!exact) sound = compare(rows, columns.outer, query) && sound;
-    const int64_t found = std::min<int64_t>(k, static_cast<int64_t>(best_.size()));
-    std::partial_sort(best_.begin(), best_.begin() + found, best_.end(), std::greater<>());
+    const int64_t postings = exact ? all : keep_rarest(max_postings);
+    // Nothing allocates from here on until the sums are clear.
+    bool sound = accumulate(columns);
+    take_best(columns, postings, exact ? k : candidates);
+    if (!exact) sound = compare(rows, query) && sound;
+    const int64_t found = std::min(k, found_);
+    uint64_t* const best = best_.data();
+    if (found < found_) std::nth_element(best, best + found, best + found_, std::greater<>());
+    std::sort(best, best + found, std::greater<>());
     for (int64_t i = 0; i < found; ++i) {
-      values[i] = value_of<float>(best_[i]);
-      indices[i] = index_of(best_[i]);
+      values[i] = value_of<float>(best[i]);
+      indices[i] = index_of(best[i]);
     }
     std::fill(values + found, values + k, -std::numeric_limits<float>::infinity());
     std::fill(indices + found, indices + k, -1);
@@ -91,92 +119,148 @@ class Search {
   }
 
  private:
-  // Ends every search, one that runs out of memory, too.
-  struct Zeroed {
-    Search& search;
-    ~Zeroed() {
-      for (int64_t i = 0; i < search.touched_; ++i) search.sums_[search.rows_[i]] = kUntouched;
-      search.touched_ = 0;
-    }
+  // A column of a query, how many entries it has, and its value in the query.
+  struct Column {
+    int64_t column, count;
+    float weight;
   };
 
-  // Puts the columns of a query in order, rarest first; returns how many entries they have.
-  int64_t order(const Compressed& columns, const Query& query) {
-    order_.clear();
+  // Lists the columns of a query that have entries; returns how many entries.
+  int64_t list(const Compressed& columns, const Query& query) {
+    columns_.clear();
     int64_t all = 0;
     for (int64_t i = 0; i < query.count; ++i) {
       const int64_t count = columns.count(query.column[i]);
-      if (count > 0) order_.emplace_back(count, i);
+      if (count > 0) columns_.push_back({query.column[i], count, query.value[i]});
       all += count;
     }
-    std::sort(order_.begin(), order_.end());
     return all;
   }
 
-  bool accumulate(const Compressed& columns, const Query& query, int64_t num_rows, int64_t max_postings) {
+  // Keeps the rarest columns, with `limit` entries together at most, but one at least; returns how many
+  // entries. Numbers of entries are added up by their numbers of bits first, so that few columns are sorted
+  // in vain.
+  int64_t keep_rarest(int64_t limit) {
+    int64_t entries[65] = {};
+    for (const Column& some : columns_)
+      entries[std::bit_width(static_cast<uint64_t>(some.count))] += some.count;
+    int bits = 0;
+    for (int64_t sum = 0; sum <= limit && bits < 63;) sum += entries[++bits];
+    std::erase_if(columns_, [&](const Column& some) { return some.count >> bits != 0; });
+    std::sort(columns_.begin(), columns_.end(), [](const Column& one, const Column& other) {
+      return std::tie(one.count, one.column) < std::tie(other.count, other.column);
+    });
     int64_t postings = 0;
-    for (size_t place = 0; place < order_.size(); ++place) {
-      if (place + kColumnsAhead < order_.size()) {
-        const int64_t later = columns.start[query.column[order_[place + kColumnsAhead].second]];
-        __builtin_prefetch(columns.index + later);
-        __builtin_prefetch(columns.value + later);
+    size_t kept = 0;
+    while (kept < columns_.size() && (kept == 0 || postings + columns_[kept].count <= limit))
+      postings += columns_[kept++].count;
+    columns_.resize(kept);
+    return postings;
+  }
+
+  // Returns whether all rows were valid; a column with one that is not is the end.
+  bool accumulate(const Compressed& columns) {
+    for (size_t i = 0; i < std::min(columns_.size(), kColumnsAhead); ++i)
+      columns.prefetch<1>(columns_[i].column);
+    for (size_t i = 0; i < columns_.size(); ++i) {
+      if (i + kColumnsAhead < columns_.size()) columns.prefetch<1>(columns_[i + kColumnsAhead].column);
+      const auto [column, count, weight] = columns_[i];
+      if (!columns.is_sound(column)) {
+        columns_.resize(i);
+        return false;
       }
-      const auto [count, i] = order_[place];
-      if (postings > 0 && postings + count > max_postings) break;
-      postings += count;
-      if (static_cast<int64_t>(rows_.size()) < touched_ + count) rows_.resize(touched_ + count);
-      const int64_t begin = columns.start[query.column[i]];
-      if (!add(columns, begin, begin + count, query.value[i], num_rows)) return false;
+      add(columns.index + columns.start[column], columns.value + columns.start[column], count, weight);
     }
     return true;
   }
 
   // Adds a column's entries to the sums. A function of its own, with local pointers, so that the loop keeps
   // all that it needs in registers.
-  [[gnu::noinline]] bool add(const Compressed& columns, int64_t begin, int64_t end, float weight,
-                             int64_t num_rows) {
-    if (!all_below(columns.index + begin, end - begin, num_rows)) return false;
-    const int32_t* const index = columns.index;
-    const float* const value = columns.value;
+  [[gnu::noinline]] void add(const int32_t* index, const float* value, int64_t count, float weight) {
     float* const sums = sums_.data();
-    int32_t* touched = rows_.data() + touched_;
-    const auto add_entry = [&](int64_t at) {
-      const int32_t row = index[at];
-      const float before = sums[row];
-      *touched = row;
-      touched += std::bit_cast<uint32_t>(before) == std::bit_cast<uint32_t>(kUntouched);
-      sums[row] = before + weight * value[at] + 0.0f;  // never -0
-    };
-    int64_t at = begin;
-    for (; at + kAhead < end; ++at) {
-      __builtin_prefetch(sums + index[at + kAhead], 1);
-      add_entry(at);
+    for (int64_t i = 0; i < count; ++i) {
+      float& sum = sums[index[i]];
+      sum = sum + weight * value[i] + 0.0f;  // never -0
     }
-    for (; at < end; ++at) add_entry(at);
-    touched_ = touched - rows_.data();
-    return true;
+  }
+
+  // Clears the sums, and moves the keys of the `count` best to best_.
+  void take_best(const Compressed& columns, int64_t postings, int64_t count) {
+    known_ = found_ = 0;
+    least_ = std::numeric_limits<float>::quiet_NaN();
+    if (columns.inner <= postings) {
+      take(columns.inner, count, [](int64_t i) { return i; });
+    } else {
+      for (const Column& some : columns_) {
+        const int32_t* const row = columns.index + columns.start[some.column];
+        take(some.count, count, [=](int64_t i) { return row[i]; });
+      }
+    }
+    leave_out_most(count);
+    leave_out_rest(count);
+  }
+
+  // Takes the sums of some rows.
+  template <typename RowOf>
+  void take(int64_t size, int64_t count, const RowOf& row_of) {
+    for (int64_t i = 0; i < size; i += kChunk) {
+      if (found_ > room_) leave_out_most(count);
+      if (found_ > room_) leave_out_rest(count);  // many are about equal
+      gather(i, std::min(i + kChunk, size), row_of);
+    }
+  }
+
+  // Clears the sums of some rows, and appends those that are not below least_, with their rows, to the best.
+  template <typename RowOf>
+  [[gnu::noinline]] void gather(int64_t begin, int64_t end, const RowOf& row_of) {
+    float* const sums = sums_.data();
+    const float least = least_;
+    uint64_t *const best = best_.data(), *to = best + found_;
+    for (int64_t i = begin; i < end; ++i) {
+      const auto row = static_cast<uint32_t>(row_of(i));
+      const auto sum = std::exchange(sums[row], kUntouched);
+      const auto bits = std::bit_cast<uint32_t>(sum);
+      *to = uint64_t{bits} << 32 | row;  // no branch, since whether it counts is hard to predict
+      to += (bits != std::bit_cast<uint32_t>(kUntouched)) & !(sum < least);
+    }
+    found_ = to - best;
+  }
+
+  // Leaves out those that are far from the best.
+  void leave_out_most(int64_t count) {
+    for (; known_ < found_; ++known_) {
+      uint64_t& key = best_[known_];
+      key = key_of(std::bit_cast<float>(static_cast<uint32_t>(key >> 32)), static_cast<uint32_t>(key));
+    }
+    const uint64_t least = about_the_best(best_.data(), found_, count);
+    known_ = found_ = keep_from(least, best_.data(), found_);
+    least_ = value_of<float>(least);
+  }
+
+  // Leaves out all but the best.
+  void leave_out_rest(int64_t count) {
+    if (found_ <= count) return;
+    uint64_t* const best = best_.data();
+    std::nth_element(best, best + count - 1, best + found_, std::greater<>());
+    known_ = found_ = count;
+    least_ = value_of<float>(best[count - 1]);
   }
 
   // Replaces the sums of the best by products. Returns whether the rows were valid.
-  bool compare(const Compressed& rows, int64_t num_columns, const Query& query) {
+  bool compare(const Compressed& rows, const Query& query) {
+    uint64_t* const best = best_.data();
     // They are scattered: prefetch their offsets, then their entries.
-    for (const uint64_t key : best_) __builtin_prefetch(rows.start + index_of(key));
-    for (const uint64_t key : best_) {
-      const int64_t row = index_of(key);
-      if (!rows.holds(row)) return false;
-      for (int64_t at = rows.start[row]; at < rows.start[row + 1]; at += kEntriesPerLine) {
-        __builtin_prefetch(rows.index + at);
-        __builtin_prefetch(rows.value + at);
-      }
-    }
-    bool sound = true;
+    for (int64_t i = 0; i < found_; ++i) __builtin_prefetch(rows.start + index_of(best[i]));
     for (int64_t i = 0; i < query.count; ++i) query_[query.column[i]] = query.value[i];
-    for (uint64_t& key : best_) {
-      const int64_t row = index_of(key), begin = rows.start[row];
-      sound = sound && all_below(rows.index + begin, rows.count(row), num_columns);
+    for (int64_t i = 0; i < std::min(found_, kRowsAhead); ++i) rows.prefetch<kLinesAhead>(index_of(best[i]));
+    bool sound = true;
+    for (int64_t i = 0; i < found_; ++i) {
+      if (i + kRowsAhead < found_) rows.prefetch<kLinesAhead>(index_of(best[i + kRowsAhead]));
+      const int64_t row = index_of(best[i]), begin = rows.start[row];
+      sound = rows.is_sound(row);
       if (!sound) break;
-      key = key_of(gathered_product(rows.index + begin, rows.value + begin, rows.count(row), query_.data()),
-                   row);
+      best[i] = key_of(
+          gathered_product(rows.index + begin, rows.value + begin, rows.count(row), query_.data()), row);
     }
     for (int64_t i = 0; i < query.count; ++i) query_[query.column[i]] = 0;
     return sound;
@@ -184,13 +268,20 @@ class Search {
 
   static constexpr float kUntouched = -0.0f;
 
-  std::vector<int32_t> rows_;  // the first `touched_` are the rows whose sums are in use
-  int64_t touched_ = 0;
   std::vector<float> sums_;
-  std::vector<float> query_;                        // all columns; zero between searches
-  std::vector<std::pair<int64_t, int64_t>> order_;  // entries of a column, and which of the query it is
+  std::vector<float> query_;  // all columns; zero between searches
+  std::vector<Column> columns_;
+  // The first found_ count: known_ keys, then sums with their rows.
   std::vector<uint64_t> best_;
+  int64_t known_ = 0, found_ = 0, room_ = 0;
+  float least_ = 0;  // no sum below counts
 };
+
+// Not inlined, so that its address is looked up once, not wherever it is used.
+[[gnu::noinline]] Search& own_search() {
+  thread_local Search own;
+  return own;
+}
 
 std::tuple<Tensor, Tensor> nearest_rows(const Tensor& crow, const Tensor& col, const Tensor& values,
                                         const Tensor& row_start, const Tensor& row_columns,
@@ -201,9 +292,8 @@ std::tuple<Tensor, Tensor> nearest_rows(const Tensor& crow, const Tensor& col, c
   check_operand(col, "col", 1, ScalarType::Long);
   check_operand(values, "values", 1, ScalarType::Float);
   check_size(values, "values", 0, col.numel());
-  const Compressed rows =
-      checked(row_start, "row_start", row_columns, "row_columns", row_values, "row_values");
-  const Compressed columns =
+  Compressed rows = checked(row_start, "row_start", row_columns, "row_columns", row_values, "row_values");
+  Compressed columns =
       checked(column_start, "column_start", column_rows, "column_rows", column_values, "column_values");
   TORCH_LSH_CHECK(rows.entries == columns.entries, "row_columns and column_rows have ", rows.entries, " and ",
                   columns.entries, " entries; wanted equal numbers");
@@ -236,10 +326,14 @@ std::tuple<Tensor, Tensor> nearest_rows(const Tensor& crow, const Tensor& col, c
   int64_t* indices_out = indices.mutable_data_ptr<int64_t>();
   const float* value = values.const_data_ptr<float>();
   std::atomic<bool> sound = true;
+  rows.inner = columns.outer, columns.inner = rows.outer;
+  const auto queries = static_cast<double>(batch);
+  rows.check(queries * static_cast<double>(candidates) *
+             (static_cast<double>(rows.entries) / (1.0 + rows.outer)));
+  columns.check(queries * static_cast<double>(max_postings));
   const int64_t parts = std::min<int64_t>(batch, torch::stable::get_num_threads());
   parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
-    thread_local Search own;
-    Search& search = own;  // looked up once
+    Search& search = own_search();
     for (int64_t part = first; part < last; ++part)
       for (int64_t i = batch * part / parts; i < batch * (part + 1) / parts; ++i) {
         const Query query{column + start[i], value + start[i], start[i + 1] - start[i]};

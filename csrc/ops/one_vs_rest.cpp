@@ -41,35 +41,45 @@ struct Part {
 // A dense vector that knows which of its entries were used.
 class Sums {
  public:
-  explicit Sums(int64_t columns) : values_(static_cast<size_t>(columns)) { used_.reserve(columns); }
+  explicit Sums(int64_t columns)
+      : values_(static_cast<size_t>(columns)), columns_(static_cast<size_t>(columns + 1)) {
+    used_.reserve(columns);
+  }
 
   void add(int32_t column, float value) {
-    used_.insert(column);
+    used_.mark(column);
     values_[column] += value;
   }
 
-  // Divides all entries by the length of the vector.
-  void normalize() {
-    double squares = 0;
-    used_.visit([&](int64_t column) { squares += double{values_[column]} * values_[column]; });
-    const auto scale = static_cast<float>(1 / std::max(std::sqrt(squares), 1e-30));
-    used_.visit([&](int64_t column) { values_[column] *= scale; });
-  }
-
-  // Appends the columns with an entry above the threshold in magnitude, increasing, and clears the vector.
-  void move_to(Part& part, float threshold) {
+  // Appends the columns with an entry above the threshold in magnitude, increasing, and clears the vector;
+  // divides the entries by its length first, if asked to.
+  void move_to(Part& part, float threshold, bool unit) {
+    const int64_t used = used_.drain(columns_.data());
+    float scale = 1;
+    if (unit) {
+      double squares = 0;
+      for (int64_t i = 0; i < used; ++i) squares += double{values_[columns_[i]]} * values_[columns_[i]];
+      scale = static_cast<float>(1 / std::max(std::sqrt(squares), 1e-30));
+    }
     const size_t before = part.columns.size();
-    used_.drain([&](int64_t column) {
-      const float value = std::exchange(values_[column], 0.0f);
-      if (std::fabs(value) <= threshold) return;
-      part.columns.push_back(static_cast<int32_t>(column));
-      part.values[0].push_back(value);
-    });
-    part.counts.push_back(static_cast<int64_t>(part.columns.size() - before));
+    part.columns.resize(before + used);
+    part.values[0].resize(before + used);
+    int32_t* const column = part.columns.data() + before;
+    float* const value = part.values[0].data() + before;
+    int64_t kept = 0;
+    for (int64_t i = 0; i < used; ++i) {  // no branch: which are kept is hard to predict
+      column[kept] = columns_[i];
+      value[kept] = std::exchange(values_[columns_[i]], 0.0f) * scale;
+      kept += !(std::fabs(value[kept]) <= threshold);
+    }
+    part.columns.resize(before + kept);
+    part.values[0].resize(before + kept);
+    part.counts.push_back(kept);
   }
 
  private:
   std::vector<float> values_;
+  std::vector<int32_t> columns_;  // that were used, and room for one more
   RowSet used_;
 };
 
@@ -127,8 +137,7 @@ std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tenso
       for (int64_t at = rows.start[row]; at < rows.start[row + 1]; ++at)
         sums.add(rows.index[at], rows.value[at]);
     }
-    if (unit) sums.normalize();
-    sums.move_to(part, static_cast<float>(threshold));
+    sums.move_to(part, static_cast<float>(threshold), unit);
   };
   auto parts = for_each_label(labels.rows, 1, [&] { return Sums(num_columns); }, sums_of);
   auto [start, columns, values] = joined(parts, labels.rows, 1);

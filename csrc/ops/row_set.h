@@ -37,6 +37,12 @@ class RowSet {
     return true;
   }
 
+  // Inserts a row without a branch, for rows of which it is hard to predict whether they are new.
+  void mark(int64_t row) {
+    words_[row >> 6] |= uint64_t{1} << (row & 63);
+    summary_[row >> 12] |= uint64_t{1} << (row >> 6 & 63);
+  }
+
   // Calls visit(row) in increasing order.
   template <typename Visit>
   void visit(const Visit& visit) const {
@@ -55,6 +61,25 @@ class RowSet {
       for (uint64_t word = words_[w]; word != 0; word &= word - 1)
         visit(static_cast<int64_t>(w * 64 + static_cast<size_t>(__builtin_ctzll(word))));
     });
+  }
+
+  // Writes the rows in increasing order and empties the set; returns how many there are. Needs room for one
+  // more row: see below.
+  int64_t drain(int32_t* rows) {
+    int32_t* to = rows;
+    drain_words([&](size_t w) {
+      uint64_t word = words_[w];
+      const auto put = [&] {
+        *to = static_cast<int32_t>(w * 64) + __builtin_ctzll(word | uint64_t{1} << 63);
+        to += word != 0;
+        word &= word - 1;
+      };
+      do {
+        put();
+        put();
+      } while (word != 0);
+    });
+    return to - rows;
   }
 
   // Writes the rows in increasing order, and whether each is in the subset `some`; empties both. Needs room

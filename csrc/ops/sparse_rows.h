@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "checks.h"
+#include "ops/gathered_product.h"
 
 namespace torch_lsh {
 
@@ -29,9 +30,10 @@ inline SparseRows check_sparse_rows(const Tensor& start, const char* start_name,
   check_operand(index, index_name, 1, ScalarType::Int);
   const int64_t count = check_offsets(start, start_name, index.numel());
   SparseRows rows{start.const_data_ptr<int64_t>(), index.const_data_ptr<int32_t>(), nullptr, count};
-  for (int64_t i = 0; i < index.numel(); ++i)
-    TORCH_LSH_CHECK(rows.index[i] >= 0 && rows.index[i] < num_columns, index_name, "[", i, "] is ",
-                    rows.index[i], "; wanted 0 to ", num_columns - 1);
+  if (!all_below(rows.index, index.numel(), num_columns))
+    for (int64_t i = 0; i < index.numel(); ++i)
+      TORCH_LSH_CHECK(rows.index[i] >= 0 && rows.index[i] < num_columns, index_name, "[", i, "] is ",
+                      rows.index[i], "; wanted 0 to ", num_columns - 1);
   if (value != nullptr) {
     check_operand(*value, value_name, 1, ScalarType::Float);
     check_size(*value, value_name, 0, index.numel());

@@ -43,8 +43,11 @@ class CoOccurrences(LabelRows):
     def of(cls, rows: XMCRows) -> CoOccurrences:
         """The shares in rows whose features increase."""
         present = rows.values != 0
-        counts = torch.bincount(rows.features[present], minlength=rows.num_features)
-        shares = present / (counts + _PRIOR)[rows.features]
+        everything = bool(present.all())
+        counts = torch.bincount(rows.features if everything else rows.features[present], minlength=rows.num_features)
+        shares = (1 / (counts + _PRIOR)).index_select(0, rows.features)
+        if not everything:
+            shares *= present
         pairs = int((rows.feature_start.diff() * rows.label_start.diff()).sum())
         least = _LEAST_SHARE if pairs <= _MOST_PAIRS else _LEAST_OF_MANY
         by_row = rows.feature_start, rows.features, shares

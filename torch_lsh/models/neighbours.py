@@ -352,13 +352,21 @@ def unit_length(crow: Tensor, values: Tensor) -> Tensor:
     return values / torch.repeat_interleave(lengths, crow.diff())
 
 
+def _of_unit_length(rows: XMCRows) -> XMCRows:
+    """The rows, checked, with columns that increase, in unit length."""
+    check_rows(rows)
+    start, columns, values = in_order(rows.feature_start, rows.features, rows.values)
+    return rows._replace(feature_start=start, features=columns, values=unit_length(start, values))
+
+
 def neighbours_of(rows: Rows, k: int, power: float = 3.0, unit: bool = False) -> Neighbours:
     """Keeps rows, scaled to unit length, with an index to find the nearest.
 
     Args:
         rows: The rows.
         k, power: See :class:`Neighbours`.
-        unit: Whether dense rows have unit length already; they are then kept as they are, not copied.
+        unit: Whether the rows are known to be valid, of unit length and, where they are sparse, with columns that
+            increase; they are then kept as they are.
 
     Raises:
         ValueError: The rows are not rows with labels.
@@ -371,11 +379,11 @@ def neighbours_of(rows: Rows, k: int, power: float = 3.0, unit: bool = False) ->
         made.vectors = rows.features if unit else nn.functional.normalize(rows.features, dim=1)
         made.index_rows()
     else:
-        check_rows(rows)
-        start, columns, values = in_order(rows.feature_start, rows.features, rows.values)
+        if not unit:
+            rows = _of_unit_length(rows)
         with torch.device("meta"):
-            made = SparseNeighbours(num_labels, *sizes, k, power, rows.num_features, len(columns))
-        made.row_start, made.columns, made.values = start, columns, unit_length(start, values)
+            made = SparseNeighbours(num_labels, *sizes, k, power, rows.num_features, len(rows.features))
+        made.row_start, made.columns, made.values = rows.feature_start, rows.features, rows.values
         made.index_rows()
     made.label_start, made.labels = rows.label_start, rows.labels
     return made
@@ -391,6 +399,8 @@ def with_more_rows(neighbours: Neighbours, rows: Rows) -> Neighbours:
     """Neighbours with more rows, and as many features and labels as these have."""
     if isinstance(rows, DenseRows):
         rows = rows._replace(features=nn.functional.normalize(rows.features, dim=1))
+    else:
+        rows = _of_unit_length(rows)
     joined = join([neighbours.rows(), rows])
     joined = joined._replace(num_labels=rows.num_labels)
     if isinstance(joined, XMCRows):

@@ -452,7 +452,8 @@ def _hard_labels(
     assert isinstance(centroids, Centroids)
     assert isinstance(neighbours, SparseNeighbours)
     chosen = wanted.nonzero()[:, 0]
-    compared, search = rows.take(chosen), neighbours.search_of_many()
+    compared = rows if len(chosen) == len(neighbours) else rows.take(chosen)
+    search = neighbours.search_of_many()
     hard = torch.full((len(neighbours), _HARD_VOTED + _HARD_NEAREST), -1, dtype=torch.int32)
     for first, some in zip(range(0, len(chosen), _ROWS), chosen.split(_ROWS)):
         features = _features_between(compared, first, first + len(some))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data import XMCRows, collate_xmc
-from .neighbours import SparseNeighbours, in_order, neighbours_of, unit_length
+from .neighbours import SparseNeighbours, in_order, neighbours_of
 from .rows import DenseRows, Features, Rows, SparseFeatures
 
 _MOST_ROWS = 1 << 14  # to look for neighbours among
@@ -20,9 +21,6 @@ _NEIGHBOURS = 50
 _ROWS = 1024  # at a time
 _KS = (1, 3, 5)
 _FEW_COLUMNS = 8  # that hold most of the length of dense rows; embeddings have dozens
-
-#: (logarithm, inverse document frequency)
-KINDS = ((False, False), (False, True), (True, False), (True, True))
 
 
 class FeatureWeighting(nn.Module):
@@ -71,9 +69,15 @@ class FeatureWeighting(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         labelled = (rows.label_start.diff() > 0).nonzero()[:, 0]
         some = rows.take(labelled[torch.randperm(len(labelled), generator=generator)[:_MOST_ROWS]])
-        # The first of several equal ones is the simplest.
-        found = [(_precision_of_neighbours(cls.of(rows, *kind).rows(some)), -i) for i, kind in enumerate(KINDS)]
-        return cls.of(rows, *KINDS[-max(found)[1]])
+
+        @functools.cache
+        def precision(log: bool, idf: bool) -> float:
+            return _precision_of_neighbours(cls.of(rows, log, idf).rows(some))
+
+        # Logarithms matter less. Of equal ones, max takes the first, which is simpler.
+        idf = max((False, True), key=lambda idf: precision(False, idf))
+        log = max((False, True), key=lambda log: precision(log, idf))
+        return cls.of(rows, log, idf)
 
     def grown(self, num_features: int) -> FeatureWeighting:
         """The same weighting of at least so many features; new ones have the weight of the rarest."""
@@ -105,9 +109,10 @@ class FeatureWeighting(nn.Module):
         start, columns, values = in_order(start, columns, values)
         if self.log:
             values = values.sign() * values.abs().log1p()
+        known = torch.arange(self.num_features, dtype=torch.int32)
         if column_start is not None:
-            values = values * (column_start[columns + 1] > column_start[columns])
-        return start, columns, unit_length(start, values * self.weight[columns])
+            known = known.where(column_start.diff() > 0, -1)
+        return ops.weigh_columns(start, columns, values, known, self.weight)
 
     def check(self, num_features: int) -> None:
         """Raises a ValueError where it weighs another number of features."""
@@ -211,7 +216,7 @@ def _dense(features: Features, width: int) -> Tensor:
 
 def _precision_of_neighbours(rows: XMCRows) -> float:
     """The mean of precision@1, 3 and 5 of the votes of other rows, for some rows of unit length."""
-    neighbours = neighbours_of(rows, _NEIGHBOURS + 1)
+    neighbours = neighbours_of(rows, _NEIGHBOURS + 1, unit=True)
     assert isinstance(neighbours, SparseNeighbours)
     queries = torch.arange(min(_MOST_QUERIES, len(rows.label_start) - 1))
     right = torch.zeros(max(_KS))

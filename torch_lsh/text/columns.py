@@ -40,8 +40,9 @@ class Columns:
             raise ValueError(f"columns runs from {places.min()} to {places.max()}; wanted 0 to {num_columns - 1}")
         self.columns, self.weights, self.num_columns = columns, weights, num_columns
         self._feature_of = torch.full((num_columns,), -1, dtype=torch.int32)
-        self._feature_of[places] = torch.arange(len(places), dtype=torch.int32)
-        if int((self._feature_of >= 0).sum()) != len(places):
+        features = torch.arange(len(places), dtype=torch.int32)
+        self._feature_of[places] = features
+        if not torch.equal(self._feature_of[places], features):
             raise ValueError("columns holds a number twice")
         self._increase = bool((places.diff() > 0).all())
 

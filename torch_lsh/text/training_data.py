@@ -100,11 +100,11 @@ def hashed(source: Iterable[TextRow], features: HashedText, labels: Labels, firs
         texts: list[str] = []  # of rows that are gone by then: thousands of them would keep Python's collector busy
         numbers: list[int] = []
         starts, known = [0], labels.numbers.get
-        for row in itertools.islice(rows, size):
-            texts.append(row.text)
-            for label in dict.fromkeys(row.labels or ()):
+        for text, own, place in itertools.islice(rows, size):
+            texts.append(text)
+            for label in dict.fromkeys(own) if own and len(own) > 1 else own or ():
                 number = known(label)
-                numbers.append(labels.number(label, row.place) if number is None else number)
+                numbers.append(labels.number(label, place) if number is None else number)
             starts.append(len(numbers))
         if not texts:
             return
