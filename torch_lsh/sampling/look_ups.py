@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..index.base import Index
 from ..index.lookup import LEAST_QUERIES, Effort, LookupIndex
+from .after_fork import renew_after_fork
 from .inference_mode import outside_inference_mode
 from .input_ring import InputRing, thinned
 from .synchronised_index import SynchronisedIndex
@@ -39,6 +40,13 @@ class LookUps:
         self._lock = threading.Lock()
         self._trained, self._seen = InputRing(_ROOM), InputRing(_ROOM)
         self.remake(make)
+        renew_after_fork(self)
+
+    def renew_lock(self) -> None:
+        """Takes a new lock, and drops what a thread was changing under the old one."""
+        if self._lock.locked():
+            self._lock = threading.Lock()
+            self.forget_inputs()
 
     def remake(self, make: Callable[[], LookupIndex]) -> None:
         """Drops the index; the next use builds one that ``make`` returns."""
@@ -167,3 +175,4 @@ class LookUps:
         self._read = state["_read"]
         self.remake(state["_make"])
         self.__dict__.update(state)
+        renew_after_fork(self)

@@ -13,9 +13,26 @@ from ..index.base import Index
 from ..row_sparse.changed_rows import ChangedRows
 from ..row_sparse.parameters import wants_row_sparse
 from ..stopwatch import Stopwatch, part
+from .after_fork import renew_after_fork
 
-# One lock for all, as those that hold one of their own could not be copied.
-_CATCHING_UP = threading.RLock()
+
+class _Changes:
+    """The indexes that are being changed, and one lock for all: those with one of their own could not be copied."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.indexes: set[SynchronisedIndex] = set()
+
+    def renew_lock(self) -> None:
+        """Takes a new lock, and drops the indexes that threads of another process were changing."""
+        self.lock = threading.RLock()
+        for index in self.indexes:
+            index.forget()
+        self.indexes.clear()
+
+
+_CHANGES = _Changes()
+renew_after_fork(_CHANGES)
 
 
 class SynchronisedIndex:
@@ -117,11 +134,14 @@ class SynchronisedIndex:
     @contextlib.contextmanager
     def _whole_or_forgotten(self) -> Iterator[None]:
         """Drops the index where a change of it ends early, for want of memory or by Ctrl-C."""
+        _CHANGES.indexes.add(self)
         try:
             yield
         except BaseException:
             self.forget()
             raise
+        finally:
+            _CHANGES.indexes.discard(self)
 
     def _collect(self, weight: Tensor, bias: Tensor | None) -> None:
         self._changed = ChangedRows(*([weight] if bias is None else [weight, bias]))
@@ -134,7 +154,7 @@ class SynchronisedIndex:
 
     def exact(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> Index:
         """The index, in step with the weights; arguments as for :meth:`synchronise`."""
-        with _CATCHING_UP:
+        with _CHANGES.lock:
             if not self.is_exact(weight, bias):
                 self._catch_up(weight, bias, queries)
             assert self.index is not None
