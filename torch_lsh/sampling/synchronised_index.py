@@ -48,6 +48,7 @@ class SynchronisedIndex:
         make: returns an empty index.
         rebuild_share: build anew when more than this share of the rows changed.
         read: returns a weight as floating point numbers.
+        others: returns the other tensors ``[N, ...]`` that ``read`` reads.
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class SynchronisedIndex:
         make: Callable[[], Index],
         rebuild_share: float = 1.0,
         read: Callable[[Tensor], Tensor] = Tensor.detach,
+        others: Callable[[], tuple[Tensor, ...]] = tuple,
     ) -> None:
         self._make = make
         self._read = read
+        self._others = others
         self._rebuild_share = rebuild_share
         self.index: Index | None = None  # None: not made yet
         self._changed: ChangedRows | None = None
@@ -83,7 +86,7 @@ class SynchronisedIndex:
     def _changes(self, weight: Tensor, bias: Tensor | None) -> ChangedRows | None:
         """The changes collected since the index was made, if these are its parameters."""
         changed = self._changed
-        return changed if changed is not None and changed.are_of(weight, bias) else None
+        return changed if changed is not None and changed.are_of(weight, bias, *self._others()) else None
 
     def synchronise(
         self,
@@ -144,7 +147,7 @@ class SynchronisedIndex:
             _CHANGES.indexes.discard(self)
 
     def _collect(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._changed = ChangedRows(*([weight] if bias is None else [weight, bias]))
+        self._changed = ChangedRows(*([weight] if bias is None else [weight, bias]), *self._others())
         self._trained = False
 
     def is_exact(self, weight: Tensor, bias: Tensor | None) -> bool:
