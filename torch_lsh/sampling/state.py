@@ -130,6 +130,21 @@ def unpack(packed: Tensor) -> dict[str, Any]:
     }
 
 
+def without_foreign(state_dict: dict[str, Any], key: str, weight: Tensor, unexpected_keys: list[str]) -> dict[str, Any]:
+    """A ``state_dict`` without what :func:`pack` returned under ``key``, if that is of a weight of another shape.
+
+    That is an unexpected key, so that PyTorch refuses it with ``strict=True``, and with ``strict=False`` takes all else
+    from a model of other classes.
+    """
+    if key not in state_dict:
+        return state_dict
+    state = unpack(state_dict[key])
+    if (state["num_rows"], state["in_features"]) == weight.shape:
+        return state_dict
+    unexpected_keys.append(key)
+    return {name: value for name, value in state_dict.items() if name != key}
+
+
 def _bytes(tensor: Tensor | None, room: int) -> Tensor:
     """The tensor's memory, padded with zeros to ``room`` bytes."""
     padded = torch.zeros(room, dtype=torch.uint8, device="cpu")
