@@ -306,6 +306,15 @@ def test_the_state_of_other_rows_is_refused():
         layer.set_extra_state(state)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_state_dict_that_was_cast_as_a_whole(dtype):
+    layer, resumed = LSHLinear(WIDTH, N), LSHLinear(WIDTH, N)
+    layer.sample(torch.randn(300, WIDTH))
+    state = {name: value.to(dtype) for name, value in layer.state_dict().items()}
+    resumed.load_state_dict(state)
+    assert torch.equal(resumed.get_extra_state(), layer.get_extra_state())
+
+
 def test_what_fits_of_a_model_of_other_classes_loads():
     old, new = (nn.Sequential(nn.Linear(4, WIDTH), LSHLinear(WIDTH, count)) for count in (N, N + 1))
     with pytest.raises(RuntimeError, match=r"Unexpected key\(s\).*\"1._extra_state\"[^$]*size mismatch for 1.weight"):
