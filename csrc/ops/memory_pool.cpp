@@ -2,6 +2,9 @@
 #include "ops/memory_pool.h"
 
 #include <torch/csrc/stable/ops.h>
+#ifndef _WIN32
+#include <pthread.h>
+#endif
 
 #include <algorithm>
 #include <list>
@@ -81,6 +84,11 @@ class Pool {
     for (const Block& block : excess) ::operator delete(block.memory, alignment_of(block.size));
   }
 
+  // Of a process that forks: the new process has none of the threads that would unlock it.
+  void lock() { mutex_.lock(); }
+
+  void unlock() { mutex_.unlock(); }
+
  private:
   struct Block {
     void* memory;
@@ -106,7 +114,13 @@ class Pool {
 };
 
 Pool& pool() {
-  static Pool* const instance = new Pool;  // never destroyed: tensors may outlive static objects
+  static Pool* const instance = [] {
+    Pool* const made = new Pool;  // never destroyed: tensors may outlive static objects
+#ifndef _WIN32
+    pthread_atfork([] { pool().lock(); }, [] { pool().unlock(); }, [] { pool().unlock(); });
+#endif
+    return made;
+  }();
   return *instance;
 }
 

@@ -89,11 +89,12 @@ def refused(mesh):
     fully_shard(model[0], mesh=mesh)
     with pytest.raises(ValueError, match="with parts of module; wanted module itself"):
         exchange_rows_(model)
-    model = make_model(60)
-    exchange_rows_(model)
-    fully_shard(model, mesh=mesh, ignored_params=row_parameters(model))
-    with pytest.raises(RuntimeError, match="fully_shard was called after exchange_rows_"):
-        model(torch.zeros(1, D))
+    for of_part in (False, True):
+        model = make_model(60)
+        exchange_rows_(model)
+        fully_shard(model[0] if of_part else model, mesh=mesh, ignored_params=row_parameters(model))
+        with pytest.raises(RuntimeError, match="fully_shard was called after exchange_rows_"):
+            model(torch.zeros(1, D))
 
 
 def work(rank: int):

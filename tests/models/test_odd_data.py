@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from torch_lsh.data import synthetic_xmc
+from torch_lsh.data import XMCDataset, XMCStream, synthetic_xmc
 from torch_lsh.models import TextClassifier, XMCClassifier
 from torch_lsh.text.sources import FileColumns, source_of
 
@@ -157,13 +157,21 @@ def test_no_new_rows_change_nothing(data):
     assert model.num_features == FEATURES
 
 
-def test_sparse_numbers_that_are_no_float32(data):
-    model, features = made(), sparse.csr_matrix(([1.0, 1e300], [3, 5], [0, 2]), shape=(1, FEATURES))
+@pytest.mark.parametrize("number", [1e300, 1e38, -1e38, math.nan])
+def test_sparse_numbers_that_weights_would_make_infinite(data, number):
+    model, features = made(), sparse.csr_matrix(([1.0, number], [3, 5], [0, 2]), shape=(1, FEATURES))
     for call in (model.predict, lambda rows: model.fit((rows, [1]), progress=False)):
-        with pytest.raises(ValueError, match="features hold a NaN, an infinity or a number beyond float32"):
+        with pytest.raises(ValueError, match=r"features hold a NaN or a number beyond 1e\+30; wanted smaller ones"):
             call(features)
         with pytest.raises(ValueError, match=r"features have dtype torch\.complex128; wanted real numbers"):
             call(sparse.csr_matrix(([1.0j], [3], [0, 1]), shape=(1, FEATURES)))
+
+
+def test_files_of_numbers_that_weights_would_make_infinite(tmp_path):
+    (tmp_path / "train.txt").write_text(f"1 {FEATURES} {LABELS}\n3 2:1e38\n")
+    for read in (XMCDataset, XMCStream.from_file):
+        with pytest.raises(ValueError, match=r"features hold a NaN or a number beyond 1e\+30; wanted smaller ones"):
+            made().fit(read(tmp_path / "train.txt"), progress=False)
 
 
 def test_dense_numbers_whose_squares_do_not_add_up():

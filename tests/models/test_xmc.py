@@ -439,13 +439,21 @@ def test_resume_false_begins_anew(data, tmp_path, uninterrupted):
     assert_same(model, uninterrupted[0])
 
 
-def test_fit_trains_where_gradients_are_disabled(data, tmp_path, uninterrupted):
+@pytest.mark.parametrize("disabled", [torch.no_grad, torch.inference_mode])
+def test_fit_trains_where_gradients_are_disabled(data, tmp_path, uninterrupted, disabled):
     train, test = data
     model = make_model()
-    with torch.no_grad():
+    with disabled():
         options = {"checkpoint": tmp_path / "run.pt", "checkpoint_every": EVERY}
         assert fit(model, train, eval_dataset=test, **options) == uninterrupted[1]
     assert_same(model, uninterrupted[0])
+
+
+def test_a_model_of_inference_mode_is_refused(data):
+    with torch.inference_mode():
+        model = make_model()
+    with pytest.raises(RuntimeError, match=r"was made in torch\.inference_mode\(\); wanted one made outside"):
+        fit(model, data[0])
 
 
 @pytest.mark.parametrize(
@@ -568,11 +576,11 @@ def test_bad_arguments_are_found_before_training(data, tmp_path, monkeypatch, op
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(("scale", "lr"), [(1e10, None), (1e30, None), (3e38, None), (1, 1e30)])
+@pytest.mark.parametrize(("scale", "lr"), [(1e10, None), (1e29, None), (1, 1e30)])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_loss_out_of_bounds_stops_the_run(data, scale, lr, streamed):
     rows = data[0].rows
-    rows = rows._replace(values=(rows.values * scale).clamp(max=3e38))
+    rows = rows._replace(values=rows.values * scale)
     train = XMCStream(lambda: [rows], F, N) if streamed else XMCDataset.from_rows(rows)
     model = make_model()
     before = weights(model)

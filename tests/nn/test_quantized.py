@@ -168,3 +168,12 @@ def test_losses_of_a_layer_in_training_mode_are_exact():
     logits = layer(x)
     layer.train()
     torch.testing.assert_close(F.cross_entropy(logits, y), F.cross_entropy(F.linear(x, layer.weight, layer.bias), y))
+
+
+@pytest.mark.parametrize("name", ["weight_int8", "scale", "bias"])
+def test_approximate_topk_follows_edits_in_place(name):
+    layer, x = quantised(out_features=5_000)[1], torch.rand(4, 24)
+    layer.weight_int8[7] = 1
+    layer.topk(x, 1, candidates=8, exact=False)
+    getattr(layer, name)[7] = 100
+    assert (layer.topk(x, 1, candidates=8, exact=False).indices == 7).all()

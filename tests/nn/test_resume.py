@@ -306,6 +306,33 @@ def test_the_state_of_other_rows_is_refused():
         layer.set_extra_state(state)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_state_dict_that_was_cast_as_a_whole(dtype):
+    layer, resumed = LSHLinear(WIDTH, N), LSHLinear(WIDTH, N)
+    layer.sample(torch.randn(300, WIDTH))
+    state = {name: value.to(dtype) for name, value in layer.state_dict().items()}
+    resumed.load_state_dict(state)
+    assert torch.equal(resumed.get_extra_state(), layer.get_extra_state())
+
+
+def test_what_fits_of_a_model_of_other_classes_loads():
+    old, new = (nn.Sequential(nn.Linear(4, WIDTH), LSHLinear(WIDTH, count)) for count in (N, N + 1))
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\).*\"1._extra_state\"[^$]*size mismatch for 1.weight"):
+        new.load_state_dict(old.state_dict())
+    own = new.state_dict()
+    fitting = {name: value for name, value in old.state_dict().items() if value.shape == own[name].shape}
+    assert new.load_state_dict(fitting, strict=False).unexpected_keys == ["1._extra_state"]
+    assert torch.equal(new[0].weight, old[0].weight)
+    F.cross_entropy(new(torch.randn(2, 4)), torch.tensor([0, N])).backward()
+
+
+def test_a_weight_of_other_rows_keeps_its_sampler():
+    old, new = (torch_lsh.SamplerState(nn.Parameter(torch.randn(count, WIDTH))) for count in (N, N + 1))
+    old.sampler.draw(old.weight, None, torch.randn(2, WIDTH), torch.tensor([[1], [2]]))
+    assert new.load_state_dict(old.state_dict(), strict=False).unexpected_keys == ["_extra_state"]
+    assert new.sampler.draws == 0
+
+
 def test_taking_the_state_often_warns_once():
     model = make_model(CONFIGS["hash tables"])
     optimizer = torch_lsh.optim.SGD(model.parameters(), lr=0.1)

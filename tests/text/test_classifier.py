@@ -660,3 +660,11 @@ def test_labels_and_texts_of_other_libraries():
 def test_texts_of_many_classes_are_words_alone(classes, word_ngrams):
     texts = [f"word{number} of {number}" for number in range(classes)]
     assert TextClassifier(epochs=1).fit(texts, list(range(classes))).features_.word_ngrams == word_ngrams
+
+
+def test_fit_trains_in_inference_mode():
+    texts, labels = ["fine film", "good fun", "dull plot", "bad film"] * 10, ["p", "p", "n", "n"] * 10
+    wanted = TextClassifier(hidden=8).fit(texts, labels).partial_fit(texts, labels)
+    with torch.inference_mode():
+        model = TextClassifier(hidden=8).fit(texts, labels).partial_fit(texts, labels)
+    assert np.array_equal(model.predict_proba(texts), wanted.predict_proba(texts))

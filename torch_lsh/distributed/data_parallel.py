@@ -44,7 +44,7 @@ def exchange_rows_(module: nn.Module, group: dist.ProcessGroup | None = None) ->
 
     Raises:
         ValueError: ``module`` has no layer with row-sparse gradients, or FSDP shards the parameters of one, or parts of
-            ``module`` but not ``module`` itself. Where ``fully_shard`` comes later, the first forward pass raises.
+            ``module`` but not ``module`` itself. Where ``fully_shard`` comes later, the next forward pass raises.
 
     >>> import torch_lsh
     >>> model = nn.Sequential(nn.Linear(4, 8), torch_lsh.LSHLinear(8, 1_000))
@@ -69,9 +69,9 @@ def exchange_rows_(module: nn.Module, group: dist.ProcessGroup | None = None) ->
     if isinstance(module, FSDPModule):
         _start_beside_fsdp(exchange, module, group)
         return exchange
-    if exchange.names and any(isinstance(part, FSDPModule) for part in inner.modules()):
+    if exchange.names and _has_fsdp(inner):
         raise ValueError("fully_shard was called with parts of module; wanted module itself as well, before this call")
-    inner.register_forward_pre_hook(_refuse_later_fsdp)
+    inner.register_forward_pre_hook(_refuse_later_fsdp if exchange.names else _refuse_later_fsdp_of_itself)
     ids = {id(parameter) for parameter in exchange.parameters}
     tied = [name for name, parameter in inner.named_parameters(remove_duplicate=False) if id(parameter) in ids]
     ignored = {*getattr(inner, "_ddp_params_and_buffers_to_ignore", ()), *tied, *sharded}
@@ -112,9 +112,18 @@ def _start_beside_fsdp(exchange: RowExchange, module: FSDPModule, group: dist.Pr
         exchange.start(group, functools.partial(_fsdp_reduces, weakref.ref(module)), triggers)
 
 
+def _has_fsdp(module: nn.Module) -> bool:
+    return any(isinstance(part, FSDPModule) for part in module.modules())
+
+
 def _refuse_later_fsdp(module: nn.Module, arguments: Any) -> None:
-    if isinstance(module, FSDPModule):
+    if _has_fsdp(module):
         raise RuntimeError("fully_shard was called after exchange_rows_, so no rows would be exchanged; call it before")
+
+
+def _refuse_later_fsdp_of_itself(module: nn.Module, arguments: Any) -> None:
+    if isinstance(module, FSDPModule):
+        _refuse_later_fsdp(module, arguments)
 
 
 def _fsdp_reduces(reference: weakref.ref[FSDPModule]) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..config import LSHConfig
 from ..nn import EmbeddingBag, LSHLinear, QuantizedLinear, SampledLogits
+from ..nn.casts import without_cast
 from ..nn.logits.targets import as_target
 from .mixture import Mixture
 from .ranker import LabelRanker
@@ -39,18 +40,13 @@ class Network(nn.Module):
         self.class_weight: Tensor | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Network:
-        # What ranks beside the network stays float32 when the model is cast.
-        def uncast(tensor: Tensor) -> Tensor:
-            applied = fn(tensor)
-            return applied if applied.dtype is tensor.dtype else tensor.to(applied.device)
-
         mixture, self.mixture = self.mixture, None
         try:
             super()._apply(fn, recurse)
         finally:
             self.mixture = mixture
         if mixture is not None and recurse:
-            mixture._apply(uncast)
+            mixture._apply(without_cast(fn))  # what ranks beside the network stays float32
         return self
 
     @property

@@ -16,6 +16,7 @@ from ..data.xmc import join_rows, padded_labels, runs
 from ..interrupts import interrupts_wait, quiet_worker
 
 _LARGEST = 1e12  # of dense features; squares of larger ones do not add up in float32
+_LARGEST_SPARSE = 1e30  # weights multiply them in float32
 
 
 class DenseRows(NamedTuple):
@@ -150,6 +151,7 @@ def rows_of(data: Any, num_labels: int | None = None) -> Rows:
         TypeError, ValueError: The data are of another form.
     """
     if isinstance(data, XMCDataset):
+        check_values(data.rows.values)
         return data.rows
     if not isinstance(data, tuple) or len(data) != 2:
         raise TypeError(f"data is a {type(data).__name__}; wanted an XMCDataset, or features and labels")
@@ -200,9 +202,16 @@ def unlabelled(features: Any) -> Rows:
     if values.is_complex():
         raise ValueError(f"features have dtype {values.dtype}; wanted real numbers")
     values = values.float()  # which makes large numbers infinite
-    if not bool(values.isfinite().all()):
-        raise ValueError("features hold a NaN, an infinity or a number beyond float32")
+    check_values(values)
     return XMCRows(crow, col.int(), values, start, none, features.shape[1], 0)
+
+
+def check_values(values: Tensor) -> None:
+    """Raises a ValueError where a number of sparse features is a NaN or too large."""
+    if len(values) > 0:
+        least, largest = values.aminmax()  # a NaN is both
+        if not -_LARGEST_SPARSE <= float(least) <= float(largest) <= _LARGEST_SPARSE:
+            raise ValueError(f"features hold a NaN or a number beyond {_LARGEST_SPARSE:g}; wanted smaller ones")
 
 
 def _csr(matrix: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data import XMCRows, XMCStream
 from ..data.xmc import join_rows
 from .held_out import MOST_HELD_OUT, Purpose, check_some_left, share_to_hold_out
-from .rows import Rows, checksum, label_counts, num_rows
+from .rows import Rows, check_values, checksum, label_counts, num_rows
 
 
 class Streamed:
@@ -53,6 +53,7 @@ class Streamed:
         self.all_label_counts = torch.zeros(num_labels, dtype=torch.int64)
         self.all_rows = labelled = self._entries = self._checksum = 0
         for rows in stream:
+            check_values(rows.values)
             self.all_label_counts += label_counts(rows, num_labels)
             self.all_rows += num_rows(rows)
             labelled += int((rows.label_start.diff() > 0).sum())

@@ -40,6 +40,7 @@ class TrainingRun:
 
     Raises:
         ValueError: An argument does not fit.
+        RuntimeError: The model was made in inference mode.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class TrainingRun:
             raise ValueError(f"batch_size is {batch_size}; wanted at least 1")
         if source.size == 0:
             raise ValueError("the training data has no rows")
+        if any(parameter.is_inference() for parameter in model.parameters()):
+            raise RuntimeError("the model was made in torch.inference_mode(); wanted one made outside")
         if not bool((source.label_counts > 0).any()):
             warnings.warn("torch_lsh: no row of the training data has a label, so nothing is learned", stacklevel=4)
         self.model, self.source, self.schedule = model, source, schedule

@@ -16,6 +16,7 @@ from ..config import LSHConfig
 from ..data import XMCDataset, XMCStream, read_filter
 from ..io import is_safetensors, load_archive
 from ..metrics import RankingMetrics
+from ..sampling.inference_mode import outside_inference_mode
 from . import model_file
 from .evaluation import Propensities, Rankings, propensities_for, propensities_of
 from .fitting import fit, fit_more
@@ -108,6 +109,7 @@ class XMCClassifier(WideNetwork):
 
     # --- training ---
 
+    @outside_inference_mode
     def fit(
         self,
         train_dataset: XMCDataset | XMCStream | tuple[Any, Any],
@@ -243,6 +245,7 @@ class XMCClassifier(WideNetwork):
         source = InMemory(rows, self.num_labels, row_weights(sample_weight, num_rows(rows)))
         return *split(source, fraction, seed, purpose), likely
 
+    @outside_inference_mode
     def partial_fit(
         self,
         dataset: XMCDataset | tuple[Any, Any],

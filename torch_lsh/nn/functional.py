@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .. import ops
 from ..config import LSHConfig
 from ..sampling.sampler import Sampler
-from ..sampling.state import pack, unpack
+from ..sampling.state import pack, unpack, without_foreign
 from .compiled import Loss, call_loss, handle_of, in_graphs, shares_memory, wants_gradient
 from .linear import LSHLinear
 from .paths import Paths
@@ -191,6 +191,19 @@ class SamplerState(nn.Module):
         """Takes over what :meth:`get_extra_state` returned."""
         self.sampler.fit(self._weight[0])
         self.sampler.load_state_dict(unpack(state))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = without_foreign(state_dict, f"{prefix}_extra_state", self.weight, unexpected_keys)
+        super()._load_from_state_dict(own, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_sampler": self.sampler}

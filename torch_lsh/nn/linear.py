@@ -17,7 +17,7 @@ from ..eager import eager
 from ..row_sparse.parameters import note_forward
 from ..sampling.active_set import ActiveSet
 from ..sampling.sampler import Sampler
-from ..sampling.state import pack, unpack
+from ..sampling.state import pack, unpack, without_foreign
 from .compiled import Loss, cross_entropy_in_graph, handle_of, in_graphs, topk_in_graph
 from .linear_with_sampler import LinearWithSampler
 from .logits.cross_entropy import cross_entropy_of
@@ -181,12 +181,21 @@ class LSHLinear(LinearWithSampler, nn.Linear):
         self.sampler.load_state_dict(unpack(state))
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing_keys: list[str], *args: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *args)
+        key = f"{prefix}_extra_state"
+        own = without_foreign(state_dict, key, self.weight, unexpected_keys)
+        super()._load_from_state_dict(own, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
         self.sampler.forget_weights()
-        if f"{prefix}_extra_state" in missing_keys:  # the state_dict of an nn.Linear, which is complete without
-            missing_keys.remove(f"{prefix}_extra_state")
+        if key in missing_keys:  # the state_dict of an nn.Linear, which is complete without
+            missing_keys.remove(key)
 
     # --- forward ---
 

@@ -13,6 +13,7 @@ from .. import ops
 from ..eager import eager
 from ..index.lookup import LookupIndex
 from ..sampling.look_ups import LookUps
+from .casts import without_cast
 from .logits.recipe import Recipe
 from .logits.tensor import SampledLogits
 from .paths import Paths
@@ -68,7 +69,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("bias", torch.zeros(out_features, dtype=torch.float32, device="cpu") if bias else None)
         self.paths = Paths(out_features)
         make = functools.partial(LookupIndex, out_features, in_features)
-        self._look_ups = LookUps(make, read=self._floating)
+        self._look_ups = LookUps(make, read=self._floating, others=self._scales)
 
     @classmethod
     @torch.no_grad()
@@ -214,6 +215,9 @@ class QuantizedLinear(nn.Module):
     def _floating(self, weight_int8: Tensor) -> Tensor:
         return weight_int8 * self.scale.unsqueeze(1)
 
+    def _scales(self) -> tuple[Tensor]:
+        return (self.scale,)
+
     # --- what lazy logits ask for ---
 
     def largest_logits(self, x: Tensor, k: int, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -236,11 +240,5 @@ class QuantizedLinear(nn.Module):
         return logits * (rows >= 0)
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
-        # Scales and biases stay float32 when the model is cast, with all their digits.
-        before = {"scale": self.scale, "bias": self.bias}
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            cast = self._buffers[name]
-            if buffer is not None and cast is not None and cast.dtype is not torch.float32:
-                self._buffers[name] = buffer.to(cast.device)
+        super()._apply(without_cast(fn), recurse)  # scales and biases stay float32
         return self

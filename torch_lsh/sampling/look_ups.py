@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..index.base import Index
 from ..index.lookup import LEAST_QUERIES, Effort, LookupIndex
+from .after_fork import renew_after_fork
 from .inference_mode import outside_inference_mode
 from .input_ring import InputRing, thinned
 from .synchronised_index import SynchronisedIndex
@@ -32,20 +33,34 @@ class LookUps:
     Args:
         make: returns an empty index.
         read: returns a weight as floating point numbers.
+        others: returns the other tensors ``[N, ...]`` that ``read`` reads.
     """
 
-    def __init__(self, make: Callable[[], LookupIndex], read: Callable[[Tensor], Tensor] = Tensor.detach) -> None:
+    def __init__(
+        self,
+        make: Callable[[], LookupIndex],
+        read: Callable[[Tensor], Tensor] = Tensor.detach,
+        others: Callable[[], tuple[Tensor, ...]] = tuple,
+    ) -> None:
         self._read = read
+        self._others = others
         self._lock = threading.Lock()
         self._trained, self._seen = InputRing(_ROOM), InputRing(_ROOM)
         self.remake(make)
+        renew_after_fork(self)
+
+    def renew_lock(self) -> None:
+        """Takes a new lock, and drops what a thread was changing under the old one."""
+        if self._lock.locked():
+            self._lock = threading.Lock()
+            self.forget_inputs()
 
     def remake(self, make: Callable[[], LookupIndex]) -> None:
         """Drops the index; the next use builds one that ``make`` returns."""
         self._make = make
         # Sign codes are made around the mean of recent inputs, which moves as much as the rows do: once most rows
         # changed, they are made anew.
-        self._index = SynchronisedIndex(make, rebuild_share=0.5, read=self._read)
+        self._index = SynchronisedIndex(make, rebuild_share=0.5, read=self._read, others=self._others)
         self._is_published = False  # the index is complete, and nobody changes it
         self._has_learned = False  # it was built from enough inputs
         self._is_judged = False  # on inputs of calls that it did not learn from
@@ -160,10 +175,11 @@ class LookUps:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the index: a copy builds its own."""
-        return {name: self.__dict__[name] for name in ("_make", "_read", "_trained", "_seen", "_taught")}
+        return {name: self.__dict__[name] for name in ("_make", "_read", "_others", "_trained", "_seen", "_taught")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._lock = threading.Lock()
-        self._read = state["_read"]
+        self._read, self._others = state["_read"], state["_others"]
         self.remake(state["_make"])
         self.__dict__.update(state)
+        renew_after_fork(self)

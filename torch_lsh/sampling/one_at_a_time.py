@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from .after_fork import renew_after_fork
+
 
 class OneAtATime:
     """A lock that one thread may hold; another one gets an error, not a wait. Copies are free.
@@ -21,6 +23,11 @@ class OneAtATime:
 
     def __init__(self, what: str) -> None:
         self._what = what
+        self.renew_lock()
+        renew_after_fork(self)
+
+    def renew_lock(self) -> None:
+        """Takes a new lock, which nobody holds."""
         self._lock = threading.Lock()
 
     @property

@@ -101,10 +101,13 @@ def unpack(packed: Tensor) -> dict[str, Any]:
     size = 8 * len(_FIELDS)
     if not isinstance(packed, Tensor):
         raise ValueError(f"the sampler's state is a {type(packed).__name__}; wanted a uint8 tensor")
+    if packed.is_floating_point():  # all tensors of a state_dict were cast, which such dtypes hold exactly
+        cast_back = packed.to(torch.uint8)
+        packed = cast_back if torch.equal(cast_back.to(packed.dtype), packed) else packed
     if packed.dtype is not torch.uint8 or packed.dim() != 1 or len(packed) < size:
         raise ValueError(
             f"the sampler's state has dtype {packed.dtype} and shape {list(packed.shape)}; "
-            f"wanted uint8 and at least [{size}]"
+            f"wanted uint8 and at least [{size}]; leave it out of averages, for samplers that start anew"
         )
     packed = packed.cpu()
     header = dict(zip(_FIELDS, packed[:size].clone().view(torch.int64).tolist()))
@@ -128,6 +131,21 @@ def unpack(packed: Tensor) -> dict[str, Any]:
             "given": header["counts"] == 2,
         },
     }
+
+
+def without_foreign(state_dict: dict[str, Any], key: str, weight: Tensor, unexpected_keys: list[str]) -> dict[str, Any]:
+    """A ``state_dict`` without what :func:`pack` returned under ``key``, if that is of a weight of another shape.
+
+    That is an unexpected key, so that PyTorch refuses it with ``strict=True``, and with ``strict=False`` takes all else
+    from a model of other classes.
+    """
+    if key not in state_dict:
+        return state_dict
+    state = unpack(state_dict[key])
+    if (state["num_rows"], state["in_features"]) == weight.shape:
+        return state_dict
+    unexpected_keys.append(key)
+    return {name: value for name, value in state_dict.items() if name != key}
 
 
 def _bytes(tensor: Tensor | None, room: int) -> Tensor:

@@ -13,9 +13,26 @@ from ..index.base import Index
 from ..row_sparse.changed_rows import ChangedRows
 from ..row_sparse.parameters import wants_row_sparse
 from ..stopwatch import Stopwatch, part
+from .after_fork import renew_after_fork
 
-# One lock for all, as those that hold one of their own could not be copied.
-_CATCHING_UP = threading.RLock()
+
+class _Changes:
+    """The indexes that are being changed, and one lock for all: those with one of their own could not be copied."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.indexes: set[SynchronisedIndex] = set()
+
+    def renew_lock(self) -> None:
+        """Takes a new lock, and drops the indexes that threads of another process were changing."""
+        self.lock = threading.RLock()
+        for index in self.indexes:
+            index.forget()
+        self.indexes.clear()
+
+
+_CHANGES = _Changes()
+renew_after_fork(_CHANGES)
 
 
 class SynchronisedIndex:
@@ -31,6 +48,7 @@ class SynchronisedIndex:
         make: returns an empty index.
         rebuild_share: build anew when more than this share of the rows changed.
         read: returns a weight as floating point numbers.
+        others: returns the other tensors ``[N, ...]`` that ``read`` reads.
     """
 
     def __init__(
@@ -38,9 +56,11 @@ class SynchronisedIndex:
         make: Callable[[], Index],
         rebuild_share: float = 1.0,
         read: Callable[[Tensor], Tensor] = Tensor.detach,
+        others: Callable[[], tuple[Tensor, ...]] = tuple,
     ) -> None:
         self._make = make
         self._read = read
+        self._others = others
         self._rebuild_share = rebuild_share
         self.index: Index | None = None  # None: not made yet
         self._changed: ChangedRows | None = None
@@ -66,7 +86,7 @@ class SynchronisedIndex:
     def _changes(self, weight: Tensor, bias: Tensor | None) -> ChangedRows | None:
         """The changes collected since the index was made, if these are its parameters."""
         changed = self._changed
-        return changed if changed is not None and changed.are_of(weight, bias) else None
+        return changed if changed is not None and changed.are_of(weight, bias, *self._others()) else None
 
     def synchronise(
         self,
@@ -117,14 +137,17 @@ class SynchronisedIndex:
     @contextlib.contextmanager
     def _whole_or_forgotten(self) -> Iterator[None]:
         """Drops the index where a change of it ends early, for want of memory or by Ctrl-C."""
+        _CHANGES.indexes.add(self)
         try:
             yield
         except BaseException:
             self.forget()
             raise
+        finally:
+            _CHANGES.indexes.discard(self)
 
     def _collect(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._changed = ChangedRows(*([weight] if bias is None else [weight, bias]))
+        self._changed = ChangedRows(*([weight] if bias is None else [weight, bias]), *self._others())
         self._trained = False
 
     def is_exact(self, weight: Tensor, bias: Tensor | None) -> bool:
@@ -134,7 +157,7 @@ class SynchronisedIndex:
 
     def exact(self, weight: Tensor, bias: Tensor | None, queries: Tensor | None) -> Index:
         """The index, in step with the weights; arguments as for :meth:`synchronise`."""
-        with _CATCHING_UP:
+        with _CHANGES.lock:
             if not self.is_exact(weight, bias):
                 self._catch_up(weight, bias, queries)
             assert self.index is not None

@@ -20,6 +20,7 @@ from ..models.ranking import LabelFilter, ranked_labels
 from ..models.schedule import seconds_of
 from ..models.settings import Settings
 from ..models.training import RunOptions
+from ..sampling.inference_mode import outside_inference_mode
 from . import model_file
 from .columns import Columns
 from .estimator import Estimator
@@ -139,6 +140,7 @@ class TextClassifier(Estimator):
 
     # --- training ---
 
+    @outside_inference_mode
     def fit(
         self,
         X: Source,
@@ -225,6 +227,7 @@ class TextClassifier(Estimator):
             self.history_,
         )
 
+    @outside_inference_mode
     def partial_fit(
         self,
         X: Source,
