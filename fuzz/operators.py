@@ -26,8 +26,9 @@ from torch_lsh.ops.declaration import declared
 LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx_emulated", "arm_emulated")
 _NAMESPACES = "torch_lsh", "torch_lsh_nn"
 
-# Estimates from codes: the twins do not round as the operators do, and equal scores are ordered by chance.
-_APPROXIMATE = {"query_partition", "search_partition", "sketch_candidates"}
+# Estimates from codes: the twins do not round as the operators do, and equal scores are ordered by chance. And Adam,
+# which takes a whole step by a slope that is that of rounding alone.
+_APPROXIMATE = {"query_partition", "search_partition", "sketch_candidates", "fit_committee"}
 # These find out on the way that the tables they were given contradict each other.
 _WRITE_BEFORE_ERRORS = {"update_partition"}
 _MOST_BYTES = 1 << 28  # of arguments

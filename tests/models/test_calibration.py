@@ -73,3 +73,16 @@ def test_order_and_absent_candidates_stay(independent):
         assert float(sums.sum() / right[:, :15].sum()) == pytest.approx(1, abs=0.02)
     else:
         assert sums[:7].sub(1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("independent", [True, False])
+def test_any_number_of_threads_gives_the_same_calibration(independent):
+    scores, right = drawn(0.5, -2.0, rows=5000)
+    before, made = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3, 8):
+            torch.set_num_threads(threads)
+            made.append(Calibration.of(scores, right, independent).line.tolist())
+    finally:
+        torch.set_num_threads(before)
+    assert made[1:] == made[:1] * 2

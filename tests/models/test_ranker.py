@@ -12,7 +12,7 @@ from torch_lsh.data import XMCRows, collate_xmc, synthetic_xmc
 from torch_lsh.data.xmc import join_rows
 from torch_lsh.metrics import PrecisionAtK
 from torch_lsh.models.neighbours import neighbours_of
-from torch_lsh.models.ranker import LabelRanker, best_of
+from torch_lsh.models.ranker import Evidence, LabelRanker, best_of
 from torch_lsh.models.weighting import FeatureWeighting
 
 LABELS = 1500
@@ -274,6 +274,25 @@ def test_labels_are_as_frequent_as_before_where_all_have_more_rows(data):
         for each in (made, made.with_rows(rows, refit=False))
     ]
     torch.testing.assert_close(*frequencies, atol=0.2, rtol=0)
+
+
+def test_examples_know_which_candidates_are_right(data):
+    made = LabelRanker.of(data[0], 30, uses_logits=False)
+    draw = torch.Generator().manual_seed(0)
+    batches = []
+    for count in (7, 1, 20):
+        candidates = torch.stack([torch.randperm(40, generator=draw)[:15] for _ in range(count)])
+        candidates[:, 12:] = -1
+        labels = torch.randint(-1, 40, (count, 9), generator=draw)
+        values = torch.randn(count, 15, len(made.mean), generator=draw)
+        batches.append((Evidence(candidates, values), None, labels.masked_fill(labels % 5 == 0, -100)))
+    values, none, right = made._examples(batches)
+    assert values.shape == (28, 15, len(made.mean))
+    candidates = torch.cat([evidence.labels for evidence, *_ in batches]).tolist()
+    labels = [set(some) for *_, labels in batches for some in labels.tolist()]
+    assert none.tolist() == [[label < 0 for label in some] for some in candidates]
+    assert right.tolist() == [[i in own and i >= 0 for i in some] for some, own in zip(candidates, labels)]
+    assert right.any()
 
 
 @pytest.mark.parametrize(("unknown", "ranks"), [(0, False), (9, False), (12, True)])

@@ -38,7 +38,7 @@ def fit_committee(
     members = torch.block_diag(*torch.ones(len(output) // 16, 1, 16, dtype=torch.float64))
     parameters = [some.detach().double().requires_grad_() for some in (weight, bias, output)]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-    steps = [rows for epoch in order for rows in epoch.split(batch)]
+    steps = [rows for epoch in order for rows in epoch.split(batch) if len(rows) > 0]
     for step, rows in enumerate(steps):
         optimizer.param_groups[0]["lr"] = rate * (1 - step / len(steps))
         with torch.enable_grad():

@@ -67,20 +67,13 @@ def train_committee(examples: Examples, seed: int) -> tuple[nn.Sequential, Tenso
     epochs = min(max(_LEAST_EPOCHS, -(-_LEAST_STEPS // per_epoch)), _MOST_EPOCHS)
     generator = torch.Generator().manual_seed(seed)
     order = torch.stack([rows[torch.randperm(len(rows), generator=generator)] for _ in range(epochs)])
-    size = examples.values.shape[2]
-    weight, bias, output, mean, deviation = ops.fit_committee(
-        *examples, order, _BATCH, *_initial_weights(size, seed), _RATE, _DECAY
-    )
-    with torch.device("meta"):  # draws no random numbers
-        made = committee(size)
-    made.load_state_dict({"0.weight": weight, "0.bias": bias, "2.weight": output.unsqueeze(0) / _MEMBERS}, assign=True)
-    return made, mean, deviation
-
-
-def _initial_weights(size: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights of the hidden units ``[units, size]``, their bias and the weights of the outputs, both ``[units]``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layer = nn.Linear(size, _MEMBERS * _UNITS)
-        output = torch.empty(_MEMBERS * _UNITS).uniform_(-(_UNITS**-0.5), _UNITS**-0.5)
-    return layer.weight.detach(), layer.bias.detach(), output
+        made = committee(examples.values.shape[2])
+    weight, bias, output = (parameter.detach() for parameter in made.parameters())
+    layers = weight, bias, output[0] * _MEMBERS**0.5  # drawn for all units together, where each member is for itself
+    weight, bias, output, mean, deviation = ops.fit_committee(*examples, order, _BATCH, *layers, _RATE, _DECAY)
+    with torch.no_grad():
+        for parameter, value in zip(made.parameters(), (weight, bias, output.unsqueeze(0) / _MEMBERS)):
+            parameter.copy_(value)
+    return made, mean, deviation
