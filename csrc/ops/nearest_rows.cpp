@@ -27,7 +27,7 @@
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kRoom = 8;    // times the rows wanted: sums to gather before most are left out
+constexpr int64_t kRoom = 3;    // times the rows wanted: sums to gather before most are left out
 constexpr int64_t kChunk = 64;  // rows whose sums are gathered at once
 constexpr int64_t kRowsAhead = 16, kLinesAhead = 3;
 constexpr size_t kColumnsAhead = 8;

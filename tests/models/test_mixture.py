@@ -74,6 +74,18 @@ def test_more_rows_are_found_as_if_they_had_been_there():
         assert torch.equal(a, b)
 
 
+def test_longer_rows_that_join_are_scaled():
+    first, last = (KEPT.take(torch.tensor(some)) for some in ([0, 1, 2], [3, 4]))
+    together = with_more_rows(neighbours_of(first, k=3), last._replace(values=7 * last.values))
+    torch.testing.assert_close(together.values, KEPT.values)
+
+
+def test_rows_known_to_be_of_unit_length_are_kept_as_they_are():
+    kept = neighbours_of(KEPT, k=3, unit=True)
+    assert kept.values is KEPT.values
+    assert kept.columns is KEPT.features
+
+
 def test_probabilities_are_a_mixture():
     neighbours = neighbours_of(KEPT, k=3, power=2.0)
     logits = torch.randn(2, 5)

@@ -81,3 +81,13 @@ def test_values_that_tell_are_left_alone():
     chosen = FeatureWeighting.choose(rows_of(values, labels.tolist()))
     assert not chosen.log
     assert bool((chosen.weight == 1).all())
+
+
+def test_features_that_no_row_has_do_not_count():
+    weighting = FeatureWeighting(4)
+    weighting.weight = torch.tensor([1.0, 2, 3, 4])
+    features = torch.sparse_csr_tensor(torch.tensor([0, 2, 3]), torch.tensor([1, 2, 2]), torch.ones(3), (2, 4))
+    weighed = weighting(features, column_start=torch.tensor([0, 1, 4, 4, 4]))
+    assert weighed.crow_indices().tolist() == [0, 1, 1]
+    assert weighed.col_indices().tolist() == [1]
+    assert weighed.values().tolist() == [1.0]

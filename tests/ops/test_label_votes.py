@@ -44,6 +44,14 @@ def test_a_poll_leaves_nothing_behind():
         assert torch.equal(a, b)
 
 
+def test_labels_without_weight_are_listed_once():
+    rows, weights = torch.tensor([[0, 1, 2]]), torch.tensor([[[0.0], [-0.0], [0.0]]])
+    labels = torch.tensor([0, 1, 2, 3]), torch.tensor([4, 2, 4], dtype=torch.int32)
+    found, votes = ops.label_votes(rows, weights, *labels, 6, 3, torch.tensor([[2, 5]]))
+    assert found.tolist() == [[2, 4, 5, -1, -1]]
+    assert votes.tolist() == [[[0.0]] * 5]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -68,6 +68,22 @@ def test_few_postings_find_most_of_the_nearest():
     assert more > 0.9 * exact
 
 
+@pytest.mark.parametrize("value", [1.0, -1.0, 0.0, torch.inf, torch.nan])
+@pytest.mark.parametrize("postings", [0, EVERYTHING])
+def test_of_many_equal_ones_the_first_are_found(value, postings):
+    """Neither their number nor a value beyond all others hides rows, be they read by row or by column."""
+    count = 3000
+    two = torch.tensor([[1.0, 0], [value, 0]])[(torch.arange(count) >= 1000).long()]
+    start, column = torch.arange(count + 1), torch.zeros(count, dtype=torch.int64)
+    query = torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1)
+    for others in (0, 4 * count):  # empty rows
+        index = index_of((torch.cat([start, start[-1:].expand(others)]), column, two[:, 0].clone()), 2)
+        values, rows = ops.nearest_rows(*query, *index, 3, 3, postings)
+        first = 1000 if value > 1 or value != value else 0
+        assert rows.tolist() == [[first, first + 1, first + 2]]
+        assert torch.equal(values.nan_to_num(), two[first : first + 3, 0].nan_to_num().expand(1, 3))
+
+
 def test_a_search_leaves_nothing_behind():
     """Sums are kept from call to call, also between matrices of different sizes and after an error."""
     small, large = (index_of(random_rows(rows, 50, 0.1, rows, exact=True), 50) for rows in (30, 3000))

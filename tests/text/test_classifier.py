@@ -469,6 +469,8 @@ def test_permitted_and_excluded_labels(model):
         (["a", "b"], ["x", None], "label 1 is None"),
         (["a", "b"], ["x", float("nan")], "label 1 is nan"),
         (["a", "b"], [1.0, 1.5], "label 1 is 1.5; wanted text or a whole number, not a continuous target"),
+        (["a", "b"], [1, 2**63], "label 1 is 9223372036854775808; wanted a whole number of 64 bits"),
+        (["a", "b"], [[1], [2, -(2**63) - 1]], "label 1 is -9223372036854775809; wanted a whole number of 64 bits"),
         (["a", "b"], ["x", ["y"]], r"label 1 is \['y'\]; wanted one label"),
         (["a", "b"], [["x"], "y"], "label 1 is 'y'; wanted a list"),
         (["a", "b"], [[], []], "no text with a label"),
@@ -483,6 +485,14 @@ def test_bad_texts_and_labels(texts, labels, words):
     with pytest.raises(ValueError, match=words):
         model.fit(texts, labels)
     assert not hasattr(model, "network_")
+
+
+@pytest.mark.parametrize("labels", [[3, 4], ["x", "y"], [[3], []], [["x", "y"], ["x"]]])
+def test_rows_of_numbers_and_text_of_numpy_are_those_of_python(labels):
+    def of_numpy(label):
+        return list(map(of_numpy, label)) if isinstance(label, list) else np.array(label)[()]
+
+    assert list(Texts(["a", b"b"], labels)) == list(Texts(["a", b"b"], list(map(of_numpy, labels))))
 
 
 def test_what_is_not_text_is_named_by_its_row(model):

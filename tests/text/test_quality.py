@@ -37,6 +37,13 @@ def test_the_best_threshold_may_be_close_to_one_and_close_to_zero():
     assert all_right.best_threshold() == pytest.approx(5e-7, rel=1e-3)
 
 
+def test_the_best_threshold_is_found_anew_with_more_rows():
+    metric = quality_of([[0.9, 0.2, 0.1]], [[0]])
+    assert metric.best() == pytest.approx((0.55, 1.0))
+    metric.update(torch.tensor([[0.1, 0.4, 0.2]]).logit(), torch.tensor([[1]]))
+    assert metric.best() == pytest.approx((0.3, 1.0))
+
+
 def test_equal_probabilities_are_given_together():
     metric = quality_of([[0.8, 0.8, 0.8], [0.8, 0.3, 0.1]], [[0, -100], [0, 1]])
     # The four at 0.8, of which two are right, and the one at 0.3: 6 / 8. One or two of the four alone are no choice.

@@ -58,3 +58,8 @@ def test_networks_that_are_more_than_a_table_have_no_scorer():
     texts = ["goal oven", "judge"]
     logits = several.network_.scores(several.columns_.csr(*several.features_.csr(texts))).detach()
     np.testing.assert_allclose(several.predict_proba(texts), logits.sigmoid(), rtol=1e-5)
+
+
+def test_columns_come_once():
+    with pytest.raises(ValueError, match="columns holds a number twice"):
+        Columns(torch.tensor([5, 2, 5], dtype=torch.int32), torch.ones(3), 8)

@@ -30,6 +30,7 @@ class Quality:
         self.known = 0  # rows with a loss
         self.labels = 0
         self.given: list[tuple[Tensor, Tensor]] = []  # labels that may be given: probabilities, and which are right
+        self._best: tuple[float, float] | None = None  # what best() found of these
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Adds rows: logits ``[B, C]``, and labels ``[B, P]`` padded with -100.
@@ -51,6 +52,7 @@ class Quality:
         self.rows += len(labels)
 
     def _add(self, probabilities: Tensor, labels: Tensor) -> None:
+        self._best = None
         classes = probabilities.shape[1]
         known = (labels >= 0) & (labels < classes)
         right = torch.zeros(len(labels), classes + 1, dtype=torch.bool)  # the last column takes the others
@@ -69,6 +71,11 @@ class Quality:
         Where :attr:`threshold` is given, it is that one; where every F1 is 0, it is 0.5. A probability of 0 is given by
         no threshold.
         """
+        if self._best is None:
+            self._best = self._find_best()
+        return self._best
+
+    def _find_best(self) -> tuple[float, float]:
         probabilities, right = (torch.cat(some) for some in zip(*self.given))
         if self.threshold is not None:
             return self.threshold, 2 * int(right.sum()) / max(1, len(right) + self.labels)

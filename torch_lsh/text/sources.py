@@ -16,6 +16,8 @@ from torch import Tensor
 from ..models.rows import indicated, is_sparse
 from .files import TextFile, TextRow
 
+_BLOCK = 4096  # texts whose types are looked at together
+
 
 class FileColumns(NamedTuple):
     """How a file of texts is read: arguments of :class:`TextFile`."""
@@ -104,36 +106,42 @@ class Texts:
         self.several = several
 
     def __iter__(self) -> Iterator[TextRow]:
-        if self.labels is not None and self._are_plain(self.labels):
-            lists = self.labels if self.several else ([label] for label in self.labels)
-            for i, (text, some) in enumerate(zip(self.texts, lists)):
-                yield TextRow(text, some, f"row {i}")
-            return
-        for i, text in enumerate(self.texts):
+        for begin in range(0, len(self.texts), _BLOCK):
+            block = slice(begin, begin + _BLOCK)
+            texts, labels = self.texts[block], None if self.labels is None else self.labels[block]
+            if labels is not None and _are_plain(texts, labels, self.several):
+                lists = labels if self.several else [[label] for label in labels]
+                yield from map(TextRow, texts, lists, map("row {}".format, itertools.count(begin)))
+            else:
+                yield from self._checked(begin, texts, labels)
+
+    def _checked(self, begin: int, texts: list[Any], labels: list[Any] | None) -> Iterator[TextRow]:
+        """Checks texts and labels one by one, the first of which are those of row ``begin``."""
+        for i, text in enumerate(texts, begin):
             if not isinstance(text, (str, bytes)):
                 raise TypeError(f"text {i} is {text!r} of type {type(text).__name__}; wanted str")
-            labels: list[Any] | None = None
-            if self.labels is not None:
-                label = self.labels[i]
+            some: list[Any] | None = None
+            if labels is not None:
+                label = labels[i - begin]
                 if _is_collection(label) != self.several:
                     wanted = "a list of labels" if self.several else "one label"
                     raise ValueError(f"label {i} is {label!r}; wanted {wanted}, as the others are")
-                labels = _plain_labels(label, i) if self.several else [_plain(label, i)]
-            yield TextRow(text, labels, f"row {i}")  # type: ignore[arg-type]  # bytes are hashed as they are
-
-    def _are_plain(self, labels: list[Any]) -> bool:
-        """Whether texts and labels are of Python's own types: of all at once, this takes a fraction of the time."""
-        if self.several and not set(map(type, labels)) <= {list}:
-            return False
-        flat = list(itertools.chain.from_iterable(labels)) if self.several else labels
-        kinds = set(map(type, flat))
-        whole = kinds == {int} and min(flat) >= -(2**63) and max(flat) < 2**63
-        return set(map(type, self.texts)) <= {str, bytes} and (whole or kinds <= {str})
+                some = _plain_labels(label, i) if self.several else [_plain(label, i)]
+            yield TextRow(text, some, f"row {i}")  # type: ignore[arg-type]  # bytes are hashed as they are
 
     def bytes(self) -> int:
         """How much text there is, in UTF-8."""
         texts = (text for text in self.texts if isinstance(text, (str, bytes)))
         return sum(len(text if text.isascii() else _utf8(text)) for text in texts)
+
+
+def _are_plain(texts: list[Any], labels: list[Any], several: bool) -> bool:
+    """Whether all texts and labels are of Python's own types: to ask of all at once takes a fraction of the time."""
+    if not set(map(type, texts)) <= {str, bytes} or (several and not set(map(type, labels)) <= {list}):
+        return False
+    flat = list(itertools.chain.from_iterable(labels)) if several else labels
+    kinds = set(map(type, flat))
+    return kinds <= {str} or (kinds == {int} and min(flat) >= -(2**63) and max(flat) < 2**63)
 
 
 def _utf8(text: str | bytes) -> bytes:
