@@ -506,6 +506,47 @@ def test_compiled_block_trains():
     assert (twin.up.weight.grad.abs().sum(1) > 0).sum() <= 30
 
 
+@pytest.mark.parametrize("in_backward", [False, True])
+@pytest.mark.parametrize("made", ["block", "swapped"])
+def test_a_whole_graph_trains_as_the_eager_block(made, in_backward):
+    torch.manual_seed(0)
+    config = LSHConfig(active=30)
+    if made == "block":
+        block: nn.Module = LSHFeedForward(D, N, "gelu", config=config)
+    else:
+        block = sparsify_(make_pair(config)[0], config, filter_fn=lambda module, name: name == "up")
+        assert isinstance(block, LSHSequential)
+    model = nn.Sequential(nn.Linear(D, D), block, nn.Linear(D, 3))
+    runs = []
+    for compile_it in (lambda model: model, lambda model: torch.compile(model, backend="aot_eager", fullgraph=True)):
+        copied = copy.deepcopy(model)
+        optimizer = torch_lsh.optim.Adam(copied.parameters(), lr=0.01, in_backward=in_backward)
+        trained = compile_it(copied)
+        for size in (4, 4, 7, 5):
+            loss = trained(torch.randn(2, size, D, generator=torch.Generator().manual_seed(size))).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        runs.append([loss, *copied.parameters()])
+    torch.testing.assert_close(runs[1], runs[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_whole_graph_of_inductor(autocast):
+    block, x = LSHFeedForward(D, N, config=LSHConfig(active=30)), torch.randn(B, D)
+    twin, found = copy.deepcopy(block), []
+    for one in (block, torch.compile(twin, fullgraph=True)):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = one(leaf)
+        out.float().sum().backward()
+        found.append((out, leaf.grad))
+    torch.testing.assert_close(*found)
+    torch.testing.assert_close(twin.down.weight.grad.to_dense(), block.down.weight.grad.to_dense())
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(twin.eval(), fullgraph=True)(x), block.eval()(x))
+
+
 # --- what has no sampled path -----------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""The loss of a wide layer, and the look-up of a tied embedding, as operators of a compiled graph.
+"""The loss of a wide layer, the look-up of a tied embedding and a feed-forward block, as operators of a compiled graph.
 
 A training step of a wide layer draws rows, follows the weights with its tables and delivers row-sparse gradients; no
 graph of tensors can hold that. In a graph of ``torch.compile`` one operator stands for layer and loss. When it runs,
@@ -18,7 +18,7 @@ import contextlib
 import functools
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -185,20 +185,26 @@ def _fake_cross_entropy_backward(step: Tensor, grad: Tensor, x: Tensor, wants_gr
 
 
 class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+    name = "cross_entropy"
+
+    @classmethod
+    def forward(cls, ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            loss, step = torch.ops.torch_lsh_nn.cross_entropy(*arguments)
+            result, step = getattr(torch.ops.torch_lsh_nn, cls.name)(*arguments)
         ctx.save_for_backward(step, arguments[0])
-        ctx.wants_grad_of_x = arguments[-1]
+        ctx.wants_grad_of_x, ctx.others = arguments[-1], len(arguments) - 1
         ctx.mark_non_differentiable(step)
-        return loss, step
+        return result, step
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         step, x = ctx.saved_tensors
         grad_x = torch.ops.torch_lsh_nn.cross_entropy_backward(step, grads[0], x, ctx.wants_grad_of_x)
-        return (grad_x if ctx.wants_grad_of_x else None, *(None,) * 12)
+        return (grad_x if ctx.wants_grad_of_x else None, *(None,) * ctx.others)
+
+
+class _Block(_CrossEntropy):
+    name = "block"
 
 
 def _embedding(indices: Tensor, weight: Tensor, anchor: Tensor, padding_idx: int | None) -> tuple[Tensor, Tensor]:
@@ -239,6 +245,54 @@ def embedding_in_graph(indices: Tensor, weight: Tensor, padding_idx: int | None)
     return rows
 
 
+def _block(
+    x: Tensor,
+    handle: Tensor,
+    anchor: Tensor,
+    position: int,
+    width: int,
+    autocast: torch.dtype | None,
+    wants_grad: bool,
+    wants_grad_of_x: bool,
+) -> tuple[Tensor, Tensor]:
+    with torch._C._ForceDispatchKeyGuard(*_KEYS), torch.set_grad_enabled(wants_grad):
+        x = x.detach().requires_grad_(wants_grad_of_x)
+        with _NO_AUTOCAST if autocast is None else torch.autocast("cpu", autocast):
+            out = _owner(handle).eager_block(x, position)
+        step = _Step.of(x, out) if wants_grad else torch.zeros(1, dtype=torch.int64, device="cpu")
+        return out.detach(), step
+
+
+def _fake_block(
+    x: Tensor,
+    handle: Tensor,
+    anchor: Tensor,
+    position: int,
+    width: int,
+    autocast: torch.dtype | None,
+    *wants: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = x.dtype if autocast is None or x.dtype is torch.float64 else autocast
+    return x.new_empty(*x.shape[:-1], width, dtype=dtype), handle.new_empty(1)
+
+
+def block_in_graph(handle: Tensor, x: Tensor, position: int, width: int, parameters: Iterable[nn.Parameter]) -> Tensor:
+    """A feed-forward block, as one operator of the graph that ``torch.compile`` makes.
+
+    Args:
+        handle: of an owner (:func:`handle_of`) with a method ``eager_block(x, position)``, which takes an eager step.
+        x: ``[*, d_model]``.
+        position: which block of the owner.
+        width: of the result, ``[*, width]``.
+        parameters: of the block.
+    """
+    autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    wants_grad, wants_grad_of_x = wants_gradient(x, *parameters), wants_gradient(x)
+    anchor = _ANCHOR if wants_grad else handle
+    out, _ = torch.ops.torch_lsh_nn.block(x, handle, anchor, position, width, autocast, wants_grad, wants_grad_of_x)
+    return out
+
+
 def _topk(x: Tensor, handle: Tensor, k: int, candidates: int | None, recall: float) -> tuple[Tensor, Tensor]:
     with torch._C._ForceDispatchKeyGuard(*_KEYS), torch.no_grad():
         values, classes = _owner(handle).topk(x, k, exact=False, candidates=candidates, recall=recall)
@@ -270,6 +324,12 @@ _define(
     _fake_cross_entropy_backward,
 )
 _define(
+    "block(Tensor x, Tensor handle, Tensor anchor, int position, int width, ScalarType? autocast, bool wants_grad, "
+    "bool wants_grad_of_x) -> (Tensor, Tensor)",
+    _block,
+    _fake_block,
+)
+_define(
     "approximate_topk(Tensor x, Tensor handle, int k, int? candidates, float recall) -> (Tensor, Tensor)",
     _topk,
     _fake_topk,
@@ -298,6 +358,7 @@ def _record(name: str, function: type[torch.autograd.Function]) -> None:
 
 _record("cross_entropy", _CrossEntropy)
 _record("embedding", _Embedding)
+_record("block", _Block)
 
 
 # --- methods of layers while a graph is made --------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..config import LSHConfig
+from .compiled import handle_of
 from .feedforward import DownProjection, LSHFeedForward, LSHSequential, block_end, is_hooked
 from .linear import LSHLinear
 from .quantized import QuantizedLinear
@@ -139,6 +140,7 @@ def _swap_block(sequential: nn.Sequential, span: slice, config: LSHConfig | None
     sequential._modules[down] = DownProjection.from_linear(sequential._modules[down])  # type: ignore[arg-type]
     # A change of class keeps the object, with its hooks, flags and references to it.
     sequential.__class__ = LSHSequential
+    sequential.handle = handle_of(sequential)
 
 
 def densify_(model: nn.Module) -> nn.Module:
@@ -169,6 +171,7 @@ def densify_(model: nn.Module) -> nn.Module:
             stop_following(module)
         if isinstance(module, (LSHFeedForward, LSHSequential)):
             vars(module).pop("sample_in_eval", None)
+            vars(module).pop("handle")
             module.__class__ = nn.Sequential  # type: ignore[assignment]
     return _swap_modules(model, swap)
 

@@ -15,10 +15,11 @@ from ..eager import eager
 from ..row_sparse.parameters import note_forward
 from ..row_sparse.transposed import transpose_
 from ..sampling.active_set import ActiveSet
+from .compiled import block_in_graph, handle_of
 from .linear import LSHLinear
 from .logits.tensor import SampledLogits
 from .paths import SAMPLED
-from .sampled_path import leaf_call, obstacle
+from .sampled_path import is_compiled, leaf_call, obstacle
 
 # Modules that may stand between the two projections: each hidden neuron by itself, whichever others are there.
 ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Dropout, nn.Identity)
@@ -110,10 +111,9 @@ def apply_block(
         up: the first projection, whose rows are the hidden neurons.
         middle: element-wise modules.
         down: the second projection.
-        sample: whether to compute active neurons only; None: in training, and where the scope is "sample".
+        sample: see :func:`samples`.
     """
-    if sample is None:
-        sample = up.training or up.config.scope == "sample"
+    sample = samples(up, sample)
     hooked = sample and any(is_hooked(module) for module in (up, *middle, down))
     if hooked:  # they see what they would see in a dense block
         up.paths.dense("a hook", "hooks")
@@ -150,6 +150,11 @@ def _choose_neurons(up: LSHLinear, down: DownProjection, x: Tensor) -> ActiveSet
     return up.sampler.look_up(up.weight, up.bias, x)
 
 
+def samples(up: LSHLinear, sample: bool | None) -> bool:
+    """Whether a block is to compute active neurons only; None: in training, and where the scope is "sample"."""
+    return up.training or up.config.scope == "sample" if sample is None else sample
+
+
 def is_hooked(module: nn.Module) -> bool:
     """Whether a forward or backward hook watches the module."""
     return bool(
@@ -157,7 +162,34 @@ def is_hooked(module: nn.Module) -> bool:
     )
 
 
-class LSHFeedForward(nn.Module):
+class _HasBlocks(nn.Module):
+    """A module whose blocks are operators in graphs of ``torch.compile``."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.handle = handle_of(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__}
+        del state["handle"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.handle = handle_of(self)
+
+    def block(
+        self, x: Tensor, position: int, up: LSHLinear, middle: Sequence[nn.Module], down: DownProjection, sample: Any
+    ) -> Tensor:
+        """:func:`apply_block`, which :meth:`eager_block` of a subclass computes outside of graphs."""
+        # torch.func.functional_call replaces Parameters by other tensors, of which the tables know nothing.
+        if is_compiled() and samples(up, sample) and isinstance(up.weight, nn.Parameter):
+            parameters = [parameter for module in (up, *middle, down) for parameter in module.parameters()]
+            return block_in_graph(self.handle, x, position, down.out_features, parameters)
+        return apply_block(x, up, middle, down, sample)
+
+
+class LSHFeedForward(_HasBlocks):
     """``Linear(d_model, d_hidden) -> activation -> Linear(d_hidden, d_model)``, trained through few hidden neurons.
 
     A training step draws active neurons: those with high pre-activations, found by hashing, and some random ones
@@ -234,14 +266,21 @@ class LSHFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, torch.fx.Proxy) and x.tracer.root is not self:
             return leaf_call(self, x)
-        return apply_block(x, self.up, (self.activation,), self.down, self.training or self.sample_in_eval)
+        return self.block(x, 0, *self._parts())
+
+    def _parts(self) -> tuple[LSHLinear, tuple[nn.Module], DownProjection, bool | None]:
+        return self.up, (self.activation,), self.down, self.training or self.sample_in_eval
+
+    def eager_block(self, x: Tensor, position: int) -> Tensor:
+        """The result for ``x`` ``[*, d_model]``, for :func:`torch_lsh.nn.compiled.block_in_graph`."""
+        return apply_block(x, *self._parts())
 
     def exact(self, x: Tensor) -> Tensor:
         """The result of the dense block for ``x`` ``[*, d_model]``; differentiable."""
         return apply_block(x, self.up, (self.activation,), self.down, sample=False)
 
 
-class LSHSequential(nn.Sequential):
+class LSHSequential(_HasBlocks, nn.Sequential):
     """An ``nn.Sequential`` that computes wide feed-forward blocks among its modules as one.
 
     A block is an :class:`LSHLinear`, element-wise modules and a :class:`DownProjection`, computed as by
@@ -260,11 +299,19 @@ class LSHSequential(nn.Sequential):
                 input = module(input)
                 position += 1
             else:
-                *middle, down = modules[position + 1 : stop]
-                sample = self.training or self.sample_in_eval
-                input = apply_block(input, module, middle, down, sample)  # type: ignore[arg-type]
+                input = self.block(input, position, *self._parts(modules, position, stop))
                 position = stop
         return input
+
+    def _parts(self, modules: Sequence[nn.Module], position: int, stop: int | None) -> Any:
+        up, *middle, down = modules[position:stop]
+        return up, middle, down, self.training or self.sample_in_eval
+
+    def eager_block(self, x: Tensor, position: int) -> Tensor:
+        """The result of the block that begins at ``position``, for :func:`torch_lsh.nn.compiled.block_in_graph`."""
+        modules = list(self)
+        stop = block_end(modules, position, LSHLinear, DownProjection)
+        return apply_block(x, *self._parts(modules, position, stop))
 
 
 def block_end(modules: Sequence[nn.Module], start: int, up: type, down: type) -> int | None:

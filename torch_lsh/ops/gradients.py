@@ -93,6 +93,6 @@ def check_first_order() -> None:
     """Raises in a backward pass that is itself recorded, where the recorded graph would be incomplete."""
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "create_graph=True, but gradients that are computed from a sample of rows cannot be differentiated again; "
+            "create_graph=True, but gradients that are computed from some rows alone cannot be differentiated again; "
             "take the loss of logits.dense(), which can"
         )

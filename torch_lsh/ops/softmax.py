@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .declaration import operator
-from .gradients import check_first_order
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -17,15 +16,26 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
-    check_first_order()
+    if torch.is_grad_enabled():  # create_graph=True
+        return _differentiable_gradient(grad, *ctx.saved_tensors[1:]), None, None, None
     return sampled_softmax_loss_backward(grad.contiguous(), *ctx.saved_tensors), None, None, None
+
+
+def _differentiable_gradient(
+    grad: Tensor, logits: Tensor, log_weights: Tensor | None, positions: Tensor, shares: Tensor
+) -> Tensor:
+    """:func:`sampled_softmax_loss_backward`, whose result can be differentiated."""
+    present = shares.masked_fill(positions < 0, 0)
+    weighted = logits if log_weights is None else logits + log_weights
+    slopes = present.sum(1, keepdim=True) * weighted.softmax(1)
+    return grad.unsqueeze(1) * slopes.scatter_add(1, positions.clamp(min=0), -present)
 
 
 @operator(setup_context=_setup_context, backward=_backward)
 def sampled_softmax_loss(
     logits: Tensor, log_weights: Tensor | None, positions: Tensor, shares: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy of each sample over its active rows. Differentiable (once) in ``logits``.
+    """Cross entropy of each sample over its active rows. Differentiable in ``logits``.
 
     Args:
         logits: ``[B, A]`` float32 or float64; contiguous, or the transpose of a contiguous tensor.

@@ -49,6 +49,18 @@ def test_second_derivatives_are_refused(layer, scope):
     assert slope.requires_grad
 
 
+@pytest.mark.parametrize(
+    "how", [{}, {"label_smoothing": 0.1}, {"ignore_index": 2, "weight": torch.linspace(1, 2, N).double()}]
+)
+def test_second_derivatives_of_exact_losses(layer, how):
+    x, y = torch.randn(4, D, dtype=torch.float64, requires_grad=True), torch.arange(4)
+    found = []
+    for logits in (layer.eval()(x), dense(layer, x)):
+        (slope,) = torch.autograd.grad(F.cross_entropy(logits, y, **how), x, create_graph=True)
+        found.append((slope, torch.autograd.grad(slope.square().sum(), [x, layer.weight])))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpointed_loss(layer, use_reentrant):
     layer.reconfigure(LSHConfig(active=1.0))
