@@ -143,9 +143,8 @@ class TrainingRows {
  public:
   explicit TrainingRows(int64_t columns) : number_(static_cast<size_t>(columns), kNone), used_(columns + 1) {}
 
-  int64_t columns() const { return columns_; }
-
   // What DualDescent asks of rows.
+  int64_t columns() const { return columns_; }
   float squares(int64_t i) const { return squares_[i]; }
 
   void prefetch(int64_t i) const {
@@ -173,7 +172,7 @@ class TrainingRows {
     int32_t* const number = number_.data();
     int32_t* const used = used_.data();
     for (int64_t i = 0; i < count; ++i) {
-      if (i + kAhead < count) rows.prefetch(members[i + kAhead]);
+      if (i + kAhead < count) rows.prefetch_all(members[i + kAhead]);
       float squares = 1;
       Entry* to = entries_.data() + start_[i];
       for (int64_t at = rows.start[members[i]]; at < rows.start[members[i] + 1]; ++at) {
