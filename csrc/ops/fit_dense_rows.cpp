@@ -35,6 +35,7 @@ class Members {
     }
   }
 
+  int64_t columns() const { return width_; }
   float squares(int64_t i) const { return squares_[i]; }
   float product(int64_t i, const float* weights) const { return kernels_.dot(row(i), weights, width_); }
   void add(int64_t i, float factor, float* weights) const {

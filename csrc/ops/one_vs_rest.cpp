@@ -152,9 +152,8 @@ class TrainingRows {
  public:
   explicit TrainingRows(int64_t columns) : number_(static_cast<size_t>(columns), kNone), used_(columns + 1) {}
 
-  int64_t columns() const { return columns_; }
-
   // What DualDescent asks of rows.
+  int64_t columns() const { return columns_; }
   float squares(int64_t i) const { return squares_[i]; }
 
   void prefetch(int64_t i) const {
@@ -182,7 +181,7 @@ class TrainingRows {
     int32_t* const number = number_.data();
     int32_t* const used = used_.data();
     for (int64_t i = 0; i < count; ++i) {
-      if (i + kAhead < count) rows.prefetch(members[i + kAhead]);
+      if (i + kAhead < count) rows.prefetch_all(members[i + kAhead]);
       float squares = 1;
       Entry* to = entries_.data() + start_[i];
       for (int64_t at = rows.start[members[i]]; at < rows.start[members[i] + 1]; ++at) {
@@ -202,13 +201,18 @@ class TrainingRows {
     columns_ = known;
   }
 
-  // Calls visit(column, number) in the order of the numbers, and forgets them.
-  template <typename Visit>
-  void drain(const Visit& visit) {
+  // Appends the columns of which wanted(number) is true, and their numbers, and forgets all.
+  template <typename Wanted>
+  void drain(const Wanted& wanted, std::vector<std::pair<int32_t, int32_t>>& found) {
+    const size_t before = found.size();
+    found.resize(before + columns_ + 1);
+    auto* to = found.data() + before;
     for (int32_t number = 0; number < columns_; ++number) {
       number_[used_[number]] = kNone;
-      visit(used_[number], number);
+      *to = {used_[number], number};  // no branch
+      to += wanted(number);
     }
+    found.resize(to - found.data());
     columns_ = 0;
   }
 
@@ -253,11 +257,12 @@ class LinearClassifier {
  private:
   void move_to(Part& part, float threshold) {
     kept_.clear();
-    rows_.drain([&](int32_t column, int32_t number) {
+    const auto is_large = [&](int32_t number) {
       float largest = 0;
       for (const auto& weights : weights_) largest = std::max(largest, std::fabs(weights[number]));
-      if (largest > threshold) kept_.emplace_back(column, number);
-    });
+      return largest > threshold;
+    };
+    rows_.drain(is_large, kept_);
     std::sort(kept_.begin(), kept_.end());
     for (const auto& [column, number] : kept_) {
       part.columns.push_back(column);

@@ -100,8 +100,8 @@ def _descend(
     tolerance: float = 0.0,
 ) -> Tensor:
     """Passes over rows; order and dual variables are changed in place, and the weights returned."""
-    w, draws, active, most = w.clone(), 0, len(order), math.inf
-    reached = before = _dual_objective(x, signs, cost, dual)
+    w, draws, active, most, gained = w.clone(), 0, len(order), math.inf, 0.0
+    reached = _stretch(x, signs, cost, dual, w)
     for _ in range(passes):
         for i in range(active - 1, 0, -1):
             j = random_below(seed, draws, i + 1)
@@ -124,10 +124,22 @@ def _descend(
             largest = max(largest, abs(float(change)))
         most = downhill
         gain = _dual_objective(x, signs, cost, dual) - reached
-        reached += gain
-        if largest < 0.01 or gain < tolerance * (reached - before):
+        gained += gain
+        reached = _stretch(x, signs, cost, dual, w)
+        if largest < 0.01 or gain < tolerance * gained:
             break
     return w
+
+
+def _stretch(x: Tensor, signs: Tensor, cost: float, dual: Tensor, w: Tensor) -> float:
+    """Multiplies dual variables and weights by the factor that is best for the objective, and returns that."""
+    w64 = (signs * dual).double() @ x.double()
+    curvature = float(w64.square().sum() + dual.double().square().sum() / (2 * cost))
+    factor = float(dual.double().sum()) / curvature if curvature > 0 else 1.0
+    if abs(factor - 1) > 0.003:
+        dual *= factor
+        w *= factor
+    return _dual_objective(x, signs, cost, dual)
 
 
 def _dual_objective(x: Tensor, signs: Tensor, cost: float, dual: Tensor) -> float:

@@ -16,7 +16,7 @@ _LEAST_WEIGHT = 0.03  # of a centroid of unit length; smaller entries take most 
 _MAX_POSTINGS = 1 << 12  # read per row that looks for centroids
 COSTS = 0.1, 1.0  # of errors, of the classifiers of a label
 PASSES = 10
-_TOLERANCE = 0.01  # of passes; further ones change classifiers, but not which labels are best
+_TOLERANCE = 0.03  # of passes; further ones change classifiers, but not which labels are best
 _LEAST_COEFFICIENT = 0.1  # of a classifier
 
 

@@ -79,7 +79,8 @@ def fit_linear_rows(
 
     A classifier minimises ``(|w|² + b²) / 2 + cost * sum(max(0, 1 - y (w x + b))²)``. It begins with the solution for
     the cost before, and depends on its rows and the seed only. Passes end early when no dual variable changes by 0.01,
-    or when one adds too little. They leave out rows that no longer matter ("shrinking").
+    or when one adds too little. They leave out rows that no longer matter ("shrinking"). After each pass, all dual
+    variables are multiplied by the factor that is best for the objective.
 
     Args:
         row_start, row_columns, row_values: rows ``[R, num_columns]`` in CSR form, int64, int32 and float32.
