@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 from .. import ops
 
 _MEMBERS, _UNITS = 4, 16
-_LEAST_EPOCHS, _LEAST_STEPS = 4, 250
+_LEAST_EPOCHS, _LEAST_STEPS = 8, 250
 _MOST_EPOCHS = 16  # of few rows: they overfit with more
 _BATCH, _RATE, _DECAY = 32, 0.015, 1e-3
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # of AdamW
