@@ -158,13 +158,11 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
       "Tensor also) -> (Tensor labels, Tensor votes)");
   m.def(
       "fit_committee(Tensor values, Tensor none, Tensor right, Tensor order, int batch, Tensor weight, "
-      "Tensor "
-      "bias, Tensor output, float rate, float decay) -> (Tensor weight, Tensor bias, Tensor output, Tensor "
-      "mean, Tensor deviation)");
+      "Tensor bias, Tensor output, float rate, float decay) -> (Tensor weight, Tensor bias, Tensor output, "
+      "Tensor mean, Tensor deviation)");
   m.def(
-      "committee_scores(Tensor values, Tensor none, Tensor mean, Tensor deviation, Tensor weight, Tensor "
-      "bias, "
-      "Tensor output) -> Tensor");
+      "committee_scores(Tensor values, Tensor none, Tensor mean, Tensor deviation, Tensor weight, "
+      "Tensor bias, Tensor output) -> Tensor");
   m.def(
       "sparse_dot(Tensor crow, Tensor col, Tensor values, Tensor row_start, Tensor row_columns, "
       "Tensor row_values, int num_columns, Tensor rows) -> Tensor");

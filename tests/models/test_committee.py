@@ -33,7 +33,7 @@ def trained(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize(("rows", "epochs"), [(40, 16), (1_000, 8), (3_200, 4)])
+@pytest.mark.parametrize(("rows", "epochs"), [(40, 16), (1_600, 10), (3_200, 8)])
 def test_few_rows_are_not_passed_often(trained, rows, epochs):
     given = examples(rows)
     given.right[3] = False

@@ -185,6 +185,18 @@ def test_more_rows_become_neighbours(data, ranker, refit):
     assert more.prepare(collate_xmc(row)[0]).labels[0, 0] >= 0
 
 
+def test_labels_of_held_out_rows_alone_have_the_mean_bias(data, ranker):
+    """A score of 0, as that of no classifier, is far above what classifiers make of rows unlike their own."""
+    held_out, test = data[1:]
+    new = torch.full_like(held_out.labels, LABELS)
+    more = ranker.with_rows(held_out._replace(labels=new, num_labels=LABELS + 1), refit=False)
+    scores = more.classifiers(collate_xmc(test)[0], torch.full((len(test.label_start) - 1, 1), LABELS))
+    mean = torch.stack([bias[bias != 0].mean() for bias in ranker.classifiers.bias])
+    assert bool((mean < -0.5).all())
+    torch.testing.assert_close(scores, mean.view(2, 1, 1).expand_as(scores))
+    assert more.classifiers.lacks(torch.tensor([LABELS]))
+
+
 def test_a_ranker_of_equal_sizes_takes_its_state(data, ranker):
     with torch.device("meta"):
         configuration = ranker.configuration()

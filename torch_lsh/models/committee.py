@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import ops
 
 _MEMBERS, _UNITS = 4, 16
-_LEAST_EPOCHS, _LEAST_STEPS = 4, 250
+_LEAST_EPOCHS, _LEAST_STEPS = 8, 500
 _MOST_EPOCHS = 16  # of few rows: they overfit with more
 _BATCH, _RATE, _DECAY = 32, 0.015, 1e-3
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from .label_rows import PASSES, rows_of_labels, training_rows
+from .label_rows import PASSES, rows_of_labels, training_rows, with_mean_bias
 from .rows import DenseRows, Features
 
 _COST = 1.0  # of errors; classifiers of a second cost add nothing for dense rows
@@ -102,13 +102,14 @@ class DenseClassifiers(DenseLabelRows):
         some = labels.long()
         if bool((some >= self.num_labels).any()):
             return True
-        return bool((~self.vectors[some].any(1) & (self.bias[some] == 0)).any())
+        return not bool(self.vectors[some].any(1).all())
 
     def grown(self, num_labels: int, num_features: int) -> DenseClassifiers:
-        """The same classifiers of as many features, with more labels, whose classifiers are 0."""
+        """The same classifiers of as many features; see :meth:`torch_lsh.models.label_rows.LinearClassifiers.grown`."""
         made = DenseClassifiers(0, num_features)
         made.vectors, made.bias = self.vectors, self.bias
         made.make_room(num_labels)
+        made.bias = with_mean_bias(made.bias)
         return made
 
     def make_room(self, num_labels: int) -> None:

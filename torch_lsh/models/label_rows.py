@@ -163,10 +163,15 @@ class LinearClassifiers(LabelRows):
         return not bool(known.all()) or bool((self.start.diff()[labels.long()] == 0).any())
 
     def grown(self, num_labels: int, num_features: int) -> LinearClassifiers:
-        """The same classifiers of more features, with more labels, whose classifiers are 0."""
+        """The same classifiers of more features, with more labels.
+
+        Labels without a classifier, as those that held-out rows alone have, get the mean bias: what classifiers make of
+        rows that have nothing in common with their own. A score of 0 would put such a label before all others.
+        """
         made = LinearClassifiers(self.num_labels, num_features, 0)
         made.start, made.columns, made.values, made.bias = self.start, self.columns, self.values, self.bias
         made.make_room(num_labels)
+        made.bias = with_mean_bias(made.bias)
         return made
 
     def make_room(self, num_labels: int) -> None:
@@ -182,6 +187,12 @@ class LinearClassifiers(LabelRows):
         super().check(num_features)
         if self.values.shape != (len(COSTS), len(self.columns)):
             raise ValueError(f"values has shape {tuple(self.values.shape)}; wanted [{len(COSTS)}, {len(self.columns)}]")
+
+
+def with_mean_bias(bias: Tensor) -> Tensor:
+    """Biases ``[..., N]`` with the mean of the others in place of those that are 0, of labels without a classifier."""
+    known = torch.atleast_2d(bias).any(0)
+    return bias.where(known, bias[..., known].mean(-1, keepdim=True)) if bool(known.any()) else bias
 
 
 def rows_of_labels(rows: Rows) -> tuple[Tensor, Tensor]:
