@@ -38,7 +38,7 @@ inline uint64_t append(uint64_t state, uint64_t item) {
 
 // Sorts by column (all bits but the lowest); equal columns in any order.
 inline void sort_by_column(std::vector<uint32_t>& keys, std::vector<uint32_t>& spare, int64_t bits) {
-  constexpr size_t kSmall = 192;
+  constexpr size_t kSmall = 96;
   if (keys.size() < kSmall) {
     std::sort(keys.begin(), keys.end());
     return;
@@ -73,12 +73,15 @@ class HashedRows {
     words_.clear();
     while (at < end) {
       int32_t code = unicode::decode(at, end);
+      const size_t before = words_.size();
+      unicode::Cuts cuts;
       run_.assign(1, kWordBegin);
       while (const uint32_t character = unicode::word_character(code)) {
-        run_.push_back(character);
+        if (settings_.word_ngrams > 0) add_to_word(character, cuts, before);
+        if (settings_.char_max > 0) run_.push_back(character);
         code = at < end ? unicode::decode(at, end) : -1;
       }
-      if (run_.size() > 1) add_run();
+      if (run_.size() > 1) add_char_ngrams();
       if (settings_.symbols && unicode::is_symbol(code))
         words_.push_back({append(word_start_, static_cast<uint32_t>(code)), true});
     }
@@ -109,23 +112,11 @@ class HashedRows {
     keys_.push_back(static_cast<uint32_t>(hash >> (64 - settings_.bits) << 1 | (hash & 1)));
   }
 
-  void add_run() {
-    if (settings_.word_ngrams > 0) add_words();
-    if (settings_.char_max > 0) add_char_ngrams();
-  }
-
-  // The words of a run: the run itself, or its pieces.
-  void add_words() {
-    unicode::Cuts cuts;
-    Word word{word_start_, false};
-    for (size_t i = 1; i < run_.size(); ++i) {
-      if (settings_.split_characters && cuts.begins_word(run_[i])) {
-        if (i > 1) words_.push_back(word);
-        word = {word_start_, cuts.alone()};
-      }
-      word.state = append(word.state, run_[i]);
-    }
-    words_.push_back(word);
+  // The words of a run, the first of which is number `first`: the run itself, or its pieces.
+  void add_to_word(uint32_t character, unicode::Cuts& cuts, size_t first) {
+    const bool cut = settings_.split_characters && cuts.begins_word(character);
+    if (cut || words_.size() == first) words_.push_back({word_start_, cut && cuts.alone()});
+    words_.back().state = append(words_.back().state, character);
   }
 
   void add_char_ngrams() {
@@ -145,13 +136,15 @@ class HashedRows {
   void add_word_ngrams() {
     for (const Word& word : words_) add_feature(word.state);
     const auto count = static_cast<int64_t>(words_.size());
-    for (int64_t n = 2; n <= std::min(std::max<int64_t>(2, settings_.word_ngrams), count); ++n)
+    for (int64_t n = 2; n <= std::min(std::max<int64_t>(2, settings_.word_ngrams), count); ++n) {
+      const uint64_t start = random_bits(settings_.seed, static_cast<uint64_t>(n));
       for (int64_t i = 0; i + n <= count; ++i) {
         if (n > settings_.word_ngrams && !(words_[i].alone && words_[i + 1].alone)) continue;
-        uint64_t state = random_bits(settings_.seed, static_cast<uint64_t>(n));
+        uint64_t state = start;
         for (int64_t j = 0; j < n; ++j) state = append(state, words_[i + j].state);
         add_feature(state);
       }
+    }
   }
 
   void add_row() {
