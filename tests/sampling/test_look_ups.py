@@ -227,3 +227,22 @@ def test_arguments_that_do_not_fit():
         ):
             with pytest.raises(error, match=message):
                 target.topk(x, 3, exact=False, **options)
+
+
+def test_training_and_look_ups_in_turn_are_measured_ever_more_rarely(monkeypatch):
+    layer = LSHLinear(16, 2_000)
+    measured, original = [], lookup._measured
+
+    def counted(*arguments):
+        measured.append(layer.sampler.draws)
+        return original(*arguments)
+
+    monkeypatch.setattr(lookup, "_measured", counted)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        x = torch.randn(64, 16, generator=generator)
+        layer.train().sample(x, torch.zeros(64, dtype=torch.int64))
+        layer.eval().topk(x, 1, exact=False)
+    # As soon as 256 inputs are known, when training doubled, and after each 8,192 inputs of calls, which are 128 steps.
+    assert len([one for one in measured if one < 32]) <= 7
+    assert 1 <= len([one for one in measured if one >= 64]) <= 4

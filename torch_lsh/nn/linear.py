@@ -298,7 +298,8 @@ class LSHLinear(LinearWithSampler, nn.Linear):
         it returns are exact. The index is made at the first use and follows the weights: sign codes of all rows, or
         learned buckets where these cost less (:class:`torch_lsh.index.lookup.LookupIndex`). The first call with some
         ``k`` and ``recall`` measures what they take, on kept inputs: those of the latest training steps, and the first
-        256 of calls since then, once they are known. Fewer than 256 inputs say nothing yet: until then 512 candidates,
+        256 of calls since then, once they are known. Between steps of training it is measured again once there were
+        twice as many, or 8,192 inputs of calls. Fewer than 256 inputs say nothing yet: until then 512 candidates,
         and at least ``16 * k``, are scored. A recall of 1, or one that cannot be measured, is exact. :meth:`stats`
         reports the recall.
 

@@ -18,6 +18,8 @@ from .synchronised_index import SynchronisedIndex
 
 _ROOM = 1280  # inputs that are kept
 _EVERY, _PER_STEP = 4, 64  # of training steps
+# Look-ups between two measurements of recall, each of which takes as long as thousands of them, while a model trains.
+_ASKED = 8192
 
 
 class LookUps:
@@ -25,7 +27,8 @@ class LookUps:
 
     The index learns from inputs of training steps. Where fewer than 256 are known, it keeps those of the first calls,
     and is built anew once they are enough. Recall is measured on inputs that it did not learn from: the latest of
-    training, and the first 256 of calls since then, which may look different, once they are known.
+    training, and the first 256 of calls since then, which may look different, once they are known. A model that is
+    trained and asked in turn is measured again after 8,192 inputs of calls, or twice as many steps.
 
     *Threads.* Any number of threads may look up. The first one that finds the index missing or stale builds or updates
     it under a lock; the others wait. Nobody may change the weights meanwhile.
@@ -67,6 +70,7 @@ class LookUps:
         self._taught = 0  # inputs of calls that builds may learn from
         self._kind: Index | None = None  # of the last build
         self._trained_before = 0  # inputs of training then, or when recall was last measured on these
+        self._judged_at = self._asked = 0  # inputs of training when recall was last measured, and of calls since then
 
     def forget(self) -> None:
         """Drops the index; the next use builds it from the weights."""
@@ -91,6 +95,8 @@ class LookUps:
         """Keeps some of the inputs ``[B, in]`` of a training step."""
         if step % _EVERY == 0 and len(x) > 0:
             self._trained.keep(thinned(x, _PER_STEP))
+            if self._is_judged and not self._is_due():
+                return
             self._is_judged = False
             if len(self._seen) > 0:  # inputs look different since
                 self._has_learned &= self._taught == 0
@@ -123,6 +129,7 @@ class LookUps:
     def _exact(self, weight: Tensor, bias: Tensor | None, x: Tensor, recent: Tensor | None) -> LookupIndex:
         """The index, in step with the weights."""
         index = self.index
+        self._asked += len(x)
         # In this order: a thread that changes the index says so before it takes the changes of the weights.
         is_exact = self._index.is_exact(weight, bias) and self._is_published and self._has_learned and self._is_judged
         return index if index is not None and is_exact else self._synchronise(weight, bias, x, recent)
@@ -160,12 +167,21 @@ class LookUps:
         if self._kind is not index.kind:
             self._kind, self._trained_before = index.kind, self._trained.kept
         fresh = len(self._seen) - self._taught
+        was_judged = self._is_judged
         self._is_judged = fresh >= LEAST_QUERIES or self._taught > _ROOM - LEAST_QUERIES
         if fresh >= LEAST_QUERIES:
             index.judge(self._seen.tensor()[-fresh:])
-        elif self._trained.kept - self._trained_before >= LEAST_QUERIES:
+        elif self._trained.kept - self._trained_before >= LEAST_QUERIES and self._is_due():
             self._trained_before = self._trained.kept
             index.judge(self._trained.tensor())
+        elif not self._is_judged:
+            return
+        if not was_judged:
+            self._judged_at, self._asked = self._trained.kept, 0
+
+    def _is_due(self) -> bool:
+        """Whether so much was trained or asked since recall was measured that another measurement costs little."""
+        return self._asked >= _ASKED or self._trained.kept >= 2 * self._judged_at
 
     @outside_inference_mode
     def _measure(self, index: LookupIndex, weight: Tensor, bias: Tensor | None, k: int, recall: float) -> Effort:
