@@ -43,26 +43,6 @@ class RowSet {
     summary_[row >> 12] |= uint64_t{1} << (row >> 6 & 63);
   }
 
-  // Calls visit(row) in increasing order.
-  template <typename Visit>
-  void visit(const Visit& visit) const {
-    for (size_t s = 0; s < summary_.size(); ++s)
-      for (uint64_t summary = summary_[s]; summary != 0; summary &= summary - 1) {
-        const size_t w = s * 64 + static_cast<size_t>(__builtin_ctzll(summary));
-        for (uint64_t word = words_[w]; word != 0; word &= word - 1)
-          visit(static_cast<int64_t>(w * 64 + static_cast<size_t>(__builtin_ctzll(word))));
-      }
-  }
-
-  // Calls visit(row) in increasing order and empties the set.
-  template <typename Visit>
-  void drain(const Visit& visit) {
-    drain_words([&](size_t w) {
-      for (uint64_t word = words_[w]; word != 0; word &= word - 1)
-        visit(static_cast<int64_t>(w * 64 + static_cast<size_t>(__builtin_ctzll(word))));
-    });
-  }
-
   // Writes the rows in increasing order and empties the set; returns how many there are. Needs room for one
   // more row: see below.
   int64_t drain(int32_t* rows) {
@@ -107,7 +87,7 @@ class RowSet {
   }
 
   void clear() {
-    drain([](int64_t) {});
+    drain_words([](size_t) {});
   }
 
  private:
