@@ -131,14 +131,6 @@ def test_scores_of_all_labels_have_candidates_first_and_the_rest_by_logits(data,
         assert (logits[i][order[count:]].diff() < 1e-4).all()
 
 
-@torch.no_grad()
-def test_a_row_without_features_has_no_candidates(ranker):
-    empty = torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0).long(), torch.empty(0), (1, 2000))
-    logits = torch.arange(float(LABELS)).unsqueeze(0)
-    assert (ranker.prepare(empty).labels == -1).all()
-    assert ranker(logits, empty).argmax() == LABELS - 1
-
-
 def test_a_batch_is_its_rows_one_by_one(data, ranker):
     test = data[2]
     together = topk(ranker, test.take(torch.arange(7)), 5)
@@ -253,23 +245,20 @@ def test_the_most_frequent_labels_are_candidates_where_few_others_are():
     start = torch.arange(201)
     rows = XMCRows(start, torch.arange(200).int(), torch.ones(200), 2 * start, labels.flatten(), 201, 101)
     made = LabelRanker.of(rows, 5)
-    features = torch.sparse_csr_tensor(torch.tensor([0, 1, 1]), torch.tensor([3]), torch.ones(1), (2, 201))
-    one, none = made.prepare(features).labels
+    features = torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([3]), torch.ones(1), (1, 201))
+    (one,) = made.prepare(features).labels
     assert {0, 4} <= set(one.tolist())  # of the one row with that feature
     assert len(one[one >= 0].unique()) == int((one >= 0).sum()) == 11
-    assert int((none >= 0).sum()) == 10  # of a row without features
 
 
-@pytest.mark.parametrize("ranks_unknown", [False, True])
-def test_all_of_few_labels_are_candidates(ranks_unknown):
+def test_all_of_few_labels_are_candidates():
     labels = torch.arange(120).int() % 40
     rows = XMCRows(torch.arange(121), torch.arange(120).int() % 60, torch.ones(120), torch.arange(121), labels, 61, 41)
     made = LabelRanker.of(rows, 5)
-    made.ranks_unknown = ranks_unknown
     features = torch.sparse_csr_tensor(torch.tensor([0, 1, 1]), torch.tensor([3]), torch.ones(1), (2, 61))
     evidence = made.prepare(features)
     everything = [*range(40), -1]  # the last one has no row
-    assert evidence.labels.tolist() == [everything, everything if ranks_unknown else [-1] * 41]
+    assert evidence.labels.tolist() == [everything, everything]
     assert evidence.values[0, :, 4].nonzero()[:, 0].tolist() == [3, 23]  # votes
 
 
@@ -297,7 +286,8 @@ def test_examples_know_which_candidates_are_right(data):
         candidates[:, 12:] = -1
         labels = torch.randint(-1, 40, (count, 9), generator=draw)
         values = torch.randn(count, 15, len(made.mean), generator=draw)
-        batches.append((Evidence(candidates, values), None, labels.masked_fill(labels % 5 == 0, -100)))
+        known = torch.ones(count, dtype=torch.bool)
+        batches.append((Evidence(candidates, values, known), None, labels.masked_fill(labels % 5 == 0, -100)))
     values, none, right = made._examples(batches)
     assert values.shape == (28, 15, len(made.mean))
     candidates = torch.cat([evidence.labels for evidence, *_ in batches]).tolist()
@@ -307,19 +297,54 @@ def test_examples_know_which_candidates_are_right(data):
     assert right.any()
 
 
-@pytest.mark.parametrize(("unknown", "ranks"), [(0, False), (9, False), (12, True)])
-def test_rows_without_known_features_have_candidates_where_such_rows_tuned_them(data, unknown, ranks):
+def of_unknown_features(rows):
+    nothing = torch.zeros_like(rows.feature_start)
+    return rows._replace(feature_start=nothing, features=rows.features[:0], values=rows.values[:0])
+
+
+@pytest.mark.parametrize("labels", [40, 200])
+def test_rows_without_known_features_have_the_shares_of_rows_whose_features_no_other_has(labels):
+    # Label 0 is the most frequent one. Of rows with a feature of their own, seven have label 1 and three label 2.
+    own = torch.arange(10)
+    features = torch.cat([torch.zeros(90), 1 + own]).int()
+    given = torch.cat([torch.zeros(90), 1 + (own >= 7).float()]).int()
+    rows = XMCRows(torch.arange(101), features, torch.ones(100), torch.arange(101), given, 12, labels)
+    made = LabelRanker.of(rows, 5, uses_logits=False)
+    unknown = torch.sparse_csr_tensor(torch.tensor([0, 1, 1]), torch.tensor([11]), torch.ones(1), (2, 12))
+    shares = [7.07 / 11, 3.03 / 11, 0.9 / 11]
+    for _ in range(2):
+        evidence = made.prepare(unknown)
+        assert not evidence.known.any()
+        scores, best = best_of(made.scores(evidence, None), evidence.labels, 3)
+        assert best.tolist() == [[1, 2, 0]] * 2
+        torch.testing.assert_close(scores.exp(), torch.tensor([shares] * 2))
+        torch.testing.assert_close(made(None, unknown)[:, [1, 2, 0]], scores)
+        made = made.with_rows(rows.take(torch.arange(0)), refit=False)
+    known = torch.sparse_csr_tensor(torch.tensor([0, 2]), torch.tensor([0, 11]), torch.ones(2), (1, 12))
+    assert made.prepare(known).known.all()
+    made = made.with_rows(rows._replace(labels=given.clamp(max=0)), refit=False)  # no row is alone any more
+    evidence = made.prepare(unknown)
+    assert best_of(made.scores(evidence, None), evidence.labels, 1)[1].tolist() == [[0], [0]]
+
+
+def test_rows_without_known_features_do_not_tune(data):
     train, held_out, _ = data
-    some = held_out.take(torch.arange(unknown))
-    nothing = some._replace(
-        feature_start=torch.zeros(unknown + 1, dtype=torch.int64), features=some.features[:0], values=some.values[:0]
-    )
-    rows = join_rows([nothing, held_out]) if unknown else held_out
-    made = tuned(train, rows)
-    assert made.ranks_unknown == ranks
-    empty = torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0).long(), torch.empty(0), (1, 2000))
-    assert bool((made.prepare(empty).labels >= 0).any()) == ranks
-    assert LabelRanker.empty(LABELS, **without_kind(made.configuration())).ranks_unknown == ranks
+    nothing = of_unknown_features(held_out.take(torch.arange(40)))
+    made, wanted = tuned(train, join_rows([nothing, held_out])), tuned(train, held_out)
+    for ours, theirs in zip(made.state_dict().values(), wanted.state_dict().values()):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_ranker_is_of_use_where_only_rows_without_known_features_are_told(data):
+    train, held_out, _ = data
+    made = tuned(train, of_unknown_features(held_out))
+    assert made.is_of_use
+    assert made.mean.count_nonzero() == 0  # votes rank the others
+
+
+def test_configurations_of_earlier_versions_make_rankers(data):
+    known = {**without_kind(tuned(*data[:2]).configuration()), "ranks_unknown": True}
+    assert without_kind(LabelRanker.empty(LABELS, **known).configuration()).items() <= known.items()
 
 
 def without_kind(configuration):

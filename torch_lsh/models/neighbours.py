@@ -74,6 +74,10 @@ class Neighbours(nn.Module):
         """Raises a ValueError where the buffers are not rows of so many features, with labels."""
         raise NotImplementedError
 
+    def alone(self) -> Tensor:
+        """Which rows have no feature that another row has, ``[rows]`` bool; none of dense ones."""
+        return torch.zeros(len(self), dtype=torch.bool)
+
     def search(self, features: Features) -> tuple[Tensor, Tensor]:
         """Finds the nearest kept rows: cosines and row numbers, both ``[B, k]``, padded with -inf and -1."""
         raise NotImplementedError
@@ -161,6 +165,10 @@ class SparseNeighbours(Neighbours):
         self.column_start, self.column_rows, self.column_values = ops.transpose_rows(
             self.row_start, self.columns, self.values, self.num_features
         )
+
+    def alone(self) -> Tensor:
+        own = self.column_rows[self.column_start[:-1][self.column_start.diff() == 1]]
+        return torch.bincount(own, minlength=len(self)) == self.row_start.diff()
 
     def check(self, num_features: int) -> None:
         if self.num_features != num_features:

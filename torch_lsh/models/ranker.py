@@ -25,7 +25,6 @@ _POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose
 _FEW = 10  # neighbours whose votes count by themselves, too
 _VOTED, _NEAREST = 60, 30  # candidates by votes and by centroids; of so few labels, all are candidates
 _FREQUENT = 10  # candidates by their number of rows, where centroids that have a feature of the row are fewer
-_ENOUGH_UNKNOWN = 10  # rows without known features that tune the ranking of such rows
 ASKED = 30  # candidates of the large network, for dense rows
 _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
 _HARD_POSTINGS = 1 << 11  # read per row that looks for the latter
@@ -42,10 +41,31 @@ class Evidence(NamedTuple):
     Attributes:
         labels: ``[B, K]`` int64, -1 where there is none.
         values: ``[B, K, E]``.
+        known: ``[B]`` bool, which rows have features that training rows have.
     """
 
     labels: Tensor
     values: Tensor
+    known: Tensor
+
+
+class _WithoutFeatures(NamedTuple):
+    """What is known of labels without a look at the features of a row.
+
+    Rows without known features are as those training rows whose features no other row has: these tell the shares of
+    labels, together with one more row, which has the mean of all labels.
+
+    Attributes:
+        counts: Of which the others were made.
+        frequent: Labels of most rows, the most frequent one last.
+        of_unknown: The best labels for rows without known features.
+        log_shares: ``[N]``, the logarithms of the shares of such rows that have each label.
+    """
+
+    counts: Tensor
+    frequent: Tensor
+    of_unknown: Tensor
+    log_shares: Tensor
 
 
 class LabelRanker(nn.Module):
@@ -56,7 +76,7 @@ class LabelRanker(nn.Module):
     candidate - the votes, the cosine with its centroid, how often it comes with the features, the scores of linear
     classifiers, its frequency and the logit of the large network, where that is trained - goes into small networks,
     which held-out rows train. So no share of any source needs to be set, and a source that is of no use on some data
-    does no harm.
+    does no harm. Rows without known features have the shares of labels in rows that are such to the other ones.
 
     Args:
         weighting: Of the features.
@@ -87,9 +107,8 @@ class LabelRanker(nn.Module):
         self.register_buffer("deviation", torch.ones(size))
         self.rank, self.calibration = committee(size), Calibration()
         self.is_of_use = False  # unless its sources knew labels of the rows by which it was tuned, and found none
-        self.ranks_unknown = True  # whether rows without known features have candidates; see tune
         self._hard_labels: Tensor | None = None  # of the first rows; none after loading
-        self._of_counts: tuple[Tensor, Tensor] | None = None  # see _frequent
+        self._of_counts: _WithoutFeatures | None = None
 
     @classmethod
     def of(
@@ -146,8 +165,7 @@ class LabelRanker(nn.Module):
         made.rank, made.mean, made.deviation = self.rank, self.mean.clone(), self.deviation
         # All labels have more rows; where they have about equally many, by far more than the deviation.
         made.mean[self._frequency] += math.log((1 + len(near)) / (1 + len(self.neighbours)))
-        made.calibration, made.ranks_unknown = self.calibration, self.ranks_unknown
-        made.is_of_use = self.is_of_use
+        made.calibration, made.is_of_use = self.calibration, self.is_of_use
         return made
 
     def _parts(self) -> Iterator[Any]:
@@ -164,8 +182,8 @@ class LabelRanker(nn.Module):
         """The arguments of :meth:`empty`, except ``num_labels``, and the kind."""
         found = {name: getattr(self, name) for name in ("weighting", *_OF_LABELS)}
         parts = {name: None if part is None else part.configuration() for name, part in found.items()}
-        own = {"uses_logits": self.uses_logits, "ranks_unknown": self.ranks_unknown}
-        return {"kind": "ranker", **parts, **own, "independent": self.calibration.independent}
+        own = {"uses_logits": self.uses_logits, "independent": self.calibration.independent}
+        return {"kind": "ranker", **parts, **own}
 
     @classmethod
     def empty(
@@ -178,7 +196,7 @@ class LabelRanker(nn.Module):
         classifiers: dict[str, Any],
         uses_logits: bool,
         independent: bool = False,  # files of earlier versions do not say
-        ranks_unknown: bool = False,
+        ranks_unknown: bool = False,  # of earlier versions; nothing asks for it
     ) -> LabelRanker:
         """A ranker of the same sizes as the one that has this configuration."""
         near = neighbours_from(neighbours, num_labels)
@@ -196,7 +214,7 @@ class LabelRanker(nn.Module):
                 LinearClassifiers(num_labels, **classifiers),
                 uses_logits,
             )
-        made.calibration, made.ranks_unknown = Calibration(independent), bool(ranks_unknown)
+        made.calibration = Calibration(independent)
         return made
 
     def check(self, num_features: int) -> None:
@@ -222,13 +240,16 @@ class LabelRanker(nn.Module):
         """Which value of a candidate is the logarithm of its number of rows."""
         return len(self.mean) - 1 - 2 * self.uses_logits
 
-    @property
-    def _frequent(self) -> Tensor:
-        """The labels of most rows, the most frequent one last."""
-        if self._of_counts is None or self._of_counts[0] is not self.counts:  # of many labels, a search takes long
-            best = self.counts.topk(min(_FREQUENT, self.num_labels)).indices
-            self._of_counts = self.counts, best.flip(0)
-        return self._of_counts[1]
+    def _without_features(self) -> _WithoutFeatures:
+        if self._of_counts is None or self._of_counts.counts is not self.counts:  # of many labels, a search takes long
+            near, frequent = self.neighbours, self.counts.topk(min(_FREQUENT, self.num_labels)).indices
+            alone = near.alone()
+            labels = near.labels[alone.repeat_interleave(near.label_start.diff())]
+            shares = torch.bincount(labels, minlength=self.num_labels) + self.counts / len(near)
+            shares = (shares / (1 + alone.sum())).clamp(min=1e-30)
+            best = shares.topk(min(_NEAREST, self.num_labels)).indices
+            self._of_counts = _WithoutFeatures(self.counts, frequent.flip(0), best, shares.log())
+        return self._of_counts
 
     @torch.no_grad()
     def prepare(self, features: Features, also: Tensor | None = None) -> Evidence:
@@ -238,17 +259,21 @@ class LabelRanker(nn.Module):
             features: Sparse CSR or dense.
             also: Labels ``[B, M]`` int64 that are candidates, where :attr:`asks_network`.
         """
-        known = (self.neighbours.column_start,) if isinstance(self.neighbours, SparseNeighbours) else ()
-        features = self.weighting(features, *known)
+        index = (self.neighbours.column_start,) if isinstance(self.neighbours, SparseNeighbours) else ()
+        features = self.weighting(features, *index)
         cosines, rows = self.neighbours.search(features)
+        sparse = isinstance(features, SparseFeatures)
+        known = features.crow_indices().diff() > 0 if sparse else torch.ones(len(rows), dtype=torch.bool)
         start, labels = self.neighbours.label_start, self.neighbours.labels
         weights, voted = _weights(cosines), _VOTED
         if also is None and self.num_labels <= _VOTED + _NEAREST:
-            voted, ranked = 0, (rows[:, :1] >= 0) | self.ranks_unknown
-            near = torch.arange(self.num_labels).where(ranked & (self.counts > 0), -1)
+            voted = 0
+            near = torch.arange(self.num_labels).where(self.counts > 0, -1).repeat(len(rows), 1)
         else:
             near = self.centroids.search(features, _NEAREST) if also is None else also
-            near = _filled(near, self._frequent, self.ranks_unknown)
+            near = _filled(near, self._without_features().frequent)
+            if not bool(known.all()):
+                near = near.where(known.unsqueeze(1), self._without_features().of_unknown)
         found, votes = ops.label_votes(rows, weights, start, labels, self.num_labels, voted, near)
         voting = rows.clamp(min=0)
         voters = (start[voting + 1] - start[voting]).unsqueeze(2)
@@ -266,7 +291,7 @@ class LabelRanker(nn.Module):
             ),
             self.counts[found.clamp(min=0)].float().log1p().unsqueeze(2),
         ]
-        return Evidence(found, torch.cat(values, 2).masked_fill_(none.unsqueeze(2), 0))
+        return Evidence(found, torch.cat(values, 2).masked_fill_(none.unsqueeze(2), 0), known)
 
     def scores(self, evidence: Evidence, logits: Tensor | None) -> Tensor:
         """Logarithms of the probabilities of the candidates ``[B, K]``; -inf where there is none.
@@ -276,7 +301,11 @@ class LabelRanker(nn.Module):
             logits: Of the large network, ``[B, K]``, for the candidates; None where they do not count.
         """
         none = evidence.labels < 0
-        return self.calibration(self._scores(self._with_logits(evidence, logits), none))
+        scores = self.calibration(self._scores(self._with_logits(evidence, logits), none))
+        if not bool(evidence.known.all()):
+            shares = self._without_features().log_shares[evidence.labels.clamp(min=0)]
+            scores = scores.where(evidence.known.unsqueeze(1), shares.masked_fill(none, -torch.inf))
+        return scores
 
     def _scores(self, values: Tensor, none: Tensor) -> Tensor:
         """The scores of evidence ``[B, K, E]``; -inf where there is no candidate."""
@@ -295,8 +324,7 @@ class LabelRanker(nn.Module):
         if logits is None:
             logits = self.counts.float().log1p().expand(len(labels), -1)
         scores = self.scores(evidence, logits.gather(1, labels.clamp(min=0))).clamp(min=_BEHIND)
-        behind = _BEHIND * (labels >= 0).any(1, keepdim=True)  # a row without features has no candidates
-        everything = torch.cat([logits.log_softmax(1) + behind, logits.new_empty(len(logits), 1)], 1)
+        everything = torch.cat([logits.log_softmax(1) + _BEHIND, logits.new_empty(len(logits), 1)], 1)
         # The last column takes the padding.
         return everything.scatter_(1, labels.masked_fill(labels < 0, logits.shape[1]), scores)[:, :-1]
 
@@ -305,8 +333,6 @@ class LabelRanker(nn.Module):
         self, batches: Iterable[tuple[Evidence, Tensor | None, Tensor]], seed: int = 0, knowable: bool = True
     ) -> None:
         """Trains the committee from the beginning, and calibrates its scores.
-
-        Rows without known features keep candidates, the most frequent labels, if ten or more of these rows are such.
 
         Args:
             batches: What :meth:`prepare` returned for rows that no source has seen, the logits of the large network
@@ -318,15 +344,16 @@ class LabelRanker(nn.Module):
         """
         batches = list(batches)
         examples = self._examples(batches)
+        known = torch.cat([evidence.known for evidence, *_ in batches])
+        self.is_of_use = not knowable or bool(examples.right.any())
+        if not bool(known.all()):
+            examples = Examples(*(part[known] for part in examples))
         if not bool(examples.right.any()):
-            self.is_of_use = not knowable
             if self.is_of_use:
                 self._rank_by_votes()
             return
-        self.is_of_use = True
         self.rank, self.mean, self.deviation = train_committee(examples, seed)
         first = Examples(*(part[:CALIBRATED_ROWS] for part in examples))
-        self.ranks_unknown = sum(int(_are_unknown(evidence).sum()) for evidence, *_ in batches) >= _ENOUGH_UNKNOWN
         several = any(bool((labels[:, 1:] >= 0).any()) for _, _, labels in batches)
         scores = self._scores(first.values, first.none)
         self.calibration = Calibration.of(scores, first.right, several)
@@ -355,19 +382,11 @@ class LabelRanker(nn.Module):
         return torch.cat([evidence.values, *_and_below_best(logits, evidence.labels < 0)], 2)
 
 
-def _filled(labels: Tensor, others: Tensor, all_rows: bool) -> Tensor:
-    """Labels ``[B, K]`` with others ``[M]``, the best last, in place of the last -1; one may come twice.
-
-    Args:
-        labels: Labels.
-        others: Labels.
-        all_rows: Whether to fill rows that have no labels.
-    """
+def _filled(labels: Tensor, others: Tensor) -> Tensor:
+    """Labels ``[B, K]`` with others ``[M]``, the best last, in place of the last -1; one may come twice."""
     full = labels >= 0
     if bool(full.all()):
         return labels
-    if not all_rows:
-        full |= ~full.any(1, keepdim=True)
     others = others[-labels.shape[1] :]
     return labels.where(full, F.pad(others, (labels.shape[1] - len(others), 0), value=-1))
 
@@ -411,12 +430,6 @@ def _weights(cosines: Tensor) -> Tensor:
     weights = torch.stack([*(cosines.pow(power) for power in _POWERS), cosines], 2)
     weights[:, _FEW:, -1] = 0
     return weights
-
-
-def _are_unknown(evidence: Evidence) -> Tensor:
-    """Which rows have candidates, but no neighbour that votes: their features are none of any training row, ``[B]``."""
-    votes = evidence.values[:, :, len(_POWERS) + 1]
-    return (votes == 0).all(1) & (evidence.labels >= 0).any(1)
 
 
 def _and_below_best(values: Tensor, none: Tensor) -> list[Tensor]:
