@@ -251,6 +251,35 @@ def test_the_most_frequent_labels_are_candidates_where_few_others_are():
     assert len(one[one >= 0].unique()) == int((one >= 0).sum()) == 11
 
 
+def test_labels_like_the_nearest_one_are_candidates():
+    # Label i has the features i and i + 1, in two rows each; the row has feature 7, of labels 6 and 7.
+    labels = torch.arange(200).int() % 100
+    features = torch.stack([labels, labels + 1], 1)
+    start = torch.arange(201)
+    rows = XMCRows(2 * start, features.flatten(), torch.ones(400), start, labels, 101, 100)
+    made = LabelRanker.of(rows, 5)
+    one = torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([7]), torch.ones(1), (1, 101))
+    evidence = made.prepare(one)
+    first = int(made.centroids.search(one, 1))
+    beside = {6: 5, 7: 8}[first]  # has nothing of the row, and one of the two features of its nearest label
+    at = evidence.labels[0].tolist().index(beside)
+    assert evidence.values[0, at, 8] == 0  # cosine with the row
+    centroids = torch.zeros(2, 101)
+    for row, label in zip(centroids, (first, beside)):
+        row[label : label + 2] = made.weighting.weight[label : label + 2]
+    cosine = torch.nn.functional.cosine_similarity(*centroids, dim=0)
+    torch.testing.assert_close(evidence.values[0, at, 12], cosine)
+    assert made.with_rows(rows, refit=False).compares_labels
+    assert not LabelRanker.of(rows.take(torch.arange(80))._replace(num_labels=90), 5).compares_labels
+    several = rows._replace(label_start=rows.label_start[::2].contiguous())
+    several = several._replace(feature_start=rows.feature_start[::2].contiguous())
+    assert not LabelRanker.of(several, 5).compares_labels
+    known = without_kind(made.configuration())
+    assert len(LabelRanker.empty(100, **known).mean) == len(made.mean)
+    del known["compares_labels"]  # files of earlier versions do not say
+    assert len(LabelRanker.empty(100, **known).mean) == len(made.mean) - 1
+
+
 def test_all_of_few_labels_are_candidates():
     labels = torch.arange(120).int() % 40
     rows = XMCRows(torch.arange(121), torch.arange(120).int() % 60, torch.ones(120), torch.arange(121), labels, 61, 41)
@@ -343,8 +372,9 @@ def test_a_ranker_is_of_use_where_only_rows_without_known_features_are_told(data
 
 
 def test_configurations_of_earlier_versions_make_rankers(data):
-    known = {**without_kind(tuned(*data[:2]).configuration()), "ranks_unknown": True}
-    assert without_kind(LabelRanker.empty(LABELS, **known).configuration()).items() <= known.items()
+    known = without_kind(tuned(*data[:2]).configuration())
+    made = LabelRanker.empty(LABELS, **known, ranks_unknown=True)
+    assert without_kind(made.configuration()) == known
 
 
 def without_kind(configuration):

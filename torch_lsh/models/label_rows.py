@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data import XMCRows
-from ..data.xmc import check_rows
-from .rows import Features, Rows
+from ..data.xmc import check_rows, runs
+from .rows import Features, Rows, SparseFeatures
 
 _LEAST_WEIGHT = 0.03  # of a centroid of unit length; smaller entries take most of the memory and find hardly a label
 _MAX_POSTINGS = 1 << 12  # read per row that looks for centroids
@@ -112,6 +112,11 @@ class Centroids(LabelRows):
         self.column_start, self.column_labels, self.column_values = ops.transpose_rows(
             self.start, self.columns, self.values, self.num_features
         )
+
+    def features_of(self, labels: Tensor) -> SparseFeatures:
+        """The centroids of labels ``[B]`` as features."""
+        start, at = runs(self.start, labels)
+        return SparseFeatures(start, self.columns[at].long(), self.values[at], unit=True)
 
     def search(self, features: Features, k: int, max_postings: int = _MAX_POSTINGS) -> Tensor:
         """Finds the labels with the nearest centroids: ``[B, k]`` int64, padded with -1."""

@@ -24,6 +24,8 @@ from .weighting import FeatureWeighting, UnitLength, are_mostly_there
 _POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose the candidates
 _FEW = 10  # neighbours whose votes count by themselves, too
 _VOTED, _NEAREST = 60, 30  # candidates by votes and by centroids; of so few labels, all are candidates
+_ALIKE = 10  # of the latter, those with centroids like the nearest one
+_ALIKE_POSTINGS = 1 << 10  # read per row that looks for them
 _FREQUENT = 10  # candidates by their number of rows, where centroids that have a feature of the row are fewer
 ASKED = 30  # candidates of the large network, for dense rows
 _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
@@ -82,6 +84,7 @@ class LabelRanker(nn.Module):
         weighting: Of the features.
         neighbours, centroids, co_occurrences, classifiers: Of the same weighed rows; dense rows have no co-occurrences.
         uses_logits: Whether the large network counts.
+        compares_labels: Whether labels are compared with the nearest one: those like it are candidates.
     """
 
     counts: Tensor
@@ -96,13 +99,15 @@ class LabelRanker(nn.Module):
         co_occurrences: CoOccurrences | None,
         classifiers: LinearClassifiers | DenseClassifiers,
         uses_logits: bool = True,
+        compares_labels: bool = False,
     ) -> None:
         super().__init__()
         self.weighting, self.neighbours, self.uses_logits = weighting, neighbours, bool(uses_logits)
         self.centroids, self.co_occurrences, self.classifiers = centroids, co_occurrences, classifiers
         self.register_buffer("counts", torch.zeros(neighbours.num_labels, dtype=torch.int32))
+        self.compares_labels = bool(compares_labels)
         in_pairs = 1 + (co_occurrences is not None) + self.uses_logits  # a value, and how far it is below the best
-        size = 2 * (len(_POWERS) + 1) + 2 * in_pairs + 3 * classifiers.kinds + 1
+        size = 2 * (len(_POWERS) + 1) + 2 * in_pairs + 3 * classifiers.kinds + 1 + self.compares_labels
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("deviation", torch.ones(size))
         self.rank, self.calibration = committee(size), Calibration()
@@ -133,7 +138,9 @@ class LabelRanker(nn.Module):
         near, centroids = neighbours_of(rows, neighbours, unit=True), _centroids_of(rows)
         hard = _hard_labels(rows, near, centroids, seed)
         classifiers = _classifiers_of(rows, hard, seed)
-        made = cls(weighting, near, centroids, _co_occurrences_of(near.rows()), classifiers, uses_logits)
+        # Where rows have several labels, neighbours bring those that come with the nearest one.
+        compares = isinstance(rows, XMCRows) and near.mostly_one_label and rows.num_labels > _VOTED + _NEAREST
+        made = cls(weighting, near, centroids, _co_occurrences_of(near.rows()), classifiers, uses_logits, compares)
         made._hard_labels = hard
         made.counts = _label_counts(rows)
         return made
@@ -160,7 +167,7 @@ class LabelRanker(nn.Module):
         else:
             classifiers = self.classifiers.grown(everything.num_labels, everything.num_features)
         together = _co_occurrences_of(everything)
-        made = LabelRanker(weighting, near, centroids, together, classifiers, self.uses_logits)
+        made = LabelRanker(weighting, near, centroids, together, classifiers, self.uses_logits, self.compares_labels)
         made.counts = _label_counts(everything)
         made.rank, made.mean, made.deviation = self.rank, self.mean.clone(), self.deviation
         # All labels have more rows; where they have about equally many, by far more than the deviation.
@@ -182,8 +189,8 @@ class LabelRanker(nn.Module):
         """The arguments of :meth:`empty`, except ``num_labels``, and the kind."""
         found = {name: getattr(self, name) for name in ("weighting", *_OF_LABELS)}
         parts = {name: None if part is None else part.configuration() for name, part in found.items()}
-        own = {"uses_logits": self.uses_logits, "independent": self.calibration.independent}
-        return {"kind": "ranker", **parts, **own}
+        own = {"uses_logits": self.uses_logits, "compares_labels": self.compares_labels}
+        return {"kind": "ranker", **parts, **own, "independent": self.calibration.independent}
 
     @classmethod
     def empty(
@@ -195,7 +202,8 @@ class LabelRanker(nn.Module):
         co_occurrences: dict[str, Any] | None,
         classifiers: dict[str, Any],
         uses_logits: bool,
-        independent: bool = False,  # files of earlier versions do not say
+        compares_labels: bool = False,  # files of earlier versions do not say
+        independent: bool = False,
         ranks_unknown: bool = False,  # of earlier versions; nothing asks for it
     ) -> LabelRanker:
         """A ranker of the same sizes as the one that has this configuration."""
@@ -213,6 +221,7 @@ class LabelRanker(nn.Module):
                 CoOccurrences(num_labels, **co_occurrences),
                 LinearClassifiers(num_labels, **classifiers),
                 uses_logits,
+                compares_labels,
             )
         made.calibration = Calibration(independent)
         return made
@@ -266,11 +275,17 @@ class LabelRanker(nn.Module):
         known = features.crow_indices().diff() > 0 if sparse else torch.ones(len(rows), dtype=torch.bool)
         start, labels = self.neighbours.label_start, self.neighbours.labels
         weights, voted = _weights(cosines), _VOTED
-        if also is None and self.num_labels <= _VOTED + _NEAREST:
+        if also is None and not self.compares_labels and self.num_labels <= _VOTED + _NEAREST:
             voted = 0
             near = torch.arange(self.num_labels).where(self.counts > 0, -1).repeat(len(rows), 1)
         else:
-            near = self.centroids.search(features, _NEAREST) if also is None else also
+            nearest = _NEAREST - _ALIKE if self.compares_labels else _NEAREST
+            near = self.centroids.search(features, nearest) if also is None else also
+            if self.compares_labels:
+                assert isinstance(self.centroids, Centroids)
+                first = near[:, 0].where(near[:, 0] >= 0, self._without_features().frequent[-1])
+                alike = self.centroids.features_of(first)
+                near = torch.cat([self.centroids.search(alike, 1 + _ALIKE, _ALIKE_POSTINGS)[:, 1:], near], 1)
             near = _filled(near, self._without_features().frequent)
             if not bool(known.all()):
                 near = near.where(known.unsqueeze(1), self._without_features().of_unknown)
@@ -280,10 +295,12 @@ class LabelRanker(nn.Module):
         votes = votes / (weights * voters).sum(1, keepdim=True).clamp(min=1e-30)
         none = found < 0
         sources = [part(features, found) for part in (self.centroids, self.co_occurrences) if part is not None]
+        likeness = [self.centroids(alike, found).unsqueeze(2)] if self.compares_labels else []
         values = [
             (votes + 1e-4).log(),
             votes,
             *(value for source in sources for value in _and_below_best(source, none)),
+            *likeness,
             *(
                 value
                 for margin in self.classifiers(features, found).clamp(-3, 3)
