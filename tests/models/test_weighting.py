@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torch_lsh.data import XMCRows
-from torch_lsh.models.weighting import FeatureWeighting
+from torch_lsh.models.weighting import FeatureWeighting, _precision_of_neighbours
 
 
 def rows_of(matrix, labels):
@@ -71,6 +71,22 @@ def test_counts_of_frequent_words_are_damped():
     chosen = FeatureWeighting.choose(rows_of(counts, labels.tolist()))
     assert chosen.log
     assert chosen.weight[0] > chosen.weight[40]
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_rarity_does_not_count_twice(weighed):
+    """Neighbours are better with rarity squared, but it is in the values already, unless they are counts."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 40
+    values = torch.zeros(400, 340)
+    values[torch.arange(400), labels] = 1
+    values[:, 40:] = (torch.rand(400, 300, generator=generator) < 0.3).float()
+    rows = rows_of(values, labels.tolist())
+    if weighed:
+        rows = FeatureWeighting.of(rows, log=False, idf=True).rows(rows)
+    again = FeatureWeighting.of(rows, log=False, idf=True)
+    assert _precision_of_neighbours(again.rows(rows)) > _precision_of_neighbours(FeatureWeighting(340).rows(rows))
+    assert bool((FeatureWeighting.choose(rows).weight == 1).all()) is weighed
 
 
 def test_values_that_tell_are_left_alone():

@@ -20,6 +20,8 @@ _MAX_POSTINGS = 1 << 12  # read per query
 _NEIGHBOURS = 50
 _ROWS = 1024  # at a time
 _KS = (1, 3, 5)
+_COMPARED_ROWS = 2_000  # to see whether values grow with the rarity of their features
+_GROWS = 0.1  # power of the rarity with which they do, at least; TF-IDF has 0.1 to 1.3, counts have -0.9 to 0
 _FEW_COLUMNS = 8  # that hold most of the length of dense rows; embeddings have dozens
 
 
@@ -27,7 +29,9 @@ class FeatureWeighting(nn.Module):
     """Scales rows to unit length, after the values were damped and multiplied by the rarity of their features.
 
     Word counts want ``log(1 + count)`` and inverse document frequencies, ready TF-IDF values do not. Which of them a
-    data set wants is seen from how well the labels of a training row follow from those of its nearest neighbours.
+    data set wants is seen from how well the labels of a training row follow from those of its nearest neighbours,
+    unless its values grow with the rarity of their features already: with rarity twice, neighbours may still be
+    better, but classifiers are worse.
 
     Salton & Buckley, *Term-weighting Approaches in Automatic Text Retrieval*, IPM 1988.
 
@@ -57,10 +61,8 @@ class FeatureWeighting(nn.Module):
         """The weighting of a kind, with the frequencies of the features in the rows."""
         made = cls(rows.num_features, log)
         if idf:
-            count = len(rows.feature_start) - 1
             _, features, _ = in_order(rows.feature_start, rows.features, rows.values)  # each once in a row
-            documents = torch.bincount(features, minlength=rows.num_features)
-            made.weight = ((1 + count) / (1 + documents)).float().log() + 1
+            made.weight = _rarity(features, rows)
         return made
 
     @classmethod
@@ -75,7 +77,7 @@ class FeatureWeighting(nn.Module):
             return _precision_of_neighbours(cls.of(rows, log, idf).rows(some))
 
         # Logarithms matter less. Of equal ones, max takes the first, which is simpler.
-        idf = max((False, True), key=lambda idf: precision(False, idf))
+        idf = not _grow_with_rarity(some) and precision(False, True) > precision(False, False)
         log = max((False, True), key=lambda log: precision(log, idf))
         return cls.of(rows, log, idf)
 
@@ -203,6 +205,27 @@ class UnitLength(nn.Module):
 def are_mostly_there(rows: XMCRows) -> bool:
     """Whether sparse rows have half of all entries: dense rows take less memory then, and are compared faster."""
     return 2 * len(rows.values) >= (len(rows.feature_start) - 1) * rows.num_features
+
+
+def _rarity(features: Tensor, rows: XMCRows) -> Tensor:
+    """The inverse document frequency of each feature, ``[F]``, for the features of rows, each once in a row."""
+    documents = torch.bincount(features, minlength=rows.num_features)
+    return (len(rows.feature_start) / (1 + documents)).float().log() + 1
+
+
+def _grow_with_rarity(rows: XMCRows) -> bool:
+    """Whether values grow with the rarity of their features within rows, as TF-IDF does: the slope of logarithms."""
+    rows = rows.take(torch.arange(min(_COMPARED_ROWS, len(rows.feature_start) - 1)))
+    start, features, values = in_order(rows.feature_start, rows.features, rows.values)
+    row, there = torch.repeat_interleave(start.diff()), values != 0
+    row, features, values = row[there], features[there], values[there]
+    counts = torch.bincount(row, minlength=len(start) - 1).clamp(min=1)
+
+    def within_rows(some: Tensor) -> Tensor:
+        return some - (torch.bincount(row, some, len(counts)) / counts)[row]
+
+    rarity = within_rows(_rarity(features, rows).log()[features])
+    return float(rarity @ within_rows(values.abs().log())) > _GROWS * float(rarity @ rarity)
 
 
 def _dense(features: Features, width: int) -> Tensor:
