@@ -29,18 +29,6 @@ float gathered_product(const Index* index, const float* value, int64_t count, co
   return sum_in_four(count, [=](int64_t i) { return value[i] * dense[index[i]]; });
 }
 
-// An entry of a sparse row whose indices and values are stored side by side.
-struct Entry {
-  int32_t index;
-  float value;
-};
-
-// The same sums in the same order.
-[[gnu::always_inline]] inline float gathered_product(const Entry* entries, int64_t count,
-                                                     const float* dense) {
-  return sum_in_four(count, [=](int64_t i) { return entries[i].value * dense[entries[i].index]; });
-}
-
 // Whether all indices are from 0 to below the limit. The sign bit of the union is set where one is not.
 inline bool all_below(const int32_t* index, int64_t count, int64_t limit) {
   const auto largest = static_cast<int32_t>(std::min<int64_t>(limit, INT32_MAX)) - 1;

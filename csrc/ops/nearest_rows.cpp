@@ -29,8 +29,9 @@ namespace {
 
 constexpr int64_t kRoom = 3;    // times the rows wanted: sums to gather before most are left out
 constexpr int64_t kChunk = 64;  // rows whose sums are gathered at once
-constexpr int64_t kRowsAhead = 16, kLinesAhead = 3;
-constexpr size_t kColumnsAhead = 8;
+constexpr int64_t kRowsAhead = 6, kLinesAhead = 8;
+constexpr int64_t kOffsetsAhead = 16;
+constexpr size_t kColumnsAhead = 24;     // their lists are short, and memory takes long
 constexpr int64_t kEntriesPerLine = 16;  // of indices or values, in a cache line
 
 // A compressed sparse matrix: by rows, or by columns.
@@ -130,6 +131,8 @@ class Search {
     columns_.clear();
     int64_t all = 0;
     for (int64_t i = 0; i < query.count; ++i) {
+      if (i + kOffsetsAhead < query.count)
+        __builtin_prefetch(columns.start + query.column[i + kOffsetsAhead]);
       const int64_t count = columns.count(query.column[i]);
       if (count > 0) columns_.push_back({query.column[i], count, query.value[i]});
       all += count;
@@ -161,9 +164,9 @@ class Search {
   // Returns whether all rows were valid; a column with one that is not is the end.
   bool accumulate(const Compressed& columns) {
     for (size_t i = 0; i < std::min(columns_.size(), kColumnsAhead); ++i)
-      columns.prefetch<1>(columns_[i].column);
+      columns.prefetch<3>(columns_[i].column);
     for (size_t i = 0; i < columns_.size(); ++i) {
-      if (i + kColumnsAhead < columns_.size()) columns.prefetch<1>(columns_[i + kColumnsAhead].column);
+      if (i + kColumnsAhead < columns_.size()) columns.prefetch<3>(columns_[i + kColumnsAhead].column);
       const auto [column, count, weight] = columns_[i];
       if (!columns.is_sound(column)) {
         columns_.resize(i);
