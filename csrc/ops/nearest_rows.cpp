@@ -3,7 +3,8 @@
 // The matrix is stored twice: by rows, and by columns as an inverted index. A query accumulates products
 // column by column, rarest column first, until `max_postings` entries are read: frequent columns weigh least
 // and would take most of the time. The rows with the largest sums are candidates; their products are then
-// computed exactly. Where all entries are read, the sums are the products.
+// computed exactly, unless no candidates are asked for. Where all entries are read, the sums are the
+// products.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -96,16 +97,17 @@ class Search {
            int64_t candidates, int64_t max_postings, float* values, int64_t* indices) {
     if (static_cast<int64_t>(query_.size()) < columns.outer) query_.resize(columns.outer);
     if (static_cast<int64_t>(sums_.size()) < rows.outer) sums_.resize(rows.outer, kUntouched);
-    room_ = std::min(kRoom * candidates, rows.outer);
+    room_ = std::min(kRoom * std::max(candidates, k), rows.outer);
     if (static_cast<int64_t>(best_.size()) < room_ + kChunk + 1) best_.resize(room_ + kChunk + 1);
     const int64_t all = list(columns, query);
     // Reading them all is exact, and no more work than comparing the candidates.
     const bool exact = all <= max_postings + candidates * (rows.entries / std::max<int64_t>(1, rows.outer));
+    const bool compares = !exact && candidates > 0;
     const int64_t postings = exact ? all : keep_rarest(max_postings);
     // Nothing allocates from here on until the sums are clear.
     bool sound = accumulate(columns);
-    take_best(columns, postings, exact ? k : candidates);
-    if (!exact) sound = compare(rows, query) && sound;
+    take_best(columns, postings, compares ? candidates : k);
+    if (compares) sound = compare(rows, query) && sound;
     const int64_t found = std::min(k, found_);
     uint64_t* const best = best_.data();
     if (found < found_) std::nth_element(best, best + found, best + found_, std::greater<>());
@@ -302,8 +304,9 @@ std::tuple<Tensor, Tensor> nearest_rows(const Tensor& crow, const Tensor& col, c
                   columns.entries, " entries; wanted equal numbers");
   TORCH_LSH_CHECK(rows.outer <= INT32_MAX, "row_start has ", rows.outer, " rows; wanted at most ", INT32_MAX);
   check_count(k, "k");
-  check_count(candidates, "candidates");
-  TORCH_LSH_CHECK(candidates >= k, "candidates is ", candidates, "; wanted at least k, ", k);
+  if (candidates != 0) check_count(candidates, "candidates");
+  TORCH_LSH_CHECK(candidates == 0 || candidates >= k, "candidates is ", candidates,
+                  "; wanted 0, or at least k, ", k);
   TORCH_LSH_CHECK(max_postings >= 0, "max_postings is ", max_postings, "; wanted at least 0");
   TORCH_LSH_CHECK(crow.numel() > 0, "crow is empty; wanted one offset more than queries");
   const int64_t batch = crow.numel() - 1;

@@ -27,7 +27,7 @@ namespace torch_lsh {
 namespace {
 
 constexpr int64_t kLabelsPerPart = 256;
-constexpr int64_t kAhead = 8;  // prefetch distance of scattered rows
+constexpr int64_t kAhead = 3;  // prefetch distance of scattered rows
 
 // Sparse rows that were made together: several kinds of values for the same columns.
 struct Part {
@@ -130,10 +130,11 @@ std::tuple<Tensor, Tensor, Tensor> sum_rows(const Tensor& row_start, const Tenso
                                             "row_values", num_columns);
   const SparseRows labels =
       check_sparse_rows(label_start, "label_start", label_rows, "label_rows", nullptr, nullptr, rows.rows);
+  const int64_t members = labels.start[labels.rows];
   const auto sums_of = [&](int64_t label, Sums& sums, Part& part) {
     for (int64_t i = labels.start[label]; i < labels.start[label + 1]; ++i) {
       const int64_t row = labels.index[i];
-      if (i + kAhead < labels.start[label + 1]) rows.prefetch(labels.index[i + kAhead]);
+      if (i + kAhead < members) rows.prefetch(labels.index[i + kAhead]);  // of this label or the next ones
       for (int64_t at = rows.start[row]; at < rows.start[row + 1]; ++at)
         sums.add(rows.index[at], rows.value[at]);
     }
@@ -193,7 +194,7 @@ class TrainingRows {
     int32_t* const number = number_.data();
     int32_t* const used = used_.data();
     for (int64_t i = 0; i < count; ++i) {
-      if (i + kAhead < count) rows.prefetch_all(members[i + kAhead]);
+      if (i + kAhead < count) rows.prefetch(members[i + kAhead]);
       squares_[i] = squares[members[i]];
       Four* to = entries_.data() + start_[i];
       int64_t lane = 0;

@@ -17,12 +17,8 @@ struct SparseRows {
 
   int64_t count(int64_t row) const { return start[row + 1] - start[row]; }
 
-  // Of rows that have values: where one begins, or all of it.
+  // Of rows that have values.
   void prefetch(int64_t row) const {
-    __builtin_prefetch(index + start[row]);
-    __builtin_prefetch(value + start[row]);
-  }
-  void prefetch_all(int64_t row) const {
     constexpr int64_t kPerLine = 16;
     for (int64_t at = start[row]; at < start[row + 1]; at += kPerLine) {
       __builtin_prefetch(index + at);

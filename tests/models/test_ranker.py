@@ -383,7 +383,13 @@ def without_kind(configuration):
 
 @pytest.mark.parametrize(
     ("rows", "labels", "of_each", "read"),
-    [(5000, 1024, 2, 1024), (4999, 1024, 2, 2048), (5000, 1025, 2, 2048), (5000, 1025, 1, 1024), (4999, 1025, 1, 2048)],
+    [
+        (5000, 1024, 2, (0, 1024)),
+        (4999, 1024, 2, (66, 2048)),
+        (5000, 1025, 2, (66, 2048)),
+        (5000, 1025, 1, (0, 1024)),
+        (4999, 1025, 1, (66, 2048)),
+    ],
 )
 def test_a_search_of_many_reads_less_where_rows_are_many_and_labels_few(monkeypatch, rows, labels, of_each, read):
     start = torch.arange(rows + 1)
@@ -392,7 +398,7 @@ def test_a_search_of_many_reads_less_where_rows_are_many_and_labels_few(monkeypa
     asked = []
     monkeypatch.setattr(ops, "nearest_rows", lambda *arguments: asked.append(arguments))
     kept.search_of_many()(torch.eye(9).to_sparse_csr())
-    assert asked[0][-1] == read
+    assert asked[0][-2:] == read
 
 
 @pytest.mark.parametrize("of_each", [1, 2])

@@ -46,8 +46,8 @@ def nearest_rows(
             sums[rows] += weights[j] * column_values[run].double()
             touched[rows] = True
         found = touched.nonzero()[:, 0]
-        found = found[sums[found].argsort(descending=True, stable=True)][:candidates].sort().values
-        products = sums[found] if reads_all else matrix[found][:, columns] @ weights
+        found = found[sums[found].argsort(descending=True, stable=True)][: candidates or k].sort().values
+        products = sums[found] if reads_all or candidates == 0 else matrix[found][:, columns] @ weights
         order = products.argsort(descending=True, stable=True)[:k]
         best[i, : len(order)] = products[order].float()
         indices[i, : len(order)] = found[order]

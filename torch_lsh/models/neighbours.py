@@ -21,7 +21,7 @@ _MOST_POWER = 1e6
 MOST_NEIGHBOURS = 1 << 12  # of a row: a quarter of the postings, as candidates are four times as many
 _CANDIDATES = 4  # times the neighbours wanted
 _FEW = 33  # rows that a quick search finds: 32 and, for a row that is kept, itself
-_QUICK, _QUICKER = (2 * _FEW, 1 << 11), (_FEW, 1 << 10)  # its candidates, and postings read
+_QUICK, _QUICKER = (2 * _FEW, 1 << 11), (0, 1 << 10)  # its candidates, none where sums will do, and postings read
 # With fewer rows, or with more labels and several a row, the quicker search costs precision.
 _MANY_ROWS, _FEW_LABELS = 5_000, 1_024
 _MOSTLY_ONE = 1.1  # labels of a row on average, where most rows have one

@@ -37,7 +37,7 @@ def nearest_rows(
             increase within a row.
         column_start, column_rows, column_values: the same in CSC form.
         k: rows wanted.
-        candidates: at least ``k``.
+        candidates: at least ``k``; or 0: values are the sums, and rows those with the largest sums.
         max_postings: entries of the matrix to read for the candidates.
 
     Returns:
