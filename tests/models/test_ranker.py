@@ -11,6 +11,7 @@ from torch_lsh import ops
 from torch_lsh.data import XMCRows, collate_xmc, synthetic_xmc
 from torch_lsh.data.xmc import join_rows
 from torch_lsh.metrics import PrecisionAtK
+from torch_lsh.models import ranker as ranker_module
 from torch_lsh.models.neighbours import neighbours_of
 from torch_lsh.models.ranker import Evidence, LabelRanker, best_of
 from torch_lsh.models.weighting import FeatureWeighting
@@ -187,6 +188,63 @@ def test_labels_of_held_out_rows_alone_have_the_mean_bias(data, ranker):
     assert bool((mean < -0.5).all())
     torch.testing.assert_close(scores, mean.view(2, 1, 1).expand_as(scores))
     assert more.classifiers.lacks(torch.tensor([LABELS]))
+
+
+@pytest.fixture(scope="module")
+def grouped(data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranker_module, "_GROUPED_FROM", 1500)
+        return tuned(*data[:2])
+
+
+def test_new_labels_of_more_rows_join_the_groups_of_labels_like_them(data, grouped):
+    """A label whose rows are those of another one, of which no training row has the features."""
+    train, held_out = data[:2]
+    label = int(torch.bincount(train.labels, minlength=LABELS).argmax())
+    row = torch.repeat_interleave(train.label_start.diff())[train.labels == label]
+    start = torch.arange(len(row) + 1)
+    twins = train.take(row)._replace(label_start=start, labels=torch.full((len(row),), LABELS).int())
+    more = grouped.with_rows(twins._replace(num_labels=LABELS + 2), refit=False)
+    assert torch.equal(more.groups.groups[:, LABELS], grouped.groups.groups[:, label])
+    assert torch.equal(more.groups.groups[:, :LABELS], grouped.groups.groups)
+    again = grouped.with_rows(held_out, refit=True)
+    known = grouped.counts > 0
+    assert torch.equal(again.groups.groups[:, known], grouped.groups.groups[:, known])
+    assert not torch.equal(again.groups.bias, grouped.groups.bias)
+
+
+@torch.no_grad()
+def test_groups_are_a_source_that_files_hold(data, grouped):
+    configuration = grouped.configuration()
+    assert configuration.pop("kind") == "ranker"
+    with torch.device("meta"):
+        empty = LabelRanker.empty(LABELS, **configuration)
+    empty.load_state_dict(grouped.state_dict(), assign=True)
+    empty.check(2000)
+    for ours, theirs in zip(topk(empty, data[2], 5), topk(grouped, data[2], 5)):
+        assert torch.equal(ours, theirs)
+    features = collate_xmc(data[2])[0]
+    evidence = grouped.prepare(features)
+    scores = grouped.groups(grouped.weighting(features, grouped.neighbours.column_start), evidence.labels)
+    found = evidence.labels >= 0
+    torch.testing.assert_close(evidence.values[:, :, 12][found], scores[found])
+    made = copy.deepcopy(grouped)
+    made.make_room(LABELS + 9)
+    made.check(2000)
+
+
+@torch.no_grad()
+def test_of_few_rows_and_in_files_of_earlier_versions_there_are_no_groups(data, ranker):
+    configuration = ranker.configuration()
+    assert configuration.pop("kind") == "ranker"
+    assert configuration.pop("groups") is None  # files of earlier versions lack it
+    with torch.device("meta"):
+        empty = LabelRanker.empty(LABELS, **configuration)
+    empty.load_state_dict(ranker.state_dict(), assign=True)
+    empty.check(2000)
+    for ours, theirs in zip(topk(empty, data[2], 5), topk(ranker, data[2], 5)):
+        assert torch.equal(ours, theirs)
+    assert empty.with_rows(data[1], refit=True).groups is None
 
 
 def test_a_ranker_of_equal_sizes_takes_its_state(data, ranker):

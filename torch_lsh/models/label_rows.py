@@ -16,7 +16,7 @@ _LEAST_WEIGHT = 0.03  # of a centroid of unit length; smaller entries take most 
 _MAX_POSTINGS = 1 << 12  # read per row that looks for centroids
 COSTS = 0.1, 1.0  # of errors, of the classifiers of a label
 PASSES = 10
-_TOLERANCE = 0.03  # of passes; further ones change classifiers, but not which labels are best
+TOLERANCE = 0.03  # of passes; further ones change classifiers, but not which labels are best
 _LEAST_COEFFICIENT = 0.1  # of a classifier
 
 
@@ -158,7 +158,7 @@ class LinearClassifiers(LabelRows):
         by_row = rows.feature_start, rows.features, rows.values
         made = cls(rows.num_labels, rows.num_features, 0)
         made.start, made.columns, made.values, made.bias = ops.fit_linear_rows(
-            *by_row, rows.num_features, *members, torch.tensor(COSTS), PASSES, _LEAST_COEFFICIENT, seed, _TOLERANCE
+            *by_row, rows.num_features, *members, torch.tensor(COSTS), PASSES, _LEAST_COEFFICIENT, seed, TOLERANCE
         )
         return made
 

@@ -16,9 +16,10 @@ from .calibration import CALIBRATED_ROWS, Calibration
 from .co_occurrence import CoOccurrences
 from .committee import Examples, committee, first_value, train_committee
 from .dense_label_rows import DenseCentroids, DenseClassifiers
+from .label_groups import LabelGroups
 from .label_rows import Centroids, LinearClassifiers
 from .neighbours import DenseNeighbours, Neighbours, SparseNeighbours, neighbours_from, neighbours_of, with_more_rows
-from .rows import Features, Rows, SparseFeatures
+from .rows import Features, Rows, SparseFeatures, num_rows
 from .weighting import FeatureWeighting, UnitLength, are_mostly_there
 
 _POWERS = (2.0, 1.0, 4.0)  # of the cosines; the votes with the first one choose the candidates
@@ -29,11 +30,12 @@ _ALIKE_POSTINGS = 1 << 10  # read per row that looks for them
 _FREQUENT = 10  # candidates by their number of rows, where centroids that have a feature of the row are fewer
 ASKED = 30  # candidates of the large network, for dense rows
 _HARD_VOTED, _HARD_NEAREST = 32, 16  # labels by votes and by centroids that classifiers learn to tell apart
+_GROUPED_FROM = 5_000  # rows; of fewer, groups of labels tell nothing more
 _HARD_POSTINGS = 1 << 11  # read per row that looks for the latter
 _SPARED_FROM = 200  # rows of a label; half of them look for no hard labels where rows have one label each
 _KEPT_SHARE = 0.9  # of all rows; the hard labels of fewer rows are sought again when more rows join them
 _ROWS = 1024  # at a time
-_OF_LABELS = ("neighbours", "centroids", "co_occurrences", "classifiers")  # sources; dense rows have no third
+_OF_LABELS = ("neighbours", "centroids", "co_occurrences", "groups", "classifiers")  # not all have the middle two
 _BEHIND = -50.0  # added to scores of labels that are not candidates
 
 
@@ -76,13 +78,15 @@ class LabelRanker(nn.Module):
     The candidates of a row are the labels of its nearest training rows and those with the nearest centroids; for dense
     rows, the best labels of the large network take the place of the latter, where that is trained. What is known of a
     candidate - the votes, the cosine with its centroid, how often it comes with the features, the scores of linear
-    classifiers, its frequency and the logit of the large network, where that is trained - goes into small networks,
-    which held-out rows train. So no share of any source needs to be set, and a source that is of no use on some data
-    does no harm. Rows without known features have the shares of labels in rows that are such to the other ones.
+    classifiers of it and of its groups, its frequency and the logit of the large network, where that is trained - goes
+    into small networks, which held-out rows train. So no share of any source needs to be set, and a source that is of
+    no use on some data does no harm. Rows without known features have the shares of labels in rows that are such to the
+    other ones.
 
     Args:
         weighting: Of the features.
-        neighbours, centroids, co_occurrences, classifiers: Of the same weighed rows; dense rows have no co-occurrences.
+        neighbours, centroids, co_occurrences, classifiers, groups: Of the same weighed rows; dense rows have no
+            co-occurrences, and these and few rows no groups.
         uses_logits: Whether the large network counts.
         compares_labels: Whether labels are compared with the nearest one: those like it are candidates.
     """
@@ -98,15 +102,18 @@ class LabelRanker(nn.Module):
         centroids: Centroids | DenseCentroids,
         co_occurrences: CoOccurrences | None,
         classifiers: LinearClassifiers | DenseClassifiers,
+        groups: LabelGroups | None,
         uses_logits: bool = True,
         compares_labels: bool = False,
     ) -> None:
         super().__init__()
         self.weighting, self.neighbours, self.uses_logits = weighting, neighbours, bool(uses_logits)
-        self.centroids, self.co_occurrences, self.classifiers = centroids, co_occurrences, classifiers
+        self.centroids, self.co_occurrences = centroids, co_occurrences
+        self.classifiers, self.groups = classifiers, groups
         self.register_buffer("counts", torch.zeros(neighbours.num_labels, dtype=torch.int32))
         self.compares_labels = bool(compares_labels)
-        in_pairs = 1 + (co_occurrences is not None) + self.uses_logits  # a value, and how far it is below the best
+        # A value, and how far it is below the best.
+        in_pairs = 1 + (co_occurrences is not None) + (groups is not None) + self.uses_logits
         size = 2 * (len(_POWERS) + 1) + 2 * in_pairs + 3 * classifiers.kinds + 1 + self.compares_labels
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("deviation", torch.ones(size))
@@ -138,9 +145,10 @@ class LabelRanker(nn.Module):
         near, centroids = neighbours_of(rows, neighbours, unit=True), _centroids_of(rows)
         hard = _hard_labels(rows, near, centroids, seed)
         classifiers = _classifiers_of(rows, hard, seed)
+        together, groups = _co_occurrences_of(near.rows()), _groups_of(rows, centroids, seed)
         # Where rows have several labels, neighbours bring those that come with the nearest one.
         compares = isinstance(rows, XMCRows) and near.mostly_one_label and rows.num_labels > _VOTED + _NEAREST
-        made = cls(weighting, near, centroids, _co_occurrences_of(near.rows()), classifiers, uses_logits, compares)
+        made = cls(weighting, near, centroids, together, classifiers, groups, uses_logits, compares)
         made._hard_labels = hard
         made.counts = _label_counts(rows)
         return made
@@ -166,9 +174,17 @@ class LabelRanker(nn.Module):
             classifiers = _classifiers_of(everything, hard, seed)
         else:
             classifiers = self.classifiers.grown(everything.num_labels, everything.num_features)
-        together = _co_occurrences_of(everything)
-        made = LabelRanker(weighting, near, centroids, together, classifiers, self.uses_logits, self.compares_labels)
-        made.counts = _label_counts(everything)
+        together, counts = _co_occurrences_of(everything), _label_counts(everything)
+        groups = self.groups
+        if groups is not None:
+            assert isinstance(everything, XMCRows)
+            assert isinstance(centroids, Centroids)
+            before = F.pad(self.counts, (0, len(counts) - self.num_labels))
+            groups = groups.grown(centroids, (counts > 0) & (before == 0))
+            groups = groups.trained(everything, seed) if refit else groups
+        own = self.uses_logits, self.compares_labels
+        made = LabelRanker(weighting, near, centroids, together, classifiers, groups, *own)
+        made.counts = counts
         made.rank, made.mean, made.deviation = self.rank, self.mean.clone(), self.deviation
         # All labels have more rows; where they have about equally many, by far more than the deviation.
         made.mean[self._frequency] += math.log((1 + len(near)) / (1 + len(self.neighbours)))
@@ -202,6 +218,7 @@ class LabelRanker(nn.Module):
         co_occurrences: dict[str, Any] | None,
         classifiers: dict[str, Any],
         uses_logits: bool,
+        groups: dict[str, Any] | None = None,
         compares_labels: bool = False,  # files of earlier versions do not say
         independent: bool = False,
         ranks_unknown: bool = False,  # of earlier versions; nothing asks for it
@@ -210,7 +227,7 @@ class LabelRanker(nn.Module):
         near = neighbours_from(neighbours, num_labels)
         if isinstance(near, DenseNeighbours):  # of sparse rows, too, where most of their entries are there
             dense = DenseCentroids(num_labels, **centroids), None, DenseClassifiers(num_labels, **classifiers)
-            made = cls(UnitLength(**weighting), near, *dense, uses_logits)
+            made = cls(UnitLength(**weighting), near, *dense, None, uses_logits)
         elif co_occurrences is None:
             raise ValueError("a ranker of sparse rows has no co-occurrences; wanted some")
         else:
@@ -220,6 +237,7 @@ class LabelRanker(nn.Module):
                 Centroids(num_labels, **centroids),
                 CoOccurrences(num_labels, **co_occurrences),
                 LinearClassifiers(num_labels, **classifiers),
+                None if groups is None else LabelGroups(num_labels, **groups),
                 uses_logits,
                 compares_labels,
             )
@@ -294,7 +312,8 @@ class LabelRanker(nn.Module):
         voters = (start[voting + 1] - start[voting]).unsqueeze(2)
         votes = votes / (weights * voters).sum(1, keepdim=True).clamp(min=1e-30)
         none = found < 0
-        sources = [part(features, found) for part in (self.centroids, self.co_occurrences) if part is not None]
+        pairs = self.centroids, self.co_occurrences, self.groups
+        sources = [part(features, found) for part in pairs if part is not None]
         likeness = [self.centroids(alike, found).unsqueeze(2)] if self.compares_labels else []
         values = [
             (votes + 1e-4).log(),
@@ -429,6 +448,13 @@ def _centroids_of(rows: Rows) -> Centroids | DenseCentroids:
 
 def _co_occurrences_of(rows: Rows) -> CoOccurrences | None:
     return CoOccurrences.of(rows) if isinstance(rows, XMCRows) else None
+
+
+def _groups_of(rows: Rows, centroids: Centroids | DenseCentroids, seed: int) -> LabelGroups | None:
+    if not isinstance(rows, XMCRows) or num_rows(rows) < _GROUPED_FROM:
+        return None
+    assert isinstance(centroids, Centroids)
+    return LabelGroups.of(rows, centroids, seed)
 
 
 def _classifiers_of(rows: Rows, hard: Tensor, seed: int) -> LinearClassifiers | DenseClassifiers:
