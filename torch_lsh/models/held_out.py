@@ -21,7 +21,6 @@ _ENOUGH = 1_500  # rows to hold out
 _LARGEST_SHARE = 0.125
 _MOST_SCORES = 1 << 28  # of held-out rows, after an epoch
 _MOST_SCORED = 1 << 22  # scores of held-out rows beside a ranker, where they decide nothing
-_MOST_RANKED = 6_000  # held-out rows that train a ranker
 _RANKED, _RANKED_ALONE = 256, 1024  # rows at a time, with logits of the network and without
 
 
@@ -164,7 +163,7 @@ class HeldOut:
         """Adds rows that tune the ranker by what one knows of them that was not made of them."""
         self._knowable |= bool((ranker.counts[rows.labels.long()] > 0).any())
         size = _RANKED if ranker.uses_logits else _RANKED_ALONE
-        for block in torch.arange(min(num_rows(rows), _MOST_RANKED)).split(size):
+        for block in torch.arange(min(num_rows(rows), MOST_HELD_OUT)).split(size):
             batch = batch_of(rows.take(block))
             prepared = None if ranker.asks_network else ranker.prepare(batch.features)
             self._ranked_batches.append((batch, prepared))
