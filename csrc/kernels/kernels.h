@@ -54,16 +54,23 @@ struct OptimizerKernels {
 // every level's tile.
 constexpr int64_t kPackRows = 256, kTaskRows = 48;
 
+// Rows of a table that the calling thread reads soon.
+struct RowsAhead {
+  const void* table = nullptr;
+  const int64_t* rows = nullptr;
+  int64_t count = 0, row_bytes = 0;
+};
+
 // product.h, or tile_product.h. Null for bfloat16 on levels that do not multiply it
 // (Kernels::multiplies_bfloat16).
 template <typename T>
 struct ProductKernels {
   // out[m, n] = bias[m] + sum over k of a[m * a_row + k * a_col] * b[k, n]. `panels` is b packed by
   // pack_panel; `stride` separates rows of `out`. Null bias: zeros. With `add`, the sums are added to `out`
-  // and bias is ignored.
+  // and bias is ignored. Fetches the rows ahead into the second-level cache meanwhile.
   void (*product)(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
                   const SumOf<T>* panels, int64_t columns, const SumOf<T>* bias, bool add, SumOf<T>* out,
-                  int64_t stride);
+                  int64_t stride, const RowsAhead& ahead);
   // Packs rows `begin` (a multiple of kPackRows) to `end` - 1 of panel `number` of b[k * b_row + n * b_col];
   // `end` is the depth or begin + kPackRows. Panels are panel_size(depth) sums apart.
   void (*pack_panel)(const T* b, int64_t b_row, int64_t b_col, int64_t depth, int64_t columns, int64_t number,

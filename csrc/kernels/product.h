@@ -13,6 +13,7 @@
 
 #include "kernels/convert.h"
 #include "kernels/kernels.h"
+#include "kernels/row_prefetch.h"
 #include "kernels/transpose.h"
 #include "kernels/tuning.h"
 #include "kernels/vectors.h"
@@ -129,13 +130,15 @@ template <int64_t Rows, typename P>
 __attribute__((always_inline)) inline void product_rows(const P* a, int64_t a_row, int64_t a_step,
                                                         int64_t steps, const P* panels, int64_t panel_size,
                                                         int64_t columns, const SumOf<P>* bias, bool first,
-                                                        SumOf<P>* out, int64_t stride) {
+                                                        SumOf<P>* out, int64_t stride,
+                                                        RowPrefetch& prefetch) {
   for (int64_t c = 0; c < columns; c += kPanelWidth<P>, panels += panel_size) {
     if (c + kPanelWidth<P> <= columns) {
       product_tile<Rows>(a, a_row, a_step, steps, panels, bias, first, out + c, stride);
     } else {
       product_edge<Rows>(a, a_row, a_step, steps, panels, bias, first, out + c, stride, columns - c);
     }
+    prefetch.take_share();
   }
 }
 
@@ -193,10 +196,17 @@ inline bool is_near(int64_t a_row, int64_t a_col) {
          (kTogether<T> == 1 && a_row == 1 && a_col * static_cast<int64_t>(sizeof(T)) <= kNearBytes);
 }
 
+constexpr int64_t blocks_of(int64_t count, int64_t size) {
+  return (count + size - 1) / size;
+}
+
 template <typename T>
 void product(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth, const SumOf<T>* panels,
-             int64_t columns, const SumOf<T>* bias, bool add, SumOf<T>* out, int64_t stride) {
+             int64_t columns, const SumOf<T>* bias, bool add, SumOf<T>* out, int64_t stride,
+             const RowsAhead& ahead) {
   T packed[kGroupRows * kBlockDepth];
+  RowPrefetch prefetch(ahead, blocks_of(depth, kBlockDepth) * blocks_of(rows, TORCH_LSH_TILE_ROWS) *
+                                  blocks_of(columns, kPanelWidth<T>));
   for (int64_t begin = 0; begin == 0 || begin < depth; begin += kBlockDepth) {
     const int64_t block = depth - begin < kBlockDepth ? depth - begin : kBlockDepth;
     const int64_t steps = (block + kTogether<T> - 1) / kTogether<T>;
@@ -212,12 +222,13 @@ void product(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t dep
       for (int64_t first = 0; first < columns; first += width)
         for_tiles(of_group, [&]<int64_t Rows>(int64_t r) {
           const int64_t row = group + r;
-          product_rows<Rows>(
-              left + r * (in_place ? a_row : steps * kTogether<T>), in_place ? a_row : kTogether<T>,
-              (in_place ? a_col : Rows) * kTogether<T>, steps,
-              reinterpret_cast<const T*>(panels + first * depth) + begin * kPanelWidth<T>,
-              depth * kPanelWidth<T> * kTogether<T>, columns - first < width ? columns - first : width,
-              bias == nullptr ? nullptr : bias + row, begin == 0 && !add, out + row * stride + first, stride);
+          product_rows<Rows>(left + r * (in_place ? a_row : steps * kTogether<T>),
+                             in_place ? a_row : kTogether<T>, (in_place ? a_col : Rows) * kTogether<T>, steps,
+                             reinterpret_cast<const T*>(panels + first * depth) + begin * kPanelWidth<T>,
+                             depth * kPanelWidth<T> * kTogether<T>,
+                             columns - first < width ? columns - first : width,
+                             bias == nullptr ? nullptr : bias + row, begin == 0 && !add,
+                             out + row * stride + first, stride, prefetch);
         });
     }
   }

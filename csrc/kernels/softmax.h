@@ -239,6 +239,25 @@ void weighted_row(const SumOf<T>* __restrict values, const SumOf<T>* __restrict 
     all = sum_lanes(of_all);
     above = sum_lanes(of_above);
   }
+#if defined(TORCH_LSH_BF16_DOT) && TORCH_LSH_VECTOR_BYTES == 64
+  if constexpr (__is_same(T, BFloat16)) {
+    constexpr int64_t kStep = 2 * kLanes<float>;
+    Vector<float> of_all{}, of_above{};
+    for (; begin + kStep <= count; begin += kStep) {
+      Vector<float> terms[2];
+      for (int64_t v = 0; v < 2; ++v) {
+        const int64_t i = begin + v * kLanes<float>;
+        terms[v] = load_vector<Vector<float>>(values + i) * load_vector<Vector<float>>(factors + i);
+        of_all += terms[v];
+        of_above += terms[v] > 0 ? terms[v] : Vector<float>{};
+      }
+      const auto rounded = _mm512_cvtne2ps_pbh((__m512)terms[1], (__m512)terms[0]);  // subnormal: 0
+      __builtin_memcpy(products + begin, &rounded, sizeof(rounded));
+    }
+    all = sum_lanes(of_all);
+    above = sum_lanes(of_above);
+  }
+#endif
 #pragma omp simd reduction(+ : all, above)
   for (int64_t i = begin; i < count; ++i) {
     const Sum term = values[i] * factors[i];

@@ -7,6 +7,7 @@
 // element of the result is summed in the same order whatever the block that it falls into.
 #pragma once
 
+#include "kernels/row_prefetch.h"
 #include "kernels/tiles.h"
 #include "kernels/transpose.h"
 
@@ -29,7 +30,8 @@ struct TileProduct {
   static constexpr bool kStrips = kTogether == kDepth;
   static_assert(kBlockDepth % kDepth == 0 && kPackRows % kDepth == 0);
 
-  static constexpr int64_t steps_of(int64_t depth) { return (depth + kDepth - 1) / kDepth; }
+  static constexpr int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+  static constexpr int64_t steps_of(int64_t depth) { return blocks_of(depth, kDepth); }
 
   // Numbers of type T in a packed panel.
   static constexpr int64_t panel_numbers(int64_t depth) { return steps_of(depth) * kDepth * kPanelWidth; }
@@ -196,7 +198,7 @@ struct TileProduct {
   // A group of rows, for one block of the depth; panels points to the block's first step.
   static void multiply_group(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
                              const T* panels, int64_t panel_stride, int64_t columns, const Sum* bias,
-                             bool first, Sum* out, int64_t stride) {
+                             bool first, Sum* out, int64_t stride, RowPrefetch& prefetch) {
     alignas(64) T packed[kGroupRows * kBlockDepth];
     const int64_t steps = steps_of(depth);
     const bool in_place = Tiles::kInPlace && a_col == 1 && depth % kDepth == 0 && rows % kRows == 0;
@@ -210,12 +212,16 @@ struct TileProduct {
                                                           down * kRows * kDepth, kDepth};
         multiply_block(left, panels, steps, of_block, columns - c < kPanelWidth ? columns - c : kPanelWidth,
                        bias == nullptr ? nullptr : bias + r, first, out + r * stride + c, stride);
+        prefetch.take_share();
       }
   }
 
   // As ProductKernels::product, within a session.
   static void run(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth, const Sum* panels,
-                  int64_t columns, const Sum* bias, bool add, Sum* out, int64_t stride) {
+                  int64_t columns, const Sum* bias, bool add, Sum* out, int64_t stride,
+                  const RowsAhead& ahead = {}) {
+    RowPrefetch prefetch(
+        ahead, blocks_of(depth, kBlockDepth) * blocks_of(rows, kBlockRows) * blocks_of(columns, kPanelWidth));
     for (int64_t begin = 0; begin == 0 || begin < depth; begin += kBlockDepth) {
       const int64_t block = depth - begin < kBlockDepth ? depth - begin : kBlockDepth;
       for (int64_t group = 0; group < rows; group += kGroupRows) {
@@ -223,16 +229,16 @@ struct TileProduct {
         multiply_group(a + group * a_row + begin * a_col, a_row, a_col, of_group, block,
                        reinterpret_cast<const T*>(panels) + begin * kPanelWidth, panel_numbers(depth),
                        columns, bias == nullptr ? nullptr : bias + group, begin == 0 && !add,
-                       out + group * stride, stride);
+                       out + group * stride, stride, prefetch);
       }
     }
   }
 
   static void product(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
-                      const Sum* panels, int64_t columns, const Sum* bias, bool add, Sum* out,
-                      int64_t stride) {
+                      const Sum* panels, int64_t columns, const Sum* bias, bool add, Sum* out, int64_t stride,
+                      const RowsAhead& ahead = {}) {
     const typename Tiles::Session session;
-    run(a, a_row, a_col, rows, depth, panels, columns, bias, add, out, stride);
+    run(a, a_row, a_col, rows, depth, panels, columns, bias, add, out, stride, ahead);
   }
 };
 

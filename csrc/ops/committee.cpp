@@ -308,12 +308,12 @@ class Pair {
       const int64_t size = padded(example.count);
       const float* const inputs = examples_.inputs(example);
       products_.product(inputs, inputs_, 1, size, inputs_, packed_.data(), kPairUnits, nullptr, false,
-                        units_.data(), kPairUnits);
+                        units_.data(), kPairUnits, {});
       committee_.slopes(units_.data(), example.count, size, example.right, output_.weights(),
                         example.weight / static_cast<float>(count), scores_.data(), slopes_.data(),
                         output_.gradient());
       products_.product(inputs, 1, inputs_, inputs_, size, slopes_.data(), kPairUnits, nullptr, true,
-                        hidden_.gradient(), kPairUnits);
+                        hidden_.gradient(), kPairUnits, {});
     }
   }
 
@@ -399,7 +399,7 @@ Tensor committee_scores(const Tensor& values, const Tensor& none, const Tensor& 
     int64_t places[kTaskRows], count = 0;
     const auto score = [&] {
       products.product(inputs.data(), width, 1, padded(count), width, packed.data(), units, nullptr, false,
-                       at_units.data(), units);
+                       at_units.data(), units, {});
       committee.scores(at_units.data(), count, units, layers.output, found);
       for (int64_t i = 0; i < count; ++i) to[places[i]] = found[i];
       count = 0;

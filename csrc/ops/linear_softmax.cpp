@@ -184,18 +184,20 @@ class LinearSoftmax {
     const auto& k = kernels<SoftmaxKernels<Sum>>();
     const Workspace workspace(sizeof(Sum) * blocks() * batch_);
     Sum* const of_blocks = static_cast<Sum*>(workspace.data());
-    for_blocks([&](int64_t block, int64_t first, int64_t rows, const auto& write_logits) {
-      Sum* const logits = slopes + first * batch_;
-      write_logits(logits);
+    for_blocks([&](int64_t block, int64_t first, int64_t rows, const auto& write_products) {
+      Sum* const products = slopes + first * batch_;
+      const Sum* const offsets = write_products(products);
       const auto each_label = [&](const auto& run) { for_labels_of(block, labels, slopes, run); };
-      each_label([&](int64_t i, const Sum* logit) { at_labels[i] = *logit; });
+      each_label([&](int64_t i, const Sum* product) { at_labels[i] = *product; });
       // Importance weights are for negatives: a sample's own labels weigh 1.
       if (log_weights_ != nullptr)
-        each_label([&](int64_t i, Sum* logit) {
-          *logit = is_extreme(i) ? -kInfinity : at_labels[i] - log_weights_[position_[i]];
+        each_label([&](int64_t i, Sum* product) {
+          *product = is_extreme(i) ? -kInfinity : at_labels[i] - log_weights_[position_[i]];
         });
+      if (bias_ != nullptr)
+        each_label([&](int64_t i, const Sum*) { at_labels[i] += number(bias_[row_[position_[i]]]); });
       Sum* const of_block = of_blocks + block * batch_;
-      k.column_exponentials(logits, weights_from(first), rows, batch_, reference.data(), mass, of_block);
+      k.column_exponentials(products, offsets, rows, batch_, reference.data(), mass, of_block);
       if (log_weights_ != nullptr)
         each_label([&](int64_t i, Sum* power) {
           if (!is_extreme(i) || *power != 0) return;  // not 0: a label given twice
@@ -216,18 +218,18 @@ class LinearSoftmax {
   std::vector<Sum> maxima_of_all(const LabelsOfBlocks& labels, Sum* slopes) const {
     std::vector<Sum> largest(batch_, -kInfinity);
     std::mutex joining;
-    for_blocks([&](int64_t block, int64_t first, int64_t rows, const auto& write_logits) {
-      Sum* const logits = slopes + first * batch_;
-      write_logits(logits);
+    for_blocks([&](int64_t block, int64_t first, int64_t rows, const auto& write_products) {
+      Sum* const products = slopes + first * batch_;
+      const Sum* const offsets = write_products(products);
       std::vector<Sum> of_block(batch_), of_labels(batch_, -kInfinity);
       if (log_weights_ != nullptr)
-        for_labels_of(block, labels, slopes, [&](int64_t i, Sum* logit) {
+        for_labels_of(block, labels, slopes, [&](int64_t i, Sum* product) {
           if (!is_extreme(i)) return;
-          of_labels[i / labels_] = std::max(of_labels[i / labels_], *logit);
-          *logit = -kInfinity;
+          const Sum bias = bias_ == nullptr ? Sum(0) : number(bias_[row_[position_[i]]]);
+          of_labels[i / labels_] = std::max(of_labels[i / labels_], *product + bias);
+          *product = -kInfinity;
         });
-      kernels<SoftmaxKernels<Sum>>().column_maxima(logits, weights_from(first), rows, batch_,
-                                                   of_block.data());
+      kernels<SoftmaxKernels<Sum>>().column_maxima(products, offsets, rows, batch_, of_block.data());
       const std::lock_guard lock(joining);
       for (int64_t b = 0; b < batch_; ++b) largest[b] = std::max({largest[b], of_block[b], of_labels[b]});
     });
@@ -238,47 +240,58 @@ class LinearSoftmax {
   std::vector<Sum> maxima_of_some() const {
     const int64_t rows = std::min(count_, kReferenceRows);
     std::vector<int64_t> ids(rows);
-    std::vector<Sum> logits(rows * batch_), largest(batch_), offset(rows), weights(rows);
+    std::vector<Sum> products(rows * batch_), largest(batch_), offsets(rows), weights(rows);
     for (int64_t i = 0; i < rows; ++i) {
       ids[i] = row_[i * count_ / rows];
       if (log_weights_ != nullptr) weights[i] = log_weights_[i * count_ / rows];
     }
     const Workspace gathered(sizeof(T) * rows * width_);
-    this->logits(ids.data(), rows, 0, static_cast<T*>(gathered.data()), offset.data(), logits.data());
-    kernels<SoftmaxKernels<Sum>>().column_maxima(logits.data(), weights.data(), rows, batch_, largest.data());
+    products_of(ids.data(), rows, weights.data(), 0, static_cast<T*>(gathered.data()), offsets.data(),
+                products.data());
+    kernels<SoftmaxKernels<Sum>>().column_maxima(products.data(), offsets.data(), rows, batch_,
+                                                 largest.data());
     return largest;
   }
 
   int64_t block_rows() const { return kernels<ProductKernels<T>>().task_rows; }
   int64_t blocks() const { return (count_ + block_rows() - 1) / block_rows(); }
 
-  // Calls run(block, first row, rows, write_logits) for blocks of rows, in parallel; write_logits(out)
-  // computes the logits of the block.
+  // Calls run(block, first row, rows, write_products) for blocks of rows, in parallel; write_products(out)
+  // computes the products of the block's rows and returns what they lack to logits + log_weights.
   template <typename Run>
   void for_blocks(const Run& run) const {
     const int64_t of_block = block_rows();
     share_tasks(blocks(), [&](const auto& next) {
       const Workspace gathered(sizeof(T) * of_block * width_);
-      std::vector<Sum> offset(of_block);
+      std::vector<Sum> offsets(of_block);
       for (int64_t block; (block = next()) >= 0;) {
         const int64_t first = block * of_block, rows = std::min(of_block, count_ - first);
         run(block, first, rows, [&](Sum* out) {
-          logits(row_ + first, rows, std::min(rows, count_ - first - rows), static_cast<T*>(gathered.data()),
-                 offset.data(), out);
+          products_of(row_ + first, rows, log_weights_ == nullptr ? nullptr : log_weights_ + first,
+                      std::min(rows, count_ - first - rows), static_cast<T*>(gathered.data()), offsets.data(),
+                      out);
+          return offsets.data();
         });
       }
     });
   }
 
-  // The logits of `rows` rows to out [rows, B]. The `next` rows after them are wanted next.
-  void logits(const int64_t* ids, int64_t rows, int64_t next, T* active, Sum* offset, Sum* out) const {
+  // The products of `rows` rows to out [rows, B], and bias + log_weights to offsets: exponentials add it with
+  // less work than products do. The `next` rows after them are wanted next.
+  void products_of(const int64_t* ids, int64_t rows, const Sum* log_weights, int64_t next, T* active,
+                   Sum* offsets, Sum* out) const {
     if (bias_ != nullptr)  // scattered, so prefetched while the rows are gathered
       for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(bias_ + ids[i]);
     kernels<GatherKernels<Stored, T>>().gather(weight_, ids, rows, width_, active);
-    if (bias_ != nullptr) kernels<GatherKernels<Stored, Sum>>().gather(bias_, ids, rows, 1, offset);
-    prefetch_rows(weight_, ids + rows, next, width_);  // products wait for no memory
-    right_.multiply(active, width_, 1, rows, 0, right_.panels(), bias_ == nullptr ? nullptr : offset, out,
-                    batch_);
+    if (bias_ != nullptr) {
+      kernels<GatherKernels<Stored, Sum>>().gather(bias_, ids, rows, 1, offsets);
+    } else {
+      std::fill_n(offsets, rows, Sum(0));
+    }
+    if (log_weights != nullptr)
+      for (int64_t i = 0; i < rows; ++i) offsets[i] += log_weights[i];
+    right_.multiply(active, width_, 1, rows, 0, right_.panels(), nullptr, out, batch_,
+                    {weight_, ids + rows, next, width_ * static_cast<int64_t>(sizeof(Stored))});
   }
 
   LabelsOfBlocks labels_of_blocks() const {
@@ -309,10 +322,6 @@ class LinearSoftmax {
   // Whether the weight of the row at a place of positions is too large to be taken from its logit and added
   // again.
   bool is_extreme(int64_t i) const { return !(std::abs(log_weights_[position_[i]]) <= kGreatestLogWeight); }
-
-  const Sum* weights_from(int64_t row) const {
-    return log_weights_ == nullptr ? nullptr : log_weights_ + row;
-  }
 
   const Tensor x_;
   const PackedMatrix<T> right_;
@@ -542,7 +551,7 @@ class LinearSoftmaxBackward {
     for (int64_t panel = 0; panel < count_panels<T>(width_); ++panel)
       k.pack_panel(active, width_, 1, rows, width_, panel, 0, rows, packed);
     k.product(block, 1, kRounds && parts > 1 ? samples : batch_, samples, rows, packed, width_, nullptr, add,
-              grad_x + sample * width_, width_);
+              grad_x + sample * width_, width_, {});
     if (update_ != nullptr && parts == 1) update(right, first, first + rows, scratch.gradient);
   }
 

@@ -84,7 +84,7 @@ class Comparison {
     for (int64_t i = 0; i < count; ++i) rows_[i] = slots[i] / of_row;
     gather_(x_, rows_.data(), count, width_, gathered_.data());
     kernel_.product(gathered_.data(), width_, 1, count, width_, packed_.data(), centers, nullptr, false,
-                    scores_.data(), centers);
+                    scores_.data(), centers, {});
     for (int64_t i = 0; i < count; ++i) offer_best(rows_[i], scores_.data() + i * centers, first, centers);
   }
 

@@ -53,11 +53,12 @@ class PackedMatrix {
   // the columns of the given panels. out: first row, column 0; `stride` numbers between rows. Null bias:
   // zeros.
   void multiply(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t first_panel,
-                int64_t num_panels, const SumOf<T>* bias, SumOf<T>* out, int64_t stride) const {
+                int64_t num_panels, const SumOf<T>* bias, SumOf<T>* out, int64_t stride,
+                const RowsAhead& ahead = {}) const {
     const int64_t column = first_panel * kernels_.panel_width;
     kernels_.product(a, a_row, a_col, rows, depth_, packed_ + first_panel * kernels_.panel_size(depth_),
                      std::min(num_panels * kernels_.panel_width, columns_ - column), bias, false,
-                     out + column, stride);
+                     out + column, stride, ahead);
   }
 
  private:
