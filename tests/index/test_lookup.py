@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from torch_lsh.index import lookup
-from torch_lsh.index.lookup import LookupIndex
+from torch_lsh.index.lookup import Effort, LookupIndex
 from torch_lsh.index.partition import PartitionIndex, Route
 from torch_lsh.index.sign_codes import SignCodeIndex
 
@@ -57,6 +57,15 @@ def test_the_effort_reaches_its_recall_on_other_queries(rows):
         assert index.known_effort(k, target) is effort is index.effort(weight, bias, k, target)
     assert spent[0] < spent[1] < spent[2]
     assert len(index.efforts) == 5
+
+
+def test_examined_rows_cost_more_where_no_cache_holds_the_codes(monkeypatch):
+    index, *_ = built()
+    effort = Effort(10, 0.9, 3_000, 20, 0.9, 0.01, Route(True, 2))
+    near = lookup._cost(index.kind, effort)
+    monkeypatch.setattr(lookup, "_NEAR_BYTES", N * (D // 4 + 4) - 1)
+    factor = lookup._EXAMINED_FAR_COST - lookup._EXAMINED_COST
+    assert lookup._cost(index.kind, effort) - near == 3_000 * (D // 4 + 4) * factor > 0
 
 
 def test_rows_without_structure_get_sign_codes():

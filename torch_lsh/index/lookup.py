@@ -32,10 +32,11 @@ _COMPARED = 128  # groups of buckets that clustered rows are compared with, at m
 _SAMPLED_ROWS, _LEAST_STEP = 1 << 18, 8  # the quick way is tried on so many first, of so many times more
 _EXAMINED = 128, 256, 512  # rows, before 1,024 and more
 _CLEARLY = 4  # buckets that cost so many times less than sign codes are taken without another try
-# A byte of a code that is examined in its bucket costs as much as so many of codes read in order. Measured: 5 times
-# among 670,091 rows (4 to 7 ns per row, 0.03 per byte in order), 23 times among 6.7 million, which no cache holds (25
-# ns; AMD EPYC, Zen 4, width 128).
-_EXAMINED_COST = 10
+# A byte of a code that is examined in its bucket costs as much as so many of codes read in order, where a cache may
+# hold all codes and where none does. Measured: 5 times among 670,091 rows on AMD EPYC (Zen 4: 4 to 7 ns per row, 0.03
+# per byte in order; width 128), 2 to 4 times on an Intel Xeon (4.4 ns per row; 0.03 per byte in order by two threads,
+# 0.05 by one), 23 times among 6.7 million rows (25 ns per row; Zen 4).
+_EXAMINED_COST, _EXAMINED_FAR_COST, _NEAR_BYTES = 5, 10, 32 << 20
 _GATHERED = 2  # a byte of a row scored exactly costs as much as so many of codes read in order
 
 _log = logging.getLogger("torch_lsh")
@@ -467,6 +468,8 @@ def _cost(kind: SignCodeIndex | PartitionIndex, effort: Effort) -> float:
     if isinstance(kind, PartitionIndex):
         assert effort.route is not None
         of_bucket = kind.in_features * effort.route.bits // 8 + 4
-        of_code = _EXAMINED_COST * (kind.in_features // 4 + 4)
+        of_code = kind.in_features // 4 + 4
+        is_near = kind.num_rows * of_code <= _NEAR_BYTES
+        of_code *= _EXAMINED_COST if is_near else _EXAMINED_FAR_COST
         return effort.examined * of_code + kind.family.num_centers * of_bucket + scored
     return kind.num_rows * (kind.in_features // 8 + 4) + scored
