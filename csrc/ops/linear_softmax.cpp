@@ -10,8 +10,9 @@
 // Forward and backward gather the active rows from the table block by block; keeping the copy in between
 // would cost as much.
 //
-// bfloat16: the operands of products are bfloat16 (x, the active rows, the gradient of the logits), or float
-// where the CPU multiplies those as fast. Logits, softmax and all results are float.
+// bfloat16: the operands of products are bfloat16 (x, the active rows, the slopes), or float where the CPU
+// multiplies those as fast. Logits, softmax and all other results are float. Slopes are the largest matrix,
+// so half of their bytes is worth more than half of the time of a product.
 #include "ops/linear_softmax.h"
 
 #include <torch/csrc/stable/library.h>
@@ -73,23 +74,29 @@ class LinearSoftmax {
         width_(weight.size(1)),
         labels_(positions.size(1)) {}
 
-  void loss(const Sum* shares, Sum* loss, Sum* slopes, Sum* scale) const {
+  void loss(const Sum* shares, Sum* loss, T* slopes, Sum* scale) const {
     std::vector<Sum> at_labels(batch_ * labels_), mass(batch_);
     for_labels([&](int64_t b, int64_t i) { mass[b] += shares[i]; });
-    auto [log_z, sums] = exponentials(mass, at_labels.data(), slopes);
+    const auto [reference, sums] = exponentials(mass, at_labels.data(), slopes);
     for_labels([&](int64_t b, int64_t i) { __builtin_prefetch(slopes + position_[i] * batch_ + b, 1); });
+    std::vector<Sum> log_z(batch_);
     for (int64_t b = 0; b < batch_; ++b) {
       loss[b] = 0;
       scale[b] = 1 / sums[b];
-      log_z[b] += std::log(sums[b]);
+      log_z[b] = reference[b] + std::log(sums[b]);
     }
     for_labels([&](int64_t b, int64_t i) {
       loss[b] += shares[i] * (log_z[b] - at_labels[i]);
-      slopes[position_[i] * batch_ + b] -= shares[i] * sums[b];
+      if constexpr (!kRounds) slopes[position_[i] * batch_ + b] -= shares[i] * sums[b];
     });
+    if constexpr (kRounds)  // the difference, not its terms
+      for_different_labels(shares, [&](int64_t b, int64_t i, Sum share) {
+        const Sum slope = mass[b] * std::exp(at_labels[i] - reference[b]) - share * sums[b];
+        kernels<SlopeKernels<T>>().round(&slope, 1, slopes + position_[i] * batch_ + b);
+      });
   }
 
-  void sums(Sum* log_z, Sum* at_labels, Sum* slopes, Sum* scale) const {
+  void sums(Sum* log_z, Sum* at_labels, T* slopes, Sum* scale) const {
     std::fill_n(at_labels, batch_ * labels_, Sum(0));
     const auto [reference, sums] = exponentials(std::vector<Sum>(batch_, 1), at_labels, slopes);
     for (int64_t b = 0; b < batch_; ++b) {
@@ -100,6 +107,7 @@ class LinearSoftmax {
 
  private:
   static constexpr Sum kInfinity = std::numeric_limits<Sum>::infinity();
+  static constexpr bool kRounds = !std::is_same_v<T, Sum>;
 
   struct Exponentials {
     std::vector<Sum> reference, sums;  // of each sample
@@ -131,7 +139,7 @@ class LinearSoftmax {
   // The reference only keeps exponentials in range. The maximum over a few rows does so in one pass, which
   // computes each exponential while its logit is in cache, unless logits of a sample differ by more than a
   // model's do: for such samples it is the maximum over all rows, in further passes.
-  Exponentials exponentials(const std::vector<Sum>& mass, Sum* at_labels, Sum* slopes) const {
+  Exponentials exponentials(const std::vector<Sum>& mass, Sum* at_labels, T* slopes) const {
     Exponentials out = exponentials_by(maxima_of_some(), mass, labels_of_blocks(), at_labels, slopes);
     std::vector<int64_t> others;
     for (int64_t b = 0; b < batch_; ++b)
@@ -141,7 +149,7 @@ class LinearSoftmax {
   }
 
   Exponentials exponentials_by(std::vector<Sum> reference, const std::vector<Sum>& mass,
-                               const LabelsOfBlocks& labels, Sum* at_labels, Sum* slopes) const {
+                               const LabelsOfBlocks& labels, Sum* at_labels, T* slopes) const {
     for (Sum& value : reference)
       if (value == -kInfinity) value = 0;  // -inf - -inf would be NaN
     const bool is_one = std::all_of(mass.begin(), mass.end(), [](Sum m) { return m == 1; });
@@ -151,7 +159,7 @@ class LinearSoftmax {
   }
 
   // Replaces the exponentials of some samples by those relative to the maximum over all rows.
-  void exponentials_of(const std::vector<int64_t>& samples, const std::vector<Sum>& mass, Sum* slopes,
+  void exponentials_of(const std::vector<int64_t>& samples, const std::vector<Sum>& mass, T* slopes,
                        Exponentials& out) const {
     const auto size = static_cast<int64_t>(samples.size());
     Tensor ids = new_tensor({size}, ScalarType::Long),
@@ -165,10 +173,10 @@ class LinearSoftmax {
     }
     const LinearSoftmax these(*this, gather_rows(x_, ids, dtype_of<T>), positions);
     const LabelsOfBlocks labels = these.labels_of_blocks();
-    const Workspace workspace(sizeof(Sum) * count_ * size);
-    Sum* const of_these = static_cast<Sum*>(workspace.data());
-    const Exponentials found = these.exponentials_by(these.maxima_of_all(labels, of_these), mass_of_these,
-                                                     labels, at_labels.data(), of_these);
+    const Workspace workspace(sizeof(T) * count_ * size);
+    T* const of_these = static_cast<T*>(workspace.data());
+    const Exponentials found =
+        these.exponentials_by(these.maxima_of_all(labels), mass_of_these, labels, at_labels.data(), of_these);
     for (int64_t i = 0; i < size; ++i) {
       out.reference[samples[i]] = found.reference[i];
       out.sums[samples[i]] = found.sums[i];
@@ -180,14 +188,12 @@ class LinearSoftmax {
   }
 
   std::vector<Sum> write_exponentials(const std::vector<Sum>& reference, const Sum* mass,
-                                      const LabelsOfBlocks& labels, Sum* at_labels, Sum* slopes) const {
+                                      const LabelsOfBlocks& labels, Sum* at_labels, T* slopes) const {
     const auto& k = kernels<SoftmaxKernels<Sum>>();
     const Workspace workspace(sizeof(Sum) * blocks() * batch_);
     Sum* const of_blocks = static_cast<Sum*>(workspace.data());
-    for_blocks([&](int64_t block, int64_t first, int64_t rows, const auto& write_products) {
-      Sum* const products = slopes + first * batch_;
-      const Sum* const offsets = write_products(products);
-      const auto each_label = [&](const auto& run) { for_labels_of(block, labels, slopes, run); };
+    for_blocks(slopes, [&](int64_t block, int64_t first, int64_t rows, const Sum* offsets, Sum* products) {
+      const auto each_label = [&](const auto& run) { for_labels_of(block, labels, products, run); };
       each_label([&](int64_t i, const Sum* product) { at_labels[i] = *product; });
       // Importance weights are for negatives: a sample's own labels weigh 1.
       if (log_weights_ != nullptr)
@@ -206,6 +212,8 @@ class LinearSoftmax {
           *power = mass == nullptr ? own : mass[b] * own;
           of_block[b] += own;
         });
+      if constexpr (kRounds)
+        kernels<SlopeKernels<T>>().round(products, rows * batch_, slopes + first * batch_);
     });
     std::vector<Sum> sums(batch_);
     for (int64_t block = 0; block < blocks(); ++block)
@@ -214,16 +222,14 @@ class LinearSoftmax {
   }
 
   // The maximum of logits + log_weights per sample, over all rows; of labels with extreme weights, that of
-  // their logits. Overwrites slopes.
-  std::vector<Sum> maxima_of_all(const LabelsOfBlocks& labels, Sum* slopes) const {
+  // their logits.
+  std::vector<Sum> maxima_of_all(const LabelsOfBlocks& labels) const {
     std::vector<Sum> largest(batch_, -kInfinity);
     std::mutex joining;
-    for_blocks([&](int64_t block, int64_t first, int64_t rows, const auto& write_products) {
-      Sum* const products = slopes + first * batch_;
-      const Sum* const offsets = write_products(products);
+    for_blocks(nullptr, [&](int64_t block, int64_t, int64_t rows, const Sum* offsets, Sum* products) {
       std::vector<Sum> of_block(batch_), of_labels(batch_, -kInfinity);
       if (log_weights_ != nullptr)
-        for_labels_of(block, labels, slopes, [&](int64_t i, Sum* product) {
+        for_labels_of(block, labels, products, [&](int64_t i, Sum* product) {
           if (!is_extreme(i)) return;
           const Sum bias = bias_ == nullptr ? Sum(0) : number(bias_[row_[position_[i]]]);
           of_labels[i / labels_] = std::max(of_labels[i / labels_], *product + bias);
@@ -256,22 +262,26 @@ class LinearSoftmax {
   int64_t block_rows() const { return kernels<ProductKernels<T>>().task_rows; }
   int64_t blocks() const { return (count_ + block_rows() - 1) / block_rows(); }
 
-  // Calls run(block, first row, rows, write_products) for blocks of rows, in parallel; write_products(out)
-  // computes the products of the block's rows and returns what they lack to logits + log_weights.
+  // Calls run(block, first row, rows, offsets, products) for blocks of rows, in parallel, with the products
+  // of the block's rows [rows, B] and what they lack to logits + log_weights. Products lie in `slopes` if
+  // these have their type; null: elsewhere.
   template <typename Run>
-  void for_blocks(const Run& run) const {
+  void for_blocks([[maybe_unused]] T* slopes, const Run& run) const {
     const int64_t of_block = block_rows();
     share_tasks(blocks(), [&](const auto& next) {
       const Workspace gathered(sizeof(T) * of_block * width_);
       std::vector<Sum> offsets(of_block);
+      const bool in_place = !kRounds && slopes != nullptr;
+      const Workspace elsewhere(in_place ? 0 : sizeof(Sum) * of_block * batch_);
       for (int64_t block; (block = next()) >= 0;) {
         const int64_t first = block * of_block, rows = std::min(of_block, count_ - first);
-        run(block, first, rows, [&](Sum* out) {
-          products_of(row_ + first, rows, log_weights_ == nullptr ? nullptr : log_weights_ + first,
-                      std::min(rows, count_ - first - rows), static_cast<T*>(gathered.data()), offsets.data(),
-                      out);
-          return offsets.data();
-        });
+        Sum* products = static_cast<Sum*>(elsewhere.data());
+        if constexpr (!kRounds)
+          if (in_place) products = slopes + first * batch_;
+        products_of(row_ + first, rows, log_weights_ == nullptr ? nullptr : log_weights_ + first,
+                    std::min(rows, count_ - first - rows), static_cast<T*>(gathered.data()), offsets.data(),
+                    products);
+        run(block, first, rows, offsets.data(), products);
       }
     });
   }
@@ -310,12 +320,33 @@ class LinearSoftmax {
         if (position_[i] >= 0) run(b, i);
   }
 
-  // Calls run(place in positions, number at it) for the labels of a block.
+  // Calls run(place in positions, number at it) for the labels of a block, whose numbers are [rows, B].
   template <typename Run>
-  void for_labels_of(int64_t block, const LabelsOfBlocks& labels, Sum* slopes, const Run& run) const {
+  void for_labels_of(int64_t block, const LabelsOfBlocks& labels, Sum* numbers, const Run& run) const {
+    const int64_t first = block * block_rows();
     for (int64_t n = labels.start[block]; n < labels.start[block + 1]; ++n) {
       const int64_t i = labels.order[n];
-      run(i, slopes + position_[i] * batch_ + i / labels_);
+      run(i, numbers + (position_[i] - first) * batch_ + i / labels_);
+    }
+  }
+
+  // Calls run(sample, place in positions, sum of its shares) for each different label of each sample.
+  template <typename Run>
+  void for_different_labels(const Sum* shares, const Run& run) const {
+    std::vector<int64_t> places;
+    for (int64_t b = 0; b < batch_; ++b) {
+      places.clear();
+      for (int64_t i = b * labels_; i < (b + 1) * labels_; ++i)
+        if (position_[i] >= 0) places.push_back(i);
+      std::sort(places.begin(), places.end(), [&](int64_t i, int64_t j) {
+        return std::pair(position_[i], i) < std::pair(position_[j], j);
+      });
+      for (size_t n = 0; n < places.size();) {
+        const int64_t i = places[n];
+        Sum share = 0;
+        for (; n < places.size() && position_[places[n]] == position_[i]; ++n) share += shares[places[n]];
+        run(b, i, share);
+      }
     }
   }
 
@@ -406,13 +437,13 @@ std::tuple<Tensor, Tensor, Tensor> linear_softmax_loss(const Tensor& x, const Te
   check_size(shares, "shares", 0, batch);
   check_size(shares, "shares", 1, positions.size(1));
 
-  Tensor loss = new_tensor({batch}, sums), slopes = pooled_tensor({count, batch}, sums),
+  Tensor loss = new_tensor({batch}, sums), slopes = pooled_tensor({count, batch}, operand_dtype(dtype)),
          scale = new_tensor({batch}, sums);
   by_dtypes(OperandTypes{}, operand_dtype(dtype), stored_dtype(weight, dtype),
             [&]<typename T, typename Stored>() {
               using Sum = SumOf<T>;
               LinearSoftmax<T, Stored>(as_operand(x), weight, bias, rows, log_weights, positions)
-                  .loss(data<Sum>(shares), mutable_data<Sum>(loss), mutable_data<Sum>(slopes),
+                  .loss(data<Sum>(shares), mutable_data<Sum>(loss), mutable_data<T>(slopes),
                         mutable_data<Sum>(scale));
               if (divisor.has_value())
                 loss = reduced<Sum>(loss, mutable_data<Sum>(scale), static_cast<Sum>(*divisor));
@@ -428,30 +459,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_softmax_sums(const Tensor& x, 
   const ScalarType dtype = x.scalar_type(), sums = sum_dtype(dtype);
   const int64_t batch = x.size(0);
   Tensor log_z = new_tensor({batch}, sums), at_labels = new_tensor({batch, positions.size(1)}, sums),
-         slopes = pooled_tensor({rows.numel(), batch}, sums), scale = new_tensor({batch}, sums);
+         slopes = pooled_tensor({rows.numel(), batch}, operand_dtype(dtype)),
+         scale = new_tensor({batch}, sums);
   by_dtypes(OperandTypes{}, operand_dtype(dtype), stored_dtype(weight, dtype),
             [&]<typename T, typename Stored>() {
               using Sum = SumOf<T>;
               LinearSoftmax<T, Stored>(as_operand(x), weight, bias, rows, log_weights, positions)
-                  .sums(mutable_data<Sum>(log_z), mutable_data<Sum>(at_labels), mutable_data<Sum>(slopes),
+                  .sums(mutable_data<Sum>(log_z), mutable_data<Sum>(at_labels), mutable_data<T>(slopes),
                         mutable_data<Sum>(scale));
             });
   return {log_z, at_labels, slopes, scale};
 }
 
-// The backward. x is stored as T, the weight as Stored. The gradient of the logits is slopes * factors.
-// Products use slopes and x * factors, which is smaller; in bfloat16 they use the gradient itself, to round
-// it once.
+// The backward. x and slopes are stored as T, the weight as Stored. The gradient of the logits is slopes *
+// factors. Products use slopes and x * factors, which is smaller.
 template <typename T, typename Stored>
 class LinearSoftmaxBackward {
  public:
   using Sum = SumOf<T>;
-  static constexpr bool kRounds = std::is_same_v<T, BFloat16>;
 
   // Null grad_weight: not needed. Null update: none.
   LinearSoftmaxBackward(const Tensor& slopes, const Tensor& factors, const Tensor& weight, const Tensor& rows,
                         Sum* grad_weight, const RowUpdate* update, Sum* grad_bias, Sum* positive)
-      : slopes_(data<Sum>(slopes)),
+      : slopes_(data<T>(slopes)),
         factors_(data<Sum>(factors)),
         weight_(data<Stored>(weight)),
         row_(rows.const_data_ptr<int64_t>()),
@@ -463,7 +493,7 @@ class LinearSoftmaxBackward {
         batch_(slopes.size(1)),
         width_(weight.size(1)) {}
 
-  // All gradients in one pass over the slopes, for a small gradient of x. scaled: x * factors; x if kRounds.
+  // All gradients in one pass over the slopes, for a small gradient of x. scaled: x * factors.
   // Rows are updated in the same pass, unless several threads read them.
   //
   // A partial gradient of x is summed over `step` rows. Where that leaves threads without work, several share
@@ -480,7 +510,7 @@ class LinearSoftmaxBackward {
     Workspace workspace(sizeof(Sum) * sums * size);
     Sum* const partial = static_cast<Sum*>(workspace.data());
     share_tasks(sums * parts, [&](const auto& next) {
-      const Scratch scratch(std::min(kBlockRows, step), batch_, width_);
+      const Scratch scratch(std::min(kBlockRows, step), width_);
       for (int64_t task; (task = next()) >= 0;) {
         const int64_t sum = task / parts, end = std::min((sum + 1) * step, count_);
         for (int64_t first = sum * step; first < end; first += kBlockRows)
@@ -494,8 +524,7 @@ class LinearSoftmaxBackward {
       std::fill(grad_x + begin * width_, grad_x + end * width_, Sum(0));
       for (int64_t b = begin; b < end; ++b)
         for (int64_t sum = 0; sum < sums; ++sum)
-          add_row(partial + sum * size + b * width_, kRounds ? Sum(1) : factors_[b], width_,
-                  grad_x + b * width_);
+          add_row(partial + sum * size + b * width_, factors_[b], width_, grad_x + b * width_);
     });
   }
 
@@ -509,24 +538,20 @@ class LinearSoftmaxBackward {
     });
   }
 
-  // The gradients other than by products: bias and positive; with kRounds also that of the logits, in rounded
-  // [A, B].
-  void all_rows(T* rounded) const {
-    parallel_for(0, count_, 64, [&](int64_t begin, int64_t end) {
-      left(begin, end - begin, kRounds ? rounded + begin * batch_ : nullptr);
-    });
+  // The gradients other than by products: bias and positive.
+  void sum_rows() const {
+    parallel_for(0, count_, 64, [&](int64_t begin, int64_t end) { sum_rows(begin, end); });
   }
 
  private:
   // Of a thread, for a block of rows.
   struct Scratch {
-    Scratch(int64_t rows, int64_t batch, int64_t width)
+    Scratch(int64_t rows, int64_t width)
         : panels(sizeof(Sum) * packed_size<T>(rows, width)),
           active(sizeof(T) * rows * width),
-          gradient(sizeof(Sum) * kTaskRows * width),
-          rounded(kRounds ? sizeof(T) * rows * batch : 0) {}
+          gradient(sizeof(Sum) * kTaskRows * width) {}
 
-    Workspace panels, active, gradient, rounded;
+    Workspace panels, active, gradient;
   };
 
   // Part `part` of `parts` of the gradients of a block of rows. Writes those of the weight, and writes or
@@ -534,37 +559,33 @@ class LinearSoftmaxBackward {
   void gradients_of_block(const PackedMatrix<T>& right, int64_t first, int64_t rows, int64_t part,
                           int64_t parts, bool add, const Scratch& scratch, Sum* grad_x) const {
     const auto& k = kernels<ProductKernels<T>>();
-    T* const rounded = static_cast<T*>(scratch.rounded.data());
-    const int64_t row = begin_of_part(rows, part, parts), end = begin_of_part(rows, part + 1, parts);
-    const T* const mine = left(first + row, end - row, rounded);
+    const int64_t row = first + begin_of_part(rows, part, parts),
+                  end = first + begin_of_part(rows, part + 1, parts);
+    sum_rows(row, end);
     if (grad_weight_ != nullptr)
-      right.multiply(mine, batch_, 1, end - row, 0, right.panels(), nullptr,
-                     grad_weight_ + (first + row) * width_, width_);
+      right.multiply(slopes_ + row * batch_, batch_, 1, end - row, 0, right.panels(), nullptr,
+                     grad_weight_ + row * width_, width_);
 
     const int64_t sample = begin_of_part(batch_, part, parts),
                   samples = begin_of_part(batch_, part + 1, parts) - sample;
-    const T* block = mine;
-    if (parts > 1) block = left_of_samples(first, rows, sample, samples, rounded);
     T* const active = static_cast<T*>(scratch.active.data());
     Sum* const packed = static_cast<Sum*>(scratch.panels.data());
     kernels<GatherKernels<Stored, T>>().gather(weight_, row_ + first, rows, width_, active);
     for (int64_t panel = 0; panel < count_panels<T>(width_); ++panel)
       k.pack_panel(active, width_, 1, rows, width_, panel, 0, rows, packed);
-    k.product(block, 1, kRounds && parts > 1 ? samples : batch_, samples, rows, packed, width_, nullptr, add,
+    k.product(slopes_ + first * batch_ + sample, 1, batch_, samples, rows, packed, width_, nullptr, add,
               grad_x + sample * width_, width_, {});
     if (update_ != nullptr && parts == 1) update(right, first, first + rows, scratch.gradient);
   }
 
   // Updates the rows `begin` to `end` - 1, up to kTaskRows at a time. gradient: [kTaskRows, width]
   void update(const PackedMatrix<T>& right, int64_t begin, int64_t end, const Workspace& gradient) const {
-    if constexpr (!kRounds) {
-      Sum* const block = static_cast<Sum*>(gradient.data());
-      for (int64_t stop; begin < end; begin = stop) {
-        stop = std::min(begin + kTaskRows, end);
-        right.multiply(slopes_ + begin * batch_, batch_, 1, stop - begin, 0, right.panels(), nullptr, block,
-                       width_);
-        (*update_)(begin, stop, block);
-      }
+    Sum* const block = static_cast<Sum*>(gradient.data());
+    for (int64_t stop; begin < end; begin = stop) {
+      stop = std::min(begin + kTaskRows, end);
+      right.multiply(slopes_ + begin * batch_, batch_, 1, stop - begin, 0, right.panels(), nullptr, block,
+                     width_);
+      (*update_)(begin, stop, block);
     }
   }
 
@@ -573,35 +594,15 @@ class LinearSoftmaxBackward {
     return part == parts ? count : count * part / parts / kPartSamples * kPartSamples;
   }
 
-  // As left(), for some of the samples; the rows of what it rounds are `samples` apart.
-  const T* left_of_samples(int64_t first, int64_t rows, int64_t sample, int64_t samples, T* rounded) const {
-    const Sum* const slopes = slopes_ + first * batch_ + sample;
-    if constexpr (kRounds) {
-      const auto weighted_row = kernels<SlopeKernels<T>>().weighted_row;
-      Sum sum, positive;  // of a part of a row: not needed
-      for (int64_t i = 0; i < rows; ++i)
-        weighted_row(slopes + i * batch_, factors_ + sample, samples, rounded + i * samples, &sum, &positive);
-      return rounded;
-    } else {
-      return slopes;
-    }
+  // Sums of the gradients of the rows `begin` to `end` - 1.
+  void sum_rows(int64_t begin, int64_t end) const {
+    const auto row_sums = kernels<SlopeKernels<T>>().row_sums;
+    for (int64_t row = begin; row < end; ++row)
+      row_sums(slopes_ + row * batch_, factors_, batch_, grad_bias_ + row, positive_ + row);
   }
 
-  // Returns the left operand of products for some rows, in `rounded` if kRounds. Also writes the rows' sums.
-  const T* left(int64_t first, int64_t rows, T* rounded) const {
-    const auto weighted_row = kernels<SlopeKernels<T>>().weighted_row;
-    for (int64_t i = 0; i < rows; ++i) {
-      weighted_row(slopes_ + (first + i) * batch_, factors_, batch_, kRounds ? rounded + i * batch_ : nullptr,
-                   grad_bias_ + first + i, positive_ + first + i);
-    }
-    if constexpr (kRounds) {
-      return rounded;
-    } else {
-      return slopes_ + first * batch_;
-    }
-  }
-
-  const Sum *slopes_, *factors_;
+  const T* slopes_;
+  const Sum* factors_;
   const Stored* weight_;
   const int64_t* row_;
   Sum* grad_weight_;
@@ -609,6 +610,16 @@ class LinearSoftmaxBackward {
   Sum *grad_bias_, *positive_;
   int64_t count_, batch_, width_;
 };
+
+// to[b, :] = factors[b] * from[b, :]
+template <typename T>
+void scale_rows(const T* from, const SumOf<T>* factors, int64_t rows, int64_t width, T* to) {
+  std::vector<SumOf<T>> scaled(width);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < width; ++i) scaled[i] = factors[row] * number(from[row * width + i]);
+    kernels<SlopeKernels<T>>().round(scaled.data(), width, to + row * width);
+  }
+}
 
 // grad * factors; factors if there is no gradient. One number of `grad` is for all samples.
 template <typename Sum>
@@ -640,7 +651,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const std::optional<Tensor>& log_weights, const RowUpdate* update) {
   check_floating(x, "x");
   const ScalarType dtype = x.scalar_type(), sums = sum_dtype(dtype);
-  check_operand(slopes, "slopes", 2, sums);
+  check_operand(slopes, "slopes", 2, operand_dtype(dtype));
   check_operand(x, "x", 2, dtype);
   const int64_t count = slopes.size(0), batch = slopes.size(1), width = x.size(1);
   check_operand(scale, "factors", 1, sums);
@@ -664,31 +675,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   Tensor hardest_rows, returned;
   by_dtypes(OperandTypes{}, operand_dtype(dtype), stored, [&]<typename T, typename Stored>() {
     using Sum = SumOf<T>;
-    using Backward = LinearSoftmaxBackward<T, Stored>;
     const Tensor factors = product_of<Sum>(grad, scale);
-    const auto scale_rows = [&](const Sum* from, Sum* to) {
-      const Sum* factor = data<Sum>(factors);
-      for (int64_t b = 0; b < batch; ++b)
-        for (int64_t i = b * width; i < (b + 1) * width; ++i) to[i] = factor[b] * from[i];
-    };
-    Tensor scaled = x;
-    if constexpr (!Backward::kRounds) {
-      scaled = new_tensor({batch, width}, dtype_of<T>);
-      scale_rows(data<T>(as_operand(x)), mutable_data<T>(scaled));
-    }
+    const Sum* const factor = data<Sum>(factors);
+    Tensor scaled = new_tensor({batch, width}, dtype_of<T>);
+    scale_rows(data<T>(as_operand(x)), factor, batch, width, mutable_data<T>(scaled));
     returned = dtype == sums ? scaled : new_tensor({0, width}, sums);
     std::vector<Sum> positive(count);
-    const Backward gradients(slopes, factors, weight, rows,
-                             needs_weight ? mutable_data<Sum>(grad_weight) : nullptr, update,
-                             mutable_data<Sum>(grad_bias), positive.data());
+    const LinearSoftmaxBackward<T, Stored> gradients(slopes, factors, weight, rows,
+                                                     needs_weight ? mutable_data<Sum>(grad_weight) : nullptr,
+                                                     update, mutable_data<Sum>(grad_bias), positive.data());
     if (batch * width <= kLargestSum) {
       gradients.in_one_pass(scaled, mutable_data<Sum>(grad_x));
     } else {
-      Tensor left = Backward::kRounds ? pooled_tensor({count, batch}, dtype_of<T>) : slopes;
-      gradients.all_rows(Backward::kRounds ? mutable_data<T>(left) : nullptr);
-      if (needs_weight) grad_weight = multiply<T>(left, scaled);
-      grad_x = multiply<T>(torch::stable::transpose(left, 0, 1), gather_rows(weight, rows, dtype_of<T>));
-      if constexpr (!Backward::kRounds) scale_rows(data<Sum>(grad_x), mutable_data<Sum>(grad_x));
+      gradients.sum_rows();
+      if (needs_weight) grad_weight = multiply<T>(slopes, scaled);
+      grad_x = multiply<T>(torch::stable::transpose(slopes, 0, 1), gather_rows(weight, rows, dtype_of<T>));
+      scale_rows(data<Sum>(grad_x), factor, batch, width, mutable_data<Sum>(grad_x));
       if (update != nullptr) gradients.update_all(PackedMatrix<T>(scaled));
     }
     hardest_rows = largest_rows(positive, rows, hardest, log_weights);

@@ -17,7 +17,7 @@ def labels_weigh_one(log_weights: Tensor, positions: Tensor) -> Tensor:
 
 
 def rounded(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """What products with numbers of ``dtype`` take."""
+    """What products with numbers of ``dtype`` take, and what the slopes of such inputs are."""
     return numbers if dtype is torch.bfloat16 and not ops.multiplies_bfloat16() else numbers.to(dtype)
 
 
@@ -49,7 +49,7 @@ def linear_softmax_loss(
     scale = 1 / total.squeeze(1)
     if divisor is not None:
         loss, scale = loss.sum() / divisor, scale / divisor
-    return loss, slopes.T.contiguous(), scale
+    return loss, rounded(slopes.T.contiguous(), x.dtype), scale
 
 
 def linear_softmax_sums(
@@ -61,13 +61,13 @@ def linear_softmax_sums(
         at_labels[b, i] = logits[b, positions[b, i]]
     if len(rows) == 0:
         nothing = logits.new_zeros(len(x))
-        return nothing - torch.inf, at_labels, logits.T.contiguous(), nothing
+        return nothing - torch.inf, at_labels, rounded(logits.T.contiguous(), x.dtype), nothing
     largest = (logits if log_weights is None else logits + log_weights).amax(1, keepdim=True)
     if log_weights is not None:
         logits = logits + labels_weigh_one(log_weights, positions)
     powers = (logits - largest).exp()
     total = powers.sum(1)
-    return largest.squeeze(1) + total.log(), at_labels, powers.T.contiguous(), 1 / total
+    return largest.squeeze(1) + total.log(), at_labels, rounded(powers.T.contiguous(), x.dtype), 1 / total
 
 
 def linear_softmax_loss_backward(
@@ -82,9 +82,11 @@ def linear_softmax_loss_backward(
     log_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     factors = factors if grad is None else factors * grad
-    gradient, dtype = slopes * factors, slopes.dtype
-    scaled = x * factors.unsqueeze(1) if x.dtype is dtype else slopes.new_empty(0, x.shape[1])
-    left, active, x = rounded(gradient, x.dtype).to(dtype), rounded(weight[rows], x.dtype).to(dtype), x.to(dtype)
-    of_weight = left @ x if needs_weight else active[:0]
+    dtype = factors.dtype
+    slopes, active = slopes.to(dtype), rounded(weight[rows], x.dtype).to(dtype)
+    gradient, scaled = slopes * factors, rounded(x.to(dtype) * factors.unsqueeze(1), x.dtype)
+    of_weight = slopes @ scaled.to(dtype) if needs_weight else active[:0]
     hardest_rows = largest_rows(gradient.clamp(min=0).sum(1).float(), rows, hardest, log_weights)
-    return left.T @ active, of_weight, gradient.sum(1), hardest_rows, scaled
+    if x.dtype is not dtype:
+        scaled = factors.new_empty(0, x.shape[1])
+    return gradient.T @ active, of_weight, gradient.sum(1), hardest_rows, scaled

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..eager import eager
 from .declaration import operator
+from .dispatch import multiplies_bfloat16
 from .gradients import RowGradient, apply_function, check_first_order
 from .largest_rows import HardestRows
 
@@ -44,7 +45,8 @@ def linear_softmax_loss(
 
     Returns:
         ``loss`` ``[B]``, or ``[]`` with a divisor; ``slopes`` ``[A, B]`` and ``scale`` ``[B]``: the gradient of the
-        loss in sample ``b``'s logit of row ``a`` is ``slopes[a, b] * scale[b]``. All have the dtype of the logits.
+        loss in sample ``b``'s logit of row ``a`` is ``slopes[a, b] * scale[b]``. All have the dtype of the logits, but
+        for slopes in bfloat16 where ``x`` is and products take it (:func:`multiplies_bfloat16`).
 
     >>> x = torch.zeros(1, 3)
     >>> loss, slopes, scale = linear_softmax_loss(
@@ -56,9 +58,13 @@ def linear_softmax_loss(
     batch, count = x.shape[0], rows.shape[0]
     return (
         shares.new_empty(batch if divisor is None else ()),
-        shares.new_empty(count, batch),
+        shares.new_empty(count, batch, dtype=_slopes_dtype(x)),
         shares.new_empty(batch),
     )
+
+
+def _slopes_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype is torch.bfloat16 and not multiplies_bfloat16() else x.dtype
 
 
 @operator
@@ -75,7 +81,7 @@ def linear_softmax_sums(
     Returns:
         ``log_z`` ``[B]``: the log partition function over the rows, -inf without any; ``at_labels`` ``[B, P]``: the
         logits at ``positions``, 0 where there is no label; ``slopes`` ``[A, B]`` and ``scale`` ``[B]``: the softmax
-        over the rows is ``slopes[a, b] * scale[b]``. All have the dtype of the logits.
+        over the rows is ``slopes[a, b] * scale[b]``. Their dtypes are as in :func:`linear_softmax_loss`.
 
     >>> x = torch.zeros(1, 3)
     >>> log_z, at_labels, slopes, scale = linear_softmax_sums(
@@ -88,7 +94,7 @@ def linear_softmax_sums(
     return (
         x.new_empty(batch, dtype=dtype),
         x.new_empty(positions.shape, dtype=dtype),
-        x.new_empty(count, batch, dtype=dtype),
+        x.new_empty(count, batch, dtype=_slopes_dtype(x)),
         x.new_empty(batch, dtype=dtype),
     )
 
@@ -110,8 +116,8 @@ def linear_softmax_loss_backward(
     Args:
         slopes: ``[A, B]``, from :func:`linear_softmax_loss`.
         factors: ``[B]``, its ``scale``.
-        x, weight, rows: as in :func:`linear_softmax_loss`. Where a bfloat16 ``x`` rounds the active rows, it rounds the
-            gradient of the logits, too.
+        x, weight, rows: as in :func:`linear_softmax_loss`. Where a bfloat16 ``x`` rounds the active rows, it rounds
+            ``x * factors * grad``, too.
         needs_weight: computes the gradient of the weight.
         grad: ``[B]`` or ``[]``, the gradient of the loss; None: 1.
         hardest, log_weights: finds as many of the hardest rows; see :class:`HardestRows`.
@@ -120,13 +126,13 @@ def linear_softmax_loss_backward(
         The gradients of ``x`` ``[B, in]``, of the active rows of ``weight`` ``[A, in]`` (``[0, in]`` without
         ``needs_weight``) and of ``bias`` ``[A]``; the hardest rows ``[min(hardest, A)]`` int64; and
         ``x * factors * grad`` ``[B, in]`` (``[0, in]`` for a bfloat16 ``x``): the gradient of the active rows is the
-        product of ``slopes`` and this. All but the rows have the dtype of ``slopes``.
+        product of ``slopes`` and this. All but the rows have the dtype of ``factors``.
     """
     count, (batch, width) = rows.shape[0], x.shape
-    of_weight = slopes.new_empty(count * needs_weight, width)
-    scaled = slopes.new_empty(batch if x.dtype is slopes.dtype else 0, width)
+    of_weight = factors.new_empty(count * needs_weight, width)
+    scaled = factors.new_empty(batch if x.dtype is factors.dtype else 0, width)
     hardest_rows = rows.new_empty(torch.sym_min(hardest, count))
-    return slopes.new_empty(x.shape), of_weight, slopes.new_empty(count), hardest_rows, scaled
+    return factors.new_empty(x.shape), of_weight, factors.new_empty(count), hardest_rows, scaled
 
 
 def active_rows_loss(
@@ -253,7 +259,7 @@ class _ActiveRowsSums(torch.autograd.Function):
         places = positions[sample, label], sample
         slopes = slopes.data  # changed and changed back: its version stays
         softmax = slopes[places]
-        slopes.index_put_(places, ratios[sample, label], accumulate=True)
+        slopes.index_put_(places, ratios[sample, label].to(slopes.dtype), accumulate=True)
         of_operands = ctx.gradients.of(ctx, slopes, factors, x, weight, rows, *ctx.needs_input_grad[:3])
         slopes.index_put_(places, softmax)
         return *of_operands, *(None,) * 4
@@ -295,7 +301,7 @@ class _Gradients:
             if of_x is not None:
                 return of_x if needs_x else None, None, None
         # An optimizer takes the gradient as its two factors, except in bfloat16, which is multiplied faster here.
-        as_factors = updater is not None and x.dtype is slopes.dtype
+        as_factors = updater is not None and x.dtype is factors.dtype
         count, log_weights = (0, None) if hardest is None else (hardest.count, hardest.log_weights)
         grad_x, of_rows, of_offset, hardest_rows, scaled = linear_softmax_loss_backward(
             slopes, factors, x, weight, rows, needs_weight and not as_factors, grad, count, log_weights
