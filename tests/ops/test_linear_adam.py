@@ -26,7 +26,7 @@ ERRORS_OF = [
     ("linear_softmax_adam_", "log_weights", torch.zeros(2), r"log_weights has shape \[2\]; wanted 3"),
     ("linear_softmax_adam_", "log_weights", torch.zeros(6)[::2], "log_weights is not contiguous"),
     ("linear_softmax_adam_", "log_weights", torch.zeros(3).double(), "log_weights has dtype Double; wanted Float"),
-    ("linear_softmax_adam_", "x", torch.zeros(2, 4).bfloat16(), "wanted Float or Double for both"),
+    ("linear_softmax_adam_", "x", torch.zeros(2, 4).double(), "wanted Float or Double for both"),
 ]
 
 
@@ -56,11 +56,16 @@ def test_counts_versions_of_what_it_changes(operator, inputs):
 
 # Rows and samples that one thread takes in one pass, that several share, and whose gradient of x is too large for that.
 @pytest.mark.parametrize(("count", "batch", "width"), [(700, 20, 24), (40, 70, 24), (60, 300, 256)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_backward_pass_with_the_step_equals_the_two_in_turn(simd_level, count, batch, width, dtype):
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float32,) * 2, (torch.float64,) * 2, (torch.bfloat16, torch.float32)]
+)  # of x and of the weight
+def test_the_backward_pass_with_the_step_equals_the_two_in_turn(simd_level, count, batch, width, dtypes):
+    of_x, dtype = dtypes
     rows = torch.arange(3, 2 * count + 3, 2)
-    x, start = torch.randn(batch, width, dtype=dtype), torch.randn(2 * count + 9, width, dtype=dtype)
+    x, start = torch.randn(batch, width, dtype=of_x), torch.randn(2 * count + 9, width, dtype=dtype)
     slopes, factors = torch.randn(count, batch, dtype=dtype), torch.rand(batch, dtype=dtype)
+    if ops.multiplies_bfloat16():
+        slopes = slopes.to(of_x)
     options = (1e-2, 0.9, 0.999, 1e-8, 0.1)
     results = []
     before = torch.get_num_threads()

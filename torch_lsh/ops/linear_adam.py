@@ -88,9 +88,9 @@ def linear_softmax_adam_(
     For a small layer these take longer to call than to run.
 
     Args:
-        slopes, factors, x, rows, grad, hardest, log_weights: as in :func:`linear_softmax_loss_backward`, without
-            bfloat16; ``rows`` are strictly increasing.
-        weight: ``[N, in]`` of the dtype of ``x``.
+        slopes, factors, x, rows, grad, hardest, log_weights: as in :func:`linear_softmax_loss_backward`; ``rows`` are
+            strictly increasing.
+        weight: ``[N, in]`` of the dtype of ``factors``.
         first, second: the moments, as in :func:`row_sparse_adam_`.
         step: ``[]`` float32, the steps before this one. Counted up.
         bias, bias_first, bias_second, bias_step: the same of the bias ``[N]``; or all None.
@@ -114,4 +114,4 @@ def linear_softmax_adam_(
     >>> weight.flatten(), step
     (tensor([1.0000, 0.9000, 1.0000]), tensor(1.))
     """
-    return slopes.new_empty(x.shape), rows.new_empty(torch.sym_min(hardest, rows.shape[0]))
+    return factors.new_empty(x.shape), rows.new_empty(torch.sym_min(hardest, rows.shape[0]))

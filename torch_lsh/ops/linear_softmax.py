@@ -293,13 +293,13 @@ class _Gradients:
             needs_weight, updater = of_weight.asked(ctx)
         parameter, bias = of_weight.parameter, None if of_bias is None else of_bias.parameter
         if (
-            (updater is not None and parameter is not None and grad is not None and x.dtype is parameter.dtype)
+            (updater is not None and parameter is not None and grad is not None and factors.dtype is parameter.dtype)
             # One optimizer may update weight and bias in one operator with the backward pass.
             and (of_bias is None or of_bias.asked(ctx)[1] is updater)
         ):
             of_x = updater.update_linear_in_backward(parameter, bias, slopes, factors, x, rows, grad, hardest)
             if of_x is not None:
-                return of_x if needs_x else None, None, None
+                return of_x.to(x.dtype) if needs_x else None, None, None
         # An optimizer takes the gradient as its two factors, except in bfloat16, which is multiplied faster here.
         as_factors = updater is not None and x.dtype is factors.dtype
         count, log_weights = (0, None) if hardest is None else (hardest.count, hardest.log_weights)
