@@ -10,6 +10,7 @@
 #include "kernels/row_prefetch.h"
 #include "kernels/tiles.h"
 #include "kernels/transpose.h"
+#include "kernels/vectors.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
@@ -42,13 +43,47 @@ struct TileProduct {
 
   // --- packing ---
 
-  // Two rows of 16 numbers as 16 pairs.
-  static void load_pairs(const T* first, const T* second, Words16& pairs) {
-    typedef uint16_t Halves __attribute__((vector_size(32)));
-    Halves low, high;
-    __builtin_memcpy(&low, first, sizeof(low));
-    __builtin_memcpy(&high, second, sizeof(high));
-    pairs = __builtin_convertvector(low, Words16) | __builtin_convertvector(high, Words16) << 16;
+  // Two rows of Count times 16 numbers as Count times 16 pairs. Two at once take half the time of one each.
+  template <int64_t Count>
+  static void load_pairs(const T* first, const T* second, Words16 (&pairs)[Count]) {
+    using Halves = typename VectorType<uint16_t, 16 * Count>::type;
+    Halves one, other;
+    __builtin_memcpy(&one, first, sizeof(one));
+    __builtin_memcpy(&other, second, sizeof(other));
+    if constexpr (Count == 1) {
+      pairs[0] = __builtin_convertvector(one, Words16) | __builtin_convertvector(other, Words16) << 16;
+    } else {
+      static_assert(Count == 2);
+      const auto interleave = [&]<int... I>(std::integer_sequence<int, I...>) {
+        pairs[0] = (Words16)__builtin_shufflevector(one, other, (I / 2 + I % 2 * 32)...);
+        pairs[1] = (Words16)__builtin_shufflevector(one, other, (I / 2 + I % 2 * 32 + 16)...);
+      };
+      interleave(std::make_integer_sequence<int, 32>{});
+    }
+  }
+
+  // Count left tiles, next to each other, of a[r + k * a_col]: the numbers of a column are adjacent.
+  template <int64_t Count>
+  static void pack_left_columns(const T* __restrict a, int64_t a_col, T* __restrict to) {
+    Words16 words[Count][16];
+    for (int64_t k = 0; k < 16; ++k) {
+      Words16 pairs[Count];
+      load_pairs<Count>(a + 2 * k * a_col, a + (2 * k + 1) * a_col, pairs);
+      for (int64_t i = 0; i < Count; ++i) words[i][k] = pairs[i];
+    }
+    for (int64_t i = 0; i < Count; ++i) transpose_words(words[i]);
+    __builtin_memcpy(to, words, sizeof(words));
+  }
+
+  // A step of a panel of Count right tiles of b[k * b_row + n]: the numbers of a row are adjacent.
+  template <int64_t Count>
+  static void pack_right_rows(const T* __restrict b, int64_t b_row, T* __restrict to) {
+    for (int64_t k = 0; k < 16; ++k) {
+      Words16 pairs[Count];
+      load_pairs<Count>(b + 2 * k * b_row, b + (2 * k + 1) * b_row, pairs);
+      for (int64_t i = 0; i < Count; ++i)
+        __builtin_memcpy(to + i * kDepth * Tiles::kColumns + 32 * k, &pairs[i], sizeof(pairs[i]));
+    }
   }
 
   // Tiles to[Width, kDepth] of from[i * across + k * along] for i < count and k < depth, zeros beyond.
@@ -74,13 +109,7 @@ struct TileProduct {
                              T* __restrict to) {
     const bool whole = rows >= kRows && depth >= kDepth;
     if constexpr (kTransposes && sizeof(T) == 2)
-      if (whole && a_row == 1) {
-        Words16 words[16];
-        for (int64_t k = 0; k < 16; ++k) load_pairs(a + 2 * k * a_col, a + (2 * k + 1) * a_col, words[k]);
-        transpose_words(words);
-        __builtin_memcpy(to, words, sizeof(words));
-        return;
-      }
+      if (whole && a_row == 1) return pack_left_columns<1>(a, a_col, to);
     if (whole && a_col == 1) {
       for (int64_t r = 0; r < kRows; ++r)
         __builtin_memcpy(to + r * kDepth, a + r * a_row, kDepth * sizeof(T));
@@ -106,14 +135,7 @@ struct TileProduct {
         return;
       }
       if constexpr (sizeof(T) == 2)
-        if (whole && b_col == 1) {
-          for (int64_t k = 0; k < 16; ++k) {
-            Words16 pairs;
-            load_pairs(b + 2 * k * b_row, b + (2 * k + 1) * b_row, pairs);
-            __builtin_memcpy(to + 32 * k, &pairs, sizeof(pairs));
-          }
-          return;
-        }
+        if (whole && b_col == 1) return pack_right_rows<1>(b, b_row, to);
     }
     for (int64_t k = 0; k < kDepth; ++k)
       for (int64_t n = 0; n < kColumns; ++n)
@@ -132,9 +154,16 @@ struct TileProduct {
         pack_strip<kPanelWidth>(b + k * b_row + first * b_col, b_col, b_row, columns - first, depth - k, to);
       return;
     }
-    for (int64_t k = begin; k < end; k += kDepth)
+    for (int64_t k = begin; k < end; k += kDepth) {
+      if constexpr (kTransposes && sizeof(T) == 2 && Tiles::kAcross == 2)
+        if (b_col == 1 && columns - first >= kPanelWidth && depth - k >= kDepth) {
+          pack_right_rows<2>(b + k * b_row + first, b_row, to);
+          to += kDepth * kPanelWidth;
+          continue;
+        }
       for (int64_t n = first; n < first + kPanelWidth; n += Tiles::kColumns, to += kDepth * Tiles::kColumns)
         pack_right_tile(b + k * b_row + n * b_col, b_row, b_col, depth - k, columns - n, to);
+    }
   }
 
   // Left tiles of a group of rows: blocks of Down tiles one after the other, each [steps, Down, a left tile].
@@ -147,9 +176,16 @@ struct TileProduct {
             pack_strip<kBlockRows>(a + block * a_row + k * a_col, a_row, a_col, kBlockRows, depth - k, to);
           continue;
         }
-      for (int64_t k = 0; k < depth; k += kDepth)
+      for (int64_t k = 0; k < depth; k += kDepth) {
+        if constexpr (kTransposes && sizeof(T) == 2 && Tiles::kDown == 2)
+          if (a_row == 1 && end - block == kBlockRows && depth - k >= kDepth) {
+            pack_left_columns<2>(a + block + k * a_col, a_col, to);
+            to += kBlockRows * kDepth;
+            continue;
+          }
         for (int64_t r = block; r < end; r += kRows, to += kRows * kDepth)
           pack_left_tile(a + r * a_row + k * a_col, a_row, a_col, rows - r, depth - k, to);
+      }
     }
   }
 
