@@ -134,10 +134,6 @@ struct SoftmaxKernels {
   // Per sample: maximum, and sum of exp(logits + log_weights - maximum).
   void (*column_sums)(const T* logits, const T* log_weights, int64_t count, int64_t batch, T* largest,
                       T* sum);
-  // logits = mass * exp(logits + log_weights - reference), in place; sum, per sample, leaves out the mass.
-  // Null mass: ones. Where an exponent is too large, the sum is not finite.
-  void (*column_exponentials)(T* logits, const T* log_weights, int64_t count, int64_t batch,
-                              const T* reference, const T* mass, T* sum);
   // Gradient of one active row: out = factor * exp(logits + log_weight - log_z).
   void (*column_softmax)(const T* logits, T log_weight, int64_t batch, const T* log_z, const T* factor,
                          T* out);
@@ -152,6 +148,11 @@ template <typename T>
 struct SlopeKernels {
   // Rounds to T. Subnormal numbers may become 0.
   void (*round)(const SumOf<T>* values, int64_t count, T* out);
+  // out = mass * exp(logits + log_weights - reference), rounded as by round(); sum, per sample, leaves out
+  // the mass. Null mass: ones. Where an exponent is too large, the sum is not finite. Overwrites logits;
+  // where T is the type of the logits, out is them.
+  void (*column_exponentials)(SumOf<T>* logits, const SumOf<T>* log_weights, int64_t count, int64_t batch,
+                              const SumOf<T>* reference, const SumOf<T>* mass, T* out, SumOf<T>* sum);
   // sum: of slopes * factors; positive: of the positive terms.
   void (*row_sums)(const T* slopes, const SumOf<T>* factors, int64_t count, SumOf<T>* sum,
                    SumOf<T>* positive);

@@ -171,58 +171,6 @@ void row_exponentials(T* __restrict row, T weight, int64_t begin, int64_t batch,
   }
 }
 
-#if TORCH_LSH_VECTOR_BYTES == 64
-// The same for all rows and a few vectors of samples, whose sums stay in registers.
-template <bool WithMass, int64_t Vectors>
-void vector_exponentials(float* logits, const float* log_weights, int64_t count, int64_t batch,
-                         const float* reference, const float* mass, float* sum) {
-  using V = Vector<float>;
-  V total[Vectors]{};
-  for (int64_t i = 0; i < count; ++i)
-#pragma GCC unroll 4
-    for (int64_t v = 0; v < Vectors; ++v) {
-      float* const at = logits + i * batch + v * kLanes<float>;
-      V logit = load_vector<V>(at);
-      if (log_weights != nullptr) logit += log_weights[i];
-      const V power = exponential(logit - load_vector<V>(reference + v * kLanes<float>));
-      total[v] += power;
-      const V scaled = WithMass ? load_vector<V>(mass + v * kLanes<float>) * power : power;
-      __builtin_memcpy(at, &scaled, sizeof(scaled));
-    }
-  __builtin_memcpy(sum, total, sizeof(total));
-}
-#endif
-
-// WithMass is a template argument: as in log_sum_exp_of.
-template <bool WithMass, typename T>
-void column_exponentials_of(T* logits, const T* log_weights, int64_t count, int64_t batch, const T* reference,
-                            const T* mass, T* sum) {
-  int64_t done = 0;
-#if TORCH_LSH_VECTOR_BYTES == 64
-  if constexpr (__is_same(T, float)) {
-    const auto run = [&]<int64_t Vectors>() {
-      for (; done + Vectors * kLanes<T> <= batch; done += Vectors * kLanes<T>)
-        vector_exponentials<WithMass, Vectors>(logits + done, log_weights, count, batch, reference + done,
-                                               WithMass ? mass + done : nullptr, sum + done);
-    };
-    run.template operator()<2>();
-    run.template operator()<1>();
-  }
-#endif
-  if (done == batch) return;
-  for (int64_t b = done; b < batch; ++b) sum[b] = 0;
-  for (int64_t i = 0; i < count; ++i)
-    row_exponentials<WithMass>(logits + i * batch, log_weights == nullptr ? T(0) : log_weights[i], done,
-                               batch, reference, mass, sum);
-}
-
-template <typename T>
-void column_exponentials(T* logits, const T* log_weights, int64_t count, int64_t batch, const T* reference,
-                         const T* mass, T* sum) {
-  const auto run = mass == nullptr ? column_exponentials_of<false, T> : column_exponentials_of<true, T>;
-  run(logits, log_weights, count, batch, reference, mass, sum);
-}
-
 template <typename T>
 void round_slopes(const SumOf<T>* values, int64_t count, T* out) {
   int64_t i = 0;
@@ -236,6 +184,85 @@ void round_slopes(const SumOf<T>* values, int64_t count, T* out) {
     }
 #endif
   convert(values + i, count - i, out + i);
+}
+
+#if TORCH_LSH_VECTOR_BYTES == 64
+inline void store_vectors(const Vector<float> (&values)[1], float* out) {
+  __builtin_memcpy(out, values, sizeof(values));
+}
+inline void store_vectors(const Vector<float> (&values)[2], float* out) {
+  __builtin_memcpy(out, values, sizeof(values));
+}
+#ifdef TORCH_LSH_BF16_DOT
+inline void store_vectors(const Vector<float> (&values)[1], BFloat16* out) {
+  const auto rounded = _mm512_cvtneps_pbh((__m512)values[0]);
+  __builtin_memcpy(out, &rounded, sizeof(rounded));
+}
+inline void store_vectors(const Vector<float> (&values)[2], BFloat16* out) {
+  const auto rounded = _mm512_cvtne2ps_pbh((__m512)values[1], (__m512)values[0]);
+  __builtin_memcpy(out, &rounded, sizeof(rounded));
+}
+template <typename T>
+constexpr bool kStoresVectors = __is_same(T, float) || __is_same(T, BFloat16);
+#else
+template <typename T>
+constexpr bool kStoresVectors = __is_same(T, float);
+#endif
+
+// The same for all rows and a few vectors of samples, whose sums stay in registers.
+template <bool WithMass, int64_t Vectors, typename T>
+void vector_exponentials(const float* logits, const float* log_weights, int64_t count, int64_t batch,
+                         const float* reference, const float* mass, T* out, float* sum) {
+  using V = Vector<float>;
+  V total[Vectors]{};
+  for (int64_t i = 0; i < count; ++i) {
+    V scaled[Vectors];
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < Vectors; ++v) {
+      V logit = load_vector<V>(logits + i * batch + v * kLanes<float>);
+      if (log_weights != nullptr) logit += log_weights[i];
+      const V power = exponential(logit - load_vector<V>(reference + v * kLanes<float>));
+      total[v] += power;
+      scaled[v] = WithMass ? load_vector<V>(mass + v * kLanes<float>) * power : power;
+    }
+    store_vectors(scaled, out + i * batch);
+  }
+  __builtin_memcpy(sum, total, sizeof(total));
+}
+#endif
+
+// WithMass is a template argument: as in log_sum_exp_of.
+template <bool WithMass, typename T>
+void column_exponentials_of(SumOf<T>* logits, const SumOf<T>* log_weights, int64_t count, int64_t batch,
+                            const SumOf<T>* reference, const SumOf<T>* mass, T* out, SumOf<T>* sum) {
+  using Sum = SumOf<T>;
+  int64_t done = 0;
+#if TORCH_LSH_VECTOR_BYTES == 64
+  if constexpr (kStoresVectors<T>) {
+    const auto run = [&]<int64_t Vectors>() {
+      for (; done + Vectors * kLanes<Sum> <= batch; done += Vectors * kLanes<Sum>)
+        vector_exponentials<WithMass, Vectors>(logits + done, log_weights, count, batch, reference + done,
+                                               WithMass ? mass + done : nullptr, out + done, sum + done);
+    };
+    run.template operator()<2>();
+    run.template operator()<1>();
+  }
+#endif
+  if (done == batch) return;
+  for (int64_t b = done; b < batch; ++b) sum[b] = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    Sum* const row = logits + i * batch;
+    row_exponentials<WithMass>(row, log_weights == nullptr ? Sum(0) : log_weights[i], done, batch, reference,
+                               mass, sum);
+    if constexpr (!__is_same(T, Sum)) round_slopes(row + done, batch - done, out + i * batch + done);
+  }
+}
+
+template <typename T>
+void column_exponentials(SumOf<T>* logits, const SumOf<T>* log_weights, int64_t count, int64_t batch,
+                         const SumOf<T>* reference, const SumOf<T>* mass, T* out, SumOf<T>* sum) {
+  const auto run = mass == nullptr ? column_exponentials_of<false, T> : column_exponentials_of<true, T>;
+  run(logits, log_weights, count, batch, reference, mass, out, sum);
 }
 
 template <typename T>
@@ -288,7 +315,6 @@ constexpr void fill(SoftmaxKernels<T>& table) {
       .scaled_softmax = scaled_softmax<T>,
       .column_maxima = column_maxima<T>,
       .column_sums = column_sums<T>,
-      .column_exponentials = column_exponentials<T>,
       .column_softmax = column_softmax<T>,
       .positive_sum = positive_sum<T>,
       .add_positive = add_positive<T>,
@@ -297,7 +323,7 @@ constexpr void fill(SoftmaxKernels<T>& table) {
 
 template <typename T>
 constexpr void fill(SlopeKernels<T>& table) {
-  table = {.round = round_slopes<T>, .row_sums = row_sums<T>};
+  table = {.round = round_slopes<T>, .column_exponentials = column_exponentials<T>, .row_sums = row_sums<T>};
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

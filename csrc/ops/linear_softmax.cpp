@@ -189,7 +189,7 @@ class LinearSoftmax {
 
   std::vector<Sum> write_exponentials(const std::vector<Sum>& reference, const Sum* mass,
                                       const LabelsOfBlocks& labels, Sum* at_labels, T* slopes) const {
-    const auto& k = kernels<SoftmaxKernels<Sum>>();
+    const auto& k = kernels<SlopeKernels<T>>();
     const Workspace workspace(sizeof(Sum) * blocks() * batch_);
     Sum* const of_blocks = static_cast<Sum*>(workspace.data());
     for_blocks(slopes, [&](int64_t block, int64_t first, int64_t rows, const Sum* offsets, Sum* products) {
@@ -203,17 +203,17 @@ class LinearSoftmax {
       if (bias_ != nullptr)
         each_label([&](int64_t i, const Sum*) { at_labels[i] += number(bias_[row_[position_[i]]]); });
       Sum* const of_block = of_blocks + block * batch_;
-      k.column_exponentials(products, offsets, rows, batch_, reference.data(), mass, of_block);
+      T* const powers = slopes + first * batch_;
+      k.column_exponentials(products, offsets, rows, batch_, reference.data(), mass, powers, of_block);
       if (log_weights_ != nullptr)
-        each_label([&](int64_t i, Sum* power) {
-          if (!is_extreme(i) || *power != 0) return;  // not 0: a label given twice
+        for_labels_of(block, labels, powers, [&](int64_t i, T* power) {
+          if (!is_extreme(i) || number(*power) != 0) return;  // not 0: a label given twice
           const int64_t b = i / labels_;
-          const Sum own = std::exp(at_labels[i] - reference[b]);
-          *power = mass == nullptr ? own : mass[b] * own;
+          const Sum own = std::exp(at_labels[i] - reference[b]),
+                    scaled = mass == nullptr ? own : mass[b] * own;
+          k.round(&scaled, 1, power);
           of_block[b] += own;
         });
-      if constexpr (kRounds)
-        kernels<SlopeKernels<T>>().round(products, rows * batch_, slopes + first * batch_);
     });
     std::vector<Sum> sums(batch_);
     for (int64_t block = 0; block < blocks(); ++block)
@@ -321,8 +321,8 @@ class LinearSoftmax {
   }
 
   // Calls run(place in positions, number at it) for the labels of a block, whose numbers are [rows, B].
-  template <typename Run>
-  void for_labels_of(int64_t block, const LabelsOfBlocks& labels, Sum* numbers, const Run& run) const {
+  template <typename Number, typename Run>
+  void for_labels_of(int64_t block, const LabelsOfBlocks& labels, Number* numbers, const Run& run) const {
     const int64_t first = block * block_rows();
     for (int64_t n = labels.start[block]; n < labels.start[block + 1]; ++n) {
       const int64_t i = labels.order[n];
