@@ -32,10 +32,11 @@ GFLOP/s) takes 1.04 ms for its half of that, and, by a thread alone:
 - 0.05 ms to call an operator of PyTorch after another one has filled the caches: ``torch.add`` of 8 numbers takes as
   long then. This and what the operator itself does in one thread leaves a second core idle.
 
-On two cores of an Intel Xeon with AMX (395 to 440 GFLOP/s) the same product of rows that are next to each other has 0.71 to
-0.75 of the peak in MKL: results of 8 MB leave the second-level cache, and a line is read before it is written. The loss
-has 0.64 to 0.68 and its backward 0.66 to 0.69. With AMX, products take a tenth of that, and what is left is memory: the
-loss in bfloat16 reads rows of 4 MB and writes slopes of 4 MB, 0.35 ms at 34 GB/s with the lines that are read before.
+On two cores of an Intel Xeon with AMX (395 to 440 GFLOP/s) the same product of rows that are next to each other has
+0.71 to 0.75 of the peak in MKL: results of 8 MB leave the second-level cache, and a line is read before it is written.
+The loss has 0.64 to 0.68 and its backward 0.66 to 0.69. With AMX, products take a tenth of that, and what is left is
+memory: the loss in bfloat16 reads rows of 4 MB and writes slopes of 4 MB, 0.35 ms at 34 GB/s with the lines that are
+read before.
 
 An operator that writes can exceed its bound: part of its output stays in the cache, and memory writes while it reads.
 The gradient of the embedding bag, the largest output, is therefore measured a second time with eight results kept, so
