@@ -99,11 +99,10 @@ std::tuple<Tensor, Tensor> linear_softmax_adam_(
     bool decoupled, bool maximize, bool stochastic_rounding) {
   const Adam of_weight{weight, first, second, step};
   check_operand(weight, "weight", 2, weight.scalar_type());
-  TORCH_LSH_CHECK(
-      weight.scalar_type() == sum_dtype(x.scalar_type()), "weight has dtype ",
-      torch::headeronly::toString(weight.scalar_type()), " and x ",
-      torch::headeronly::toString(x.scalar_type()),
-      "; wanted Float or Double for both, or weight of dtype Float and x of BFloat16");
+  TORCH_LSH_CHECK(weight.scalar_type() == sum_dtype(x.scalar_type()), "weight has dtype ",
+                  torch::headeronly::toString(weight.scalar_type()), " and x ",
+                  torch::headeronly::toString(x.scalar_type()),
+                  "; wanted Float or Double for both, or weight of dtype Float and x of BFloat16");
   of_weight.check_step("step");
   if (bias.has_value()) {
     TORCH_LSH_CHECK(bias_first.has_value() && bias_second.has_value() && bias_step.has_value(),
