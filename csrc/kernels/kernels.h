@@ -146,11 +146,9 @@ struct SoftmaxKernels {
 
 template <typename T>
 struct SlopeKernels {
-  // Rounds to T. Subnormal numbers may become 0.
-  void (*round)(const SumOf<T>* values, int64_t count, T* out);
-  // out = mass * exp(logits + log_weights - reference), rounded as by round(); sum, per sample, leaves out
-  // the mass. Null mass: ones. Where an exponent is too large, the sum is not finite. Overwrites logits;
-  // where T is the type of the logits, out is them.
+  // As column_* of SoftmaxKernels. out = mass * exp(logits + log_weights - reference), where subnormal
+  // numbers may be rounded to 0; sum, per sample, leaves out the mass. Null mass: ones. Where an exponent is
+  // too large, the sum is not finite. Overwrites logits; where T is the type of the logits, out is them.
   void (*column_exponentials)(SumOf<T>* logits, const SumOf<T>* log_weights, int64_t count, int64_t batch,
                               const SumOf<T>* reference, const SumOf<T>* mass, T* out, SumOf<T>* sum);
   // sum: of slopes * factors; positive: of the positive terms.

@@ -196,10 +196,6 @@ inline bool is_near(int64_t a_row, int64_t a_col) {
          (kTogether<T> == 1 && a_row == 1 && a_col * static_cast<int64_t>(sizeof(T)) <= kNearBytes);
 }
 
-constexpr int64_t blocks_of(int64_t count, int64_t size) {
-  return (count + size - 1) / size;
-}
-
 template <typename T>
 void product(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth, const SumOf<T>* panels,
              int64_t columns, const SumOf<T>* bias, bool add, SumOf<T>* out, int64_t stride,

@@ -6,6 +6,10 @@
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
+constexpr int64_t blocks_of(int64_t count, int64_t size) {
+  return (count + size - 1) / size;
+}
+
 // A core waits where more lines are on their way than it has room for, so they are spread over the blocks of
 // a product: a block's share is less.
 class RowPrefetch {
@@ -16,8 +20,7 @@ class RowPrefetch {
         row_(ahead.rows),
         end_(ahead.rows + ahead.count),
         bytes_(ahead.row_bytes) {
-    const int64_t lines = ahead.count * ((bytes_ + 63) / 64);
-    share_ = blocks > 0 ? (lines + blocks - 1) / blocks : 0;
+    share_ = blocks > 0 ? blocks_of(ahead.count * blocks_of(bytes_, 64), blocks) : 0;
   }
 
   void take_share() {

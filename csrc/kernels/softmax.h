@@ -171,43 +171,32 @@ void row_exponentials(T* __restrict row, T weight, int64_t begin, int64_t batch,
   }
 }
 
-template <typename T>
-void round_slopes(const SumOf<T>* values, int64_t count, T* out) {
-  int64_t i = 0;
-#if defined(TORCH_LSH_BF16_DOT) && TORCH_LSH_VECTOR_BYTES == 64
-  if constexpr (__is_same(T, BFloat16))
-    for (; i + kLanes<BFloat16> <= count; i += kLanes<BFloat16>) {
-      const auto low = load_vector<__m512>(values + i),
-                 high = load_vector<__m512>(values + i + kLanes<float>);
-      const auto rounded = _mm512_cvtne2ps_pbh(high, low);
-      __builtin_memcpy(out + i, &rounded, sizeof(rounded));
-    }
-#endif
-  convert(values + i, count - i, out + i);
-}
-
 #if TORCH_LSH_VECTOR_BYTES == 64
-inline void store_vectors(const Vector<float> (&values)[1], float* out) {
-  __builtin_memcpy(out, values, sizeof(values));
-}
-inline void store_vectors(const Vector<float> (&values)[2], float* out) {
-  __builtin_memcpy(out, values, sizeof(values));
-}
 #ifdef TORCH_LSH_BF16_DOT
-inline void store_vectors(const Vector<float> (&values)[1], BFloat16* out) {
-  const auto rounded = _mm512_cvtneps_pbh((__m512)values[0]);
-  __builtin_memcpy(out, &rounded, sizeof(rounded));
-}
-inline void store_vectors(const Vector<float> (&values)[2], BFloat16* out) {
-  const auto rounded = _mm512_cvtne2ps_pbh((__m512)values[1], (__m512)values[0]);
-  __builtin_memcpy(out, &rounded, sizeof(rounded));
-}
 template <typename T>
-constexpr bool kStoresVectors = __is_same(T, float) || __is_same(T, BFloat16);
+constexpr bool kStoresVectors = !__is_same(T, double);
 #else
 template <typename T>
 constexpr bool kStoresVectors = __is_same(T, float);
 #endif
+
+template <int64_t Count, typename T>
+inline void store_vectors(const Vector<float> (&values)[Count], T* out) {
+  if constexpr (__is_same(T, float)) {
+    __builtin_memcpy(out, values, sizeof(values));
+  } else {
+#ifdef TORCH_LSH_BF16_DOT
+    if constexpr (Count == 1) {
+      const auto rounded = _mm512_cvtneps_pbh((__m512)values[0]);
+      __builtin_memcpy(out, &rounded, sizeof(rounded));
+    } else {
+      static_assert(Count == 2);
+      const auto rounded = _mm512_cvtne2ps_pbh((__m512)values[1], (__m512)values[0]);
+      __builtin_memcpy(out, &rounded, sizeof(rounded));
+    }
+#endif
+  }
+}
 
 // The same for all rows and a few vectors of samples, whose sums stay in registers.
 template <bool WithMass, int64_t Vectors, typename T>
@@ -254,7 +243,7 @@ void column_exponentials_of(SumOf<T>* logits, const SumOf<T>* log_weights, int64
     Sum* const row = logits + i * batch;
     row_exponentials<WithMass>(row, log_weights == nullptr ? Sum(0) : log_weights[i], done, batch, reference,
                                mass, sum);
-    if constexpr (!__is_same(T, Sum)) round_slopes(row + done, batch - done, out + i * batch + done);
+    if constexpr (!__is_same(T, Sum)) convert(row + done, batch - done, out + i * batch + done);
   }
 }
 
@@ -323,7 +312,7 @@ constexpr void fill(SoftmaxKernels<T>& table) {
 
 template <typename T>
 constexpr void fill(SlopeKernels<T>& table) {
-  table = {.round = round_slopes<T>, .column_exponentials = column_exponentials<T>, .row_sums = row_sums<T>};
+  table = {.column_exponentials = column_exponentials<T>, .row_sums = row_sums<T>};
 }
 
 }  // namespace torch_lsh::TORCH_LSH_LEVEL

@@ -31,7 +31,6 @@ struct TileProduct {
   static constexpr bool kStrips = kTogether == kDepth;
   static_assert(kBlockDepth % kDepth == 0 && kPackRows % kDepth == 0);
 
-  static constexpr int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
   static constexpr int64_t steps_of(int64_t depth) { return blocks_of(depth, kDepth); }
 
   // Numbers of type T in a packed panel.
@@ -255,7 +254,7 @@ struct TileProduct {
   // As ProductKernels::product, within a session.
   static void run(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth, const Sum* panels,
                   int64_t columns, const Sum* bias, bool add, Sum* out, int64_t stride,
-                  const RowsAhead& ahead = {}) {
+                  const RowsAhead& ahead) {
     RowPrefetch prefetch(
         ahead, blocks_of(depth, kBlockDepth) * blocks_of(rows, kBlockRows) * blocks_of(columns, kPanelWidth));
     for (int64_t begin = 0; begin == 0 || begin < depth; begin += kBlockDepth) {

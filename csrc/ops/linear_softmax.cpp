@@ -12,7 +12,7 @@
 //
 // bfloat16: the operands of products are bfloat16 (x, the active rows, the slopes), or float where the CPU
 // multiplies those as fast. Logits, softmax and all other results are float. Slopes are the largest matrix,
-// so half of their bytes is worth more than half of the time of a product.
+// which no cache of a core holds: half of its bytes is written and read in half of the time.
 #include "ops/linear_softmax.h"
 
 #include <torch/csrc/stable/library.h>
@@ -53,6 +53,13 @@ constexpr int64_t kPartSamples = 16;      // samples, or rows, of which a part o
 constexpr int64_t kGrainSamples = 4;      // samples whose partial gradients a task joins
 constexpr int64_t kLargestSum = 1 << 16;  // largest partial gradient of x that stays in cache, in numbers
 
+// A gather of one row.
+template <typename T>
+void round(const SumOf<T>* values, int64_t count, T* out) {
+  const int64_t row = 0;
+  kernels<GatherKernels<SumOf<T>, T>>().gather(values, &row, 1, count, out);
+}
+
 // The forward. x is stored as T, weight and bias as Stored.
 template <typename T, typename Stored>
 class LinearSoftmax {
@@ -92,7 +99,7 @@ class LinearSoftmax {
     if constexpr (kRounds)  // the difference, not its terms
       for_different_labels(shares, [&](int64_t b, int64_t i, Sum share) {
         const Sum slope = mass[b] * std::exp(at_labels[i] - reference[b]) - share * sums[b];
-        kernels<SlopeKernels<T>>().round(&slope, 1, slopes + position_[i] * batch_ + b);
+        round(&slope, 1, slopes + position_[i] * batch_ + b);
       });
   }
 
@@ -211,7 +218,7 @@ class LinearSoftmax {
           const int64_t b = i / labels_;
           const Sum own = std::exp(at_labels[i] - reference[b]),
                     scaled = mass == nullptr ? own : mass[b] * own;
-          k.round(&scaled, 1, power);
+          round(&scaled, 1, power);
           of_block[b] += own;
         });
     });
@@ -617,7 +624,7 @@ void scale_rows(const T* from, const SumOf<T>* factors, int64_t rows, int64_t wi
   std::vector<SumOf<T>> scaled(width);
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t i = 0; i < width; ++i) scaled[i] = factors[row] * number(from[row * width + i]);
-    kernels<SlopeKernels<T>>().round(scaled.data(), width, to + row * width);
+    round(scaled.data(), width, to + row * width);
   }
 }
 
