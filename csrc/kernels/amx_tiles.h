@@ -155,7 +155,12 @@ struct AmxTiles : AmxShape<T> {
         Registers::template zero<Tile>();
       }
     });
+    constexpr int64_t kStepBytes = Down * kAmxRows * kAmxRowBytes;
     for (int64_t step = 0; step < steps; ++step) {
+      // Line after line: tiles are read across the lines of many rows, which the hardware does not foresee.
+      if (left.ahead != nullptr)
+        for (int64_t line = 0; line < kStepBytes; line += 64)
+          __builtin_prefetch(left.ahead + step * kStepBytes + line, 0, 2);
       const auto load_left = [&]<int64_t I, int64_t Tile>() {
         Registers::template load<Tile>(left.from + I * left.tile + step * left.step,
                                        left.row * static_cast<int64_t>(sizeof(T)));

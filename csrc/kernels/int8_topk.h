@@ -44,6 +44,7 @@ struct Int8Bounds {
 
 // Product: how integers are multiplied,
 //   kGroup    samples of a group at most, a multiple of a vector's lanes
+//   kRows     rows of a block
 //   kAdded    what is added to each number of a row before it is multiplied
 //   floats(lanes, width)                  that the numbers of `lanes` samples take
 //   place(lanes, width, sample, i)        where number i of a sample is
@@ -51,7 +52,7 @@ struct Int8Bounds {
 // Few: computes logits of up to Few::kSamples samples.
 template <typename Product, typename Few>
 struct Int8Topk {
-  static constexpr int64_t kGroup = Product::kGroup;
+  static constexpr int64_t kGroup = Product::kGroup, kRows = Product::kRows;
   static constexpr int64_t kLargestWidth = 1 << 16;  // 2^16 products of up to 255 * 127
   static constexpr double kLeast = 1e-30, kLargest = 1e30;
   static constexpr int64_t kDigits = 2;

@@ -23,6 +23,7 @@ struct TileProduct {
   static constexpr int64_t kPanelWidth = Tiles::kAcross * Tiles::kColumns;
   static constexpr int64_t kGroupRows = (64 + kBlockRows - 1) / kBlockRows * kBlockRows;
   static constexpr int64_t kBlockDepth = 256;
+  static constexpr int64_t kAheadBytes = 12 << 10;  // of the rows of a table that is read from end to end
   // What is a word when numbers that are multiplied together stay together: 16 x 16 of them make a tile.
   static constexpr bool kTransposes =
       kTogether * sizeof(T) == 4 && kRows == 16 && Tiles::kColumns == 16 && kDepth == 16 * kTogether;
@@ -230,10 +231,12 @@ struct TileProduct {
       __builtin_memcpy(out + r * stride, sums + r * kPanelWidth, static_cast<size_t>(columns) * sizeof(Sum));
   }
 
-  // A group of rows, for one block of the depth; panels points to the block's first step.
+  // A group of rows, for one block of the depth; panels points to the block's first step. Moves `ahead`,
+  // which may be null, by the bytes that were fetched.
   static void multiply_group(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
                              const T* panels, int64_t panel_stride, int64_t columns, const Sum* bias,
-                             bool first, Sum* out, int64_t stride, RowPrefetch& prefetch) {
+                             bool first, Sum* out, int64_t stride, RowPrefetch& prefetch,
+                             const char*& ahead) {
     alignas(64) T packed[kGroupRows * kBlockDepth];
     const int64_t steps = steps_of(depth);
     const bool in_place = Tiles::kInPlace && a_col == 1 && depth % kDepth == 0 && rows % kRows == 0;
@@ -242,21 +245,24 @@ struct TileProduct {
       for (int64_t r = 0; r < rows; r += kBlockRows) {
         const int64_t of_block = rows - r < kBlockRows ? rows - r : kBlockRows;
         const int64_t down = (of_block + kRows - 1) / kRows;
-        const LeftTiles<T> left = in_place ? LeftTiles<T>{a + r * a_row, kRows * a_row, kDepth, a_row}
-                                           : LeftTiles<T>{packed + r * steps * kDepth, kRows * kDepth,
-                                                          down * kRows * kDepth, kDepth};
+        LeftTiles<T> left{packed + r * steps * kDepth, kRows * kDepth, down * kRows * kDepth, kDepth,
+                          nullptr};
+        if (in_place) left = {a + r * a_row, kRows * a_row, kDepth, a_row, c == 0 ? ahead : nullptr};
+        if (left.ahead != nullptr) ahead += of_block * depth * static_cast<int64_t>(sizeof(T));
         multiply_block(left, panels, steps, of_block, columns - c < kPanelWidth ? columns - c : kPanelWidth,
                        bias == nullptr ? nullptr : bias + r, first, out + r * stride + c, stride);
         prefetch.take_share();
       }
   }
 
-  // As ProductKernels::product, within a session.
+  // As ProductKernels::product, within a session. With `scans`, `a` is part of a table whose rows are read
+  // from end to end: those that follow are fetched.
   static void run(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth, const Sum* panels,
                   int64_t columns, const Sum* bias, bool add, Sum* out, int64_t stride,
-                  const RowsAhead& ahead) {
-    RowPrefetch prefetch(
-        ahead, blocks_of(depth, kBlockDepth) * blocks_of(rows, kBlockRows) * blocks_of(columns, kPanelWidth));
+                  const RowsAhead& rows_ahead, bool scans) {
+    const char* ahead = scans ? reinterpret_cast<const char*>(a) + kAheadBytes : nullptr;
+    RowPrefetch prefetch(rows_ahead, blocks_of(depth, kBlockDepth) * blocks_of(rows, kBlockRows) *
+                                         blocks_of(columns, kPanelWidth));
     for (int64_t begin = 0; begin == 0 || begin < depth; begin += kBlockDepth) {
       const int64_t block = depth - begin < kBlockDepth ? depth - begin : kBlockDepth;
       for (int64_t group = 0; group < rows; group += kGroupRows) {
@@ -264,7 +270,7 @@ struct TileProduct {
         multiply_group(a + group * a_row + begin * a_col, a_row, a_col, of_group, block,
                        reinterpret_cast<const T*>(panels) + begin * kPanelWidth, panel_numbers(depth),
                        columns, bias == nullptr ? nullptr : bias + group, begin == 0 && !add,
-                       out + group * stride, stride, prefetch);
+                       out + group * stride, stride, prefetch, ahead);
       }
     }
   }
@@ -273,7 +279,14 @@ struct TileProduct {
                       const Sum* panels, int64_t columns, const Sum* bias, bool add, Sum* out, int64_t stride,
                       const RowsAhead& ahead = {}) {
     const typename Tiles::Session session;
-    run(a, a_row, a_col, rows, depth, panels, columns, bias, add, out, stride, ahead);
+    run(a, a_row, a_col, rows, depth, panels, columns, bias, add, out, stride, ahead, false);
+  }
+
+  // out[rows, columns] of consecutive rows of a table that is read from end to end.
+  static void scan(const T* rows, int64_t count, int64_t width, const Sum* panels, int64_t columns,
+                   const Sum* bias, Sum* out) {
+    const typename Tiles::Session session;
+    run(rows, width, 1, count, width, panels, columns, bias, false, out, columns, {}, true);
   }
 };
 

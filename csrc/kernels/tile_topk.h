@@ -9,12 +9,13 @@
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
 
-constexpr int64_t kTileTopkGroup = 64, kTileTopkRows = 128;  // samples of a group, rows of a block
+// Samples of a group, rows of a block: their logits and the rows stay in the first-level cache.
+constexpr int64_t kTileTopkGroup = 64, kTileTopkRows = 64;
 
 template <typename Tiles, typename Few = FewTopk<BFloat16>>
 struct BFloat16TileTopk {
   using Product = TileProduct<Tiles>;
-  static constexpr int64_t kGroup = kTileTopkGroup;
+  static constexpr int64_t kGroup = kTileTopkGroup, kRows = kTileTopkRows;
 
   static int64_t lanes(int64_t samples) {
     return samples <= Few::kSamples ? topk_lanes<float>(samples) : round_up(samples, Product::kPanelWidth);
@@ -37,8 +38,7 @@ struct BFloat16TileTopk {
     if (samples <= Few::kSamples) {
       Few::multiply(rows, count, width, packed, samples, scale, bias, logits);
     } else {
-      Product::product(rows, width, 1, count, width, packed, lanes(samples), bias, false, logits,
-                       lanes(samples));
+      Product::scan(rows, count, width, packed, lanes(samples), bias, logits);
     }
   }
 };
@@ -46,7 +46,7 @@ struct BFloat16TileTopk {
 template <typename Tiles>
 struct TileInt8Product {
   using Product = TileProduct<Tiles>;
-  static constexpr int64_t kGroup = kTileTopkGroup, kAdded = 0;
+  static constexpr int64_t kGroup = kTileTopkGroup, kRows = kTileTopkRows, kAdded = 0;
 
   static int64_t panels(int64_t lanes) { return (lanes + Product::kPanelWidth - 1) / Product::kPanelWidth; }
   static int64_t floats(int64_t lanes, int64_t width) { return panels(lanes) * Product::panel_size(width); }
@@ -65,8 +65,7 @@ struct TileInt8Product {
                        Int8Bounds bounds, Affine<float, true> affine, float* out) {
     alignas(64) int32_t apart[kTileTopkRows * kGroup];
     auto* const integers = bounds.add ? apart : reinterpret_cast<int32_t*>(out);
-    Product::product(rows, width, 1, count, width, reinterpret_cast<const int32_t*>(numbers), lanes, nullptr,
-                     false, integers, lanes);
+    Product::scan(rows, count, width, reinterpret_cast<const int32_t*>(numbers), lanes, nullptr, integers);
     for (int64_t lane = 0; lane < lanes; lane += kLanes<float>)
       for (int64_t r = 0; r < count; ++r) {
         float* const to = out + r * lanes + lane;

@@ -45,11 +45,13 @@ struct TileShape {
   static constexpr bool kInPlace = InPlace;
 };
 
-// The left tiles of a block: row r of tile i at step s begins at from + i * tile + s * step + r * row.
+// The left tiles of a block: row r of tile i at step s begins at from + i * tile + s * step + r * row. As
+// many bytes as they have may be fetched meanwhile, from `ahead` on, unless it is null.
 template <typename T>
 struct LeftTiles {
   const T* from;
   int64_t tile, step, row;
+  const char* ahead;
 };
 
 template <typename T>

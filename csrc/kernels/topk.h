@@ -302,7 +302,7 @@ constexpr void fill(TopkKernels<T>& table) {
 template <typename Topk, typename T>
 constexpr void fill_topk(TopkKernels<T>& table) {
   table = {.largest_group = Topk::kGroup,
-           .block_rows = 128,
+           .block_rows = Topk::kRows,
            .vector = kLanes<float>,
            .lanes = Topk::lanes,
            .packed_size = Topk::packed_size,

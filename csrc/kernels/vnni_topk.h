@@ -10,7 +10,8 @@ namespace torch_lsh::TORCH_LSH_LEVEL {
 
 // Numbers of samples are packed as [ceil(width / 4), lanes, 4].
 struct VnniProduct {
-  static constexpr int64_t kGroup = kTopkVectors * kLanes<float>, kAdded = 128, kTogether = 4;
+  static constexpr int64_t kGroup = kTopkVectors * kLanes<float>, kRows = 128;
+  static constexpr int64_t kAdded = 128, kTogether = 4;
   static constexpr int64_t kTilesAhead = 4;  // prefetch distance
 
   static int64_t floats(int64_t lanes, int64_t width) { return (width + kTogether - 1) / kTogether * lanes; }
