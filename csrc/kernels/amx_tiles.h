@@ -7,6 +7,7 @@
 // on any CPU.
 #pragma once
 
+#include "kernels/row_prefetch.h"
 #include "kernels/tiles.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
@@ -114,10 +115,9 @@ inline void for_constants(const Run& run) {
   }
 }
 
-// Down x Across tiles. bfloat16: four sums, and both their left and right tiles. int8: up to six sums, and
-// one tile of either side.
+// Registers hold four sums, and both their left and right tiles.
 template <typename T>
-using AmxShape = TileShape<16, kAmxRowBytes / sizeof(T), 16, 4 / sizeof(T), 2, sizeof(T) == 1 ? 3 : 2, true>;
+using AmxShape = TileShape<16, kAmxRowBytes / sizeof(T), 16, 4 / sizeof(T), 2, 2, true>;
 
 template <typename T, typename Registers>
 struct AmxTiles : AmxShape<T> {
@@ -137,9 +137,8 @@ struct AmxTiles : AmxShape<T> {
   template <int64_t Down, int64_t Across>
   static void multiply(const LeftTiles<T>& left, const T* right, int64_t steps, bool add, Sum* out,
                        int64_t stride) {
-    constexpr int64_t kSums = Down * Across, kFree = kAmxRegisters - kSums;
-    static_assert(kFree >= 2);
-    constexpr bool kKeepsLeft = kFree > Down;  // else a left tile is loaded for each of its products
+    constexpr int64_t kSums = Down * Across, kRights = kAmxRegisters - kSums - Down;
+    static_assert(kRights >= 1);
     const int64_t sum_bytes = stride * static_cast<int64_t>(sizeof(Sum));
     const auto for_sums = [&](const auto& run) {
       for_constants<Down>([&]<int64_t I>() {
@@ -158,24 +157,20 @@ struct AmxTiles : AmxShape<T> {
     constexpr int64_t kStepBytes = Down * kAmxRows * kAmxRowBytes;
     for (int64_t step = 0; step < steps; ++step) {
       // Line after line: tiles are read across the lines of many rows, which the hardware does not foresee.
-      if (left.ahead != nullptr)
+      if (left.scanned != nullptr)
         for (int64_t line = 0; line < kStepBytes; line += 64)
-          __builtin_prefetch(left.ahead + step * kStepBytes + line, 0, 2);
-      const auto load_left = [&]<int64_t I, int64_t Tile>() {
-        Registers::template load<Tile>(left.from + I * left.tile + step * left.step,
-                                       left.row * static_cast<int64_t>(sizeof(T)));
-      };
-      if constexpr (kKeepsLeft)
-        for_constants<Down>([&]<int64_t I>() { load_left.template operator()<I, kSums + I>(); });
+          prefetch_scan(left.scanned + step * kStepBytes + line);
+      for_constants<Down>([&]<int64_t I>() {
+        Registers::template load<kSums + I>(left.from + I * left.tile + step * left.step,
+                                            left.row * static_cast<int64_t>(sizeof(T)));
+      });
       for_constants<Across>([&]<int64_t J>() {
         // In turn, where there is more than one, so that loads need not wait for products.
-        constexpr int64_t kLefts = kKeepsLeft ? Down : 1, kRight = kSums + kLefts + J % (kFree - kLefts);
+        constexpr int64_t kRight = kSums + Down + J % kRights;
         Registers::template load<kRight>(right + (step * Across + J) * Shape::kDepth * Shape::kColumns,
                                          kAmxRowBytes);
-        for_constants<Down>([&]<int64_t I>() {
-          if constexpr (!kKeepsLeft) load_left.template operator()<I, kSums>();
-          Registers::template add_product<I * Across + J, kSums + (kKeepsLeft ? I : 0), kRight>(T{});
-        });
+        for_constants<Down>(
+            [&]<int64_t I>() { Registers::template add_product<I * Across + J, kSums + I, kRight>(T{}); });
       });
     }
     for_sums([&]<int64_t Tile>(Sum* to) { Registers::template store<Tile>(to, sum_bytes); });

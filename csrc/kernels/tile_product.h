@@ -23,7 +23,6 @@ struct TileProduct {
   static constexpr int64_t kPanelWidth = Tiles::kAcross * Tiles::kColumns;
   static constexpr int64_t kGroupRows = (64 + kBlockRows - 1) / kBlockRows * kBlockRows;
   static constexpr int64_t kBlockDepth = 256;
-  static constexpr int64_t kAheadBytes = 12 << 10;  // of the rows of a table that is read from end to end
   // What is a word when numbers that are multiplied together stay together: 16 x 16 of them make a tile.
   static constexpr bool kTransposes =
       kTogether * sizeof(T) == 4 && kRows == 16 && Tiles::kColumns == 16 && kDepth == 16 * kTogether;
@@ -200,14 +199,13 @@ struct TileProduct {
     Tiles::template multiply<Down, Tiles::kAcross>(left, right, steps, add, out, stride);
   }
 
-  // What the products are added to: what is there, or the bias of each row (null: zeros).
+  // What the products are added to: what is there, or the bias of each row.
   static void start(const Sum* bias, bool first, int64_t rows, int64_t columns, const Sum* out,
                     int64_t stride, Sum* sums, int64_t sums_stride) {
     for (int64_t r = 0; r < rows; ++r) {
       Sum* const row = sums + r * sums_stride;
       if (first) {
-        const Sum value = bias == nullptr ? Sum(0) : bias[r];
-        for (int64_t c = 0; c < columns; ++c) row[c] = value;
+        for (int64_t c = 0; c < columns; ++c) row[c] = bias[r];
       } else {
         __builtin_memcpy(row, out + r * stride, static_cast<size_t>(columns) * sizeof(Sum));
       }
@@ -218,25 +216,25 @@ struct TileProduct {
   static void multiply_block(const LeftTiles<T>& left, const T* panel, int64_t steps, int64_t rows,
                              int64_t columns, const Sum* bias, bool first, Sum* out, int64_t stride) {
     const int64_t down = (rows + kRows - 1) / kRows;
+    const bool add = !first || bias != nullptr;
     if (rows == down * kRows && columns == kPanelWidth) {
-      const bool biased = first && bias != nullptr;
-      if (biased) start(bias, first, rows, kPanelWidth, out, stride, out, stride);
-      multiply(down, left, panel, steps, biased || !first, out, stride);
+      if (first && add) start(bias, first, rows, kPanelWidth, out, stride, out, stride);
+      multiply(down, left, panel, steps, add, out, stride);
       return;
     }
     alignas(64) Sum sums[kBlockRows * kPanelWidth];
-    start(bias, first, rows, columns, out, stride, sums, kPanelWidth);
-    multiply(down, left, panel, steps, true, sums, kPanelWidth);
+    if (add) start(bias, first, rows, columns, out, stride, sums, kPanelWidth);
+    multiply(down, left, panel, steps, add, sums, kPanelWidth);
     for (int64_t r = 0; r < rows; ++r)
       __builtin_memcpy(out + r * stride, sums + r * kPanelWidth, static_cast<size_t>(columns) * sizeof(Sum));
   }
 
-  // A group of rows, for one block of the depth; panels points to the block's first step. Moves `ahead`,
-  // which may be null, by the bytes that were fetched.
+  // A group of rows, for one block of the depth; panels points to the block's first step. Moves `scanned`, if
+  // it is not null (LeftTiles), by the bytes of the block.
   static void multiply_group(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth,
                              const T* panels, int64_t panel_stride, int64_t columns, const Sum* bias,
                              bool first, Sum* out, int64_t stride, RowPrefetch& prefetch,
-                             const char*& ahead) {
+                             const char*& scanned) {
     alignas(64) T packed[kGroupRows * kBlockDepth];
     const int64_t steps = steps_of(depth);
     const bool in_place = Tiles::kInPlace && a_col == 1 && depth % kDepth == 0 && rows % kRows == 0;
@@ -247,8 +245,8 @@ struct TileProduct {
         const int64_t down = (of_block + kRows - 1) / kRows;
         LeftTiles<T> left{packed + r * steps * kDepth, kRows * kDepth, down * kRows * kDepth, kDepth,
                           nullptr};
-        if (in_place) left = {a + r * a_row, kRows * a_row, kDepth, a_row, c == 0 ? ahead : nullptr};
-        if (left.ahead != nullptr) ahead += of_block * depth * static_cast<int64_t>(sizeof(T));
+        if (in_place) left = {a + r * a_row, kRows * a_row, kDepth, a_row, c == 0 ? scanned : nullptr};
+        if (left.scanned != nullptr) scanned += of_block * depth * static_cast<int64_t>(sizeof(T));
         multiply_block(left, panels, steps, of_block, columns - c < kPanelWidth ? columns - c : kPanelWidth,
                        bias == nullptr ? nullptr : bias + r, first, out + r * stride + c, stride);
         prefetch.take_share();
@@ -259,10 +257,10 @@ struct TileProduct {
   // from end to end: those that follow are fetched.
   static void run(const T* a, int64_t a_row, int64_t a_col, int64_t rows, int64_t depth, const Sum* panels,
                   int64_t columns, const Sum* bias, bool add, Sum* out, int64_t stride,
-                  const RowsAhead& rows_ahead, bool scans) {
-    const char* ahead = scans ? reinterpret_cast<const char*>(a) + kAheadBytes : nullptr;
-    RowPrefetch prefetch(rows_ahead, blocks_of(depth, kBlockDepth) * blocks_of(rows, kBlockRows) *
-                                         blocks_of(columns, kPanelWidth));
+                  const RowsAhead& ahead, bool scans) {
+    const char* scanned = scans ? reinterpret_cast<const char*>(a) : nullptr;
+    RowPrefetch prefetch(
+        ahead, blocks_of(depth, kBlockDepth) * blocks_of(rows, kBlockRows) * blocks_of(columns, kPanelWidth));
     for (int64_t begin = 0; begin == 0 || begin < depth; begin += kBlockDepth) {
       const int64_t block = depth - begin < kBlockDepth ? depth - begin : kBlockDepth;
       for (int64_t group = 0; group < rows; group += kGroupRows) {
@@ -270,7 +268,7 @@ struct TileProduct {
         multiply_group(a + group * a_row + begin * a_col, a_row, a_col, of_group, block,
                        reinterpret_cast<const T*>(panels) + begin * kPanelWidth, panel_numbers(depth),
                        columns, bias == nullptr ? nullptr : bias + group, begin == 0 && !add,
-                       out + group * stride, stride, prefetch, ahead);
+                       out + group * stride, stride, prefetch, scanned);
       }
     }
   }

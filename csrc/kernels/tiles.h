@@ -45,13 +45,13 @@ struct TileShape {
   static constexpr bool kInPlace = InPlace;
 };
 
-// The left tiles of a block: row r of tile i at step s begins at from + i * tile + s * step + r * row. As
-// many bytes as they have may be fetched meanwhile, from `ahead` on, unless it is null.
+// The left tiles of a block: row r of tile i at step s begins at from + i * tile + s * step + r * row. Where
+// they are of a table that is read from end to end, `scanned` is what precedes the rest of it, else null.
 template <typename T>
 struct LeftTiles {
   const T* from;
   int64_t tile, step, row;
-  const char* ahead;
+  const char* scanned;
 };
 
 template <typename T>

@@ -13,6 +13,7 @@
 
 #include "kernels/convert.h"
 #include "kernels/kernels.h"
+#include "kernels/row_prefetch.h"
 #include "kernels/vectors.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
@@ -63,8 +64,7 @@ inline void multiply_tile(const Sum* __restrict rows, int64_t width, const Sum* 
                           Vector<Sum> (&sum)[Rows][Vectors]) {
   constexpr int64_t lanes = kLanes<Sum>;
   for (int64_t i = 0; i < width; ++i) {
-    // Hardware does not prefetch across a tile's distant columns: prefetch the next tile line by line.
-    __builtin_prefetch(rows + Rows * (width + i));
+    prefetch_scan(rows + Rows * i);  // hardware does not foresee a tile's distant columns
     Vector<Sum> x[Vectors];
 #pragma GCC unroll 3
     for (int64_t v = 0; v < Vectors; ++v) x[v] = load_as<Sum>(packed + (i * Vectors + v) * lanes);
@@ -114,7 +114,7 @@ inline void multiply_tile(const BFloat16* __restrict rows, int64_t width, const 
     }
   };
   for (int64_t i = 0; i + 1 < width; i += 2) {
-    __builtin_prefetch(rows + Rows * (width + i));
+    prefetch_scan(rows + Rows * i);
     add(packed + i / 2 * Vectors * kLanes<float>,
         [&](int64_t r) { return same_pairs(rows + r * width + i); });
   }
@@ -171,6 +171,8 @@ template <int64_t Samples, typename T, typename Packed, typename Sum, bool Scale
 void multiply_few(const T* rows, int64_t count, int64_t width, const Packed* x, Affine<Sum, Scaled> affine,
                   Sum* out) {
   for (int64_t r = 0; r < count; ++r, out += Samples) {
+    if (count > 1)
+      for (int64_t i = 0; i < width; i += 64 / sizeof(T)) prefetch_scan(rows + r * width + i);
     dot_few<Samples>(rows + r * width, width, x, out);
 #pragma GCC unroll 4
     for (int64_t s = 0; s < Samples; ++s) out[s] = affine(out[s], r);
