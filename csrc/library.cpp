@@ -22,6 +22,7 @@ STABLE_TORCH_LIBRARY(torch_lsh, m) {
   m.def("coalesce_rows(Tensor rows, Tensor values) -> (Tensor, Tensor)");
   m.def("is_increasing(Tensor rows, int? below=None) -> bool");
   m.def("extremes(Tensor numbers) -> (int least, int largest)");
+  m.def("take_runs(Tensor start, Tensor values, Tensor runs) -> (Tensor start, Tensor values)");
 
   // embedding bag
   m.def("embedding_bag(Tensor weight, Tensor crow, Tensor col, Tensor? values=None) -> Tensor");

@@ -1,9 +1,12 @@
-"""What is asked of lists of rows."""
+"""What is asked of lists of rows, and rows of different lengths."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import twins
+from hypothesis import given
+from hypothesis import strategies as st
 
 from torch_lsh import ops
 
@@ -24,3 +27,30 @@ def test_what_is_asked_of_lists_of_rows():
         torch.ops.torch_lsh.extremes(torch.empty(0, dtype=torch.int64))
     with pytest.raises(RuntimeError, match="numbers is not contiguous"):
         torch.ops.torch_lsh.extremes(numbers.T)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1), st.data())
+def test_chosen_runs_are_those_of_the_twin(lengths, data):
+    start = torch.tensor([0, *lengths]).cumsum(0)
+    runs = torch.tensor(data.draw(st.lists(st.integers(0, len(lengths) - 1))), dtype=torch.int64)
+    for values in (torch.rand(start[-1]), torch.arange(start[-1]).int()):
+        for some, wanted in zip(ops.take_runs(start, values, runs), twins.take_runs(start, values, runs)):
+            assert some.dtype == wanted.dtype
+            assert torch.equal(some, wanted)
+
+
+@pytest.mark.parametrize(
+    ("start", "values", "runs", "message"),
+    [
+        ([0, 2], torch.rand(2), [0, 1], "runs has 1 at position 1; wanted numbers from 0 to 0"),
+        ([0, 2], torch.rand(2), [-1], "runs has -1 at position 0"),
+        ([], torch.rand(2), [0], "runs has 0 at position 0; wanted numbers from 0 to -1"),
+        ([0, 3], torch.rand(2), [0], "start has a run from 0 to 3; wanted it within the 2 values"),
+        ([2, 1], torch.rand(2), [0], "start has a run from 2 to 1"),
+        ([-1, 1], torch.rand(2), [0], "start has a run from -1 to 1"),
+        ([0, 2], torch.rand(2).double(), [0], "values has dtype Double; wanted Int or Float"),
+    ],
+)
+def test_runs_that_are_not_there_are_refused(start, values, runs, message):
+    with pytest.raises(RuntimeError, match=message):
+        ops.take_runs(torch.tensor(start, dtype=torch.int64), values, torch.tensor(runs))

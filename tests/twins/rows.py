@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -11,3 +12,9 @@ def is_increasing(rows: Tensor, below: int | None = None) -> bool:
 def extremes(numbers: Tensor) -> tuple[int, int]:
     least, largest = numbers.aminmax()
     return int(least), int(largest)
+
+
+def take_runs(start: Tensor, values: Tensor, runs: Tensor) -> tuple[Tensor, Tensor]:
+    chosen = [values[start[run] : start[run + 1]] for run in runs.tolist()]
+    lengths = torch.tensor([0, *map(len, chosen)])
+    return lengths.cumsum(0), torch.cat([values[:0], *chosen])

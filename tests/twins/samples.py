@@ -440,6 +440,11 @@ SAMPLES: dict[str, Callable[[], list[Sample]]] = {
     "sketch_candidates": _sketch_candidates,
     "sparse_dot": _sparse_dot,
     "sum_rows": lambda: [Sample((*_rows_of_labels(), 0.5, unit), has_fake=False) for unit in (True, False)],
+    "take_runs": lambda: [
+        Sample((torch.tensor([0, 2, 2, 5]), values, torch.tensor(runs, dtype=torch.int64)), has_fake=False)
+        for values in (torch.arange(5.0), _int32(7, 8, 4, 5, 6))
+        for runs in ([2, 1, 0, 2], [])
+    ],
     "transpose_rows": lambda: [Sample(_rows_of_labels()[:4])],
     "update_partition": _update_partition,
     "update_tables": _update_tables,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .. import ops
 from ..io import opener_of, replacing
 from .reading import read_headerless, read_pair, read_xmc
 
@@ -48,21 +49,13 @@ class XMCRows(NamedTuple):
 
     def take(self, rows: Tensor) -> XMCRows:
         """The rows of the given numbers (``[R]`` int64, each in ``0 .. rows - 1``)."""
-        if len(rows) > 0:
-            first, last = torch.aminmax(rows)
-            if first < 0 or last >= len(self.feature_start) - 1:
-                raise IndexError(f"rows runs from {first} to {last}; wanted 0 to {len(self.feature_start) - 2}")
-        feature_start, feature_at = runs(self.feature_start, rows)
-        label_start, label_at = runs(self.label_start, rows)
-        return XMCRows(
-            feature_start,
-            self.features[feature_at],
-            self.values[feature_at],
-            label_start,
-            self.labels[label_at],
-            self.num_features,
-            self.num_labels,
-        )
+        first, last = ops.extremes(rows)
+        if len(rows) > 0 and (first < 0 or last >= len(self.feature_start) - 1):
+            raise IndexError(f"rows runs from {first} to {last}; wanted 0 to {len(self.feature_start) - 2}")
+        feature_start, features = ops.take_runs(self.feature_start, self.features, rows)
+        _, values = ops.take_runs(self.feature_start, self.values, rows)
+        label_start, labels = ops.take_runs(self.label_start, self.labels, rows)
+        return XMCRows(feature_start, features, values, label_start, labels, self.num_features, self.num_labels)
 
 
 def runs(start: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .. import ops
 from ..data import XMCDataset, XMCRows, collate_xmc
-from ..data.xmc import join_rows, padded_labels, runs
+from ..data.xmc import join_rows, padded_labels
 from ..interrupts import interrupts_wait, quiet_worker
 
 _LARGEST = 1e12  # of dense features; squares of larger ones do not add up in float32
@@ -40,8 +41,8 @@ class DenseRows(NamedTuple):
 
     def take(self, rows: Tensor) -> DenseRows:
         """The rows of the given numbers ``[R]``."""
-        label_start, at = runs(self.label_start, rows)
-        return DenseRows(self.features[rows], label_start, self.labels[at], self.num_labels)
+        label_start, labels = ops.take_runs(self.label_start, self.labels, rows)
+        return DenseRows(self.features[rows], label_start, labels, self.num_labels)
 
 
 Rows = XMCRows | DenseRows

@@ -35,7 +35,7 @@ from .optimizer import row_sparse_adagrad_, row_sparse_adam_, row_sparse_lion_, 
 from .partition import query_partition, residual_codes, search_partition, update_partition
 from .probes import probe_codes
 from .product import gather_matmul, product
-from .rows import extremes, is_increasing
+from .rows import extremes, is_increasing, take_runs
 from .sampled_dot import sampled_dot
 from .score_text import score_text
 from .select_rows import draw_rows, select_rows
@@ -111,6 +111,7 @@ __all__ = [
     "sketch_candidates",
     "sparse_dot",
     "sum_rows",
+    "take_runs",
     "transpose_rows",
     "update_partition",
     "update_tables",

@@ -1,4 +1,4 @@
-"""Properties of lists of row numbers."""
+"""Properties of lists of row numbers, and rows of different lengths."""
 
 from __future__ import annotations
 
@@ -45,3 +45,22 @@ def extremes(numbers: Tensor) -> tuple[int, int]:
     (0, 0)
     """
     return extremes_of_contiguous(numbers.contiguous()) if numbers.numel() > 0 else (0, 0)
+
+
+@operator
+def take_runs(start: Tensor, values: Tensor, runs: Tensor) -> tuple[Tensor, Tensor]:
+    """Chosen runs of numbers, one after the other: rows of a sparse matrix, or the labels of some rows.
+
+    Args:
+        start: ``[R + 1]`` int64; run r is ``values[start[r]:start[r + 1]]``.
+        values: float32 or int32.
+        runs: ``[A]`` int64, each in ``0 .. R - 1``.
+
+    Returns:
+        The same of the chosen runs: where each begins, ``[A + 1]`` int64, and their values.
+
+    >>> import torch
+    >>> take_runs(torch.tensor([0, 2, 2, 5]), torch.tensor([7, 8, 4, 5, 6]).int(), torch.tensor([2, 0]))
+    (tensor([0, 3, 5]), tensor([4, 5, 6, 7, 8], dtype=torch.int32))
+    """
+    raise NeedsData
