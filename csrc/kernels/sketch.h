@@ -11,6 +11,7 @@
 
 #include "kernels/convert.h"
 #include "kernels/kernels.h"
+#include "kernels/row_prefetch.h"
 #include "kernels/vectors.h"
 
 namespace torch_lsh::TORCH_LSH_LEVEL {
@@ -130,7 +131,12 @@ inline void sketch_scores(const uint8_t* codes, const BFloat16* factors, int64_t
                           int64_t bytes, const uint8_t* tables, float step, float base,
                           float* __restrict scores) {
   uint16_t sums[kSketchRows];
+  const int64_t vectors = bits * bytes;  // of codes, kSketchRows bytes each
   for (int64_t block = 0; block < blocks; ++block) {
+    if (blocks > 1) {
+      for (int64_t v = 0; v < vectors; ++v) prefetch_scan(codes + v * kSketchRows);
+      for (int64_t r = 0; r < 2 * kSketchRows; r += 32) prefetch_scan(factors + r);
+    }
     if (bits == 1)  // the constant is compiled in: every row of a layer takes this path
       sketch_sums(codes, 1, bytes, tables, sums);
     else
@@ -139,7 +145,7 @@ inline void sketch_scores(const uint8_t* codes, const BFloat16* factors, int64_t
     for (int64_t r = 0; r < kSketchRows; ++r)
       scores[r] = to_float(factors[r]) * (step * static_cast<float>(sums[r]) + base) +
                   to_float(factors[kSketchRows + r]);
-    codes += bits * bytes * kSketchRows;
+    codes += vectors * kSketchRows;
     factors += 2 * kSketchRows;
     scores += kSketchRows;
   }
