@@ -3,7 +3,8 @@
 //
 // A query visits the buckets in the order of their scores until it has seen enough rows. The caller gives the
 // scores (query_partition), or they are estimates from codes, as those of rows are (search_partition): one
-// call answers a query then, and all that it reads are codes. One thread answers a query.
+// call answers a query then, and all that it reads are codes. One thread answers a query of a batch; of a
+// single one, threads share the scores of the buckets, where they are many.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -26,9 +27,10 @@
 namespace torch_lsh {
 namespace {
 
-constexpr int64_t kLine = 64;       // bytes of a cache line
-constexpr int64_t kAhead = 2;       // buckets that are asked for before they are visited
-constexpr int64_t kMaxVector = 64;  // floats, for any instruction set
+constexpr int64_t kLine = 64;              // bytes of a cache line
+constexpr int64_t kAhead = 2;              // buckets that are asked for before they are visited
+constexpr int64_t kMaxVector = 64;         // floats, for any instruction set
+constexpr int64_t kScoredPerThread = 512;  // blocks of bucket codes, at least
 constexpr float kRounding = 1e-6f;
 
 // Buckets with rows in the order of their scores, largest first and NaN before all. Few of many are wanted,
@@ -288,8 +290,8 @@ Tensor search_partition(const Tensor& x, const Tensor& query_map, const Tensor& 
   TORCH_LSH_CHECK(bucket_blocks >= 1 && bucket_blocks <= most, "bucket_codes has shape ",
                   shape_of(bucket_codes), "; wanted 1 to ", most, " blocks for ", store.num_buckets,
                   " buckets");
-  const int64_t bucket_bits = bucket_codes.size(1) / (width / 8);
-  TORCH_LSH_CHECK(bucket_codes.size(1) % (width / 8) == 0 && bucket_bits >= 1 && bucket_bits <= store.bits,
+  const int64_t bucket_bytes = bucket_codes.size(1), bucket_bits = bucket_bytes / (width / 8);
+  TORCH_LSH_CHECK(bucket_bytes % (width / 8) == 0 && bucket_bits >= 1 && bucket_bits <= store.bits,
                   "bucket_codes has shape ", shape_of(bucket_codes), "; wanted 1 to ", store.bits, " times ",
                   width / 8, " bytes per code");
   check_size(bucket_codes, "bucket_codes", 2, kSketchRows);
@@ -315,8 +317,12 @@ Tensor search_partition(const Tensor& x, const Tensor& query_map, const Tensor& 
     scores.resize(bucket_blocks * kSketchRows);
     dot(sample + b * in, map, columns.data(), width, in, query.data());
     const SignTables tables(query.data(), width, store.bits);
-    sketch(code, factor, bucket_blocks, bucket_bits, width / 8, tables.entries.data(), tables.step,
-           tables.base_of(bucket_bits), scores.data());
+    // Serial within the loop over the queries of a batch. Other threads have `scores` of their own.
+    parallel_for(0, bucket_blocks, kScoredPerThread, [&, score = scores.data()](int64_t begin, int64_t end) {
+      sketch(code + begin * bucket_bytes * kSketchRows, factor + begin * 2 * kSketchRows, end - begin,
+             bucket_bits, width / 8, tables.entries.data(), tables.step, tables.base_of(bucket_bits),
+             score + begin * kSketchRows);
+    });
     return search.run(query.data(), tables, scores.data(), out + b * max_candidates);
   });
   return candidates;
