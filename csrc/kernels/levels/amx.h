@@ -14,9 +14,9 @@ extern const TileTables tables;
 constinit const TileTables tables = [] {
   TileTables set{};
   fill_product<Tiles<BFloat16>>(set);
-  fill_topk<BFloat16TileTopk<Tiles<BFloat16>, FewTopk<BFloat16, 1>>>(
+  fill_topk<BFloat16TileTopk<Tiles<BFloat16>, FewTopk<BFloat16, 2>>>(
       static_cast<TopkKernels<BFloat16>&>(set));
-  fill_topk<Int8TileTopk<Tiles<int8_t>, FewTopk<int8_t, 1>>>(static_cast<TopkKernels<int8_t>&>(set));
+  fill_topk<Int8TileTopk<Tiles<int8_t>, FewTopk<int8_t, 2>>>(static_cast<TopkKernels<int8_t>&>(set));
   return set;
 }();
 
