@@ -10,8 +10,8 @@ constexpr int64_t blocks_of(int64_t count, int64_t size) {
   return (count + size - 1) / size;
 }
 
-// Of a table that is read from end to end, the line so many bytes behind `read`, into the second-level cache.
-// The hardware's own prefetches stop at the end of a page. 4 to 16 KiB are as good.
+// Fetches the line 8 KiB behind `read`, which is part of a table that is read from end to end, into the
+// second-level cache. The hardware's own prefetches stop at the end of a page. 4 to 16 KiB are as good.
 inline void prefetch_scan(const void* read) {
   __builtin_prefetch(static_cast<const char*>(read) + (8 << 10), 0, 2);
 }

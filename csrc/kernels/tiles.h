@@ -46,7 +46,8 @@ struct TileShape {
 };
 
 // The left tiles of a block: row r of tile i at step s begins at from + i * tile + s * step + r * row. Where
-// they are of a table that is read from end to end, `scanned` is what precedes the rest of it, else null.
+// they are of a table that is read from end to end, `scanned` is the first byte that was not yet counted as
+// read, else null.
 template <typename T>
 struct LeftTiles {
   const T* from;
