@@ -311,6 +311,14 @@ def test_collate(dataset, rows):
         assert torch.equal(multi.to_dense(), labels)
 
 
+def test_arrays_and_numbers_of_rows_may_have_gaps(dataset):
+    spread = [torch.stack([part, part], 1)[:, 0] if isinstance(part, torch.Tensor) else part for part in dataset.rows]
+    numbers = torch.arange(1000)[::7]
+    taken, wanted = XMCDataset.from_rows(XMCRows(*spread)).rows.take(numbers), dataset.rows.take(numbers.clone())
+    assert all(torch.equal(*pair) for pair in zip(taken[:5], wanted[:5]))
+    assert taken[5:] == wanted[5:]
+
+
 def test_collate_of_rows_without_labels_or_features(tmp_path):
     dataset = read(tmp_path, TEXT)
     x, y = collate_xmc(dataset.__getitems__([1, 3, 5]))

@@ -52,6 +52,7 @@ class XMCRows(NamedTuple):
         first, last = ops.extremes(rows)
         if len(rows) > 0 and (first < 0 or last >= len(self.feature_start) - 1):
             raise IndexError(f"rows runs from {first} to {last}; wanted 0 to {len(self.feature_start) - 2}")
+        rows = rows.contiguous()
         feature_start, features = ops.take_runs(self.feature_start, self.features, rows)
         _, values = ops.take_runs(self.feature_start, self.values, rows)
         label_start, labels = ops.take_runs(self.label_start, self.labels, rows)
@@ -132,12 +133,14 @@ class XMCDataset(Dataset[XMCRows]):
 
     @classmethod
     def from_rows(cls, rows: XMCRows) -> XMCDataset:
-        """A dataset of CSR arrays that exist already; they are not copied, unless a row has a label twice.
+        """A dataset of CSR arrays that exist already, not copied but for gaps and labels that a row has twice.
 
         Raises:
             ValueError: the arrays do not make CSR arrays of one another.
         """
         check_rows(rows)
+        names = ("feature_start", "features", "values", "label_start", "labels")
+        rows = rows._replace(**{name: getattr(rows, name).contiguous() for name in names})
         dataset = cls.__new__(cls)
         dataset._rows = with_each_label_once(rows)
         return dataset

@@ -41,7 +41,7 @@ class DenseRows(NamedTuple):
 
     def take(self, rows: Tensor) -> DenseRows:
         """The rows of the given numbers ``[R]``."""
-        label_start, labels = ops.take_runs(self.label_start, self.labels, rows)
+        label_start, labels = ops.take_runs(self.label_start, self.labels, rows.contiguous())
         return DenseRows(self.features[rows], label_start, labels, self.num_labels)
 
 
