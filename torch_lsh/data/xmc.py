@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -57,17 +56,6 @@ class XMCRows(NamedTuple):
         _, values = ops.take_runs(self.feature_start, self.values, rows)
         label_start, labels = ops.take_runs(self.label_start, self.labels, rows)
         return XMCRows(feature_start, features, values, label_start, labels, self.num_features, self.num_labels)
-
-
-def runs(start: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the offsets of the chosen runs after concatenation, and the present places of their elements."""
-    begin = start[rows]
-    counts = start[rows + 1] - begin
-    offsets = torch.zeros(len(rows) + 1, dtype=torch.int64, device="cpu")
-    torch.cumsum(counts, 0, out=offsets[1:])
-    places = np.repeat((begin - offsets[:-1]).numpy(), counts.numpy())  # PyTorch's takes several times as long
-    places += np.arange(len(places))
-    return offsets, torch.from_numpy(places)
 
 
 class XMCDataset(Dataset[XMCRows]):
@@ -139,8 +127,7 @@ class XMCDataset(Dataset[XMCRows]):
             ValueError: the arrays do not make CSR arrays of one another.
         """
         check_rows(rows)
-        names = ("feature_start", "features", "values", "label_start", "labels")
-        rows = rows._replace(**{name: getattr(rows, name).contiguous() for name in names})
+        rows = rows._replace(**{name: getattr(rows, name).contiguous() for name in XMCRows._fields[:5]})
         dataset = cls.__new__(cls)
         dataset._rows = with_each_label_once(rows)
         return dataset

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data import XMCRows
-from ..data.xmc import check_rows, runs
+from ..data.xmc import check_rows
 from .rows import Features, Rows, SparseFeatures
 
 _LEAST_WEIGHT = 0.03  # of a centroid of unit length; smaller entries take most of the memory and find hardly a label
@@ -115,8 +115,10 @@ class Centroids(LabelRows):
 
     def features_of(self, labels: Tensor) -> SparseFeatures:
         """The centroids of labels ``[B]`` as features."""
-        start, at = runs(self.start, labels)
-        return SparseFeatures(start, self.columns[at].long(), self.values[at], unit=True)
+        labels = labels.contiguous()
+        start, columns = ops.take_runs(self.start, self.columns, labels)
+        _, values = ops.take_runs(self.start, self.values, labels)
+        return SparseFeatures(start, columns.long(), values, unit=True)
 
     def search(self, features: Features, k: int, max_postings: int = _MAX_POSTINGS) -> Tensor:
         """Finds the labels with the nearest centroids: ``[B, k]`` int64, padded with -1."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data import XMCRows
-from ..data.xmc import check_rows, runs
+from ..data.xmc import check_rows
 from ..index.families.learned import LearnedPartition
 from ..index.sign_codes import CODE_ROWS, SignCodeIndex
 from .rows import DenseRows, Features, Rows, SparseFeatures, join
@@ -94,10 +94,10 @@ class Neighbours(nn.Module):
     def votes(self, cosines: Tensor, rows: Tensor) -> Tensor:
         """Computes the votes ``[B, N]`` for each label, with the sum 1, or all 0 where no row is near."""
         weights = cosines.clamp(min=0).pow(self.power)
-        start, at = runs(self.label_start, rows.clamp(min=0).flatten())
+        start, of_rows = ops.take_runs(self.label_start, self.labels, rows.clamp(min=0).flatten())
         counts = start.diff()
         first_label = torch.arange(len(rows)).mul_(self.num_labels)
-        labels = self.labels[at] + torch.repeat_interleave(first_label, counts.view(rows.shape).sum(1))
+        labels = of_rows + torch.repeat_interleave(first_label, counts.view(rows.shape).sum(1))
         votes = torch.zeros(len(rows) * self.num_labels)
         votes.index_add_(0, labels, torch.repeat_interleave(weights.flatten(), counts))
         votes = votes.view(len(rows), self.num_labels)
